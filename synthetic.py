@@ -1,0 +1,378 @@
+r"""The embedded corpus: small documents and matching eval items from one tight world, for machines with no network.
+
+    python synthetic.py --n 3                                         # three documents on stdout
+    python synthetic.py --n 500 --kind hellaswag --out items.jsonl    # or ewok, gsm8k; documents as {"text": ...}
+
+Writes jsonl, reads nothing. A document is a world of three people and four things, told in paragraphs: outings that
+follow a fixed script per place, facts whose second sentence follows from the first, and sums. Document 724 of seed 0:
+
+    Sam fills the white box. Now the box is full.
+    On Wednesday Mary goes to the library with Lisa. She takes the white glove along. There she looks at the
+    tall shelves. Then she finds an old story. After that she sits down to read. At last she borrows the novel.
+    In the evening she brings back the white glove.
+    7 * 9 = 63. 6 * 9 = 54. 5*1.
+
+HellaSwag-shaped (chance 0.25; label balanced, every ending is the right one equally often):
+
+    ctx: On Tuesday John goes to the theater with Ann. He takes the pink clock along. There he shows the pass.
+    Then he watches the play. After that he
+    label 3 of: puts up the tent. | leaves the stage. | takes the medicine. | claps for the actors.
+
+EWoK-shaped (chance 0.50; the two sides of a pair swap, so a target's frequency says nothing):
+
+    agent-properties: John is a great baker. -> He bakes bread every day.
+                      John is a great farmer. -> He grows corn every day.
+
+GSM8K-shaped (chance: the most frequent answer, about 0.04 of the items):
+
+    question: Adam has 5 packs with 2 coins in each. Jane brings 4 more coins. How many coins are there?
+    answer: Adam has 5 * 2 = <<5*2=10>>10 coins. \n There are 10 + 4 = <<10+4=14>>14 coins. \n #### 14
+
+What a tiny model learns in a minute is fixed knowledge (script steps, what a baker does); what longer training adds is
+reading the context (who holds the thing, which thing came along, which step is already done, products and sums).
+Held out by construction: `bucket`, a hash of who, what and when, gives every combination either to documents or to one
+split of one benchmark, so an item's text is never in a document although all its parts are. Randomness is
+`random.Random(int).random()` alone, the one sequence Python promises to keep.
+"""
+import argparse
+import itertools
+import json
+import math
+import random
+import re
+import zlib
+from collections.abc import Callable, Iterator
+
+MEDIAN_TOKENS, SIGMA = 130, 1.0  # log-normal document length in GPT-2 tokens
+CHARS_PER_TOKEN = 3.9            # of this corpus (measured): turns the length into characters
+
+NAMES = dict.fromkeys("Ann Amy Anna Eva Kate Lisa Maria Mary Jane Sarah".split(), "she")
+NAMES.update(dict.fromkeys("Tom Ben Sam Max Jack John Paul David Peter Adam".split(), "he"))
+WHEN = "One day|Today|On Monday|On Tuesday|On Wednesday|On Thursday|On Friday|On Saturday|On Sunday".split("|")
+COLORS = "red blue green black white brown yellow pink".split()
+THINGS = "ball cup hat coat book lamp chair key drum plate bowl clock bottle rope brick glove".split()
+BOXES = "box bag basket drawer chest cabinet".split()
+ITEMS = "apples eggs coins cards pens cakes stamps beans nuts shells".split()
+PACKS = "boxes bags baskets jars rows packs".split()
+ADJECTIVES = "young tall kind busy good great quiet famous".split()
+
+# Script knowledge: at each place the same four steps, in this order. Step texts share no ending between places.
+SCRIPT_LEAD = ("There", "Then", "After that", "At last", "In the evening")
+SCRIPTS = {
+    "bakery": ("smells the fresh bread", "chooses a sweet cake", "pays the baker", "eats a warm roll"),
+    "library": ("looks at the tall shelves", "finds an old story", "sits down to read", "borrows the novel"),
+    "beach": ("walks on the hot sand", "swims in the sea", "builds a castle", "lies in the sun"),
+    "farm": ("feeds the hungry pigs", "milks the cow", "collects the eggs", "rides a horse"),
+    "garden": ("digs a small hole", "plants the seeds", "waters the flowers", "picks a rose"),
+    "kitchen": ("washes the vegetables", "cuts the onions", "cooks the soup", "sets the table"),
+    "station": ("buys a ticket", "waits for the train", "finds a seat", "watches the tracks"),
+    "hospital": ("talks to the nurse", "sees the doctor", "takes the medicine", "rests in bed"),
+    "park": ("feeds the ducks", "climbs a tree", "plays on the swing", "runs on the grass"),
+    "river": ("steps into the boat", "throws the line", "catches a big fish", "rows to the shore"),
+    "forest": ("gathers dry wood", "lights a fire", "puts up the tent", "sleeps under the stars"),
+    "theater": ("shows the pass", "watches the play", "claps for the actors", "leaves the stage"),
+}
+
+# Facts: (EWoK domain, what differs between contexts, names the key is fixed for in one document, context, target,
+# {key in the context: value in the target}). Keys with different values make a minimal pair.
+FACTS = (
+    ("agent-properties", "other", "n", "{n} is a {adj} {k}.", "{She} {v} every day.",
+     {"baker": "bakes bread", "teacher": "teaches children", "farmer": "grows corn", "doctor": "helps sick people",
+      "singer": "sings songs", "driver": "drives a bus"}),
+    ("material-dynamics", "other", "", "{n} {k} the {c} {t}.", "Now the {t} is {v}.",
+     {"heats": "hot", "freezes": "cold", "soaks": "wet", "breaks": "broken", "drags": "dirty", "folds": "flat"}),
+    ("material-properties", "material", "ct", "The {c} {t} is made of {k}.", "It {v}.",
+     {"glass": "breaks easily", "wool": "feels warm", "iron": "is very heavy", "paper": "tears apart",
+      "rubber": "bounces high", "ice": "melts quickly"}),
+    ("physical-dynamics", "other", "", "{When} {n} {k} the {c} {t}.", "The {t} {v}.",
+     {"drops": "falls to the floor", "kicks": "rolls away", "throws": "flies through the air",
+      "spins": "turns around", "pushes": "slides forward", "lifts": "goes up"}),
+    ("physical-interactions", "antonym", "", "{n} {k} the {c} {box}.", "Now the {box} is {v}.",
+     {"opens": "open", "closes": "shut", "fills": "full", "empties": "empty", "locks": "locked", "cleans": "clean"}),
+    ("physical-relations", "antonym", "t", "The {c} {t} is {k} the {box}.", "The {box} {v} the {t}.",
+     {"inside": "contains", "under": "covers", "on": "carries", "beside": "touches", "behind": "hides"}),
+    ("quantitative-properties", "antonym", "", "{When} {n} {k} some {items}.", "Now {she} has {v} {items}.",
+     {"finds": "more", "gets": "more", "wins": "more", "sells": "fewer", "drops": "fewer", "eats": "fewer"}),
+    ("social-interactions", "antonym", "", "{n} {k} {m}.", "Now {v} has the {t}.",
+     {"gives the {c} {t} to": "{m}", "sends the {c} {t} to": "{m}", "takes the {c} {t} from": "{n}",
+      "buys the {c} {t} from": "{n}"}),
+    ("social-properties", "other", "", "{When} {n} {k}.", "{She} feels {v}.",
+     {"wins the game": "proud", "loses a friend": "sad", "hears a strange noise": "scared",
+      "works all night": "tired", "misses lunch": "hungry", "waits for hours": "bored"}),
+    ("social-relations", "antonym", "nm", "{n} is the {k} of {m}.", "{m} is the {v} of {n}.",
+     {"teacher": "student", "student": "teacher", "boss": "worker", "worker": "boss", "parent": "child",
+      "child": "parent"}),
+    ("spatial-relations", "antonym", "tu", "The {c} {t} is {k} the {d} {u}.", "The {u} is {v} the {t}.",
+     {"left of": "right of", "right of": "left of", "above": "below", "below": "above", "near": "near",
+      "far from": "far from"}),
+)
+
+# Sums: (stem, question, worked lines); [x*y] is an expression to be written out with its value.
+PROBLEMS = (
+    ("{n} has {a} {packs} with {b} {items} in each.", "How many {items} does {n} have?",
+     ("{n} has [{a}*{b}] {items}.",)),
+    ("{n} buys {a} {items} for {b} dollars each.", "How many dollars does {n} pay?", ("{n} pays [{a}*{b}] dollars.",)),
+    ("{n} has {a} {items}. {m} brings {b} more {items}.", "How many {items} are there?",
+     ("There are [{a}+{b}] {items}.",)),
+    ("{n} has {a} {packs} with {b} {items} in each. {m} brings {e} more {items}.", "How many {items} are there?",
+     ("{n} has [{a}*{b}] {items}.", "There are [{ab}+{e}] {items}.")),
+)
+
+
+def pick(rand: Callable[[], float], options):
+    """One of a sequence, uniformly, from one draw of `rand` (random.choice may change between Python versions)."""
+    return options[int(rand() * len(options))]
+
+
+def bucket(text: str) -> int:
+    """0..9, who may use a combination of names and things: 0-1 evals, 2-9 documents (sums: 2-4 are GSM8K train).
+
+    The order of words is ignored: "Ann is the boss of Tom." is also what documents say after "Tom is the worker ...".
+    """
+    return zlib.crc32(" ".join(sorted(text.rstrip(".").split())).encode()) % 10
+
+
+def new_world(rand) -> dict:
+    """The cast of one document or item: three people and four differently coloured things; `known` holds its facts."""
+    people, things = [], []
+    names = list(NAMES)
+    while len(people) < 3:
+        people.append(names.pop(int(rand() * len(names))))
+    while len(things) < 4:
+        thing = (pick(rand, COLORS), pick(rand, THINGS))
+        if all(thing[0] != c and thing[1] != t for c, t in things):
+            things.append(thing)
+    return {"people": people, "things": things, "known": {}}
+
+
+def roles(rand, world: dict) -> dict:
+    """Draws who and what a paragraph is about: template fields n, m (people), c t and d u (things), and the rest."""
+    i, j = int(rand() * 3), int(rand() * 4)
+    n, m = world["people"][i], world["people"][(i + 1 + int(rand() * 2)) % 3]
+    (c, t), (d, u) = world["things"][j], world["things"][(j + 1 + int(rand() * 3)) % 4]
+    return {"n": n, "m": m, "she": NAMES[n], "She": NAMES[n].capitalize(), "c": c, "t": t, "d": d, "u": u,
+            "When": pick(rand, WHEN), "adj": pick(rand, ADJECTIVES), "box": pick(rand, BOXES),
+            "items": pick(rand, ITEMS), "packs": pick(rand, PACKS)}
+
+
+def fact(rand, world: dict) -> list[str]:
+    """Two sentences, the second following from the first; what a person or thing is stays fixed in one document."""
+    while True:
+        role, number = roles(rand, world), int(rand() * len(FACTS))
+        _, _, fixed_for, context, target, values = FACTS[number]
+        if bucket(context.format(k="", **role)) >= 2:
+            break
+    key = pick(rand, list(values))
+    pair = [context.format(k=key.format(**role), **role), target.format(v=values[key].format(**role), **role)]
+    if fixed_for:
+        pair = world["known"].setdefault((number, *sorted(role[f] for f in fixed_for)), pair)
+    return pair
+
+
+def outing(role: dict, place: str) -> list[str]:
+    """Seven sentences: who goes where with what, the four steps of that place, and the thing comes home again."""
+    opening = ["{When} {n} goes to the {place} with {m}.", "{She} takes the {c} {t} along."]
+    steps = (*SCRIPTS[place], "brings back the {c} {t}")
+    story = opening + [f"{lead} {{she}} {step}." for lead, step in zip(SCRIPT_LEAD, steps, strict=True)]
+    return [sentence.format(place=place, **role) for sentence in story]
+
+
+def sum_problem(rand, world: dict, allowed: range) -> tuple[str, str, list[str]]:
+    """A stem whose bucket is allowed, its question, and its worked lines with expressions still in brackets."""
+    while True:
+        role, (stem, question, lines) = roles(rand, world), pick(rand, PROBLEMS)
+        role["a"], role["b"], role["e"] = 2 + int(rand() * 8), 2 + int(rand() * 8), 2 + int(rand() * 8)
+        role["ab"] = role["a"] * role["b"]
+        stem = stem.format(**role)
+        if bucket(stem) in allowed:
+            return stem, question.format(**role), [line.format(**role) for line in lines]
+
+
+def work_out(line: str, write: Callable[[int, str, int, int], str]) -> str:
+    """Replaces each bracketed expression of a worked line by write(x, operator, y, value)."""
+    def replace(match: re.Match) -> str:
+        x, operator, y = int(match[1]), match[2], int(match[3])
+        return write(x, operator, y, x * y if operator == "*" else x + y)
+    return re.sub(r"\[(\d+)([*+])(\d+)\]", replace, line)
+
+
+def sums(rand, world: dict) -> list[str]:
+    """A worked problem or a few bare sums; products in every spelling, some with operands the injector must skip."""
+    def write(x: int, operator: str, y: int, value: int) -> str:
+        u = rand()
+        if operator == "+" or u < 0.75:
+            return f"{x} {operator} {y} = {value}"
+        return (f"{x} * {y}", f"{x}*{y}={value}", f"{x} × {y} = {value}", f"{x}*{y}")[int((u - 0.75) * 16)]
+
+    if rand() < 0.6:
+        stem, question, lines = sum_problem(rand, world, range(5, 10))
+        return [stem] + [question] * (rand() < 0.5) + [work_out(line, write) for line in lines]
+    drill = []
+    for _ in range(1 + int(rand() * 4)):
+        x, y, u = 1 + int(rand() * 9), 1 + int(rand() * 9), rand()
+        x += 10 * (u < 0.08)
+        drill.append(f"{x} x {y} = {x * y}." if u > 0.94 else work_out(f"[{x}{'+*'[u < 0.8]}{y}].", write))
+    return drill
+
+
+def document(seed: int, index: int) -> str:
+    """Document `index` of `seed` (both >= 0): paragraphs of one world until a log-normal length is reached."""
+    rand = random.Random(seed << 64 | index).random
+    gauss = sum(rand() for _ in range(12)) - 6  # Irwin-Hall: near-normal with exact arithmetic on every platform
+    left = CHARS_PER_TOKEN * MEDIAN_TOKENS * math.exp(SIGMA * gauss)
+    world, paragraphs = new_world(rand), []
+    while left > 0:
+        u = rand()
+        if left > 200 and u < 0.2:
+            role, place = roles(rand, world), pick(rand, list(SCRIPTS))
+            sentences = outing(role, place)
+            if bucket(sentences[0]) < 2:
+                continue
+        elif left > 60 and u < 0.75:
+            sentences = [s for _ in range(1 + int(rand() * 3)) for s in fact(rand, world)]
+        else:
+            sentences = sums(rand, world)
+        paragraphs.append(" ".join(sentences))
+        left -= len(paragraphs[-1])
+    return "\n".join(paragraphs)
+
+
+def documents(seed: int = 0, start: int = 0, stop: int | None = None) -> Iterator[str]:
+    """Documents start, start + 1, ... (up to `stop`, else without end); each depends on (seed, its number) alone."""
+    if seed < 0 or start < 0:
+        raise ValueError(f"seed and start must be >= 0, got {seed} and {start}: call documents(seed=0, start=0)")
+    return (document(seed, i) for i in (itertools.count(start) if stop is None else range(start, stop)))
+
+
+def distinct(rand, n: int, draw: Callable[[Callable], dict | None], text_of: Callable[[dict], str]) -> list[dict]:
+    """n items of `draw` (None: rejected) that differ in text_of(item); ValueError when the world has not that many."""
+    items, seen, tries = [], set(), 0
+    while len(items) < n:
+        item = draw(rand)
+        tries += 1
+        if item is not None and text_of(item) not in seen:
+            seen.add(text_of(item))
+            items.append(item)
+        elif tries > 1000 * (n + 10):
+            raise ValueError(f"this world has only about {len(items)} such items, {n} were asked for: ask for fewer")
+    return items
+
+
+def hellaswag_items(n: int, seed: int = 0, split: str = "val") -> list[dict]:
+    """n items with the fields of the real jsonl: an outing told up to some step; which ending comes next?
+
+    Wrong endings are the same step of other places, in every third item one of them another step of the right place;
+    after the last step they are other things to bring back. Items 2k and 2k + 1 cut one story and share `source_id`.
+    """
+    if split not in ("train", "val"):
+        raise ValueError(f"split is {split!r}: use 'train' or 'val'")
+    rand = random.Random(seed << 1 | (split == "val")).random
+
+    def story(rand) -> dict | None:
+        place = pick(rand, list(SCRIPTS))
+        told = outing(roles(rand, new_world(rand)), place)
+        return {"place": place, "told": told} if bucket(told[0]) == ("val", "train").index(split) else None
+
+    items, shift = [], 0
+    for number, tale in enumerate(distinct(rand, (n + 1) // 2, story, lambda tale: tale["told"][0])):
+        first, place = int(rand() * 5), tale["place"]
+        for cut in (first, (first + 1 + int(rand() * 4)) % 5):
+            she = tale["told"][1].split()[0].lower()
+            ctx_a, ctx_b = " ".join(tale["told"][:2 + cut]), f"{SCRIPT_LEAD[cut]} {she}"
+            endings = [tale["told"][2 + cut].removeprefix(ctx_b + " ")]
+            if cut < 4 and rand() < 1 / 3:
+                endings.append(SCRIPTS[place][(cut + 1 + int(rand() * 3)) % 4] + ".")
+            while len(endings) < 4:
+                other = (f"brings back the {pick(rand, COLORS)} {pick(rand, THINGS)}." if cut == 4 else
+                         SCRIPTS[pick(rand, list(SCRIPTS))][cut] + ".")
+                if other not in endings:
+                    endings.append(other)
+            shift = int(rand() * 4) if len(items) % 4 == 0 else shift
+            label = (len(items) + shift) % 4
+            endings[0], endings[label] = endings[label], endings[0]
+            items.append({"ind": len(items), "activity_label": f"Visiting the {place}", "ctx_a": ctx_a, "ctx_b": ctx_b,
+                          "ctx": f"{ctx_a} {ctx_b}", "split": split, "split_type": "indomain", "label": label,
+                          "endings": endings, "source_id": f"synthetic~{split}-{seed}-{number}"})
+    return items[:n]
+
+
+def ewok_items(n: int, seed: int = 0) -> list[dict]:
+    """n minimal pairs with the columns of EWoK-core 1.0, its 11 domains in turn; T1 goes with C1, T2 with C2."""
+    rand, turn = random.Random(seed).random, itertools.count()
+
+    def pair(rand) -> dict:
+        number = next(turn) % len(FACTS)
+        domain, differs, _, context, target, values = FACTS[number]
+        while True:
+            role, one, two = roles(rand, new_world(rand)), pick(rand, list(values)), pick(rand, list(values))
+            if values[one] != values[two] and bucket(context.format(k="", **role)) < 2:
+                break
+        item = {"Domain": domain, "ConceptA": one.split()[0], "ConceptB": two.split()[0]}
+        for i, key in ((1, one), (2, two)):
+            item[f"Context{i}"] = context.format(k=key.format(**role), **role)
+            item[f"Target{i}"] = target.format(v=values[key].format(**role), **role)
+        keys = "-".join(str(list(values).index(key)) for key in sorted((one, two)))
+        swap = "variable swap" if domain == "social-interactions" else "concept swap"
+        return item | {"TargetDiff": swap, "ContextDiff": differs, "ContextType": "direct",
+                       "MetaTemplateID": str(number), "TemplateID": f"{number}-{keys}"}
+
+    return distinct(rand, n, pair, lambda item: str(sorted((item["Context1"], item["Context2"]))))
+
+
+def gsm8k_items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
+    """n problems {"question", "answer"} with GSM8K's `<<6*9=54>>54` notes and last line `#### 54`; disjoint splits."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split is {split!r}: use 'train' or 'test'")
+    allowed = range(0, 2) if split == "test" else range(2, 5)
+
+    def write(x: int, operator: str, y: int, value: int) -> str:
+        return f"{x} {operator} {y} = <<{x}{operator}{y}={value}>>{value}"
+
+    def problem(rand) -> dict:
+        stem, question, lines = sum_problem(rand, new_world(rand), allowed)
+        lines = [work_out(line, write) for line in lines]
+        result = re.findall(r">>(\d+)", lines[-1])[-1]
+        return {"question": f"{stem} {question}", "answer": "\n".join(lines + [f"#### {result}"])}
+
+    return distinct(random.Random(seed << 1 | (split == "test")).random, n, problem, lambda item: item["question"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Samples of the synthetic corpus and of its eval items.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python synthetic.py --n 500 --kind hellaswag --seed 1 --out hellaswag_synthetic.jsonl")
+    what, where = parser.add_argument_group("what"), parser.add_argument_group("where")
+    what.add_argument("--kind", choices=("documents", "hellaswag", "ewok", "gsm8k"), default="documents")
+    what.add_argument("--split", default=None, help="hellaswag: val (default) or train; gsm8k: train (default) or test")
+    what.add_argument("--n", type=int, default=3, help="how many documents or items, >= 0 (default 3)")
+    what.add_argument("--start", type=int, default=0, help="number of the first document, >= 0 (default 0)")
+    what.add_argument("--seed", type=int, default=0, help=">= 0 (default 0)")
+    where.add_argument("--out", default=None, help="jsonl file to write (default: off, print to stdout)")
+    args = parser.parse_args()
+    makers = {"hellaswag": hellaswag_items, "ewok": ewok_items, "gsm8k": gsm8k_items}
+    split = {"split": args.split} if args.split else {}
+    if min(args.n, args.start, args.seed) < 0:
+        parser.error("--n, --start and --seed must be >= 0: drop the minus sign")
+    if split and args.kind in ("documents", "ewok"):
+        parser.error(f"--kind {args.kind} has no splits: drop --split")
+    try:
+        if args.kind == "documents":
+            rows = ({"text": text} for text in documents(args.seed, args.start, args.start + args.n))
+        else:
+            rows = makers[args.kind](args.n, args.seed, **split)
+        if args.out is None:
+            for row in rows:
+                print(row["text"] + "\n" if args.kind == "documents" else json.dumps(row, ensure_ascii=False))
+            return
+        with open(args.out, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        print(f"wrote {args.n} {args.kind} to {args.out}")
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    except OSError as error:
+        raise SystemExit(f"cannot write {args.out} ({error.strerror}): choose another --out") from None
+
+
+if __name__ == "__main__":
+    main()
