@@ -1,0 +1,678 @@
+"""prepare_fineweb.py: documents in, dataset folder out. Embedded documents always; real ones when they lie beside."""
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+import inject_mul
+import prepare_fineweb
+import shards
+import synthetic
+
+REPO = Path(__file__).resolve().parents[1]
+REAL = REPO.parent / "shared" / "data"
+NASTY = [
+    "<|endoftext|> is text, and so is <MUL_6_9_54>; but 6*9=54 and 7 × 8 are products.",
+    "x", " ", "\n\n\n", "\x00", "a" * 3000, " " * 3000, "3 x 4 = 12.", "6 * 9 = <<6*9=54>>54", "(2*3)",
+    "日本語 6×9=54 テキスト", "naïve ﬁ e\u0301 👩‍👩‍👧‍👦 \U00010348", "\ufeffbom", "line\r\n5*5=25\r\n", "1*1", "9*9=81",
+    "106*9 3.5*2 2*3*4",
+]
+TEXTS = [*synthetic.documents(7, 0, 150), *NASTY, *synthetic.documents(7, 150, 300), "word " * 9000]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """TEXTS as a parquet of small row groups: several batches, groups and shards in a few hundred documents."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.parquet"
+    pq.write_table(pa.table({"id": range(len(TEXTS)), "text": TEXTS}), path, row_group_size=37)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """Many batches in a small corpus, and no second attempts that wait."""
+    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(prepare_fineweb, "RETRY_WAITS", (0, 0, 0))
+
+
+def prepare(dataset, out_dir, *flags):
+    """Run the script in this process; returns meta.json."""
+    datasets = dataset if isinstance(dataset, list) else [dataset]
+    argv = ["--dataset", *map(str, datasets), "--out_dir", str(out_dir), "--shard_tokens", "30000"]
+    prepare_fineweb.main([*argv, "--val_fraction", "0.1", *map(str, flags)])
+    return shards.read_meta(out_dir)
+
+
+def sentence_of(*args):
+    """The one sentence the script leaves with."""
+    with pytest.raises(SystemExit) as stopped:
+        prepare(*args)
+    message = stopped.value.code
+    assert isinstance(message, str) and len(message.splitlines()) == 1, message
+    return message
+
+
+def files_of(folder):
+    """{name: sha256} of everything in a dataset folder that must not depend on how it was made."""
+    return {p.name: shards.sha256_file(p) for p in sorted(Path(folder).iterdir()) if p.name != "meta.json"}
+
+
+def documents_of(folder, split):
+    """The ids of each document of a split, BOS cut off."""
+    tokens = shards.open_dataset(folder, split)[0]
+    ids = tokens.slice(0, tokens.n_tokens)
+    assert ids[0] == shards.BOS_ID
+    return [piece[1:] for piece in np.split(ids, np.flatnonzero(ids == shards.BOS_ID)[1:])]
+
+
+def expected_split(texts, val_fraction, cap):
+    """The held-out rule written down once more, document by document: (train texts, val texts)."""
+    tokenizer = shards.get_tokenizer("tiktoken")
+    train, val, tokens, seen = [], [], 0, set()
+    for text in texts:
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        chosen = int.from_bytes(digest[:8], "little") < val_fraction * 2**64
+        if chosen and tokens < cap:
+            val.append(text)
+            seen.add(text)
+            tokens += 1 + len(tokenizer.encode(text))
+        elif not (chosen and text in seen):
+            train.append(text)
+    return train, val
+
+
+# ------------------------------------------------------------------------------------------------------------
+# what is written
+
+
+def check_decoding(folder, texts, val_fraction, cap, condition):
+    tokenizer, injector = shards.get_tokenizer(), inject_mul.MulExpressionInjector("weak")
+    train, val = expected_split(texts, val_fraction, cap)
+    for split, expected in (("train", train), ("val", val)):
+        got = documents_of(folder, split)
+        assert len(got) == len(expected)
+        for ids, text in zip(got, expected, strict=True):
+            if condition == "baseline":
+                assert (ids < shards.BOS_ID).all()
+                assert tokenizer.decode_bytes(ids) == text.encode()
+            else:
+                injected, count = injector.inject(text)
+                assert tokenizer.decode_bytes(ids) == injected.encode()
+                assert (ids >= shards.FIRST_MUL_ID).sum() == count
+                if "<MUL_" not in text:
+                    assert injector.expand(tokenizer.decode(ids)) == injector.expand(injected)
+                else:  # a literal token in the text is twelve characters, not an id
+                    assert count == 0 or (ids >= shards.FIRST_MUL_ID).sum() < injected.count("<MUL_")
+
+
+@pytest.mark.parametrize("condition", ["baseline", "mul_tokens"])
+def test_decoding_gives_every_document_back(corpus, tmp_path, condition):
+    """The bytes of the training text: every document byte for byte, or exactly inject(text) with mul tokens."""
+    meta = prepare(corpus, tmp_path / "d", "--condition", condition)
+    check_decoding(tmp_path / "d", TEXTS, 0.1, 30000, condition)
+    account = meta["token_account"]
+    assert account["tokens_read"] == sum(v for k, v in account.items() if k != "tokens_read")
+    assert account["train_written"] == sum(len(d) + 1 for d in documents_of(tmp_path / "d", "train"))
+    assert meta["docs_processed"] == len(TEXTS)
+    assert sum(r["utf8_bytes"] for r in meta["data_files"]) == sum(len(t.encode()) for t in TEXTS)
+    assert sum(r["documents"] for r in meta["data_files"]) == len(TEXTS)
+    counted = sum(inject_mul.MulExpressionInjector("weak").inject(t)[1] for t in expected_split(TEXTS, 0.1, 30000)[0])
+    assert meta["mul_tokens_in_train"] == (counted if condition == "mul_tokens" else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["edu_web", "books"])
+@pytest.mark.parametrize("condition", ["baseline", "mul_tokens"])
+def test_decoding_real_documents(tmp_path, name, condition, monkeypatch):
+    """As above on textbook pages (55 MB) and books (the first 2,000 of 7,707 chapters)."""
+    path = REAL / f"{name}.parquet"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not beside the repository")
+    monkeypatch.undo()
+    stop = 2000 if name == "books" else 100_000
+    prepare_fineweb.main(["--dataset", str(path), "--out_dir", str(tmp_path / "d"), "--condition", condition,
+                          "--shard_tokens", "3_000_000", "--max_docs", str(stop), "--num_proc", "2"])
+    texts = pq.read_table(path, columns=["text"]).column(0).to_pylist()[:stop]
+    check_decoding(tmp_path / "d", texts, 0.01, 3_000_000, condition)
+
+
+def test_same_bytes_for_any_workers_and_backend(corpus, tmp_path):
+    """The data of a run may not depend on the machine that prepared it."""
+    for condition in ("baseline", "mul_tokens"):
+        made = []
+        for backend, workers in (("auto", 1), ("tiktoken", 1), ("auto", 2), ("auto", 4), ("tiktoken", 4)):
+            out = tmp_path / f"{condition}_{backend}_{workers}"
+            meta = prepare(corpus, out, "--condition", condition, "--tokenizer_backend", backend, "--num_proc", workers)
+            made.append((files_of(out), meta["fingerprint"], meta["token_account"]))
+        assert all(other == made[0] for other in made)
+        assert len(made[0][0]) == 5  # three train shards, a val shard and its index
+
+
+def test_both_conditions_hold_out_the_same_documents(corpus, tmp_path):
+    """The val set of two arms: the same documents also where the cap cuts and where --target_tokens stops."""
+    for number, flags in enumerate([(), ("--target_tokens", 60000), ("--val_shards", 1, "--shard_tokens", 2000)]):
+        hashes, ends = [], []
+        for condition in ("baseline", "mul_tokens"):
+            out = tmp_path / f"{condition}{number}"
+            meta = prepare(corpus, out, "--condition", condition, *flags)
+            hashes.append(np.load(out / "val_documents.npz")["hash"].tobytes())
+            ends.append((meta["docs_processed"], meta["val_fingerprint_documents"], meta["plain_tokens_in_train"]))
+            val = shards.open_val(out, 10**9)
+            texts = expected_split(TEXTS[: meta["docs_processed"]], 0.1, meta["shard_tokens"])[1]
+            sizes = np.add.reduceat(val["token_bytes"].astype(int), val["doc_starts"])
+            assert sizes.tolist() == [len(text.encode()) for text in texts]
+        assert hashes[0] == hashes[1] and ends[0] == ends[1]
+
+
+def test_target_tokens_stops_after_the_document_that_reaches_it(corpus, tmp_path):
+    """The size of a dataset: not one document more, whatever the batches."""
+    meta = prepare(corpus, tmp_path / "d", "--target_tokens", 40000, "--val_shards", 0)
+    lengths = [len(document) + 1 for document in documents_of(tmp_path / "d", "train")]
+    assert sum(lengths) >= 40000 > sum(lengths[:-1])
+    assert meta["docs_processed"] == len(lengths) and not meta["docs_held_out"]
+    assert prepare(corpus, tmp_path / "e", "--max_docs", 33)["docs_processed"] == 33
+    message = sentence_of(corpus, tmp_path / "f", "--target_tokens", 10**7)
+    assert "10,000,000" in message and not (tmp_path / "f" / "meta.json").exists()
+
+
+def test_duplicates_of_held_out_documents_never_reach_train(tmp_path):
+    """Leakage: after the cap, a copy of a val document is dropped and counted; other selected documents go to train."""
+    texts = [*TEXTS, *TEXTS]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "twice.parquet")
+    meta = prepare(tmp_path / "twice.parquet", tmp_path / "d", "--shard_tokens", 3000)
+    check_decoding(tmp_path / "d", texts, 0.1, 3000, "baseline")
+    assert meta["docs_dropped"] == meta["docs_held_out"] and meta["token_account"]["dropped"] > 0
+
+
+def test_every_format_gives_the_same_bytes(corpus, tmp_path):
+    """The reader of each format: the same documents, so the same shards."""
+    expected = prepare(corpus, tmp_path / "parquet")["fingerprint"]
+    lines = "".join(json.dumps({"n": i, "text": text}) + "\n" * (1 + i % 2) for i, text in enumerate(TEXTS)).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines[:5000]) + gzip.compress(lines[5000:]))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(lines))
+    for kind in (pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())):
+        name = tmp_path / f"{str(kind)[:5]}.parquet"
+        pq.write_table(pa.table({"text": pa.array(TEXTS).cast(kind)}), name, row_group_size=100, compression="zstd")
+    for path in sorted(p for p in tmp_path.iterdir() if p.is_file()):
+        assert prepare(path, tmp_path / f"from_{path.name}")["fingerprint"] == expected, path.name
+    half = len(TEXTS) // 2
+    for name, part in (("b0.parquet", TEXTS[:half]), ("b1.parquet", TEXTS[half:])):
+        pq.write_table(pa.table({"text": part}), tmp_path / name)
+    meta = prepare(tmp_path / "b?.parquet", tmp_path / "globbed")
+    assert meta["fingerprint"] == expected
+    digests = [shards.sha256_file(tmp_path / f"b{i}.parquet") for i in (0, 1)]
+    assert [f["sha256"] for f in meta["source"]["files"]] == digests
+    (tmp_path / "t.txt").write_bytes(TEXTS[0].encode())
+    (tmp_path / "u.txt").write_bytes("Zwölf\r\n".encode())
+    assert prepare([tmp_path / "t.txt", tmp_path / "u.txt"], tmp_path / "txt", "--val_shards", 0)["docs_processed"] == 2
+    assert [bytes(shards.get_tokenizer().decode_bytes(d)) for d in documents_of(tmp_path / "txt", "train")] == [
+        TEXTS[0].encode(), "Zwölf\r\n".encode()]
+
+
+@pytest.mark.parametrize("name", ["c.parquet", "c.jsonl.gz", "synthetic", "two"])
+def test_iter_documents_from_any_start(tmp_path, name):
+    """Where a resumed run continues: document k is document k whether or not the ones before it were read."""
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "c.parquet", row_group_size=53)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    argv = {"synthetic": ["synthetic", "--max_docs", "310"], "two": [str(tmp_path / "c.parquet")] * 2}.get(name)
+    args = parse("--dataset", *(argv or [str(tmp_path / name)]), "--out_dir", "unused")
+    expected = list(prepare_fineweb.iter_documents(args))
+    assert [number for number, _ in expected] == list(range(len(expected)))
+    texts = {"two": TEXTS * 2, "synthetic": list(synthetic.documents(0, 0, 310))}.get(name, TEXTS)
+    assert [text for _, text in expected] == texts
+    for start in (0, 1, 52, 53, 54, 300, len(expected) - 1, len(expected), len(expected) + 5):
+        assert list(prepare_fineweb.iter_documents(args, start)) == expected[start:]
+
+
+def parse(*argv):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    prepare_fineweb.add_source_arguments(parser)
+    return parser.parse_args([str(a) for a in argv])
+
+
+def test_prefilter_misses_no_product():
+    """The rate of mul tokens: the byte search before the injector may not hide a product from it."""
+    injector = inject_mul.MulExpressionInjector("weak")
+    pieces = ["6*9", "6 × 9", "2 x 3 = 6", "<<7*8=56>>", "é", " ", "\n", "word", "*", "×", "5", "x4", "3× 3"]
+    draw = random.Random(0)
+    for _ in range(3000):
+        text = "".join(draw.choices(pieces, k=6))
+        if injector.spans(text):
+            assert any(sign.search(text.encode()) for sign in prepare_fineweb.SIGNS), text
+
+
+def test_empty_intervention_is_announced(tmp_path, capsys):
+    """A mul_tokens dataset without a product equals the baseline, and says so."""
+    pq.write_table(pa.table({"text": [f"document {i}, no product" for i in range(100)]}), tmp_path / "p.parquet")
+    meta = prepare(tmp_path / "p.parquet", tmp_path / "d", "--condition", "mul_tokens", "--inject", "strict")
+    assert meta["mul_token_rate"] == 0 and "intervention is absent" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------
+# kills
+
+
+def forked(run, argv):
+    """Run the script in a forked child (an import-free start); returns its wait status."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            run(argv)
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code if isinstance(stopped.code, int) else 1
+        finally:
+            os._exit(code)
+    return pid
+
+
+def die_at(operation, argv, signal_number=signal.SIGKILL):
+    """Run the script until disk operation number `operation` (write, fsync, rename, unlink), then kill it there."""
+    count = 0
+
+    def step(act, *args, half=None):
+        nonlocal count
+        count += 1
+        if count == operation:
+            if half is not None and signal_number == signal.SIGKILL:
+                half()
+            os.kill(os.getpid(), signal_number)
+        return act(*args)
+
+    write_all, fsync, replace, unlink = shards._write_all, os.fsync, os.replace, os.unlink
+    shards._write_all = lambda f, data: step(write_all, f, data, half=lambda: f.write(data[: len(data) // 2]))
+    os.fsync = lambda fd: step(fsync, fd)
+    os.replace = lambda a, b: step(replace, a, b)
+    os.unlink = lambda *a, **k: step(lambda: unlink(*a, **k))
+    prepare_fineweb.main(argv)
+    if operation == 0:
+        Path(os.environ["COUNT_FILE"]).write_text(str(count))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_kill_anywhere_and_resume(corpus, tmp_path, monkeypatch, workers):
+    """Every byte of a dataset whose making was killed 24 times, at random disk operations and at random moments."""
+    monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 40_000)
+    flags = ("--condition", "mul_tokens", "--num_proc", workers)
+    whole = prepare(corpus, tmp_path / "whole", *flags)
+    draw, kills = random.Random(workers), 0
+    for first_operation in range(1, 16) if workers == 1 else draw.sample(range(16, 160), 5):
+        out = tmp_path / f"killed{first_operation}"
+        argv = ["--dataset", str(corpus), "--out_dir", str(out), "--shard_tokens", "30000", "--val_fraction", "0.1"]
+        argv += [*map(str, flags), "--resume"]
+        operation = first_operation
+        while True:
+            if operation:
+                pid = forked(lambda a, n=operation: die_at(n, a), argv)
+            else:  # a moment in time rather than an operation
+                pid = forked(prepare_fineweb.main, argv)
+                time.sleep(draw.uniform(0.0, 0.3))
+                os.kill(pid, signal.SIGKILL)
+            status = os.waitpid(pid, 0)[1]
+            if not os.WIFSIGNALED(status):
+                assert os.WEXITSTATUS(status) == 0
+                break
+            kills += 1
+            operation = draw.choice((0, draw.randrange(1, 160), draw.randrange(1, 160)))  # 160 operations in all
+        meta = shards.read_meta(out)
+        assert files_of(out) == files_of(tmp_path / "whole")
+        for name in ("fingerprint", "token_account", "mul_token_counts", "docs_processed"):
+            assert meta[name] == whole[name]
+    assert kills >= 20 or workers > 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_commits(corpus, tmp_path, number):
+    """Ctrl-C exits with 130, keeps the work of the batch, and --resume ends with the same bytes."""
+    prepare(corpus, tmp_path / "whole")
+    argv = ["--dataset", str(corpus), "--out_dir", str(tmp_path / "d"), "--shard_tokens", "30000"]
+    argv += ["--val_fraction", "0.1"]
+    status = os.waitpid(forked(lambda a: die_at(25, a, number), argv), 0)[1]
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 130
+    progress = json.loads((tmp_path / "d" / "progress.json").read_text())
+    assert 0 < progress["state"]["documents"] < len(TEXTS)
+    assert "--resume" in sentence_of(corpus, tmp_path / "d")
+    with pytest.raises(ValueError, match="--resume"):
+        shards.open_dataset(tmp_path / "d")
+    prepare(corpus, tmp_path / "d", "--resume")
+    assert files_of(tmp_path / "d") == files_of(tmp_path / "whole")
+
+
+def test_real_processes_killed(corpus, tmp_path):
+    """The same from the outside: python prepare_fineweb.py, SIGKILL after a random time, no process left behind."""
+    prepare_fineweb.main(["--dataset", str(corpus), str(corpus), "--out_dir", str(tmp_path / "whole")])
+    command = [sys.executable, str(REPO / "prepare_fineweb.py"), "--dataset", str(corpus), str(corpus),
+               "--num_proc", "2", "--out_dir", str(tmp_path / "d"), "--resume"]
+    draw = random.Random(3)
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(draw.uniform(0.3, 1.5))
+        process.kill()
+        process.wait()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "d") == files_of(tmp_path / "whole")
+
+
+def test_resume_edges(corpus, tmp_path):
+    """--resume on an empty folder starts; on a finished one it says so; with other settings or files it is refused."""
+    (tmp_path / "d").mkdir()
+    meta = prepare(corpus, tmp_path / "d", "--resume")
+    before = files_of(tmp_path / "d")
+    assert prepare(corpus, tmp_path / "d", "--resume") == meta and files_of(tmp_path / "d") == before
+    assert "val_fraction was 0.1, now 0.2" in sentence_of(corpus, tmp_path / "d", "--resume", "--val_fraction", 0.2)
+    assert "already holds a finished dataset" in sentence_of(corpus, tmp_path / "d")
+    pq.write_table(pa.table({"text": TEXTS[::-1]}), tmp_path / "other.parquet")
+    assert "source was" in sentence_of(tmp_path / "other.parquet", tmp_path / "d", "--resume")
+
+
+def test_full_disk(corpus, tmp_path, monkeypatch):
+    """No space left: one sentence, no meta.json; with space again, --resume ends with the same bytes."""
+    prepare(corpus, tmp_path / "whole")
+    monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
+    write_all, left = shards._write_all, 12
+
+    def full(f, data):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            f.write(data[: len(data) // 3])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_all(f, data)
+
+    with monkeypatch.context() as m:
+        m.setattr(shards, "_write_all", full)
+        message = sentence_of(corpus, tmp_path / "d")
+    assert "No space left" in message and "--resume" in message and not (tmp_path / "d" / "meta.json").exists()
+    prepare(corpus, tmp_path / "d", "--resume")
+    assert files_of(tmp_path / "d") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_file_size_limit(corpus, tmp_path):
+    """The same with the kernel's own refusal (RLIMIT_FSIZE, EFBIG) instead of a simulated one."""
+    import resource
+
+    def limited(argv):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+        prepare_fineweb.main(argv)
+
+    argv = ["--dataset", str(corpus), "--out_dir", str(tmp_path / "d"), "--shard_tokens", "30000"]
+    assert os.WEXITSTATUS(os.waitpid(forked(limited, argv), 0)[1]) == 1
+    assert not (tmp_path / "d" / "meta.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# bad input
+
+
+def bad_inputs(folder):
+    """{name: (dataset, flags, what the sentence must hold)}"""
+    good = folder / "good.parquet"
+    pq.write_table(pa.table({"text": TEXTS, "n": range(len(TEXTS))}), good)
+    data = good.read_bytes()
+    (folder / "short.parquet").write_bytes(data[: len(data) // 2])
+    (folder / "broken.parquet").write_bytes(data[:2000] + b"\xff" * 5000 + data[7000:])
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "none.parquet")
+    (folder / "none.jsonl").write_bytes(b"\n\n")
+    lines = "".join(json.dumps({"text": t}) + "\n" for t in TEXTS).encode()
+    packed = gzip.compress(lines), zstandard.compress(lines)
+    (folder / "short.jsonl.gz").write_bytes(packed[0][: len(packed[0]) // 2])
+    (folder / "short.jsonl.zst").write_bytes(packed[1][: len(packed[1]) // 2])
+    (folder / "not.jsonl.gz").write_bytes(lines)
+    (folder / "line.jsonl").write_bytes(lines[:50_000].rsplit(b"\n", 1)[0] + b'\n{"text": "cut of\n' + lines)
+    (folder / "list.jsonl").write_bytes(b"[1, 2]\n")
+    (folder / "other.jsonl").write_bytes(b'{"body": "a", "title": "b"}\n')
+    (folder / "empty.jsonl").write_bytes(b'{"text": "a"}\n{"text": ""}\n')
+    (folder / "surrogate.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\\ud800"}\n')
+    (folder / "latin1.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b"}\n{"text": "caf\xe9"}\n')
+    (folder / "number.jsonl").write_bytes(b'{"text": "a"}\n{"text": 5}\n')
+    (folder / "latin1.txt").write_bytes(b"caf\xe9")
+    (folder / "empty.txt").write_bytes(b"")
+    pq.write_table(pa.table({"text": pa.array([b"a", b"caf\xe9"], pa.binary())}), folder / "latin1.parquet")
+    pq.write_table(pa.table({"text": ["a", None]}), folder / "null.parquet")
+    (folder / "data.csv").write_text("text\na\n")
+    (folder / "occupied").mkdir()
+    (folder / "occupied" / "train.bin").write_bytes(b"12")
+    (folder / "file").write_text("")
+    (folder / "folder").mkdir()
+    return {
+        "missing": ("missing.parquet", (), "no such file or glob"),
+        "missing glob": ("nothing*.jsonl", (), "no such file or glob"),
+        "column": ("good.parquet", ("--text_field", "body"), "one of text, n"),
+        "column of numbers": ("good.parquet", ("--text_field", "n"), "holds int64, not text"),
+        "field": ("other.jsonl", (), "it has body, title"),
+        "no object": ("list.jsonl", (), "line 1 of"),
+        "truncated parquet": ("short.parquet", (), "damaged or cut off"),
+        "damaged parquet": ("broken.parquet", (), "damaged or cut off"),
+        "truncated gzip": ("short.jsonl.gz", (), "damaged or cut off"),
+        "truncated zstd": ("short.jsonl.zst", (), "damaged or cut off"),
+        "not gzip": ("not.jsonl.gz", (), "damaged or cut off"),
+        "no rows": ("none.parquet", (), "holds no documents"),
+        "no lines": ("none.jsonl", (), "holds no documents"),
+        "broken line": ("line.jsonl", (), r"line \d+ of .* is not JSON"),
+        "empty document": ("empty.jsonl", (), "document 1 .* is empty.*--bad_documents skip"),
+        "empty file": ("empty.txt", (), "document 0 .* is empty"),
+        "lone surrogate": ("surrogate.jsonl", (), "document 1 .* not valid UTF-8"),
+        "latin1 line": ("latin1.jsonl", (), "document 2 .* not valid UTF-8"),
+        "latin1 parquet": ("latin1.parquet", (), "document 1 .* not valid UTF-8"),
+        "latin1 file": ("latin1.txt", (), "document 0 .* not valid UTF-8"),
+        "no text": ("number.jsonl", (), "document 1 .* is not text"),
+        "null": ("null.parquet", (), "document 1 .* is not text"),
+        "unknown suffix": ("data.csv", (), "is none of .parquet"),
+        "empty folder": ("folder", (), "holds no data files"),
+        "occupied": ("good.parquet", ("--out_dir", folder / "occupied"), "train.bin of something else"),
+        "not writable": ("good.parquet", ("--out_dir", folder / "file" / "d"), "not writable"),
+        "num_proc": ("good.parquet", ("--num_proc", 0), "--num_proc must be 1 or more"),
+        "shard_tokens": ("good.parquet", ("--shard_tokens", 1), "--shard_tokens must be 2 or more"),
+        "val_fraction": ("good.parquet", ("--val_fraction", 1), "--val_fraction must lie between 0 and 1"),
+        "val_fraction nan": ("good.parquet", ("--val_fraction", "nan"), "--val_fraction must lie between 0 and 1"),
+        "max_docs": ("good.parquet", ("--max_docs", -1), "--max_docs must be 0 or more"),
+        "no val": ("good.parquet", ("--val_fraction", 1e-9), "raise --val_fraction"),
+        "all val": ("latin1.jsonl", ("--val_fraction", 0.9999, "--bad_documents", "skip"), "lower --val_fraction"),
+        "inject alone": ("good.parquet", ("--inject", "weak"), "--condition mul_tokens"),
+        "endless": ("synthetic", (), "--max_docs or --target_tokens"),
+    }
+
+
+def test_bad_input_is_one_sentence(tmp_path):
+    """Each fault stops with one sentence naming it, and leaves nothing that could pass for a dataset."""
+    for number, (name, (dataset, flags, expected)) in enumerate(bad_inputs(tmp_path).items()):
+        out = tmp_path / f"out{number}"
+        message = sentence_of(dataset if dataset == "synthetic" else tmp_path / dataset, out, *flags)
+        assert re.search(expected, message), (name, message)
+        assert not (out / "meta.json").exists()
+        if name not in ("no val", "all val"):  # these read everything before they know
+            assert not out.exists(), (name, list(out.iterdir()))
+
+
+def test_bad_documents_can_be_skipped(tmp_path):
+    """docs_dropped: what is skipped is counted, the rest is kept byte for byte."""
+    pq.write_table(pa.table({"text": ["one", None, "two", "", "three"]}), tmp_path / "p.parquet")
+    meta = prepare(tmp_path / "p.parquet", tmp_path / "d", "--bad_documents", "skip", "--val_shards", 0)
+    texts = [shards.get_tokenizer().decode(d) for d in documents_of(tmp_path / "d", "train")]
+    assert texts == ["one", "two", "three"] and (meta["docs_processed"], meta["docs_dropped"]) == (5, 2)
+
+
+def test_flags_that_do_not_exist(tmp_path):
+    """argparse's own refusals: exit status 2."""
+    for flags in (("--nonsense", 1), ("--condition", "no"), ("--tokenizer", "llama"), ("--tokenizer_backend", "hf")):
+        with pytest.raises(SystemExit) as stopped:
+            prepare("synthetic", tmp_path / "d", "--max_docs", 5, *flags)
+        assert stopped.value.code == 2
+
+
+def test_account_that_does_not_close_is_never_finished(corpus, tmp_path, monkeypatch):
+    """read = written + held out + cropped + dropped: a document lost on the way to the shards stops the run."""
+    write = shards.DatasetWriter.write
+
+    def lossy(self, split, ids, lengths, utf8_bytes):
+        write(self, split, ids[: -int(lengths[-1])], lengths[:-1], utf8_bytes[:-1])
+
+    monkeypatch.setattr(shards.DatasetWriter, "write", lossy)
+    assert "account does not close" in sentence_of(corpus, tmp_path / "d")
+    assert not (tmp_path / "d" / "meta.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# the hub
+
+
+def fake_hub(monkeypatch, folder, failures):
+    """The hub's code path on local files: `failures` is popped once per opened file: None, or an exception
+    and after how many reads it comes."""
+    import huggingface_hub
+
+    resolve = prepare_fineweb._resolve_with_datasets
+    local = lambda name, config, split, revision: resolve(str(folder), None, split, None)
+    monkeypatch.setattr(prepare_fineweb, "_resolve_with_datasets", local)
+
+    class Info:
+        sha = "0123abc"
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, revision, timeout: Info)
+    opened = prepare_fineweb._open_file
+
+    def open_file(source, path):
+        f = opened(source, path)
+        failure = failures.pop(0) if failures else None
+        return Failing(f, *failure) if failure else f
+
+    monkeypatch.setattr(prepare_fineweb, "_open_file", open_file)
+
+
+class Failing:
+    """A file whose body breaks off in the middle."""
+
+    def __init__(self, f, error, after):
+        self.f, self.error, self.after, self.reads = f, error, after, 0
+
+    def __getattr__(self, name):
+        return getattr(self.f, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.f.close()
+
+    def read(self, *args):
+        self.reads += 1
+        if self.reads > self.after:
+            raise self.error
+        return self.f.read(*args)
+
+
+@pytest.fixture
+def hub_folder(tmp_path):
+    (tmp_path / "hub").mkdir()
+    for i in range(2):
+        part = TEXTS[i::2]
+        pq.write_table(pa.table({"text": part}), tmp_path / "hub" / f"train-{i}.parquet", row_group_size=20)
+    return tmp_path / "hub"
+
+
+def test_hub_survives_network_errors(hub_folder, tmp_path, monkeypatch):
+    """A stream that breaks off is continued at the next document: same bytes as without; the revision is recorded."""
+    expected = prepare(hub_folder / "*.parquet", tmp_path / "local")["fingerprint"]
+    errors = [None, (ConnectionResetError("reset"), 5), (TimeoutError("slow"), 0), (OSError("short"), 3), None,
+              (ConnectionError("gone"), 0)]
+    fake_hub(monkeypatch, hub_folder, errors)
+    meta = prepare("someone/corpus", tmp_path / "d", "--num_proc", 2)
+    assert meta["fingerprint"] == expected and not errors
+    assert meta["source"]["revision"] == "0123abc" and len(meta["source"]["files"]) == 2
+
+
+def test_hub_errors_are_fatal_in_the_end(hub_folder, tmp_path, monkeypatch):
+    """A swallowed streaming error made a "10B-token" dataset of 1.07B: here it ends the run, and --resume goes on."""
+    expected = prepare(hub_folder / "*.parquet", tmp_path / "local")["fingerprint"]
+    fake_hub(monkeypatch, hub_folder, [None, None, *[(ConnectionError("gone"), 0)] * 4])
+    monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
+    message = sentence_of("someone/corpus", tmp_path / "d")
+    assert "4 times in a row (ConnectionError: gone)" in message and not (tmp_path / "d" / "meta.json").exists()
+    assert "with other settings" in sentence_of(hub_folder / "*.parquet", tmp_path / "d", "--resume")
+    assert prepare("someone/corpus", tmp_path / "d", "--resume")["fingerprint"] == expected
+
+
+def test_hub_refusals_are_not_retried(hub_folder, tmp_path, monkeypatch):
+    """404 and 401 do not pass by waiting; a split that does not exist lists those that do."""
+    class Response:
+        status_code = 404
+
+    refused = OSError("no such dataset")
+    refused.response = Response
+    assert not prepare_fineweb.may_pass(refused)
+    Response.status_code = 503
+    assert prepare_fineweb.may_pass(refused)
+    try:
+        raise RuntimeError("wrapped") from ConnectionError("gone")
+    except RuntimeError as error:
+        assert prepare_fineweb.may_pass(error)
+    assert not prepare_fineweb.may_pass(KeyError("text"))
+    fake_hub(monkeypatch, hub_folder, [])
+    assert "one of train" in sentence_of("someone/corpus", tmp_path / "d", "--split", "test")
+
+
+def test_folder_is_read_like_the_hub(hub_folder, tmp_path):
+    """A local folder goes through `datasets`, which knows the files of a split."""
+    expected = prepare(hub_folder / "*.parquet", tmp_path / "files")["fingerprint"]
+    assert prepare(hub_folder, tmp_path / "folder")["fingerprint"] == expected
+
+
+def test_no_network_is_one_sentence(tmp_path):
+    """Offline, a hub name fails at once and says what to do."""
+    run = subprocess.run([sys.executable, str(REPO / "prepare_fineweb.py"), "--out_dir", str(tmp_path / "d")],
+                         env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert run.returncode == 1 and "give local files" in run.stderr and len(run.stderr.splitlines()) == 1
+    assert not (tmp_path / "d").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# memory
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Peak memory: 240 MB of text in one row group may need at most 150 MB more than 24 MB of it, and 1.5 GB never."""
+    if sys.platform != "linux":
+        pytest.skip("ru_maxrss is read in KiB")
+    draw = np.random.default_rng(0)
+    words = np.array([text for text in " ".join(TEXTS[:100]).split()])
+    texts = [" ".join(draw.choice(words, 4000)) for _ in range(100)]
+    peaks = []
+    for copies in (12, 120):
+        path = tmp_path / f"{copies}.parquet"
+        table = pa.concat_tables([pa.table({"text": texts})] * copies)
+        pq.write_table(table, path, row_group_size=10**9, use_dictionary=False)
+        code = ("import resource, sys, prepare_fineweb; prepare_fineweb.main(sys.argv[1:]); "
+                "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)")
+        run = subprocess.run([sys.executable, "-c", code, "--dataset", str(path), "--num_proc", "4", "--val_shards=0",
+                              "--out_dir", str(tmp_path / f"o{copies}")], capture_output=True, text=True, check=True)
+        peaks.append(int(run.stdout.split("PEAK")[1]))
+    assert peaks[1] < 1500 and peaks[1] - peaks[0] < 150, peaks
