@@ -1,0 +1,463 @@
+"""runs.py owns a run's folder: processes, config.json, JSONL records, checkpoints' manifests, and reading a run back.
+
+experiments/runs/<name>/
+    config.json       every flag, resolved; code, versions, hardware, data fingerprints, parameter and FLOP counts
+    code/             all top-level *.py of the repo as they were, and uncommitted.diff
+    log.txt           what was printed
+    scalars.jsonl     one line per optimizer step, and one per evaluation ("type": "train" | "val" | ...)
+    ckpt/step_000500/ model.safetensors, model.json, optimizer.pt, rng.pt, trainer.json; manifest.json (sha256) last
+    summary.json      written last: no summary.json = the run is not finished
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+REPO = Path(__file__).resolve().parent
+
+# ----------------------------------------------------------------------------------------------------------
+# processes
+
+
+def tune_allocator() -> bool:
+    """Let glibc keep big buffers instead of returning them to the kernel after every step. True when it took effect.
+
+    Fresh 100-400 MB buffers page-fault on every step; keeping them is worth 1.17-1.32x on CPU (measured, 6 layers,
+    n_embd 384). Linux with glibc only; elsewhere nothing happens.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return False
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    limit = 2**31 - 1 - 4096
+    return bool(libc.mallopt(m_mmap_threshold, limit)) and bool(libc.mallopt(m_trim_threshold, limit))
+
+
+class SharedError(ValueError):
+    """Raised on every rank alike: rank 0 says it for all."""
+
+
+@dataclass
+class Processes:
+    """This process among its peers, and the few collectives the scripts need. With one process none communicates."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all ranks, in place; returns it."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, value):
+        """Rank 0's Python value on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value) -> list:
+        """Every rank's Python value, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        box = [None] * self.world_size
+        dist.all_gather_object(box, value)
+        return box
+
+    def on_main(self, function):
+        """Run function() on rank 0 and give its result to all; an error there is raised everywhere, so nobody waits."""
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = function()
+            except (Exception, SystemExit) as e:
+                error = e
+        result, message = self.broadcast((result, None if error is None else str(error)))
+        if message is not None:
+            raise SharedError(message) from error
+        return result
+
+    def close(self) -> None:
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start_processes(device: str = "auto") -> Processes:
+    """Join torchrun's process group (NCCL on CUDA, gloo on CPU), or be the only process.
+
+    device: auto (CUDA when there is one, else CPU), cpu, cuda, mps. Raises ValueError when it is not available.
+    """
+    rank, local_rank, world = (
+        int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+    )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: this torch sees no CUDA device; use --device cpu or install a CUDA build.")
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} found): lower --nproc_per_node."
+            )
+        torch.cuda.set_device(local_rank)
+        where = torch.device("cuda", local_rank)
+    elif device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps: this machine has no Metal device; use --device cpu.")
+    else:
+        where = torch.device(device)
+    if world > 1:
+        backend = "nccl" if where.type == "cuda" else "gloo"
+        dist.init_process_group(backend, device_id=where if where.type == "cuda" else None)
+    return Processes(rank, local_rank, world, where)
+
+
+class StopRequest:
+    """SIGTERM and the first ctrl-C ask the run to finish its step, save and leave; a second ctrl-C leaves at once."""
+
+    def __init__(self):
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+# ----------------------------------------------------------------------------------------------------------
+# what ran, where
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(REPO), *arguments], capture_output=True, text=True, timeout=30, errors="replace"
+        )
+        return done.stdout if done.returncode == 0 else ""
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def code_state() -> dict:
+    """{"git_commit", "git_dirty", "git_diff", "code_sha256"}: which code runs; the hash covers all top-level *.py."""
+    digest = hashlib.sha256()
+    for path in sorted(REPO.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    diff = _git("diff", "HEAD", "--", "*.py")
+    return {
+        "git_commit": _git("rev-parse", "HEAD").strip() or None,
+        "git_dirty": bool(_git("status", "--porcelain", "--", "*.py").strip()),
+        "git_diff": diff,
+        "code_sha256": digest.hexdigest(),
+    }
+
+
+def machine_state(device: torch.device) -> dict:
+    """{"versions": ..., "hardware": ...} as far as this machine tells."""
+    import numpy
+
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
+                     "cuda": torch.version.cuda},
+        "hardware": {"host": platform.node(), "system": platform.platform(), "cpu": cpu, "cpu_count": os.cpu_count(),
+                     "torch_threads": torch.get_num_threads(), "gpu": gpu},
+    }  # fmt: skip
+
+
+# dense bf16 tensor-core peaks from the vendors' data sheets, FLOP/s
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+    "3090": 71e12,
+}
+
+
+def peak_flops(device: torch.device) -> float:
+    """FLOP/s that MFU is measured against: the data sheet's dense bf16 peak on a known GPU, a measured fp32 matrix
+    product on CPU, NaN elsewhere (then MFU is null; pass --peak_flops)."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return next((flops for key, flops in PEAK_FLOPS.items() if key in name), math.nan)
+    if device.type != "cpu":
+        return math.nan
+    n, best = 1024, math.inf
+    a, b, c = torch.ones(n, n), torch.ones(n, n), torch.empty(n, n)
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(a, b, out=c)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held so far, bytes."""
+    import resource
+
+    # in bytes on macOS, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# the folder and its records
+
+
+def fsync_path(path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass  # some file systems refuse to sync a folder
+    finally:
+        os.close(fd)
+
+
+def write_json(path, value) -> None:
+    """Write a JSON file whole or not at all (temporary name, fsync, rename)."""
+    path = Path(path)
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        with open(tmp, "w") as f:
+            json.dump(value, f, indent=2)
+            f.write("\n")
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+
+
+def create_run(folder: Path, config: dict) -> None:
+    """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} already exists: pass --resume auto to continue it, or choose another --out_dir.")
+    try:
+        (folder / "exposures").mkdir(parents=True, exist_ok=True)
+        (folder / "ckpt").mkdir(exist_ok=True)
+        (folder / "code").mkdir(exist_ok=True)
+        for path in sorted(REPO.glob("*.py")):
+            shutil.copy2(path, folder / "code")
+        (folder / "code" / "uncommitted.diff").write_text(config["code"]["git_diff"])
+        write_json(folder / "config.json", config)
+    except OSError as error:
+        raise ValueError(
+            f"--out_dir {folder} cannot be written ({error.strerror}): choose another --out_dir."
+        ) from error
+
+
+def read_jsonl(path) -> list[dict]:
+    """Records of a JSONL file; a torn last line (a killed writer) is left out."""
+    records = []
+    if Path(path).exists():
+        with open(path, encoding="utf-8") as f:
+            for line in f:
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    if line.endswith("\n"):
+                        raise ValueError(
+                            f"{path} has a broken line: {line[:80]!r}; restore the file or start the run again."
+                        ) from None
+    return records
+
+
+def trim_jsonl(path: Path, last_step: int) -> None:
+    """Drop the records after `last_step` (and a torn last line), so that a resumed run writes them again."""
+    if not path.exists():
+        return
+    kept = [json.dumps(record) + "\n" for record in read_jsonl(path) if record["step"] <= last_step]
+    tmp = path.with_name(path.name + ".tmp")
+    tmp.write_text("".join(kept), encoding="utf-8")
+    os.replace(tmp, path)
+
+
+class JsonlWriter:
+    """Appends records to a JSONL file, each flushed at once, so that a kill tears at most the last line."""
+
+    def __init__(self, path):
+        self.file = open(path, "a", encoding="utf-8", buffering=1)
+
+    def write(self, **record) -> None:
+        # NaN is not JSON: null says "no number" in every reader
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self.file.write(json.dumps(clean) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+RESULTS_COLUMNS = (  # document 003's columns, then ours
+    "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
+    "sequence_length "
+    "num_iterations warmdown_iters final_val_loss best_val_loss train_time_ms ms_per_step gpu_name n_gpus notes "
+    "arch optimizer condition n_layer n_embd parameters final_train_loss final_val_bits_per_byte final_val_loss_bos "
+    "final_val_bits_per_byte_bos tokens_seen unique_tokens epochs flops_total data_fingerprint val_fingerprint"
+).split()
+
+
+def append_result(path, row: dict) -> None:
+    """Add one finished run to results.csv; columns an older file lacks are added to it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "w") as lock:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two runs may finish at once
+        rows = []
+        if path.exists():
+            with open(path, newline="") as f:
+                rows = list(csv.DictReader(f))
+        columns = list(dict.fromkeys([*RESULTS_COLUMNS, *(key for old in rows for key in old if key)]))
+        tmp = path.with_name(path.name + ".tmp")
+        with open(tmp, "w", newline="") as f:
+            writer = csv.DictWriter(f, columns, restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows([*rows, row])
+        os.replace(tmp, path)
+    Path(path.with_name(path.name + ".lock")).unlink(missing_ok=True)
+
+
+def read_run(folder) -> dict:
+    """A run read back: {"config", "summary" (None while unfinished), "scalars"}. ValueError when it is not a run."""
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} is not a run (no config.json): name a folder that train_gpt.py wrote.")
+    summary = folder / "summary.json"
+    return {
+        "config": json.loads((folder / "config.json").read_text()),
+        "summary": json.loads(summary.read_text()) if summary.exists() else None,
+        "scalars": read_jsonl(folder / "scalars.jsonl"),
+    }
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# checkpoints
+
+
+def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last: int) -> Path:
+    """Write ckpt/step_<step> completely or not at all, then delete all but the newest `keep_last` (0 = keep all).
+
+    write(tmp_folder) puts the files there. A sha256 of each goes into manifest.json, written last; everything is synced
+    to disk before the rename that makes it visible. Raises ValueError when the disk is full; older checkpoints stay.
+    """
+    ckpt = folder / "ckpt"
+    final, tmp = ckpt / f"step_{step:06d}", ckpt / f".tmp_step_{step:06d}"
+    for left in ckpt.glob(".tmp_step_*"):  # of a killed save
+        shutil.rmtree(left, ignore_errors=True)
+    free = shutil.disk_usage(ckpt).free
+    if free < bytes_needed:
+        raise ValueError(f"{ckpt} has {free / 1e9:.2f} GB free but a checkpoint needs {bytes_needed / 1e9:.2f} GB: "
+                         "free space, then continue with --resume auto.")  # fmt: skip
+    try:
+        tmp.mkdir()
+        write(tmp)
+        files = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(tmp.iterdir())}
+        write_json(tmp / "manifest.json", {"step": step, "files": files})
+        for path in tmp.iterdir():
+            fsync_path(path)
+        fsync_path(tmp)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(tmp, final)
+        fsync_path(ckpt)
+    except Exception as error:  # torch and safetensors wrap a full disk's OSError in errors of their own
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise ValueError(f"saving {final} failed ({error}): free space, then continue with --resume auto.") from error
+    if keep_last > 0:
+        for old in list_checkpoints(folder)[:-keep_last]:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _sha256(path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 23):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def list_checkpoints(folder) -> list[Path]:
+    """Checkpoint folders of a run, oldest first."""
+    return sorted(Path(folder).glob("ckpt/step_*"), key=lambda path: int(path.name.split("_")[1]))
+
+
+def check_checkpoint(path: Path) -> None:
+    """Compare every file with the manifest. ValueError names what is wrong."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, record in manifest["files"].items():
+            if _sha256(path / name) != record["sha256"]:
+                raise ValueError(f"{path / name} does not match its checksum in manifest.json")
+    except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is incomplete ({error})") from error
+
+
+def find_checkpoint(folder, which: str, warn=print) -> Path | None:
+    """The checkpoint to resume from. which: "auto" (newest that is whole; None when there is none) or a step number.
+
+    A broken newest checkpoint is passed over with a warning. Raises ValueError for a named step that is missing or
+    broken, and when checkpoints exist but none is whole.
+    """
+    found = list_checkpoints(folder)
+    if which != "auto":
+        path = Path(folder) / "ckpt" / f"step_{int(which):06d}"
+        if path not in found:
+            steps = ", ".join(str(int(p.name.split("_")[1])) for p in found) or "none"
+            raise ValueError(
+                f"{folder} has no checkpoint of step {which} (there: {steps}): pass one of these or --resume auto."
+            )
+        check_checkpoint(path)
+        return path
+    for path in reversed(found):
+        try:
+            check_checkpoint(path)
+            return path
+        except ValueError as error:
+            warn(f"WARNING: {error}; falling back to the checkpoint before it.")
+    if found:
+        raise ValueError(
+            f"{folder}: none of its {len(found)} checkpoints is whole; start again with another --out_dir."
+        )
+    return None

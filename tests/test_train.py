@@ -1,0 +1,552 @@
+"""train_gpt.py end to end on tiny models: order of data, resume, val loss, signals, records and refusals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data_order
+import runs
+import shards
+import train_gpt
+
+REPO = Path(__file__).resolve().parent.parent
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+TINY = (
+    "--n_layer 2 --n_head 2 --n_embd 16 --seq_len 32 --micro_batch_size 2 --total_batch_tokens 256 "
+    "--learning_rate 1e-2 --results_csv".split()
+    + [""]
+)
+MEASURED = {"timestamp", "tokens_per_sec", "mfu", "peak_mem_bytes", "step_seconds", "train_seconds", "eval_seconds"}
+
+
+def write_dataset(folder, documents, condition="baseline", val_every=7, **meta):
+    """A dataset folder from lists of ids: every `val_every`-th document is held out. One token counts as one byte... as
+    its own table says."""
+    lengths = shards.get_tokenizer().token_byte_lengths()
+    writer = shards.DatasetWriter(folder, {"made_by": "test"}, shard_tokens=1500, val_shards=1)
+    for i, ids in enumerate(documents):
+        ids = np.array([shards.BOS_ID, *ids], np.uint16)
+        count = int(lengths[ids].sum())
+        if i % val_every == 0:
+            mul = [int(lengths[t]) for t in ids if t >= shards.FIRST_MUL_ID]
+            writer.write_val_document(ids, bytes([i % 256]) * 16, len(ids), count, mul)
+        else:
+            writer.write("train", ids, np.array([len(ids)]), np.array([count]))
+    writer.commit({})
+    return writer.finish(
+        {"format": "stream", "vocab_size": shards.VOCAB_SIZE, "condition": condition, "mul_token_rate": 0.0, **meta}
+    )
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """About 5,000 train tokens (157 sequences of 32) in four shards, with documents of 3 to 120 tokens."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 50257, 40)  # few distinct tokens, so that the loss falls within a few steps
+    write_dataset(folder, [rng.choice(words, rng.integers(3, 120)).tolist() for _ in range(82)])
+    return folder
+
+
+def command(data, out, *flags, ranks=1):
+    launch = (
+        [sys.executable]
+        if ranks == 1
+        else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    )
+    return [
+        *launch,
+        str(REPO / "train_gpt.py"),
+        "--data_dir",
+        str(data),
+        "--out_dir",
+        str(out),
+        *TINY,
+        *map(str, flags),
+    ]
+
+
+def train(data, out, *flags, ranks=1):
+    done = subprocess.run(command(data, out, *flags, ranks=ranks), capture_output=True, text=True, env=ENV, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def records(run, kind="train"):
+    return [r for r in runs.read_jsonl(Path(run) / "scalars.jsonl") if r["type"] == kind]
+
+
+def exact(run):
+    """All records but what a clock or the memory counter measured."""
+    return [{k: v for k, v in r.items() if k not in MEASURED} for r in runs.read_jsonl(Path(run) / "scalars.jsonl")]
+
+
+def weights(run):
+    return (runs.list_checkpoints(run)[-1] / "model.safetensors").read_bytes()
+
+
+def checksums(run):
+    return [r["checksum"] for r in runs.read_jsonl(Path(run) / "exposures" / "exposures_rank0000.jsonl")]
+
+
+def losses(run):
+    return np.array([r["train_loss_opt_step_mean"] for r in records(run)])
+
+
+@pytest.fixture(scope="session")
+def base(data, tmp_path_factory):
+    """The uninterrupted run that others are compared with: 24 steps, 1.2 epochs."""
+    out = tmp_path_factory.mktemp("runs") / "base"
+    train(data, out, "--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5)
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------
+# the order of data
+
+
+def test_every_sequence_once_per_epoch(data):
+    """Share of sequences read exactly once per epoch, over 3 epochs, with steps that straddle epochs: must be 1."""
+    files, _ = shards.open_dataset(data)
+    n = files.n_sequences(32)
+    one = data_order.StepLoader(files, seq_len=32, sequences_per_step=6, seed=3, num_workers=0)
+    entries = np.concatenate([np.stack(one.positions(s)) for s in range(3 * n // 6)], axis=1)
+    for epoch in range(3):
+        seen = entries[1][entries[0] == epoch]
+        if epoch < 2:
+            assert np.array_equal(np.sort(seen), np.arange(n))
+    assert not np.array_equal(one._order(0), one._order(1))  # each epoch has an order of its own
+
+
+def test_step_tokens_do_not_depend_on_ranks_or_workers(data):
+    """Tokens of a step assembled from 1, 2, 4 ranks and 0, 3 reading threads: must be equal; checksums must add up."""
+    files, _ = shards.open_dataset(data)
+    make = lambda **k: data_order.StepLoader(files, seq_len=32, sequences_per_step=8, seed=1, **k)
+    for step in (0, 5, 15, 16):
+        whole = make(num_workers=0).read_step(step)
+        for world in (2, 4):
+            parts = [make(rank=r, world_size=world, num_workers=0).read_step(step) for r in range(world)]
+            assert torch.equal(torch.cat([p["tokens"] for p in parts]), whole["tokens"])
+            assert sum(p["checksum"] for p in parts) & (2**64 - 1) == whole["checksum"]
+    ahead = make(num_workers=3, start_step=4, stop_step=9)
+    for step in range(4, 9):
+        batch = ahead.next_step()
+        assert batch["step"] == step and torch.equal(batch["tokens"], make(num_workers=0).read_step(step)["tokens"])
+    ahead.close()
+
+
+def test_order_depends_on_data_seed_and_epoch_only(data):
+    """The permutation of one (fingerprint, seed, epoch), pinned: a changed value would break every resumed run."""
+    assert data_order.epoch_order("f", 0, 0, 8).tolist() == [0, 3, 5, 7, 1, 2, 4, 6]
+    assert not np.array_equal(data_order.epoch_order("f", 0, 0, 50), data_order.epoch_order("g", 0, 0, 50))
+    assert not np.array_equal(data_order.epoch_order("f", 0, 0, 50), data_order.epoch_order("f", 1, 0, 50))
+    assert data_order.epoch_order("f", 0, 3, 5, "sequential").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_sequences_are_windows_of_the_stream(data):
+    """Sequence i is tokens [i T, i T + T] of the concatenated shards, across shard borders."""
+    files, _ = shards.open_dataset(data)
+    stream = np.concatenate([np.fromfile(p, "<u2") for p in sorted(data.glob("train_*.bin"))])
+    batch = data_order.StepLoader(
+        files, seq_len=32, sequences_per_step=files.n_sequences(32), seed=0, data_order="sequential", num_workers=0
+    ).read_step(0)
+    for i, row in enumerate(batch["tokens"].numpy()):
+        assert np.array_equal(row, stream[32 * i : 32 * i + 33])
+
+
+def test_world_size_and_accumulation_read_and_learn_the_same(data, base, tmp_path):
+    """1 process x 4 micro-batches = 2 x 2 = 4 x 1, and micro-batch 4 and 8: token checksums of every step equal;
+    losses to 1e-6 at step 1 and 1e-4 at step 20; and val loss (both views) to 1e-6 on the initial weights."""
+    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 0)
+    for ranks, micro in ((2, 2), (4, 2), (1, 8), (2, 4)):
+        out = tmp_path / f"r{ranks}_m{micro}"
+        train(
+            data, out, *flags, "--micro_batch_size", micro, "--eval_batch_size", {2: 3, 8: 8, 4: 1}[micro], ranks=ranks
+        )
+        assert checksums(out) == checksums(base)
+        difference = np.abs(losses(out) - losses(base))
+        assert difference[0] < 1e-6 and difference[:20].max() < 1e-4
+        for key in ("val_loss", "val_loss_bos", "val_bits_per_byte", "val_bits_per_byte_bos"):
+            assert abs(records(out, "val")[0][key] - records(base, "val")[0][key]) < 1e-6
+            assert abs(records(out, "val")[-1][key] - records(base, "val")[-1][key]) < 1e-4
+
+
+def test_exposures_name_what_every_rank_read(data, tmp_path):
+    """Entries of two ranks partition each step's list; the two per-rank checksums sum to the step's."""
+    train(data, tmp_path / "r", "--max_train_steps", 3, "--eval_every", 0, ranks=2)
+    a, b = (runs.read_jsonl(tmp_path / "r" / "exposures" / f"exposures_rank{r:04d}.jsonl") for r in (0, 1))
+    for step, (x, y) in enumerate(zip(a, b, strict=True)):
+        assert x["entries"] == [8 * step, 8 * step + 4] and y["entries"] == [8 * step + 4, 8 * step + 8]
+        assert x["checksum"] == y["checksum"]
+        assert (int(x["rank_checksum"], 16) + int(y["rank_checksum"], 16)) & (2**64 - 1) == int(x["checksum"], 16)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# resume
+
+
+def test_kill_and_resume_is_bit_exact(data, base, tmp_path):
+    """kill -9 at two random points (also across the epoch boundary in step 20) + --resume auto: every record but times,
+    exposures and final weights must equal the uninterrupted run's, bit for bit."""
+    out, rng = tmp_path / "killed", np.random.default_rng(time.time_ns() % 2**32)
+    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5, "--resume", "auto")
+    for low, high in ((1, 12), (13, 23)):
+        target = int(rng.integers(low, high))
+        process = subprocess.Popen(
+            command(data, out, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENV
+        )
+        deadline = time.time() + 120
+        while process.poll() is None and time.time() < deadline:
+            path = out / "scalars.jsonl"
+            if path.exists() and path.read_text().count('"train"') >= target:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    printed = train(data, out, *flags)
+    assert "resumed from" in printed
+    assert exact(out) == exact(base)
+    assert weights(out) == weights(base)
+    assert checksums(out) == checksums(base)
+
+
+def test_sigterm_under_two_processes_saves_and_exits_zero(data, base, tmp_path):
+    """SIGTERM to the ranks of a 2-process run: both exit 0 with a checkpoint, and resuming on one process ends with the
+    checksums of the uninterrupted run."""
+    out = tmp_path / "stopped"
+    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5)
+    process = subprocess.Popen(
+        command(data, out, *flags, ranks=2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
+    )
+    while not (out / "scalars.jsonl").exists() or (out / "scalars.jsonl").read_text().count('"train"') < 3:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    for pid in children:
+        os.kill(int(pid), signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    assert "saved; continue with" in printed and runs.list_checkpoints(out) and not (out / "summary.json").exists()
+    train(data, out, *flags, "--resume", "auto", "--micro_batch_size", 8)
+    assert checksums(out) == checksums(base)
+    assert np.abs(losses(out) - losses(base)).max() < 1e-3
+
+
+def test_broken_newest_checkpoint_falls_back(data, base, tmp_path):
+    """A flipped byte in the newest checkpoint: a warning, the one before is used, and the end is bit-identical."""
+    out = tmp_path / "broken"
+    shutil.copytree(base, out)
+    (out / "summary.json").unlink()
+    newest = runs.list_checkpoints(out)[-1] / "model.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-5] ^= 1
+    newest.write_bytes(content)
+    printed = train(
+        data, out, "--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5, "--resume", "auto"
+    )
+    assert "WARNING" in printed and "step_000020" in printed
+    assert exact(out) == exact(base) and weights(out) == weights(base)
+
+
+def test_resume_without_flags_and_config_repeat(data, base, tmp_path):
+    """`--out_dir RUN --resume auto` alone continues with the run's own flags; `--config` repeats a run bit for bit."""
+    out = tmp_path / "again"
+    run = [sys.executable, str(REPO / "train_gpt.py")]
+    done = subprocess.run(
+        [*run, "--config", str(base / "config.json"), "--out_dir", str(out)], capture_output=True, text=True, env=ENV
+    )
+    assert done.returncode == 0, done.stderr
+    assert exact(out) == exact(base) and weights(out) == weights(base)
+    done = subprocess.run([*run, "--out_dir", str(out), "--resume", "auto"], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0 and "already finished" in done.stdout
+
+
+def test_evaluation_sampling_and_logging_leave_training_alone(data, base, tmp_path):
+    """Training losses with another --eval_every, samples, log cadence, workers: bit-identical."""
+    out = tmp_path / "quiet"
+    train(data, out, "--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 3, "--sample_every", 4,
+          "--sample_tokens", 5,
+          "--log_every", 1, "--num_workers", 0, "--save_every", 0, "--keep_last", 0)  # fmt: skip
+    assert losses(out).tolist() == losses(base).tolist()
+    assert weights(out) == weights(base)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("compiled", ["on", "off"])
+def test_cuda_learns_the_same_and_resumes(data, base, tmp_path, compiled):
+    """bf16 on CUDA: losses of 24 steps to 0.05 nats of the CPU's fp32 run, token checksums equal; resumed at step 12
+    with deterministic kernels, the losses after it are bit-identical."""
+    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 12, "--keep_last", 0)
+    cuda = ("--device", "cuda", "--deterministic", "--compile", compiled)
+    train(data, tmp_path / "a", *flags, *cuda)
+    assert checksums(tmp_path / "a") == checksums(base)
+    assert np.abs(losses(tmp_path / "a") - losses(base)).max() < 0.05
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "b" / "ckpt" / "step_000024")
+    train(data, tmp_path / "b", *flags, *cuda, "--resume", "auto")
+    assert losses(tmp_path / "b").tolist() == losses(tmp_path / "a").tolist()
+
+
+# ----------------------------------------------------------------------------------------------------------
+# what is scored and what is recorded
+
+
+def test_val_loss_against_a_plain_loop(data, base):
+    """val_loss, its bits per byte and the bos view, recomputed window by window from full logits: to 1e-5."""
+    from model import GPT
+
+    model = GPT.load(runs.list_checkpoints(base)[-1])
+    val = shards.open_val(data, 10**9)
+    tokens, table = torch.from_numpy(val["tokens"].astype(np.int64)), shards.get_tokenizer().token_byte_lengths()
+
+    def score(start, stop):
+        logits = model(tokens[None, start : stop - 1])[0].float()
+        return torch.nn.functional.cross_entropy(logits, tokens[start + 1 : stop], reduction="sum").item()
+
+    stream = sum(score(s, min(s + 33, len(tokens))) for s in range(0, len(tokens) - 1, 32))
+    ends = [*val["doc_starts"][1:].tolist(), len(tokens)]
+    spans = [(s, min(e, s + 33)) for s, e in zip(val["doc_starts"].tolist(), ends, strict=True)]
+    bos = sum(score(s, e) for s, e in spans)
+    last = records(base, "val")[-1]
+    bos_bytes = sum(int(table[val["tokens"][s + 1 : e]].sum()) for s, e in spans)
+    assert last["val_tokens"] == len(tokens) - 1 and last["val_bytes"] == table[val["tokens"]].sum()
+    assert abs(last["val_loss"] - stream / (len(tokens) - 1)) < 1e-5
+    assert abs(last["val_bits_per_byte"] - stream / np.log(2) / last["val_bytes"]) < 1e-5
+    assert abs(last["val_loss_bos"] - bos / sum(e - s - 1 for s, e in spans)) < 1e-5
+    assert abs(last["val_bits_per_byte_bos"] - bos / np.log(2) / bos_bytes) < 1e-5
+    stored = np.load(base / "val_documents_000024.npz")
+    assert abs(stored["stream_nats"].sum() - stream) < 1e-2 and stored["bos_bytes"].sum() == bos_bytes
+    assert len(stored["doc_hash"]) == len(ends)
+
+
+def test_run_folder_is_complete(data, base, tmp_path):
+    """Files and fields of DESIGN section 7; a run without one of them cannot be compared later."""
+    for name in (
+        "config.json",
+        "code/train_gpt.py",
+        "log.txt",
+        "scalars.jsonl",
+        "summary.json",
+        "val_documents_000024.npz",
+        "exposures/exposures_rank0000.jsonl",
+    ):
+        assert (base / name).exists(), name
+    steps = records(base)
+    assert [r["step"] for r in steps] == list(range(1, 25))
+    wanted = (
+        "step timestamp lr train_loss_opt_step_mean grad_norm_l2_preclip param_norm_l2 tokens_seen_global "
+        "tokens_per_sec mfu peak_mem_bytes step_seconds flops_total epoch"
+    )
+    assert set(wanted.split()) <= set(steps[0])
+    assert steps[-1]["tokens_seen_global"] == 24 * 256 and losses(base)[-3:].mean() < losses(base)[0] - 0.5
+    config = json.loads((base / "config.json").read_text())
+    assert (
+        config["flags"]["seq_len"] == 32
+        and config["data"]["fingerprint"]
+        and config["code"]["code_sha256"]
+        and config["parameters"]["total"]
+    )
+    assert [p.name for p in runs.list_checkpoints(base)] == ["step_000020", "step_000024"]  # --keep_last 2
+    train(data, tmp_path / "a", "--max_train_steps", 2, "--results_csv", tmp_path / "results.csv")
+    train(
+        data,
+        tmp_path / "b",
+        "--max_train_steps",
+        2,
+        "--results_csv",
+        tmp_path / "results.csv",
+        "--attn_gate",
+        "headwise",
+        "--optimizer",
+        "muon",
+    )
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(lines) == 3 and lines[0].startswith(
+        "run_id,date,git_commit,seed,attn_gate,gate_pos,gate_act,learning_rate,batch_size"
+    )
+    assert "headwise" in lines[2]
+
+
+def test_gated_arms_read_the_same_data_and_start_the_same(data, base, tmp_path):
+    """Batch checksums of a gated arm equal the ungated's at one seed: arms proved equal."""
+    train(
+        data,
+        tmp_path / "g",
+        "--max_train_steps",
+        24,
+        "--max_epochs",
+        2,
+        "--attn_gate",
+        "elementwise",
+        "--arch",
+        "speedrun",
+        "--optimizer",
+        "muon_all",
+        "--eval_every",
+        10,
+    )
+    assert checksums(tmp_path / "g") == checksums(base)
+    layers = records(tmp_path / "g", "mechanism")[-1]["layers"]
+    assert len(layers) == 2 and 0 < layers[0]["gate_mean"] < 1
+
+
+def neighbour(kind, folder):
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    split = {"train": rng.integers(0, 50257, 3000).astype("<u2"), "val": rng.integers(0, 50257, 500).astype("<u2")}
+    for name, ids in split.items():
+        ids[::50] = shards.BOS_ID
+        if kind == "llmc":
+            header = np.zeros(256, "<i4")
+            header[:3] = 20240520, 1, len(ids)
+            (folder / f"fineweb_{name}_000001.bin").write_bytes(header.tobytes() + ids.tobytes())
+        elif kind == "nanogpt":
+            (folder / f"{name}.bin").write_bytes(ids.tobytes())
+        else:
+            np.save(folder / f"edufineweb_{name}_000001.npy", ids)
+    return folder, split["train"]
+
+
+@pytest.mark.parametrize("kind", ["llmc", "nanogpt", "build-nanogpt"])
+def test_neighbours_data_trains_without_conversion(kind, tmp_path):
+    """First training step's tokens from each foreign format, against the raw stream: equal; and the run finishes."""
+    folder, stream = neighbour(kind, tmp_path / kind)
+    files, meta = shards.open_dataset(folder)
+    assert meta is None and np.array_equal(files.slice(0, 10**9), stream)
+    train_gpt_main(folder, tmp_path / "run", "--max_train_steps", 2, "--eval_every", 1)
+    val = records(tmp_path / "run", "val")[-1]
+    assert val["val_tokens"] == 499 and val["val_loss_bos"] is not None
+
+
+# ----------------------------------------------------------------------------------------------------------
+# refusals
+
+
+def train_gpt_main(data, out, *flags):
+    return train_gpt.main(["--data_dir", str(data), "--out_dir", str(out), *TINY, *map(str, flags)])
+
+
+def break_data(data, tmp_path, how):
+    folder = tmp_path / "broken_data"
+    shutil.copytree(data, folder)
+    how(folder)
+    return folder
+
+
+REFUSALS = {
+    "missing data_dir": (None, ("--data_dir", "/nonexistent/x"), "make it with python prepare_fineweb.py"),
+    "empty data_dir": (lambda d: [p.unlink() for p in d.iterdir()], (), "no token files"),
+    "no val": (lambda d: edit_meta(d, drop_val), (), "has no val shards"),
+    "truncated shard": (lambda d: truncate(d / "train_000001.bin", -2), (), "truncated or edited"),
+    "odd bytes": (lambda d: truncate(d / "train_000001.bin", -1), (), "odd number of bytes"),
+    "edited shard": (lambda d: flip(d / "train_000001.bin"), (), "does not match its checksum"),
+    "broken meta": (lambda d: (d / "meta.json").write_text("{"), (), "not valid JSON"),
+    "foreign meta": (lambda d: (d / "meta.json").write_text('{"a": 1}'), (), "was not written by this repo"),
+    "unfinished": (lambda d: (d / "meta.json").rename(d / "progress.json"), (), "--resume"),
+    "long seq_len": (None, ("--seq_len", 8192, "--total_batch_tokens", 16384), "lower --seq_len"),
+    "batch": (None, ("--total_batch_tokens", 250), "pass --total_batch_tokens 256"),
+    "batch by micro": (None, ("--micro_batch_size", 3), "--micro_batch_size 2 or 4"),
+    "epochs": (None, ("--max_train_steps", 999), "pass --max_epochs"),
+    "warmdown": (None, "--schedule trapezoid --warmup_iters 3 --warmdown_iters 4".split(), "warmup 3 + warmdown 4"),
+    "heads": (None, ("--n_head", 3), "use"),
+    "condition": (None, ("--condition", "mul_tokens"), "was prepared as baseline"),
+    "out_dir": (None, ("--out_dir", "/proc/nothing/here"), "choose another --out_dir"),
+    "small vocab": (None, ("--vocab_size", 1000), "--vocab_size"),
+    "resume nothing": (None, ("--resume", "5"), "not a run"),
+}  # fmt: skip
+
+
+def edit_meta(folder, change):
+    meta = json.loads((folder / "meta.json").read_text())
+    change(meta)
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def drop_val(meta):
+    meta["data_files"] = [record for record in meta["data_files"] if record["split"] == "train"]
+
+
+def truncate(path, by):
+    os.truncate(path, path.stat().st_size + by)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_bad_input_is_refused_in_a_sentence_and_writes_nothing(name, data, tmp_path):
+    """Number of files a refused run leaves behind: 0; and the sentence names the way out."""
+    damage, flags, says = REFUSALS[name]
+    folder = break_data(data, tmp_path, damage) if damage else data
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        train_gpt_main(folder, tmp_path / "run", "--max_train_steps", 6, *flags)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_flags_and_occupied_folders(data, base, tmp_path, capsys):
+    """Exit status of an unknown flag is 2, of bad data 1; an existing run is not touched."""
+    for flags in (
+        ["--no_such_flag"],
+        ["--data_dir", "x", "--max_train_steps", "0"],
+        ["--data_dir", "x", "--resume", "soon", "--out_dir", "y"],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            train_gpt.main(flags)
+        assert caught.value.code == 2
+    before = (base / "scalars.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="already exists: pass --resume auto"):
+        train_gpt_main(data, base, "--max_train_steps", 24, "--max_epochs", 2)
+    (tmp_path / "r").mkdir()
+    shutil.copy(base / "config.json", tmp_path / "r")
+    with pytest.raises(ValueError, match="would change the run .*seed"):
+        train_gpt.main(["--out_dir", str(tmp_path / "r"), "--resume", "auto", "--seed", "5"])
+    assert (base / "scalars.jsonl").read_bytes() == before
+    done = subprocess.run(command(tmp_path / "none", tmp_path / "q"), capture_output=True, text=True, env=ENV)
+    assert done.returncode == 1 and done.stderr.strip().count("\n") == 0 and "Traceback" not in done.stderr
+
+
+def test_disk_full_while_saving(data, tmp_path, monkeypatch):
+    """A save that fails half way: one sentence, no half-written checkpoint, the older one is whole."""
+    out = tmp_path / "full"
+    real = torch.save
+
+    def fail(value, path, *a, **k):
+        if "step_000004" in str(path):
+            raise OSError(28, "No space left on device")
+        return real(value, path, *a, **k)
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(ValueError, match="No space left.*--resume auto"):
+        train_gpt_main(data, out, "--max_train_steps", 6, "--save_every", 2, "--eval_every", 0)
+    assert [p.name for p in (out / "ckpt").iterdir()] == ["step_000002"]
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(ValueError, match="GB free"):
+        train_gpt_main(data, out, "--max_train_steps", 6, "--save_every", 2, "--eval_every", 0, "--resume", "auto")
+
+
+def test_non_finite_loss_stops_with_step_and_data(data, tmp_path):
+    """A learning rate of 1e30 makes the loss non-finite: the step, the data entries and the checkpoint are named."""
+    with pytest.raises(
+        ValueError, match=r"step \d+: loss .* not finite, on entries \d+\.\.\d+ .*last good checkpoint is .*step_000001"
+    ):
+        train_gpt_main(data, tmp_path / "nan", "--max_train_steps", 8, "--learning_rate", 1e30,
+          "--save_every", 1, "--keep_last", 0,
+                       "--eval_every", 0, "--grad_clip", 0, "--warmup_iters", 0)  # fmt: skip
