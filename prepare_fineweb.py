@@ -37,7 +37,9 @@ import shards
 import synthetic
 
 BATCH_BYTES = 2**20  # text tokenised in one go; larger gains nothing (measured), smaller costs calls
-MAX_DOCUMENT_BYTES = 2**27  # 128 MiB: several of them fit into memory at once
+MAX_DOCUMENT_BYTES = 2**25  # 32 MiB: with tiktoken, whose ids come as a list, one of 59 MB took 1.4 GB (measured)
+IN_FLIGHT_BYTES = 2**25  # text that workers hold at once, however many they are
+MAX_WORKERS = 16  # one reader cannot feed more, and each holds 27 MB of gigatoken's tables and as much cache (measured)
 COMMIT_SECONDS = 1.0  # work a kill may cost; one commit is a few fsyncs
 RETRY_WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new attempt after a network error
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
@@ -62,7 +64,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
                        help="train tokens: stop after the document that reaches it, fail if the source has fewer. "
                             "Plain GPT-2 tokens in every condition, so that all stop alike (default: 0 = off)")
     group.add_argument("--bad_documents", choices=["error", "skip"], default="error",
-                       help="empty, not UTF-8 or over 128 MiB: stop, or leave out and count (default: error)")
+                       help="empty, not UTF-8 or over 32 MiB: stop, or leave out and count (default: error)")
 
     group = parser.add_argument_group("tokens")
     group.add_argument("--tokenizer", choices=["gpt2"], default="gpt2", help="gpt2 is the only one")
@@ -81,8 +83,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--val_fraction", type=float, default=0.01,
                        help="share of the documents held out, by hash, until the cap (default: 0.01)")
     group.add_argument("--num_proc", type=int, default=1,
-                       help="tokenising workers (threads: the tokenizers run outside the interpreter lock); 1 = the "
-                            "reader does it all (default: 1)")
+                       help="tokenising workers, at most 16 (threads: tokenizers run outside the interpreter lock); "
+                            "1 = the reader does it all (default: 1)")
     group.add_argument("--resume", action="store_true", help="continue a killed or interrupted run of the same command")
 
 
@@ -499,20 +501,25 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
 
 
 def tokenized_batches(args: argparse.Namespace, source: Source, start: int) -> Iterator[Tokenized]:
-    """Batches in document order, at most 2 x num_proc of them in memory."""
+    """Batches in document order; at most 2 x num_proc, or IN_FLIGHT_BYTES of text, or one, in memory."""
     settings = (args.tokenizer_backend, args.inject, args.val_fraction)
     if args.num_proc == 1:
         for first, documents in read_batches(source, start):
             yield tokenize(first, documents, *settings)
         return
-    pool, pending = ThreadPoolExecutor(max_workers=args.num_proc), deque()
+    workers = min(args.num_proc, MAX_WORKERS)
+    pool, pending, in_flight = ThreadPoolExecutor(max_workers=workers), deque(), 0
     try:
         for first, documents in read_batches(source, start):
-            pending.append(pool.submit(tokenize, first, documents, *settings))
-            if len(pending) == 2 * args.num_proc:
-                yield pending.popleft().result()
+            size = sum(map(len, documents))
+            while pending and (len(pending) == 2 * workers or in_flight + size > IN_FLIGHT_BYTES):
+                done, future = pending.popleft()
+                in_flight -= done
+                yield future.result()
+            pending.append((size, pool.submit(tokenize, first, documents, *settings)))
+            in_flight += size
         while pending:
-            yield pending.popleft().result()
+            yield pending.popleft()[1].result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -606,10 +613,11 @@ def prepare(args: argparse.Namespace, train) -> dict:
     in_main = threading.current_thread() is threading.main_thread()
     previous = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
     try:
-        for batch in tokenized_batches(args, source, state["documents"]):
-            if batch.bad and args.bad_documents == "error":
-                raise ValueError(_bad_document(*batch.bad[0]))
+        reached = args.target_tokens and state["plain_train"] >= args.target_tokens  # before a kill
+        for batch in () if reached else tokenized_batches(args, source, state["documents"]):
             _add_batch(args, batch, writer, train, state, held_out, cap)
+            if args.bad_documents == "error" and batch.bad and batch.bad[0][0] < state["documents"]:
+                raise ValueError(_bad_document(*batch.bad[0]))
             reached = args.target_tokens and state["plain_train"] >= args.target_tokens
             bar.update(state[key] - bar.n)
             rate = (state["tokens_read"] - tokens_at_start) / (time.time() - started)

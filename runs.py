@@ -5,6 +5,7 @@ experiments/runs/<name>/
     code/             all top-level *.py of the repo as they were, and uncommitted.diff
     log.txt           what was printed
     scalars.jsonl     one line per optimizer step, and one per evaluation ("type": "train" | "val" | ...)
+    step_metrics.json every evaluated step's scores: {"500": {"val_loss": ...}}
     ckpt/step_000500/ model.safetensors, model.json, optimizer.pt, rng.pt, trainer.json; manifest.json (sha256) last
     summary.json      written last: no summary.json = the run is not finished
 """
@@ -265,7 +266,8 @@ def write_json(path, value) -> None:
 
 def create_run(folder: Path, config: dict) -> None:
     """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
-    if folder.exists() and any(folder.iterdir()):
+    # a start that was killed before config.json was written leaves only these
+    if folder.exists() and {path.name for path in folder.iterdir()} - {"exposures", "ckpt", "code", "config.json.tmp"}:
         raise ValueError(f"{folder} already exists: pass --resume auto to continue it, or choose another --out_dir.")
     try:
         (folder / "exposures").mkdir(parents=True, exist_ok=True)
@@ -305,6 +307,25 @@ def trim_jsonl(path: Path, last_step: int) -> None:
     tmp = path.with_name(path.name + ".tmp")
     tmp.write_text("".join(kept), encoding="utf-8")
     os.replace(tmp, path)
+
+
+def update_step_metrics(folder: Path, step: int, **scores) -> None:
+    """Add an evaluated step's scores to step_metrics.json."""
+    path = folder / "step_metrics.json"
+    table = json.loads(path.read_text()) if path.exists() else {}
+    table.setdefault(str(step), {}).update(scores)
+    write_json(path, table)
+
+
+def trim_records(folder: Path, last_step: int) -> None:
+    """Take back everything a run recorded after `last_step` (-1: everything), so that a resumed run writes it again."""
+    for path in [*folder.glob("*.jsonl"), *folder.glob("exposures/*.jsonl")]:
+        trim_jsonl(path, last_step)
+    for path in folder.glob("val_documents_*.npz"):
+        if int(path.stem.split("_")[-1]) > last_step:
+            path.unlink()
+    if (path := folder / "step_metrics.json").exists():
+        write_json(path, {s: scores for s, scores in json.loads(path.read_text()).items() if int(s) <= last_step})
 
 
 class JsonlWriter:

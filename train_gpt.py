@@ -373,11 +373,7 @@ def train(args, procs) -> int:
             messages.append("WARNING: the code has changed since the run began; what follows may not be bit-exact.")
         path = runs.find_checkpoint(run, args.resume, warn=messages.append)
         last = int(path.name.split("_")[1]) if path else -1  # all of a step is recorded before the step is saved
-        for log_path in [*run.glob("*.jsonl"), *run.glob("exposures/*.jsonl")]:
-            runs.trim_jsonl(log_path, last)
-        for arrays in run.glob("val_documents_*.npz"):
-            if int(arrays.stem.split("_")[-1]) > last:
-                arrays.unlink()
+        runs.trim_records(run, last)
         return str(path or "")
 
     checkpoint = procs.on_main(open_folder)
@@ -433,6 +429,7 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # the loop. "Step s" is what s optimizer updates made; everything of step s is recorded before step s is saved
     stop = runs.StopRequest()
+    (run / "exposures").mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
     exposures = runs.JsonlWriter(run / "exposures" / f"exposures_rank{procs.rank:04d}.jsonl")
     scalars = runs.JsonlWriter(run / "scalars.jsonl") if procs.is_main else None
     batches = data_order.StepLoader(
@@ -461,6 +458,7 @@ def train(args, procs) -> int:
                           tokens_seen_global=step * tokens_per_step,
                           flops_total=step * tokens_per_step * flops_per_token,
                           train_seconds=round(state["train_seconds"], 3), eval_seconds=round(seconds, 3))
+            runs.update_step_metrics(run, step, **scores[0])
             if len(rows := val["tokens"][: 2 * args.seq_len]) == 2 * args.seq_len and args.seq_len > 1:
                 idx = torch.from_numpy(rows.astype(np.int64)).view(2, args.seq_len).to(device)
                 scalars.write(type="mechanism", step=step, timestamp=runs.now(), layers=model.gate_stats(idx))

@@ -392,6 +392,21 @@ def test_resume_edges(corpus, tmp_path):
     assert "source was" in sentence_of(tmp_path / "other.parquet", tmp_path / "d", "--resume")
 
 
+@pytest.mark.parametrize("flags", [("--target_tokens", 40000), ("--max_docs", 100), ()])
+def test_resume_after_the_last_document(corpus, tmp_path, monkeypatch, flags):
+    """A run that fails between its last document and meta.json may not read one more when it goes on."""
+    prepare(corpus, tmp_path / "whole", *flags)
+
+    def fail(self, meta):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as m:
+        m.setattr(shards.DatasetWriter, "finish", fail)
+        assert "run the same command again with --resume" in sentence_of(corpus, tmp_path / "d", *flags)
+    prepare(corpus, tmp_path / "d", *flags, "--resume")
+    assert files_of(tmp_path / "d") == files_of(tmp_path / "whole")
+
+
 def test_full_disk(corpus, tmp_path, monkeypatch):
     """No space left: one sentence, no meta.json; with space again, --resume ends with the same bytes."""
     prepare(corpus, tmp_path / "whole")

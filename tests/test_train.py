@@ -340,6 +340,7 @@ def test_run_folder_is_complete(data, base, tmp_path):
         "log.txt",
         "scalars.jsonl",
         "summary.json",
+        "step_metrics.json",
         "val_documents_000024.npz",
         "exposures/exposures_rank0000.jsonl",
     ):
