@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole lab in a few minutes on two cores: synthetic documents -> shards in two conditions -> 2 arms x 2 seeds of a
+# The whole lab in a few minutes on two cores: synthetic documents -> shards -> 3 arms x 2 seeds of a
 # tiny GPT-2 -> table, samples, loss plot. No network beyond the package index. A second run keeps what is finished.
 #   bash experiments/quickstart.sh            results: experiments/runs/quickstart/
 set -euo pipefail
@@ -7,34 +7,41 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" ""
 out=experiments/runs/quickstart
 mkdir -p "$out"
 
-for condition in baseline mul_tokens; do
-    if [ ! -e "$out/data_$condition/meta.json" ]; then
-        echo; echo "== $condition shards of the synthetic corpus"
-        "$PYTHON" prepare_fineweb.py --dataset synthetic --max_docs 4000 --condition "$condition" --val_fraction 0.03 \
-            --out_dir "$out/data_$condition" --resume
+# one synthetic world, one held-out set, three ways to present it: a stream, a stream with products as single tokens,
+# and rows that each start at a document's beginning
+documents=(--dataset synthetic --max_docs 4000 --val_fraction 0.03 --resume)
+prepare() { # arm, then the script and its flags
+    if [ ! -e "$out/data_$1/meta.json" ]; then
+        echo; echo "== shards: $1"
+        "$PYTHON" "${@:2}" "${documents[@]}" --out_dir "$out/data_$1"
     fi
-done
+}
+prepare baseline prepare_fineweb.py
+prepare mul_tokens prepare_fineweb.py --condition mul_tokens
+prepare bos_rows prepare_bos_rows.py --seq_len 64 --overflow requeue
 
-# the same model, optimizer and seeds for both arms; only the tokens differ
-train() { # condition seed
-    "$PYTHON" train_gpt.py --data_dir "$out/data_$1" --condition "$1" --out_dir "$out/$1_s$2" --resume auto \
+# the same model, optimizer and seeds for every arm; only the tokens differ
+train() { # arm seed
+    "$PYTHON" train_gpt.py --data_dir "$out/data_$1" --out_dir "$out/$1_s$2" --resume auto --seed "$2" \
         --n_layer 2 --n_head 4 --n_embd 64 --seq_len 64 --micro_batch_size 8 --total_batch_tokens 512 \
         --max_train_steps 440 --optimizer muon --learning_rate 0.01 --schedule trapezoid --warmup_iters 20 \
-        --warmdown_iters 220 --learning_rate_decay_frac 0.05 --eval_every 110 --eval_batch_size 32 --val_tokens 20000 \
-        --save_every 110 --log_every 40 --sample_every 440 --sample_tokens 60 --seed "$2" --results_csv "$out/results.csv"
+        --warmdown_iters 220 --learning_rate_decay_frac 0.05 --eval_every 220 --eval_batch_size 32 --val_tokens 12000 \
+        --save_every 220 --log_every 40 --sample_every 440 --sample_tokens 60 --results_csv "$out/results.csv"
 }
 export OMP_NUM_THREADS=1 # two runs side by side on one thread each finish sooner than one after the other on two
 trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
-for seed in 0 1; do
-    echo; echo "== train both arms with seed $seed (shown: baseline)"
-    train mul_tokens "$seed" > "$out/mul_tokens_s$seed.out" 2>&1 &
-    train baseline "$seed"
-    wait $! || { cat "$out/mul_tokens_s$seed.out"; exit 1; }
-    tail -n 1 "$out/mul_tokens_s$seed.out"
+pairs=("baseline 0 mul_tokens 0" "bos_rows 0 baseline 1" "mul_tokens 1 bos_rows 1")
+for pair in "${pairs[@]}"; do
+    set -- $pair
+    echo; echo "== train $1 seed $2 (shown) and $3 seed $4"
+    train "$3" "$4" > "$out/$3_s$4.out" 2>&1 &
+    train "$1" "$2"
+    wait $! || { cat "$out/$3_s$4.out"; exit 1; }
+    tail -n 1 "$out/$3_s$4.out"
 done
 
+finished=("$out"/baseline_s[01] "$out"/mul_tokens_s[01] "$out"/bos_rows_s[01])
 echo; echo "== losses (mean ± sd over seeds)"
-"$PYTHON" experiments/loss_table.py "$out"/baseline_s0 "$out"/baseline_s1 "$out"/mul_tokens_s0 "$out"/mul_tokens_s1 \
-    --plot "$out/losses.png" | tee "$out/table.md"
+"$PYTHON" experiments/loss_table.py "${finished[@]}" --plot "$out/losses.png" | tee "$out/table.md"
 echo; echo "== samples"
-grep -h sample "$out"/baseline_s0/log.txt "$out"/mul_tokens_s0/log.txt
+grep -h sample "$out"/baseline_s0/log.txt "$out"/mul_tokens_s0/log.txt "$out"/bos_rows_s0/log.txt

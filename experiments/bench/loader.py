@@ -11,7 +11,6 @@ without its per-step checksum.
 
 import argparse
 import ast
-import contextlib
 import os
 import platform
 import resource
@@ -60,10 +59,9 @@ def main():
         f"torch {torch.__version__}, numpy {np.__version__}"
     )
     failed = False
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.chdir(folder) if hasattr(contextlib, "chdir") else contextlib.nullcontext(),
-    ):
+    args.nanogpt, args.build_nanogpt = (path and path.resolve() for path in (args.nanogpt, args.build_nanogpt))
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # DataLoaderLite looks for its shards below the working directory
         rng, folder = np.random.default_rng(0), Path(folder)
         writer = shards.DatasetWriter(folder / "ours", {}, args.shard_tokens, 1)
         for _ in range(args.shards):
@@ -151,6 +149,7 @@ def main():
             print(f"{name:>14}: median {typical:7.3f}, longest within 2 batches of a shard end "
                   f"{max(at_ends):8.2f} = {max(at_ends) / typical:6.0f} x median; memory +{grown:.0f}")  # fmt: skip
             failed |= name == "ours" and max(at_ends) > 20 * typical and max(at_ends) > 20
+        os.chdir(runs.REPO)
     sys.exit(1 if args.check and failed else 0)
 
 

@@ -1,0 +1,666 @@
+"""prepare_bos_rows.py: rows equal to a plain linear scan, the account and report behind them, kills, and the loader."""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import data_order
+import prepare_bos_rows
+import prepare_fineweb
+import runs
+import shards
+import synthetic
+import train_gpt
+
+REPO = Path(__file__).resolve().parents[1]
+REAL = REPO.parent / "shared" / "data"
+OVERFLOWS = ("crop", "split", "requeue")
+TEXTS = [  # short ones, and every seventh several rows long
+    "".join(synthetic.documents(3, 9 * i, 9 * i + 8)) if i % 7 == 3 else synthetic.document(3, 9 * i)
+    for i in range(400)
+] + ["6*9=54 and 7 × 8 are products. " * 60, "x", " "]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# the reference
+
+
+def linear_scan(documents, row_tokens, buffer_docs, overflow):
+    """The algorithm in plain words: (rows, per row (documents, tokens cropped, too long, in the buffer), tail)."""
+    bos = np.array([shards.BOS_ID])
+    source = []
+    for document in documents:
+        if overflow == "crop":
+            source.append(document)
+        else:
+            source.append(document[:row_tokens])
+            for start in range(row_tokens, len(document), row_tokens - 1):
+                source.append(np.concatenate([bos, document[start : start + row_tokens - 1]]))
+    source.reverse()
+    buffer, rows, figures = [], [], []
+    row, pieces = [], 0
+    while True:
+        while source and len(buffer) < buffer_docs:
+            buffer.append(source.pop())
+        if not buffer:
+            return rows, figures, sum(map(len, row))
+        room = row_tokens - sum(map(len, row))
+        best = None
+        for i, document in enumerate(buffer):
+            if len(document) <= room and (best is None or len(document) > len(buffer[best])):
+                best = i
+        seen = sum(len(document) > row_tokens for document in buffer), len(buffer)
+        cropped = 0
+        if best is not None:
+            row.append(buffer.pop(best))
+        else:
+            shortest = 0
+            for i, document in enumerate(buffer):
+                if len(document) < len(buffer[shortest]):
+                    shortest = i
+            document = buffer.pop(shortest)
+            row.append(document[:room])
+            if overflow == "requeue":
+                buffer.append(np.concatenate([bos, document[room:]]))
+            else:
+                cropped = len(document) - room
+        pieces += 1
+        if sum(map(len, row)) == row_tokens:
+            rows.append(np.concatenate(row))
+            figures.append((pieces, cropped, *seen))
+            row, pieces = [], 0
+
+
+class Collector:
+    """Stands in for the writer: keeps what it is given."""
+
+    shard_tokens = 10**9
+
+    def __init__(self):
+        self.state, self.ids, self.lengths = {"tokens_read": 0, "tokens_dropped": 0}, [], []
+
+    def write(self, split, ids, lengths, utf8_bytes):
+        assert split == "train" and lengths.sum() == len(ids) and len(lengths) == len(utf8_bytes)
+        self.ids.append(ids)
+        self.lengths.append(lengths)
+
+    def tokens(self, split):
+        return sum(map(len, self.ids)) if split == "train" else 0
+
+
+def arguments(out_dir, row_tokens, buffer_docs, overflow, batch_docs=256):
+    return argparse.Namespace(out_dir=out_dir, seq_len=row_tokens - 1, buffer_docs=buffer_docs, batch_docs=batch_docs,
+                              overflow=overflow, shard_rows=0, shard_tokens=10**9, tokenizer_backend="auto",
+                              inject=None)
+
+
+def documents_of(lengths, seed=0):
+    """Documents of given lengths: BOS and tokens that tell them apart."""
+    draw = np.random.default_rng(seed)
+    return [np.concatenate([[shards.BOS_ID], draw.integers(0, 50256, n - 1)]).astype(np.uint16) for n in lengths]
+
+
+def pack(documents, row_tokens, buffer_docs, overflow, calls=1, batch_docs=256):
+    """(rows, fields of meta.json or None when there is no row) of RowTrain, fed in `calls` portions."""
+    train = prepare_bos_rows.RowTrain(arguments(".", row_tokens, buffer_docs, overflow, batch_docs))
+    writer = Collector()
+    for portion in np.array_split(np.arange(len(documents)), calls):
+        if len(portion):
+            batch = [documents[i] for i in portion]
+            lengths = np.array([len(document) for document in batch])
+            train.add(writer, np.concatenate(batch), lengths, lengths)
+    writer.state["tokens_read"] = sum(map(len, documents))
+    try:
+        fields = train.finish(writer)
+    except ValueError as error:
+        assert "less than one row" in str(error) and not writer.ids
+        return np.empty((0, row_tokens)), None
+    return np.concatenate(writer.ids).reshape(-1, row_tokens), fields
+
+
+def check_rows(documents, row_tokens, buffer_docs, overflow, **how):
+    """Rows, account and report of the packer against the reference."""
+    expected, figures, tail = linear_scan(documents, row_tokens, buffer_docs, overflow)
+    rows, fields = pack(documents, row_tokens, buffer_docs, overflow, **how)
+    assert len(rows) == len(expected)
+    if not expected:
+        return
+    assert np.array_equal(rows, np.stack(expected))
+    read, added = sum(map(len, documents)), fields["bos_added_total"]
+    cropped = sum(figure[1] for figure in figures)
+    assert (fields["rows_written_total"], fields["tokens_cropped_total"]) == (len(rows), cropped)
+    assert fields["tokens_dropped_tail"] == tail
+    assert read + added == rows.size + cropped + tail
+    assert fields["crop_fraction"] == cropped / (cropped + rows.size)
+    account = fields["token_account"]
+    assert account["tokens_read"] == sum(v for k, v in account.items() if k != "tokens_read")
+    assert (rows[:, 0] == shards.BOS_ID).all()
+    if overflow == "crop":
+        assert added == 0
+    if overflow == "requeue":
+        assert cropped == 0
+    edges = [len(rows) * tenth // 10 for tenth in range(11)]
+    parts = [(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    for part, (a, b) in zip(fields["packing_report"], parts, strict=True):
+        documents_in, cut, longer, buffered = np.array(figures[a:b]).sum(0)
+        written = (b - a) * row_tokens
+        assert (part["first_row"], part["rows"]) == (a, b - a)
+        assert part["documents_per_row"] == documents_in / (b - a)
+        assert part["crop_fraction"] == cut / (cut + written)
+        assert part["buffer_share_longer_than_row"] == longer / buffered
+        assert part["mean_document_tokens"] == (cut + written) / documents_in
+
+
+def adversarial(row, draw):
+    """{name: lengths} around a row of `row` tokens."""
+    return {
+        "all longer": draw.integers(row + 1, 5 * row, 300).tolist(),
+        "all equal and longer": [2 * row + 3] * 200,
+        "all tiny": draw.integers(1, 4, 1500).tolist(),
+        "only BOS": [1] * 500,
+        "exactly a row": [row] * 200,
+        "row - 1": [row - 1] * 200,
+        "row + 1": [row + 1] * 200,
+        "row -1, 0, +1": draw.integers(row - 1, row + 2, 400).tolist(),
+        "fewer than the buffer": draw.integers(1, 2 * row, 20).tolist(),
+        "one giant": [*draw.integers(1, row, 100).tolist(), 60 * row + 7, *draw.integers(1, row, 100).tolist()],
+        "only a giant": [50 * row + 1],
+        "half a row": [max(1, row // 2)] * 99,
+        "one": [row - 1],
+        "ties": draw.choice([max(1, row // 3), max(1, row // 2), row - 1, row, row + 1, 3 * row], 600).tolist(),
+        "log-normal": np.maximum(1, draw.lognormal(np.log(row / 2), 1.0, 700).astype(int)).tolist(),
+        "shrinking": list(range(2 * row, 0, -1)),
+        "growing": list(range(1, 2 * row)),
+    }
+
+
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+@pytest.mark.parametrize("row_tokens", [2, 3, 17, 64])
+def test_adversarial_lengths(overflow, row_tokens):
+    """Every token of every row, the account and the decile report: equal to the linear scan's, ties included."""
+    draw = np.random.default_rng(row_tokens)
+    for name, lengths in adversarial(row_tokens, draw).items():
+        for buffer_docs in (1, 2, 50):
+            documents = documents_of(lengths)
+            try:
+                check_rows(documents, row_tokens, buffer_docs, overflow, calls=int(draw.integers(1, 5)),
+                           batch_docs=int(draw.choice([1, 7, 256])))
+            except AssertionError as error:
+                raise AssertionError(f"{name}, buffer {buffer_docs}") from error
+
+
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+def test_random_lengths(overflow):
+    """The same over 150 random mixtures of lengths, row sizes and buffers."""
+    draw = np.random.default_rng(5)
+    for _ in range(150):
+        row, n = int(draw.integers(2, 40)), int(draw.integers(1, 120))
+        lengths = draw.integers(1, int(draw.integers(2, 4 * row)) + 1, n).tolist()
+        check_rows(documents_of(lengths), row, int(draw.integers(1, 60)), overflow, calls=int(draw.integers(1, 4)))
+
+
+def test_equal_documents_leave_in_order_of_arrival():
+    """Ties: of equal lengths the earliest is placed, also among cut ones, and a requeued rest is the latest."""
+    documents = [np.array([shards.BOS_ID, i, i, i], np.uint16) for i in range(8)]
+    rows, _ = pack(documents, 8, 4, "crop")
+    assert rows[:, 1].tolist() == [0, 2, 4, 6] and rows[:, 5].tolist() == [1, 3, 5, 7]
+    rows, fields = pack(documents, 6, 4, "crop")  # a whole one, then two tokens of the next
+    assert rows[:, 1].tolist() == [0, 2, 4, 6] and rows[:, 5].tolist() == [1, 3, 5, 7]
+    assert fields["tokens_cropped_total"] == 8
+    rows, _ = pack(documents, 6, 8, "requeue")  # the rest of document 1 is cut again, then fits behind document 3
+    assert rows[:4, 1].tolist() == [0, 2, 3, 4] and rows[:4, 5].tolist() == [1, 1, 1, 5]
+    documents = [np.array([shards.BOS_ID] + [i] * n, np.uint16) for i, n in enumerate([3, 4, 3])]
+    rows, _ = pack(documents, 6, 3, "requeue")  # document 0 leaves its BOS in row 0 and then waits behind document 2
+    assert rows[:, 1].tolist() == [1, 2] and rows[1, 5] == 0
+
+
+def test_report_keeps_its_sums_when_bins_merge(monkeypatch):
+    """The decile report of a long pass: its bins double in width and lose nothing; edges off by at most a bin."""
+    documents = documents_of(np.random.default_rng(1).integers(2, 60, 3000).tolist())
+    exact = pack(documents, 20, 50, "crop")[1]
+    monkeypatch.setattr(prepare_bos_rows, "REPORT_BINS", 40)
+    coarse = pack(documents, 20, 50, "crop", calls=4)[1]
+    assert exact["crop_fraction"] == coarse["crop_fraction"] and len(coarse["packing_report"]) == 10
+    for name, fields in (("exact", exact), ("coarse", coarse)):
+        report = fields["packing_report"]
+        assert sum(part["rows"] for part in report) == fields["rows_written_total"], name
+        total = sum(part["documents_per_row"] * part["rows"] for part in report)
+        assert abs(total - sum(p["documents_per_row"] * p["rows"] for p in exact["packing_report"])) < 1e-6
+    for a, b in zip(exact["packing_report"], coarse["packing_report"], strict=True):
+        assert abs(a["first_row"] - b["first_row"]) <= 128 and abs(a["crop_fraction"] - b["crop_fraction"]) < 0.05
+
+
+def test_long_documents_clog_only_the_published_algorithm():
+    """The flaw: at a log-normal mean of a row, crop's last tenth crops over 3 times what its first does; requeue: 0."""
+    draw = np.random.default_rng(0)
+    documents = documents_of(np.maximum(2, draw.lognormal(np.log(64) - 0.5, 1.0, 6000).astype(int)).tolist())
+    reports = {o: pack(documents, 65, 200, o)[1]["packing_report"] for o in OVERFLOWS}
+    crop = [part["crop_fraction"] for part in reports["crop"]]
+    longer = [part["buffer_share_longer_than_row"] for part in reports["crop"]]
+    assert crop[8] > 3 * crop[0] and longer[8] > 0.99 > 0.8 > longer[0]
+    assert max(part["crop_fraction"] for part in reports["split"]) < 0.08
+    for o in ("split", "requeue"):
+        assert not any(part["buffer_share_longer_than_row"] for part in reports[o])
+    assert not any(part["crop_fraction"] for part in reports["requeue"])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# datasets
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.parquet"
+    pq.write_table(pa.table({"text": TEXTS}), path, row_group_size=37)
+    return path
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
+
+
+SMALL = "--shard_tokens 30000 --val_fraction 0.1".split()
+
+
+def prepare(dataset, out_dir, *flags, script=prepare_bos_rows):
+    """Run a script in this process; returns meta.json."""
+    rows = ["--seq_len", "64", "--buffer_docs", "40"] if script is prepare_bos_rows else []
+    script.main(["--dataset", str(dataset), "--out_dir", str(out_dir), *SMALL, *rows, *map(str, flags)])
+    return shards.read_meta(out_dir)
+
+
+def sentence_of(*args, **how):
+    with pytest.raises(SystemExit) as stopped:
+        prepare(*args, **how)
+    message = stopped.value.code
+    assert isinstance(message, str) and len(message.splitlines()) == 1, message
+    return message
+
+
+def files_of(folder):
+    """{name: sha256} of everything that must not depend on how it was made."""
+    return {p.name: shards.sha256_file(p) for p in sorted(Path(folder).iterdir()) if p.name != "meta.json"}
+
+
+def val_of(folder):
+    return {name: digest for name, digest in files_of(folder).items() if name.startswith("val_")}
+
+
+def train_documents(folder):
+    """The documents of a stream dataset's train split."""
+    tokens = shards.open_dataset(folder)[0]
+    ids = tokens.slice(0, tokens.n_tokens)
+    return np.split(ids, np.flatnonzero(ids == shards.BOS_ID)[1:])
+
+
+def rows_of(folder):
+    files, meta = shards.open_dataset(folder)
+    return files.slice(0, files.n_tokens).reshape(-1, meta["row_tokens"])
+
+
+def check_dataset(dataset, folder, seq_len, buffer_docs, flags=()):
+    """Rows on disk against the linear scan over the documents that prepare_fineweb.py writes; val files equal."""
+    flags = ["--dataset", *dataset, *flags]
+    stream = folder / "stream"
+    prepare_fineweb.main([*flags, "--out_dir", str(stream)])
+    documents = train_documents(stream)
+    for overflow in OVERFLOWS:
+        out = folder / f"{overflow}_{seq_len}"
+        prepare_bos_rows.main([*flags, "--out_dir", str(out), "--seq_len", str(seq_len), "--overflow", overflow,
+                               "--buffer_docs", str(buffer_docs)])
+        expected, figures, tail = linear_scan(documents, seq_len + 1, buffer_docs, overflow)
+        rows, meta = rows_of(out), shards.read_meta(out)
+        assert np.array_equal(rows, np.stack(expected))
+        assert meta["tokens_cropped_total"] == sum(figure[1] for figure in figures)
+        account = meta["token_account"]
+        assert account["tokens_read"] == sum(v for k, v in account.items() if k != "tokens_read")
+        assert account["dropped_tail"] == tail and account["train_written"] == rows.size
+        assert account["tokens_read"] == shards.read_meta(stream)["token_account"]["tokens_read"]
+        assert val_of(out) == val_of(stream)
+        shutil.rmtree(out)
+
+
+def test_synthetic_rows(tmp_path):
+    """Rows of the synthetic corpus on disk, in several shards: those of the linear scan; val files those of stream."""
+    flags = ["--max_docs", "3000", "--shard_tokens", "50_000"]
+    check_dataset(["synthetic"], tmp_path, 128, 200, flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, seq_len, max_docs", [
+    ("edu_web", 256, 3000), ("edu_web", 1024, 0), ("books", 1024, 3000)])
+def test_real_rows(tmp_path, name, seq_len, max_docs):
+    """The same on textbook pages and books, as documents 000 and 001 pack them (buffer 1000)."""
+    path = REAL / f"{name}.parquet"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not beside the repository")
+    check_dataset([str(path)], tmp_path, seq_len, 1000, ["--shard_tokens", "2_000_000", "--max_docs", str(max_docs)])
+
+
+def test_meta_has_every_field_of_document_001(corpus, tmp_path):
+    """meta.json: the names of document 001, and counts that agree with the files."""
+    meta = prepare(corpus, tmp_path / "d", "--shard_rows", 100)
+    assert meta["format"] == "bos_row_packed_bestfit" and meta["packing_algo"] == "bestfit_crop"
+    assert (meta["seq_len"], meta["row_tokens"], meta["buffer_docs"], meta["batch_docs"]) == (64, 65, 40, 256)
+    assert meta["shard_rows"] == 100
+    train = [record for record in meta["data_files"] if record["split"] == "train"]
+    assert [record["tokens"] for record in train[:-1]] == [6500] * (len(train) - 1) and train[-1]["tokens"] % 65 == 0
+    assert meta["rows_written_total"] * 65 == sum(r["tokens"] for r in train) == rows_of(tmp_path / "d").size
+    cropped = meta["tokens_cropped_total"]
+    assert cropped > 0 and meta["crop_fraction"] == cropped / (cropped + meta["rows_written_total"] * 65)
+    rows = rows_of(tmp_path / "d")
+    assert sum(record["documents"] for record in train) == (rows == shards.BOS_ID).sum()
+    text = shards.get_tokenizer().token_byte_lengths()
+    assert sum(record["utf8_bytes"] for record in train) == text[rows].sum()
+    stream = {"dataset", "config", "split", "text_field", "tokenizer", "vocab_size", "dtype", "bos_token_id",
+              "doc_format", "shard_tokens", "val_shards", "num_shards_total", "tokens_written_total", "docs_processed",
+              "elapsed_seconds", "throughput_tokens_per_sec"}
+    assert stream <= set(meta) and meta["docs_processed"] == len(TEXTS)
+    assert sum(part["rows"] for part in meta["packing_report"]) == meta["rows_written_total"]
+
+
+def test_report_is_printed(corpus, tmp_path, capsys):
+    """The report a user sees: ten tenths, and the crop fraction of meta.json."""
+    meta = prepare(corpus, tmp_path / "d")
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(".." in line and "%" in line for line in lines) == 10
+    assert f"{meta['crop_fraction']:.2%} of written + cropped" in lines[-1]
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_val_files_are_those_of_the_stream(corpus, tmp_path):
+    """The val set of every arm: byte for byte prepare_fineweb's, also where the cap cuts and --target_tokens stops."""
+    for number, flags in enumerate([(), ("--shard_tokens", 2000), ("--target_tokens", 20000), ("--val_shards", 3,
+                                    "--shard_tokens", 1000), ("--condition", "mul_tokens")]):
+        stream = prepare(corpus, tmp_path / f"s{number}", *flags, script=prepare_fineweb)
+        for overflow in OVERFLOWS if number == 0 else ("requeue",):
+            out = tmp_path / f"{overflow}{number}"
+            meta = prepare(corpus, out, *flags, "--overflow", overflow, "--shard_rows", 77)
+            assert val_of(out) == val_of(tmp_path / f"s{number}") and len(val_of(out)) >= 2
+            same = ("val_fingerprint_documents", "val_fingerprint_tokens", "docs_processed", "docs_dropped",
+                    "plain_tokens_in_train")
+            assert {k: meta[k] for k in same} == {k: stream[k] for k in same}
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_same_bytes_for_any_workers_backend_and_batch(corpus, tmp_path):
+    """The rows of a run may not depend on the machine that packed them."""
+    for overflow in OVERFLOWS:
+        made = []
+        for backend, workers, batch in (("auto", 1, 256), ("tiktoken", 1, 256), ("auto", 3, 1), ("tiktoken", 4, 17)):
+            out = tmp_path / f"{overflow}_{backend}_{workers}"
+            meta = prepare(corpus, out, "--overflow", overflow, "--tokenizer_backend", backend, "--num_proc", workers,
+                           "--batch_docs", batch, "--condition", "mul_tokens")
+            made.append((files_of(out), meta["fingerprint"], meta["token_account"], meta["packing_report"],
+                         meta["mul_token_counts"]))
+        assert all(other == made[0] for other in made)
+
+
+def test_mul_token_rate_is_that_of_the_rows(corpus, tmp_path):
+    """mul_token_rate: of the tokens that training sees, not of those that were cropped away."""
+    read = prepare(corpus, tmp_path / "s", "--condition", "mul_tokens", script=prepare_fineweb)["mul_tokens_in_train"]
+    meta = prepare(corpus, tmp_path / "d", "--condition", "mul_tokens")
+    rows = rows_of(tmp_path / "d")
+    count = int((rows >= shards.FIRST_MUL_ID).sum())
+    assert 0 < count < read and meta["mul_tokens_in_train"] == count == sum(meta["mul_token_counts"].values())
+    assert meta["mul_token_rate"] == count / rows.size
+    meta = prepare(corpus, tmp_path / "r", "--condition", "mul_tokens", "--overflow", "requeue")
+    assert read - 64 <= meta["mul_tokens_in_train"] <= read  # but for the dropped tail
+
+
+def test_account_that_does_not_close_is_never_finished(corpus, tmp_path, monkeypatch):
+    """A token lost between the source and the rows stops the prepare."""
+    cut = prepare_bos_rows.RowTrain._cut
+    monkeypatch.setattr(prepare_bos_rows.RowTrain, "_cut", lambda self, d, room: (cut(self, d, room)[0], None))
+    monkeypatch.setattr(prepare_bos_rows.RowTrain, "bos_added", 0, raising=False)
+    documents = prepare_bos_rows.RowTrain._documents
+    lossy = lambda self, data, at, lengths: list(documents(self, data, at, lengths))[1:]
+    monkeypatch.setattr(prepare_bos_rows.RowTrain, "_documents", lossy)
+    assert "account does not close" in sentence_of(corpus, tmp_path / "d")
+    assert not (tmp_path / "d" / "meta.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# kills
+
+
+def forked(run):
+    """Run a function in a forked child; returns its pid. Exit status: the script's, 99 for a surprise."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            run()
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code if isinstance(stopped.code, int) else 1
+        finally:
+            os._exit(code)
+    return pid
+
+
+def die_at(operation, argv):
+    """Run the script until disk operation number `operation` (write, fsync, rename, unlink), then kill it there."""
+    count = 0
+
+    def step(act, *args, half=None):
+        nonlocal count
+        count += 1
+        if count == operation:
+            if half is not None:
+                half()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return act(*args)
+
+    write_all, fsync, replace, unlink = shards._write_all, os.fsync, os.replace, os.unlink
+    shards._write_all = lambda f, data: step(write_all, f, data, half=lambda: f.write(data[: len(data) // 2]))
+    os.fsync = lambda fd: step(fsync, fd)
+    os.replace = lambda a, b: step(replace, a, b)
+    os.unlink = lambda *a, **k: step(lambda: unlink(*a, **k))
+    prepare_bos_rows.main(argv)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("overflow, workers", [("crop", 1), ("split", 3), ("requeue", 1)])
+def test_kill_anywhere_and_resume(corpus, tmp_path, monkeypatch, overflow, workers):
+    """Every byte of rows whose making was killed 20 times, at random disk operations and at random moments."""
+    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
+    flags = ["--overflow", overflow, "--num_proc", workers, "--condition", "mul_tokens"]
+    flags += ["--target_tokens", 150_000] if overflow == "crop" else []
+    whole = prepare(corpus, tmp_path / "whole", *flags)
+    monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(prepare_bos_rows, "SPILL_SLACK", 1000)  # the buffer's file is written afresh now and then
+    draw, kills, rounds = random.Random(overflow), 0, 0
+    while kills < 20:
+        rounds += 1
+        out = tmp_path / f"killed{rounds}"
+        argv = ["--dataset", str(corpus), "--out_dir", str(out), *SMALL, "--seq_len", "64", "--buffer_docs", "40"]
+        argv += [*map(str, flags), "--resume"]
+        while True:
+            if draw.random() < 0.2:  # a moment in time rather than an operation
+                pid = forked(lambda a=argv: prepare_bos_rows.main(a))
+                time.sleep(draw.uniform(0.0, 0.3))
+                os.kill(pid, signal.SIGKILL)
+            else:
+                operation = draw.randrange(1, 90)
+                pid = forked(lambda a=argv, n=operation: die_at(n, a))
+            status = os.waitpid(pid, 0)[1]
+            if not os.WIFSIGNALED(status):
+                assert os.WEXITSTATUS(status) == 0
+                break
+            kills += 1
+        meta = shards.read_meta(out)
+        assert files_of(out) == files_of(tmp_path / "whole")  # and no packer_buffer_*.tmp is left
+        same = "fingerprint token_account packing_report crop_fraction mul_token_counts docs_processed".split()
+        assert {k: meta[k] for k in same} == {k: whole[k] for k in same}
+
+
+def test_state_restores_the_buffer_at_any_document(tmp_path, monkeypatch):
+    """The rows after a restart between any two portions: a new RowTrain made of the state goes on as the old one."""
+    monkeypatch.setattr(prepare_bos_rows, "SPILL_SLACK", 300)
+    draw = np.random.default_rng(2)
+    documents = documents_of(draw.choice([3, 9, 16, 17, 18, 40, 200], 500).tolist())
+    for overflow in OVERFLOWS:
+        expected, fields = pack(documents, 17, 30, overflow)
+        folder = tmp_path / overflow
+        folder.mkdir()
+        state, writer, largest = {}, Collector(), 0
+        for portion in np.array_split(np.arange(len(documents)), 60):
+            train = prepare_bos_rows.RowTrain(arguments(str(folder), 17, 30, overflow))
+            train.restore(json.loads(json.dumps(state)))
+            for half in np.array_split(portion, 2):
+                batch = [documents[i] for i in half]
+                lengths = np.array([len(document) for document in batch])
+                train.add(writer, np.concatenate(batch), lengths, lengths)
+                state = train.state()
+            with open(max(folder.glob("packer_buffer_*.tmp")), "ab") as f:  # what a kill may leave behind
+                f.write(b"garbage")
+            assert len(list(folder.glob("packer_buffer_*.tmp"))) <= 2
+            largest = max(largest, *(path.stat().st_size for path in folder.glob("packer_buffer_*.tmp")))
+        writer.state["tokens_read"] = sum(map(len, documents))
+        resumed = train.finish(writer)
+        assert np.array_equal(np.concatenate(writer.ids).reshape(-1, 17), expected)
+        assert resumed == fields
+        assert state["spill"] >= 2 and largest < 300 + 4 * 30 * 2 * 17  # the file stays within a few buffers
+
+
+def test_resume_refuses_other_rows(corpus, tmp_path, monkeypatch):
+    """--resume with another seq_len, overflow or buffer, or without the buffer's file: refused, nothing mixed."""
+    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
+    argv = ["--dataset", str(corpus), "--out_dir", str(tmp_path / "d"), *SMALL]
+    argv += ["--seq_len", "64", "--buffer_docs", "40"]
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    assert os.WIFSIGNALED(os.waitpid(forked(lambda: die_at(30, argv)), 0)[1])
+    assert "--resume" in sentence_of(corpus, tmp_path / "d")
+    message = sentence_of(corpus, tmp_path / "d", "--resume", "--seq_len", 32)
+    assert "seq_len was 64, now 32" in message
+    assert "overflow was 'crop', now 'split'" in sentence_of(corpus, tmp_path / "d", "--resume", "--overflow", "split")
+    assert "buffer_docs was 40, now 41" in sentence_of(corpus, tmp_path / "d", "--resume", "--buffer_docs", 41)
+    with pytest.raises(ValueError, match="--resume"):
+        shards.open_dataset(tmp_path / "d")
+    buffers = list((tmp_path / "d").glob("packer_buffer_*.tmp"))
+    saved = [path.read_bytes() for path in buffers]
+    for path in buffers:
+        path.unlink()
+    assert "is missing or shorter than recorded" in sentence_of(corpus, tmp_path / "d", "--resume")
+    for path, data in zip(buffers, saved, strict=True):
+        path.write_bytes(data)
+    prepare(corpus, tmp_path / "d", "--resume", "--batch_docs", 9)  # which changes no row
+    prepare(corpus, tmp_path / "whole")
+    assert files_of(tmp_path / "d") == files_of(tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# refusals
+
+
+def test_bad_flags_are_one_sentence(corpus, tmp_path):
+    """Each fault stops with one sentence that names the flag, and leaves no dataset."""
+    for flags, expected in ((("--seq_len", 0), "--seq_len must be 1 or more"),
+                            (("--buffer_docs", 0), "--buffer_docs must be 1 or more"),
+                            (("--batch_docs", 0), "--batch_docs must be 1 or more"),
+                            (("--shard_rows", -1), "--shard_rows must be 0 or more"),
+                            (("--shard_tokens", 60), "less than one row of 65 tokens"),
+                            (("--num_proc", 0), "--num_proc must be 1 or more"),
+                            (("--seq_len", 10**6, "--shard_rows", 1), "lower --seq_len")):
+        assert expected in sentence_of(corpus, tmp_path / "d", *flags)
+        assert not (tmp_path / "d" / "meta.json").exists()
+        shutil.rmtree(tmp_path / "d", ignore_errors=True)
+    for flags in (("--overflow", "wrap"), ("--nonsense", 1)):
+        with pytest.raises(SystemExit) as stopped:
+            prepare(corpus, tmp_path / "d", *flags)
+        assert stopped.value.code == 2
+
+
+def test_damaged_rows_are_refused(corpus, tmp_path):
+    """Rows that would shift every target: another seq_len, no BOS in front, a file that holds half a row."""
+    prepare(corpus, tmp_path / "d")
+    files, _ = shards.open_dataset(tmp_path / "d")
+    for wrong in (63, 65, 128):
+        with pytest.raises(ValueError, match=rf"--seq_len 64, not {wrong}: pass --seq_len 64, or run prepare_bos_rows"):
+            files.n_sequences(wrong)
+    path = tmp_path / "d" / "train_000000.bin"
+    data = path.read_bytes()
+    path.write_bytes(data[: 65 * 2 * 3] + b"\x05\x00" + data[65 * 2 * 3 + 2 :])
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        shards.open_dataset(tmp_path / "d")
+    with pytest.raises(ValueError, match=r"row 3 of .* does not start with BOS \(50256\): prepare the rows again"):
+        shards.open_dataset(tmp_path / "d", verify=False)
+    path.write_bytes(data[:-20])
+    with pytest.raises(ValueError, match="truncated or edited"):
+        shards.open_dataset(tmp_path / "d", verify=False)
+    meta = json.loads((tmp_path / "d" / "meta.json").read_text())
+    next(record for record in meta["data_files"] if record["name"] == path.name)["tokens"] -= 10
+    (tmp_path / "d" / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="not a multiple of row_tokens 65: prepare the rows again"):
+        shards.open_dataset(tmp_path / "d", verify=False)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# training on rows
+
+
+def test_every_row_once_per_epoch(corpus, tmp_path):
+    """Share of rows read exactly once per epoch, over steps that do not divide an epoch: must be 1."""
+    prepare(corpus, tmp_path / "d", "--shard_rows", 60)
+    files, _ = shards.open_dataset(tmp_path / "d")
+    rows, n, per_step = rows_of(tmp_path / "d"), files.n_sequences(64), 7
+    assert n == len(rows) and n % per_step and len(files.paths) > 2
+    loader = data_order.StepLoader(files, seq_len=64, sequences_per_step=per_step, seed=0, num_workers=0)
+    read = np.concatenate([loader.next_step()["tokens"].numpy() for _ in range(2 * n // per_step + 1)])
+    for epoch in range(2):
+        part = read[epoch * n : (epoch + 1) * n]
+        assert np.array_equal(part[np.lexsort(part.T[::-1])], rows[np.lexsort(rows.T[::-1])])
+
+
+def test_trainer_reads_rows(corpus, tmp_path, monkeypatch):
+    """x = row[:-1] and y = row[1:], (B, T), no row twice; what an epoch leaves unread is in the record."""
+    prepare(corpus, tmp_path / "d", "--overflow", "split", "--max_docs", 45)
+    rows = rows_of(tmp_path / "d")
+    assert len(rows) % 16
+    seen, forward = [], train_gpt.GPT.forward
+
+    def spy(self, idx, targets=None, **how):
+        if self.training:
+            seen.append((idx.clone(), targets.clone()))
+        return forward(self, idx, targets, **how)
+
+    monkeypatch.setattr(train_gpt.GPT, "forward", spy)
+    steps = len(rows) // 16
+    out = tmp_path / "run"
+    threads = torch.get_num_threads()
+    argv = (f"--data_dir {tmp_path / 'd'} --out_dir {out} --seq_len 64 --micro_batch_size 4 --total_batch_tokens 1024 "
+            f"--max_train_steps {steps} --n_layer 1 --n_head 1 --n_embd 16 --eval_every {steps} --val_tokens 2000 "
+            "--save_every 0 --device cpu").split()
+    assert train_gpt.main([*argv, "--results_csv", ""]) == 0
+    torch.set_num_threads(threads)
+    assert {x.shape for x, _ in seen} == {y.shape for _, y in seen} == {(4, 64)}
+    x, y = (torch.cat(part).numpy() for part in zip(*seen, strict=True))
+    assert (x[:, 0] == shards.BOS_ID).all() and np.array_equal(x[:, 1:], y[:, :-1])
+    read = Counter(np.append(a, b[-1]).astype(np.uint16).tobytes() for a, b in zip(x, y, strict=True))
+    assert len(x) == 16 * steps and not read - Counter(row.tobytes() for row in rows)
+    data = runs.read_run(out)["config"]["data"]
+    assert data["sequences"] == len(rows) and data["unique_tokens"] == 16 * steps * 64
+    assert data["epochs"] == 16 * steps / len(rows) < 1 and data["format"] == "bos_row_packed_bestfit"
+    assert data["crop_fraction"] == shards.read_meta(tmp_path / "d")["crop_fraction"]
+    assert f"{16 * steps * 64:,} unique tokens, {data['epochs']:.3f} epochs" in (out / "log.txt").read_text()
+    with pytest.raises(ValueError, match="were packed for --seq_len 64, not 32: pass --seq_len 64"):
+        train_gpt.main([*argv, "--results_csv", "", "--seq_len", "32", "--out_dir", str(tmp_path / "other")])
