@@ -45,7 +45,8 @@ def main():
     differs = [k for k in flags[0] if k not in IGNORED and len({str(f.get(k)) for f in flags}) > 1]
     arms: dict[str, list] = {}
     for (_, run), f in zip(read, flags, strict=True):
-        label = ", ".join(Path(str(f[k])).name if k == "data_dir" else f"{k} {f[k]}" for k in differs) or args.runs[0].name
+        label = ", ".join(Path(str(f[k])).name if k == "data_dir" else f"{k} {f[k]}" for k in differs)
+        label = label or args.runs[0].name
         arms.setdefault(label, []).append(run)
     print("| arm | seeds | final train loss | val loss | val bits/byte | bos view bits/byte | tokens/s |")
     print("|---|---|---:|---:|---:|---:|---:|")
