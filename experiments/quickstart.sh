@@ -29,7 +29,7 @@ train() { # arm seed
         --save_every 220 --log_every 40 --sample_every 440 --sample_tokens 60 --results_csv "$out/results.csv"
 }
 export OMP_NUM_THREADS=1 # two runs side by side on one thread each finish sooner than one after the other on two
-trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 pairs=("baseline 0 mul_tokens 0" "bos_rows 0 baseline 1" "mul_tokens 1 bos_rows 1")
 for pair in "${pairs[@]}"; do
     set -- $pair

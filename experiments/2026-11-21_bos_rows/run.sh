@@ -31,7 +31,7 @@ train() { # arm seed
     echo "$1, seed $2: $(tail -n 1 "$out/$1_s$2.out")"
 }
 export OMP_NUM_THREADS=1
-trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 for seed in $seeds; do
     for pair in "stream crop" "split requeue"; do
         set -- $pair
