@@ -25,11 +25,11 @@ prepare bos_rows prepare_bos_rows.py --seq_len 64 --overflow requeue
 train() { # arm seed
     "$PYTHON" train_gpt.py --data_dir "$out/data_$1" --out_dir "$out/$1_s$2" --resume auto --seed "$2" \
         --n_layer 2 --n_head 4 --n_embd 64 --seq_len 64 --micro_batch_size 8 --total_batch_tokens 512 \
-        --max_train_steps 360 --optimizer muon --learning_rate 0.01 --schedule trapezoid --warmup_iters 20 \
-        --warmdown_iters 180 --learning_rate_decay_frac 0.05 --eval_every 180 --eval_batch_size 32 --val_tokens 12000 \
-        --save_every 180 --log_every 40 \
-        --hellaswag_every 360 --hellaswag_data synthetic:400 --ewok_every 360 --ewok_data synthetic:440 \
-        --sample_every 360 --sample_tokens 60 --results_csv "$out/results.csv"
+        --max_train_steps 300 --optimizer muon --learning_rate 0.01 --schedule trapezoid --warmup_iters 20 \
+        --warmdown_iters 150 --learning_rate_decay_frac 0.05 --eval_every 150 --eval_batch_size 32 --val_tokens 12000 \
+        --save_every 150 --log_every 40 \
+        --hellaswag_every 300 --hellaswag_data synthetic:400 --ewok_every 300 --ewok_data synthetic:440 \
+        --sample_every 300 --sample_tokens 60 --results_csv "$out/results.csv"
 }
 export OMP_NUM_THREADS=1 # two runs side by side on one thread each finish sooner than one after the other on two
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
