@@ -40,6 +40,7 @@ ARCHS = ("gpt2", "speedrun")
 GATES = ("none", "headwise", "elementwise", "const")
 GATE_POSITIONS = ("sdpa", "value")
 GATE_ACTIVATIONS = ("sigmoid", "ns_sigmoid")
+GATE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 IGNORE = -100  # a target that is not scored, as in F.cross_entropy
 
 # Rows of logits alive at once. CPU: 1.41, 1.31, 1.29, 1.27 CPU-s for 128, 256, 512, 1024 of them (measured, 1 thread,
@@ -992,8 +993,11 @@ class GPT(nn.Module):
     def gate_stats(self, idx) -> list[dict]:
         """Whether the intervention is active, per layer, on a small batch idx (B, T), T >= 2.
 
-        gate_mean, gate_share_below_0.1 (absent without a gate); first_token_attention: the attention probability on
-        position 0, mean over rows, heads and the queries after it. Scores are formed one row of the batch at a time."""
+        gate_mean, gate_share_below_0.1 and gate_quantiles (of GATE_QUANTILES), all absent without a gate;
+        first_token_attention: the attention probability on position 0, mean over rows, heads and the queries after it;
+        largest_activation: the largest magnitude in the residual stream behind the layer. A sink on the first token
+        and massive activations are what gating the SDPA output is said to remove (Qiu et al., arXiv:2505.06708).
+        Scores are formed one row of the batch at a time."""
         if idx.size(1) < 2:
             raise ValueError("attention on the first token needs at least 2 tokens per row; pass a longer batch")
         x, rope = self.embed(idx)
@@ -1011,8 +1015,12 @@ class GPT(nn.Module):
             if g is not None:
                 layer["gate_mean"] = g.float().mean().item()
                 layer["gate_share_below_0.1"] = (g < 0.1).float().mean().item()
-            stats.append(layer)
+                ordered = g.float().flatten().sort().values  # torch.quantile refuses more than 2**24 values
+                at = [round(q * (len(ordered) - 1)) for q in GATE_QUANTILES]
+                layer["gate_quantiles"] = ordered[at].tolist()
             x = block(x, rope)
+            layer["largest_activation"] = x.abs().max().item()
+            stats.append(layer)
         return stats
 
     def num_params(self) -> dict[str, int]:

@@ -476,7 +476,8 @@ def test_compiled_equals_eager(arch):
 @pytest.mark.parametrize("arch", m.ARCHS)
 @pytest.mark.parametrize("gate", m.GATES)
 def test_gate_stats(arch, gate):
-    """Per layer: gate mean, share below 0.1, first-token attention share, beside their definitions; no trace left."""
+    """Per layer: gate mean, quantiles, share below 0.1, first-token attention share, largest activation, beside their
+    definitions; no trace left."""
     net = lively(GPTConfig(**TINY, arch=arch, attn_gate=gate))
     with torch.no_grad():
         for block in net.transformer["h"]:
@@ -489,12 +490,16 @@ def test_gate_stats(arch, gate):
     seen = []
     watch = lambda attn, args, out: seen.append((attn, args))
     hooks = [block.attn.register_forward_hook(watch) for block in net.transformer["h"]]
+    largest = []
+    hooks += [block.register_forward_hook(lambda _, args, out: largest.append(out.abs().max().item()))
+              for block in net.transformer["h"]]
     with torch.no_grad():
         net(idx)
     for hook in hooks:
         hook.remove()
     stats = net.gate_stats(idx)
     assert len(stats) == 2 and net(idx, targets).item() == before and all(p.grad is None for p in net.parameters())
+    assert [layer["largest_activation"] for layer in stats] == pytest.approx(largest, abs=1e-5)
     for layer, (attn, (x, rope, _)) in zip(stats, seen, strict=True):
         with torch.no_grad():
             g = attn.gate_values(x)
@@ -505,8 +510,10 @@ def test_gate_stats(arch, gate):
             share = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v, is_causal=True)[:, :, 1:]
         assert layer["first_token_attention"] == pytest.approx(share.mean().item(), abs=1e-6)
         if gate == "none":
-            assert set(layer) == {"first_token_attention"}
+            assert set(layer) == {"first_token_attention", "largest_activation"}
         else:
+            exact = torch.quantile(g.float(), torch.tensor(m.GATE_QUANTILES), interpolation="nearest")
+            assert layer["gate_quantiles"] == pytest.approx(exact.tolist(), abs=1e-6)
             assert layer["gate_mean"] == pytest.approx(g.mean().item(), abs=1e-6)
             below = (g < 0.1).float().mean().item()
             assert layer["gate_share_below_0.1"] == pytest.approx(below, abs=1e-6) and below > 0.02
