@@ -60,17 +60,23 @@ def plot_curves(curves: dict[str, list[list[tuple[float, float]]]], x_label: str
     if not drawn:
         return None
     (axis,), save = canvas(5.6, 3.6)
+    draw_curves(axis, drawn)
+    axis.set(xlabel=x_label, ylabel=y_label)
+    axis.legend(frameon=False)
+    return save()
+
+
+def draw_curves(axis, drawn: dict[str, np.ndarray]) -> None:
+    """Mean and band of each arm on one axis; drawn: arm -> (seeds, points, 2)."""
     for i, (arm, points) in enumerate(drawn.items()):
         (colour, line, marker), x, y = STYLES[i % len(STYLES)], points[..., 0].mean(0), points[..., 1]
         axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.18, linewidth=0)
         axis.plot(x, y.mean(0), color=colour, linestyle=line, marker=marker, markersize=4, linewidth=1.6,
                   markevery=max(1, len(x) // 12), label=f"{arm} ({len(y)} seed{'s' * (len(y) > 1)})")
     # the drop of the first quarter would flatten the rest
-    late = np.concatenate([p[:, p.shape[1] // 4:, 1].ravel() for p in drawn.values()])
+    late = np.concatenate([p[:, max(p.shape[1] // 4, p.shape[1] > 2):, 1].ravel() for p in drawn.values()])
     margin = 0.08 * (late.max() - late.min() or 1)
-    axis.set(xlabel=x_label, ylabel=y_label, ylim=(late.min() - margin, late.max() + margin))
-    axis.legend(frameon=False)
-    return save()
+    axis.set(ylim=(late.min() - margin, late.max() + margin))
 
 
 def plot_pairs(pairs: dict, mean: tuple | None, x_label: str, mean_label: str) -> bytes | None:

@@ -1,11 +1,12 @@
-"""keep_results.py keeps what compare_runs.py reads of finished runs: small files that go into git, as a run's folder does not.
+"""keep_results.py keeps what compare_runs.py reads of finished runs, in files small enough for git.
 
     python experiments/keep_results.py 'experiments/runs/gating/*_s*' --out experiments/2026-11-21_gating/runs
     python compare_runs.py --runs 'experiments/2026-11-21_gating/runs/*' --group_by attn_gate
 
 Per run, under the same name: config.json, summary.json, scalars.jsonl (of the training records the fields that are
-compared), benchmark scores, GSM8K results, and the checksum of every step's tokens. About 30 kB for 100 steps. Weights,
-code, per-item records and logs stay behind; folders of absolute paths and the host's name are left out.
+compared), the last scores per document, benchmark scores, GSM8K results, and the checksum of every step's tokens: about
+30 kB for 100 steps. Weights, code, records per item and logs stay behind; folders of absolute paths and the host's name
+are left out.
 """
 
 import argparse
@@ -56,6 +57,8 @@ def keep(run: Path, out: Path) -> int:
         wanted = ("type", *compare_runs.TRAIN_FIELDS)
         short = [{k: r[k] for k in wanted if k in r} if r.get("type") == "train" else r for r in records]
         (new / "scalars.jsonl").write_text(lines(short))
+        for path in sorted(run.glob("val_documents_*.npz"))[-1:]:
+            shutil.copy(path, new)
         (new / "exposures").mkdir()
         for path in sorted((run / "exposures").glob("*.jsonl")):
             steps = ({k: r[k] for k in ("step", "checksum")} for r in map(json.loads, path.open()))

@@ -4,10 +4,11 @@
     for s in 0 1 2; do echo "train_gpt.py --data_dir D --out_dir experiments/runs/x_s$s --seed $s"; done |
         python experiments/sweep.py -
 
-One command per line: a script of this repo (a leading `python` may stand) with its flags, among them --out_dir; `#` begins
-a comment. A run is finished when its folder holds summary.json. `--resume auto` is added where --resume is not given, so
-whatever was interrupted (ctrl-C, SIGTERM, a crash, no power) continues at its last checkpoint when the sweep is started
-again. Output goes to <out_dir>.out, whose first line is the command. To use two cores, start two sweeps on two lists.
+One command per line: a script of this repo (a leading `python` may stand) with its flags, among them --out_dir; `#`
+begins a comment; relative paths start at the repo. A run is finished when its folder holds summary.json. `--resume
+auto` is added where --resume is not given, so what was interrupted (ctrl-C, SIGTERM, a crash, no power) continues at
+its last checkpoint when the sweep is started again. Output goes to <out_dir>.out, whose first line is the command. To
+use two cores, start two sweeps on two lists.
 """
 
 import argparse

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# AdamW, the Muon hybrid and Muon everywhere, on both architectures: stage 1 gives each of the six its own grid of learning
+# rates (seed 0), stage 2 trains each at its best one on 4 fresh seeds. Two runs at a time, one thread each; about 40
+# minutes. Resumable: finished runs are skipped.
+#   bash experiments/2026-11-21_optimizers/run.sh <edu_web.parquet> <books.parquet>
+# DTYPE=float32 for a CPU that has no native bfloat16 (half as fast as bfloat16 on one that has).
+set -euo pipefail
+edu_web="$(realpath "${1:?give the path of edu_web.parquet}")"
+books="$(realpath "${2:?give the path of books.parquet}")"
+source "$(dirname "${BASH_SOURCE[0]}")/../venv.sh" ""  # the argument names extras; without one ours would be taken
+here=experiments/2026-11-21_optimizers  # venv.sh leaves us in the repo's root
+out=experiments/runs/optimizers
+stages="${STAGES:-grid best}"
+mkdir -p "$out"
+[ -e "$out/data/meta.json" ] || "$PYTHON" prepare_fineweb.py --dataset "$edu_web" "$books" --val_fraction 0.003 \
+    --num_proc 2 --resume --out_dir "$out/data"
+
+run() { # stage, architecture, optimizer, learning rate, seed
+    echo "train_gpt.py --data_dir $out/data --out_dir $out/$1/$2_$3_lr$4_s$5 --arch $2 --optimizer $3 --learning_rate $4" \
+        "--seed $5 --n_layer 6 --n_head 4 --n_embd 128 --seq_len 256 --micro_batch_size 8 --total_batch_tokens 2048" \
+        "--max_train_steps 100 --schedule trapezoid --warmup_iters 10 --warmdown_iters 30" \
+        "--learning_rate_decay_frac 0.05 --eval_every 20 --eval_batch_size 8 --val_tokens 15000 --save_every 50" \
+        "--keep_last 1 --log_every 0 --dtype ${DTYPE:-bfloat16} --results_csv $out/$1.csv --notes optimizers_$1"
+}
+grid() { # architecture, optimizer, learning rates
+    for lr in "${@:3}"; do run grid "$1" "$2" "$lr" 0; done
+}
+{
+    grid gpt2 adamw 0.001 0.002 0.004 0.008
+    grid gpt2 muon 0.0025 0.005 0.01 0.02
+    grid gpt2 muon_all 0.005 0.01 0.02 0.04
+    grid speedrun adamw 0.001 0.002 0.004 0.008
+    grid speedrun muon 0.0025 0.005 0.01 0.02
+    grid speedrun muon_all 0.005 0.01 0.02 0.04
+} > "$out/grid.txt"
+# the best of stage 1; the seeds that follow took no part in choosing them
+best="gpt2:adamw:0.004 gpt2:muon:0.02 gpt2:muon_all:0.04 speedrun:adamw:0.008 speedrun:muon:0.02 speedrun:muon_all:0.04"
+for seed in 1 2 3 4; do
+    for one in $best; do
+        IFS=: read -r arch optimizer lr <<< "$one"
+        run best "$arch" "$optimizer" "$lr" "$seed"
+    done
+done > "$out/best.txt"
+
+export OMP_NUM_THREADS=1
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+for stage in $stages; do
+    echo "== $stage"
+    "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 0' "$out/$stage.txt") > "$out/$stage.log" 2>&1 &
+    "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 1' "$out/$stage.txt")
+    wait $! || { tail -n 3 "$out/$stage.log"; exit 1; }
+done
