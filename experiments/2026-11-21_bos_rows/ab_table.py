@@ -13,7 +13,8 @@ import statistics
 import sys
 from pathlib import Path
 
-import runs
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import runs  # noqa: E402
 
 ARMS = ("stream", "crop", "split", "requeue")
 VIEWS = {"stream view": "val_bits_per_byte", "bos view": "val_bits_per_byte_bos"}
@@ -56,59 +57,68 @@ def paired(a: dict, b: dict, field: str) -> dict | None:
     return {"n": n, "mean": mean, "half_width": half, "verdict": verdict, "differences": values}
 
 
+def collect(folder: Path) -> dict:
+    """Everything that the tables say, from the runs."""
+    arms = read_arms(folder)
+    seeds = sorted({seed for found in arms.values() for seed in found})
+    one = next(iter(next(iter(arms.values())).values()))
+    results = {
+        "steps": one["summary"]["steps"], "tokens_seen": one["summary"]["tokens_seen"],
+        "parameters": one["config"]["parameters"]["total"], "val_documents": one["config"]["data"]["val_documents"],
+        "val_tokens": one["val"]["val_tokens"], "val_tokens_bos": one["val"]["val_tokens_bos"], "seeds": seeds,
+        "missing": [f"{arm}_s{seed}" for arm in ARMS for seed in seeds if seed not in arms.get(arm, {})],
+        "code_versions": len({r["config"]["code"]["code_sha256"] for found in arms.values() for r in found.values()}),
+        "arms": {}, "differences": []}
+    for arm in [arm for arm in ARMS if arm in arms]:
+        found = [arms[arm][seed] for seed in sorted(arms[arm])]
+        data = found[0]["config"]["data"]
+        values = {"train loss": [run["summary"]["final_train_loss"] for run in found]}
+        values |= {view: [run["val"][field] for run in found] for view, field in VIEWS.items()}
+        results["arms"][arm] = {k: data[k] for k in ("unique_tokens", "epochs", "tokens", "crop_fraction")} | values
+    for base in ("stream", "crop"):
+        for arm in ARMS[ARMS.index(base) + 1 :]:
+            if base in arms and arm in arms:
+                results["differences"] += [{"arm": arm, "base": base, "view": view,
+                                            **(paired(arms[base], arms[arm], field) or {})}
+                                           for view, field in VIEWS.items()]
+    return results
+
+
+def tables(results: dict) -> str:
+    lines = []
+    if results["code_versions"] > 1:
+        lines += [f"WARNING: the runs were made by {results['code_versions']} versions of the code.", ""]
+    if results["missing"]:
+        lines += [f"MISSING: {', '.join(results['missing'])}", ""]
+    lines += [f"{results['steps']} steps, {results['tokens_seen']:,} tokens, {results['parameters']:,} parameters, "
+              f"seeds {results['seeds']}; common val set: {results['val_documents']} documents, {results['val_tokens']:,} "
+              f"tokens in the stream view, {results['val_tokens_bos']:,} in the bos view", "",
+              "| arm | unique tokens | epochs | tokens in the data | crop fraction | train loss | "
+              + " | ".join(f"bits/byte, {view}" for view in VIEWS) + " |", "|---" + "|---:" * (5 + len(VIEWS)) + "|"]
+    for arm, r in results["arms"].items():
+        crop = "N/A" if r["crop_fraction"] is None else f"{r['crop_fraction']:.1%}"
+        spreads = [f"{statistics.mean(v):.4f}" + (f" ± {statistics.stdev(v):.4f}" if len(v) > 1 else "")
+                   for v in (r["train loss"], *(r[view] for view in VIEWS))]
+        lines.append(f"| {arm} | {r['unique_tokens']:,} | {r['epochs']:.3f} | {r['tokens']:,} | {crop} | "
+                     + " | ".join(spreads) + " |")
+    lines += ["", "Paired differences in bits/byte, 95 % intervals; less is better.", "",
+              "| difference | pairs | " + " | ".join(f"{view} | verdict" for view in VIEWS) + " |",
+              "|---|---:" + "|---:|---" * len(VIEWS) + "|"]
+    for first in range(0, len(results["differences"]), len(VIEWS)):
+        both = results["differences"][first : first + len(VIEWS)]
+        cells = [f"{d['mean']:+.4f} ± {d['half_width']:.4f} | {d['verdict']}" if "mean" in d
+                 else "N/A | inconclusive (fewer than two pairs)" for d in both]
+        lines.append(f"| {both[0]['arm']} - {both[0]['base']} | {both[0].get('n', 0)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=Path, help="where run.sh put the runs")
     p.add_argument("--json", type=Path, help="file for the numbers (default: none)")
     args = p.parse_args()
-    arms = read_arms(args.folder)
-    seeds = sorted({seed for found in arms.values() for seed in found})
-    missing = [f"{arm}_s{seed}" for arm in ARMS for seed in seeds if seed not in arms.get(arm, {})]
-    codes = {run["config"]["code"]["code_sha256"] for found in arms.values() for run in found.values()}
-    if len(codes) > 1:
-        print(f"WARNING: the runs were made by {len(codes)} versions of the code.\n")
-    if missing:
-        print(f"MISSING: {', '.join(missing)}\n")
-    one = next(iter(next(iter(arms.values())).values()))
-    print(f"{one['summary']['steps']} steps, {one['summary']['tokens_seen']:,} tokens, "
-          f"{one['config']['parameters']['total']:,} parameters, seeds {seeds}; common val set: "
-          f"{one['config']['data']['val_documents']} documents, {one['val']['val_tokens']:,} tokens in the stream "
-          f"view, {one['val']['val_tokens_bos']:,} in the bos view\n")
-
-    results = {"steps": one["summary"]["steps"], "tokens_seen": one["summary"]["tokens_seen"], "seeds": seeds,
-               "missing": missing, "arms": {}, "differences": []}
-    print("| arm | unique tokens | epochs | tokens in the data | crop fraction | train loss | "
-          + " | ".join(f"bits/byte, {view}" for view in VIEWS) + " |")
-    print("|---" + "|---:" * (5 + len(VIEWS)) + "|")
-    for arm in ARMS:
-        if arm not in arms:
-            continue
-        found = [arms[arm][seed] for seed in sorted(arms[arm])]
-        data = found[0]["config"]["data"]
-        values = {"train loss": [run["summary"]["final_train_loss"] for run in found]}
-        values |= {view: [run["val"][field] for run in found] for view, field in VIEWS.items()}
-        crop = "N/A" if data["crop_fraction"] is None else f"{data['crop_fraction']:.1%}"
-        spreads = [f"{statistics.mean(v):.4f}" + (f" ± {statistics.stdev(v):.4f}" if len(v) > 1 else "")
-                   for v in values.values()]
-        print(f"| {arm} | {data['unique_tokens']:,} | {data['epochs']:.3f} | {data['tokens']:,} | {crop} | "
-              + " | ".join(spreads) + " |")
-        results["arms"][arm] = {k: data[k] for k in ("unique_tokens", "epochs", "tokens", "crop_fraction")} | values
-
-    print("\nPaired differences in bits/byte, 95 % intervals; less is better.\n")
-    print("| difference | pairs | " + " | ".join(f"{view} | verdict" for view in VIEWS) + " |")
-    print("|---|---:" + "|---:|---" * len(VIEWS) + "|")
-    for base in ("stream", "crop"):
-        for arm in ARMS[ARMS.index(base) + 1 :]:
-            if base not in arms or arm not in arms:
-                continue
-            cells, n = [], 0
-            for view, field in VIEWS.items():
-                d = paired(arms[base], arms[arm], field)
-                n = d["n"] if d else 0
-                cells.append(f"{d['mean']:+.4f} ± {d['half_width']:.4f} | {d['verdict']}" if d
-                             else "N/A | inconclusive (fewer than two pairs)")  # fmt: skip
-                results["differences"].append({"arm": arm, "base": base, "view": view, **(d or {})})
-            print(f"| {arm} - {base} | {n} | {' | '.join(cells)} |")
+    results = collect(args.folder)
+    print(tables(results))
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 

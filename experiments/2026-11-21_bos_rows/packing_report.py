@@ -3,22 +3,24 @@
     python experiments/2026-11-21_bos_rows/packing_report.py ../shared/data/edu_web.parquet ../shared/data/books.parquet
 
 Runs prepare_bos_rows.py as documents 000 and 001 have it (buffer 1000) into a temporary folder. Writes beside itself
-packing_report.json (a record per corpus, T and policy, with the report by decile of rows of its meta.json),
-packing_report.md (the table) and packing_report.png (crop fraction against position). Takes about a minute.
+packing_report.json (a record per corpus, T and policy, with the report by decile of rows of its meta.json) and
+packing_report.png (crop fraction against position), and prints the table. Takes about a minute.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-import prepare_bos_rows
-import prepare_fineweb
-import shards
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import prepare_bos_rows  # noqa: E402
+import prepare_fineweb  # noqa: E402
+import shards  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 OVERFLOWS = ("crop", "split", "requeue")
@@ -105,9 +107,8 @@ def main():
     records = []
     for path in args.corpora:
         records += measure(path, args.seq_len, args.buffer_docs)
-    rounded = json.loads(json.dumps(records), parse_float=lambda x: round(float(x), 6))
+    rounded = json.loads(json.dumps(records), parse_float=lambda x: round(float(x), 9))
     (HERE / "packing_report.json").write_text("[\n" + ",\n".join(map(json.dumps, rounded)) + "\n]\n")
-    (HERE / "packing_report.md").write_text(table(records) + "\n")
     draw(records, HERE / "packing_report.png")
     print(table(records))
 

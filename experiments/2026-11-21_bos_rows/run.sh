@@ -43,4 +43,5 @@ for seed in $seeds; do
     done
 done
 
-"$PYTHON" "$here/ab_table.py" "$out" --json "$here/ab_results.json" | tee "$here/ab_table.md"
+"$PYTHON" "$here/ab_table.py" "$out" --json "$here/ab_results.json"
+"$PYTHON" "$here/table.py" | tee "$here/table.md"
