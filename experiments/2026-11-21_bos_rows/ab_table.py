@@ -91,8 +91,8 @@ def tables(results: dict) -> str:
     if results["missing"]:
         lines += [f"MISSING: {', '.join(results['missing'])}", ""]
     lines += [f"{results['steps']} steps, {results['tokens_seen']:,} tokens, {results['parameters']:,} parameters, "
-              f"seeds {results['seeds']}; common val set: {results['val_documents']} documents, {results['val_tokens']:,} "
-              f"tokens in the stream view, {results['val_tokens_bos']:,} in the bos view", "",
+              f"seeds {results['seeds']}; common val set: {results['val_documents']} documents, "
+              f"{results['val_tokens']:,} tokens in the stream view, {results['val_tokens_bos']:,} in the bos view", "",
               "| arm | unique tokens | epochs | tokens in the data | crop fraction | train loss | "
               + " | ".join(f"bits/byte, {view}" for view in VIEWS) + " |", "|---" + "|---:" * (5 + len(VIEWS)) + "|"]
     for arm, r in results["arms"].items():
