@@ -186,8 +186,10 @@ def parse(name: str, content: bytes) -> list[tuple[str, object]]:
         wrong = "it is not UTF-8 text"
     except csv.Error:
         wrong = "it is not a csv file"
-    except ValueError:  # JSON; `wrong` says where
+    except (ValueError, RecursionError):  # JSON; `wrong` says where
         pass
+    if not rows and not wrong:
+        wrong = "it has no items"
     if wrong:
         raise ValueError(f"{name} cannot be read, {wrong}: correct or replace it.")
     return rows
@@ -208,6 +210,8 @@ def check(rows: list[tuple[str, object]], source: str) -> list[dict]:
         for name in ("Domain", *TEXT_FIELDS):
             if not isinstance(columns[name.lower()], str) or not columns[name.lower()].strip():
                 raise ValueError(f"{where} has an empty {name}: correct or remove it.")
+            if re.search("[\ud800-\udfff]", columns[name.lower()]):
+                raise ValueError(f"{where} has half a character (a lone surrogate) in {name}: correct or remove it.")
         domain = re.sub(r"[\s_]+", "-", columns["domain"].strip())
         domain = domain.lower() if domain.lower() in DOMAINS else columns["domain"].strip()
         if not re.fullmatch(r"[\w-]{1,40}", domain):
@@ -236,6 +240,23 @@ def trees(items: list[dict], bos: bool) -> list[tuple[list[int], list[list[int]]
     pieces = [piece.tolist() for piece in np.split(ids, np.cumsum(lengths)[:-1])]
     start = [shards.BOS_ID] * bos
     return [(start + pieces[i + k], pieces[i + 2 : i + 4]) for i in range(0, 4 * len(items), 4) for k in (0, 1)]
+
+
+def check_length(items: list[dict], block_size: int) -> None:
+    """ValueError when a model of this block_size cannot score a target: what a trainer wants to know before step 1."""
+    most = max(len(item[name].encode()) for item in items for name in ("Target1", "Target2")) + 1  # bytes: >= tokens
+    if most > block_size:
+        refuse_long(items, trees(items, True), block_size)
+
+
+def refuse_long(items: list[dict], queue: list[tuple], block_size: int) -> None:
+    long = {item["id"]: n for item, (_, endings) in zip(items, queue[::2], strict=True)
+            if (n := max(map(len, endings))) > block_size}
+    if long:
+        name, longest = max(long.items(), key=lambda pair: pair[1])
+        raise ValueError(f"{len(long)} of {len(items)} items have a target longer than the model's block_size of "
+                         f"{block_size} (item {name}: {longest} tokens): take a model with a block_size of at least "
+                         f"{longest}, or leave those items out.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -318,10 +339,7 @@ def score_items(model, items, bos, batch_size, autocast, stop, bar) -> list[tupl
     """Per item: its record, and per score how many comparisons were equal and the mean lead of the left side. None when
     asked to stop."""
     queue, limit = trees(items, bos), model.config.block_size
-    for item, (_, endings) in zip(items, queue[::2], strict=True):
-        if (longest := max(map(len, endings))) > limit:
-            raise ValueError(f"item {item['id']} has a target of {longest} tokens, but the model's block_size is "
-                             f"{limit}: leave the item out, or evaluate a model with a longer block_size.")
+    refuse_long(items, queue, limit)
     # Where C1 is C2 it is scored once, so that equal text has equal bits and counts as a tie
     same = [queue[i] == queue[i + 1] for i in range(0, len(queue), 2)]
     once = [tree for i, tree in enumerate(queue) if i % 2 == 0 or not same[i // 2]]
@@ -441,6 +459,8 @@ def main(argv=None) -> int:
             parser.error(f"--{name} {getattr(args, name)}: give 0 or more.")
     procs = runs.start_processes(args.device)
     try:
+        if args.out:
+            procs.on_main(lambda: runs.make_folder(args.out, "--out"))
         folder, step, _ = runs.resolve_checkpoint(args.checkpoint, lambda text: print(text, file=sys.stderr))
         items = procs.on_main(lambda: load(args.data, args.max_examples))
         stop = runs.StopRequest()
@@ -461,7 +481,6 @@ def main(argv=None) -> int:
                   f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, {metrics['seconds']:.1f} s, "
                   f"chance 0.5000\n{table(metrics)}")
             if args.out:
-                Path(args.out).mkdir(parents=True, exist_ok=True)
                 write_records(args.out, step or 0, result, runs.now())
                 print(f"records of step {step or 0} are in {args.out}")
     finally:

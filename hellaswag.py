@@ -131,12 +131,13 @@ def read_rows(path: Path) -> list:
         raise FileNotFoundError(f"--data {path} is not a file: {fix}")
     rows = []
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as f:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as f:
             for number, line in enumerate(f, 1):
                 try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number} is not JSON ({error.msg}): {fix}") from error
+                    rows += [json.loads(line)] if line.strip() else []
+                except (json.JSONDecodeError, RecursionError) as error:
+                    why = getattr(error, "msg", "nested too deeply")
+                    raise ValueError(f"{path}, line {number} is not JSON ({why}): {fix}") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): {fix}") from error
     return rows
@@ -160,6 +161,9 @@ def check(rows: list, source) -> list[dict]:
             raise ValueError(f"{where} does not have 4 endings: {fix}")
         if empty := [i for i, ending in enumerate(endings) if not clean(ending).strip()]:
             raise ValueError(f"{where} has an empty ending ({empty[0]}): {fix}")
+        texts = row["activity_label"], row["ctx_a"], row["ctx_b"], row["ctx"], *endings
+        if re.search("[\ud800-\udfff]", "".join(texts)):
+            raise ValueError(f"{where} has half a character (a lone surrogate), which no tokenizer reads: {fix}")
         if str(label) not in ("0", "1", "2", "3"):  # the hub's copy has the label as text, and none in its test split
             raise ValueError(f"{where} has label {label!r}, but a label is 0, 1, 2 or 3: {fix}")
         # `ind` alone is not unique: it starts again with the second source
@@ -205,6 +209,23 @@ def trees(items: list[dict], text: str, bos: bool) -> list[tuple[list[int], list
         [piece for context, follows in rendered for piece in (context, *follows)])
     pieces = [piece.tolist() for piece in np.split(ids, np.cumsum(lengths)[:-1])]
     return [([shards.BOS_ID] * bos + pieces[i], pieces[i + 1 : i + 5]) for i in range(0, 5 * len(items), 5)]
+
+
+def check_length(items: list[dict], block_size: int) -> None:
+    """ValueError when a model of this block_size cannot score an ending: what a trainer wants to know before step 1."""
+    most = max(len(ending.encode()) for item in items for ending in item["endings"]) + 9  # bytes, at least the tokens
+    for text in TEXTS if most > block_size else ():
+        refuse_long(items, trees(items, text, True), block_size)
+
+
+def refuse_long(items: list[dict], queue: list[tuple], block_size: int) -> None:
+    long = {item["id"]: n for item, (_, endings) in zip(items, queue, strict=True)
+            if (n := max(map(len, endings))) > block_size}
+    if long:
+        name, longest = max(long.items(), key=lambda pair: pair[1])
+        raise ValueError(f"{len(long)} of {len({item['id'] for item in items})} items have an ending longer than the "
+                         f"model's block_size of {block_size} (item {name}: {longest} tokens): take a model with a "
+                         f"block_size of at least {longest}, or leave those items out.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -276,10 +297,7 @@ def score_items(model, items, texts, bos, batch_size, autocast, stop, bar) -> li
     wrong one. None when asked to stop."""
     queue = [tree for text in texts for tree in trees(items, text, bos)]
     limit = model.config.block_size
-    for item, (_, endings) in zip(items * len(texts), queue, strict=True):
-        if (longest := max(map(len, endings))) > limit:
-            raise ValueError(f"item {item['id']} has an ending of {longest} tokens, but the model's block_size is "
-                             f"{limit}: leave the item out, or evaluate a model with a longer block_size.")
+    refuse_long(items * len(texts), queue, limit)
     sums = sum_log_probs(model, queue, batch_size, autocast, stop, bar)
     if sums is None:
         return None
@@ -400,6 +418,8 @@ def main(argv=None) -> int:
             parser.error(f"--{name} {getattr(args, name)}: give 0 or more.")
     procs = runs.start_processes(args.device)
     try:
+        if args.out:
+            procs.on_main(lambda: runs.make_folder(args.out, "--out"))
         folder, step, _ = runs.resolve_checkpoint(args.checkpoint, lambda text: print(text, file=sys.stderr))
         items = procs.on_main(lambda: load(args.data, args.max_examples))
         stop = runs.StopRequest()
@@ -419,7 +439,6 @@ def main(argv=None) -> int:
                   f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, {metrics['seconds']:.1f} s, "
                   f"chance 0.2500\n{table(metrics)}")
             if args.out:
-                Path(args.out).mkdir(parents=True, exist_ok=True)
                 write_records(args.out, step or 0, result, runs.now())
                 print(f"records of step {step or 0} are in {args.out}")
     finally:

@@ -274,6 +274,15 @@ def fsync_path(path) -> None:
         os.close(fd)
 
 
+def make_folder(path, flag: str) -> None:
+    """Makes a folder for results, before the work that fills it. ValueError when a file is in the way or the disk says
+    no."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{flag} {path} cannot be made ({error.strerror}): name another folder.") from None
+
+
 def write_json(path, value) -> None:
     """Write a JSON file whole or not at all (temporary name, fsync, rename)."""
     path = Path(path)

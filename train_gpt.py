@@ -105,11 +105,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hellaswag_every", type=int, default=0, help="steps between HellaSwag scores; also after the last (0 = off)")
     add("--hellaswag_data", default="",
         help="jsonl, or synthetic:N ('' = synthetic for a synthetic corpus, else the official 10,042, fetched once)")
-    add("--hellaswag_max_examples", type=int, default=0, help="score the first N items (0 = all)")
+    add("--hellaswag_max_examples", type=int, default=0, help="items, spread evenly over the file (0 = all)")
     add("--ewok_every", type=int, default=0, help="steps between EWoK scores; also after the last (0 = off)")
     add("--ewok_data", default="",
         help="encrypted zip, folder, synthetic:N ('' = synthetic for a synthetic corpus, else the gated hub dataset)")
-    add("--ewok_max_examples", type=int, default=0, help="score the first N items (0 = all)")
+    add("--ewok_max_examples", type=int, default=0, help="items, spread evenly over the file (0 = all)")
     add("--eval_bos", choices=("on", "off"), default="on", help="<|endoftext|> before every context (default on)")
     add("--sample_every", type=int, default=0, help="steps between printed samples (0 = off)")
     add("--sample_tokens", type=int, default=64, help="tokens per sample (default 64)")
@@ -360,6 +360,7 @@ def train(args, procs) -> int:
         if every:
             try:
                 items = procs.on_main(lambda module=module, source=source, most=most: module.load(source, most))
+                module.check_length(items, args.seq_len)
             except (ValueError, FileNotFoundError) as error:
                 raise type(error)(str(error).replace("--data", f"--{name}_data")) from None
             benchmarks[name] = (module, items, every)

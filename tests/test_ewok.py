@@ -494,7 +494,7 @@ def test_bad_arguments(items, tmp_path, monkeypatch):
         ewok.load("synthetic", -1)
     with pytest.raises(ValueError, match="vocabulary has 50000 ids.*50257"):
         ewok.evaluate(Fake(uniform, vocab_size=50_000), items)
-    with pytest.raises(ValueError, match=r"item [a-z]+-[a-z]+-[0-9a-f]{12} has a target of .* block_size is 3"):
+    with pytest.raises(ValueError, match=r"longer than .* block_size of 3 \(item [a-z]+-[a-z]+-[0-9a-f]{12}: "):
         ewok.evaluate(small(block_size=3), items)
     import datasets
 

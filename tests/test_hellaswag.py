@@ -415,6 +415,13 @@ def test_bad_files(tmp_path, items):
     (tmp_path / "g.jsonl").write_bytes(b'{"ctx": "\xff"}\n')
     with pytest.raises(ValueError, match="cannot be read"):
         hellaswag.load(tmp_path / "g.jsonl")
+    (tmp_path / "bom.jsonl").write_text("\ufeff" + json.dumps(row()) + "\n\n", encoding="utf-8")
+    assert len(hellaswag.load(tmp_path / "bom.jsonl")) == 1  # a byte order mark and an empty line harm nobody
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match="line 1 is not JSON .nested too deeply"):
+        hellaswag.load(tmp_path / "deep.jsonl")
+    with pytest.raises(ValueError, match="lone surrogate"):
+        hellaswag.load(write(tmp_path / "half.jsonl", [row(endings=["a", "b", "c", "\ud800"])]))
     for data in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(FileNotFoundError, match="is not a file: name a jsonl"):
             hellaswag.load(data)
@@ -425,8 +432,11 @@ def test_bad_files(tmp_path, items):
         hellaswag.load("synthetic", -1)
     with pytest.raises(ValueError, match="vocabulary has 50000 ids.*50257"):
         hellaswag.evaluate(Fake(uniform, vocab_size=50_000), items)
-    with pytest.raises(ValueError, match="has an ending of .* tokens, but the model's block_size is 4"):
+    with pytest.raises(ValueError, match="38 of 40 items have an ending longer than the model's block_size of 4"):
         hellaswag.evaluate(small(block_size=4), items)
+    with pytest.raises(ValueError, match="38 of 40 items have an ending longer"):
+        hellaswag.check_length(items, 4)
+    hellaswag.check_length(items, 64)
     with pytest.raises(ValueError, match="text is 'other': use both"):
         hellaswag.evaluate(Fake(uniform), items, text="other")
     with pytest.raises(ValueError, match="are not finite"):

@@ -282,6 +282,28 @@ def test_logits_are_never_whole(monkeypatch):
     assert asked and max(rows for rows, _ in asked) <= 50 and max(cols for _, cols in asked) <= 2048
 
 
+@pytest.mark.parametrize("arm", [{}, {"arch": "speedrun", "attn_gate": "elementwise", "gate_pos": "value"}])
+def test_packed_products_change_nothing(arm, monkeypatch):
+    """The same log-probabilities where weights are packed for oneDNN (big passes on x86), where the machine cannot, and
+    by single forwards; the copies are gone afterwards, also when a pass stops half way."""
+    net, items = lively(**arm), make_items(30, seed=14)
+    packed, packed_linear = [], m.packed_linear
+    monkeypatch.setattr(m, "packed_linear", lambda *a: packed.append(a[0].shape) or packed_linear(*a))
+    want = one_by_one(net, items)
+    monkeypatch.setattr(m, "PACK_ROWS", 1)
+    assert_same(net.score_endings(items), want)
+    assert bool(packed) == m.can_pack(net.transformer["wte"].weight)
+    packed.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(m.platform, "machine", lambda: "arm64")
+        assert_same(net.score_endings(items), want)
+    assert not packed
+    monkeypatch.setattr(m, "_head_log_probs", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        net.score_endings(items)
+    assert all(getattr(module, "packed", None) is None for module in net.modules())
+
+
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_wrapper(backend):
     """Evals during a compiled run: the wrapper forwards to the module, before and after it has compiled something."""

@@ -615,6 +615,17 @@ def test_bad_input_is_refused_in_a_sentence_and_writes_nothing(name, data, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_items_too_long_for_the_model_are_refused_before_step_1(data, tmp_path):
+    """Steps trained for nothing: 0. The sentence counts the items and names the block size that would do."""
+    item = {"ind": 1, "activity_label": "x", "ctx_a": "Ann sings.", "ctx_b": "she", "ctx": "Ann sings. she", "label": 0,
+            "endings": ["sings on.", "stops.", "la " * 200, "leaves."]}
+    (tmp_path / "long.jsonl").write_text(json.dumps(item) + "\n")
+    with pytest.raises(ValueError, match="1 of 1 items have an ending longer than .* of at least 2"):
+        train_gpt_main(data, tmp_path / "run", "--max_train_steps", 6, "--hellaswag_every", 3, "--hellaswag_data",
+                       tmp_path / "long.jsonl")
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_flags_and_occupied_folders(data, base, tmp_path, capsys):
     """Exit status of an unknown flag is 2, of bad data 1; an existing run is not touched."""
     for flags in (
