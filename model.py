@@ -141,7 +141,7 @@ def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype):
     x (N, C), weight (V, C), targets (N,) with IGNORE allowed, row_weight (N,) fp32 or None for no gradients.
     Products in `dtype`, softmax in fp32. Returns nll (N,) fp32, 0 where ignored, grad_x (N, C), grad_w (V, C)."""
     N, V = x.size(0), weight.size(0)
-    chunk = min(N, CHUNK_ROWS.get(x.device.type, 4096))
+    chunk = max(1, min(N, CHUNK_ROWS.get(x.device.type, 4096)))
     buffer = _workspace(chunk, V, x.device)
     nll = torch.empty(N, device=x.device)
     want_grad = row_weight is not None
@@ -232,15 +232,21 @@ class _Tie(torch.autograd.Function):
 def chunked_cross_entropy(x, weight, targets, masked_ranges=(), denominator=None, reduce=True) -> torch.Tensor:
     """Cross-entropy of the logits x @ weight.T, without ever holding (N, V) of them.
 
-    x (N, C), weight (V, C), targets (N,) int64, IGNORE = not scored. reduce: scalar sum(nll) / denominator (default the
-    number of scored targets), differentiable in x and weight; otherwise nll (N,) fp32 without gradient."""
+    x (N, C), weight (V, C), targets (N,) int64, IGNORE = not scored (on a CPU it costs nothing either: a conversation's
+    questions). reduce: scalar sum(nll) / denominator (default the number of scored targets), differentiable in x and
+    weight; otherwise nll (N,) fp32 without gradient."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
-        if not reduce:
-            return _head_chunks(x.detach(), weight.detach(), targets, masked_ranges, None, dtype)[0]
+        scored, N = targets != IGNORE, len(targets)
         if denominator is None:
-            denominator = (targets != IGNORE).sum().clamp(min=1)
+            denominator = scored.sum().clamp(min=1)
+        if device == "cpu" and not scored.all():  # a GPU would wait for the count
+            kept = scored.nonzero().squeeze(1)
+            x, targets = x[kept], targets[kept]
+        if not reduce:
+            nll = _head_chunks(x.detach(), weight.detach(), targets, masked_ranges, None, dtype)[0]
+            return nll if len(nll) == N else nll.new_zeros(N).index_copy_(0, kept, nll)
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return _HeadLoss.apply(x, weight, targets, masked_ranges, denominator, dtype)
         return _head_chunks(x, weight, targets, masked_ranges, None, dtype)[0].sum() / denominator
