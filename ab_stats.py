@@ -288,7 +288,11 @@ def n_needed(effect: float, sd_diff: float, alpha: float = 0.05, power: float = 
         raise ValueError(f"effect {effect}: no number of seeds detects it; give the smallest difference that matters.")
     _check_spread(sd_diff)
     effect = abs(effect)
-    limit = (sd_diff * _ncp(math.inf, False, alpha, power, sides) / effect) ** 2  # a little too low, always
+    ratio = sd_diff * _ncp(math.inf, False, alpha, power, sides) / effect
+    if ratio > 1e100:
+        raise ValueError(f"effect {effect:g} is too small beside a spread of {sd_diff:g}: no number of seeds detects "
+                         "it; give the smallest difference that matters.")
+    limit = ratio**2  # a little too low, always
     if limit >= LARGE_N:
         return math.ceil(limit + float(special.ndtri(1 - alpha / sides)) ** 2 / (2 if paired else 4))
     n = max(2, math.ceil(limit))

@@ -51,26 +51,27 @@ BIG = 2**25  # bytes of scalars.jsonl from which on two processes read faster th
 def read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}): restore the file, or leave this run out.") from None
 
 
-def read_jsonl(path: Path, notes: list[str], containing: str = "") -> list[dict]:
+def read_jsonl(path: Path, notes: list[str], step: int | None = None) -> list[dict]:
     """Records of a JSONL file, [] when there is none. Lines that are no record are left out and told in `notes`.
 
-    containing: parse only lines that hold this (files with a line per item are read for one step alone).
+    step: parse only lines that hold it (files with a line per item are read for one step alone).
     """
+    wanted = step is not None and re.compile(rf'"step": *{step}\b')
     records, broken, line, count = [], [], "\n", 0
     if not path.exists():
         return records
     decode = json.JSONDecoder().raw_decode  # json.loads looks for encodings and spaces first, which doubles the time
     with open(path, encoding="utf-8", errors="replace") as f:
         for count, line in enumerate(f, 1):
-            if containing not in line:
+            if wanted and not wanted.search(line):
                 continue
             try:
                 record, end = decode(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record, end = None, 0
             if isinstance(record, dict) and not line[end:].strip():
                 records.append(record)
@@ -85,20 +86,24 @@ def read_jsonl(path: Path, notes: list[str], containing: str = "") -> list[dict]
 
 def number(value) -> float:
     """A JSON number as a float, NaN for everything else."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def numbers(values: list) -> np.ndarray:
     """number() of each."""
     try:
-        return np.array(values, dtype=float)  # None becomes NaN
-    except (TypeError, ValueError):
-        return np.array([number(value) for value in values])
+        array = np.array(values, dtype=float)  # None becomes NaN
+    except (TypeError, ValueError, OverflowError):
+        array = None
+    return array if array is not None and array.ndim == 1 else np.array([number(value) for value in values])
 
 
 def by_step(records: list[dict], name: str, notes: list[str]) -> dict[int, dict]:
     """{step: record}, ascending; a step told twice counts once, as last told."""
-    table = {r["step"]: r for r in records if isinstance(r.get("step"), int)}
+    table = {r["step"]: r for r in records if isinstance(r.get("step"), int) and 0 <= r["step"] < 2**53}
     if len(table) < len(records):
         notes.append(f"{name}: {len(records) - len(table)} records repeat a step or have none; the last told counts")
     return dict(sorted(table.items()))
@@ -114,15 +119,24 @@ def read_run(folder) -> dict:
     try:
         flags, seed = config["flags"], int(config["flags"]["seed"])
         config["data"]["fingerprint"], config["code"]["code_sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{folder / 'config.json'} is not a run's record ({type(error).__name__}: {error}): name "
                          "folders that train_gpt.py wrote.") from None
     notes: list[str] = []
+    for key in ("model", "parameters", "hardware", "versions"):
+        if not isinstance(config.setdefault(key, {}), dict):
+            notes.append(f"config.json: {key} is {json.dumps(config[key])[:40]} and counts as not recorded")
+            config[key] = {}
     summary = None
     if (folder / "summary.json").exists():
         try:
-            summary = read_json(folder / "summary.json")
+            found = read_json(folder / "summary.json")
         except ValueError:
+            found = None
+        if isinstance(found, dict) and isinstance(found.get("results_row") or {}, dict) and isinstance(
+                found.get("warnings") or [], list):
+            summary = found
+        else:
             notes.append("summary.json is broken, so the run counts as unfinished")
     kinds: dict = {}
     for record in read_jsonl(folder / "scalars.jsonl", notes):
@@ -135,14 +149,17 @@ def read_run(folder) -> dict:
             notes.append(f"scalars.jsonl: {key} is no finite number at {len(bad)} steps, first at step {int(bad[0])}")
     notes += [f"scalars.jsonl: val_loss is no finite number at step {step}" for step, record in val.items()
               if not math.isfinite(number(record.get("val_loss")))]
-    if (summary or {}).get("steps") and (last := max(train, default=0)) < summary["steps"]:
+    if (last := max(train, default=0)) < number((summary or {}).get("steps")):
         notes.append(f"scalars.jsonl ends at step {last} of {summary['steps']}")
     run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": flags, "seed": seed,
            "summary": summary, "train": arrays, "val": val, "notes": notes, "gsm8k": None}
     for kind in ("hellaswag", "ewok"):
         run[kind] = by_step(read_jsonl(folder / f"{kind}_metrics.jsonl", notes), f"{kind}_metrics.jsonl", notes)
     if (folder / "gsm8k_results.json").exists():
-        run["gsm8k"] = read_json(folder / "gsm8k_results.json")
+        if isinstance(found := read_json(folder / "gsm8k_results.json"), dict):
+            run["gsm8k"] = found
+        else:
+            notes.append("gsm8k_results.json is broken, so GSM8K counts as not run")
     return run
 
 
@@ -203,7 +220,7 @@ def knobs(run: dict) -> dict:
     """Everything that must be equal unless it is the treatment: flags, model, data, code, scorers."""
     config, data = run["config"], run["config"]["data"]
     found = {k: v for k, v in run["flags"].items() if k not in FREE}
-    for key, value in config.get("model", {}).items():  # what was built, beside what was asked for
+    for key, value in config["model"].items():  # what was built, beside what was asked for
         if key not in DERIVED:
             found[key] = value if found.get(key, value) == value else f"{found[key]} (model: {value})"
     found |= {f"data_{k}": data.get(k) for k in ("fingerprint", "format")}
@@ -211,6 +228,7 @@ def knobs(run: dict) -> dict:
                                        "val_fingerprint_tokens", "val_documents")}
     found["condition"] = data.get("condition") or run["flags"].get("condition")
     found["code_sha256"] = config["code"]["code_sha256"]
+    found["init_sha256"] = config["init"].get("sha256") if isinstance(config.get("init"), dict) else None
     told = ("scorer", "n", "total", "bos", "dtype", "items_sha256", "data_sha256", "max_new_tokens", "temperature")
     last = {kind: next(reversed(run[kind].values()), None) for kind in ("hellaswag", "ewok")} | {"gsm8k": run["gsm8k"]}
     return found | {f"{kind}_scorer": ", ".join(f"{k} {r[k]}" for k in told if k in r) for kind, r in last.items() if r}
@@ -218,9 +236,9 @@ def knobs(run: dict) -> dict:
 
 def machine(run: dict) -> dict:
     """What may differ without spoiling a loss, but spoils speeds."""
-    config, found = run["config"], run["config"].get("hardware", {})
+    config, found = run["config"], run["config"]["hardware"]
     return {**{k: found.get(k) for k in ("gpu", "cpu", "torch_threads")}, "world_size": config.get("world_size"),
-            "torch": config.get("versions", {}).get("torch"),
+            "torch": config["versions"].get("torch"),
             **{k: run["flags"].get(k) for k in ("compile", "deterministic")}}
 
 
@@ -329,7 +347,8 @@ def mark_consequences(differences: list[dict], every: list[dict]) -> None:
         elif name == "muon_lr" and "learning_rate" in changed and all(
                 math.isclose(number(k.get(name)), 0.1 * number(k.get("learning_rate"))) for k in every):
             d.update(state="note", why="is 0.1 x learning_rate")
-        elif name == "n_inner" and "n_embd" in changed and all(k.get(name) == 4 * number(k["n_embd"]) for k in every):
+        elif name == "n_inner" and "n_embd" in changed and all(
+                k.get(name) == 4 * number(k.get("n_embd")) for k in every):
             d.update(state="note", why="is 4 x n_embd")
 
 
@@ -347,7 +366,7 @@ def check_runs(arms: dict[str, list[dict]], allowed: set, same_seeds: bool) -> t
         faults.append(fault("seed", allowed, {arm: [", ".join(map(str, sorted(ss)))] for arm, ss in seeds.items()},
                             "; ".join(twice + lacking * same_seeds)))
     problems = {"incomplete": lambda run: "no summary.json, so it is unfinished or crashed" * (run["summary"] is None),
-                "invalid_run": lambda run: " ".join((run["summary"] or {}).get("warnings") or [])}
+                "invalid_run": lambda run: " ".join(map(str, (run["summary"] or {}).get("warnings") or []))}
     for knob, problem in problems.items():
         bad = {arm: [run for run in runs_ if problem(run)] for arm, runs_ in arms.items()}
         if told := [f"{run['name']}: {problem(run)}" for runs_ in bad.values() for run in runs_]:
@@ -361,13 +380,14 @@ def check_runs(arms: dict[str, list[dict]], allowed: set, same_seeds: bool) -> t
         same = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")
         if twin is None or any(knobs(twin).get(k) != knobs(run).get(k) for k in same):
             continue  # other batches by design, or by a difference that is named already
-        step = first_other_batch(twin["folder"], run["folder"])
+        step = first_other_batch(twin, run)
         wrong += [f"{twin['name']} and {run['name']} from step {step} on"] * bool(step)
         unknown += [f"{twin['name']} and {run['name']}"] * (step is None)
         proved += step == 0
     if wrong or unknown:
         why = [f"other tokens in {', '.join(wrong)}"] * bool(wrong)
-        why += [f"no exposures/ for {', '.join(unknown)}, so equal batches cannot be proved"] * bool(unknown)
+        why += [f"exposures/ of {', '.join(unknown)} miss some or all steps, so equal batches cannot be proved"] * bool(
+            unknown)
         faults.append(fault("batch_checksums", allowed, {arm: ["unequal" if wrong else "unknown"] for arm in arms},
                             "; ".join(why)))
     if proved:
@@ -375,16 +395,23 @@ def check_runs(arms: dict[str, list[dict]], allowed: set, same_seeds: bool) -> t
     return faults, notes, missing
 
 
-def first_other_batch(a: Path, b: Path) -> int | None:
-    """The first step at which two runs read other tokens; 0: none; None: not recorded."""
-    paths = [folder / "exposures" / "exposures_rank0000.jsonl" for folder in (a, b)]
-    if not all(path.exists() and path.stat().st_size for path in paths):
+def first_other_batch(a: dict, b: dict) -> int | None:
+    """The first step at which two runs read other tokens; 0: none up to the end of the shorter one; None: not recorded
+    for every step of it."""
+    paths = [run["folder"] / "exposures" / "exposures_rank0000.jsonl" for run in (a, b)]
+    if not all(path.exists() for path in paths):
         return None
-    if paths[0].read_bytes() == paths[1].read_bytes():
-        return 0
-    tables = [{r.get("step"): r.get("checksum") for r in read_jsonl(path, [])} for path in paths]
-    common = sorted(step for step in set(tables[0]) & set(tables[1]) if isinstance(step, int))
-    return next((step for step in common if tables[0][step] != tables[1][step]), 0) if common else None
+    read = lambda path: {step: r["checksum"] for r in read_jsonl(path, []) if isinstance(step := r.get("step"), int)
+                         and step > 0 and r.get("checksum")}
+    first = read(paths[0])
+    tables = [first, first if paths[0].read_bytes() == paths[1].read_bytes() else read(paths[1])]
+    common = set(tables[0]) & set(tables[1])
+    if other := [step for step in common if tables[0][step] != tables[1][step]]:
+        return min(other)
+    # an unfinished run has made what it recorded
+    made = np.min([number((run["summary"] or {}).get("steps", max(table, default=0)))
+                   for run, table in zip((a, b), tables, strict=True)])
+    return 0 if 0 < made <= sum(step <= made for step in common) else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -456,7 +483,7 @@ def common_step(runs_: list[dict], kind: str) -> int | None:
 def value_of(record: dict, key: str, reason: str):
     """A finite float, or why there is none (str)."""
     value = number(record.get(key))
-    return value if math.isfinite(value) else "not a finite number" if key in record else reason
+    return value if math.isfinite(value) else "not a finite number" if record.get(key) is not None else reason
 
 
 def scores(run: dict, steps: dict) -> dict:
@@ -464,7 +491,8 @@ def scores(run: dict, steps: dict) -> dict:
     config, data, train = run["config"], run["config"]["data"], run["train"]
     val = run["val"].get(steps["val"], {})
     late = "no step that all runs scored"
-    out = {key: value_of(val, key, late if run["val"] and not val else "not run") for key in PRIMARY}
+    out = {key: value_of(val, key, late if run["val"] and not val else "not a finite number" if key in val else
+                         "not run") for key in PRIMARY}  # the trainer writes NaN as null
     for kind, prefixes in (("hellaswag", "hellaswag_"), ("ewok", ("eval_official", "eval_full", "eval_paper"))):
         record = run[kind].get(steps[kind], {})
         for key in (m[0] for m in METRICS if m[0].startswith(prefixes)):
@@ -495,10 +523,10 @@ def scores(run: dict, steps: dict) -> dict:
     out["wall_seconds"] = (out["train_seconds"] if isinstance(out["train_seconds"], str) else
                            out["train_seconds"] + out["eval_seconds"])
     seen = last * number(config.get("tokens_per_step"))
-    facts = {"parameters": config.get("parameters", {}).get("total"), "tokens_seen": seen,
+    facts = {"parameters": config["parameters"].get("total"), "tokens_seen": seen,
              "flops_total": seen * number(config.get("flops_per_token")), "unique_tokens": data.get("unique_tokens"),
              "epochs": data.get("epochs")}
-    out |= {key: value_of(facts, key, "") for key in facts}
+    out |= {key: v if math.isfinite(v := number(value)) else "not recorded" for key, value in facts.items()}
     crop = number(data.get("crop_fraction"))
     return out | {"crop_fraction": crop if math.isfinite(crop) else "not packed rows"}
 
@@ -531,8 +559,9 @@ def at_budget(run: dict, metric: str, axis: str, budget: float):
 def difference(a: dict, b: dict, alpha: float) -> dict:
     """B - A of one metric. a, b: seed -> number, or the reason why there is none (str).
 
-    {"a", "sd_a", "b", "sd_b", "delta", "low", "high", "p", "n", "paired", "pairs" (seed -> delta), "lacking" (seeds
-    whose number is missing), "stats" (what ab_stats said, or None)}; where a number cannot be had stands "N/A: reason".
+    {"a", "sd_a", "b", "sd_b", "delta", "low", "high", "p", "n", "paired", "pairs" (seed -> delta), "used" (pairs, or
+    runs of both arms), "lacking" (seeds whose number is missing), "stats" (what ab_stats said, or None)}; where a
+    number cannot be had stands "N/A: reason".
     Pairs where seeds are common, else unpaired.
     """
     values = [{seed: v for seed, v in arm.items() if isinstance(v, float)} for arm in (a, b)]
@@ -541,7 +570,9 @@ def difference(a: dict, b: dict, alpha: float) -> dict:
         values = [{seed: arm[seed] for seed in common} for arm in values]
     xs, ys = (list(arm.values()) for arm in values)
     row = {"paired": bool(common), "pairs": {seed: values[1][seed] - values[0][seed] for seed in common},
-           "n": min(len(xs), len(ys)), "lacking": sorted((set(a) & set(b)) - set(common)), "stats": None}
+           "n": min(len(xs), len(ys)), "used": len(common) or len(xs) + len(ys), "stats": None,
+           "lacking": sorted(seed for seed in set(a) & set(b) or set(a) | set(b)
+                             if isinstance(a.get(seed), str) or isinstance(b.get(seed), str))}
     for side, arm, known in (("a", a, xs), ("b", b, ys)):
         reason = next((v for v in arm.values() if isinstance(v, str)), "not run")
         row |= {side: statistics.fmean(known) if known else f"N/A: {reason}",
@@ -613,7 +644,9 @@ def metric_table(rows: dict[str, dict], alpha: float) -> tuple:
             continue
         spec = FORMAT[key]
         sd = {s: "" if row[f"sd_{s}"] is None or key in FIXED else f" ± {row[f'sd_{s}']:{spec}}" for s in "ab"}
-        body.append([LABEL[key], *(form(row[s], spec) + sd[s] for s in "ab"), form(row["delta"], f"+{spec}"),
+        gap = f" ({row['used']} of {row['used'] + len(row['lacking'])} {'seeds' if row['paired'] else 'runs'})"
+        body.append([LABEL[key], *(form(row[s], spec) + sd[s] for s in "ab"), form(row["delta"], f"+{spec}")
+                     + gap * bool(row["lacking"] and isinstance(row["delta"], float)),
                      form_interval(row, spec), form_p(row["p"])])
     header = ["Metric", "A mean ± sd", "B mean ± sd", "Delta", f"{100 * (1 - alpha):g} % interval", "p"]
     return "table", header, body, {0}
@@ -666,16 +699,17 @@ def documents(pairs: list[tuple[dict, dict]], step: int | None, alpha: float) ->
     if step is None or not pairs:
         return "not run" if step is None else "no pair of equal seed"
     try:
-        data = [[dict(np.load(run["folder"] / f"val_documents_{step:06d}.npz")) for run in pair] for pair in pairs]
+        data = [[read_documents(run["folder"] / f"val_documents_{step:06d}.npz") for run in pair] for pair in pairs]
     except FileNotFoundError:
         return f"no val_documents file of step {step}"
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        return f"a val_documents file is broken ({error})"
-    every = [d for pair in data for d in pair]
-    if len({(d["doc_hash"].tobytes() if "doc_hash" in d else b"", len(d["stream_nats"])) for d in every}) > 1:
+    except ValueError as error:
+        return str(error)
+    if len({(d["doc_hash"], len(d["stream_nats"])) for pair in data for d in pair}) > 1:
         return "the runs scored other documents"
     rows = []
     for view in ("stream", "bos"):
+        if not all(f"{view}_nats" in side for pair in data for side in pair):
+            continue
         ratios, parts = [], []
         for side in (0, 1):
             nats, size = (np.mean([pair[side][f"{view}_{k}"] for pair in data], axis=0) for k in ("nats", "bytes"))
@@ -692,6 +726,20 @@ def documents(pairs: list[tuple[dict, dict]], step: int | None, alpha: float) ->
                      "low": delta - half, "high": delta + half, "n": f"{n} documents x {len(pairs)}",
                      "how": "documents, for these checkpoints"})
     return rows or "no finite number"
+
+
+def read_documents(path: Path) -> dict:
+    """{"stream_nats": (documents,), ..., "doc_hash": bytes}; fine-tuning has no "bos_...". ValueError: damaged."""
+    try:
+        with np.load(path) as f:
+            names = [f"{view}_{k}" for view in ("stream", "bos")[: 1 + ("bos_nats" in f)] for k in ("nats", "bytes")]
+            table = np.stack([f[name].astype(float) for name in names]).reshape(len(names), -1)
+            hashes = f["doc_hash"].tobytes() if "doc_hash" in f else b""
+        return {**dict(zip(names, table, strict=True)), "doc_hash": hashes}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
+        raise ValueError(f"{path.parent.name}/{path.name} is broken ({type(error).__name__}: {error})") from None
 
 
 def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[list[dict], list[str]]:
@@ -714,9 +762,11 @@ def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[li
         categories = [str(read[0][0][i].get("category")) for i in ids] if kind == "ewok" else None
         for metric in ITEM_METRICS[kind]:
             a, b = (np.array([[credit_of(pair[side][i], metric) for i in ids] for pair in read]) for side in (0, 1))
-            if np.isfinite(a).all() and np.isfinite(b).all():
-                rows.append({"what": f"{title} {metric}", "n": f"{len(ids)} items x {len(pairs)}",
-                             **item_row(a, b, clusters, categories, alpha)})
+            if bad := int((~np.isfinite([a, b])).sum()):
+                reasons.append(f"{title} items, {metric}: N/A: {bad} of {a.size + b.size} credits are no finite number")
+                continue
+            rows.append({"what": f"{title} {metric}", "n": f"{len(ids)} items x {len(pairs)}",
+                         **item_row(a, b, clusters, categories, alpha)})
     return rows, reasons
 
 
@@ -741,7 +791,7 @@ def item_row(a: np.ndarray, b: np.ndarray, clusters: list, categories: list | No
 
 def read_items(run: dict, kind: str, step: int) -> dict[str, dict]:
     """{item id: record} of one evaluation; a run repeats every item at every evaluation, so other lines are skipped."""
-    records = read_jsonl(run["folder"] / f"{kind}_items.jsonl", [], f'"step": {step}')
+    records = read_jsonl(run["folder"] / f"{kind}_items.jsonl", [], step)
     return {str(r["id"]): r for r in records
             if r.get("step") == step and "id" in r and isinstance(r.get("credit"), dict)}
 
@@ -769,16 +819,22 @@ def score_arms(arms: list[list[dict]]) -> tuple[dict, list[dict]]:
     return steps, [{key: {seed: row[key] for seed, row in table.items()} for key in LABEL} for table in tables]
 
 
+def primary_of(args, checked: dict) -> str:
+    """The metric of the verdict. ValueError for one that means nothing between the arms' tokens."""
+    primary = args.primary or ("val_bits_per_byte" if checked["other_tokens"] else "val_loss")
+    if primary in PER_TOKEN and checked["other_tokens"]:
+        raise ValueError(f"--primary {primary} counts nats per token, but the arms' tokens differ or are not all "
+                         f"recorded: use --primary {primary.replace('val_loss', 'val_bits_per_byte')}.")
+    return primary
+
+
 def compare_two(args) -> int:
     """--a and --b: the gate, the table, the matchings, the verdict."""
     arms = {"A": read_runs(expand(args.a, "--a")), "B": read_runs(expand(args.b, "--b"))}
     if shared := set.intersection(*({run["folder"].resolve() for run in runs_} for runs_ in arms.values())):
         raise ValueError(f"{', '.join(sorted(p.name for p in shared))} is in --a and in --b: give each its own runs.")
     checked = gate(arms, names_in(args.treatment), names_in(args.allow) or [])
-    primary = args.primary or ("val_bits_per_byte" if checked["other_tokens"] else "val_loss")
-    if primary in PER_TOKEN and checked["other_tokens"]:
-        raise ValueError(f"--primary {primary} counts nats per token, but the arms' tokens differ: use --primary "
-                         f"{primary.replace('val_loss', 'val_bits_per_byte')}.")
+    primary = primary_of(args, checked)
     used = [finished(runs_) for runs_ in arms.values()]
     common = {run["seed"] for run in used[0]} & {run["seed"] for run in used[1]}
     if common:
@@ -801,7 +857,9 @@ def compare_two(args) -> int:
                if d["state"] == "allowed"]
     head = headline(verdict, row, primary, checked, steps, used)
 
-    treatment = checked["treatment"] or "none: the arms differ in nothing that counts (an A/A)"
+    treatment = checked["treatment"] or (
+        "none declared or recognised among what differs" if not checked["ok"] else
+        "none: the arms differ in nothing that counts" + (" but what --allow lets pass" if allowed else " (an A/A)"))
     blocks: list[tuple] = [
         ("h1", f"{names['B']} against {names['A']}: {verdict}"), ("verdict", head, verdict),
         ("ul", [f"A: `{names['A']}`, {seeds_of(arms['A'])}. B: `{names['B']}`, {seeds_of(arms['B'])}.",
@@ -888,7 +946,7 @@ def headline(verdict: str, row: dict, primary: str, checked: dict, steps: dict, 
 
 def says_direction(row: dict, key: str, alpha: float) -> str:
     """What may be said of B by the p that stands in the table, which Holm's correction may have raised."""
-    if isinstance(row["p"], str):
+    if isinstance(row["p"], str) or row["lacking"]:
         return "cannot be said"
     if not row["p"] < alpha:
         return "no clear change"
@@ -985,9 +1043,11 @@ def pictures(arms: dict[str, list[dict]], rows: dict, primary: str, alpha: float
     for key, r in rows.items():
         if isinstance(r["low"], float) and math.isfinite(r["low"]) and r["a"]:
             forest[kind_of(key)].append({"label": LABEL[key].split(" (")[0].split(" @")[0], "better": BETTER[key],
+                                         "said": says_direction(r, key, alpha),
                                          **{k: 100 * r[k] / abs(r["a"]) for k in ("delta", "low", "high")}})
     if png := report_plots.plot_forest(forest):
-        blocks.append(("img", "forest.png", "Every measured metric: change in percent of A, with its interval", png))
+        blocks.append(("img", "forest.png", "Every measured metric: change in percent of A, with its interval. Better, "
+                       "worse and changed go by the table's p, which Holm's correction may have raised", png))
     return blocks or [("p", "N/A: nothing to draw.")]
 
 
@@ -1023,7 +1083,7 @@ def read_results(path: str) -> list[dict]:
                     for row in csv.DictReader(f)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"--results {path} cannot be read ({error}): name a results.csv.") from None
-    if not rows or "final_val_loss" not in rows[0]:
+    if not any("final_val_loss" in row for row in rows):
         raise ValueError(f"--results {path} has no rows with a column final_val_loss: name a results.csv that "
                          "train_gpt.py wrote.")
     return rows
@@ -1035,13 +1095,15 @@ def row_of(run: dict) -> dict:
     return {**run["flags"], **{k: data.get(k) for k in ("condition", "crop_fraction", "mul_token_rate")},
             **{f"data_{k}": data.get(k) for k in ("format", "fingerprint")},
             **{column: run["flags"].get(flag) for column, flag in FLAG_OF.items()},
+            "batch_size": int(tokens / length) if (tokens := number(run["flags"].get("total_batch_tokens"))) > 0 and (
+                length := number(run["flags"].get("seq_len"))) > 0 else None,  # in sequences, as in results.csv
             **((run["summary"] or {}).get("results_row") or {}), "run_id": run["name"], "run": run}
 
 
 def cell_number(value) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
@@ -1058,6 +1120,8 @@ def conditions_in(text: str | None, flag: str) -> dict[str, str]:
         name, sign, value = part.partition("=")
         if not sign or not name.strip():
             raise ValueError(f"{flag} {part!r}: write column=value, with commas between.")
+        if name.strip() in wanted:
+            raise ValueError(f"{flag} gives {name.strip()} twice: a row has one value per column.")
         wanted[name.strip()] = cell_text(value.strip())
     return wanted
 
@@ -1092,24 +1156,23 @@ def compare_many(args) -> int:
         checked = gate_of_folders(named, columns, args)
     else:
         checked = gate_of_rows(named, columns, args)
-    primary = args.primary or ("val_bits_per_byte" if checked["other_tokens"] else "val_loss")
+    primary = primary_of(args, checked)
     arms, missing = [], list(checked["missing"])
     for arm, members in named.items():
-        good = []
-        for row in members:
-            unfinished = args.runs and row["run"]["summary"] is None
-            if math.isfinite(cell_number(row.get(f"final_{primary}"))) and not unfinished:
-                good.append(row)
-            elif not unfinished:
-                missing.append(f"{row.get('run_id') or 'a row'} ({arm}) has no final_{primary}")
-        seeds = [cell_text(row.get("seed")) for row in good]
+        done = [row for row in members if not args.runs or row["run"]["summary"] is not None]
+        values = [x if math.isfinite(x := cell_number(row.get(f"final_{primary}"))) else f"no final_{primary}"
+                  for row in done]
+        missing += [f"{row.get('run_id') or 'a row'} ({arm}) has {v}" for row, v in zip(done, values, strict=True)
+                    if isinstance(v, str)]
+        seeds = [cell_text(row.get("seed")) for row in done]
         if "" in seeds or len(set(seeds)) < len(seeds):
-            seeds = [f"{arm} row {i}" for i in range(len(good))]  # unknown or double seeds: nothing to pair by
-        arms.append({"name": arm, "rows": good, "by_seed": {
-            seed: cell_number(row[f"final_{primary}"]) for seed, row in zip(seeds, good, strict=True)},
-            "times": [t for row in good if math.isfinite(t := cell_number(row.get("train_time_ms")))]})
-    body = [[*group, len(arm["rows"]),
-             f"{statistics.fmean(arm['by_seed'].values()):.4f}" if arm["by_seed"] else f"N/A: no final_{primary}",
+            seeds = [f"{arm} row {i}" for i in range(len(done))]  # unknown or double seeds: nothing to pair by
+        arms.append({"name": arm, "rows": done, "by_seed": dict(zip(seeds, values, strict=True)),
+                     "losses": [v for v in values if isinstance(v, float)],
+                     "times": [t for row, v in zip(done, values, strict=True) if isinstance(v, float)
+                               and math.isfinite(t := cell_number(row.get("train_time_ms")))]})
+    body = [[*group, len(arm["losses"]),
+             f"{statistics.fmean(arm['losses']):.4f}" if arm["losses"] else f"N/A: no final_{primary}",
              minutes(statistics.fmean(arm["times"])) if arm["times"] else "N/A: not recorded"]
             for group, arm in zip(groups, arms, strict=True)]
     stage = ("table", [*columns, "seeds", "final_loss", "train_time"], body, set(range(len(columns))))
@@ -1143,7 +1206,8 @@ def compare_many(args) -> int:
     head = (f"**{word}** · {told}" + f" Missing: {'; '.join(missing)}." * bool(missing)
             + f" Allowed by --allow: {', '.join(allowed)}." * bool(allowed))
     blocks: list[tuple] = [("h1", f"{len(named)} arms by {', '.join(columns)}" + f" ({args.where})" * bool(where)),
-                           ("verdict", head, word), stage]
+                           ("verdict", head, word), stage,
+                           ("p", f"final_loss: {SHORT[primary]} ({UNIT[primary]}) at the last step, mean over seeds.")]
     if compared:
         blocks += [("h2", f"Differences to {baseline['name']}: {SHORT[primary]} ({UNIT[primary]})"),
                    difference_table(compared, args)]
@@ -1151,7 +1215,7 @@ def compare_many(args) -> int:
         vary = [i for i in range(len(columns)) if len({group[i] for group in groups}) > 1] or [0]
         label = {arm["name"]: ", ".join(group[i] or "(empty)" for i in vary)
                  for group, arm in zip(groups, arms, strict=True)}
-        losses = {label[arm["name"]]: list(arm["by_seed"].values()) for arm in arms}
+        losses = {label[arm["name"]]: arm["losses"] for arm in arms}
         if png := report_plots.plot_arms(losses, f"final {SHORT[primary]} ({UNIT[primary]})"):
             blocks.append(("img", "arms.png", "Final loss of each arm: a circle per seed, a bar at the mean", png))
         if args.runs:
@@ -1169,7 +1233,9 @@ def compare_arm(baseline: dict, arm: dict, primary: str, checked: dict, args) ->
     """{"name", "row" (difference of the final loss), "time" (percent, or reason), "wall" (at equal wall-clock)}."""
     entry = {"name": arm["name"], "row": difference(baseline["by_seed"], arm["by_seed"], args.alpha), "wall": None,
              "time": "N/A: not recorded"}
-    if arm["times"] and baseline["times"]:
+    if checked["other_machine"]:
+        entry["time"] = "N/A: other hardware or software"
+    elif arm["times"] and baseline["times"]:
         entry["time"] = f"{100 * (statistics.fmean(arm['times']) / statistics.fmean(baseline['times']) - 1):+.1f} %"
     if args.runs and arm["rows"] and baseline["rows"]:
         both = [finished([row["run"] for row in side["rows"]]) for side in (baseline, arm)]
@@ -1229,12 +1295,17 @@ def gate_of_rows(named: dict[str, list[dict]], columns: list[str], args) -> dict
         differences.append(fault("seed", set(allow), values, "; ".join(twice)))
     missing += [f"{arm} lacks seed {', '.join(left)}" for arm, ss in seeds.items()
                 if (left := [s for s in known if s not in ss])]
+    scored = [row for _, row in every if math.isfinite(cell_number(row.get("final_val_loss")))]
+    recorded, other_machine = sum(bool(row.get("condition")) for row in scored), False
     for name in ("git_commit", "gpu_name", "n_gpus", "device_batch_size"):
         if len(found := distinct(row[name] for _, row in every if row.get(name))) > 1:
-            notes.append(f"{name} differs ({', '.join(map(shown, found))})")
+            other_machine |= name != "git_commit"
+            notes.append(f"{name} differs ({', '.join(map(shown, found))})"
+                         + ": times do not compare" * (name != "git_commit"))
     return {"ok": not any(d["state"] == "differs" for d in differences), "family": None, "differences": differences,
-            "treatment": ", ".join(columns), "equal": equal, "notes": notes, "missing": missing, "other_machine": False,
-            "other_tokens": any(d["knob"] == "condition" for d in differences)}
+            "treatment": ", ".join(columns), "equal": equal, "notes": notes, "missing": missing,
+            "other_machine": other_machine, "other_tokens": 0 < recorded < len(scored) or any(
+                d["knob"] == "condition" for d in differences)}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1285,11 +1356,13 @@ def compare_noise(args) -> int:
     seeds, floor = f"{len(used)} seeds ({', '.join(str(run['seed']) for run in used)})", floors[primary]
     if newcomer:
         value, header = next(iter(values[1][primary].values())), [*header, "this run", "verdict"]
-        word = "not comparable" if trouble else "inside" if record_rows[primary]["state"] == "inside" else "outside"
-        told = (f"{SHORT[primary]} {form(value, '.4f')} {UNIT[primary]}, band [{floor['band_low']:.4f}, "
+        state = record_rows[primary]["state"]
+        word = "not comparable" if trouble or state not in ("inside", "OUTSIDE") else state.lower()
+        known = f"{value:.4f} {UNIT[primary]}" if isinstance(value, float) else f"of this run N/A ({value})"
+        told = (f"{SHORT[primary]} {known}, band [{floor['band_low']:.4f}, "
                 f"{floor['band_high']:.4f}] from {seeds}, step {steps['val']}. {len(outside)} of {len(body)} metrics "
                 f"lie outside their own band (by chance about {args.alpha * len(body):.1f} would); the primary metric "
-                "decides.")
+                "decides" + ", and without it nothing can be said" * isinstance(value, str) + ".")
         title = f"{newcomer['name']} against the noise floor of {label_of(used)}: {word}"
     else:
         word = "not comparable" if trouble else "comparable"

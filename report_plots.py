@@ -98,7 +98,8 @@ def plot_pairs(pairs: dict, mean: tuple | None, x_label: str, mean_label: str) -
 
 def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
     """Changes in percent with their intervals, a panel with its own scale per group (val losses move by 1 %, benchmarks
-    by 10 %). groups: title -> rows of {"label", "delta", "low", "high" (percent), "better": -1, 0, +1}."""
+    by 10 %). groups: title -> rows of {"label", "delta", "low", "high" (percent), "better": -1, 0, +1, "said": what the
+    adjusted p says (better, worse, changed, or nothing clear), which the unadjusted interval does not know}."""
     groups = {title: rows for title, rows in groups.items() if rows}
     if not groups:
         return None
@@ -107,8 +108,7 @@ def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
     for axis, (title, rows) in zip(axes, groups.items(), strict=True):
         axis.axvline(0, color="black", linewidth=1)
         for y, r in enumerate(reversed(rows)):
-            clear = r["low"] > 0 or r["high"] < 0
-            good = clear and r["better"] * r["delta"] > 0
+            clear, good = r["said"] in ("better", "worse", "changed"), r["said"] == "better"
             colour = "black" if clear else "#888888"
             axis.plot([r["low"], r["high"]], [y, y], "-" if clear else ":", color=colour, linewidth=1.6)
             axis.plot(r["delta"], y, "s" if clear and not good else "o", markersize=5, markeredgecolor=colour,
@@ -119,7 +119,7 @@ def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
         axis.tick_params(axis="x", labelsize=8)
         axis.set_title(title, fontsize=9, loc="left")
     axes[-1].set_xlabel("change from A to B, %.  ↓ lower is better, ↑ higher is better\n"
-                        "filled: better; square: worse or changed; grey: interval holds 0", fontsize=8)
+                        "filled: better; square: worse or changed; grey: not clear by the table's p", fontsize=8)
     return save()
 
 

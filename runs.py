@@ -585,22 +585,23 @@ def find_checkpoint(folder, which: str, warn=print) -> Path | None:
     return None
 
 
-def resolve_checkpoint(path, warn=print) -> tuple[Path, int | None, Path | None]:
+def resolve_checkpoint(path, warn=print, flag: str = "--checkpoint") -> tuple[Path, int | None, Path | None]:
     """What a --checkpoint argument means: (folder with the model's files, step or None, run's folder or None).
 
     path: a run's folder (its newest whole checkpoint is taken), one of its ckpt/step_* folders, or a folder that
-    GPT.save wrote by itself (no step, no run). FileNotFoundError or ValueError in one sentence for anything else.
+    GPT.save wrote by itself (no step, no run). FileNotFoundError or ValueError in one sentence for anything else, which
+    calls the argument `flag`.
     """
     path = Path(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"--checkpoint {path} is not a folder: name a run's, or one in its ckpt/.")
+        raise FileNotFoundError(f"{flag} {path} is not a folder: name a run's, or one in its ckpt/.")
     folder = path.resolve()  # so that "." has a name and parents, too
     in_a_run = folder.parent.name == "ckpt" and folder.name.startswith("step_")
     if in_a_run or (folder / "manifest.json").exists():
         try:
             check_checkpoint(folder)
         except ValueError as error:
-            raise ValueError(f"--checkpoint {error}: name another checkpoint.") from None
+            raise ValueError(f"{flag} {error}: name another checkpoint.") from None
         step = json.loads((folder / "manifest.json").read_text())["step"]
         return path, step, folder.parent.parent if in_a_run else None
     if (folder / "model.json").exists():
@@ -608,8 +609,11 @@ def resolve_checkpoint(path, warn=print) -> tuple[Path, int | None, Path | None]
     if (folder / "ckpt").is_dir():
         found = find_checkpoint(path, "auto", warn)
         if found is None:
-            raise ValueError(f"--checkpoint {path} has no checkpoint yet: let the run save one (--save_every), "
+            raise ValueError(f"{flag} {path} has no checkpoint yet: let the run save one (--save_every), "
                              "or name another run.")  # fmt: skip
         return found, int(found.name.split("_")[1]), path
-    raise ValueError(f"--checkpoint {path} is neither a run (no ckpt/) nor a model (no model.json): name a run, or a "
+    if (folder / "config.json").exists() and "model_type" in (folder / "config.json").read_text(errors="replace"):
+        raise ValueError(f"{flag} {path} is a Hugging Face model: make a checkpoint of it with python model.py import "
+                         f"{path} OUT, and name that.")
+    raise ValueError(f"{flag} {path} is neither a run (no ckpt/) nor a model (no model.json): name a run, or a "
                      "checkpoint folder in its ckpt/.")  # fmt: skip

@@ -25,6 +25,7 @@ import datetime
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -307,7 +308,7 @@ def open_init(args, before: dict | None) -> tuple[dict, Path | None]:
     so then the folder is None."""
     if before is not None and runs.list_checkpoints(args.out_dir):
         return before["init"], None
-    folder, step, source = runs.resolve_checkpoint(args.init)
+    folder, step, source = runs.resolve_checkpoint(args.init, flag="--init")
     config = GPTConfig.from_dict(json.loads((folder / "model.json").read_text(encoding="utf-8"))["config"])
     if args.condition == "mul_tokens" and config.vocab_size < shards.VOCAB_SIZE:
         raise ValueError(f"--init {folder} has {config.vocab_size:,} tokens and --condition mul_tokens needs "
@@ -498,7 +499,12 @@ def train(args, procs) -> int:
     clock_zero = time.perf_counter() - state["wall_seconds"]
     (run / "exposures").mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
     exposures = runs.JsonlWriter(run / "exposures" / f"exposures_rank{procs.rank:04d}.jsonl")
-    mirrors = procs.is_main and runs.open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
+    try:
+        mirrors = procs.is_main and runs.open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
+    except ValueError:
+        if checkpoint is None:
+            shutil.rmtree(run)  # made a moment ago, holds nothing, and would be in the way of the next try
+        raise
     scalars = runs.JsonlWriter(run / "scalars.jsonl", mirrors) if procs.is_main else None
     reduced_on = device if is_cuda else torch.device("cpu")
     flat_grads = None  # all gradients in a row: one all-reduce per step, whose order of additions never changes

@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -171,9 +172,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     shape = {}
     if start := parser.parse_known_args(argv)[0].init_from:
         try:
-            config = GPT.load_config(runs.resolve_checkpoint(start)[0]).to_dict()
+            if first.resume and first.out_dir and runs.list_checkpoints(first.out_dir):  # it needs the start no more
+                config = json.loads(source.read_text())["model"]
+            else:
+                config = GPT.load_config(runs.resolve_checkpoint(start, flag="--init_from")[0]).to_dict()
         except (ValueError, FileNotFoundError) as error:
-            parser.error(f"--init_from: {error}")
+            parser.error(str(error))
         shape = {k: config[k] for k in
                  "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()}
         parser.set_defaults(**shape)
@@ -280,6 +284,8 @@ def summarise(run: Path, config: dict, args, state: dict) -> dict:
         warnings.append("the data's condition is mul_tokens but it holds no multiplication token: nothing was changed.")
     mechanism = [r["layers"] for r in scalars if r["type"] == "mechanism" and args.attn_gate != "none"]
     gates = [[layer["gate_mean"] for layer in layers] for layers in mechanism]
+    if args.attn_gate != "none" and len(gates) < 2:
+        warnings.append("the gates were looked at fewer than twice (--seq_len 1), so nothing shows that they moved.")
     if len(gates) > 1 and (moved := max(abs(a - b) for a, b in zip(gates[0], gates[-1], strict=True))) < 1e-3:
         warnings.append(f"no layer's mean gate moved by 0.001 (largest move {moved:.1e}): the gate is not active.")
     tail = trained[-max(1, len(trained) // 50) :]  # the last 2 %: one step's loss is mostly its batch's noise
@@ -380,11 +386,16 @@ def train(args, procs) -> int:
     config = GPTConfig(vocab_size=args.vocab_size, padded_vocab_size=padded, block_size=args.seq_len,
                        **{k: getattr(args, k) for k in
                           "n_layer n_head n_embd n_inner arch attn_gate gate_pos gate_act".split()})
-    source = ""
-    if args.init_from:
-        source = runs.resolve_checkpoint(args.init_from)[0]
+    init = None
+    if args.init_from and args.resume and runs.list_checkpoints(run):
+        before = runs.read_run(run)["config"]
+        config, init = GPTConfig.from_dict(before["model"]), before["init"]
+        model = GPT(config, seed=None).to(device)
+    elif args.init_from:
+        source = runs.resolve_checkpoint(args.init_from, flag="--init_from")[0]
         model = GPT.load(source, device)
         config = model.config
+        init = {"checkpoint": str(source), "sha256": shards.sha256_file(source / "model.safetensors")}
     else:
         model = GPT(config, seed=args.seed).to(device)
     optimizers = build_optimizers(
@@ -399,8 +410,7 @@ def train(args, procs) -> int:
     # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
     record = {
         "flags": dict(vars(args)), "argv": sys.argv, "started": runs.now(), "code": runs.code_state(),
-        "init": source and {"checkpoint": str(source), "sha256": shards.sha256_file(source / "model.safetensors")},
-        **runs.machine_state(device), "world_size": procs.world_size, "model": config.to_dict(),
+        "init": init, **runs.machine_state(device), "world_size": procs.world_size, "model": config.to_dict(),
         "parameters": model.num_params(), "flops_per_token": flops_per_token, "tokens_per_step": tokens_per_step,
         "peak_flops": peak if math.isfinite(peak) else None,
         "data": {"fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
@@ -500,7 +510,12 @@ def train(args, procs) -> int:
     clock_zero = time.perf_counter() - state["wall_seconds"]
     (run / "exposures").mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
     exposures = runs.JsonlWriter(run / "exposures" / f"exposures_rank{procs.rank:04d}.jsonl")
-    mirrors = procs.is_main and runs.open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
+    try:
+        mirrors = procs.is_main and runs.open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
+    except ValueError:
+        if checkpoint is None:
+            shutil.rmtree(run)  # made a moment ago, holds nothing, and would be in the way of the next try
+        raise
     scalars = runs.JsonlWriter(run / "scalars.jsonl", mirrors) if procs.is_main else None
     batches = data_order.StepLoader(
         files, seq_len=args.seq_len, sequences_per_step=sequences_per_step, seed=args.seed, data_order=args.data_order,
@@ -516,6 +531,15 @@ def train(args, procs) -> int:
         return {"train_seconds": round(state["train_seconds"], 3),
                 "eval_seconds_total": round(state["eval_seconds"], 3),
                 "wall_seconds": round(time.perf_counter() - clock_zero, 3)}
+
+    def note_mechanism() -> None:
+        """What gates and attention do on two rows: the beginning of the held-out stream, else of the data."""
+        if procs.is_main and args.seq_len > 1:
+            held_out = val is not None and len(val["tokens"]) >= 2 * args.seq_len
+            rows = val["tokens"][: 2 * args.seq_len] if held_out else files.slice(0, 2 * args.seq_len)
+            idx = torch.from_numpy(rows[: len(rows) // args.seq_len * args.seq_len].astype(np.int64))
+            scalars.write(type="mechanism", step=state["step"], timestamp=runs.now(),
+                          layers=model.gate_stats(idx.view(-1, args.seq_len).to(device)))
 
     def evaluate() -> None:
         """Make and record the evaluations in state["due"]; those that were interrupted stay there."""
@@ -552,11 +576,11 @@ def train(args, procs) -> int:
             np.savez_compressed(run / f"val_documents_{step:06d}.npz", **scores[1], **hashes)
             scalars.write(type="val", **scores[0], **where, **clock())
             runs.update_step_metrics(run, step, **scores[0])
-            if len(rows := val["tokens"][: 2 * args.seq_len]) == 2 * args.seq_len and args.seq_len > 1:
-                idx = torch.from_numpy(rows.astype(np.int64)).view(2, args.seq_len).to(device)
-                scalars.write(type="mechanism", step=step, timestamp=runs.now(), layers=model.gate_stats(idx))
+            note_mechanism()
 
     saved = state["step"] if checkpoint else -1
+    if not args.eval_every and state["step"] == 0:
+        note_mechanism()
     evaluate()
     stopped = bool(state["due"])
     while state["step"] < args.max_train_steps and not stopped:
@@ -634,6 +658,8 @@ def train(args, procs) -> int:
                     log(f"step {step:6d} | sample {shards.get_tokenizer().decode(sample.ids)!r}")
         cadence = {"val": args.eval_every, **{name: every for name, (_, _, every) in benchmarks.items()}}
         state["due"] = [k for k, n in cadence.items() if n and (step % n == 0 or step == args.max_train_steps)]
+        if not args.eval_every and step == args.max_train_steps:
+            note_mechanism()
         evaluate()
         stopped = stopped or bool(state["due"])
         if stopped or step == args.max_train_steps or (args.save_every and step % args.save_every == 0):

@@ -52,6 +52,10 @@ def read_commands(text: str, source: str) -> list[tuple[Path, list[str]]]:
     return list(found.items())
 
 
+def first_line(log: Path) -> str:
+    return log.read_text(errors="replace").split("\n", 1)[0]
+
+
 def sweep(commands: list[tuple[Path, list[str]]]) -> int:
     """Runs what is not finished. Exit status: 0 all finished, 1 a run failed, 130 interrupted (start it again)."""
     stop = {"asked": False, "child": None}
@@ -67,10 +71,10 @@ def sweep(commands: list[tuple[Path, list[str]]]) -> int:
         for folder, words in bar:
             bar.set_postfix_str(folder.name)
             log, line = folder.with_name(folder.name + ".out"), "$ " + shlex.join(words)
+            if folder.exists() and log.exists() and (before := first_line(log)) != line:
+                raise ValueError(f"{folder} was begun by another command ({before[2:]}): delete it to run it anew, "
+                                 "or choose another --out_dir.")
             if (folder / "summary.json").exists():
-                if log.exists() and (before := log.read_text(errors="replace").split("\n", 1)[0]) != line:
-                    raise ValueError(f"{folder} was made by another command ({before[2:]}): delete it to run it anew, "
-                                     "or choose another --out_dir.")
                 continue
             if "--resume" not in words and not any(w.startswith("--resume=") for w in words):
                 words = [*words, "--resume", "auto"]
@@ -117,8 +121,8 @@ def main(argv=None) -> int:
             print("\n".join(map(shlex.join, left) if left else ["all finished"]))
             return 0
         return sweep([(ROOT / folder, words) for folder, words in commands])
-    except OSError as error:
-        sys.exit(f"sweep.py: {args.list} cannot be read ({error.strerror}): name a file with a command per line.")
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"sweep.py: {args.list} cannot be read ({error}): name a file with a command per line.")
     except ValueError as error:
         sys.exit(f"sweep.py: {error}")
 

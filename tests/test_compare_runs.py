@@ -280,6 +280,44 @@ def test_torn_line_and_nan_are_told(tmp_path):
     assert report["metrics"]["val_loss"]["n"] == 2
 
 
+DAMAGE = {  # file -> (what stands in it instead, exit status, where the report tells it)
+    "summary list": ("summary.json", "[1, 2]", 2, "test_s1: summary.json is broken"),
+    "summary null": ("summary.json", "null", 2, "test_s1: summary.json is broken"),
+    "results_row": ("summary.json", '{"steps": 40, "results_row": [1]}', 2, "test_s1: summary.json is broken"),
+    "steps": ("summary.json", '{"steps": "many", "warnings": null}', 2, "equal batches cannot be proved"),
+    "deep": ("summary.json", "[" * 100_000, 2, "test_s1: summary.json is broken"),
+    "gsm8k": ("gsm8k_results.json", "[1]", 0, "gsm8k_results.json is broken"),
+    "npz half": ("val_documents_000040.npz", 0.5, 0, "test_s1/val_documents_000040.npz is broken (BadZipFile"),
+    "npz flip": ("val_documents_000040.npz", -1, 0, "test_s1/val_documents_000040.npz is broken"),
+    "npz empty": ("val_documents_000040.npz", "", 0, "test_s1/val_documents_000040.npz is broken"),
+    "npz keys": ("val_documents_000040.npz", {"foo": [1, 2]}, 0, "is broken (KeyError"),
+    "npz lengths": ("val_documents_000040.npz", {"stream_nats": [1, 2], "stream_bytes": [1]}, 0, "is broken (Value"),
+    **{f"config {key}": ("config.json", key, 0, f"config.json: {key} is null and counts as not recorded")
+       for key in ("parameters", "model")},
+    **{f"config {key}": ("config.json", key, 0, f"config.json: {key} is null") for key in ("hardware", "versions")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_files_are_told(tmp_path, capsys, case):
+    """A file cut off by a full disk, or of another shape, would end the comparison with a traceback."""
+    name, content, status, told = DAMAGE[case]
+    make_arms(tmp_path, 2, b=GATE)
+    path = tmp_path / "test_s1" / name
+    data = path.read_bytes() if path.exists() else b""
+    if isinstance(content, dict):
+        np.savez(path, **content)
+    elif isinstance(content, float):
+        path.write_bytes(data[: len(data) // 2])
+    elif isinstance(content, int):
+        path.write_bytes(data.replace(b"stream_nats", b"stream_nbts", 1))
+    elif name == "config.json":
+        path.write_text(json.dumps(json.loads(data) | {content: None}))
+    else:
+        path.write_text(content)
+    assert compare(tmp_path)[0] == status and told in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # the gate
 
@@ -302,6 +340,7 @@ MISMATCHES = {
     "val_fingerprint_tokens": {"data": {"val_fingerprint_tokens": "a" * 64}},
     "code_sha256": {"config": {"code.code_sha256": "8" * 64}},
     "init_from": {"flags": {"init_from": "another checkpoint"}},
+    "init_sha256": {"config": {"init": {"checkpoint": "ckpt", "sha256": "7" * 64}}},
 }  # fmt: skip
 
 
@@ -369,13 +408,17 @@ def test_recognised_treatments(tmp_path, family):
     assert code == 2 and "treatment" not in states(report).values()
 
 
-def test_treatment_that_is_absent(tmp_path):
+def test_treatment_that_is_absent(tmp_path, capsys):
     """Two equal arms would be told apart by noise and called a gate's effect."""
     make_arms(tmp_path, 2)
     code, report = compare(tmp_path, "--no_items", "--treatment", "attn_gate")
     assert code == 2 and "does not differ" in report["gate"]["differences"][0]["why"]
     code, report = compare(tmp_path, "--no_items")
     assert code == 0 and report["treatment"] == ""  # an A/A is fair, and says what it is
+    assert "Treatment: none: the arms differ in nothing that counts (an A/A)." in capsys.readouterr().out
+    make_run(tmp_path / "rate_s0", flags={"learning_rate": 7e-4, "muon_lr": 7e-5})
+    assert compare(tmp_path, a="base_s0", b="rate_s0")[0] == 2  # with a difference that counts, none of that
+    assert "Treatment: none declared or recognised among what differs." in capsys.readouterr().out
 
 
 def test_knobs_without_effect_do_not_count(tmp_path):
@@ -428,6 +471,11 @@ def test_seeds_batches_and_broken_runs(tmp_path):
     code, report = compare(tmp_path, b="test_s[0-2]", a="base_s[0-2]")
     assert code == 2 and "from step 17 on" in report["headline"] and states(report) == {
         "attn_gate": "treatment", "batch_checksums": "differs"}  # fmt: skip
+    full = (tmp_path / "base_s1" / "exposures" / "exposures_rank0000.jsonl").read_text().splitlines(keepends=True)
+    for kept in (full[:10], full[:10] + [full[10][:20]], full[5:], full[:-1], []):  # a part of the steps proves nothing
+        exposures.write_text("".join(kept))
+        code, report = compare(tmp_path, b="test_s[0-2]", a="base_s[0-2]")
+        assert code == 2 and "cannot be proved" in report["headline"]
     exposures.unlink()
     code, report = compare(tmp_path, b="test_s[0-2]", a="base_s[0-2]")
     assert code == 2 and "cannot be proved" in report["headline"]
@@ -510,6 +558,40 @@ def test_benchmarks_items_and_gsm8k(tmp_path):
     code, report = compare(tmp_path)
     assert any("119 of 120" in reason for reason in report["not_available"])
     assert {r["what"]: r for r in report["items_and_documents"]}["HellaSwag accuracy"]["n"] == "119 items x 3"
+    # other spaces in the JSON are the same items; a credit that is no number takes that metric's row, and says so
+    records = [json.loads(line) for line in path.open()]
+    records[-1]["credit"]["accuracy"] = None
+    path.write_text("".join(json.dumps(r, separators=(",", ":")) + "\n" for r in records))
+    code, report = compare(tmp_path)
+    rows = {r["what"]: r for r in report["items_and_documents"]}
+    assert rows["HellaSwag accuracy_norm"]["n"] == "119 items x 3" and "HellaSwag accuracy" not in rows
+    assert any(reason.startswith("HellaSwag items, accuracy: N/A: 1 of 714 credits") for reason in
+               report["not_available"])  # fmt: skip
+
+
+def test_gaps_of_the_table_are_told(tmp_path, capsys):
+    """A benchmark that one seed lacks would be a mean of two under a heading of three; a scorer's null is no score."""
+    make_arms(tmp_path, 3, b=GATE, hellaswag=0.4)
+    (tmp_path / "test_s1" / "hellaswag_metrics.jsonl").unlink()
+    for path in tmp_path.glob("*/hellaswag_metrics.jsonl"):
+        write_jsonl(path, [json.loads(line) | {"accuracy_norm": None} for line in path.open()])
+    _, report = compare(tmp_path, "--no_items")
+    rows = table_rows(capsys.readouterr().out)
+    assert rows["HellaSwag accuracy"][3].endswith(" (2 of 3 seeds)") and report["verdict"] != "better"
+    assert rows["HellaSwag accuracy_norm"][1:] == ["N/A: not run"] * 5
+    assert "seeds)" not in rows["Val loss @ matched step"][3]
+
+
+def test_forest_follows_the_adjusted_p(tmp_path):
+    """A metric whose interval leaves out 0 while its adjusted p is not small would be drawn as better."""
+    # raw p 0.03, adjusted 0.48
+    make_arms(tmp_path, 4, effect=-0.02, a={"hellaswag": 0.4}, b=GATE | {"hellaswag": 0.43})
+    drawn, plot = {}, report_plots.plot_forest
+    with mock.patch.object(report_plots, "plot_forest", lambda groups: (drawn.update(groups), plot(groups))[1]):
+        compare(tmp_path, "--no_items", out=tmp_path / "report")
+    row = next(r for r in drawn["benchmarks"] if r["label"] == "HellaSwag accuracy")
+    assert row["low"] > 0 and row["said"] == "no clear change"
+    assert next(r for r in drawn["losses"] if r["label"] == "Val loss")["said"] == "better"
 
 
 def test_single_pair_gives_mcnemar_and_no_verdict(tmp_path):
@@ -756,6 +838,73 @@ def test_stages_that_are_mixed_are_refused(results, capsys):
     assert "gate_act (sigmoid, ns_sigmoid)" in capsys.readouterr().out
 
 
+def rewrite(path, change):
+    """Rows of a results.csv, each through `change`."""
+    with open(path, newline="") as f:
+        rows = [change(i, row) or row for i, row in enumerate(csv.DictReader(f))]
+    with open(path, "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize("value", ["nan", "", "inf", "x"])
+def test_seed_without_a_loss_stops_the_verdict(results, capsys, value):
+    """A seed that diverged would drop out, and the rest be called better: as in an A/B it may be the one that tells."""
+    flags = ("--results", results, "--group_by", "attn_gate", "--where", "num_iterations=5100,learning_rate=0.00468",
+             "--baseline", "attn_gate=none")  # fmt: skip
+    assert many(*flags) == 0 and "attn_gate=elementwise better." in capsys.readouterr().out
+    rewrite(results, lambda i, row: row.update(final_val_loss=value) if row["run_id"].startswith(
+        "elementwise-sigmoid-0.00468-5100-2") else None)  # fmt: skip
+    assert many(*flags) == 0
+    text = capsys.readouterr().out
+    assert "attn_gate=elementwise inconclusive." in text and "5100-2 (attn_gate=elementwise) has no final_val" in text
+    assert "| elementwise | 2 | 3.2723 | 26m 10.9s |" in text and "| 2 pairs |" in text
+
+
+def test_stage_table_names_its_metric_and_refuses_other_tokens(results, tmp_path, capsys):
+    """final_loss in nats per token between tokenisations: the arm with fewer tokens looks worse for free. Rows that do
+    not tell their tokens may have others."""
+    stage = ("--where", "num_iterations=1500", "--group_by", "attn_gate,gate_act", "--results", results)
+    assert many(*stage) == 0
+    assert "\nfinal_loss: val loss (nats/token) at the last step, mean over seeds.\n" in capsys.readouterr().out
+    for told in ({"none": "mul_tokens"}, {"none": "mul_tokens", "const": ""}, {"none": "", "const": ""}):
+        rewrite(results, lambda i, row, told=told: row | {"condition": told.get(row["attn_gate"], "baseline"),
+                                                          "final_val_bits_per_byte": 1 + i / 1000})  # fmt: skip
+        with pytest.raises(ValueError, match="use --primary val_bits_per_byte"):
+            many(*stage, "--primary", "val_loss", "--allow", "condition")
+        many(*stage)
+        assert "\nfinal_loss: val bits/byte (bits/byte) at" in capsys.readouterr().out
+    for name, arm in (("none", {}), ("mul", TREATMENTS["tokens"])):
+        make_run(tmp_path / f"{name}_s0", **arm)
+    with pytest.raises(ValueError, match="use --primary val_bits_per_byte"):
+        many("--runs", tmp_path / "*_s0", "--group_by", "condition", "--primary", "val_loss")
+
+
+def test_other_hardware_spoils_times_of_many(results, tmp_path, capsys):
+    """-30 % train_time by a faster GPU would read as the arm's."""
+    for seed in range(2):
+        make_run(tmp_path / f"none_s{seed}", seed)
+        make_run(tmp_path / f"head_s{seed}", seed, flags=GATE["flags"], config={"hardware.gpu": "other"})
+    rewrite(results, lambda i, row: row.update(gpu_name="other") if row["attn_gate"] == "const" else None)
+    for source in (("--runs", tmp_path / "*_s*"), ("--results", results, "--where", "num_iterations=1500")):
+        assert many(*source, "--group_by", "attn_gate,gate_act", "--baseline", "attn_gate=none") == 0
+        text = capsys.readouterr().out
+        assert "| N/A: other hardware or software |" in text and " % |" not in text.replace("95 % interval |", "")
+
+
+def test_batch_size_is_in_sequences(tmp_path, capsys):
+    """A finished run's batch_size counts sequences, an unfinished one's counted tokens: two arms of one setting."""
+    make_run(tmp_path / "none_s0")
+    make_run(tmp_path / "none_s1", 1, finished=False)
+    flags = ("--runs", tmp_path / "*_s*", "--group_by", "batch_size", "--allow", "incomplete")
+    assert many(*flags) == 0 and "# 1 arms by batch_size" in capsys.readouterr().out
+    make_run(tmp_path / "large_s0", flags={"total_batch_tokens": 512}, finished=False)
+    assert many(*flags) == 0
+    text = capsys.readouterr().out
+    assert "| 8 | 1 |" in text and "| 16 | 0 |" in text and "| total_batch_tokens | 256 | 512 | treatment |" in text
+
+
 def test_minutes():
     """59.96 seconds are a minute, not 60.0 seconds."""
     assert [compare_runs.minutes(ms) for ms in (609_100, 59_960, 0, 1_570_940, 5_025_000)] == [
@@ -827,6 +976,12 @@ def test_noise_floor_and_check(tmp_path, capsys):
     make_run(tmp_path / "other_s9", 9, flags={"learning_rate": 1e-3})
     assert many("--check", tmp_path / "other_s9", "--against", tmp_path / "base_s*") == 2
     assert "**not comparable** · learning_rate (0.0006 / 0.001)" in capsys.readouterr().out
+    lost = make_run(tmp_path / "lost_s9", 9, finished=False)
+    scalars = (lost / "scalars.jsonl").read_text()
+    for damaged in ("", scalars.replace('"val_loss": ', '"val_loss": null, "was": ')):
+        (lost / "scalars.jsonl").write_text(damaged)
+        assert many("--check", lost, "--against", tmp_path / "base_s*", "--allow", "incomplete") == 2
+        assert "**not comparable** · val loss of this run N/A (not " in capsys.readouterr().out
     with pytest.raises(ValueError, match="at least 4 finished runs.*there are 3"):
         many("--aa", tmp_path / "base_s[0-2]")
     make_run(tmp_path / "base_s7", 7, flags={"warmup_iters": 9})
@@ -894,6 +1049,8 @@ BAD = {
     "baseline": (["--runs", "{0}/*_s*", "--group_by", "attn_gate", "--baseline", "attn_gate=const"], "fits 0 arms"),
     "csv": (["--results", "{0}/base_s0/config.json", "--group_by", "seed"], "no rows with a column final_val_loss"),
     "no csv": (["--results", "{0}/none.csv", "--group_by", "seed"], "cannot be read"),
+    "where twice": (["--runs", "{0}/base_s*", "--group_by", "seed", "--where", "seed=0,seed=1"], "gives seed twice"),
+    "plan tiny": (["--plan", "--noise", "1", "--effect", "1e-200"], "effect 1e-200 is too small"),
     "plan": (["--plan", "--noise", "0.1"], "--effect above 0"),
     "plan noise": (["--plan", "--effect", "0.1"], "--noise above 0"),
     "check": (["--check", "{0}/base_s0", "--against", "{0}/test_s*"], "at least 4"),

@@ -82,7 +82,8 @@ def test_sweep_stops_at_a_failure_and_goes_on(tmp_path, fake):
     done = run_sweep("\n".join([fake("a"), fake("b", "--fail"), fake("c")]))
     assert done.returncode == 1 and "the data is gone" in done.stdout and "status 3" in done.stderr
     assert starts(tmp_path, "a") and not starts(tmp_path, "c") and "Traceback" not in done.stderr
-    assert run_sweep("\n".join([fake("a"), fake("b"), fake("c")])).returncode == 0
+    (tmp_path / "fake run.py").write_text(FAKE.replace('"--fail" in sys.argv', "False"))  # repaired
+    assert run_sweep("\n".join([fake("a"), fake("b", "--fail"), fake("c")])).returncode == 0
     assert len(starts(tmp_path, "a")) == 1 and len(starts(tmp_path, "b")) == 2 and starts(tmp_path, "c")
 
 
@@ -119,6 +120,13 @@ def test_sweep_other_command(tmp_path, fake):
     assert run_sweep(fake("a", "--seed 1")).returncode == 0
     done = run_sweep(fake("a", "--seed 2"))
     assert done.returncode == 1 and "another command" in done.stderr and len(starts(tmp_path, "a")) == 1
+    begun = run_sweep(fake("b", "--fail"))
+    assert begun.returncode == 1
+    other = run_sweep(fake("b", "--seed 3"))  # an unfinished run does not go on with other flags, either
+    assert other.returncode == 1 and "another command" in other.stderr and len(starts(tmp_path, "b")) == 1
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    binary = subprocess.run([sys.executable, SWEEP, tmp_path / "binary"], capture_output=True, text=True, timeout=60)
+    assert binary.returncode == 1 and "cannot be read" in binary.stderr
     missing = subprocess.run([sys.executable, SWEEP, tmp_path / "no"], capture_output=True, text=True, timeout=60)
     assert missing.returncode == 1 and "cannot be read" in missing.stderr
 
@@ -150,8 +158,15 @@ def test_kept_results_compare_as_the_runs(tmp_path, capsys):
 
 
 def test_unfinished_run_is_not_kept(tmp_path):
-    """Half a run never becomes a committed result."""
+    """Half a run never becomes a committed result; a run is never replaced by its own extract, nor one by another."""
     keep_results = load("keep_results")
+    for folder in ("x", "y"):
+        make_run(tmp_path / folder / "a_s0")
+    before = sorted((tmp_path / "x" / "a_s0").rglob("*"))
+    for runs_, out, why in ((["x/a_s0"], "x", "would be replaced"), (["x/a_s0", "y/a_s0"], "kept", "two runs")):
+        with pytest.raises(SystemExit, match=why):
+            keep_results.main([*(str(tmp_path / r) for r in runs_), "--out", str(tmp_path / out)])
+    assert sorted((tmp_path / "x" / "a_s0").rglob("*")) == before and not (tmp_path / "kept").exists()
     make_run(tmp_path / "runs" / "a_s0", finished=False)
     with pytest.raises(SystemExit, match="not finished"):
         keep_results.main([str(tmp_path / "runs" / "a_s0"), "--out", str(tmp_path / "kept")])

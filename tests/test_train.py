@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -375,6 +376,28 @@ def test_init_from(data, base, tmp_path, capsys):
             train_gpt.main([*free, "--out_dir", str(tmp_path / "no"), *change])
         assert why in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_resume_needs_the_start_no_more(data, base, tmp_path, monkeypatch):
+    """Steps lost when the --init_from folder is gone after the run's first checkpoint: 0."""
+    shutil.copytree(base, tmp_path / "start")
+    argv = command(data, tmp_path / "run", "--init_from", tmp_path / "start", "--max_train_steps", 6, "--save_every", 2,
+                   "--eval_every", 0)[2:]
+    monkeypatch.setattr(train_gpt.runs, "StopRequest", lambda: SimpleNamespace(asked=True))
+    assert train_gpt.main(argv) == 0 and not (tmp_path / "run" / "summary.json").exists()
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "start")
+    assert train_gpt.main([*argv, "--resume", "auto"]) == 0
+    assert len(records(tmp_path / "run")) == 6 and (tmp_path / "run" / "summary.json").exists()
+
+
+def test_dead_gate_is_flagged_without_evaluations(data, tmp_path):
+    """Warnings of a run whose gate cannot move: 1, with or without --eval_every; of a run without a gate: 0."""
+    for name, flags, wanted in (("dead", ["--attn_gate", "headwise", "--learning_rate", "1e-9"], 1), ("none", [], 0)):
+        train_gpt_main(data, tmp_path / name, "--max_train_steps", 4, "--eval_every", 0, *flags)
+        warnings = json.loads((tmp_path / name / "summary.json").read_text())["warnings"]
+        assert len(warnings) == wanted and all("the gate is not active" in w for w in warnings)
+        assert [r["step"] for r in records(tmp_path / name, "mechanism")] == [0, 4]
 
 
 def test_mirrors_show_the_jsonl(data, base, tmp_path):

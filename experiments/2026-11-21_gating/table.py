@@ -58,7 +58,7 @@ for arm in ARMS:
     parameters = json.loads((runs[0] / "config.json").read_text())["parameters"]["total"]
     print(f"| {arm} | {parameters:,} | {' | '.join(cells)} | {first:.4f} | {largest:.1f} |")
 
-print("\n## Stage 3: twice as long, each arm at its own learning rate\n")
+print("\n## Stage 3: longer, each arm at its own learning rate\n")
 arms = "attn_gate,learning_rate,muon_lr"
 long = answers.report(["--runs", str(here / "runs" / "long" / "*"), "--group_by", arms, "--baseline",
                        next(f"attn_gate=none,learning_rate={json.loads(p.read_text())['flags']['learning_rate']:g},"
@@ -77,7 +77,7 @@ for question, key in (("Elementwise gate on the SDPA output", ("elementwise", "s
     e = by_name[key]
     lines.append(answers.answer(f"{question}, 120 steps", e["row"], e["verdict"], "nats/token"))
 e = long["differences"][0]
-lines.append(answers.answer("Elementwise gate, 240 steps, both tuned", e["row"], e["verdict"], "nats/token"))
+lines.append(answers.answer("Elementwise gate, 200 steps, both tuned", e["row"], e["verdict"], "nats/token"))
 wall = e["wall"]
 lines.append({**answers.answer("the same at equal wall-clock", wall, "better" if wall["high"] < 0 else "worse" if
                                wall["low"] > 0 else "inconclusive", "nats/token")})

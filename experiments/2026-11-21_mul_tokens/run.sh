@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does it help to write products such as 7 * 9 = 63 as one token? Two arms x 4 seeds on edu_web mixed with synthetic
+# Does it help to write products such as 7 * 9 = 63 as one token? Two arms x 3 seeds on edu_web mixed with synthetic
 # arithmetic, scored in bits/byte and by the arithmetic probes. Two runs at a time, one thread each; about 15 minutes.
 # Resumable: finished runs are skipped.
 #   bash experiments/2026-11-21_mul_tokens/run.sh <edu_web.parquet>
@@ -16,12 +16,12 @@ for arm in baseline mul_tokens; do
         --condition "$arm" --val_fraction 0.005 --num_proc 2 --resume --out_dir "$out/data_$arm"
 done
 
-for seed in 0 1 2 3; do
+for seed in 0 1 2; do
     for arm in baseline mul_tokens; do
         echo "train_gpt.py --data_dir $out/data_$arm --out_dir $out/${arm}_s$seed --seed $seed --arch speedrun --n_layer 6" \
-            "--n_head 4 --n_embd 128 --seq_len 256 --micro_batch_size 8 --total_batch_tokens 2048 --max_train_steps 200" \
-            "--optimizer muon --learning_rate 0.02 --schedule trapezoid --warmup_iters 10 --warmdown_iters 60" \
-            "--learning_rate_decay_frac 0.05 --eval_every 100 --eval_batch_size 8 --val_tokens 30000 --save_every 50" \
+            "--n_head 4 --n_embd 128 --seq_len 256 --micro_batch_size 8 --total_batch_tokens 2048 --max_train_steps 160" \
+            "--optimizer muon --learning_rate 0.007 --schedule trapezoid --warmup_iters 10 --warmdown_iters 48" \
+            "--learning_rate_decay_frac 0.05 --eval_every 80 --eval_batch_size 8 --val_tokens 30000 --save_every 50" \
             "--keep_last 1 --log_every 0 --dtype ${DTYPE:-bfloat16} --results_csv $out/results.csv --notes $arm"
     done
 done > "$out/runs.txt"
@@ -31,7 +31,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 0' "$out/runs.txt") > "$out/runs.log" 2>&1 &
 "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 1' "$out/runs.txt")
 wait $! || { tail -n 3 "$out/runs.log"; exit 1; }
-for seed in 0 1 2 3; do # the probes need no problems to solve; the exam asks a few synthetic ones beside them
+for seed in 0 1 2; do # the probes need no problems to solve; the exam asks a few synthetic ones beside them
     for arm in baseline mul_tokens; do
         [ -e "$out/${arm}_s$seed/gsm8k_results.json" ] || "$PYTHON" eval_gsm8k.py --checkpoint "$out/${arm}_s$seed" \
             --data synthetic:40 --max_new_tokens 64

@@ -17,7 +17,8 @@ exams = {arm: [json.loads((path / "gsm8k_results.json").read_text()) for path in
 data = {arm: json.loads((runs[arm][0] / "config.json").read_text())["data"] for arm in ARMS}
 
 print("## The intervention\n")
-print("| arm | tokens in the data | tokens that are products | bytes per token of the held-out text |\n|---|---:|---:|---:|")
+print("| arm | tokens in the data | tokens that are products | bytes per token of the held-out text |")
+print("|---|---:|---:|---:|")
 for arm in ARMS:
     val = [r for r in map(json.loads, (runs[arm][0] / "scalars.jsonl").open()) if r["type"] == "val"][-1]
     print(f"| {arm} | {data[arm]['tokens']:,} | {data[arm]['mul_token_rate']:.2e} "
@@ -51,7 +52,8 @@ for family, shown in (("products", "81 products"), ("two_digit_by_digit", "100 t
             name = {"accuracy": "share answered right", "mrr": "mean reciprocal rank"}[measure]
             lines.append(answers.answer(f"Products as one token, probe: {shown}, {name}", row, verdict, "", "+.3f"))
 token = [exam["probes"]["plain"]["products"]["token"] for exam in exams["mul_tokens"]]
-print(f"\nmul_tokens alone: the product's own token ranks first among the 45 in {statistics.fmean(t['top1'] for t in token):.3f} "
-      f"of the probes (chance {token[0]['chance_top1']:.3f}), mean reciprocal rank "
+first = statistics.fmean(t["top1"] for t in token)
+print(f"\nmul_tokens alone: the product's own token ranks first among the 45 in {first:.3f} of the probes "
+      f"(chance {token[0]['chance_top1']:.3f}), mean reciprocal rank "
       f"{statistics.fmean(t['mrr'] for t in token):.3f} (chance {token[0]['chance_mrr']:.3f}).")
 answers.write(here, lines)

@@ -12,7 +12,7 @@ import answers  # noqa: E402
 
 ARCHS, OPTIMIZERS = ("gpt2", "speedrun"), ("adamw", "muon", "muon_all")
 
-print("## Stage 1: each one's own grid of learning rates (seed 0, 100 steps, val loss)\n")
+print("## Stage 1: each one's own grid of learning rates (seed 0, 80 steps, val loss)\n")
 found: dict = {}
 with (here / "grid.csv").open() as f:
     for row in csv.DictReader(f):
