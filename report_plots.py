@@ -119,7 +119,7 @@ def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
         axis.tick_params(axis="x", labelsize=8)
         axis.set_title(title, fontsize=9, loc="left")
     axes[-1].set_xlabel("change from A to B, %.  ↓ lower is better, ↑ higher is better\n"
-                        "filled: better; square: worse or changed; grey: not clear by the table's p", fontsize=8)
+                        "filled: better; square: worse or changed; grey: not clear", fontsize=8)
     return save()
 
 

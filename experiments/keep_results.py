@@ -83,7 +83,7 @@ def main(argv=None):
         if not folders:
             raise ValueError("no folder among these is a run (config.json): name run folders.")
         if taken := [f.name for f in folders if (args.out / f.name).resolve() == f.resolve()]:
-            raise ValueError(f"--out {args.out} holds the run {taken[0]} itself, which would be replaced: name another.")
+            raise ValueError(f"--out {args.out} holds the run {taken[0]} itself, not to be replaced: name another.")
         names = [f.name for f in folders]
         if double := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two runs are called {double[0]}: keep them in two folders, with two calls.")

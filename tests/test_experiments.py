@@ -163,7 +163,7 @@ def test_unfinished_run_is_not_kept(tmp_path):
     for folder in ("x", "y"):
         make_run(tmp_path / folder / "a_s0")
     before = sorted((tmp_path / "x" / "a_s0").rglob("*"))
-    for runs_, out, why in ((["x/a_s0"], "x", "would be replaced"), (["x/a_s0", "y/a_s0"], "kept", "two runs")):
+    for runs_, out, why in ((["x/a_s0"], "x", "not to be replaced"), (["x/a_s0", "y/a_s0"], "kept", "two runs")):
         with pytest.raises(SystemExit, match=why):
             keep_results.main([*(str(tmp_path / r) for r in runs_), "--out", str(tmp_path / out)])
     assert sorted((tmp_path / "x" / "a_s0").rglob("*")) == before and not (tmp_path / "kept").exists()
