@@ -166,7 +166,8 @@ def exchanges(stage: str, record) -> list[tuple[str, ...]]:
             raise ValueError(f"has a field {field!r} that is {type(record[field]).__name__}, not "
                              + ("a list" if stage == "tulu" else "text"))
     if has_code:
-        return [(record["question"].strip(), record["code"], str(record.get("answer") or ""))]
+        known = record.get("answer")  # may be the number 0
+        return [(record["question"].strip(), record["code"], "" if known is None else str(known))]
     if stage != "tulu":
         return [(record["question"].strip(), record["answer"].strip())]
     messages, system, question, found = record["messages"], "", None, []

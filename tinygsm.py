@@ -42,6 +42,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from fractions import Fraction
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -50,7 +51,8 @@ from typing import NamedTuple
 MAX_SOURCE = 8_000  # characters of a program or a question; the parser's time and memory are bounded by it
 MAX_BRACKETS = 20  # nested; before the parser sees them
 MAX_DEPTH = 40  # of the syntax tree
-MAX_STEPS = 20_000  # nodes evaluated and elements touched: 0.1 s (measured)
+MAX_STEPS = 20_000  # nodes evaluated, elements touched, characters shown: MEASURED
+CHARACTERS_PER_STEP = 16  # a float may have 329 of them
 MAX_BITS = 128  # of an int
 MAX_ELEMENTS = 1_000  # of a range; a list or dict has as many as the source says
 MAX_STRING = 100  # characters of a key of a dict; text is never computed with
@@ -88,7 +90,9 @@ def convert(question: str, code: str, gold: str | int | float | None = None) -> 
             raise Refused("result is not a number")
         if gold is not None and not _agrees(answer, gold):
             raise Refused("disagrees with the given answer")
-        return Conversion("\n".join([*evaluator.lines, f"#### {show(answer)}"]), answer, "")
+        text = "\n".join([*evaluator.lines, f"#### {show(answer)}"])
+        _check_text(text, answer)
+        return Conversion(text, answer, "")
     except Refused as refusal:
         return Conversion(None, None, str(refusal))
 
@@ -106,6 +110,16 @@ def show(value) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{show(key)}: {show(item)}' for key, item in value.items())}}}"
     return str(value)
+
+
+def _check_text(text: str, answer: int | float) -> None:
+    """What the exam reads in the text is the answer, and nothing in it ends the assistant's turn."""
+    from eval_gsm8k import ASSISTANT, USER, extract_answer
+
+    if USER in text or ASSISTANT in text:
+        raise Refused("a line holds User: or Assistant:")
+    if extract_answer(text) != Fraction(show(answer)):
+        raise Refused("another answer is read in the steps")
 
 
 def _agrees(answer: int | float, gold: str | int | float) -> bool:
@@ -269,6 +283,12 @@ class _Evaluator:
         if self.steps > MAX_STEPS:
             raise Refused("too many steps")
 
+    def show(self, value) -> str:
+        """Its characters are paid for: those of a float of 300 digits cost more time than three evaluations."""
+        text = show(value)
+        self.spend(len(text) // CHARACTERS_PER_STEP)
+        return text
+
     def say(self, line: str) -> None:
         if len(self.lines) == MAX_LINES or len(line) > 400:
             raise Refused("too many lines")
@@ -293,10 +313,7 @@ class _Evaluator:
             elif isinstance(node, ast.Return):
                 if node.value is None:
                     raise Refused("no return")
-                text, value = self.expression(node.value)
-                if text != show(value):
-                    self.say(f"{text} = {show(value)}")
-                raise _Leave("return", value)
+                raise _Leave("return", self.operand(node.value)[1])
             elif isinstance(node, (ast.Break, ast.Continue)):
                 raise _Leave("break" if isinstance(node, ast.Break) else "continue", None)
 
@@ -325,7 +342,8 @@ class _Evaluator:
         self.names[self.name(target)] = value
         if not isinstance(source, ast.Name) and not isinstance(value, range):
             label = " ".join(target.id.split("_")).strip() or "value"
-            self.say(f"{label}: {text}" if text == show(value) else f"{label}: {text} = {show(value)}")
+            shown = self.show(value)
+            self.say(f"{label}: {text}" if text == shown else f"{label}: {text} = {shown}")
 
     def loop(self, node: ast.For | ast.While) -> None:
         values = self.iterable(self.expression(node.iter)[1]) if isinstance(node, ast.For) else None
@@ -355,8 +373,8 @@ class _Evaluator:
 
     def condition(self, node: ast.expr, tell: bool = False) -> bool:
         text, value = self.expression(node)
-        if tell and text != show(value):
-            self.say(f"{text} is {show(bool(value))}")
+        if tell and text != self.show(value):
+            self.say(f"{text} is {self.show(bool(value))}")
         return bool(value)
 
     # ----------------------------------------------------------------------------------------------- expressions
@@ -367,6 +385,8 @@ class _Evaluator:
             value = self.bounded(node.value)
             if isinstance(value, str) and len(value) > MAX_STRING:
                 raise Refused("too long")
+            if isinstance(value, str) and ("#" in value or not value.isprintable()):  # it could write a second answer
+                raise Refused("not allowed: text with # or a new line")
         elif isinstance(node, ast.Name):
             if node.id not in self.names:
                 raise Refused("unknown name")
@@ -403,7 +423,7 @@ class _Evaluator:
             if not isinstance(collection, (tuple, range, dict)):
                 raise Refused("error in the program")
             value = collection[index]
-        return show(value), value
+        return self.show(value), value
 
     def element(self, node: ast.expr) -> int | float | str:
         value = self.operand(node)[1]
@@ -414,9 +434,10 @@ class _Evaluator:
     def operand(self, node: ast.expr) -> tuple[str, object]:
         """(its value as text, value): what there is to compute gets a line first."""
         text, value = self.expression(node)
-        if text != show(value):
-            self.say(f"{text} = {show(value)}")
-        return show(value), value
+        shown = self.show(value)
+        if text != shown:
+            self.say(f"{text} = {shown}")
+        return shown, value
 
     def number(self, value) -> int | float:
         if not isinstance(value, (int, float)):
@@ -481,13 +502,13 @@ class _Evaluator:
             value = range(*map(self.whole, values))
             if max(abs(value.start), abs(value.stop)) > 2**31 or len(value) > MAX_ELEMENTS:
                 raise Refused("too many steps")
-            return show(value), value
+            return self.show(value), value
         if name in ("min", "max", "sum", "sorted") and len(values) == 1:
             values = [self.number(value) for value in self.iterable(values[0])]
-            texts = [show(value) for value in values]
+            texts = [self.show(value) for value in values]
             if name == "sorted":
                 value = tuple(sorted(values))
-                return show(value), value
+                return self.show(value), value
             if name == "sum":
                 signed = [f"({text})" if text.startswith("-") and i else text for i, text in enumerate(texts)]
                 return " + ".join(signed) or "0", self.bounded(sum(values))
@@ -495,7 +516,7 @@ class _Evaluator:
             [collection] = values
             if not isinstance(collection, (tuple, range, dict)):
                 raise Refused("error in the program")
-            return show(len(collection)), len(collection)
+            return self.show(len(collection)), len(collection)
         values = [self.number(value) for value in values]
         if name in ("min", "max"):
             if not values:
@@ -517,8 +538,8 @@ class _Evaluator:
                 raise Refused("error in the program")
             value = functions[name](values[0])
         value = self.bounded(value)
-        if name in ("int", "float", "round", "ceil", "floor", "abs") and show(value) == texts[0]:
-            return show(value), value  # 6.0 -> 6: nothing to tell
+        if name in ("int", "float", "round", "ceil", "floor", "abs") and self.show(value) == texts[0]:
+            return self.show(value), value  # 6.0 -> 6: nothing to tell
         return f"{name}({', '.join(texts)})", value
 
     def whole(self, value) -> int:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,3 +193,34 @@ def test_learning_curves(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match=r"no folder among these is a run"):
         learning_curves.main([str(tmp_path / "empty")])
+
+
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("experiments/2*/table.py"))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_tables_come_from_committed_results(tmp_path, name):
+    """Every number of an experiment's table.md, and its lines of README's answer table, are printed again by table.py
+    from what is committed; no folder is over 2 MB."""
+    folder = ROOT / "experiments" / name
+    shutil.copytree(folder, tmp_path / "experiments" / name)
+    for script in ROOT.glob("experiments/*.py"):
+        shutil.copy(script, tmp_path / "experiments")
+    copy = tmp_path / "experiments" / name
+    (copy / "answers.json").unlink(missing_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, copy / "table.py"], capture_output=True, text=True, env=environment,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (folder / "table.md").read_text()
+    if (folder / "answers.json").exists():
+        assert (copy / "answers.json").read_text() == (folder / "answers.json").read_text()
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2e6
+
+
+def test_readme_has_the_answers():
+    """README's first screen says what the committed results say."""
+    answers = load("answers")
+    assert f"{answers.MARKERS[0]}\n{answers.table()}\n{answers.MARKERS[1]}" in (ROOT / "README.md").read_text()
+    first = (ROOT / "README.md").read_text().splitlines()[:40]
+    assert answers.MARKERS[1] in first
