@@ -22,6 +22,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import platform
 import threading
 from collections.abc import Iterator, Sequence
@@ -1137,10 +1138,11 @@ def from_hf_state(model: GPT, hf_state: dict) -> GPT:
     """Fills a gpt2-arch model without a gate from a GPT2LMHeadModel (or GPT2Model) state dict, and returns it.
 
     A vocabulary of at most config.vocab_size rows is taken; rows beyond it become zero. A zero row's logit is 0, far
-    above GPT-2's usual ones, so ids that are never trained afterwards belong in config.unused_ids."""
+    above GPT-2's usual ones, so ids that are never trained afterwards belong in config.unused_ids. ValueError for a
+    head that is not the token rows."""
     if model.config.arch != "gpt2" or model.config.attn_gate != "none":
         raise ValueError("Hugging Face weights fit arch gpt2 without a gate only; use arch='gpt2', attn_gate='none'")
-    state = {}
+    state, head = {}, hf_state.get("lm_head.weight")
     for name, value in hf_state.items():
         name = name.removeprefix("transformer.")
         if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):  # tied copy; causal masks
@@ -1148,6 +1150,9 @@ def from_hf_state(model: GPT, hf_state: dict) -> GPT:
         state["transformer." + name] = value.t() if name.endswith(CONV1D) else value
     wte = state.get("transformer.wte.weight")
     if wte is not None:
+        if head is not None and not torch.equal(head, wte):
+            raise ValueError("the weights have a head of their own (lm_head.weight is not wte.weight), and this model "
+                             "shares one matrix between the two; use a GPT-2 with tie_word_embeddings=True")
         missing = model.config.vocab_size - wte.size(0)
         if missing < 0:
             raise ValueError(f"the weights have {wte.size(0)} token rows, more than vocab_size "
@@ -1188,21 +1193,34 @@ def silent_row(model: GPT) -> torch.Tensor | None:
     return (SILENT_LOGIT / constant / gain).float() if constant.abs() > 2 * noise else None
 
 
+def check_new_folder(out_dir: Path) -> None:
+    """ValueError unless out_dir can be made, or is an empty folder."""
+    there = next(path for path in (out_dir.absolute(), *out_dir.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "cannot be written to" if there.is_dir() else "is a file"
+        raise ValueError(f"{out_dir} cannot be made, because {there} {why}; choose another folder")
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise ValueError(f"{out_dir} is not empty; choose another folder, or delete it")
+
+
 def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
     """Writes out_dir as Hugging Face's GPT2LMHeadModel reads it: config.json, model.safetensors (tied head, vocabulary
     cropped to config.vocab_size), generation_config.json, and what write_tokenizer(folder) adds. Reloads the folder
     with transformers and compares logits on random ids before it takes its name. Returns warnings.
 
-    ValueError for an architecture or gate that GPT-2 cannot represent, an existing out_dir, or unequal logits."""
+    ValueError for an architecture or gate that GPT-2 cannot represent, an out_dir that exists or cannot be made, a
+    vocabulary that the tokenizer's ids exceed, or unequal logits."""
     import shutil
 
     from safetensors.torch import save_file
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
     out_dir, c, warnings = Path(out_dir), model.config, []
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise ValueError(f"{out_dir} is not empty; choose another folder, or delete it")
-    state = to_hf_state(model)
+    check_new_folder(out_dir)
+    state, end = to_hf_state(model), 50256 if c.vocab_size > 50256 else None  # <|endoftext|>
+    if end is None and write_tokenizer is not None:
+        raise ValueError(f"the model's vocabulary of {c.vocab_size} lacks ids of GPT-2's tokenizer (0 to 50256), which "
+                         "an exported folder holds; train it with vocab_size of at least 50257")
     del state["lm_head.weight"]
     unused = [i for a, b in c.masked_ranges for i in range(a, min(b, c.vocab_size))]
     if unused:
@@ -1218,9 +1236,9 @@ def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
         config = GPT2Config(
             vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head,
             n_inner=c.n_inner, activation_function="gelu_new", layer_norm_epsilon=1e-5, tie_word_embeddings=True,
-            bos_token_id=50256, eos_token_id=50256, architectures=["GPT2LMHeadModel"])
+            bos_token_id=end, eos_token_id=end, architectures=["GPT2LMHeadModel"])
         config.save_pretrained(tmp)
-        GenerationConfig(bos_token_id=50256, eos_token_id=50256, pad_token_id=50256,
+        GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end,
                          suppress_tokens=unused or None).save_pretrained(tmp)
         save_file(state, tmp / "model.safetensors", metadata={"format": "pt"})
         if write_tokenizer is not None:
@@ -1243,30 +1261,47 @@ def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
 
 
 def import_hf(source: str, vocab_size: int | None = None) -> GPT:
-    """The GPT of a Hugging Face GPT-2, from a local folder or the hub. ValueError for a model that is not GPT-2's.
+    """The GPT of a Hugging Face GPT-2, from a local folder or the hub. ValueError for a model that is not GPT-2's, or
+    whose weights are not exactly its configuration's.
 
     vocab_size above the source's (50349 to fine-tune with multiplication tokens): each new token's row is the mean of
-    the old rows (Hewitt 2021, "Initializing new word embeddings for pretrained language models")."""
-    from transformers import AutoConfig, GPT2LMHeadModel
+    the old rows (Hewitt 2021, "Initializing new word embeddings for pretrained language models"). The source's own rows
+    are never padding, unless it has our 50349."""
+    import transformers
 
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its report on weights that do not fit is an error here, in a sentence
     try:
-        hf = AutoConfig.from_pretrained(source)
+        hf = transformers.AutoConfig.from_pretrained(source)
         if hf.model_type != "gpt2":
             raise ValueError(f"it is a {hf.model_type} model")
         expected = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
                     "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
         if wrong := [f"{k} {getattr(hf, k)}" for k, v in expected.items() if getattr(hf, k) != v]:
             raise ValueError(f"this GPT-2 differs in {', '.join(wrong)}")
-        weights = GPT2LMHeadModel.from_pretrained(source, dtype=torch.float32).state_dict()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source} cannot be imported ({str(error).splitlines()[0]}); name a folder that holds a "
-                         "Hugging Face GPT-2, or a GPT-2 on the hub such as openai-community/gpt2") from error
-    model = GPT(GPTConfig(vocab_size=vocab_size or hf.vocab_size, block_size=hf.n_positions, n_layer=hf.n_layer,
-                          n_head=hf.n_head, n_embd=hf.n_embd, n_inner=hf.n_inner or 4 * hf.n_embd), seed=None)
-    from_hf_state(model, weights)
+        net, report = transformers.GPT2LMHeadModel.from_pretrained(
+            source, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True)
+        for fault in ("missing", "mismatched", "unexpected"):
+            names = sorted(key if isinstance(key, str) else key[0] for key in report[f"{fault}_keys"])
+            # old files hold the causal masks
+            if names := [name for name in names if not name.endswith((".attn.bias", ".attn.masked_bias"))]:
+                raise ValueError(f"{fault} weights: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}")
+    except Exception as error:  # whatever transformers, torch and safetensors come up with
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{source} cannot be imported ({reason}); name a folder that holds a Hugging Face GPT-2, or a "
+                         "GPT-2 on the hub such as openai-community/gpt2") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    n_old = hf.vocab_size
+    first_new = 0 if n_old == GPTConfig.vocab_size else n_old
+    unused = tuple((max(a, first_new), b) for a, b in GPTConfig.unused_ids if first_new <= b)
+    model = GPT(GPTConfig(vocab_size=vocab_size or n_old, block_size=hf.n_positions, n_layer=hf.n_layer,
+                          n_head=hf.n_head, n_embd=hf.n_embd, n_inner=hf.n_inner or 4 * hf.n_embd,
+                          unused_ids=unused), seed=None)
+    from_hf_state(model, net.state_dict())
     with torch.no_grad():
         wte = model.transformer["wte"].weight
-        wte[hf.vocab_size : model.config.vocab_size] = wte[: hf.vocab_size].mean(0)
+        wte[n_old : model.config.vocab_size] = wte[:n_old].mean(0)
     return model
 
 
@@ -1303,17 +1338,17 @@ def main(argv=None):
         import runs  # a run's folder and the tokenizer's files have their own rooms; this command alone joins the three
         import shards
 
-        folder, step, _ = runs.resolve_checkpoint(args["checkpoint"])
+        folder, step, _ = runs.resolve_checkpoint(args["checkpoint"], flag="export")
         model = GPT.load(folder)
-        whole = model.config.vocab_size >= shards.VOCAB_SIZE
+        whole = (model.config.vocab_size >= shards.VOCAB_SIZE  # and not another's tokens at those ids
+                 and any(b == shards.FIRST_MUL_ID for _, b in model.config.unused_ids))
         for warning in export_hf(model, out_dir, lambda to: shards.write_hf_tokenizer(to, mul_tokens=whole)):
             print(f"WARNING: {warning}")
         print(f"wrote {out_dir}: {folder}{'' if step is None else f' (step {step})'}, {model.num_params()['total']:,} "
               "parameters; transformers reloads it with equal logits")
         return
     if command == "import":
-        if out_dir.exists() and any(out_dir.iterdir()):
-            raise ValueError(f"{out_dir} is not empty; choose another folder, or delete it")
+        check_new_folder(out_dir)
         model = import_hf(args["source"], args["new_vocab_size"] or None)
         model.save(out_dir)
         print(f"wrote {out_dir}: {args['source']}, {model.num_params()['total']:,} parameters, vocabulary "
@@ -1331,5 +1366,5 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"model.py: {error}") from None

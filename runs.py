@@ -409,7 +409,8 @@ def open_mirrors(folder: Path, config: dict, first_step: int, wandb_project="", 
     """[(write(record), close())] for each tracker asked for; the JSONL stays the truth, these show it elsewhere.
 
     Numbers of a record of type "val" appear as val/<name> over its step. A resumed run continues its wandb run, and its
-    TensorBoard curves are cut at first_step. Raises ValueError when a package is not installed.
+    TensorBoard curves are cut after first_step, the checkpoint's; without a checkpoint they begin anew. Raises
+    ValueError when a package is not installed or wandb is not logged in.
     """
     mirrors = []
 
@@ -422,7 +423,8 @@ def open_mirrors(folder: Path, config: dict, first_step: int, wandb_project="", 
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ValueError("--tensorboard needs a package: pip install tensorboard, or drop the flag.") from error
-        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        # the first step to take back: all of the checkpoint's own was recorded before it was saved
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + bool(list_checkpoints(folder)))
 
         def write(record):
             for name, value in numbers(record).items():
@@ -435,8 +437,13 @@ def open_mirrors(folder: Path, config: dict, first_step: int, wandb_project="", 
         except ImportError as error:
             raise ValueError("--wandb_project needs a package: pip install wandb, or drop the flag.") from error
         identity = hashlib.sha256(f"{folder.name} {config['started']}".encode()).hexdigest()[:16]
-        tracked = wandb.init(project=wandb_project, name=folder.name, id=identity, resume="allow", dir=str(folder),
-                             config={**config["flags"], **config["data"], **config["parameters"]})
+        try:
+            tracked = wandb.init(project=wandb_project, name=folder.name, id=identity, resume="allow", dir=str(folder),
+                                 config={**config["flags"], **config["data"], **config["parameters"]})
+        except wandb.errors.Error as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ValueError(f"--wandb_project {wandb_project}: wandb does not start ({reason}): run wandb login, set "
+                             "WANDB_MODE=offline, or drop the flag.") from error
         tracked.define_metric("*", step_metric="step")
         mirrors.append((lambda record: tracked.log({**numbers(record), "step": record["step"]}), tracked.finish))
     return mirrors

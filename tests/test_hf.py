@@ -2,6 +2,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 import model as model_module
@@ -79,6 +80,121 @@ def test_import_export_bytes(tmp_path):
     again, ids = import_hf(str(tmp_path / "ours")).eval(), torch.arange(32)[None]
     with torch.no_grad():
         assert torch.equal(again(ids)[..., :50257], ours(ids)[..., :50257])
+
+
+def saved(folder, **config):
+    """A small GPT-2 of transformers in a folder, its weights as a dict."""
+    shape = dict(vocab_size=300, n_layer=2, n_head=2, n_embd=48, n_positions=32)
+    net = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**shape, **config}))
+    net.save_pretrained(folder)
+    return net.state_dict()
+
+
+@pytest.mark.parametrize("vocab_size", [300, 50258, 50260, 50304, 50400])
+def test_import_export_bytes_of_other_vocabularies(tmp_path, vocab_size):
+    """Rows changed by import and export: 0 of each vocabulary, those at our padding ids among them; none is masked."""
+    before = saved(tmp_path / "theirs", vocab_size=vocab_size)
+    net = import_hf(str(tmp_path / "theirs"))
+    assert net.config.masked_ranges == []
+    export_hf(net, tmp_path / "back")
+    after = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "back").state_dict()
+    assert set(before) == set(after) and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_import_of_other_vocabularies_with_room_for_mul_tokens(tmp_path):
+    """Of 3 tokens more than GPT-2's none is padding; what stays between them and the multiplication tokens is, 44."""
+    saved(tmp_path / "theirs", vocab_size=50260)
+    assert import_hf(str(tmp_path / "theirs"), 50349).config.masked_ranges == [(50260, 50304)]
+
+
+def test_import_of_an_untied_head(tmp_path):
+    """The head that the logits come from: the token rows, or the import is refused (the logits were off by 2)."""
+    weights = saved(tmp_path / "untied", tie_word_embeddings=False)
+    with pytest.raises(ValueError, match="head of their own"):
+        import_hf(str(tmp_path / "untied"))
+    weights["lm_head.weight"] = weights["transformer.wte.weight"].clone()
+    safetensors.torch.save_file(weights, tmp_path / "untied" / "model.safetensors", metadata={"format": "pt"})
+    net, ids = import_hf(str(tmp_path / "untied")).eval(), torch.arange(32)[None]
+    with torch.no_grad():
+        assert (net(ids) - logits_of(tmp_path / "untied", ids)).abs().max() < 1e-4
+
+
+def change(folder, drop="", add=None, **config):
+    """Takes weights out of a saved GPT-2, puts others in, changes its configuration."""
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights = {k: v for k, v in weights.items() if not drop or drop not in k} | (add or {})
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+
+
+def cut(folder, name="model.safetensors"):
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[:-5000])
+
+
+def as_bin(folder):
+    torch.save(safetensors.torch.load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    cut(folder, "pytorch_model.bin")
+
+
+BAD_SOURCES = {  # name: (what is done to a saved GPT-2, what is said)
+    "a layer less": (lambda f: change(f, drop="h.1."), "missing weights: transformer.h.1.attn.c_attn.bias"),
+    "n_layer 3": (lambda f: change(f, n_layer=3), "missing weights: transformer.h.2"),
+    "n_layer 1": (lambda f: change(f, n_layer=1), "unexpected weights: transformer.h.1"),
+    "n_embd 64": (lambda f: change(f, n_embd=64), "mismatched weights: transformer.h.0"),
+    "n_positions 64": (lambda f: change(f, n_positions=64), "mismatched weights: transformer.wpe"),
+    "a weight more": (lambda f: change(f, add={"transformer.h.0.attn.lora_A": torch.ones(3)}), "unexpected .*lora_A"),
+    "cut off": (cut, "cannot be imported"),
+    "cut off bin": (as_bin, "cannot be imported"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SOURCES)
+def test_import_refuses_what_is_not_whole(tmp_path, name, capfd):
+    """Weights made up or left out by an import: 0. Each fault is one sentence and no folder."""
+    spoil, expected = BAD_SOURCES[name]
+    saved(tmp_path / "theirs")
+    spoil(tmp_path / "theirs")
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=expected) as error:
+        model_module.main(["import", str(tmp_path / "theirs"), str(tmp_path / "out")])
+    assert "\n" not in str(error.value) and "REPORT" not in "".join(capfd.readouterr())
+    assert not (tmp_path / "out").exists()
+
+
+def test_import_of_old_files(tmp_path):
+    """Causal masks, which files of old hold as buffers, and an absent tied head are no fault."""
+    saved(tmp_path / "theirs")
+    masks = {f"transformer.h.{i}.attn.{k}": torch.ones(1) for i in (0, 1) for k in ("bias", "masked_bias")}
+    change(tmp_path / "theirs", drop="lm_head", add=masks)
+    assert import_hf(str(tmp_path / "theirs")).config.n_layer == 2
+
+
+@pytest.mark.parametrize("command", ["export", "import"])
+@pytest.mark.parametrize("place", ["file", "file/below", "file/below/it"])
+def test_out_dir_in_the_way_of_a_file(tmp_path, command, place):
+    """A file where the folder is to be, or above it: one sentence, and the file stays."""
+    (tmp_path / "file").write_text("mine")
+    if command == "export":
+        trained().save(tmp_path / "from")
+    else:
+        saved(tmp_path / "from")
+    with pytest.raises(ValueError, match="cannot be made, because .*file is a file"):
+        model_module.main([command, str(tmp_path / "from"), str(tmp_path / place)])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_export_of_a_small_vocabulary(tmp_path):
+    """Ids of the exported tokenizer, bos or eos beyond the vocabulary: 0, as the one is refused and the others none."""
+    trained(vocab_size=300).save(tmp_path / "ckpt")
+    with pytest.raises(ValueError, match="vocabulary of 300 lacks ids"):
+        model_module.main(["export", str(tmp_path / "ckpt"), str(tmp_path / "hf")])
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]
+    export_hf(trained(vocab_size=300), tmp_path / "bare")
+    for name in ("config.json", "generation_config.json"):
+        assert "50256" not in (tmp_path / "bare" / name).read_text()
 
 
 def test_import_with_room_for_mul_tokens(tmp_path):

@@ -535,6 +535,13 @@ def test_max_examples_is_a_sample_that_ignores_order_and_the_val_split(tmp_path)
     assert load(items, "--max_read", 50)["hash"].tolist() == load(items)["hash"].tolist()[:50]
 
 
+@pytest.mark.parametrize("known, kept", [(0, 0), (0.0, 0), ("0", 0), (6, 1), ("#### 6", 1), ("", 1), (None, 1)])
+def test_known_answer_of_a_program(known, kept):
+    """Programs of the answer 6 that are kept beside a known answer: a known 0 is one, too."""
+    record = {"question": "q", "code": "def f():\n    return 2 * 3\n", "answer": known}
+    assert len(conversations._worked(conversations.exchanges("tinygsm", record), Counter())) == kept
+
+
 def test_transition_moves_from_one_source_to_the_other(tmp_path):
     """Share of tinygsm by decile of the run, mix 0.1 -> 0.9: on the line to 0.06; the same for the same seed."""
     talk = write_jsonl(tmp_path / "talk.jsonl", [chat(f"say {i}", f"{i}") for i in range(300)])

@@ -198,7 +198,7 @@ def test_answer_field():
     code = program("return 1234.5 * 1")
     for gold in ("1234.5", 1234.5, "#### 1,234.50", "steps 3 #### $1,234.50", "1234.5.", None):
         assert tinygsm.convert("q", code, gold).answer == 1234.5, gold
-    for gold in ("1234", 5, "#### 3", "", "none", "nan", "inf", "9" * 10**6, True):
+    for gold in ("1234", 5, 0, 0.0, "#### 3", "", "none", "nan", "inf", "9" * 10**6, True):
         assert tinygsm.convert("q", code, gold).reason == "disagrees with the given answer", str(gold)[:20]
 
 
@@ -231,6 +231,13 @@ REFUSED = {  # wrong rather than hostile: (code, reason)
     "arguments": ("def f(x):\n    return 5", "function takes arguments or is decorated"),
     "empty": ("", "no question or no code"),
     "blank": ("  \n", "no question or no code"),
+    "second answer": (program("note = '#### 99'\nreturn 6 * 9"), "not allowed: text with # or a new line"),
+    "second exchange": (program("note = 'a\\nUser: b\\nAssistant: c'\nreturn 6 * 9"),
+                        "not allowed: text with # or a new line"),
+    "User": (program("User = 6\nreturn User * 9"), "a line holds User: or Assistant:"),
+    "Assistant": (program("the_Assistant_ = 6\nreturn 6 * 9"), "a line holds User: or Assistant:"),
+    "User as key": (program("ages = {'User': 6}\nreturn 6 * 9"), "a line holds User: or Assistant:"),
+    "text of a turn": (program("note = 'Assistant: 5'\nreturn 6 * 9"), "a line holds User: or Assistant:"),
     "a year of lines": (program("x = 0\nfor i in range(365):\n    x += 1\nreturn x"), "too many lines"),
 }
 
@@ -240,6 +247,12 @@ def test_wrong_programs_are_dropped(name):
     """The counts by reason: each fault has its own, and no text."""
     code, reason = REFUSED[name]
     assert tinygsm.convert("How many?", code) == (None, None, reason)
+
+
+def test_another_answer_is_never_read(monkeypatch):
+    """The answer that the exam reads in the text is the program's, by whatever way another might get in."""
+    monkeypatch.setattr(tinygsm._Evaluator, "say", lambda self, line: self.lines.append(f"{line} #### 99"))
+    assert tinygsm.convert("q", program("x = 6\nreturn x * 9")).reason == "another answer is read in the steps"
 
 
 def test_other_types_are_dropped():
@@ -465,12 +478,13 @@ def test_hostile_programs(tmp_path):
 @pytest.mark.parametrize("body", [
     "x = 1\nwhile x == 1:\n    y = 1.5 ** 2.5", "x = 12345678901234567890\nwhile x > 1:\n    y = x",
     "while True:\n    y = sum(range(1000))", "x = [" + "1.123, " * 900 + "]\nwhile True:\n    y = x",
-    "x = " + "{" + "".join(f"'{i}': 1e300, " for i in range(500)) + "}\nwhile True:\n    y = x"])
+    "x = " + "{" + "".join(f"'{i}': 1e300, " for i in range(500)) + "}\nwhile True:\n    y = x",
+    "x = 1.7e308\nwhile [" + "x, " * 1500 + "][0]:\n    pass", "x = 1.7e308\nwhile x" + " == x" * 900 + ":\n    pass"])
 def test_the_dearest_steps(body):
-    """The bound on time is one on steps: the programs that spend most per step, and none may need 1 s of CPU time."""
+    """The bound on time is one on steps: the programs that spend most per step, and none may need 0.5 s of CPU time."""
     started = time.process_time()
     assert tinygsm.convert("q", program(body)).reason in ("too many steps", "too many lines")
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 0.5  # 0.1 (measured); a collection of torch's garbage may take 0.2 more
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -419,6 +419,38 @@ def test_mirrors_show_the_jsonl(data, base, tmp_path):
     assert len(offline) == 1 and b"train_loss_opt_step_mean" in offline[0].read_bytes()
 
 
+@pytest.mark.parametrize("checkpoint", [0, 3, None])
+def test_tensorboard_after_a_resume(tmp_path, checkpoint):
+    """Points of the curve after a kill at step 5 and a resume: one per step, the checkpoint's own among them."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    last = -1 if checkpoint is None else checkpoint
+    for steps, first_step, value in ((range(6), 0, 1.0), (range(last + 1, 8), last if last > 0 else 0, 2.0)):
+        found = list((tmp_path / "tensorboard").glob("*"))
+        if found and checkpoint is not None:
+            (tmp_path / "ckpt" / f"step_{checkpoint:06d}").mkdir(parents=True)
+        [(write, close)] = runs.open_mirrors(tmp_path, {}, first_step, tensorboard=True)
+        for step in steps:
+            write({"type": "train", "step": step, "loss": value})
+        close()
+        for i, path in enumerate(found):  # files are read by the second in their names
+            path.rename(path.with_name(f"events.out.tfevents.{i}.host"))
+    points = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
+    assert [(p.step, p.value) for p in points] == [(s, 1.0 if s <= last else 2.0) for s in range(8)]
+
+
+def test_wandb_without_login(tmp_path, monkeypatch):
+    """Nobody logged in: one sentence with the three ways out."""
+    wandb = pytest.importorskip("wandb")
+
+    def init(**settings):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.\nSee the manual.")
+
+    monkeypatch.setattr(wandb, "init", init)
+    record = {"started": "", "flags": {}, "data": {}, "parameters": {}}
+    with pytest.raises(ValueError, match="No API key .*: run wandb login, set WANDB_MODE=offline, or drop the flag.$"):
+        runs.open_mirrors(tmp_path, record, 0, wandb_project="p")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("compiled", ["on", "off"])
