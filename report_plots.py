@@ -133,7 +133,7 @@ def plot_arms(losses: dict[str, list[float]], x_label: str) -> bytes | None:
         axis.plot(values, [y] * len(values), "o", markerfacecolor="none", color="#0072B2", markersize=6)
         axis.plot(statistics.fmean(values), y, "|", color="black", markersize=18, markeredgewidth=2)
     axis.set_yticks(range(len(drawn)), list(reversed(drawn)), fontsize=9)
-    axis.set(ylim=(-0.6, len(drawn) - 0.4), xlabel=f"{x_label}; circle: a seed, bar: mean")
+    axis.set(ylim=(-0.6, len(drawn) - 0.4), xlabel=f"{x_label}\ncircle: a seed, bar: mean")
     return save()
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Pretrain on edu_web, fine-tune on GSM8K's train split, examine on 200 problems of its test split: baseline and mul_tokens
-# side by side, one core each, about 35 minutes. Resumable. DTYPE=float32 for a CPU that has no native bfloat16.
+# side by side, one core each, about 45 minutes. Resumable. DTYPE=float32 for a CPU that has no native bfloat16.
 #   bash experiments/2026-11-21_gsm8k/run.sh <edu_web.parquet> <folder with GSM8K's train.jsonl and test.jsonl>
 set -euo pipefail
 parquet="$(realpath "${1:?give the path of edu_web.parquet}")"
@@ -15,6 +15,14 @@ trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 finished() { # an interrupted run has saved itself and exits 0: the next step must not start from it
     [ -e "$1/summary.json" ] || { echo "$1 is not finished: run this again to continue." >&2; exit 1; }
 }
+sft() { # condition, start, run, seed: three passes over GSM8K's train split
+    "$PYTHON" sft.py --stage gsm8k --init "$out/$2" --condition "$1" --data "$gsm8k/train.jsonl" --out_dir "$out/$3" \
+        --resume auto --seed "$4" --optimizer muon --learning_rate 7e-3 --schedule trapezoid --micro_batch_size 8 \
+        --total_batch_conversations 16 --epochs 3 --warmup_iters 20 --warmdown_iters 700 \
+        --learning_rate_decay_frac 0.05 --eval_every 350 --val_max_conversations 60 --save_every 100 \
+        --dtype "${DTYPE:-bfloat16}"
+    finished "$out/$3"
+}
 one_arm() { # the same for both but for --condition
     [ -e "$out/data_$1/meta.json" ] || "$PYTHON" prepare_fineweb.py --dataset "$parquet" --condition "$1" \
         --decontaminate gsm8k="$gsm8k/test.jsonl" --out_dir "$out/data_$1" --resume
@@ -24,21 +32,17 @@ one_arm() { # the same for both but for --condition
         --warmdown_iters 60 --learning_rate_decay_frac 0.05 --eval_every 150 --val_tokens 30000 --eval_batch_size 8 \
         --save_every 50 --results_csv "$out/results.csv"
     finished "$out/pretrain_$1"
-    "$PYTHON" sft.py --stage gsm8k --init "$out/pretrain_$1" --condition "$1" --data "$gsm8k/train.jsonl" \
-        --out_dir "$out/sft_$1" --resume auto --seed 0 --optimizer muon --learning_rate 7e-3 --schedule trapezoid \
-        --micro_batch_size 8 --total_batch_conversations 16 --epochs 3 --warmup_iters 20 --warmdown_iters 700 \
-        --learning_rate_decay_frac 0.05 --eval_every 350 --val_max_conversations 60 --save_every 100 \
-        --dtype "${DTYPE:-bfloat16}"
-    finished "$out/sft_$1"
-    "$PYTHON" eval_gsm8k.py --checkpoint "$out/sft_$1" --data "$gsm8k/test.jsonl" --max_examples 200 --show 2
+    sft "$1" "pretrain_$1" "sft_$1" 0
+    sft "$1" "sft_$1" "sft2_$1" 1
+    "$PYTHON" eval_gsm8k.py --checkpoint "$out/sft2_$1" --data "$gsm8k/test.jsonl" --max_examples 200 --show 2
 }
 one_arm mul_tokens > "$out/mul_tokens.out" 2>&1 &
 one_arm baseline
 wait $! || { cat "$out/mul_tokens.out"; exit 1; }
 for arm in baseline mul_tokens; do
-    mkdir -p "$here/$arm"
-    cp "$out/sft_$arm/gsm8k_results.json" "$out/sft_$arm/gsm8k_completions.jsonl" "$here/$arm/"
-    cp "$out/pretrain_$arm/summary.json" "$here/$arm/pretrain_summary.json"
-    cp "$out/sft_$arm/summary.json" "$here/$arm/sft_summary.json"
+    "$PYTHON" experiments/keep_results.py "$out/pretrain_$arm" "$out/sft2_$arm" --out "$here/runs"
+    mkdir -p "$here/runs/sft_$arm"
+    cp "$out/sft_$arm/summary.json" "$here/runs/sft_$arm/"
+    cp "$out/sft2_$arm/gsm8k_completions.jsonl" "$here/runs/sft2_$arm/"
 done
 "$PYTHON" "$here/table.py" | tee "$here/table.md"

@@ -9,8 +9,8 @@ sys.path.insert(0, str(here.parents[1]))
 import ab_stats  # noqa: E402
 
 ARMS = ("baseline", "mul_tokens")
-results = {arm: json.loads((here / arm / "gsm8k_results.json").read_text()) for arm in ARMS}
-lines = {arm: (here / arm / "gsm8k_completions.jsonl").read_text().splitlines() for arm in ARMS}
+results = {arm: json.loads((here / "runs" / f"sft2_{arm}" / "gsm8k_results.json").read_text()) for arm in ARMS}
+lines = {arm: (here / "runs" / f"sft2_{arm}" / "gsm8k_completions.jsonl").read_text().splitlines() for arm in ARMS}
 items = {arm: [json.loads(line) for line in lines[arm]] for arm in ARMS}
 ids = [item["id"] for item in items["baseline"]]
 assert ids == [item["id"] for item in items["mul_tokens"]], "the arms answered different problems"
@@ -33,6 +33,8 @@ for name, of in (("accuracy", lambda i: i["credit"]["accuracy"]),
     test = ab_stats.mcnemar(*([float(of(i)) for i in items[arm]] for arm in ARMS))
     print(f"| {name} | {share('baseline', name)} | {share('mul_tokens', name)} | {test['p']:.2f} |")
 for arm in ARMS:
-    pre, sft = (json.loads((here / arm / f"{part}_summary.json").read_text()) for part in ("pretrain", "sft"))
+    pre, sft, sft2 = (json.loads((here / "runs" / f"{part}_{arm}" / "summary.json").read_text())
+                      for part in ("pretrain", "sft", "sft2"))
     print(f"\n{arm}: pretraining {pre['steps']} steps, {pre['final_val_bits_per_byte']:.4f} bits/byte; fine-tuning "
-          f"{sft['steps']} steps, val loss {sft['final_val_loss']:.4f} nats per trained token")
+          f"{sft['steps']} + {sft2['steps']} steps, val loss {sft['final_val_loss']:.4f}, then "
+          f"{sft2['final_val_loss']:.4f} nats per trained token")
