@@ -60,8 +60,8 @@ for arm in ARMS:
     parameters = json.loads((runs[0] / "config.json").read_text())["parameters"]["total"]
     print(f"| {arm} | {parameters:,} | {' | '.join(cells)} | {first:.4f} | {largest:.1f} "
           f"| {min(fast):.0f} |")
-print("\nms per step: the 10th percentile of the least disturbed seed. The machine was shared: the times of whole runs, "
-      "and with them the deltas at equal wall-clock above, hold more of its other work than of the gates.")
+print("\nms per step: the 10th percentile of the least disturbed seed. The machine was shared: the times of whole runs "
+      "(and so the deltas at equal wall-clock above) hold more of its other work than of the gates.")
 
 print("\n## Stage 3: longer, each arm at its own learning rate\n")
 arms = "attn_gate,learning_rate,muon_lr"

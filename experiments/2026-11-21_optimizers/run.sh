@@ -27,7 +27,7 @@ grid() { # architecture, optimizer, learning rates
 }
 {
     grid gpt2 adamw 0.001 0.002 0.004 0.008
-    grid gpt2 muon 0.0025 0.005 0.01 0.02 0.04
+    grid gpt2 muon 0.0025 0.005 0.01 0.02 0.04 0.08 0.16
     grid gpt2 muon_all 0.005 0.01 0.02 0.04
     grid speedrun adamw 0.001 0.002 0.004 0.008
     grid speedrun muon 0.0025 0.005 0.01 0.02
