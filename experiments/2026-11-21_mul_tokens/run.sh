@@ -31,9 +31,25 @@ trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 0' "$out/runs.txt") > "$out/runs.log" 2>&1 &
 "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 1' "$out/runs.txt")
 wait $! || { tail -n 3 "$out/runs.log"; exit 1; }
-for seed in 0 1 2; do # the probes need no problems to solve; the exam asks a few synthetic ones beside them
-    for arm in baseline mul_tokens; do
-        [ -e "$out/${arm}_s$seed/gsm8k_results.json" ] || "$PYTHON" eval_gsm8k.py --checkpoint "$out/${arm}_s$seed" \
-            --data synthetic:40 --max_new_tokens 64
+# the probes need no problems to solve; the exam asks a few synthetic ones beside them. And the held-out documents of each
+# source by itself: those that it holds out in the mixture
+for arm in baseline mul_tokens; do
+    for source in edu_web arithmetic; do
+        from="$edu_web"; [ "$source" = edu_web ] || from="$out/arithmetic.jsonl"
+        [ -e "$out/${source}_$arm/meta.json" ] || "$PYTHON" prepare_fineweb.py --dataset "$from" --condition "$arm" \
+            --val_fraction 0.005 --num_proc 2 --resume --out_dir "$out/${source}_$arm"
+    done
+    for seed in 0 1 2; do
+        run="$out/${arm}_s$seed"
+        [ -e "$run/gsm8k_results.json" ] || "$PYTHON" eval_gsm8k.py --checkpoint "$run" --data synthetic:40 --max_new_tokens 64
+        for source in edu_web arithmetic; do
+            [ -e "$run/val_$source.json" ] || "$PYTHON" experiments/score_val.py --checkpoint "$run" \
+                --data_dir "$out/${source}_$arm" --out "$run/val_$source.json"
+        done
     done
 done
+"$PYTHON" experiments/keep_results.py "$out/*_s[012]" --out "$here/runs"
+for arm in baseline mul_tokens; do
+    for seed in 0 1 2; do cp "$out/${arm}_s$seed"/val_{edu_web,arithmetic}.json "$here/runs/${arm}_s$seed/"; done
+done
+"$PYTHON" "$here/table.py" | tee "$here/table.md"

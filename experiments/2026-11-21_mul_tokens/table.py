@@ -25,32 +25,50 @@ for arm in ARMS:
           f"| {val['val_bytes'] / val['val_tokens']:.3f} |")
 assert data["mul_tokens"]["mul_token_rate"] >= 1e-3
 
-print("\n## The comparison\n")
-record = answers.report(["--a", str(here / "runs" / "baseline_s*"), "--b", str(here / "runs" / "mul_tokens_s*")],
-                        {"paired_differences.png": here / "pairs.png"}, level=2)
-lines = [answers.answer("Products as one token, bits/byte of held-out text", record["rows"]["val_bits_per_byte"],
-                        record["verdict"], "bits/byte")]
+
+def difference(question, values, unit, spec, less_is_better):
+    """A row of cells for two arms paired by seed; its line of the answers goes to `lines` where it has a question."""
+    test = ab_stats.paired(values["baseline"], values["mul_tokens"])
+    low, high = test["ci_low"], test["ci_high"]
+    up, down = ("worse", "better") if less_is_better else ("better", "worse")
+    verdict = up if low > 0 else down if high < 0 else "inconclusive"
+    if question:
+        row = {"delta": test["delta"], "low": low, "high": high, "n": test["n"]}
+        lines.append(answers.answer(question, row, verdict, unit, spec))
+    means = [format(statistics.fmean(values[arm]), spec.strip("+")) for arm in ARMS]
+    return f"{' | '.join(means)} | {test['delta']:{spec}} [{low:{spec}}, {high:{spec}}] | {verdict} |"
+
+
+lines: list[dict] = []
+print("\n## Bits per byte of the held-out documents, by source (difference paired by seed, 95 % interval)\n")
+print("| source | documents | view | baseline | mul_tokens | difference | verdict |\n|---|---:|---|---:|---:|---:|---|")
+for source in ("edu_web", "arithmetic"):
+    found = {arm: [json.loads((path / f"val_{source}.json").read_text()) for path in runs[arm]] for arm in ARMS}
+    documents = {(r["documents"], r["fingerprint_documents"]) for arm in ARMS for r in found[arm]}
+    assert len(documents) == 1, "the arms were scored on other documents"
+    for view, suffix in (("stream", ""), ("bos", "_bos")):
+        values = {arm: [r[f"val_bits_per_byte{suffix}"] for r in found[arm]] for arm in ARMS}
+        name = {"edu_web": "web text", "arithmetic": "documents with sums"}[source]
+        question = f"Products as one token: held-out {name}" if view == "stream" else ""
+        print(f"| {source} | {found['baseline'][0]['documents']} | {view} | "
+              + difference(question, values, "bits/byte", "+.4f", True))
+
+print("\n## The A/B report (web text: the first 30,000 held-out tokens, scored as the runs trained)\n")
+answers.report(["--a", str(here / "runs" / "baseline_s*"), "--b", str(here / "runs" / "mul_tokens_s*")],
+               {"paired_differences.png": here / "pairs.png"}, level=2)
 
 print("## The probes (mean over seeds; difference paired by seed, 95 % interval)\n")
 print("| family | measure | chance | baseline | mul_tokens | difference | verdict |\n|---|---|---:|---:|---:|---:|---|")
 for family, shown in (("products", "81 products"), ("two_digit_by_digit", "100 two-digit by one-digit"),
                       ("additions", "100 additions")):
-    for measure, better, spec in (("accuracy", 1, ".3f"), ("top1", 1, ".3f"), ("mrr", 1, ".3f"),
-                                  ("mean_rank", -1, ".1f")):
+    for measure, spec in (("accuracy", ".3f"), ("top1", ".3f"), ("mrr", ".3f"), ("mean_rank", ".1f")):
         values = {arm: [exam["probes"]["plain"][family][measure] for exam in exams[arm]] for arm in ARMS}
-        test = ab_stats.paired(values["baseline"], values["mul_tokens"])
-        low, high = test["ci_low"], test["ci_high"]
-        good = better * low > 0 if better > 0 else high < 0
-        bad = high < 0 if better > 0 else low > 0
-        verdict = "better" if good else "worse" if bad else "inconclusive"
         chance = exams["baseline"][0]["probes"]["plain"][family].get(f"chance_{measure}")
-        cells = [format(statistics.fmean(values[arm]), spec) for arm in ARMS]
-        print(f"| {shown} | {measure} | {'' if chance is None else format(chance, spec)} | {' | '.join(cells)} | "
-              f"{test['delta']:+{spec}} [{low:+{spec}}, {high:+{spec}}] | {verdict} |")
-        if measure == "mrr" and family != "additions" or (family, measure) == ("products", "accuracy"):
-            row = {"delta": test["delta"], "low": low, "high": high, "n": test["n"]}
-            name = {"accuracy": "share answered right", "mrr": "mean reciprocal rank"}[measure]
-            lines.append(answers.answer(f"Products as one token, probe: {shown}, {name}", row, verdict, "", "+.3f"))
+        wanted = {("products", "accuracy"): "share answered right", ("products", "mrr"): "mean reciprocal rank",
+                  ("two_digit_by_digit", "mrr"): "mean reciprocal rank"}.get((family, measure))
+        question = f"Products as one token, probe: {shown}, {wanted}" if wanted else ""
+        print(f"| {shown} | {measure} | {'' if chance is None else format(chance, spec)} | "
+              + difference(question, values, "", "+" + spec, measure == "mean_rank"))
 token = [exam["probes"]["plain"]["products"]["token"] for exam in exams["mul_tokens"]]
 first = statistics.fmean(t["top1"] for t in token)
 print(f"\nmul_tokens alone: the product's own token ranks first among the 45 in {first:.3f} of the probes "

@@ -34,7 +34,7 @@ grid() { # architecture, optimizer, learning rates
     grid speedrun muon_all 0.005 0.01 0.02 0.04
 } > "$out/grid.txt"
 # the best of stage 1; the seeds that follow took no part in choosing them
-best="gpt2:adamw:0.002 gpt2:muon:0.02 gpt2:muon_all:0.01 speedrun:adamw:0.004 speedrun:muon:0.01 speedrun:muon_all:0.02"
+best="gpt2:adamw:0.002 gpt2:muon:0.04 gpt2:muon_all:0.01 speedrun:adamw:0.004 speedrun:muon:0.01 speedrun:muon_all:0.02"
 for seed in 1 2 3; do
     for one in $best; do
         IFS=: read -r arch optimizer lr <<< "$one"
