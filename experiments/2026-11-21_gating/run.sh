@@ -53,3 +53,6 @@ for stage in $stages; do
     "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 1' "$out/$stage.txt")
     wait $! || { tail -n 3 "$out/$stage.log"; exit 1; }
 done
+cp "$out/lr.csv" "$here/lr.csv"
+for stage in screen long; do "$PYTHON" experiments/keep_results.py "$out/$stage/*_s[123]" --out "$here/runs/$stage"; done
+"$PYTHON" "$here/table.py" | tee "$here/table.md"

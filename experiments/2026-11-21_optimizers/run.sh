@@ -50,3 +50,6 @@ for stage in $stages; do
     "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 1' "$out/$stage.txt")
     wait $! || { tail -n 3 "$out/$stage.log"; exit 1; }
 done
+cp "$out/grid.csv" "$here/grid.csv"
+"$PYTHON" experiments/keep_results.py "$out/best/*_s[123]" --out "$here/runs"
+"$PYTHON" "$here/table.py" | tee "$here/table.md"
