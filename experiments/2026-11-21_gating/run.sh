@@ -9,7 +9,6 @@ books="$(realpath "${2:?give the path of books.parquet}")"
 source "$(dirname "${BASH_SOURCE[0]}")/../venv.sh" ""  # the argument names extras; without one ours would be taken
 here=experiments/2026-11-21_gating  # venv.sh leaves us in the repo's root
 out=experiments/runs/gating
-stages="${STAGES:-lr screen long}"
 mkdir -p "$out"
 [ -e "$out/data/meta.json" ] || "$PYTHON" prepare_fineweb.py --dataset "$edu_web" "$books" --val_fraction 0.003 \
     --num_proc 2 --resume --out_dir "$out/data"
@@ -47,7 +46,7 @@ done > "$out/long.txt"
 
 export OMP_NUM_THREADS=1
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
-for stage in $stages; do
+for stage in lr screen long; do
     echo "== $stage"
     "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 0' "$out/$stage.txt") > "$out/$stage.log" 2>&1 &
     "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 1' "$out/$stage.txt")
