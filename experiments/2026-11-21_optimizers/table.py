@@ -40,11 +40,9 @@ for arch in ARCHS:
                              "optimizer=adamw", "--treatment", "learning_rate,muon_lr"],
                             {"arms.png": here / f"{arch}.png"}, level=2)
     for e in record["differences"]:
-        name = e["name"].removeprefix("optimizer=")
-        lines.append(answers.answer(f"{name} for adamw, {arch}", e["row"], e["verdict"], "nats/token"))
-        wall = e["wall"]
-        verdict = "better" if wall["high"] < 0 else "worse" if wall["low"] > 0 else "inconclusive"
-        lines.append(answers.answer(f"{name} for adamw, {arch}, at equal wall-clock", wall, verdict, "nats/token"))
+        name = {"muon": "Muon on the blocks", "muon_all": "Muon everywhere"}[e["name"].removeprefix("optimizer=")]
+        lines.append(answers.answer(f"{name} instead of AdamW, {arch}", e["row"], e["verdict"], "nats/token",
+                                    wall=e["wall"]))
 
 print("## Cost of a step (median of the runs' medians)\n")
 print("| arch | optimizer | ms per step | against adamw |\n|---|---|---:|---:|")
