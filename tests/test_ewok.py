@@ -538,7 +538,7 @@ def test_no_text_is_ever_written(tmp_path, capsys, monkeypatch):
     assert ewok.main([*argv, "--show", "9", "--out", str(out)]) == 0
     printed = capsys.readouterr()
     small(block_size=4).save(tmp_path / "short")
-    with pytest.raises(ValueError, match="has a target of") as caught:
+    with pytest.raises(ValueError, match="have a target longer than") as caught:
         ewok.main(["--checkpoint", str(tmp_path / "short"), *argv[2:]])
     written = [path.read_bytes() for path in out.rglob("*") if path.is_file()]
     assert len(written) == 3 and len(runs.read_jsonl(out / "ewok_items.jsonl")) == 9

@@ -276,7 +276,7 @@ def test_world_size_changes_nothing(items, result, tmp_path):
         for rank in range(size):
             got, stopped, few, error = json.loads((tmp_path / f"{size}_{rank}.json").read_text())
             same(result, got)
-            assert stopped is None and few["metrics"]["n"] == 1 and "has an ending of" in error
+            assert stopped is None and few["metrics"]["n"] == 1 and "have an ending longer than" in error
 
 
 def test_evaluation_leaves_no_trace(items):

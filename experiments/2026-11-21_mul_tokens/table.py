@@ -64,7 +64,8 @@ for family, shown in (("products", "81 products"), ("two_digit_by_digit", "100 t
     for measure, spec in (("accuracy", ".3f"), ("top1", ".3f"), ("mrr", ".3f"), ("mean_rank", ".1f")):
         values = {arm: [exam["probes"]["plain"][family][measure] for exam in exams[arm]] for arm in ARMS}
         chance = exams["baseline"][0]["probes"]["plain"][family].get(f"chance_{measure}")
-        wanted = {("products", "accuracy"): "share answered right", ("products", "mrr"): "mean reciprocal rank"}.get((family, measure))
+        wanted = {"accuracy": "share answered right", "mrr": "mean reciprocal rank"}.get(measure)
+        wanted = wanted if family == "products" else None
         question = f"Products as one token, probe: {shown}, {wanted}" if wanted else ""
         print(f"| {shown} | {measure} | {'' if chance is None else format(chance, spec)} | "
               + difference(question, values, "", "+" + spec, measure == "mean_rank"))
