@@ -49,8 +49,9 @@ trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 for stage in lr screen long; do
     echo "== $stage"
     "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 0' "$out/$stage.txt") > "$out/$stage.log" 2>&1 &
+    other=$! # now: the next <( ) would take its place
     "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 1' "$out/$stage.txt")
-    wait $! || { tail -n 3 "$out/$stage.log"; exit 1; }
+    wait "$other" || { tail -n 3 "$out/$stage.log"; exit 1; }
 done
 cp "$out/lr.csv" "$here/lr.csv"
 for stage in screen long; do "$PYTHON" experiments/keep_results.py "$out/$stage/*_s[123]" --out "$here/runs/$stage"; done

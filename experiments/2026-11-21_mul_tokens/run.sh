@@ -29,8 +29,9 @@ done > "$out/runs.txt"
 export OMP_NUM_THREADS=1
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 0' "$out/runs.txt") > "$out/runs.log" 2>&1 &
+other=$! # now: the next <( ) would take its place
 "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 1' "$out/runs.txt")
-wait $! || { tail -n 3 "$out/runs.log"; exit 1; }
+wait "$other" || { tail -n 3 "$out/runs.log"; exit 1; }
 # the probes need no problems to solve; the exam asks a few synthetic ones beside them. And the held-out documents of each
 # source by itself: those that it holds out in the mixture
 for arm in baseline mul_tokens; do

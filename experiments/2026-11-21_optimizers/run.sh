@@ -46,8 +46,9 @@ trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 for stage in grid best; do
     echo "== $stage"
     "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 0' "$out/$stage.txt") > "$out/$stage.log" 2>&1 &
+    other=$! # now: the next <( ) would take its place
     "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 1' "$out/$stage.txt")
-    wait $! || { tail -n 3 "$out/$stage.log"; exit 1; }
+    wait "$other" || { tail -n 3 "$out/$stage.log"; exit 1; }
 done
 cp "$out/grid.csv" "$here/grid.csv"
 "$PYTHON" experiments/keep_results.py "$out/best/*_s[123]" --out "$here/runs"
