@@ -47,7 +47,7 @@ def report(arguments: list[str], images: dict[str, Path] | None = None, level: i
 def answer(question: str, row: dict, verdict: str, unit: str, spec: str = "+.4f", wall: dict | None = None) -> dict:
     """A line of the table from a row of compare_runs.py's record ("delta", "low", "high", "n"). wall: the row at equal
     wall-clock, shown beside it with a verdict of its own."""
-    effect = f"{row['delta']:{spec}} [{row['low']:{spec}}, {row['high']:{spec}}] {unit}"
+    effect = f"{row['delta']:{spec}} [{row['low']:{spec}}, {row['high']:{spec}}] {unit}".strip()
     if wall:
         word = "better" if wall["high"] < 0 else "worse" if wall["low"] > 0 else "inconclusive"
         effect += f"; at equal wall-clock {wall['delta']:{spec}} [{wall['low']:{spec}}, {wall['high']:{spec}}]"

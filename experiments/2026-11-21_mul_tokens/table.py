@@ -26,12 +26,13 @@ for arm in ARMS:
 assert data["mul_tokens"]["mul_token_rate"] >= 1e-3
 
 
-def difference(question, values, unit, spec, less_is_better):
-    """A row of cells for two arms paired by seed; its line of the answers goes to `lines` where it has a question."""
+def difference(question, values, unit, spec, less_is_better, p=None):
+    """A row of cells for two arms paired by seed; its line of the answers goes to `lines` where it has a question. The
+    verdict is by p: the pair's own, or one that is corrected for the number of tests."""
     test = ab_stats.paired(values["baseline"], values["mul_tokens"])
-    low, high = test["ci_low"], test["ci_high"]
-    up, down = ("worse", "better") if less_is_better else ("better", "worse")
-    verdict = up if low > 0 else down if high < 0 else "inconclusive"
+    low, high, p = test["ci_low"], test["ci_high"], test["p"] if p is None else p
+    good = (test["delta"] < 0) == less_is_better
+    verdict = "inconclusive" if not p < 0.05 else "better" if good else "worse"
     if question:
         row = {"delta": test["delta"], "low": low, "high": high, "n": test["n"]}
         lines.append(answers.answer(question, row, verdict, unit, spec))
@@ -57,18 +58,21 @@ print("\n## The A/B report (web text: the first 30,000 held-out tokens, scored a
 answers.report(["--a", str(here / "runs" / "baseline_s*"), "--b", str(here / "runs" / "mul_tokens_s*")],
                {"paired_differences.png": here / "pairs.png"}, level=2)
 
-print("## The probes (mean over seeds; difference paired by seed, 95 % interval)\n")
+print("## The probes (mean over seeds; difference paired by seed, 95 % interval; verdicts by Holm over all of them)\n")
 print("| family | measure | chance | baseline | mul_tokens | difference | verdict |\n|---|---|---:|---:|---:|---:|---|")
-for family, shown in (("products", "81 products"), ("two_digit_by_digit", "100 two-digit by one-digit"),
-                      ("additions", "100 additions")):
-    for measure, spec in (("accuracy", ".3f"), ("top1", ".3f"), ("mrr", ".3f"), ("mean_rank", ".1f")):
-        values = {arm: [exam["probes"]["plain"][family][measure] for exam in exams[arm]] for arm in ARMS}
-        chance = exams["baseline"][0]["probes"]["plain"][family].get(f"chance_{measure}")
-        wanted = {"accuracy": "share answered right", "mrr": "mean reciprocal rank"}.get(measure)
-        wanted = wanted if family == "products" else None
-        question = f"Products as one token, probe: {shown}, {wanted}" if wanted else ""
-        print(f"| {shown} | {measure} | {'' if chance is None else format(chance, spec)} | "
-              + difference(question, values, "", "+" + spec, measure == "mean_rank"))
+SHOWN = {"products": "81 products", "two_digit_by_digit": "100 two-digit by one-digit", "additions": "100 additions"}
+MEASURES = {"accuracy": ".3f", "top1": ".3f", "mrr": ".3f", "mean_rank": ".1f"}
+WANTED = {"accuracy": "share answered right", "mrr": "mean reciprocal rank"}
+probes = {(family, measure): {arm: [exam["probes"]["plain"][family][measure] for exam in exams[arm]] for arm in ARMS}
+          for family in SHOWN for measure in MEASURES}
+p_values = [ab_stats.paired(v["baseline"], v["mul_tokens"])["p"] for v in probes.values()]
+corrected = ab_stats.holm([p if p == p else 1.0 for p in p_values])  # equal in every seed: no p
+for ((family, measure), values), p in zip(probes.items(), corrected, strict=True):
+    chance, spec = exams["baseline"][0]["probes"]["plain"][family].get(f"chance_{measure}"), MEASURES[measure]
+    question = f"Products as one token, probe: {SHOWN[family]}, {WANTED[measure]}" * (
+        family == "products" and measure in WANTED)
+    print(f"| {SHOWN[family]} | {measure} | {'' if chance is None else format(chance, spec)} | "
+          + difference(question, values, "", "+" + spec, measure == "mean_rank", float(p)))
 token = [exam["probes"]["plain"]["products"]["token"] for exam in exams["mul_tokens"]]
 first = statistics.fmean(t["top1"] for t in token)
 print(f"\nmul_tokens alone: the product's own token ranks first among the 45 in {first:.3f} of the probes "
