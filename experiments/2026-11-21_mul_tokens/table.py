@@ -69,7 +69,7 @@ p_values = [ab_stats.paired(v["baseline"], v["mul_tokens"])["p"] for v in probes
 corrected = ab_stats.holm([p if p == p else 1.0 for p in p_values])  # equal in every seed: no p
 for ((family, measure), values), p in zip(probes.items(), corrected, strict=True):
     chance, spec = exams["baseline"][0]["probes"]["plain"][family].get(f"chance_{measure}"), MEASURES[measure]
-    question = f"Products as one token, probe: {SHOWN[family]}, {WANTED[measure]}" * (
+    question = f"Products as one token, probe: {SHOWN[family]}, {WANTED.get(measure)}" * (
         family == "products" and measure in WANTED)
     print(f"| {SHOWN[family]} | {measure} | {'' if chance is None else format(chance, spec)} | "
           + difference(question, values, "", "+" + spec, measure == "mean_rank", float(p)))
