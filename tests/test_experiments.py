@@ -56,7 +56,7 @@ def fake(tmp_path):
 
 
 def run_sweep(text, *flags):
-    return subprocess.run([sys.executable, SWEEP, "-", *flags], input=text, text=True, capture_output=True, timeout=60)
+    return subprocess.run([sys.executable, SWEEP, "-", *flags], input=text, text=True, capture_output=True, timeout=180)
 
 
 def starts(tmp_path, name):
@@ -101,7 +101,7 @@ def test_sweep_interrupted(tmp_path, fake, number):
     said, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and "start the sweep again" in said and "Traceback" not in errors
     assert (tmp_path / "runs" / "a" / "saved").exists() and not (tmp_path / "runs" / "b").exists()
-    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    assert subprocess.run(command, capture_output=True, timeout=180).returncode == 0
     assert len(starts(tmp_path, "a")) == 2 and len(starts(tmp_path, "b")) == 1
 
 
@@ -126,9 +126,9 @@ def test_sweep_other_command(tmp_path, fake):
     other = run_sweep(fake("b", "--seed 3"))  # an unfinished run does not go on with other flags, either
     assert other.returncode == 1 and "another command" in other.stderr and len(starts(tmp_path, "b")) == 1
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    binary = subprocess.run([sys.executable, SWEEP, tmp_path / "binary"], capture_output=True, text=True, timeout=60)
+    binary = subprocess.run([sys.executable, SWEEP, tmp_path / "binary"], capture_output=True, text=True, timeout=180)
     assert binary.returncode == 1 and "cannot be read" in binary.stderr
-    missing = subprocess.run([sys.executable, SWEEP, tmp_path / "no"], capture_output=True, text=True, timeout=60)
+    missing = subprocess.run([sys.executable, SWEEP, tmp_path / "no"], capture_output=True, text=True, timeout=180)
     assert missing.returncode == 1 and "cannot be read" in missing.stderr
 
 
