@@ -391,6 +391,21 @@ def test_resume_needs_the_start_no_more(data, base, tmp_path, monkeypatch):
     assert len(records(tmp_path / "run")) == 6 and (tmp_path / "run" / "summary.json").exists()
 
 
+def test_score_val_gives_the_runs_own_losses(data, base, tmp_path):
+    """A checkpoint scored afterwards: the val losses that its run recorded, on the same documents, to 1e-6."""
+    script = Path(train_gpt.__file__).parent / "experiments" / "score_val.py"
+    recorded = records(base, "val")[-1]
+    flags = json.loads((base / "config.json").read_text())["flags"]
+    command = [sys.executable, script, "--checkpoint", base, "--data_dir", data, "--out", tmp_path / "val.json",
+               "--val_tokens", str(flags["val_tokens"])]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=300)
+    assert done.returncode == 0, done.stderr
+    scored = json.loads((tmp_path / "val.json").read_text())
+    for name in ("val_loss", "val_bits_per_byte", "val_loss_bos", "val_bits_per_byte_bos"):
+        assert scored[name] == pytest.approx(recorded[name], abs=1e-6)
+    assert scored["val_tokens"] == recorded["val_tokens"] and scored["step"] == recorded["step"]
+
+
 def test_dead_gate_is_flagged_without_evaluations(data, tmp_path):
     """Warnings of a run whose gate cannot move: 1, with or without --eval_every; of a run without a gate: 0."""
     for name, flags, wanted in (("dead", ["--attn_gate", "headwise", "--learning_rate", "1e-9"], 1), ("none", [], 0)):
