@@ -652,7 +652,10 @@ def converted(rows: Iterator[dict], num_proc: int) -> Iterator[list[tuple[bytes,
 
 
 def _ignore_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    """The parent ends its workers. A SIGTERM to all of them gives it 5 seconds for that: a worker that dies at once,
+    while the parent is sending it rows, can leave Python 3.11's executor waiting for ever (cpython issue 94777)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))
 
 
 def convert_files(data: list[str], out: str, max_rows: int = 0, num_proc: int = 1) -> Counter:
