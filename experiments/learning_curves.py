@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare_runs  # noqa: E402
-import report_plots  # noqa: E402
+from lab import ab_report, disk  # noqa: E402
 
 CURVES = (  # records, field, label, chance
     ("val", "val_loss", "val loss, nats/token", None),
@@ -84,11 +84,11 @@ def main(argv=None):
             cells.append(f"{statistics.fmean(last):.4f}{spread}" if last else "N/A: not run")
         print(f"| {arm} | {len(members)} | {' | '.join(cells)} |")
     if args.out:
-        axes, save = report_plots.canvas(6.0, 2.6 * len(drawn) + 0.3, [1] * len(drawn))
+        axes, save = ab_report.canvas(6.0, 2.6 * len(drawn) + 0.3, [1] * len(drawn))
         xs = np.concatenate([c[..., 0].ravel() for _, _, curves in drawn.values() for c in curves.values()])
         margin = 0.04 * (xs.max() - xs.min() or 1)
         for axis, (label, chance, curves) in zip(axes, drawn.values(), strict=True):
-            report_plots.draw_curves(axis, curves)
+            ab_report.draw_curves(axis, curves)
             axis.set(ylabel=label, xlim=(xs.min() - margin, xs.max() + margin))
             if chance is not None:
                 axis.axhline(chance, color="black", linestyle=":", linewidth=1)
@@ -97,7 +97,7 @@ def main(argv=None):
         axes[0].legend(frameon=False)
         axes[-1].set_xlabel(x_label)
         try:
-            report_plots.write_whole(args.out, save())
+            disk.write_whole(args.out, save())
         except OSError as error:
             sys.exit(f"learning_curves.py: {args.out} cannot be written ({error.strerror}): choose another file.")
         print(f"\n{args.out}: {', '.join(label for label, _, _ in drawn.values())}")

@@ -15,10 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import report_plots  # noqa: E402
-import runs  # noqa: E402
-import shards  # noqa: E402
 import train_gpt  # noqa: E402
+from lab import (
+    disk,  # noqa: E402
+    processes,
+    runs,  # noqa: E402
+    shards,  # noqa: E402
+)
 from model import GPT  # noqa: E402
 
 
@@ -32,7 +35,7 @@ def main(argv=None):
     p.add_argument("--batch_size", type=int, default=8, help="rows per forward pass (default 8)")
     p.add_argument("--out", type=Path, help="JSON file to write (default: print alone)")
     args = p.parse_args(argv)
-    procs = runs.start_processes("auto")
+    procs = processes.start_processes("auto")
     try:
         folder, step, _ = runs.resolve_checkpoint(args.checkpoint)
         model = GPT.load(folder, procs.device).eval()
@@ -48,7 +51,7 @@ def main(argv=None):
               **{k: val[k] for k in ("fingerprint_documents", "fingerprint_tokens")}}
     print(json.dumps(record))
     if args.out:
-        report_plots.write_whole(args.out, (json.dumps(record) + "\n").encode())
+        disk.write_whole(args.out, (json.dumps(record) + "\n").encode())
 
 
 if __name__ == "__main__":

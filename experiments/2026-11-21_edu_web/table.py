@@ -8,7 +8,7 @@ import numpy as np
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parents[1]))
-import report_plots  # noqa: E402
+from lab import ab_report  # noqa: E402
 
 summary = json.loads((here / "summary.json").read_text())
 val = [json.loads(line) for line in (here / "val.jsonl").open()]
@@ -25,10 +25,10 @@ print(f"\n{val[-1]['val_tokens']:,} scored tokens in the stream view, {val[-1]['
       "over the whole run")
 print(f"\nbeside nanoGPT: largest difference of any step's loss {parity['largest_difference']:.1e} nats")
 
-axes, save = report_plots.canvas(6.0, 3.4)
+axes, save = ab_report.canvas(6.0, 3.4)
 for name, key in (("stream view", "val_bits_per_byte"), ("bos view", "val_bits_per_byte_bos")):
     at = np.array([(r["tokens_seen_global"] / 1e6, r[key]) for r in val])
-    colour, line, marker = report_plots.STYLES[name == "bos view"]
+    colour, line, marker = ab_report.STYLES[name == "bos view"]
     axes[0].plot(*at.T, color=colour, linestyle=line, marker=marker, label=name)
 axes[0].set(xlabel="million tokens seen", ylabel="val bits/byte")
 axes[0].legend(frameon=False)

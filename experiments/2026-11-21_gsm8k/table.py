@@ -6,7 +6,7 @@ from pathlib import Path
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parents[1]))
-import ab_stats  # noqa: E402
+from lab import ab_stats  # noqa: E402
 
 ARMS = ("baseline", "mul_tokens")
 results = {arm: json.loads((here / "runs" / f"sft2_{arm}" / "gsm8k_results.json").read_text()) for arm in ARMS}

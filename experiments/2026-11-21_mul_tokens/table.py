@@ -9,7 +9,7 @@ here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 
-import ab_stats  # noqa: E402  (answers puts the repo's root on the path)
+from lab import ab_stats  # noqa: E402  (answers puts the repo's root on the path)
 
 ARMS = ("baseline", "mul_tokens")
 runs = {arm: sorted((here / "runs").glob(f"{arm}_s*")) for arm in ARMS}
