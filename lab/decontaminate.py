@@ -32,6 +32,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lab import disk
+
 NGRAM = 13  # words, as in GPT-3
 MIN_WORDS = 6  # the shortest text that is looked for as a whole
 MAX_SHARING = 10  # items of a benchmark that may share a passage before it counts as boilerplate
