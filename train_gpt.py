@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import ewok
 import hellaswag
-from lab import data_order, disk, inference, processes, runs, shards
+from lab import data_order, disk, inference, processes, results, runs, shards
 from lab.optim import build_optimizers, lr_multiplier, set_learning_rates
 from model import GPT, GPTConfig
 
@@ -682,7 +682,7 @@ def train(args, procs) -> int:
         for warning in summary["warnings"]:
             log(f"WARNING: {warning}")
         if args.results_csv:
-            runs.append_result(args.results_csv, summary["results_row"])
+            results.append_result(args.results_csv, summary["results_row"])
         disk.write_json(run / "summary.json", summary)
         final = [f"{k} {summary[f'final_{k}']:.4f}" for k in ("train_loss", "val_loss", "val_bits_per_byte")
                  if summary[f"final_{k}"] is not None]
