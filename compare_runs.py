@@ -37,8 +37,7 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
-import ab_stats
-import report_plots
+from lab import ab_report, ab_stats
 
 # ----------------------------------------------------------------------------------------------------------------------
 # reading runs. runs.py, which writes these files, needs torch; a comparison does not, and must not stop at a torn line
@@ -890,7 +889,7 @@ def compare_two(args) -> int:
               "seeds_used": [[run["seed"] for run in arm] for arm in used], "steps": steps, "gate": checked,
               "metrics": rows, "matchings": matched, "how_sure": sure, "items_and_documents": extra,
               "not_available": reasons, "checklist": answers}
-    report_plots.publish(blocks, record, args.out)
+    ab_report.publish(blocks, record, args.out)
     return 0 if checked["ok"] else 2
 
 
@@ -1023,7 +1022,7 @@ def curves(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
             ("step", "val_curves.png", "optimizer steps", "optimizer steps"),
             ("train_seconds", "val_wall_clock.png", "training time (seconds)", "training time")):
         points = {arm: curve_points(runs_, metric, axis) for arm, runs_ in arms.items()}
-        if png := report_plots.plot_curves(points, x_label, f"{SHORT[metric]} ({UNIT[metric]})"):
+        if png := ab_report.plot_curves(points, x_label, f"{SHORT[metric]} ({UNIT[metric]})"):
             blocks.append(("img", name, f"Held-out loss against {caption}: mean, and band from the lowest to the "
                                         "highest seed", png))
     return blocks
@@ -1033,7 +1032,7 @@ def pictures(arms: dict[str, list[dict]], rows: dict, primary: str, alpha: float
     """The plots of an A/B as blocks."""
     blocks, row = curves(arms, primary), rows[primary]
     mean = (row["delta"], row["low"], row["high"]) if isinstance(row["low"], float) else None
-    if png := report_plots.plot_pairs(row["pairs"], mean, f"B - A in {SHORT[primary]} ({UNIT[primary]}); below 0, B is "
+    if png := ab_report.plot_pairs(row["pairs"], mean, f"B - A in {SHORT[primary]} ({UNIT[primary]}); below 0, B is "
                                       "better", f"mean, {100 * (1 - alpha):g} %"):
         blocks.append(("img", "paired_differences.png", "Difference within each pair of equal seed", png))
     kind_of = lambda key: ("losses" if key in {*PRIMARY, *PER_TOKEN} else "benchmarks"
@@ -1045,7 +1044,7 @@ def pictures(arms: dict[str, list[dict]], rows: dict, primary: str, alpha: float
             forest[kind_of(key)].append({"label": LABEL[key].split(" (")[0].split(" @")[0], "better": BETTER[key],
                                          "said": says_direction(r, key, alpha),
                                          **{k: 100 * r[k] / abs(r["a"]) for k in ("delta", "low", "high")}})
-    if png := report_plots.plot_forest(forest):
+    if png := ab_report.plot_forest(forest):
         blocks.append(("img", "forest.png", "Every measured metric: change in percent of A, with its interval. Better, "
                        "worse and changed go by the table's p, which Holm's correction may have raised", png))
     return blocks or [("p", "N/A: nothing to draw.")]
@@ -1216,7 +1215,7 @@ def compare_many(args) -> int:
         label = {arm["name"]: ", ".join(group[i] or "(empty)" for i in vary)
                  for group, arm in zip(groups, arms, strict=True)}
         losses = {label[arm["name"]]: arm["losses"] for arm in arms}
-        if png := report_plots.plot_arms(losses, f"final {SHORT[primary]} ({UNIT[primary]})"):
+        if png := ab_report.plot_arms(losses, f"final {SHORT[primary]} ({UNIT[primary]})"):
             blocks.append(("img", "arms.png", "Final loss of each arm: a circle per seed, a bar at the mean", png))
         if args.runs:
             blocks += curves({label[arm["name"]]: [row["run"] for row in arm["rows"]] for arm in arms}, primary)
@@ -1225,7 +1224,7 @@ def compare_many(args) -> int:
               "primary": primary, "margin": args.delta, "alpha": args.alpha, "missing": missing, "gate": checked,
               "arms": [{k: v for k, v in arm.items() if k != "rows"} for arm in arms],
               "baseline": baseline and baseline["name"], "differences": compared}
-    report_plots.publish(blocks, record, args.out)
+    ab_report.publish(blocks, record, args.out)
     return 0 if checked["ok"] else 2
 
 
@@ -1378,7 +1377,7 @@ def compare_noise(args) -> int:
               "alpha": args.alpha, "metrics": record_rows, "gate": checked, "runs": [str(r["folder"]) for r in used]}
     if args.plan:
         blocks += plan_blocks(floor["sd"], primary, args, record)
-    report_plots.publish([*blocks, *gate_blocks(checked)], record, args.out)
+    ab_report.publish([*blocks, *gate_blocks(checked)], record, args.out)
     return 0 if word in ("inside", "comparable") else 2
 
 
@@ -1406,7 +1405,7 @@ def compare_plan(args) -> int:
     """--plan with --noise: seeds that an effect needs."""
     record: dict = {"mode": "plan"}
     blocks = plan_blocks(args.noise, args.primary or "val_loss", args, record)
-    report_plots.publish([("h1", "How many seeds?"), *blocks], record, args.out)
+    ab_report.publish([("h1", "How many seeds?"), *blocks], record, args.out)
     return 0
 
 

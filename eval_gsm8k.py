@@ -44,32 +44,34 @@ import hashlib
 import json
 import math
 import os
-import re
 import sys
 import time
 import zlib
 from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-import runs
-import shards
-import synthetic
 from inject_mul import MulExpressionInjector
+from lab import disk, inference, processes, runs, shards, synthetic
+from lab.answers import (
+    LITERAL_MUL,
+    MARK,
+    USER,
+    answer_text,
+    extract_answer,
+    first_number,
+    render_prompt,
+)
 from model import GPT
 
 SCORER = "gsm8k-1"  # a change that changes a score must change this name
-USER, ASSISTANT = "User:", "Assistant:"
-MARK = "####"
 ROOM_STEP = 16  # tokens: the shortest worked answer, such as " 2 + 3 = 5\n#### 5" and <|endoftext|>
 PROBE_TOKENS = 16  # new tokens of a probe: room for " 6 * 9 = 54" written out
 PROBE_FORMS = ("plain", "chat")
 FAMILIES = ("products", "two_digit_by_digit", "additions")
 N_SYNTHETIC = 200
-MAX_DIGITS = 1000  # of a number, and of an exponent's value: what is beyond is no answer, and costs no time
 FILES = ("gsm8k_completions.jsonl", "probes.jsonl", "gsm8k_results.json")
 PARTIAL = "gsm8k_partial"
 RULES = {  # stands in every record
@@ -81,89 +83,6 @@ RULES = {  # stands in every record
     "probe_answer": "the first number before a newline, expressions passed over together with their =",
     "probe_rank": "by summed log-prob among the different results of the probe's family; ties as if broken at random",
 }
-
-
-def render_prompt(question: str) -> str:
-    """The prompt of one question; what the assistant says follows with a space before it."""
-    return f"{USER} {question}\n{ASSISTANT}"
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# answers out of text
-
-BLANK = r"[^\S\n]*"
-CURRENCY = r"(?:\\?[$€£¥₹][^\S\n]?)"
-NUMBER = r"(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-OPERATOR = r"(?:\*\*|[-*×·x+÷^/])"
-# A sign is one only where nothing that could be subtracted from stands before it; 1.2.3 and 2½ hold no number.
-AMOUNT = (rf"(?P<sign>(?<![\w)\]%])[-+])?{CURRENCY}?(?P<sign2>(?<![\w)\]%])[-+])?(?<![0-9])(?<![0-9][.,])"
-          rf"(?:(?P<whole>[0-9]+)[ ](?=[0-9]+/[0-9]))?(?P<top>{NUMBER})(?: ?/ ?(?P<bottom>{NUMBER}))?"
-          r"(?!(?:[.,]|[eE][-+]?)?[0-9]|[²³¼-¾⅐-⅞])")
-ANY_AMOUNT = re.compile(AMOUNT)
-# an amount that is not the head of an expression
-STRICT = re.compile(rf"{BLANK}(?P<loose>[-+](?=\s))?{BLANK}{AMOUNT}(?!{BLANK}%?{BLANK}{OPERATOR}{BLANK}[$(]?[0-9])")
-OPERAND = rf"\(?{CURRENCY}?[-+]?{NUMBER}%?\)?"
-EXPRESSION = rf"(?:<<)?{OPERAND}(?:{BLANK}{OPERATOR}{BLANK}{OPERAND})+"
-RESTATED = re.compile(rf"{BLANK}{EXPRESSION}{BLANK}={BLANK}")
-SPOKEN = re.compile(rf"(?<![\w.,])(?:<<)?{OPERAND}(?:{BLANK}(?:{OPERATOR}|times|multiplied by|plus){BLANK}{OPERAND})+"
-                    rf"(?:{BLANK}(?:=|equals\b|is\b))?")
-LITERAL_MUL = re.compile(r"<MUL_[0-9_]*>?")
-SAME_SIGN = str.maketrans("−–‐‑﹣－", "------")
-
-
-def extract_answer(text: str, rule: str = "strict") -> Fraction | None:
-    """The number that a text gives as its answer, or None. rule: "strict" or "flexible", see the head of this file.
-
-    Digits of a literal `<MUL_6_9_54>` are never read: expand the token first (MulExpressionInjector.expand)."""
-    text = LITERAL_MUL.sub("\0", text).translate(SAME_SIGN)
-    if rule == "flexible":
-        found = list(ANY_AMOUNT.finditer(text))
-        return amount(found[-1]) if found else None
-    if rule != "strict":
-        raise ValueError(f"rule is {rule!r}: use strict or flexible.")
-    for mark in re.finditer("#{4,}", text):
-        at = mark.end()
-        while restated := RESTATED.match(text, at):
-            at = restated.end()
-        if found := STRICT.match(text, at):
-            return amount(found)
-    return None
-
-
-def first_number(text: str) -> Fraction | None:
-    """A probe's answer: the first number before a newline that is not an operand of an expression, or None."""
-    line = LITERAL_MUL.sub("\0", text).partition("\n")[0].translate(SAME_SIGN)
-    found = ANY_AMOUNT.search(SPOKEN.sub(" ", line))
-    return amount(found) if found else None
-
-
-def amount(match: re.Match) -> Fraction | None:
-    """The value of a match of AMOUNT; None when it divides by zero or is larger than anybody means."""
-    top, bottom = number(match["top"]), number(match["bottom"] or "1")
-    if top is None or not bottom:
-        return None
-    value = top / bottom + int(match["whole"] or 0)
-    minuses = [match["sign"], match["sign2"], match.groupdict().get("loose")].count("-")
-    return -value if minuses % 2 else value
-
-
-def number(text: str) -> Fraction | None:
-    """The exact value of a match of NUMBER; None beyond MAX_DIGITS."""
-    mantissa, _, exponent = text.replace(",", "").lower().partition("e")
-    if len(mantissa) > MAX_DIGITS or len(exponent) > 9 or abs(int(exponent or 0)) > MAX_DIGITS:
-        return None
-    return Fraction(mantissa) * Fraction(10) ** int(exponent or 0)
-
-
-def answer_text(value: Fraction | None) -> str | None:
-    """A number as the records write it: 1234.5 where six decimals are enough, else 1/3."""
-    if value is None:
-        return None
-    millionths = value * 10**6
-    if millionths.denominator != 1 or value.denominator == 1:
-        return str(value)
-    digits = f"{abs(millionths.numerator):07d}"
-    return f"{'-' if value < 0 else ''}{digits[:-6]}.{digits[-6:].rstrip('0')}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -309,7 +228,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
     (seed, its id). done: {id: record} of an earlier try, the same on every rank; save(records) is called after each
     batch on the rank that did it. ValueError: a vocabulary that is not GPT-2's, options out of range."""
     begun = time.perf_counter()
-    model, procs = getattr(model, "_orig_mod", model), procs or runs.Processes()
+    model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     check_vocabulary(model)
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}: give at least 1.")
@@ -330,7 +249,8 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
                     records = [done[items[i]["id"]] for i in batch]
                 else:
                     with torch.no_grad(), autocast():
-                        completions = model.generate(
+                        completions = inference.generate(
+                            model,
                             [prompts[i] for i in batch], rooms[batch[0]], temperature=temperature, top_k=top_k,
                             top_p=top_p, seed=seed, stop_ids=(shards.BOS_ID,), stop_strings=(USER,), decode=decode,
                             row_ids=[items[i]["id"] for i in batch])
@@ -343,7 +263,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
         return results
 
     records = [mark(item, len(prompt), "", 0, "too_long") for item, prompt in zip(items, prompts, strict=True)]
-    for batch, batch_records in zip(batches, runs.spread(procs, batches, work), strict=True):
+    for batch, batch_records in zip(batches, processes.spread(procs, batches, work), strict=True):
         for i, record in zip(batch, batch_records, strict=True):
             records[i] = record
     metrics = summarise(records)
@@ -435,7 +355,7 @@ def probes(model, procs=None, *, forms=PROBE_FORMS, bos: bool = True, seed: int 
     With a vocabulary that has the multiplication tokens, products also have `token_*`: the rank of the product's own
     token among the 45 in the answer's place. It says nothing in an arm that never saw them."""
     begun = time.perf_counter()
-    model, procs = getattr(model, "_orig_mod", model), procs or runs.Processes()
+    model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     check_vocabulary(model)
     if unknown := set(forms) - set(PROBE_FORMS):
         raise ValueError(f"unknown form of probes {', '.join(unknown)}: use {' or '.join(PROBE_FORMS)}.")
@@ -463,8 +383,9 @@ def probes(model, procs=None, *, forms=PROBE_FORMS, bos: bool = True, seed: int 
                         endings += [tokenizer.encode(lead + fact, mul_tokens=True) for fact in facts]
                     trees.append((prompts[i], endings))
                 with torch.no_grad(), autocast():
-                    scores = model.score_endings(trees)
-                    completions = model.generate(
+                    scores = inference.score_endings(model, trees)
+                    completions = inference.generate(
+                            model,
                         [prompts[i] for i in batch], PROBE_TOKENS, temperature=0.0, stop_ids=(shards.BOS_ID,),
                         stop_strings=("\n",), decode=tokenizer.decode, row_ids=batch)
                 results.append([mark_probe(*questions[i][:2], tokenizer.decode(completion.ids), completion.stopped,
@@ -474,7 +395,7 @@ def probes(model, procs=None, *, forms=PROBE_FORMS, bos: bool = True, seed: int 
         return results
 
     records = [None] * len(questions)
-    for batch, batch_records in zip(batches, runs.spread(procs, batches, work), strict=True):
+    for batch, batch_records in zip(batches, processes.spread(procs, batches, work), strict=True):
         for i, record in zip(batch, batch_records, strict=True):
             records[i] = record
     metrics = {form: {} for form in forms}
@@ -560,7 +481,7 @@ def take_partial(folder: Path, key: str) -> dict[str, dict]:
             if record.pop("key", None) == key:
                 done[record["id"]] = record
     if parts:
-        shards.write_durably(folder / f"{PARTIAL}.jsonl", jsonl([{"key": key, **record} for record in done.values()]))
+        disk.write_whole(folder / f"{PARTIAL}.jsonl", jsonl([{"key": key, **record} for record in done.values()]))
     for path in parts[parts[0].name == f"{PARTIAL}.jsonl":] if parts else []:
         path.unlink()
     return done
@@ -634,7 +555,7 @@ def main(argv=None) -> int:
         parser.error("--temperature is 0 (greedy) or more, --top_p above 0 and up to 1: correct them.")
     if args.temperature == 0 and (args.top_k or args.top_p < 1):
         parser.error("--top_k and --top_p do nothing when greedy: give a --temperature above 0, or drop them.")
-    procs = runs.start_processes(args.device)
+    procs = processes.start_processes(args.device)
     try:
         return examine(args, procs)
     finally:
@@ -649,10 +570,11 @@ def examine(args, procs) -> int:
     autocast = contextlib.nullcontext
     if args.dtype == "bfloat16":
         autocast = lambda: torch.autocast(procs.device.type, torch.bfloat16)
-    sources = [runs.REPO / name for name in ("eval_gsm8k.py", "model.py", "shards.py", "inject_mul.py")]
+    decisive = "eval_gsm8k.py inject_mul.py model.py lab/answers.py lab/inference.py lab/tokenizer.py"
+    sources = [runs.REPO / name for name in decisive.split()]
     settings = {
-        "checkpoint_sha256": shards.sha256_file(folder / "model.safetensors"), "items_sha256": items_sha256(items),
-        "dtype": args.dtype, "device": procs.device.type, "code": [shards.sha256_file(path) for path in sources],
+        "checkpoint_sha256": disk.sha256_file(folder / "model.safetensors"), "items_sha256": items_sha256(items),
+        "dtype": args.dtype, "device": procs.device.type, "code": [disk.sha256_file(path) for path in sources],
         **{name: getattr(args, name) for name in "bos max_new_tokens temperature top_k top_p seed batch_size".split()}}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     out = Path(args.out or run or folder)
@@ -692,15 +614,16 @@ def examine(args, procs) -> int:
         "type": "gsm8k", "model": (run or folder).name, "checkpoint": str(folder), "step": step,
         "condition": config.get("data", {}).get("condition"), **exam["metrics"],
         "data": args.data or "openai/gsm8k main test",
-        "data_sha256": shards.sha256_file(data_file) if args.data and data_file.is_file() else None,
+        "data_sha256": disk.sha256_file(data_file) if args.data and data_file.is_file() else None,
         "checkpoint_sha256": settings["checkpoint_sha256"], "probes": probed and probed["metrics"],
         "dtype": args.dtype, "resumed": len(done), "world_size": procs.world_size, "timestamp": runs.now(),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        "code": {name: value for name, value in code.items() if name != "git_diff"}, **runs.machine_state(procs.device)}
+        "code": {name: value for name, value in code.items() if name != "git_diff"},
+        **processes.machine_state(procs.device)}
     try:
         for name, content in files.items():
-            shards.write_durably(out / name, content)
-        runs.write_json(out / FILES[2], result)
+            disk.write_whole(out / name, content)
+        disk.write_json(out / FILES[2], result)
     except OSError as error:
         raise ValueError(f"{out} cannot be written ({error.strerror}), what was generated is kept: free some space and "
                          "run the same command again.") from error
@@ -716,7 +639,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
-        repeated = isinstance(error, runs.SharedError) and os.environ.get("RANK", "0") != "0"  # rank 0 says it for all
+        repeated = isinstance(error, processes.SharedError) and os.environ.get("RANK", "0") != "0"
         sys.exit(1 if repeated else f"eval_gsm8k.py: {error}")
     except KeyboardInterrupt:
         print("eval_gsm8k.py: stopped; run the same command again to go on.", file=sys.stderr)

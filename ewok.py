@@ -54,10 +54,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import runs
-import shards
-import synthetic
-from model import GPT, n_truncated
+from lab import inference, processes, runs, shards, synthetic
+from lab.inference import n_truncated
+from model import GPT
 
 SCORER = "ewok-1"  # a change that changes a score must change this name
 HUB = "ewok-core/ewok-core-1.0"
@@ -278,13 +277,13 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, batch_si
     eval_margin_<score>, by how much the left side is ahead, macro too; by_category with n, scores and margins.
     """
     begun = time.perf_counter()
-    model, procs = getattr(model, "_orig_mod", model), procs or runs.Processes()
+    model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     if model.config.vocab_size < shards.N_GPT2_TOKENS:
         raise ValueError(f"the model's vocabulary has {model.config.vocab_size} ids, but EWoK is encoded with GPT-2's "
                          f"{shards.N_GPT2_TOKENS}: evaluate a model that was trained on those.")
     if not items or "id" not in items[0]:
         items = check([(f"item {i}", item) for i, item in enumerate(items, 1)], "the list of items")
-    scored = runs.spread(procs, items, lambda share: score_items(
+    scored = processes.spread(procs, items, lambda share: score_items(
         model, share, bos, batch_size, autocast, stop, progress and procs.rank == 0))
     if scored is None:
         return None
@@ -380,7 +379,7 @@ def sum_log_probs(model, queue, batch_size, autocast, stop, bar) -> list[list[fl
     try:
         with torch.no_grad(), autocast(), tqdm(total=len(queue), unit="context", desc="ewok", leave=False,
                                                disable=None if bar else True) as shown:
-            for i, endings in model.iter_scores(queue, batch_size):
+            for i, endings in inference.iter_scores(model, queue, batch_size):
                 sums[i] = [math.fsum(tokens.tolist()) for tokens in endings]
                 shown.update()
                 if stop is not None and stop.asked:
@@ -457,13 +456,13 @@ def main(argv=None) -> int:
     for name in ("max_examples", "show", "batch_size"):
         if getattr(args, name) < 0:
             parser.error(f"--{name} {getattr(args, name)}: give 0 or more.")
-    procs = runs.start_processes(args.device)
+    procs = processes.start_processes(args.device)
     try:
         if args.out:
             procs.on_main(lambda: runs.make_folder(args.out, "--out"))
         folder, step, _ = runs.resolve_checkpoint(args.checkpoint, lambda text: print(text, file=sys.stderr))
         items = procs.on_main(lambda: load(args.data, args.max_examples))
-        stop = runs.StopRequest()
+        stop = processes.StopRequest()
         model = GPT.load(folder, procs.device)
         autocast = contextlib.nullcontext
         if args.dtype == "bfloat16":
@@ -492,7 +491,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
-        repeated = isinstance(error, runs.SharedError) and os.environ.get("RANK", "0") != "0"  # rank 0 says it for all
+        repeated = isinstance(error, processes.SharedError) and os.environ.get("RANK", "0") != "0"
         sys.exit(1 if repeated else f"ewok.py: {error}")
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

@@ -56,10 +56,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import runs
-import shards
-import synthetic
-from model import GPT, n_truncated
+from lab import disk, inference, processes, runs, shards, synthetic
+from lab.inference import n_truncated
+from model import GPT
 
 SCORER = "hellaswag-1"  # a change that changes a score must change this name
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -104,7 +103,7 @@ def official_file() -> Path:
     path = folder / "hellaswag_val.jsonl"
     instead = "pass --data with a local copy of hellaswag_val.jsonl, or --data synthetic."
     try:
-        if path.exists() and shards.sha256_file(path) == SHA256:
+        if path.exists() and disk.sha256_file(path) == SHA256:
             return path
         with urllib.request.urlopen(URL, timeout=30) as answer:
             content = answer.read()
@@ -116,7 +115,7 @@ def official_file() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tmp.write_bytes(content)
-        runs.fsync_path(tmp)
+        disk.fsync_path(tmp)
         os.replace(tmp, path)
     except OSError as error:
         tmp.unlink(missing_ok=True)
@@ -243,7 +242,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, text: st
     ValueError: an ending longer than the model's block_size, a vocabulary without GPT-2's ids, scores not finite.
     """
     begun = time.perf_counter()
-    model, procs = getattr(model, "_orig_mod", model), procs or runs.Processes()
+    model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     if text not in ("both", *TEXTS):
         raise ValueError(f"text is {text!r}: use both, plain or lm_eval.")
     if model.config.vocab_size < shards.N_GPT2_TOKENS:
@@ -252,7 +251,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, text: st
     if not items or "id" not in items[0]:
         items = check(items, "the items")
     chosen = TEXTS if text == "both" else (text,)
-    scored = runs.spread(procs, items, lambda share: score_items(
+    scored = processes.spread(procs, items, lambda share: score_items(
         model, share, chosen, bos, batch_size, autocast, stop, progress and procs.rank == 0))
     if scored is None:
         return None
@@ -342,7 +341,7 @@ def sum_log_probs(model, queue, batch_size, autocast, stop, bar) -> list[list[fl
     try:
         with torch.no_grad(), autocast(), tqdm(total=len(queue), unit="context", desc="hellaswag", leave=False,
                                                disable=None if bar else True) as shown:
-            for i, endings in model.iter_scores(queue, batch_size):
+            for i, endings in inference.iter_scores(model, queue, batch_size):
                 sums[i] = [math.fsum(tokens.tolist()) for tokens in endings]
                 shown.update()
                 if stop is not None and stop.asked:
@@ -416,13 +415,13 @@ def main(argv=None) -> int:
     for name in ("max_examples", "show", "batch_size"):
         if getattr(args, name) < 0:
             parser.error(f"--{name} {getattr(args, name)}: give 0 or more.")
-    procs = runs.start_processes(args.device)
+    procs = processes.start_processes(args.device)
     try:
         if args.out:
             procs.on_main(lambda: runs.make_folder(args.out, "--out"))
         folder, step, _ = runs.resolve_checkpoint(args.checkpoint, lambda text: print(text, file=sys.stderr))
         items = procs.on_main(lambda: load(args.data, args.max_examples))
-        stop = runs.StopRequest()
+        stop = processes.StopRequest()
         model = GPT.load(folder, procs.device)
         autocast = contextlib.nullcontext
         if args.dtype == "bfloat16":
@@ -450,7 +449,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
-        repeated = isinstance(error, runs.SharedError) and os.environ.get("RANK", "0") != "0"  # rank 0 says it for all
+        repeated = isinstance(error, processes.SharedError) and os.environ.get("RANK", "0") != "0"
         sys.exit(1 if repeated else f"hellaswag.py: {error}")
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

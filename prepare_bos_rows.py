@@ -44,7 +44,7 @@ from pathlib import Path
 import numpy as np
 
 import prepare_fineweb
-import shards
+from lab import disk, shards
 
 BOS = np.array([shards.BOS_ID], "<u2").tobytes()
 REPORT_BINS = 2000  # the report's resolution: a decile's edge is off by at most 0.1 % of the rows; even
@@ -241,7 +241,7 @@ class RowTrain:
             f.write(b"".join(new))
             f.flush()
             os.fsync(f.fileno())
-        shards.fsync_folder(self.folder)
+        disk.fsync_path(self.folder)
         return {
             "spill": self.spill, "spill_bytes": self.spill_bytes,
             "buffer": _to_text(np.array([[n for n, _ in buffered], offsets], np.int64)),

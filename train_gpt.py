@@ -28,13 +28,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import data_order
 import ewok
 import hellaswag
-import runs
-import shards
+from lab import data_order, disk, inference, processes, runs, shards
+from lab.optim import build_optimizers, lr_multiplier, set_learning_rates
 from model import GPT, GPTConfig
-from muon import build_optimizers, lr_multiplier, set_learning_rates
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
@@ -322,7 +320,7 @@ def summarise(run: Path, config: dict, args, state: dict) -> dict:
 def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # machine
-    runs.tune_allocator()
+    processes.tune_allocator()
     device, is_cuda = procs.device, procs.device.type == "cuda"
     if args.dtype == "auto":
         args.dtype = "bfloat16" if is_cuda and torch.cuda.is_bf16_supported() else "float32"
@@ -395,7 +393,7 @@ def train(args, procs) -> int:
         source = runs.resolve_checkpoint(args.init_from, flag="--init_from")[0]
         model = GPT.load(source, device)
         config = model.config
-        init = {"checkpoint": str(source), "sha256": shards.sha256_file(source / "model.safetensors")}
+        init = {"checkpoint": str(source), "sha256": disk.sha256_file(source / "model.safetensors")}
     else:
         model = GPT(config, seed=args.seed).to(device)
     optimizers = build_optimizers(
@@ -404,13 +402,13 @@ def train(args, procs) -> int:
     forward = torch.compile(model) if args.compile == "on" or (args.compile == "auto" and is_cuda) else model
     params = [p for p in model.parameters() if p.requires_grad]
     flops_per_token, tokens_per_step = model.flops_per_token(args.seq_len), args.total_batch_tokens
-    peak = args.peak_flops or runs.peak_flops(device)
+    peak = args.peak_flops or processes.peak_flops(device)
 
     # ------------------------------------------------------------------------------------------------------------------
     # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
     record = {
         "flags": dict(vars(args)), "argv": sys.argv, "started": runs.now(), "code": runs.code_state(),
-        "init": init, **runs.machine_state(device), "world_size": procs.world_size, "model": config.to_dict(),
+        "init": init, **processes.machine_state(device), "world_size": procs.world_size, "model": config.to_dict(),
         "parameters": model.num_params(), "flops_per_token": flops_per_token, "tokens_per_step": tokens_per_step,
         "peak_flops": peak if math.isfinite(peak) else None,
         "data": {"fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
@@ -480,7 +478,7 @@ def train(args, procs) -> int:
             model.save(folder)
             torch.save([optimizer.state_dict() for optimizer in optimizers], folder / "optimizer.pt")
             torch.save(rngs, folder / "rng.pt")
-            runs.write_json(folder / "trainer.json", state)
+            disk.write_json(folder / "trainer.json", state)
 
         state["wall_seconds"] = time.perf_counter() - clock_zero
         moments = [t for o in optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t)]
@@ -506,7 +504,7 @@ def train(args, procs) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop. "Step s" is what s optimizer updates made; everything of step s is recorded before step s is saved
-    stop = runs.StopRequest()
+    stop = processes.StopRequest()
     clock_zero = time.perf_counter() - state["wall_seconds"]
     (run / "exposures").mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
     exposures = runs.JsonlWriter(run / "exposures" / f"exposures_rank{procs.rank:04d}.jsonl")
@@ -611,7 +609,7 @@ def train(args, procs) -> int:
         grad_norm = torch.nn.utils.get_total_norm(grads)
         if not (math.isfinite(train_loss) and math.isfinite(grad_norm.item())):
             first, last = state["step"] * sequences_per_step, runs.list_checkpoints(run)
-            raise runs.SharedError(
+            raise processes.SharedError(
                 f"step {state['step'] + 1}: loss {train_loss} and gradient norm {grad_norm.item()} are not finite, on "
                 f"entries {first}..{first + sequences_per_step - 1} of the data order (sequences "
                 f"{batch['sequences'][:4].tolist()}... on rank {procs.rank}); the last good checkpoint is "
@@ -634,7 +632,7 @@ def train(args, procs) -> int:
                         entries=[first, first + batches.share], checksum=f"{checksum:016x}",
                         rank_checksum=f"{batch['checksum']:016x}")
         if procs.is_main:
-            peak_mem = torch.cuda.max_memory_allocated() if is_cuda else runs.peak_rss_bytes()
+            peak_mem = torch.cuda.max_memory_allocated() if is_cuda else processes.peak_rss_bytes()
             scalars.write(
                 type="train", step=step, timestamp=runs.now(), lr=args.learning_rate * multiplier,
                 train_loss_opt_step_mean=train_loss, grad_norm_l2_preclip=grad_norm.item(),
@@ -652,8 +650,8 @@ def train(args, procs) -> int:
                     f"lr {args.learning_rate * multiplier:.3e} | norm {grad_norm.item():.3f} | "
                     f"{tokens_per_step / seconds:,.0f} tok/s | {left} left")
             if args.sample_every and step % args.sample_every == 0:
-                samples = model.eval().generate([[shards.BOS_ID]] * 2, args.sample_tokens, temperature=0.8, top_k=50,
-                                                seed=args.seed + step, stop_ids=[shards.BOS_ID])
+                samples = inference.generate(model.eval(), [[shards.BOS_ID]] * 2, args.sample_tokens, temperature=0.8,
+                                             top_k=50, seed=args.seed + step, stop_ids=[shards.BOS_ID])
                 for sample in samples:
                     log(f"step {step:6d} | sample {shards.get_tokenizer().decode(sample.ids)!r}")
         cadence = {"val": args.eval_every, **{name: every for name, (_, _, every) in benchmarks.items()}}
@@ -685,7 +683,7 @@ def train(args, procs) -> int:
             log(f"WARNING: {warning}")
         if args.results_csv:
             runs.append_result(args.results_csv, summary["results_row"])
-        runs.write_json(run / "summary.json", summary)
+        disk.write_json(run / "summary.json", summary)
         final = [f"{k} {summary[f'final_{k}']:.4f}" for k in ("train_loss", "val_loss", "val_bits_per_byte")
                  if summary[f"final_{k}"] is not None]
         log(f"finished {state['step']} steps: {state['train_seconds']:.1f} s of training, "
@@ -695,7 +693,7 @@ def train(args, procs) -> int:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    procs = runs.start_processes(args.device)
+    procs = processes.start_processes(args.device)
     try:
         return train(args, procs)
     finally:
@@ -706,7 +704,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (ValueError, FileNotFoundError) as error:
-        repeated = isinstance(error, runs.SharedError) and os.environ.get("RANK", "0") != "0"  # rank 0 says it for all
+        repeated = isinstance(error, processes.SharedError) and os.environ.get("RANK", "0") != "0"
         sys.exit(1 if repeated else f"train_gpt.py: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import compare_runs  # noqa: E402
-import report_plots  # noqa: E402
+from lab import disk  # noqa: E402
 
 START, END = "<!-- answers: python experiments/answers.py --write -->", "<!-- end of answers -->"
 
@@ -38,7 +38,7 @@ def report(arguments: list[str], images: dict[str, Path], level: int = 1) -> dic
         if status:
             raise ValueError(f"compare_runs.py {' '.join(arguments)}: {record['headline']}")
         for name, path in images.items():
-            report_plots.write_whole(path, Path(folder, name).read_bytes())
+            disk.write_whole(path, Path(folder, name).read_bytes())
     text = re.sub(r"!\[[^]]*\]\([^)]*\)\n+", "", text)
     print(re.sub(r"^#", "#" * (level + 1), text, flags=re.MULTILINE))
     return record
@@ -71,7 +71,7 @@ def answer(question: str, row: dict, verdict: str, unit: str, spec: str = "+.4f"
 
 
 def write(here: Path, answers: list[dict]) -> None:
-    report_plots.write_whole(here / "answers.json", (json.dumps(answers, indent=1) + "\n").encode())
+    disk.write_whole(here / "answers.json", (json.dumps(answers, indent=1) + "\n").encode())
 
 
 def table() -> str:
@@ -97,7 +97,7 @@ def main(argv=None):
         sys.exit(f"answers.py: README.md must hold each of {START} and {END} once: put them back.")
     before, rest = text.split(START)
     _, after = rest.split(END)
-    report_plots.write_whole(readme, f"{before}{START}\n{table()}\n{END}{after}".encode())
+    disk.write_whole(readme, f"{before}{START}\n{table()}\n{END}{after}".encode())
 
 
 if __name__ == "__main__":

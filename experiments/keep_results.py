@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare_runs  # noqa: E402
-import report_plots  # noqa: E402
-import runs  # noqa: E402
+from lab import disk, runs  # noqa: E402
 
 TOP = "runs"  # the folder inside the archive
 TABLES = ("config.json", "summary.json", "gsm8k_results.json", "*_metrics.jsonl")
@@ -52,7 +51,7 @@ def pack(folder: Path, archive: Path) -> None:
             with path.open("rb") as f:
                 tar.addfile(entry, f)
     archive.parent.mkdir(parents=True, exist_ok=True)
-    report_plots.write_whole(archive, packed.getvalue())
+    disk.write_whole(archive, packed.getvalue())
 
 
 @contextlib.contextmanager

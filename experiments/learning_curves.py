@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare_runs  # noqa: E402
-import report_plots  # noqa: E402
+from lab import ab_report, disk  # noqa: E402
 
 CURVES = (  # records, field, label, chance
     ("val", "val_loss", "val loss, nats/token", None),
@@ -110,11 +110,11 @@ def print_table(arms: dict, drawn: dict) -> None:
 
 
 def draw(drawn: dict, x_label: str) -> bytes:
-    axes, save = report_plots.canvas(6.0, 2.6 * len(drawn) + 0.3, [1] * len(drawn))
+    axes, save = ab_report.canvas(6.0, 2.6 * len(drawn) + 0.3, [1] * len(drawn))
     xs = np.concatenate([c[..., 0].ravel() for _, curves in drawn.values() for c in curves.values()])
     margin = 0.04 * (xs.max() - xs.min() or 1)
     for axis, (label, (chance, curves)) in zip(axes, drawn.items(), strict=True):
-        report_plots.draw_curves(axis, curves)
+        ab_report.draw_curves(axis, curves)
         axis.set(ylabel=label, xlim=(xs.min() - margin, xs.max() + margin))
         if chance is not None:
             axis.axhline(chance, color="black", linestyle=":", linewidth=1)
@@ -146,7 +146,7 @@ def main(argv=None):
     if not args.out:
         return
     try:
-        report_plots.write_whole(args.out, draw(drawn, x_label))
+        disk.write_whole(args.out, draw(drawn, x_label))
     except OSError as error:
         sys.exit(f"learning_curves.py: {args.out} cannot be written ({error.strerror}): choose another file.")
     print(f"\n{args.out}: {', '.join(drawn)}")

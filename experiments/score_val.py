@@ -15,10 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import report_plots  # noqa: E402
-import runs  # noqa: E402
-import shards  # noqa: E402
 import train_gpt  # noqa: E402
+from lab import disk, processes, runs, shards  # noqa: E402
 from model import GPT  # noqa: E402
 
 ALL = 2**40  # tokens
@@ -46,7 +44,7 @@ def main(argv=None):
     p.add_argument("--batch_size", type=int, default=8, help="rows per forward pass (default 8)")
     p.add_argument("--out", type=Path, help="JSON file to write (default: print alone)")
     args = p.parse_args(argv)
-    procs = runs.start_processes("auto")
+    procs = processes.start_processes("auto")
     try:
         record = score(args, procs)
     except (ValueError, OSError) as error:
@@ -55,7 +53,7 @@ def main(argv=None):
         procs.close()
     print(json.dumps(record))
     if args.out:
-        report_plots.write_whole(args.out, (json.dumps(record) + "\n").encode())
+        disk.write_whole(args.out, (json.dumps(record) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-import ab_stats
+from lab import ab_stats
 
 REPO = Path(__file__).resolve().parents[1]
 A, B = [3.301, 3.299, 3.302, 3.2985, 3.3005], [3.297, 3.2975, 3.2962, 3.2991, 3.2981]

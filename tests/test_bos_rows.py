@@ -16,13 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import data_order
 import prepare_bos_rows
 import prepare_fineweb
-import runs
-import shards
-import synthetic
 import train_gpt
+from lab import data_order, disk, runs, shards, sources, synthetic
 
 REPO = Path(__file__).resolve().parents[1]
 REAL = REPO.parent / "shared" / "data"
@@ -269,7 +266,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 20_000)
 
 
 SMALL = "--shard_tokens 30000 --val_fraction 0.1".split()
@@ -292,7 +289,7 @@ def sentence_of(*args, **how):
 
 def files_of(folder):
     """{name: sha256} of everything that must not depend on how it was made."""
-    return {p.name: shards.sha256_file(p) for p in sorted(Path(folder).iterdir()) if p.name != "meta.json"}
+    return {p.name: disk.sha256_file(p) for p in sorted(Path(folder).iterdir()) if p.name != "meta.json"}
 
 
 def val_of(folder):
@@ -480,7 +477,7 @@ def die_at(operation, argv):
 @pytest.mark.parametrize("overflow, workers", [("crop", 1), ("split", 3), ("requeue", 1)])
 def test_kill_anywhere_and_resume(corpus, tmp_path, monkeypatch, overflow, workers):
     """Every byte of rows whose making was killed 20 times, at random disk operations and at random moments."""
-    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 20_000)
     flags = ["--overflow", overflow, "--num_proc", workers, "--condition", "mul_tokens"]
     flags += ["--target_tokens", 150_000] if overflow == "crop" else []
     whole = prepare(corpus, tmp_path / "whole", *flags)
@@ -542,7 +539,7 @@ def test_state_restores_the_buffer_at_any_document(tmp_path, monkeypatch):
 
 def test_resume_refuses_other_rows(corpus, tmp_path, monkeypatch):
     """--resume with another seq_len, overflow or buffer, or without the buffer's file: refused, nothing mixed."""
-    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 20_000)
     monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
     argv = ["--dataset", str(corpus), "--out_dir", str(tmp_path / "d"), *SMALL]
     argv += ["--seq_len", "64", "--buffer_docs", "40"]

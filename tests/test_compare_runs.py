@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import compare_runs
-import report_plots
+from lab import ab_report
 
 REPO = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -177,9 +177,9 @@ GATE = {"flags": {"attn_gate": "headwise"}}
 
 def compare(folder, *flags, a="base_s*", b="test_s*", out=None):
     """(exit code, what report.json holds) of an A/B. Without `out` no file is written and nothing is drawn."""
-    records, publish = [], report_plots.publish
-    keep = lambda blocks, record, out: (records.append(report_plots.plain(record)), publish(blocks, record, out))
-    with mock.patch.object(report_plots, "publish", keep):
+    records, publish = [], ab_report.publish
+    keep = lambda blocks, record, out: (records.append(ab_report.plain(record)), publish(blocks, record, out))
+    with mock.patch.object(ab_report, "publish", keep):
         code = compare_runs.main(["--a", str(folder / a), "--b", str(folder / b), *map(str, flags),
                                   *(["--out", str(out)] if out else [])])  # fmt: skip
     return code, records[0]
@@ -202,8 +202,8 @@ def table_rows(text):
 def test_reads_runs_of_the_trainer(tmp_path, capsys):
     """A val loss, a checksum or a time taken from the wrong field of a real run; and the runs made here have no
     key that real ones lack, so that what the other tests show holds for those."""
-    import shards
     import train_gpt
+    from lab import shards
 
     rng = np.random.default_rng(0)
     words = rng.integers(0, 50257, 40)
@@ -586,8 +586,8 @@ def test_forest_follows_the_adjusted_p(tmp_path):
     """A metric whose interval leaves out 0 while its adjusted p is not small would be drawn as better."""
     # raw p 0.03, adjusted 0.48
     make_arms(tmp_path, 4, effect=-0.02, a={"hellaswag": 0.4}, b=GATE | {"hellaswag": 0.43})
-    drawn, plot = {}, report_plots.plot_forest
-    with mock.patch.object(report_plots, "plot_forest", lambda groups: (drawn.update(groups), plot(groups))[1]):
+    drawn, plot = {}, ab_report.plot_forest
+    with mock.patch.object(ab_report, "plot_forest", lambda groups: (drawn.update(groups), plot(groups))[1]):
         compare(tmp_path, "--no_items", out=tmp_path / "report")
     row = next(r for r in drawn["benchmarks"] if r["label"] == "HellaSwag accuracy")
     assert row["low"] > 0 and row["said"] == "no clear change"

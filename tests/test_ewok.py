@@ -20,9 +20,7 @@ import pytest
 import torch
 
 import ewok
-import runs
-import shards
-import synthetic
+from lab import processes, runs, shards, synthetic
 from model import GPT, GPTConfig
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "ewok_core_1.0.zip"
@@ -297,7 +295,7 @@ def test_world_size_changes_nothing(items, result, world):
             try:
                 stop = SimpleNamespace(asked=asked and r == world - 1)
                 got[name, r] = ewok.evaluate(model(r), items, procs, stop=stop)
-            except runs.SharedError as error:
+            except processes.SharedError as error:
                 got[name, r] = str(error)
 
         threads = [threading.Thread(target=rank, args=(r,)) for r in range(world)]
@@ -530,7 +528,7 @@ def test_records(tmp_path, items):
 
 def test_no_text_is_ever_written(tmp_path, capsys, monkeypatch):
     """EWoK's terms: a word of the items is in no file, print or error of a whole evaluation."""
-    monkeypatch.setattr(runs, "StopRequest", lambda: SimpleNamespace(asked=False))
+    monkeypatch.setattr(processes, "StopRequest", lambda: SimpleNamespace(asked=False))
     monkeypatch.setenv("EWOK_PASSWORD", "p")
     source, out = encrypted_zip(tmp_path / "in.zip", {"a.jsonl": jsonl(secret(9))}, b"p"), tmp_path / "out"
     small().save(tmp_path / "model")

@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval_gsm8k as g
-import runs
-import shards
-from model import GPT, Completion, GPTConfig
+from lab import disk, inference, processes, runs, shards
+from lab.inference import Completion
+from model import GPT, GPTConfig
 
 REPO = Path(__file__).resolve().parents[1]
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
@@ -597,7 +597,7 @@ def as_rank(rank, world_size, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size,
                                          timeout=timedelta(seconds=120))
-    procs = runs.Processes(rank, rank, world_size, torch.device("cpu"))
+    procs = processes.Processes(rank, rank, world_size, torch.device("cpu"))
     model = GPT(GPTConfig(**SHAPE), seed=0)
     mine = []
     exam = g.evaluate(model, g.load("synthetic:11"), procs, max_new_tokens=16, temperature=1.0, batch_size=2,
@@ -660,12 +660,12 @@ def test_files(checkpoint, tiny, capsys):
     result = json.loads((checkpoint / "gsm8k_results.json").read_text())
     assert {"model", "checkpoint", "accuracy", "correct", "total"} <= set(result)
     assert (result["total"], result["step"], result["condition"], result["model"]) == (12, 7, "mul_tokens", "run")
-    assert result["checkpoint_sha256"] == shards.sha256_file(checkpoint / "ckpt" / "step_000007" / "model.safetensors")
+    assert result["checkpoint_sha256"] == disk.sha256_file(checkpoint / "ckpt" / "step_000007" / "model.safetensors")
     assert (result["temperature"], result["max_new_tokens"], result["bos"], result["dtype"]) == (0, 16, True, "float32")
     assert result["rules"]["mul_tokens"] and result["code"]["code_sha256"] and result["data_sha256"] is None
     assert result["scorer"].startswith(g.SCORER)
     for name in ("gsm8k_completions.jsonl", "probes.jsonl"):
-        assert result["files"][name] == shards.sha256_file(checkpoint / name)
+        assert result["files"][name] == disk.sha256_file(checkpoint / name)
     records = lines(checkpoint / "gsm8k_completions.jsonl")
     assert records == g.evaluate(tiny, g.load("synthetic:12"), max_new_tokens=16, batch_size=4)["items"]
     assert set("id cluster question completion tokens stopped strict flexible gold credit".split()) <= set(records[0])
@@ -687,7 +687,7 @@ def test_where_the_files_go(checkpoint, tiny, tmp_path):
         g.main([*map(str, flags), "--data", str(data), "--max_new_tokens", "4", "--probes", "off", "--bos", "off"])
         result = json.loads((folder / "gsm8k_results.json").read_text())
         assert result["probes"] is None and result["bos"] is False and result["total"] == 2
-        assert result["data_sha256"] == shards.sha256_file(data)
+        assert result["data_sha256"] == disk.sha256_file(data)
         assert not (folder / "probes.jsonl").exists() and list(result["files"]) == ["gsm8k_completions.jsonl"]
 
 
@@ -704,7 +704,7 @@ class Counting:
             self.prompts += len(prompts)
             return real(model, prompts, *args, **options)
 
-        monkeypatch.setattr(GPT, "generate", generate)
+        monkeypatch.setattr(inference, "generate", generate)
 
 
 def test_interrupted_exam_continues(checkpoint, tmp_path, monkeypatch):
@@ -814,7 +814,7 @@ def test_refused_flags(checkpoint, flags, capsys):
 def test_sampling_flags_reach_the_model(checkpoint, monkeypatch, tmp_path):
     """The record's decoding settings are those that the model got."""
     got = []
-    monkeypatch.setattr(GPT, "generate", lambda model, prompts, n, **options: got.append((n, options)) or [
+    monkeypatch.setattr(inference, "generate", lambda model, prompts, n, **options: got.append((n, options)) or [
         Completion([], "stop_id") for _ in prompts])
     g.main(command(checkpoint, "--probes", "off", "--temperature", 0.7, "--top_k", 5, "--top_p", 0.9, "--seed", 3))
     result = json.loads((checkpoint / "gsm8k_results.json").read_text())

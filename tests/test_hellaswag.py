@@ -19,9 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import hellaswag
-import runs
-import shards
-import synthetic
+from lab import disk, processes, runs, shards, synthetic
 from model import GPT, GPTConfig
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "hellaswag_val.jsonl"
@@ -249,7 +247,7 @@ def worker(rank, world, folder):
         if rank < size:
             torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group{size}", rank=rank,
                                                  world_size=size)
-            procs, items = runs.Processes(rank, rank, size), hellaswag.load("synthetic:40")
+            procs, items = processes.Processes(rank, rank, size), hellaswag.load("synthetic:40")
             results = hellaswag.evaluate(small(), items, procs)
             stopped = hellaswag.evaluate(small(), items, procs, stop=SimpleNamespace(asked=rank == size - 1))
             few = hellaswag.evaluate(small(), items[:1], procs)  # the other ranks have nothing to do
@@ -257,7 +255,7 @@ def worker(rank, world, folder):
                 long = row(ind=99, endings=["a", "b", "c", "long " * 300])
                 hellaswag.evaluate(small(), hellaswag.check([*items[: size - 1], long], "x"), procs)
                 error = ""
-            except runs.SharedError as e:
+            except processes.SharedError as e:
                 error = str(e)
             Path(folder, f"{size}_{rank}.json").write_text(json.dumps([results, stopped, few, error]))
             torch.distributed.destroy_process_group()
@@ -356,7 +354,7 @@ def test_vocabularies_that_hold_gpt2s(items, vocab_size):
 @real
 def test_real_items():
     """n: the official file has 10,042 items with ids of their own, and a subset has both of its sources."""
-    assert shards.sha256_file(REAL) == hellaswag.SHA256
+    assert disk.sha256_file(REAL) == hellaswag.SHA256
     items = hellaswag.load(REAL)
     assert len(items) == len({i["id"] for i in items}) == 10_042 and len({i["cluster"] for i in items}) == 8_407
     some = hellaswag.load(REAL, 300)
@@ -549,7 +547,7 @@ def test_which_checkpoint_is_meant(run_folder, tmp_path, monkeypatch):
 
 def test_command_line(run_folder, tmp_path, capsys, monkeypatch):
     """What is printed and filed is what evaluate gives for the newest checkpoint."""
-    monkeypatch.setattr(runs, "StopRequest", lambda: SimpleNamespace(asked=False))
+    monkeypatch.setattr(processes, "StopRequest", lambda: SimpleNamespace(asked=False))
     out = tmp_path / "out"
     argv = ["--checkpoint", str(run_folder), "--data", "synthetic:12", "--show", "2", "--out", str(out), "--bos", "off"]
     assert hellaswag.main([*argv, "--device", "cpu"]) == 0

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import model as m
+from lab import hf
 from model import GPT, GPTConfig
 
 torch.set_num_threads(1)
@@ -176,14 +177,14 @@ def test_logits_equal_hugging_face_both_ways():
     idx, _ = batch(vocab=211)
     with torch.no_grad():
         want = hf(idx).logits
-        ours = m.from_hf_state(GPT(config), hf.state_dict())
+        ours = hf.from_hf_state(GPT(config), hf.state_dict())
         assert (ours(idx) - want).abs().max() < 1e-4
         assert want.std() > 0.1  # not a comparison of zeros
         headless = {k.removeprefix("transformer."): v for k, v in hf.state_dict().items() if k != "lm_head.weight"}
-        assert torch.equal(m.from_hf_state(GPT(config), headless)(idx), ours(idx))
+        assert torch.equal(hf.from_hf_state(GPT(config), headless)(idx), ours(idx))
 
         net = lively(config, seed=5)
-        hf.load_state_dict(m.to_hf_state(net))
+        hf.load_state_dict(hf.to_hf_state(net))
         assert (hf(idx).logits - net(idx)).abs().max() < 1e-4
     assert sum(p.numel() for p in hf.parameters()) == net.num_params()["total"]
 
@@ -191,19 +192,19 @@ def test_logits_equal_hugging_face_both_ways():
 def test_hugging_face_vocabulary_smaller_than_ours():
     """Imported rows keep their places, rows beyond are zero, and export drops the padding again."""
     small = lively(GPTConfig(**{**TINY, "vocab_size": 100}))
-    state = m.to_hf_state(small)
-    big = m.from_hf_state(GPT(GPTConfig(**TINY, padded_vocab_size=224)), state)
+    state = hf.to_hf_state(small)
+    big = hf.from_hf_state(GPT(GPTConfig(**TINY, padded_vocab_size=224)), state)
     wte = big.transformer["wte"].weight
     assert wte.shape == (224, 32) and torch.equal(wte[:100], state["lm_head.weight"]) and not wte[100:].any()
-    assert m.to_hf_state(big)["transformer.wte.weight"].shape == (211, 32)
+    assert hf.to_hf_state(big)["transformer.wte.weight"].shape == (211, 32)
     with pytest.raises(ValueError, match="use vocab_size=211"):
-        m.from_hf_state(GPT(GPTConfig(**{**TINY, "vocab_size": 100})), m.to_hf_state(big))
+        hf.from_hf_state(GPT(GPTConfig(**{**TINY, "vocab_size": 100})), hf.to_hf_state(big))
     with pytest.raises(ValueError, match="attn_gate='none'"):
-        m.from_hf_state(GPT(GPTConfig(**TINY, attn_gate="const")), state)
+        hf.from_hf_state(GPT(GPTConfig(**TINY, attn_gate="const")), state)
     with pytest.raises(ValueError, match="no gate|without a gate"):
-        m.to_hf_state(GPT(GPTConfig(**TINY, arch="speedrun")))
+        hf.to_hf_state(GPT(GPTConfig(**TINY, arch="speedrun")))
     with pytest.raises(ValueError, match="missing or extra"):
-        m.from_hf_state(GPT(GPTConfig(**TINY)), {k: v for k, v in state.items() if "ln_f" not in k})
+        hf.from_hf_state(GPT(GPTConfig(**TINY)), {k: v for k, v in state.items() if "ln_f" not in k})
 
 
 def test_speedrun_equals_plain_reference():

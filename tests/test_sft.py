@@ -18,13 +18,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
-import conversations
-import gsm8k_test_hashes
 import inject_mul
-import runs
 import sft
-import shards
-import synthetic
+from lab import conversations, disk, gsm8k_test_hashes, inference, runs, shards, synthetic
 from model import GPT, GPTConfig
 
 REPO = Path(__file__).resolve().parent.parent
@@ -81,7 +77,7 @@ encode = lambda text: shards.get_tokenizer().encode(text)
 
 def test_single_turn_is_exactly_what_evaluation_prompts_with():
     """Tokens before the answer: BOS + encode(render_prompt), or the model is examined on a border it never saw."""
-    from eval_gsm8k import render_prompt
+    from lab.answers import render_prompt
 
     tokens, trained, size, _ = tokenized([("How many?", "They have 54.\n#### 54")])
     prompt, answer = [shards.BOS_ID, *encode(render_prompt("How many?"))], encode(" They have 54.\n#### 54")
@@ -419,7 +415,7 @@ def test_a_run_folder_tells_everything(base, talk, run, tmp_path, capsys):
                  "val_documents_000008.npz", "exposures/exposures_rank0000.jsonl"):  # fmt: skip
         assert (run / name).exists(), name
     config, summary = (json.loads((run / name).read_text()) for name in ("config.json", "summary.json"))
-    assert config["init"]["model_sha256"] == shards.sha256_file(base / "model.safetensors")
+    assert config["init"]["model_sha256"] == disk.sha256_file(base / "model.safetensors")
     assert config["flags"]["max_train_steps"] == 8 and config["flags"]["seq_len"] == 64
     counts = config["data"]["counts"]["tulu"]
     assert (counts["read"], counts["truncated"], counts["dropped_too_long"]) == (60, 3, 1)
@@ -631,7 +627,7 @@ def test_a_question_of_the_test_split_is_refused_or_dropped(tmp_path, monkeypatc
 def test_learns_the_format_and_to_stop(tmp_path):
     """Greedy completions of synthetic questions that end by themselves and hold `####`, after a minute of a tiny model:
     at least 80 %; near 0 when the EOS is not trained."""
-    from eval_gsm8k import render_prompt
+    from lab.answers import render_prompt
 
     base = tmp_path / "base"
     GPT(GPTConfig(block_size=112, n_layer=2, n_head=2, n_embd=32, padded_vocab_size=50432), seed=0).save(base)
@@ -642,7 +638,7 @@ def test_learns_the_format_and_to_stop(tmp_path):
     model = GPT.load(runs.list_checkpoints(tmp_path / "run")[-1])
     prompts = [[shards.BOS_ID, *encode(render_prompt(item["question"]))]
                for item in synthetic.gsm8k_items(20, split="test")]  # fmt: skip
-    done = model.generate(prompts, 60, temperature=0.0, stop_ids=(shards.BOS_ID,))
+    done = inference.generate(model, prompts, 60, temperature=0.0, stop_ids=(shards.BOS_ID,))
     texts = [shards.get_tokenizer().decode(c.ids) for c in done]
     assert sum(c.stopped == "stop_id" for c in done) >= 16, texts
     assert sum("\n#### " in text for text in texts) >= 16, texts

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 import inject_mul
 import prepare_fineweb
-import shards
-import synthetic
+from lab import shards, synthetic
 
 TEXTS = [*synthetic.documents(3, 0, 120), "<|endoftext|><MUL_6_9_54> literally", "6*9=54", "日本語 7×8=56 é"]
 
@@ -106,7 +105,7 @@ def test_memory_of_the_fast_tokenizer_is_given_back(monkeypatch):
         pytest.skip("gigatoken is not installed")
     before = tokenizer.encode_batch([shards.PROBE_TEXT])[0]
     instance = tokenizer._gigatoken.fast
-    monkeypatch.setattr(shards, "CACHE_CEILING", 0)
+    monkeypatch.setattr(tokenizer, "CACHE_CEILING", 0)
     tokenizer._gigatoken.fed = 2**27
     assert (tokenizer.encode_batch([shards.PROBE_TEXT])[0] == before).all()
     assert tokenizer._gigatoken.fast is not instance

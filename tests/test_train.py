@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-import data_order
-import runs
-import shards
 import train_gpt
+from lab import data_order, runs, shards
 
 REPO = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}

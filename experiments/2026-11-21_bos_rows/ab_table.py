@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import runs  # noqa: E402
+from lab import runs  # noqa: E402
 
 ARMS = ("stream", "crop", "split", "requeue")
 BASES = ("stream", "crop")

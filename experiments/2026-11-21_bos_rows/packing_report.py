@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import prepare_bos_rows  # noqa: E402
 import prepare_fineweb  # noqa: E402
-import shards  # noqa: E402
+from lab import shards  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 OVERFLOWS = ("crop", "split", "requeue")

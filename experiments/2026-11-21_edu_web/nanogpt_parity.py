@@ -17,9 +17,7 @@ from pathlib import Path
 
 import torch
 
-import data_order
-import runs
-import shards
+from lab import data_order, runs, shards
 from model import GPT, GPTConfig
 
 SHAPE = dict(n_layer=4, n_head=4, n_embd=128)

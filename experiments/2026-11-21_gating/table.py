@@ -12,7 +12,7 @@ sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 import keep_results  # noqa: E402
 
-import runs  # noqa: E402  (answers puts the repo's root on the path)
+from lab import runs  # noqa: E402  (answers puts the repo's root on the path)
 
 ARMS = "none wide_mlp headwise elementwise elementwise_ns elementwise_value const".split()
 HEAD = (

@@ -9,8 +9,7 @@ sys.path.insert(0, str(here.parents[1]))
 sys.path.insert(0, str(here.parent))
 import keep_results  # noqa: E402
 
-import ab_stats  # noqa: E402
-import runs  # noqa: E402
+from lab import ab_stats, runs  # noqa: E402
 
 ARMS = ("baseline", "mul_tokens")
 MEASURES = {  # name in gsm8k_results.json: the same of one problem

@@ -11,8 +11,7 @@ sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 import keep_results  # noqa: E402
 
-import ab_stats  # noqa: E402  (answers puts the repo's root on the path)
-import runs  # noqa: E402
+from lab import ab_stats, runs  # noqa: E402  (answers puts the repo's root on the path)
 
 ARMS = ("baseline", "mul_tokens")
 SOURCES = {"edu_web": "web text", "arithmetic": "documents with sums"}

@@ -33,8 +33,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import decontaminate  # noqa: E402
 import prepare_fineweb  # noqa: E402
+from lab import decontaminate, sources  # noqa: E402
 
 DISGUISES = {
     "as it stands": lambda text: text,
@@ -48,7 +48,7 @@ DISGUISES = {
 
 def batches(texts: list[bytes]) -> list[list[bytes]]:
     """Lists of about 1 MiB, as the prepare scripts read them."""
-    cuts = np.cumsum([len(text) for text in texts]) // prepare_fineweb.BATCH_BYTES
+    cuts = np.cumsum([len(text) for text in texts]) // sources.BATCH_BYTES
     bounds = [0, *(np.flatnonzero(np.diff(cuts)) + 1).tolist(), len(texts)]
     return [texts[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
 

@@ -37,7 +37,7 @@ from scipy import optimize, special
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import ab_stats  # noqa: E402
+from lab import ab_stats  # noqa: E402
 
 SIGMA, LOSS, ALPHA = 0.0013, 3.3, 0.05
 NS, CORRELATIONS = (3, 5, 8), (0.0, 0.5, 0.8)

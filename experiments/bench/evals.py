@@ -59,9 +59,11 @@ def our_model():
 
 
 def make_ours(job):
+    from lab import inference
+
     model = our_model()
     return lambda items: [[scores.sum().item() for scores in endings]
-                          for endings in model.score_endings(items, job.get("batch_size"))]
+                          for endings in inference.score_endings(model, items, job.get("batch_size"))]
 
 
 def padded_rows(context, endings):
@@ -139,8 +141,8 @@ def make_lm_eval(job):
     from lm_eval.models.huggingface import HFLM
     from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-    from model import to_hf_state
-    from shards import write_hf_tokenizer
+    from lab.hf import to_hf_state
+    from lab.shards import write_hf_tokenizer
 
     hf = GPT2LMHeadModel(GPT2Config(vocab_size=SHAPE["vocab_size"])).eval()
     hf.load_state_dict(to_hf_state(our_model()))
@@ -175,7 +177,7 @@ def worker(job: dict):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a peer prints must not look like an answer
     if job["alloc"]:
-        from runs import tune_allocator
+        from lab.runs import tune_allocator
 
         tune_allocator()
     import torch
@@ -319,8 +321,8 @@ def main():
 
     import torch
 
-    from shards import get_tokenizer
-    from synthetic import ewok_items, hellaswag_items
+    from lab.shards import get_tokenizer
+    from lab.synthetic import ewok_items, hellaswag_items
 
     encode = get_tokenizer().encode
     print(f"{cpu_entry('model name') or platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch "

@@ -60,7 +60,7 @@ def load_nanogpt(path, model):
 def load_hugging_face(model):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from model import to_hf_state
+    from lab.hf import to_hf_state
 
     c = model.config
     peer = GPT2LMHeadModel(GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd,
@@ -136,6 +136,8 @@ def main():
     import torch
 
     torch.set_num_threads(args.threads)
+    from lab import inference
+
     model = build(args)
     hf = load_hugging_face(model)
     nano = load_nanogpt(args.nanogpt, model) if args.nanogpt else None
@@ -151,7 +153,7 @@ def main():
         idx = torch.tensor(prompts)
 
         def ours(prompts=prompts):
-            return [c.ids for c in model.generate(prompts, args.new, temperature=0)]
+            return [c.ids for c in inference.generate(model, prompts, args.new, temperature=0)]
 
         def hugging_face(idx=idx):
             out = hf.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=args.new,

@@ -23,9 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import data_order
-import runs
-import shards
+from lab import data_order, processes, runs, shards
 
 
 def definitions(path: Path, names: tuple, namespace: dict) -> dict:
@@ -53,7 +51,7 @@ def main():
     p.add_argument("--check", action="store_true", help="exit 1 when a target is missed (>= 15 x nanoGPT, no stall)")
     args = p.parse_args()
     torch.set_num_threads(1)
-    state = runs.machine_state(torch.device("cpu"))
+    state = processes.machine_state(torch.device("cpu"))
     print(
         f"{state['hardware']['cpu']}, {os.cpu_count()} cores, {platform.system()}, "
         f"torch {torch.__version__}, numpy {np.__version__}"

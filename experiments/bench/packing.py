@@ -31,9 +31,7 @@ import numpy as np
 import torch
 
 import prepare_bos_rows
-import runs
-import shards
-import synthetic
+from lab import processes, shards, synthetic
 
 ROW = 1025
 REPO = Path(__file__).resolve().parents[2]
@@ -162,7 +160,7 @@ def main():
     p.add_argument("--num_proc", type=int, default=1, help="tokenising workers in part 3 (default: 1)")
     p.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     args = p.parse_args()
-    state = runs.machine_state(torch.device("cpu"))
+    state = processes.machine_state(torch.device("cpu"))
     print(f"{state['hardware']['cpu']}, {os.cpu_count()} cores, {platform.system()}, Python "
           f"{platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}")
     failed = []

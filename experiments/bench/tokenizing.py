@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-import shards
+from lab import disk, shards
 
 TARGETS = {"tokenizer": 10.0, "end to end": 5.0}
 
@@ -143,7 +143,7 @@ def main() -> None:
     def run_command(command, flag, out):
         shutil.rmtree(out, ignore_errors=True)
         subprocess.run([*command, flag, str(out)], check=True, capture_output=True)
-        return {path.name: shards.sha256_file(path) for path in sorted(out.glob("train_*.bin"))}
+        return {path.name: disk.sha256_file(path) for path in sorted(out.glob("train_*.bin"))}
 
     variants = {
         "tokenizer": {

@@ -18,161 +18,14 @@ import hashlib
 import json
 import math
 import os
-import platform
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
+from lab import disk
 
-REPO = Path(__file__).resolve().parent
-
-# ----------------------------------------------------------------------------------------------------------
-# processes
-
-
-def tune_allocator() -> bool:
-    """Let glibc keep big buffers instead of returning them to the kernel after every step. True when it took effect.
-
-    Fresh 100-400 MB buffers page-fault on every step; keeping them is worth 1.17-1.32x on CPU (measured, 6 layers,
-    n_embd 384). Linux with glibc only; elsewhere nothing happens.
-    """
-    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
-        return False
-    import ctypes
-
-    libc = ctypes.CDLL(None)
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    limit = 2**31 - 1 - 4096
-    return bool(libc.mallopt(m_mmap_threshold, limit)) and bool(libc.mallopt(m_trim_threshold, limit))
-
-
-class SharedError(ValueError):
-    """Raised on every rank alike: rank 0 says it for all."""
-
-
-@dataclass
-class Processes:
-    """This process among its peers, and the few collectives the scripts need. With one process none communicates."""
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor over all ranks, in place; returns it."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def broadcast(self, value):
-        """Rank 0's Python value on every rank."""
-        if self.world_size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
-
-    def gather(self, value) -> list:
-        """Every rank's Python value, in rank order, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        box = [None] * self.world_size
-        dist.all_gather_object(box, value)
-        return box
-
-    def on_main(self, function):
-        """Run function() on rank 0 and give its result to all; an error there is raised everywhere, so nobody waits."""
-        result, error = None, None
-        if self.is_main:
-            try:
-                result = function()
-            except (Exception, SystemExit) as e:
-                error = e
-        result, message = self.broadcast((result, None if error is None else str(error)))
-        if message is not None:
-            raise SharedError(message) from error
-        return result
-
-    def close(self) -> None:
-        if self.world_size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def spread(procs, items: list, work) -> list | None:
-    """Results of an evaluation in the order of `items`, on every rank, each item done by one rank.
-
-    work(this rank's items) returns one picklable result per item, or None when it was asked to stop; None on any rank
-    is None on all. A ValueError on one rank is raised on every rank, so that nobody waits for it. procs: Processes.
-    """
-    share, message = None, None
-    try:
-        share = work(items[procs.rank :: procs.world_size])
-    except ValueError as error:
-        message = str(error)
-    shares = procs.gather((share, message))
-    if messages := [message for _, message in shares if message is not None]:
-        raise SharedError(messages[0])
-    if any(share is None for share, _ in shares):
-        return None
-    results = [None] * len(items)
-    for rank, (share, _) in enumerate(shares):
-        results[rank :: procs.world_size] = share
-    return results
-
-
-def start_processes(device: str = "auto") -> Processes:
-    """Join torchrun's process group (NCCL on CUDA, gloo on CPU), or be the only process.
-
-    device: auto (CUDA when there is one, else CPU), cpu, cuda, mps. Raises ValueError when it is not available.
-    """
-    rank, local_rank, world = (
-        int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-    )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError("--device cuda: this torch sees no CUDA device; use --device cpu or install a CUDA build.")
-        if local_rank >= torch.cuda.device_count():
-            raise ValueError(
-                f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} found): lower --nproc_per_node."
-            )
-        torch.cuda.set_device(local_rank)
-        where = torch.device("cuda", local_rank)
-    elif device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device mps: this machine has no Metal device; use --device cpu.")
-    else:
-        where = torch.device(device)
-    if world > 1:
-        backend = "nccl" if where.type == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=where if where.type == "cuda" else None)
-    return Processes(rank, local_rank, world, where)
-
-
-class StopRequest:
-    """SIGTERM and the first ctrl-C ask the run to finish its step, save and leave; a second ctrl-C leaves at once."""
-
-    def __init__(self):
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number, frame):
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
+REPO = Path(__file__).resolve().parents[1]
 
 # ----------------------------------------------------------------------------------------------------------
 # what ran, where
@@ -188,6 +41,11 @@ def _git(*arguments: str) -> str:
         return ""
 
 
+def code_files() -> list[Path]:
+    """The repo's own modules: top-level scripts and lab/."""
+    return sorted([*REPO.glob("*.py"), *REPO.glob("lab/*.py")])
+
+
 def code_state() -> dict:
     """{"git_commit", "git_dirty", "git_diff", "code_sha256"}: which code runs.
 
@@ -195,8 +53,8 @@ def code_state() -> dict:
     train_gpt.py does not make them differ."""
     digest = hashlib.sha256()
     imported = {Path(m.__file__).resolve() for m in list(sys.modules.values()) if getattr(m, "__file__", None)}
-    for path in sorted(imported.intersection(REPO.glob("*.py"))):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(imported.intersection(code_files())):
+        digest.update(path.relative_to(REPO).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     diff = _git("diff", "HEAD", "--", "*.py")
     return {
         "git_commit": _git("rev-parse", "HEAD").strip() or None,
@@ -206,72 +64,8 @@ def code_state() -> dict:
     }
 
 
-def machine_state(device: torch.device) -> dict:
-    """{"versions": ..., "hardware": ...} as far as this machine tells."""
-    import numpy
-
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
-                     "cuda": torch.version.cuda},
-        "hardware": {"host": platform.node(), "system": platform.platform(), "cpu": cpu, "cpu_count": os.cpu_count(),
-                     "torch_threads": torch.get_num_threads(), "gpu": gpu},
-    }  # fmt: skip
-
-
-# dense bf16 tensor-core peaks from the vendors' data sheets, FLOP/s
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-    "3090": 71e12,
-}
-
-
-def peak_flops(device: torch.device) -> float:
-    """FLOP/s that MFU is measured against: the data sheet's dense bf16 peak on a known GPU, a measured fp32 matrix
-    product on CPU, NaN elsewhere (then MFU is null; pass --peak_flops)."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return next((flops for key, flops in PEAK_FLOPS.items() if key in name), math.nan)
-    if device.type != "cpu":
-        return math.nan
-    n, best = 1024, math.inf
-    a, b, c = torch.ones(n, n), torch.ones(n, n), torch.empty(n, n)
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.mm(a, b, out=c)
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
-
-
-def peak_rss_bytes() -> int:
-    """The most memory this process has held so far, bytes."""
-    import resource
-
-    # in bytes on macOS, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 # ----------------------------------------------------------------------------------------------------------
 # the folder and its records
-
-
-def fsync_path(path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError:
-        pass  # some file systems refuse to sync a folder
-    finally:
-        os.close(fd)
 
 
 def make_folder(path, flag: str) -> None:
@@ -283,22 +77,6 @@ def make_folder(path, flag: str) -> None:
         raise ValueError(f"{flag} {path} cannot be made ({error.strerror}): name another folder.") from None
 
 
-def write_json(path, value) -> None:
-    """Write a JSON file whole or not at all (temporary name, fsync, rename)."""
-    path = Path(path)
-    tmp = path.with_name(path.name + ".tmp")
-    try:
-        with open(tmp, "w") as f:
-            json.dump(value, f, indent=2)
-            f.write("\n")
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
-        raise
-
-
 def create_run(folder: Path, config: dict) -> None:
     """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
     # a start that was killed before config.json was written leaves only these
@@ -308,10 +86,11 @@ def create_run(folder: Path, config: dict) -> None:
         (folder / "exposures").mkdir(parents=True, exist_ok=True)
         (folder / "ckpt").mkdir(exist_ok=True)
         (folder / "code").mkdir(exist_ok=True)
-        for path in sorted(REPO.glob("*.py")):
-            shutil.copy2(path, folder / "code")
+        (folder / "code" / "lab").mkdir(exist_ok=True)
+        for path in code_files():
+            shutil.copy2(path, folder / "code" / path.relative_to(REPO))
         (folder / "code" / "uncommitted.diff").write_text(config["code"]["git_diff"])
-        write_json(folder / "config.json", config)
+        disk.write_json(folder / "config.json", config)
     except OSError as error:
         raise ValueError(
             f"--out_dir {folder} cannot be written ({error.strerror}): choose another --out_dir."
@@ -349,7 +128,7 @@ def update_step_metrics(folder: Path, step: int, **scores) -> None:
     path = folder / "step_metrics.json"
     table = json.loads(path.read_text()) if path.exists() else {}
     table.setdefault(str(step), {}).update(scores)
-    write_json(path, table)
+    disk.write_json(path, table)
 
 
 def replace_step(path, step: int, records: list[dict]) -> None:
@@ -369,7 +148,7 @@ def replace_step(path, step: int, records: list[dict]) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(tmp, path)
-        fsync_path(path.parent)
+        disk.fsync_path(path.parent)
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise
@@ -383,7 +162,7 @@ def trim_records(folder: Path, last_step: int) -> None:
         if int(path.stem.split("_")[-1]) > last_step:
             path.unlink()
     if (path := folder / "step_metrics.json").exists():
-        write_json(path, {s: scores for s, scores in json.loads(path.read_text()).items() if int(s) <= last_step})
+        disk.write_json(path, {s: scores for s, scores in json.loads(path.read_text()).items() if int(s) <= last_step})
 
 
 class JsonlWriter:
@@ -521,15 +300,16 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
     try:
         tmp.mkdir()
         write(tmp)
-        files = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(tmp.iterdir())}
-        write_json(tmp / "manifest.json", {"step": step, "files": files})
+        files = {path.name: {"sha256": disk.sha256_file(path), "bytes": path.stat().st_size}
+                 for path in sorted(tmp.iterdir())}
+        disk.write_json(tmp / "manifest.json", {"step": step, "files": files})
         for path in tmp.iterdir():
-            fsync_path(path)
-        fsync_path(tmp)
+            disk.fsync_path(path)
+        disk.fsync_path(tmp)
         if final.exists():
             shutil.rmtree(final)
         os.replace(tmp, final)
-        fsync_path(ckpt)
+        disk.fsync_path(ckpt)
     except Exception as error:  # torch and safetensors wrap a full disk's OSError in errors of their own
         shutil.rmtree(tmp, ignore_errors=True)
         raise ValueError(f"saving {final} failed ({error}): free space, then continue with --resume auto.") from error
@@ -537,14 +317,6 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
         for old in list_checkpoints(folder)[:-keep_last]:
             shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def _sha256(path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 23):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def list_checkpoints(folder) -> list[Path]:
@@ -557,7 +329,7 @@ def check_checkpoint(path: Path) -> None:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         for name, record in manifest["files"].items():
-            if _sha256(path / name) != record["sha256"]:
+            if disk.sha256_file(path / name) != record["sha256"]:
                 raise ValueError(f"{path / name} does not match its checksum in manifest.json")
     except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is incomplete ({error})") from error

@@ -17,12 +17,13 @@ import html
 import io
 import json
 import math
-import os
 import re
 import statistics
 from pathlib import Path
 
 import numpy as np
+
+from lab import disk
 
 # ----------------------------------------------------------------------------------------------------------------------
 # plots: each returns PNG bytes, or None when there is nothing to draw
@@ -251,20 +252,6 @@ def plain(value):
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """A file is there whole or not at all (temporary name, fsync, rename)."""
-    tmp = path.with_name(path.name + ".tmp")
-    try:
-        with open(tmp, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
-        raise
-
-
 def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
     """Print the report; with --out also write report.md, report.json, PNGs and report.html."""
     text = to_markdown([b for b in blocks if b[0] != "img" or out])
@@ -274,10 +261,10 @@ def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for kind, name, *content in blocks:
                 if kind == "img":
-                    write_whole(folder / name, content[1])
-            write_whole(folder / "report.json", (json.dumps(plain(record), indent=2) + "\n").encode())
-            write_whole(folder / "report.html", to_html(blocks, blocks[0][1]).encode())
-            write_whole(folder / "report.md", text.encode())
+                    disk.write_whole(folder / name, content[1])
+            disk.write_whole(folder / "report.json", (json.dumps(plain(record), indent=2) + "\n").encode())
+            disk.write_whole(folder / "report.html", to_html(blocks, blocks[0][1]).encode())
+            disk.write_whole(folder / "report.md", text.encode())
         except OSError as error:
             raise ValueError(f"--out {folder} cannot be written ({error.strerror}): choose another folder.") from None
     print(text)

@@ -114,7 +114,7 @@ def show(value) -> str:
 
 def _check_text(text: str, answer: int | float) -> None:
     """What the exam reads in the text is the answer, and nothing in it ends the assistant's turn."""
-    from eval_gsm8k import ASSISTANT, USER, extract_answer
+    from lab.answers import ASSISTANT, USER, extract_answer
 
     if USER in text or ASSISTANT in text:
         raise Refused("a line holds User: or Assistant:")

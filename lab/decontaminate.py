@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-import shards
+from lab import disk
 
 NGRAM = 13  # words, as in GPT-3
 MIN_WORDS = 6  # the shortest text that is looked for as a whole
@@ -74,7 +74,7 @@ class Guard:
             passages.append(_without_boilerplate(hashes, owners))
             wholes.append(short)
             guarded = np.union1d(owners, short["item"])
-            guard.settings[name] = shards.sha256_file(path)
+            guard.settings[name] = disk.sha256_file(path)
             guard.benchmarks[name] = {"file": Path(path).name, "sha256": guard.settings[name], "items": len(items),
                                       "items_too_short": len(items) - len(guarded)}
             guard.ids += [f"{name}/{item}" for item in items]

@@ -31,15 +31,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import data_order
-import decontaminate
-import gsm8k_test_hashes
-import shards
-import synthetic
-import tinygsm
-from data_order import IGNORE
-from eval_gsm8k import render_prompt
 from inject_mul import ANNOTATION, MulExpressionInjector
+from lab import data_order, decontaminate, disk, gsm8k_test_hashes, shards, synthetic, tinygsm
+from lab.answers import render_prompt
+from lab.data_order import IGNORE
 
 STAGES = ("tulu", "gsm8k", "tinygsm")
 FIELDS = ("messages", "question", "answer", "code")
@@ -70,7 +65,7 @@ def find_files(stage: str, paths: list[str]) -> list[Path]:
     for path in files:
         if stage == "gsm8k" and "test" in re.split("[^a-z]+", path.name.lower()):
             raise ValueError(f"{path} is named as a test split, which training never reads: pass GSM8K's train file.")
-        if shards.sha256_file(path) == gsm8k_test_hashes.TEST_FILE_SHA256:
+        if disk.sha256_file(path) == gsm8k_test_hashes.TEST_FILE_SHA256:
             raise ValueError(f"{path} is GSM8K's test file, which training never reads: pass GSM8K's train file.")
     return files
 
@@ -84,7 +79,7 @@ def read_records(stage: str, paths: list[str], sources: list[dict]):
         yield from _read_synthetic(stage, paths, sources)
     else:
         files = find_files(stage, paths)
-        sources += [{"name": path.name, "bytes": path.stat().st_size, "sha256": shards.sha256_file(path)}
+        sources += [{"name": path.name, "bytes": path.stat().st_size, "sha256": disk.sha256_file(path)}
                     for path in files]
         for path in files:
             yield from _read_parquet(path) if path.name.endswith(".parquet") else _read_jsonl(path)
