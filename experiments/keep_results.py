@@ -24,7 +24,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import compare_runs  # noqa: E402
 from lab import disk, runs  # noqa: E402
 
 TOP = "runs"  # the folder inside the archive
@@ -116,7 +115,7 @@ def keep(run: Path, kept: Path, also: list[str]) -> None:
     scalars = []
     for record in runs.read_jsonl(run / "scalars.jsonl"):
         if record.get("type") == "train":
-            record = subset(record, ("type", *compare_runs.TRAIN_FIELDS))
+            record = subset(record, ("type", *runs.TRAIN_FIELDS))
         scalars.append(record)
     write_jsonl(kept / "scalars.jsonl", scalars)
 
@@ -140,7 +139,7 @@ def main(argv=None):
                    help="more files of each run to keep, or quoted patterns (default: none)")
     args = p.parse_args(argv)
     try:
-        folders = compare_runs.expand(args.runs, "runs")
+        folders = runs.expand(args.runs, "runs")
         folders = [f.resolve() for f in folders if (f / "config.json").exists()]
         if not folders:
             raise ValueError("no folder among these is a run (config.json): name run folders.")

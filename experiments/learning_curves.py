@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import compare_runs  # noqa: E402
-from lab import ab_report, disk  # noqa: E402
+from lab import ab_report, disk, runs  # noqa: E402
 
 CURVES = (  # records, field, label, chance
     ("val", "val_loss", "val loss, nats/token", None),
@@ -53,12 +52,12 @@ AXES = {
 
 def read_arms(patterns: list[str]) -> dict[str, list[dict]]:
     """{name of an arm: its runs, one per seed}"""
-    folders = [f for f in compare_runs.expand(patterns, "runs") if (f / "config.json").exists()]
+    folders = [f for f in runs.expand(patterns, "runs") if (f / "config.json").exists()]
     if not folders:
         raise ValueError("no folder among these is a run (config.json): name run folders.")
     arms: dict[str, list[dict]] = {}
     for folder in folders:
-        run = compare_runs.read_run(folder)
+        run = runs.read_run(folder)
         arm = re.sub(r"_s\d+$", "", run["name"])
         arms.setdefault(arm, []).append(run)
     return arms
@@ -68,7 +67,10 @@ def points(members: list[dict], kind: str, field: str, x_of) -> np.ndarray | Non
     """(seeds, steps, 2) over the steps that every seed has scored, or None."""
     scored = []
     for run in members:
-        values = {step: compare_runs.number(record.get(field)) for step, record in run[kind].items()}
+        records = run["val"]
+        if kind != "val":
+            records = run["benchmarks"].get(kind, {})
+        values = {step: runs.number(record.get(field)) for step, record in records.items()}
         scored.append({step: value for step, value in values.items() if math.isfinite(value)})
     common = sorted(set.intersection(*(set(values) for values in scored)))
     if not common:

@@ -20,18 +20,17 @@ ARMS = ("stream", "crop", "split", "requeue")
 BASES = ("stream", "crop")
 VIEWS = {"stream view": "val_bits_per_byte", "bos view": "val_bits_per_byte_bos"}
 T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # two-sided, 1..9 degrees of freedom
-FREE = set("data_dir out_dir name resume seed notes results_csv num_workers verify_data log_every save_every "
-           "keep_last".split())
 SAME_DATA = ("val_fingerprint_documents", "val_fingerprint_tokens")
 SAME_VAL = ("val_tokens", "val_tokens_bos", "val_bytes", "val_bytes_bos")
 TOO_FEW = "N/A | inconclusive (fewer than two pairs)"
 
 
 def conditions(run: dict) -> dict:
-    """What must be equal in all runs."""
-    same = {k: v for k, v in run["config"]["flags"].items() if k not in FREE}
+    """What must be equal in all runs: every flag that can change a result but the seed, and the held-out text."""
+    same = runs.conditions(run["flags"])
+    del same["seed"]
     same |= {k: run["config"]["data"][k] for k in SAME_DATA}
-    same |= {k: run["val"][k] for k in SAME_VAL}
+    same |= {k: run["last_val"][k] for k in SAME_VAL}
     return same
 
 
@@ -43,13 +42,13 @@ def read_arms(folder: Path) -> dict[str, dict[int, dict]]:
         if arm not in ARMS or not (path / "summary.json").exists():
             continue
         run = runs.read_run(path)
-        run["val"] = [record for record in run["scalars"] if record["type"] == "val"][-1]
+        run["last_val"] = list(run["val"].values())[-1]
         same = conditions(run)
         if reference is None:
             reference = same
-        if differs := [k for k in reference if same[k] != reference[k]]:
+        if differs := [k for k in reference if same.get(k) != reference[k]]:
             sys.exit(f"{path} differs from the runs before it in {', '.join(differs)}: delete it and run run.sh again.")
-        arms.setdefault(arm, {})[run["config"]["flags"]["seed"]] = run
+        arms.setdefault(arm, {})[run["seed"]] = run
     if not arms:
         sys.exit(f"{folder} holds no finished run: start run.sh, or name its folder.")
     return {arm: arms[arm] for arm in ARMS if arm in arms}
@@ -61,7 +60,7 @@ def paired(a: dict, b: dict, field: str) -> dict:
     Empty with fewer than two pairs.
     """
     seeds = sorted(set(a) & set(b))
-    values = [b[s]["val"][field] - a[s]["val"][field] for s in seeds]
+    values = [b[s]["last_val"][field] - a[s]["last_val"][field] for s in seeds]
     n = len(values)
     if n < 2:
         return {}
@@ -80,15 +79,15 @@ def collect(folder: Path) -> dict:
     """Everything that the tables show, from the runs."""
     arms = read_arms(folder)
     all_runs = [run for by_seed in arms.values() for run in by_seed.values()]
-    seeds = sorted({run["config"]["flags"]["seed"] for run in all_runs})
+    seeds = sorted({run["seed"] for run in all_runs})
     one = all_runs[0]
     results = {
         "steps": one["summary"]["steps"],
         "tokens_seen": one["summary"]["tokens_seen"],
         "parameters": one["config"]["parameters"]["total"],
         "val_documents": one["config"]["data"]["val_documents"],
-        "val_tokens": one["val"]["val_tokens"],
-        "val_tokens_bos": one["val"]["val_tokens_bos"],
+        "val_tokens": one["last_val"]["val_tokens"],
+        "val_tokens_bos": one["last_val"]["val_tokens_bos"],
         "seeds": seeds,
         "missing": [f"{arm}_s{seed}" for arm in ARMS for seed in seeds if seed not in arms.get(arm, {})],
         "code_versions": len({run["config"]["code"]["code_sha256"] for run in all_runs}),
@@ -101,7 +100,7 @@ def collect(folder: Path) -> dict:
         values = {k: data[k] for k in ("unique_tokens", "epochs", "tokens", "crop_fraction")}
         values["train loss"] = [run["summary"]["final_train_loss"] for run in members]
         for view, field in VIEWS.items():
-            values[view] = [run["val"][field] for run in members]
+            values[view] = [run["last_val"][field] for run in members]
         results["arms"][arm] = values
     for base in BASES:
         for arm in ARMS[ARMS.index(base) + 1 :]:

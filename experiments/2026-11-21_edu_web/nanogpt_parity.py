@@ -36,7 +36,7 @@ def train_ours(args) -> list[dict]:
         for flag, value in (flags | SHAPE).items():
             command += [f"--{flag}", str(value)]
         subprocess.run(command, check=True)
-        return [r for r in runs.read_run(run)["scalars"] if r["type"] == "train"]
+        return [r for r in runs.read_jsonl(f"{run}/scalars.jsonl") if r["type"] == "train"]
 
 
 def build_peer(checkout: Path, learning_rate: float):

@@ -142,7 +142,7 @@ def make_lm_eval(job):
     from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
     from lab.hf import to_hf_state
-    from lab.shards import write_hf_tokenizer
+    from lab.tokenizer import write_hf_tokenizer
 
     hf = GPT2LMHeadModel(GPT2Config(vocab_size=SHAPE["vocab_size"])).eval()
     hf.load_state_dict(to_hf_state(our_model()))
@@ -177,7 +177,7 @@ def worker(job: dict):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a peer prints must not look like an answer
     if job["alloc"]:
-        from lab.runs import tune_allocator
+        from lab.processes import tune_allocator
 
         tune_allocator()
     import torch
@@ -321,8 +321,8 @@ def main():
 
     import torch
 
-    from lab.shards import get_tokenizer
     from lab.synthetic import ewok_items, hellaswag_items
+    from lab.tokenizer import get_tokenizer
 
     encode = get_tokenizer().encode
     print(f"{cpu_entry('model name') or platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch "

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 import prepare_bos_rows
-from lab import processes, shards, synthetic
+from lab import processes, shards, synthetic, tokenizer
 
 ROW = 1025
 REPO = Path(__file__).resolve().parents[2]
@@ -126,7 +126,7 @@ def with_tokens(buffer_docs: int, n_documents: int) -> tuple[float, int]:
         train.add(writer, batch, lengths, lengths)
         seconds += time.process_time() - start
         tokens += len(batch)
-        held.append(shards._resident_bytes())
+        held.append(tokenizer._resident_bytes())
     return tokens / 1e6 / seconds, max(held) - held[0]
 
 

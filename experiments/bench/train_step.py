@@ -81,7 +81,7 @@ def worker(job: dict):
     os.dup2(2, 1)  # whatever a peer prints must not look like an answer
     variant, T = job["variant"], job["seq_len"]
     if variant.startswith("ours") or variant.endswith("+alloc"):
-        from lab.runs import tune_allocator
+        from lab.processes import tune_allocator
 
         tune_allocator()
     import torch
