@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_compare_runs import make_run
+from conftest import make_run
 
 import compare_runs
 
