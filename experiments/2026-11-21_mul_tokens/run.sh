@@ -7,7 +7,7 @@
 set -euo pipefail
 edu_web="$(realpath "${1:?give the path of edu_web.parquet}")"
 source "$(dirname "$0")/../start.sh"
-[ -e "$out/arithmetic.jsonl" ] || "$PYTHON" lab/synthetic.py --n 40000 --out "$out/arithmetic.jsonl"
+[ -e "$out/arithmetic.jsonl" ] || "$PYTHON" -m lab.synthetic --n 40000 --out "$out/arithmetic.jsonl"
 for arm in baseline mul_tokens; do
     [ -e "$out/data_$arm/meta.json" ] || "$PYTHON" prepare_fineweb.py --dataset "$edu_web" "$out/arithmetic.jsonl" \
         --condition "$arm" --val_fraction 0.005 --num_proc 2 --resume --out_dir "$out/data_$arm"
