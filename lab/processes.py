@@ -36,13 +36,7 @@ class Processes:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
-    device: torch.device | None = None  # None: CPU
-
-    def __post_init__(self):
-        if self.device is None:
-            import torch
-
-            self.device = torch.device("cpu")
+    device: torch.device | None = None
 
     @property
     def is_main(self) -> bool:
@@ -94,11 +88,16 @@ class Processes:
 
         For work that the others can rely on, such as verified or downloaded files. An error on rank 0 is raised on all.
         """
-        results = []
-        self.on_main(lambda: results.append(function()))
+        result = None
+
+        def first():
+            nonlocal result
+            result = function()
+
+        self.on_main(first)
         if not self.is_main:
-            results.append(function())
-        return results[0]
+            result = function()
+        return result
 
     def close(self) -> None:
         if self.world_size > 1:
