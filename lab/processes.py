@@ -103,8 +103,7 @@ class Processes:
         if self.world_size > 1:
             import torch
 
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+            torch.distributed.destroy_process_group()
 
 
 def spread(procs: Processes, items: list, work) -> list | None:
@@ -246,20 +245,11 @@ def machine_state(device: torch.device) -> dict:
         names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].split(":", 1)[1].strip() if names else cpu
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "cuda": torch.version.cuda,
-    }
-    hardware = {
-        "host": platform.node(),
-        "system": platform.platform(),
-        "cpu": cpu,
-        "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": gpu,
-    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"numpy": numpy.__version__, "cuda": torch.version.cuda}
+    hardware = {"host": platform.node(), "system": platform.platform()}
+    hardware |= {"cpu": cpu, "cpu_count": os.cpu_count()}
+    hardware |= {"torch_threads": torch.get_num_threads(), "gpu": gpu}
     return {"versions": versions, "hardware": hardware}
 
 

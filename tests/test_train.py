@@ -16,6 +16,7 @@ import torch
 
 import train_gpt
 from lab import data_order, runs, shards
+from lab.mirrors import open_mirrors
 
 REPO = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -441,7 +442,7 @@ def test_tensorboard_after_a_resume(tmp_path, checkpoint):
         found = list((tmp_path / "tensorboard").glob("*"))
         if found and checkpoint is not None:
             (tmp_path / "ckpt" / f"step_{checkpoint:06d}").mkdir(parents=True)
-        [(write, close)] = runs.open_mirrors(tmp_path, {}, first_step, tensorboard=True)
+        [(write, close)] = open_mirrors(tmp_path, {}, first_step, tensorboard=True)
         for step in steps:
             write({"type": "train", "step": step, "loss": value})
         close()
@@ -461,7 +462,7 @@ def test_wandb_without_login(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "init", init)
     record = {"started": "", "flags": {}, "data": {}, "parameters": {}}
     with pytest.raises(ValueError, match="No API key .*: run wandb login, set WANDB_MODE=offline, or drop the flag.$"):
-        runs.open_mirrors(tmp_path, record, 0, wandb_project="p")
+        open_mirrors(tmp_path, record, 0, wandb_project="p")
 
 
 @pytest.mark.gpu
