@@ -1,6 +1,6 @@
 """processes.py owns ranks and what they run on: collectives, stop requests, the machine, its peak FLOP/s.
 
-torch is imported where it is used, so that a script without it can be stopped and can fail in the same way.
+torch is imported where it is used, so that scripts without it stop and fail in the same way.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def start_processes(device: str = "auto") -> Processes:
 
 
 class StopRequest:
-    """SIGTERM and the first ctrl-C ask a script to finish its step, save and leave; a second ctrl-C leaves at once."""
+    """SIGTERM and the first ctrl-C ask a script to finish its step, save and exit; a second ctrl-C exits at once."""
 
     def __init__(self):
         self.asked = False
@@ -179,7 +179,7 @@ class StopRequest:
         self.asked = True
 
     def restore(self) -> None:
-        """Give the signals back to who handled them before."""
+        """Restore the signal handlers of before."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
@@ -187,7 +187,7 @@ class StopRequest:
 def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
     """Run a script's main() and exit with its status, or with 1 and one sentence on stderr after a user's mistake.
 
-    ctrl-C exits with 130 and says `interrupted`. An error that all ranks share is printed once.
+    ctrl-C exits with 130 and prints `interrupted`. An error that all ranks share is printed once.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     try:
