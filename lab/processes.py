@@ -143,9 +143,10 @@ def start_processes(device: str = "auto") -> Processes:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.device(device)
     if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: this torch sees no CUDA device; "
+                             "use --device cpu or install a CUDA build.")
         count = torch.cuda.device_count()
-        if not count:
-            raise ValueError("--device cuda: this torch sees no CUDA device; use --device cpu or install a CUDA build.")
         if local_rank >= count:
             raise ValueError(f"local rank {local_rank} has no GPU ({count} found): lower --nproc_per_node.")
         where = torch.device("cuda", local_rank)

@@ -13,67 +13,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ENV, REPO, exact, exposures, losses, records, tiny_documents, weights, write_dataset
 
 import train_gpt
 from lab import data_order, runs, shards
 from lab.mirrors import open_mirrors
 
-REPO = Path(__file__).resolve().parent.parent
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 TINY = (
     "--n_layer 2 --n_head 2 --n_embd 16 --seq_len 32 --micro_batch_size 2 --total_batch_tokens 256 "
     "--learning_rate 1e-2 --results_csv".split()
     + [""]
 )
-MEASURED = {"timestamp", "tokens_per_sec", "mfu", "peak_mem_bytes", "step_seconds", "train_seconds", "eval_seconds",
-            "eval_seconds_total", "wall_seconds", "seconds"}
-
-
-def write_dataset(folder, documents, condition="baseline", val_every=7, **meta):
-    """A dataset folder from lists of ids: every `val_every`-th document is held out. One token counts as one byte... as
-    its own table says."""
-    lengths = shards.get_tokenizer().token_byte_lengths()
-    writer = shards.DatasetWriter(folder, {"made_by": "test"}, shard_tokens=1500, val_shards=1)
-    for i, ids in enumerate(documents):
-        ids = np.array([shards.BOS_ID, *ids], np.uint16)
-        count = int(lengths[ids].sum())
-        if i % val_every == 0:
-            mul = [int(lengths[t]) for t in ids if t >= shards.FIRST_MUL_ID]
-            writer.write_val_document(ids, bytes([i % 256]) * 16, len(ids), count, mul)
-        else:
-            writer.write("train", ids, np.array([len(ids)]), np.array([count]))
-    writer.commit({})
-    return writer.finish(
-        {"format": "stream", "vocab_size": shards.VOCAB_SIZE, "condition": condition, "mul_token_rate": 0.0, **meta}
-    )
-
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """About 5,000 train tokens (157 sequences of 32) in four shards, with documents of 3 to 120 tokens."""
     folder = tmp_path_factory.mktemp("data") / "tiny"
-    rng = np.random.default_rng(0)
-    words = rng.integers(0, 50257, 40)  # few distinct tokens, so that the loss falls within a few steps
-    write_dataset(folder, [rng.choice(words, rng.integers(3, 120)).tolist() for _ in range(82)])
+    write_dataset(folder, tiny_documents(82, 3, 120))
     return folder
 
 
 def command(data, out, *flags, ranks=1):
-    launch = (
-        [sys.executable]
-        if ranks == 1
-        else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    )
-    return [
-        *launch,
-        str(REPO / "train_gpt.py"),
-        "--data_dir",
-        str(data),
-        "--out_dir",
-        str(out),
-        *TINY,
-        *map(str, flags),
-    ]
+    launch = [sys.executable]
+    if ranks > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    own = ["--data_dir", str(data), "--out_dir", str(out)]
+    return [*launch, str(REPO / "train_gpt.py"), *own, *TINY, *map(str, flags)]
 
 
 def train(data, out, *flags, ranks=1):
@@ -82,25 +47,8 @@ def train(data, out, *flags, ranks=1):
     return done.stdout
 
 
-def records(run, kind="train"):
-    return [r for r in runs.read_jsonl(Path(run) / "scalars.jsonl") if r["type"] == kind]
-
-
-def exact(run):
-    """All records but what a clock or the memory counter measured."""
-    return [{k: v for k, v in r.items() if k not in MEASURED} for r in runs.read_jsonl(Path(run) / "scalars.jsonl")]
-
-
-def weights(run):
-    return (runs.list_checkpoints(run)[-1] / "model.safetensors").read_bytes()
-
-
 def checksums(run):
-    return [r["checksum"] for r in runs.read_jsonl(Path(run) / "exposures" / "exposures_rank0000.jsonl")]
-
-
-def losses(run):
-    return np.array([r["train_loss_opt_step_mean"] for r in records(run)])
+    return [r["checksum"] for r in exposures(run)]
 
 
 @pytest.fixture(scope="session")
