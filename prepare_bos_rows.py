@@ -32,7 +32,6 @@ import base64
 import contextlib
 import heapq
 import itertools
-import mmap
 import os
 import sys
 import zlib
@@ -152,10 +151,11 @@ class BestFit:
 
 
 class BufferFile:
-    """The buffered documents on disk, for a restart: packer_buffer_<number>.tmp grows by the documents that are new at
-    a commit, and a file with the next number is begun when most of it has been used up.
+    """The buffered documents on disk, for a restart.
 
-    What an earlier commit refers to stays until the next `save`, so a kill before the commit does no harm.
+    packer_buffer_<number>.tmp grows by the documents that are new at a commit; when most of it has been used up, a file
+    with the next number is begun. What the last commit refers to stays until the next `save`, so a kill between `save`
+    and the commit does no harm.
     """
 
     def __init__(self, folder: Path):
@@ -200,11 +200,13 @@ class BufferFile:
         whole = path.exists() and path.stat().st_size >= self.bytes
         check(whole, f"{path} is missing or shorter than recorded", f"delete {self.folder} and prepare again")
         os.truncate(path, self.bytes)
-        if not self.bytes:
-            return []
-        with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            documents = [data[at : at + n] for at, n in zip(offsets, lengths, strict=True)]
-        self.stored = {id(document): (document, at) for document, at in zip(documents, offsets, strict=True)}
+        documents = []
+        with open(path, "rb") as f:
+            for at, n in zip(offsets, lengths, strict=True):
+                f.seek(at)
+                document = f.read(n)
+                documents.append(document)
+                self.stored[id(document)] = (document, at)
         return documents
 
 

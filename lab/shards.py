@@ -55,9 +55,8 @@ def _fingerprint(parts) -> str:
 
 # one record per held-out document; `baseline_tokens` counts plain GPT-2 BPE with BOS, so that every arm scores the
 # same documents for the same --val_tokens whatever its own tokenisation
-VAL_RECORD = np.dtype(
-    [("hash", "V16"), ("tokens", "<i8"), ("baseline_tokens", "<i8"), ("utf8_bytes", "<i8"), ("mul_tokens", "<i8")]
-)
+VAL_RECORD = np.dtype([("hash", "V16"), ("tokens", "<i8"), ("baseline_tokens", "<i8"),
+                       ("utf8_bytes", "<i8"), ("mul_tokens", "<i8")])
 VAL_DOCUMENTS, VAL_MUL_BYTES = "val_documents", "val_mul_bytes"  # side files that become val_documents.npz
 
 
@@ -198,9 +197,7 @@ class DatasetWriter:
             if record["tokens"] >= self.shard_tokens[split] and not is_last:
                 self._close_shard(split)
 
-    def write_val_document(
-        self, ids: np.ndarray, digest: bytes, baseline_tokens: int, utf8_bytes: int, mul_bytes=()
-    ) -> None:
+    def write_val_document(self, ids: np.ndarray, digest: bytes, baseline_tokens: int, utf8_bytes: int, mul_bytes=()):
         """Hold out one document. mul_bytes: original UTF-8 length of what each mul token in it replaced, in order."""
         self.write("val", ids, np.array([len(ids)]), np.array([utf8_bytes]))
         record = np.array([(digest, len(ids), baseline_tokens, utf8_bytes, len(mul_bytes))], VAL_RECORD)

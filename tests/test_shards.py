@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import inject_mul
 import prepare_fineweb
-from lab import shards, synthetic, tokenizer
+from lab import shards, synthetic, token_files, tokenizer
 
 TEXTS = [*synthetic.documents(3, 0, 120), "<|endoftext|><MUL_6_9_54> literally", "6*9=54", "日本語 7×8=56 é"]
 
@@ -252,6 +252,17 @@ def test_neighbours_formats(folders, tmp_path):
         decoded = shards.get_tokenizer().decode_bytes(val["tokens"][val["tokens"] != shards.BOS_ID])
         assert int(val["token_bytes"].sum()) == len(decoded)
     assert shards.open_dataset(folder["npy"])[0].fingerprint != shards.open_dataset(folder["npy"], "val")[0].fingerprint
+
+
+def test_a_format_is_one_entry(tmp_path, monkeypatch):
+    """The tokens read from a format that this lab does not know yet: one function in one table."""
+    def toy(path):
+        return (4, path.stat().st_size // 2 - 2) if path.read_bytes()[:4] == b"TOY!" else None
+
+    monkeypatch.setattr(token_files, "FILE_FORMATS", {"toy": toy, **token_files.FILE_FORMATS})
+    (tmp_path / "train.bin").write_bytes(b"TOY!" + np.arange(9, dtype="<u2").tobytes())
+    files, meta = shards.open_dataset(tmp_path)
+    assert files.source == "toy" and meta is None and files.slice(0, 99).tolist() == list(range(9))
 
 
 # ------------------------------------------------------------------------------------------------------------
