@@ -580,7 +580,7 @@ def break_data(data, tmp_path, how):
 
 REFUSALS = {
     "missing data_dir": (None, ("--data_dir", "/nonexistent/x"), "make it with python prepare_fineweb.py"),
-    "empty data_dir": (lambda d: [p.unlink() for p in d.iterdir()], (), "no token files"),
+    "empty data_dir": (lambda d: [p.unlink() for p in d.iterdir()], (), "has no train files"),
     "no val": (lambda d: edit_meta(d, drop_val), (), "has no val shards"),
     "truncated shard": (lambda d: truncate(d / "train_000001.bin", -2), (), "truncated or edited"),
     "odd bytes": (lambda d: truncate(d / "train_000001.bin", -1), (), "odd number of bytes"),
