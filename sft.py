@@ -211,10 +211,7 @@ def hidden_states(model: GPT, x, positions, segments):
         seen = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T)
         seen = seen & torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
         attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-    x, rope = model.embed(x, positions=positions)
-    for block in model.transformer["h"]:
-        x = block(x, rope, attend)
-    return model.transformer["ln_f"](x)
+    return model.hidden(x, positions=positions, attend=attend)
 
 
 def batch_loss(model: GPT, batch: dict, device, hidden, packing: bool, denominator=None, reduce=True):
