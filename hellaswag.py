@@ -79,8 +79,9 @@ OPTIONS = {"text": dict(choices=("both", *TEXTS), default="both", help="which te
 def load(source=None, max_examples: int = 0) -> list[dict]:
     """Items of a jsonl[.gz] file, of "synthetic" or "synthetic:<n>", or ("" or None) the official validation set.
 
-    Each item is its line with `id` and `cluster` (the video or article it is from) added. max_examples: that many, spread evenly over the file, because its
-    first third is of one source (0 = all). ValueError or FileNotFoundError, in one sentence, for anything wrong.
+    Each item is its line with `id` and `cluster` (the video or article it is from) added. max_examples: that many,
+    spread evenly over the file, because its first third is of one source (0 = all). ValueError or FileNotFoundError, in
+    one sentence, for anything wrong.
     """
     source = str(source or "")
     n = benchmarks.synthetic_size(source, N_SYNTHETIC)
@@ -190,7 +191,7 @@ def questions(item: dict, texts=TEXTS) -> list[tuple[str, list[str]]]:
 
 def check_length(items: list[dict], block_size: int) -> None:
     """ValueError when a model of this block_size cannot score an ending: a trainer asks before its first step."""
-    benchmarks.check_length(items, benchmarks.encode([questions(item) for item in items], bos=True), block_size)
+    benchmarks.check_length(items, questions, block_size)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -221,8 +222,9 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, text: st
         credits = [record["credit"][name] for record in records if name in record["credit"]]
         metrics[name] = benchmarks.mean(credits)
         metrics[f"{name}_stderr"] = benchmarks.standard_error([credits])
-        ties = [tied[name] > 1 for _, tied, _ in marked if name in tied]
-        metrics[f"ties_{name}"] = sum(ties) if ties else None
+        metrics[f"ties_{name}"] = None
+        if credits:
+            metrics[f"ties_{name}"] = sum(tied[name] > 1 for _, tied, _ in marked)
     for name, rule in MARGINS.items():
         metrics[name] = benchmarks.mean([margin[rule] for _, _, margin in marked if rule in margin])
     content = json.dumps(sorted([item["id"], *(item[name] for name in FIELDS)] for item in items))
@@ -280,8 +282,9 @@ def table(metrics: dict) -> str:
     for name, (text, per) in RULES.items():
         if metrics[name] is not None:
             error = metrics[f"{name}_stderr"] or math.nan
-            rule = f"{text} text, sum / {per}" if per else f"{text} text, sum"
-            lines.append(f"{name:<20} {metrics[name]:.4f} +- {error:.4f}   {rule:<29}ties {metrics[f'ties_{name}']}")
+            rule = " / ".join(filter(None, [f"{text} text, sum", per]))
+            lines.append(f"{name:<20} {metrics[name]:.4f} +- {error:.4f}   {rule:<29}"
+                         f"ties {metrics[f'ties_{name}']}")
     return "\n".join(lines)
 
 
@@ -294,10 +297,11 @@ def show(items: list[dict], records: list[dict]) -> str:
         context, _, endings = render(item, text)
         sums, lengths = record["scores"][f"{text}_sum"], record["scores"][f"{text}_{per}"]
         lines.append(f"item {record['id']} ({name} {record['credit'][name]:g})\n  {context}")
+        chosen = record["predictions"][name]
+        marks = {item["label"]: "right"}
+        marks[chosen] = f"{marks.get(chosen, '')} chosen".strip()
         for i, ending in enumerate(endings):
-            right = "right" if i == item["label"] else ""
-            chosen = "chosen" if i == record["predictions"][name] else ""
-            lines.append(f"  {sums[i] / lengths[i]:9.4f}  {right:<5} {chosen:<7} {ending}")
+            lines.append(f"  {sums[i] / lengths[i]:9.4f}  {marks.get(i, ''):<13} {ending}")
         lines.append("")
     return "\n".join(lines)
 
