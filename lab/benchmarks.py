@@ -251,6 +251,75 @@ def computing_dtype(autocast) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# written answers
+
+
+def encode_prompt(text: str, bos: bool) -> list[int]:
+    ids = shards.get_tokenizer().encode(text)
+    if bos:
+        return [shards.BOS_ID, *ids]
+    return ids
+
+
+def make_batches(prompts: list[list[int]], rooms: list[int], batch_size: int) -> list[list[int]]:
+    """Numbers of prompts in batches of equal room (new tokens) and similar length, the longest first; prompts without
+    room in none. A batch depends on the prompts alone, not on ranks or on what an interrupted exam has done, and so
+    does rounding."""
+    order = [i for i in range(len(prompts)) if rooms[i] > 0]
+    order.sort(key=lambda i: (rooms[i], -len(prompts[i]), i))
+    batches = []
+    for i in order:
+        if not batches or len(batches[-1]) == batch_size or rooms[batches[-1][0]] != rooms[i]:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, progress: bool) -> list:
+    """Records 0 to n - 1 on every rank, None for numbers that are in no batch. answer(batch): the records of its
+    numbers; each batch is answered by one rank."""
+
+    def answer_share(share):
+        results, hidden = [], None if progress and procs.is_main else True
+        with tqdm(total=sum(map(len, share)), desc=name, leave=False, disable=hidden) as bar:
+            for batch in share:
+                with torch.no_grad():
+                    results.append(answer(batch))
+                bar.update(len(batch))
+        return results
+
+    records = [None] * n
+    for batch, results in zip(batches, processes.spread(procs, batches, answer_share), strict=True):
+        for i, record in zip(batch, results, strict=True):
+            records[i] = record
+    return records
+
+
+def check_vocabulary(model) -> None:
+    """ValueError unless the model writes ids of shards' tokenizer, with or without its multiplication tokens."""
+    size = model.config.vocab_size
+    if not shards.N_GPT2_TOKENS <= size <= shards.VOCAB_SIZE:
+        raise ValueError(f"the model's vocabulary has {size} ids, but problems are encoded with "
+                         f"GPT-2's {shards.N_GPT2_TOKENS} (or {shards.VOCAB_SIZE} with the "
+                         "multiplication tokens): evaluate a model that was trained on those.")
+
+
+def shares(**credits) -> dict:
+    """For each name the mean of its credits (None: there are none) and its 95 % interval: Wilson's (1927), which treats
+    the items as independent."""
+    result, z = {}, 1.959964
+    for name, values in credits.items():
+        n, p = len(values), mean(values)
+        result[name], result[f"{name}_interval"] = p, None
+        if n:
+            middle = p + z * z / (2 * n)
+            half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+            low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+            result[f"{name}_interval"] = [max(0.0, low), min(1.0, high)]
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # records
 
 
