@@ -55,11 +55,13 @@ PARTIAL = "gsm8k_partial"
 RULES = {  # stands in every record
     "strict": "the number after the first #### that one follows on its line",
     "flexible": "the last number of the text",
-    "mul_tokens": "<MUL_6_9_54> in a completion, one token or literal text, is read as 6*9=54 in every arm",
+    "mul_tokens": "<MUL_6_9_54> in a completion, one token or literal text, is read as 6*9=54 "
+                  "in every arm",
     "unexpanded": "strict, but digits of a multiplication token are never an answer",
     "too_long": f"a prompt that leaves fewer than {ROOM_STEP} tokens of block_size is scored wrong",
     "probe_answer": "the first number before a newline, expressions passed over together with their =",
-    "probe_rank": "by summed log-prob among the different results of the probe's family; ties as if broken at random",
+    "probe_rank": "by summed log-prob among the different results of the probe's family; ties as "
+                  "if broken at random",
 }
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -108,8 +110,8 @@ def hub_rows():
         return datasets.load_dataset("openai/gsm8k", "main", split="test")
     except Exception as error:  # datasets, huggingface_hub and httpx each have errors of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(f"openai/gsm8k cannot be had from the hub ({reason}): check the network, or pass --data with "
-                         "a local test.jsonl, or --data synthetic.") from error
+        raise ValueError(f"openai/gsm8k cannot be had from the hub ({reason}): check the network, "
+                         "or pass --data with a local test.jsonl, or --data synthetic.") from error
 
 
 def check(rows, source) -> list[dict]:
@@ -117,7 +119,8 @@ def check(rows, source) -> list[dict]:
     items = []
     for number, row in rows:
         if fault := fault_of(row):
-            raise ValueError(f"{source}, line {number} {fault}: repair or remove it, or name another --data.")
+            raise ValueError(f"{source}, line {number} {fault}: repair or remove it, or name "
+                             "another --data.")
         question = row["question"].strip()
         name = f"{number:05d}-{hashlib.sha256(question.encode()).hexdigest()[:8]}"
         gold = extract_answer(row["answer"])
@@ -166,7 +169,8 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
     model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     benchmarks.check_vocabulary(model)
     if max_new_tokens < 1 or batch_size < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}: give at least 1.")
+        raise ValueError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}: give "
+                         "at least 1.")
     if not items or "gold" not in items[0]:
         items = check(enumerate(items, 1), "the items")
     prompts = [benchmarks.encode_prompt(render_prompt(item["question"]), bos) for item in items]
@@ -179,12 +183,14 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
             return [done[name] for name in ids]
         with autocast():
             completions = inference.generate(
-                model, [prompts[i] for i in batch], rooms[batch[0]], temperature=temperature, top_k=top_k, top_p=top_p,
-                seed=seed, stop_ids=(shards.BOS_ID,), stop_strings=(USER,), decode=decode, row_ids=ids)
+                model, [prompts[i] for i in batch], rooms[batch[0]], temperature=temperature,
+                top_k=top_k, top_p=top_p, seed=seed, stop_ids=(shards.BOS_ID,),
+                stop_strings=(USER,), decode=decode, row_ids=ids)
         records = []
         for i, completion in zip(batch, completions, strict=True):
-            text = decode(completion.ids).partition(USER)[0]
-            records.append(mark(items[i], len(prompts[i]), text, len(completion.ids), completion.stopped))
+            written, stopped = completion.ids, completion.stopped
+            text = decode(written).partition(USER)[0]
+            records.append(mark(items[i], len(prompts[i]), text, len(written), stopped))
         if save is not None:
             save(records)
         return records
@@ -194,13 +200,23 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
     for i, record in enumerate(records):
         if record is None:
             records[i] = mark(items[i], len(prompts[i]), "", 0, "too_long")
+    decoding = "greedy" if temperature == 0 else "sampled"
     metrics = summarise(records) | {
-        "rules": RULES, "bos": bos, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
-        "top_p": top_p, "seed": seed, "batch_size": batch_size,
+        "rules": RULES,
+        "bos": bos,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "batch_size": batch_size,
         "short_room": sum(0 < room < max_new_tokens for room in rooms),
-        "stop": ["<|endoftext|>", USER], "template": render_prompt("{question}"),
-        "scorer": f"{SCORER} bos={int(bos)} {'greedy' if temperature == 0 else 'sampled'}",
-        "items_sha256": items_sha256(items), "seconds": round(time.perf_counter() - begun, 3)}
+        "stop": ["<|endoftext|>", USER],
+        "template": render_prompt("{question}"),
+        "scorer": f"{SCORER} bos={int(bos)} {decoding}",
+        "items_sha256": items_sha256(items),
+        "seconds": round(time.perf_counter() - begun, 3),
+    }
     return {"metrics": metrics, "items": records}
 
 
@@ -221,9 +237,19 @@ def mark(item: dict, prompt_tokens: int, completion: str, tokens: int, stopped: 
         "accuracy_flexible": float(flexible == gold),
         "accuracy_unexpanded": float(extract_answer(completion) == gold),
     }
-    return {"id": item["id"], "cluster": item["cluster"], "question": item["question"], "prompt_tokens": prompt_tokens,
-            "completion": completion, "tokens": tokens, "stopped": stopped, "gold": answer_text(gold),
-            "strict": answer_text(strict), "flexible": answer_text(flexible), "credit": credit}
+    return {
+        "id": item["id"],
+        "cluster": item["cluster"],
+        "question": item["question"],
+        "prompt_tokens": prompt_tokens,
+        "completion": completion,
+        "tokens": tokens,
+        "stopped": stopped,
+        "gold": answer_text(gold),
+        "strict": answer_text(strict),
+        "flexible": answer_text(flexible),
+        "credit": credit,
+    }
 
 
 def summarise(records: list[dict]) -> dict:
@@ -231,15 +257,17 @@ def summarise(records: list[dict]) -> dict:
     credit = {name: [record["credit"][name] for record in records] for name in records[0]["credit"]}
     stopped = Counter(record["stopped"] for record in records)
     golds = Counter(record["gold"] for record in records)
+    texts = [record["completion"] for record in records]
+    own_end = ("stop_id", "stop_string")
     return {
         "correct": int(sum(credit["accuracy"])),
         "total": len(records),
         **shares(**credit,
                  no_answer_strict=[record["strict"] is None for record in records],
                  no_answer_flexible=[record["flexible"] is None for record in records],
-                 stopped_by_itself=[record["stopped"] in ("stop_id", "stop_string") for record in records],
-                 has_mark=[MARK in record["completion"] for record in records],
-                 has_mul_token=[bool(LITERAL_MUL.search(record["completion"])) for record in records]),
+                 stopped_by_itself=[record["stopped"] in own_end for record in records],
+                 has_mark=[MARK in text for text in texts],
+                 has_mul_token=[LITERAL_MUL.search(text) is not None for text in texts]),
         "stopped_at_end_of_text": stopped["stop_id"],
         "stopped_at_user": stopped["stop_string"],
         "stopped_at_limit": stopped["length"],
@@ -258,11 +286,25 @@ def jsonl(records: list[dict]) -> bytes:
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
+@contextlib.contextmanager
+def append_partial(folder: Path, rank: int, key: str):
+    """A function that appends records to this rank's file of unfinished work. Nothing there is ever rewritten."""
+    path = folder / f"{PARTIAL}.rank{rank:04d}.jsonl"
+    with open(path, "a", encoding="utf-8", buffering=1) as partial:
+        if partial.tell():
+            partial.write("\n")  # a kill may have torn the last line
+
+        def save(records):
+            partial.writelines(json.dumps({"key": key, **record}) + "\n" for record in records)
+
+        yield save
+
+
 def read_partial(folder: Path, key: str) -> dict[str, dict]:
-    """{id: record} of what interrupted exams with this key have appended in folder, on however many ranks."""
+    """{id: record} of what exams with this key have appended in folder, on however many ranks."""
     done = {}
     for path in sorted(folder.glob(f"{PARTIAL}.rank*.jsonl")):
-        for record in runs.read_jsonl(path, notes=[]):  # without the lines that a kill has torn
+        for record in runs.read_jsonl(path, notes=[]):  # leaves out torn lines
             if record.pop("key", None) == key:
                 done[record["id"]] = record
     return done
@@ -277,11 +319,12 @@ def report(result: dict) -> str:
     """What the command prints: the shares with their intervals, then the probes."""
     lines = [
         f"GSM8K, {result['total']:,} problems of {result['data']} | {result['checkpoint']}",
-        f"{result['scorer']}, {result['dtype']}, {result['tokens_generated']:,} tokens, {result['too_long']} prompts "
-        f"too long, always the commonest answer {result['most_frequent_answer_share']:.4f}",
+        f"{result['scorer']}, {result['dtype']}, {result['tokens_generated']:,} tokens, "
+        f"{result['too_long']} prompts too long, always the commonest answer "
+        f"{result['most_frequent_answer_share']:.4f}",
     ]
-    for name in ("accuracy", "accuracy_flexible", "accuracy_unexpanded", "no_answer_strict", "no_answer_flexible",
-                 "stopped_by_itself", "has_mark", "has_mul_token"):
+    for name in ("accuracy", "accuracy_flexible", "accuracy_unexpanded", "no_answer_strict",
+                 "no_answer_flexible", "stopped_by_itself", "has_mark", "has_mul_token"):
         low, high = result[f"{name}_interval"]
         lines.append(f"{name:<20} {result[name]:.4f}  [{low:.4f}, {high:.4f}]")
     if result["probes"]:
@@ -295,36 +338,45 @@ def report(result: dict) -> str:
 
 def parse_flags(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="eval_gsm8k.py", description="GSM8K accuracy and arithmetic probes of a checkpoint.", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python eval_gsm8k.py --checkpoint experiments/runs/<run> --data gsm8k/test.jsonl --show 3")
+        prog="eval_gsm8k.py", description="GSM8K and arithmetic probes of a checkpoint.",
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        epilog="example: python eval_gsm8k.py --checkpoint experiments/runs/<run> --show 3")
     add = parser.add_argument_group("what").add_argument
     add("--checkpoint", required=True, help=benchmarks.CHECKPOINT_HELP)
-    add("--data", default="", help="jsonl[.gz] file, or synthetic[:n] ('' = openai/gsm8k, main, test, from the hub)")
-    add("--max_examples", type=int, default=0, help="problems, spread evenly over the file (0 = all)")
-    add("--bos", choices=("on", "off"), default="on", help="begin each prompt with <|endoftext|> (default on)")
-    add("--probes", choices=("on", "off"), default="on", help="the arithmetic probes, too (default on)")
+    add("--data", default="",
+        help="jsonl[.gz] file, or synthetic[:n] ('' = openai/gsm8k, main, test, from the hub)")
+    add("--max_examples", type=int, default=0, help="problems, spread evenly (0 = all)")
+    add("--bos", choices=("on", "off"), default="on",
+        help="begin each prompt with <|endoftext|> (default on)")
+    add("--probes", choices=("on", "off"), default="on",
+        help="the arithmetic probes, too (default on)")
     add = parser.add_argument_group("decoding of the exam; the probes are greedy").add_argument
-    add("--max_new_tokens", type=int, default=256, help="tokens at most, and never beyond block_size (default 256)")
+    add("--max_new_tokens", type=int, default=256,
+        help="tokens at most, and never beyond block_size (default 256)")
     add("--temperature", type=float, default=0.0, help="0 = greedy (default)")
     add("--top_k", type=int, default=0, help="ids to draw from (0 = all)")
     add("--top_p", type=float, default=1.0, help="probability to draw from (1 = all)")
     add("--seed", type=int, default=0, help="of sampling; without effect when greedy (default 0)")
     add = parser.add_argument_group("output").add_argument
-    add("--show", type=int, default=0, help="print this many problems with their completions (0 = none)")
-    add("--out", default="", help="folder for the three files ('' = the checkpoint's run, or its own folder)")
-    add("--resume", choices=("on", "off"), default="on", help="continue this exam if it was interrupted (default on)")
+    add("--show", type=int, default=0, help="print this many problems and completions (0 = none)")
+    add("--out", default="",
+        help="folder for the three files ('' = the checkpoint's run, or its own folder)")
+    add("--resume", choices=("on", "off"), default="on",
+        help="continue this exam if it was interrupted (default on)")
     add = parser.add_argument_group("machine").add_argument
-    add("--batch_size", type=int, default=32, help="problems at once (default 32); no effect on results but rounding")
+    add("--batch_size", type=int, default=32,
+        help="problems at once (default 32); no effect on results but rounding")
     benchmarks.add_machine_flags(add)
     args = parser.parse_args(argv)
-    for name, low in (("max_examples", 0), ("top_k", 0), ("show", 0), ("max_new_tokens", 1), ("batch_size", 1)):
+    lowest = {"max_examples": 0, "top_k": 0, "show": 0, "max_new_tokens": 1, "batch_size": 1}
+    for name, low in lowest.items():
         if getattr(args, name) < low:
             parser.error(f"--{name} {getattr(args, name)}: give {low} or more.")
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
-        parser.error("--temperature is 0 (greedy) or more, --top_p above 0 and up to 1: correct them.")
+        parser.error("--temperature is 0 (greedy) or more, --top_p above 0 and up to 1.")
     if args.temperature == 0 and (args.top_k or args.top_p < 1):
-        parser.error("--top_k and --top_p do nothing when greedy: give a --temperature above 0, or drop them.")
+        parser.error("--top_k and --top_p do nothing when greedy: give a --temperature above 0, or "
+                     "drop them.")
     return args
 
 
@@ -341,17 +393,17 @@ def main(argv=None) -> int:
 def examine(args, procs) -> None:
     """The exam and the probes of one checkpoint; rank 0 writes and prints the result."""
     model, folder, step, run = benchmarks.load_checkpoint(args.checkpoint, procs.device)
-    items = procs.on_main(lambda: load(args.data, args.max_examples))
     benchmarks.check_vocabulary(model)
+    items = procs.on_main(lambda: load(args.data, args.max_examples))
     _, autocast = processes.autocast_for(procs.device, args.dtype)
-    bos = args.bos == "on"
-    code = runs.code_state()
-    # what decides a completion: an interrupted exam continues only if all of it is the same
-    names = "bos max_new_tokens temperature top_k top_p seed batch_size dtype".split()
-    settings = {name: getattr(args, name) for name in names} | {
-        "checkpoint_sha256": disk.sha256_file(folder / "model.safetensors"), "items_sha256": items_sha256(items),
-        "device": procs.device.type, "code": code["code_sha256"]}
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    names = "max_new_tokens temperature top_k top_p seed batch_size".split()
+    settings = {name: getattr(args, name) for name in names} | {"bos": args.bos == "on"}
+    settings |= {"top_k": args.top_k or None, "top_p": None if args.top_p == 1 else args.top_p}
+    code, checkpoint_sha256 = runs.code_state(), disk.sha256_file(folder / "model.safetensors")
+    # all that decides a completion; only an exam with the same key is continued
+    decisive = [settings, checkpoint_sha256, items_sha256(items), args.dtype, procs.device.type,
+                code["code_sha256"]]
+    key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
     out = Path(args.out or run or folder)
 
     def open_out():
@@ -362,54 +414,58 @@ def examine(args, procs) -> None:
 
     done = procs.on_main(open_out)
     if done and procs.is_main:
-        print(f"going on with an interrupted exam: {len(done)} of {len(items)} problems are done", file=sys.stderr)
-    with open(out / f"{PARTIAL}.rank{procs.rank:04d}.jsonl", "a", encoding="utf-8", buffering=1) as partial:
-        if partial.tell():
-            partial.write("\n")  # the last line may be torn
-
-        def save(records):
-            for record in records:
-                partial.write(json.dumps({"key": key, **record}) + "\n")
-
-        exam = evaluate(
-            model, items, procs, bos=bos, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
-            top_k=args.top_k or None, top_p=args.top_p if args.top_p < 1 else None, seed=args.seed, autocast=autocast,
-            batch_size=args.batch_size, done=done, progress=True, save=save)
-    probed = {"metrics": None, "items": None}
+        print(f"going on with an interrupted exam: {len(done)} of {len(items)} problems are done",
+              file=sys.stderr)
+    with append_partial(out, procs.rank, key) as save:
+        exam = evaluate(model, items, procs, **settings, autocast=autocast, done=done, save=save,
+                        progress=True)
+    files, probed = {FILES[0]: jsonl(exam["items"])}, None
     if args.probes == "on":
-        probed = probes.evaluate(model, procs, bos=bos, autocast=autocast, progress=True)
+        answers = probes.evaluate(model, procs, bos=settings["bos"], autocast=autocast,
+                                  progress=True)
+        files[FILES[1]], probed = jsonl(answers["items"]), answers["metrics"]
     if not procs.is_main:
         return
-    files = {FILES[0]: jsonl(exam["items"])}
-    if args.probes == "on":
-        files[FILES[1]] = jsonl(probed["items"])
-    data_file, data_sha256 = Path(args.data), None
-    if args.data and data_file.is_file():
-        data_sha256 = disk.sha256_file(data_file)
-    config = {}
-    if run and (run / "config.json").exists():
-        config = runs.read_json(run / "config.json")
     result = {
-        "type": "gsm8k", "model": (run or folder).name, "checkpoint": str(folder), "step": step,
-        "condition": config.get("data", {}).get("condition"), **exam["metrics"],
-        "data": args.data or "openai/gsm8k main test", "data_sha256": data_sha256,
-        "checkpoint_sha256": settings["checkpoint_sha256"], "probes": probed["metrics"],
-        "dtype": args.dtype, "resumed": len(done), "world_size": procs.world_size, "timestamp": runs.now(),
+        "type": "gsm8k",
+        "model": (run or folder).name,
+        "checkpoint": str(folder),
+        "step": step,
+        "condition": condition_of(run),
+        **exam["metrics"],
+        "data": args.data or "openai/gsm8k main test",
+        "data_sha256": disk.sha256_file(args.data) if Path(args.data).is_file() else None,
+        "checkpoint_sha256": checkpoint_sha256,
+        "probes": probed,
+        "dtype": args.dtype,
+        "resumed": len(done),
+        "world_size": procs.world_size,
+        "timestamp": runs.now(),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "code": {name: value for name, value in code.items() if name != "git_diff"},
-        **processes.machine_state(procs.device)}
+        **processes.machine_state(procs.device),
+    }
     try:
         for name, content in files.items():
             disk.write_whole(out / name, content)
         disk.write_json(out / FILES[2], result)
     except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror}), what was generated is kept: free some space and "
-                         "run the same command again.") from error
+        raise ValueError(f"{out} cannot be written ({error.strerror}), what was generated is kept: "
+                         "free some space and run the same command again.") from error
     drop_partial(out)
     for record in exam["items"][: args.show]:
-        print(f"problem {record['id']}: {record['question']}\n  wrote ({record['stopped']}): {record['completion']!r}\n"
-              f"  strict {record['strict']}, flexible {record['flexible']}, right {record['gold']}\n")
-    print(report(result) + f"\nrecords are in {out}")
+        print(f"problem {record['id']}: {record['question']}\n"
+              f"  wrote ({record['stopped']}): {record['completion']!r}\n"
+              f"  strict {record['strict']}, flexible {record['flexible']}, "
+              f"right {record['gold']}\n")
+    print(f"{report(result)}\nrecords are in {out}")
+
+
+def condition_of(run: Path | None) -> str | None:
+    """baseline or mul_tokens, as the run's config.json states it."""
+    if run is None or not (run / "config.json").exists():
+        return None
+    return runs.read_json(run / "config.json").get("data", {}).get("condition")
 
 
 if __name__ == "__main__":
