@@ -33,18 +33,16 @@ for fewer than --max_new_tokens is rounded down to a multiple of it, so that pro
 
 import argparse
 import contextlib
-import gzip
 import hashlib
 import json
 import math
 import sys
 import time
-import zlib
 from collections import Counter
 from pathlib import Path
 
 from inject_mul import MulExpressionInjector
-from lab import benchmarks, disk, inference, probes, processes, runs, shards, synthetic
+from lab import benchmarks, disk, inference, probes, processes, runs, shards, sources, synthetic
 from lab.answers import LITERAL_MUL, MARK, SCORER, USER, answer_text, extract_answer, render_prompt
 from lab.benchmarks import shares
 
@@ -75,31 +73,14 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
     max_examples: that many, spread evenly (0 = all). ValueError or FileNotFoundError, one sentence, for what is wrong.
     """
     source = str(source or "")
-    n = benchmarks.synthetic_size(source, N_SYNTHETIC)
+    n = sources.synthetic_size(source, N_SYNTHETIC)
     if n:
         rows = enumerate(synthetic.gsm8k_items(n, split="test"), 1)
     elif source:
-        rows = read_rows(Path(source))
+        rows = ((place.number, row) for place, row in sources.read_records(source))
     else:
         rows = enumerate(hub_rows(), 1)
     return benchmarks.spread_evenly(check(rows, source or "openai/gsm8k"), max_examples)
-
-
-def read_rows(path: Path):
-    """(line number, what it holds) for every line of a jsonl[.gz] file that is not blank."""
-    if not path.is_file():
-        raise FileNotFoundError(f"--data {path} is not a file: name a jsonl or jsonl.gz file of GSM8K problems.")
-    fix = "repair or remove it, or name another --data."
-    number = 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            for number, line in enumerate(f, 1):
-                if line.strip():
-                    yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError, too
-        raise ValueError(f"{path}, line {number} is not JSON ({getattr(error, 'msg', error)}): {fix}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read after line {number} ({error}): {fix}") from error
 
 
 def hub_rows():
@@ -132,13 +113,15 @@ def check(rows, source) -> list[dict]:
 
 def fault_of(row) -> str | None:
     """What keeps a row from being a problem; None for a problem."""
+    if isinstance(row, sources.BadRecord):
+        return row.why
     if not isinstance(row, dict):
         return "is not a JSON object"
     for name in ("question", "answer"):
         text = row.get(name)
         if not isinstance(text, str) or not text.strip():
             return f"has no text under {name!r}"
-        if benchmarks.has_half_character(text):
+        if sources.has_lone_surrogate(text):
             return f"has half a character under {name!r} (a lone surrogate)"
     if extract_answer(row["answer"]) is None:
         return f"has an answer without a number after {MARK}"

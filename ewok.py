@@ -34,7 +34,6 @@ We know of no published figure for GPT-2 124M. The paper (arXiv:2405.09605) repo
 """
 
 import contextlib
-import getpass
 import hashlib
 import json
 import logging
@@ -43,11 +42,8 @@ import os
 import re
 import sys
 import time
-import zipfile
-import zlib
-from pathlib import Path
 
-from lab import benchmarks, processes, synthetic
+from lab import benchmarks, processes, sources, synthetic
 from lab.benchmarks import mean
 
 SCORER = "ewok-1"  # a change that changes a score must change this name
@@ -79,9 +75,8 @@ DATA_HELP = ("encrypted zip (password: EWOK_PASSWORD, else asked for), or synthe
 OPTIONS = {}
 
 # ----------------------------------------------------------------------------------------------------------------------
-# items. Errors name files, line numbers and our own column names, but nothing that a file holds. An exception raised
-# inside an `except` block would carry the original one, and a decoding error holds the text on which it failed; so the
-# blocks here only note what went wrong, and the error is raised after them.
+# items. Errors name files, line numbers and our own column names, but nothing that a file holds. None is raised inside
+# an `except` block, because it would carry the original one, which may hold the text on which it failed.
 
 
 def load(source=None, max_examples: int = 0) -> list[dict]:
@@ -92,11 +87,11 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
     from all domains in proportion (0 = all). ValueError or FileNotFoundError, in one sentence.
     """
     source = str(source or "")
-    n = benchmarks.synthetic_size(source, N_SYNTHETIC)
+    n = sources.synthetic_size(source, N_SYNTHETIC)
     if n:
         rows = [(f"{source}, item {i}", row) for i, row in enumerate(synthetic.ewok_items(n), 1)]
     elif source:
-        rows = read_zip(Path(source))
+        rows = sources.read_zip(source, "EWOK_PASSWORD")
     else:
         rows = read_hub()
     items = check(rows, source or HUB)
@@ -125,75 +120,13 @@ def read_hub() -> list[tuple[str, dict]]:
                      "with its zip.")
 
 
-def read_zip(path: Path) -> list[tuple[str, object]]:
-    """(where, row) for each line of the zip's jsonl files, which are decrypted in memory."""
-    if not path.exists():
-        raise FileNotFoundError(f"--data {path} does not exist: name EWoK's zip, or synthetic.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if m.filename.lower().endswith(".jsonl")
-                       and not m.filename.startswith("__MACOSX")]
-            if not members:
-                raise ValueError(f"--data {path} has no .jsonl file: name EWoK's zip.")
-            password = None
-            if any(m.flag_bits & 1 for m in members):
-                password = ask_password(path).encode()
-            contents = [archive.read(m, password) for m in members]
-    except zipfile.BadZipFile as error:
-        fault = "is not a whole zip file: name EWoK's zip, or get it again"
-        if "CRC" in str(error):
-            fault = "does not open with this password: correct EWOK_PASSWORD"
-    except NotImplementedError:
-        fault = "has an encryption or compression unknown to Python: pack it again with zip -e"
-    except (RuntimeError, EOFError, zlib.error):
-        # a wrong password that passes the first byte's check ends in zlib
-        fault = "does not open with this password: correct EWOK_PASSWORD"
-    except OSError as error:
-        fault = f"cannot be read ({error.strerror}): name another --data"
-    else:
-        rows = []
-        for member, content in zip(members, contents, strict=True):
-            rows += parse(f"{path}/{member.filename}", content)
-        return rows
-    raise ValueError(f"--data {path} {fault}.")
-
-
-def ask_password(path: Path) -> str:
-    """EWOK_PASSWORD, or what is typed on a terminal. ValueError without either."""
-    password = os.environ.get("EWOK_PASSWORD", "")
-    if not password and sys.stdin is not None and sys.stdin.isatty():
-        password = getpass.getpass(f"password of {path}: ")
-    if not password:
-        raise ValueError(f"--data {path} is encrypted and no password was given: set "
-                         "EWOK_PASSWORD.")
-    return password
-
-
-def parse(name: str, content: bytes) -> list[tuple[str, object]]:
-    """(where, row) for each line of a jsonl file. A row that is not JSON is None, which check() refuses."""
-    try:
-        lines = content.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        lines = None
-    if lines is None:
-        raise ValueError(f"{name} is not UTF-8 text: correct or replace it.")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            row = None
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line)
-            rows.append((f"{name}, line {number}", row))
-    return rows
-
-
 def check(rows: list[tuple[str, object]], source: str) -> list[dict]:
     """Rows as items. Column names in any case. ValueError names the first row that is wrong, without its content."""
     items, place_of = [], {}
     for where, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is not a JSON object: correct or remove it.")
-        columns = {str(key).strip().lower(): value for key, value in row.items()}
+        columns = row
+        if isinstance(row, dict):
+            columns = {str(key).strip().lower(): value for key, value in row.items()}
         if fault := fault_of(columns):
             raise ValueError(f"{where} {fault}")
         domain = domain_of(columns)
@@ -212,8 +145,12 @@ def check(rows: list[tuple[str, object]], source: str) -> list[dict]:
     return items
 
 
-def fault_of(columns: dict) -> str | None:
+def fault_of(columns) -> str | None:
     """What keeps a row from being an item, as the rest of a sentence that begins with its place; None for an item."""
+    if isinstance(columns, sources.BadRecord):
+        return f"{columns.why}: correct or remove it."
+    if not isinstance(columns, dict):
+        return "is not a JSON object: correct or remove it."
     if missing := [name for name in FIELDS if name.lower() not in columns]:
         return (f"has no column {', '.join(missing)}: name a file with EWoK's columns "
                 f"{', '.join(FIELDS)}.")
@@ -221,7 +158,7 @@ def fault_of(columns: dict) -> str | None:
         text = columns[name.lower()]
         if not isinstance(text, str) or not text.strip():
             return f"has an empty {name}: correct or remove it."
-        if benchmarks.has_half_character(text):
+        if sources.has_lone_surrogate(text):
             return f"has a lone surrogate (half a character) in {name}: correct or remove it."
     if not re.fullmatch(r"[\w-]{1,40}", domain_of(columns)):
         return "has a Domain that is not one word: correct it, or the order of the columns."

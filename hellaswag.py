@@ -37,17 +37,14 @@ items. Every document that our models read in training began with BOS, so each c
 """
 
 import contextlib
-import gzip
 import hashlib
 import json
 import math
 import re
 import sys
 import time
-import zlib
-from pathlib import Path
 
-from lab import benchmarks, processes, synthetic
+from lab import benchmarks, processes, sources, synthetic
 
 SCORER = "hellaswag-1"  # a change that changes a score must change this name
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -84,32 +81,13 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
     one sentence, for anything wrong.
     """
     source = str(source or "")
-    n = benchmarks.synthetic_size(source, N_SYNTHETIC)
+    n = sources.synthetic_size(source, N_SYNTHETIC)
     if n:
-        items = check(synthetic.hellaswag_items(n), source)
+        rows = synthetic.hellaswag_items(n)
     else:
-        path = Path(source or benchmarks.download(URL, SHA256, TITLE))
-        items = check(read_rows(path), path)
-    return benchmarks.spread_evenly(items, max_examples)
-
-
-def read_rows(path: Path) -> list:
-    """What the lines of a jsonl[.gz] file hold."""
-    fix = "name a jsonl or jsonl.gz file with HellaSwag's items."
-    if not path.is_file():
-        raise FileNotFoundError(f"--data {path} is not a file: {fix}")
-    rows = []
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as f:
-            for number, line in enumerate(f, 1):
-                try:
-                    rows += [json.loads(line)] if line.strip() else []
-                except (json.JSONDecodeError, RecursionError) as error:
-                    why = getattr(error, "msg", "nested too deeply")
-                    raise ValueError(f"{path}, line {number} is not JSON ({why}): {fix}") from error
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): {fix}") from error
-    return rows
+        source = source or benchmarks.download(URL, SHA256, TITLE)
+        rows = [row for _, row in sources.read_records(source)]
+    return benchmarks.spread_evenly(check(rows, source), max_examples)
 
 
 def check(rows: list, source) -> list[dict]:
@@ -134,6 +112,8 @@ def check(rows: list, source) -> list[dict]:
 def fault_of(row) -> str | None:
     """What keeps a row from being an item, as the rest of a sentence that begins with its place; None for an item."""
     fix = "correct or remove it."
+    if isinstance(row, sources.BadRecord):
+        return f"{row.why}: {fix}"
     if not isinstance(row, dict):
         return f"is not a JSON object: {fix}"
     if missing := [name for name in FIELDS if row.get(name) is None]:
@@ -149,7 +129,7 @@ def fault_of(row) -> str | None:
     for i, ending in enumerate(endings):
         if not clean(ending).strip():
             return f"has an empty ending ({i}): {fix}"
-    if benchmarks.has_half_character("".join(texts + endings)):
+    if sources.has_lone_surrogate("".join(texts + endings)):
         return f"has half a character (a lone surrogate), which no tokenizer reads: {fix}"
     # the hub's copy has the label as text, and none in its test split
     if str(row["label"]) not in ("0", "1", "2", "3"):

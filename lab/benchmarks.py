@@ -30,7 +30,6 @@ import http.client
 import json
 import math
 import os
-import re
 import sys
 import urllib.request
 from pathlib import Path
@@ -47,18 +46,6 @@ from model import GPT
 # items
 
 
-def synthetic_size(source: str, default: int) -> int | None:
-    """N of the source "synthetic:N", the default for "synthetic", and None for any other source."""
-    kind, _, size = source.partition(":")
-    if kind != "synthetic":
-        return None
-    size = size or str(default)
-    if not (size.isascii() and size.isdigit()) or int(size) == 0:
-        raise ValueError(f"--data {source}: give a number of items of at least 1, "
-                         f"as in synthetic:{default}.")
-    return int(size)
-
-
 def spread_evenly(items: list, n: int) -> list:
     """n of the items at equal distances; all of them for n = 0 or if there are no more."""
     if n < 0:
@@ -66,11 +53,6 @@ def spread_evenly(items: list, n: int) -> list:
     if n == 0 or n >= len(items):
         return items
     return [items[i * len(items) // n] for i in range(n)]
-
-
-def has_half_character(text: str) -> bool:
-    """Whether text has a lone surrogate, which JSON can hold and no tokenizer can read."""
-    return re.search("[\ud800-\udfff]", text) is not None
 
 
 def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:

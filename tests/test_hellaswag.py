@@ -377,27 +377,27 @@ def test_bad_files(tmp_path, items):
     good = json.dumps(row())
     for name, content, message in [
         ("a.jsonl", good + "\n" + good + "\n", "items 1 and 2 have the same id invented~1#7"),
-        ("b.jsonl", good + "\n{oops\n", "line 2 is not JSON"), ("c.jsonl", "", "has no items"),
+        ("b.jsonl", good + "\n{oops\n", "item 2 is not JSON"), ("c.jsonl", "", "has no items"),
         ("d.jsonl", "[1]\n", "not a JSON object"), ("e.jsonl.gz", good, "cannot be read"),
         ("f.jsonl", '{"ctx": "a"}\n', "has no activity_label, ctx_a, ctx_b, endings, label: ")]:
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=message):
             hellaswag.load(tmp_path / name)
     (tmp_path / "g.jsonl").write_bytes(b'{"ctx": "\xff"}\n')
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="item 1 is not JSON"):
         hellaswag.load(tmp_path / "g.jsonl")
     (tmp_path / "bom.jsonl").write_text("\ufeff" + json.dumps(row()) + "\n\n", encoding="utf-8")
     assert len(hellaswag.load(tmp_path / "bom.jsonl")) == 1  # a byte order mark and an empty line harm nobody
     (tmp_path / "deep.jsonl").write_text("[" * 100_000 + "\n")
-    with pytest.raises(ValueError, match="line 1 is not JSON .nested too deeply"):
+    with pytest.raises(ValueError, match="item 1 is not JSON"):
         hellaswag.load(tmp_path / "deep.jsonl")
     with pytest.raises(ValueError, match="lone surrogate"):
         hellaswag.load(write(tmp_path / "half.jsonl", [row(endings=["a", "b", "c", "\ud800"])]))
     for data in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(FileNotFoundError, match="is not a file: name a jsonl"):
+        with pytest.raises(FileNotFoundError, match="no such file"):
             hellaswag.load(data)
     for data in ("synthetic:0", "synthetic:x", "synthetic:-3"):
-        with pytest.raises(ValueError, match="give a number of items"):
+        with pytest.raises(ValueError, match="at least 1"):
             hellaswag.load(data)
     with pytest.raises(ValueError, match="max_examples is -1"):
         hellaswag.load("synthetic", -1)
