@@ -95,18 +95,18 @@ with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
 prepare_fineweb.main("--dataset synthetic --max_docs 400 --out_dir data".split())
 common = ("--data_dir data --seq_len 64 --n_layer 1 --n_head 2 --n_embd 16 --micro_batch_size 2 --device cpu "
           "--total_batch_tokens 256 --max_train_steps 4 --warmup_iters 0 --val_tokens 2000 --eval_every 2 "
-          "--learning_rate 0.02 --log_every 1 --save_every 4 --results_csv results.csv --agreement_every 2 "
+          "--log_every 1 --save_every 4 --results_csv results.csv --agreement_every 2 "
           "--agreement_max_examples 24").split()
 for seed in (1, 2):
-    for gate in ("none", "headwise"):
-        out = f"{gate}_s{seed}"
-        assert train_gpt.main([*common, "--attn_gate", gate, "--seed", str(seed), "--out_dir", out]) == 0
+    for optimizer in ("adamw", "muon"):
+        out = f"{optimizer}_s{seed}"
+        assert train_gpt.main([*common, "--optimizer", optimizer, "--seed", str(seed), "--out_dir", out]) == 0
 report = io.StringIO()
 with contextlib.redirect_stdout(report):
-    code = compare_runs.main(["--a", "none_s*", "--b", "headwise_s*", "--out", "report"])
+    code = compare_runs.main(["--a", "adamw_s*", "--b", "muon_s*", "--treatment", "optimizer", "--out", "report"])
 scores = io.StringIO()
 with contextlib.redirect_stdout(scores):
-    agreement.main(["--checkpoint", "none_s1", "--out", "single", "--show", "1", "--device", "cpu"])
+    agreement.main(["--checkpoint", "adamw_s1", "--out", "single", "--show", "1", "--device", "cpu"])
 json.dump({"help": help_text.getvalue(), "report": report.getvalue(), "code": code, "scores": scores.getvalue()},
           open("seen.json", "w"))
 '''
@@ -131,7 +131,7 @@ def test_a_third_benchmark(tmp_path):
     seen = json.loads((tmp_path / "seen.json").read_text())
     for flag in ("--agreement_every", "--agreement_data", "--agreement_max_examples"):
         assert flag in seen["help"]
-    run = tmp_path / "none_s1"
+    run = tmp_path / "adamw_s1"
     metrics = runs.read_jsonl(run / "agreement_metrics.jsonl")
     accuracy = metrics[-1]["accuracy"]
     assert [(record["step"], record["n"]) for record in metrics] == [(2, 24), (4, 24)] and 0 <= accuracy <= 1
@@ -149,11 +149,12 @@ def test_a_third_benchmark(tmp_path):
     rows = [line for line in seen["report"].splitlines() if "Agreement accuracy" in line]
     scores = []
     for seed in (1, 2):
-        table = json.loads((tmp_path / f"none_s{seed}" / "step_metrics.json").read_text())
+        table = json.loads((tmp_path / f"adamw_s{seed}" / "step_metrics.json").read_text())
         scores.append(table["4"]["agreement_accuracy"])
     assert rows and f"{sum(scores) / 2:.4f}" in rows[0]
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert any(row["what"] == "Agreement accuracy" and row["clusters"] == 8 for row in report["items"])
+    by_item = [row for row in report["items_and_documents"] if row["what"] == "Agreement accuracy"]
+    assert [row["clusters"] for row in by_item] == [8]
 
     assert "The cat " in seen["scores"] and "Agreement, 32 items" in seen["scores"]
     single = runs.read_jsonl(tmp_path / "single" / "agreement_metrics.jsonl")
