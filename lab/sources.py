@@ -430,6 +430,15 @@ def may_pass(error: BaseException | None) -> bool:
 # records: rows with several fields, for benchmarks, conversations and programs
 
 
+class Place(str):
+    """Where a record stands, as in "test.jsonl line 5", to begin a sentence with; `number` is the line or row."""
+
+    def __new__(cls, path, unit: str, number: int):
+        place = super().__new__(cls, f"{path} {unit} {number:,}")
+        place.number = number
+        return place
+
+
 class BadRecord(ValueError):
     """A line that is not JSON. `place` says where; `why` follows the place in a sentence."""
 
@@ -438,8 +447,8 @@ class BadRecord(ValueError):
         self.place, self.why = place, why
 
 
-def read_records(path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[str, object]]:
-    """Yield (place, record) of a *.jsonl[.gz|.zst] or *.parquet file; `place` names the line or row in a sentence.
+def read_records(path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[Place, object]]:
+    """Yield (place, record) of a *.jsonl[.gz|.zst] or *.parquet file.
 
     A line that is not JSON yields a BadRecord as its record: the caller raises it, or counts it and goes on. Blank
     lines are passed over. columns: those to read of a parquet file, as far as it has them. FileNotFoundError when
@@ -452,21 +461,21 @@ def read_records(path, columns: tuple[str, ...] | None = None) -> Iterator[tuple
         yield from reader(path, columns)
 
 
-def _jsonl_records(path: Path, columns) -> Iterator[tuple[str, object]]:
+def _jsonl_records(path: Path, columns) -> Iterator[tuple[Place, object]]:
     with open(path, "rb") as f:
         for number, line in lines_of(f, path):
-            place = f"{path} line {number:,}"
+            place = Place(path, "line", number)
             yield place, _parsed(place, line)
 
 
-def _parsed(place: str, line: bytes | str) -> object:
+def _parsed(place: Place, line: bytes | str) -> object:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         return BadRecord(place, f"is not JSON ({first_line(error)})")
 
 
-def _parquet_records(path: Path, columns) -> Iterator[tuple[str, object]]:
+def _parquet_records(path: Path, columns) -> Iterator[tuple[Place, object]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -475,7 +484,7 @@ def _parquet_records(path: Path, columns) -> Iterator[tuple[str, object]]:
             names = [name for name in columns if name in names]
         rows = (row for batch in file.iter_batches(1024, columns=names) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
-            yield f"{path} row {number:,}", row
+            yield Place(path, "row", number), row
 
 
 RECORD_READERS = {
@@ -486,7 +495,7 @@ RECORD_READERS = {
 }
 
 
-def read_zip(path, password_variable: str) -> Iterator[tuple[str, object]]:
+def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
     """Yield (place, record), as read_records does, for each line of a zip's jsonl files.
 
     An encrypted zip is opened in memory, with the password in that environment variable or one typed on a terminal.
@@ -522,7 +531,7 @@ def read_zip(path, password_variable: str) -> Iterator[tuple[str, object]]:
     for name, text in contents.items():
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
-                place = f"{name} line {number:,}"
+                place = Place(name, "line", number)
                 yield place, _parsed(place, line)
 
 
@@ -537,11 +546,18 @@ def _password(path, variable: str) -> bytes:
 
 def hub_records(name: str, config: str | None, split: str, revision=None) -> Iterator[dict]:
     """The rows of a dataset on the hub, streamed, or of the copy that `datasets` keeps. ValueError without either."""
-    try:
+    with hub_errors(name):
         import datasets
 
         yield from datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
-    except Exception as error:  # whatever the network and three libraries come up with
+
+
+@contextlib.contextmanager
+def hub_errors(name: str):
+    """Turns whatever the network and three libraries raise inside the block into one sentence."""
+    try:
+        yield
+    except Exception as error:
         raise ValueError(f"{name} cannot be read from the hub ({first_line(error)}): check the name and the network, "
                          "or give local files.") from error
 

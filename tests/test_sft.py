@@ -20,7 +20,7 @@ import torch
 
 import inject_mul
 import sft
-from lab import conversations, disk, gsm8k_test_hashes, inference, runs, shards, synthetic
+from lab import conversations, decontaminate, disk, inference, runs, shards, synthetic
 from model import GPT, GPTConfig
 
 REPO = Path(__file__).resolve().parent.parent
@@ -565,18 +565,18 @@ def test_transition_moves_from_one_source_to_the_other(tmp_path):
 
 def test_known_test_question_hashes():
     """Number of test questions that training recognises: 1,319, none of them a synthetic problem."""
-    assert len(gsm8k_test_hashes._hashes()) == gsm8k_test_hashes.N_QUESTIONS == 1319
-    assert not any(gsm8k_test_hashes.is_test_question(item["question"]) for item in synthetic.gsm8k_items(500))
+    assert len(decontaminate.test_question_hashes()) == 1319
+    assert not any(decontaminate.is_test_question(item["question"]) for item in synthetic.gsm8k_items(500))
 
 
 @needs_gsm8k
 def test_the_published_split_is_told_apart():
     """Of 1,319 test questions all are recognised, respaced and in capitals too; of 7,473 train questions none."""
     read = lambda name: [json.loads(line)["question"] for line in open(SHARED / "gsm8k" / f"{name}.jsonl")]
-    assert all(gsm8k_test_hashes.is_test_question(q) for q in read("test"))
-    assert all(gsm8k_test_hashes.is_test_question("  " + q.upper().replace(" ", "\n").replace(",", "")) for q in
+    assert all(decontaminate.is_test_question(q) for q in read("test"))
+    assert all(decontaminate.is_test_question("  " + q.upper().replace(" ", "\n").replace(",", "")) for q in
                read("test"))  # fmt: skip
-    assert not any(gsm8k_test_hashes.is_test_question(q) for q in read("train"))
+    assert not any(decontaminate.is_test_question(q) for q in read("train"))
 
 
 @needs_gsm8k
@@ -603,7 +603,8 @@ def test_no_disguise_of_the_test_file_is_read(base, tmp_path):
 def test_a_question_of_the_test_split_is_refused_or_dropped(tmp_path, monkeypatch):
     """The same with a stand-in for a test question: an error at its line; dropped and named under --decontaminate."""
     secret = "How many of the seven purple lanterns were lit when the twelve boats came home last night?"
-    monkeypatch.setattr(gsm8k_test_hashes, "_hashes", lambda: frozenset([gsm8k_test_hashes.question_hash(secret)]))
+    hashes = frozenset([decontaminate.question_hash(secret)])
+    monkeypatch.setattr(decontaminate, "test_question_hashes", lambda: hashes)
     rows = [chat("Hi", f"Hello {i}") for i in range(20)]
     talk = write_jsonl(tmp_path / "talk.jsonl", [*rows, chat(secret, "5"), chat("Well: " + secret, "So 5.")])
     with pytest.raises(ValueError, match="line 21 holds a question of GSM8K's test split"):
@@ -716,7 +717,7 @@ def test_bad_files_and_models(base, tmp_path, monkeypatch):
              (("--data", "synthetic"), "belongs to --stage gsm8k"),
              (("--data", tmp_path / "other.parquet"), "row 1 has no field 'messages'"),
              (("--data", tmp_path / "latin.jsonl"), "line 1 is not JSON"),
-             (("--stage", "gsm8k", "--data", "synthetic:0"), "synthetic[:N]"),
+             (("--stage", "gsm8k", "--data", "synthetic:0"), "at least 1"),
              (("--init", tmp_path / "empty"), "is neither a run"), (("--init", tmp_path / "none"), "is not a folder"),
              (("--init", tmp_path / "plain", "--condition", "mul_tokens"), "--condition mul_tokens needs 50,349"),
              (("--init", tmp_path / "small"), "fewer than GPT-2's 50,257")]  # fmt: skip
@@ -735,7 +736,7 @@ def test_bad_files_and_models(base, tmp_path, monkeypatch):
         raise OSError("We couldn't connect\nto the hub.")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
-    with pytest.raises(ValueError, match="allenai/tulu-3-sft-mixture could not be read from the hub .*--data.$"):
+    with pytest.raises(ValueError, match="allenai/tulu-3-sft-mixture cannot be read from the hub .*local files.$"):
         sft.main(["--stage", "tulu", "--init", str(base), "--out_dir", str(tmp_path / "hub")])
 
 
