@@ -1,0 +1,618 @@
+"""ab_numbers.py owns the numbers of a comparison: the metrics of a run, their differences between two arms, and the
+same difference at equal cost, over benchmark items and over documents.
+
+    metrics = metrics_of(runs)                       # {key: Metric}: losses, benchmarks, stability, cost
+    steps, (a, b) = score_arms([runs_a, runs_b], metrics)
+    row = difference(a["val_loss"], b["val_loss"], alpha=0.05)
+
+A number that cannot be had is the reason why (str), everywhere; a report prints it as "N/A: reason". Benchmarks are
+data: their rows, directions and fields come from config.json, so a new one needs no line here.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from lab import ab_report, ab_stats, runs
+
+
+class Metric(NamedTuple):
+    label: str
+    better: int  # -1 lower, +1 higher, 0 neither
+    form: str  # format of its numbers
+    kind: str  # nats | bits (of val text) | stability | speed | fixed (follows from the settings) | benchmark
+    benchmark: str = ""
+
+
+LOSSES = (
+    ("final_train_loss", "Final train loss (opt-step mean)", -1, ".4f", "nats"),
+    ("val_loss", "Val loss @ matched step", -1, ".4f", "nats"),
+    ("val_bits_per_byte", "Val bits/byte", -1, ".4f", "bits"),
+    ("val_loss_bos", "Val loss, bos view", -1, ".4f", "nats"),
+    ("val_bits_per_byte_bos", "Val bits/byte, bos view", -1, ".4f", "bits"),
+)
+STABILITY_AND_COST = (
+    ("tokens_per_sec", "Tokens/sec (reported)", 1, ",.0f", "speed"),
+    ("grad_norm_stability", "Grad norm stability", -1, ".4f", "stability"),
+    ("crop_fraction", "Crop fraction (BOS only)", 0, ".4f", "fixed"),
+    ("grad_norm_mean", "Grad norm, mean", 0, ".4f", "stability"),
+    ("grad_norm_max", "Grad norm, max", -1, ".4f", "stability"),
+    ("grad_norm_spikes", "Grad norm, spikes", -1, ".1f", "stability"),
+    ("loss_roughness", "Loss smoothness (sd of step-to-step change)", -1, ".4f", "stability"),
+    ("train_seconds", "Train seconds", -1, ",.1f", "speed"),
+    ("eval_seconds", "Eval seconds", 0, ",.1f", "speed"),
+    ("wall_seconds", "Wall-clock seconds (train + eval)", -1, ",.1f", "speed"),
+    ("peak_mem_gb", "Peak memory (GB)", -1, ",.3f", "speed"),
+    ("parameters", "Parameters", 0, ",.0f", "fixed"),
+    ("flops_total", "Training FLOPs", 0, ".4g", "fixed"),
+    ("tokens_seen", "Tokens seen", 0, ",.0f", "fixed"),
+    ("unique_tokens", "Unique tokens", 0, ",.0f", "fixed"),
+    ("epochs", "Epochs", 0, ".4f", "fixed"),
+)
+BENCHMARKS = {  # for runs older than config.json's "benchmarks"[name]["metrics"]; the last one has no steps
+    "hellaswag": {
+        "metrics": (
+            ("hellaswag_accuracy", "HellaSwag accuracy", 1, ".4f"),
+            ("hellaswag_accuracy_norm", "HellaSwag accuracy_norm", 1, ".4f"),
+            ("hellaswag_accuracy_norm_bytes", "HellaSwag accuracy_norm_bytes", 1, ".4f"),
+            ("hellaswag_accuracy_plain", "HellaSwag accuracy_plain", 1, ".4f"),
+        ),
+        "item_metrics": ("accuracy", "accuracy_norm", "accuracy_norm_bytes"),
+        "cluster": "cluster",
+        "category": None,
+    },
+    "ewok": {
+        "metrics": (
+            ("eval_official_sum", "EWoK official sum metric", 1, ".4f"),
+            ("eval_official_mean", "EWoK official mean metric", 1, ".4f"),
+            ("eval_full_sum", "EWoK full sum metric", 1, ".4f"),
+            ("eval_full_mean", "EWoK full mean metric", 1, ".4f"),
+            ("eval_paper_sum", "EWoK paper sum metric", 1, ".4f"),
+            ("eval_paper_mean", "EWoK paper mean metric", 1, ".4f"),
+        ),
+        "item_metrics": ("official_sum", "official_mean", "paper_sum", "paper_mean"),
+        "cluster": "cluster",
+        "category": "category",
+    },
+    "gsm8k": {
+        "metrics": (
+            ("gsm8k_accuracy", "GSM8K accuracy (strict)", 1, ".4f"),
+            ("gsm8k_accuracy_flexible", "GSM8K accuracy (flexible)", 1, ".4f"),
+        ),
+    },
+}
+ROWS_000 = (  # the rows that document 000 asks for, in its order: they come first, also where nothing was run
+    "final_train_loss val_loss hellaswag_accuracy hellaswag_accuracy_norm eval_official_sum eval_official_mean "
+    "tokens_per_sec grad_norm_stability crop_fraction"
+).split()
+PRIMARY = ("val_loss", "val_bits_per_byte", "val_loss_bos", "val_bits_per_byte_bos")
+PER_TOKEN = {"final_train_loss", "val_loss", "val_loss_bos"}  # means nothing between tokenisations
+UNIT = {key: "bits/byte" if "bits" in key else "nats/token" for key in PRIMARY}
+SHORT = {
+    "val_loss": "val loss",
+    "val_bits_per_byte": "val bits/byte",
+    "val_loss_bos": "val loss, bos view",
+    "val_bits_per_byte_bos": "val bits/byte, bos view",
+}
+
+
+def benchmarks_of(every: list[dict]) -> dict[str, dict]:
+    """{name: {"metrics", "item_metrics", "cluster", "category"}} of all benchmarks that some run names."""
+    known = dict(BENCHMARKS)
+    for run in every:
+        described = run["config"].get("benchmarks") or {}
+        for name, benchmark in described.items():
+            if "metrics" in benchmark:
+                known[name] = benchmark
+    return known
+
+
+def metrics_of(every: list[dict]) -> dict[str, Metric]:
+    """All metrics of these runs, in the order of the table."""
+    table = {key: Metric(*rest) for key, *rest in LOSSES}
+    for name, benchmark in benchmarks_of(every).items():
+        for key, label, better, form in benchmark["metrics"]:
+            table[key] = Metric(label, better, form, "benchmark", name)
+    table |= {key: Metric(*rest) for key, *rest in STABILITY_AND_COST}
+    return {key: table[key] for key in dict.fromkeys([*ROWS_000, *table]) if key in table}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the numbers of a run
+
+
+def score_arms(arms: list[list[dict]], metrics: dict[str, Metric]) -> tuple[dict, list[dict]]:
+    """(the step compared, by kind of record; per arm: metric -> seed -> number or reason)."""
+    every = [run for arm in arms for run in arm]
+    steps = {"val": common_step([run["val"] for run in every])}
+    for name in benchmarks_of(every):
+        if name != "gsm8k":
+            steps[name] = common_step([run["benchmarks"].get(name, {}) for run in every])
+    steps["train"] = min((int(max(run["train"]["step"], default=0)) for run in every), default=0)
+    by_arm = []
+    for arm in arms:
+        table = {run["seed"]: scores(run, steps, metrics) for run in arm}
+        by_arm.append({key: {seed: row[key] for seed, row in table.items()} for key in metrics})
+    return steps, by_arm
+
+
+def common_step(records: list[dict]) -> int | None:
+    """The last step scored by all (step -> record each), but for those that scored nothing of the kind at all."""
+    scored = [set(steps) for steps in records if steps]
+    if not scored:
+        return None
+    return max(set.intersection(*scored), default=None)
+
+
+def finite(value, reason: str):
+    """value as a finite float, or why there is none (str): `reason` where there is no value at all."""
+    x = runs.number(value)
+    if math.isfinite(x):
+        return x
+    if value is None:
+        return reason
+    return "not a finite number"
+
+
+def scores(run: dict, steps: dict, metrics: dict[str, Metric]) -> dict:
+    """Every metric of a run at these steps (kind of record -> step or None): a number or a reason."""
+    last = steps["val"]
+    if last is None:
+        last = steps["train"]
+    out = val_scores(run, steps["val"])
+    for key, metric in metrics.items():
+        if metric.kind == "benchmark":
+            out[key] = benchmark_score(run, key, metric.benchmark, steps.get(metric.benchmark))
+    out |= logged_scores(run, last, run["val"].get(steps["val"], {}))
+    out |= evaluation_seconds(run, last, out["train_seconds"])
+    return out | facts(run, last)
+
+
+def val_scores(run: dict, step: int | None) -> dict:
+    record = run["val"].get(step, {})
+    out = {}
+    for key in PRIMARY:
+        reason = missing_reason(run["val"], record)
+        if key in record:  # the trainer writes NaN as null
+            reason = "not a finite number"
+        out[key] = finite(record.get(key), reason)
+    return out
+
+
+def benchmark_score(run: dict, key: str, name: str, step: int | None):
+    """A benchmark's score; its records name the key with or without the benchmark's own name before it."""
+    if name == "gsm8k":
+        records, record = {}, run["gsm8k"] or {}
+    else:
+        records = run["benchmarks"].get(name, {})
+        record = records.get(step, {})
+    value = record.get(key, record.get(key.removeprefix(f"{name}_")))
+    return finite(value, missing_reason(records, record))
+
+
+def missing_reason(records: dict, record: dict) -> str:
+    if records and not record:
+        return "no step that all runs scored"
+    return "not run"
+
+
+def logged_scores(run: dict, last: int, val: dict) -> dict:
+    """What the training steps up to `last` logged. The norms and the loss's smoothness leave out the warmup."""
+    train = run["train"]
+    inside = train["step"] <= last
+    steady = inside & (train["step"] > runs.number(run["flags"].get("warmup_iters")))
+
+    def kept(key: str, where: np.ndarray) -> np.ndarray:
+        return train[key][where & np.isfinite(train[key])]
+
+    loss = train["train_loss_opt_step_mean"][inside]
+    tail = loss[-max(1, len(loss) // 50):]  # the last 2 %: one step's loss is mostly its batch's noise
+    norm = kept("grad_norm_l2_preclip", steady)
+    speed = kept("tokens_per_sec", inside)
+    memory = kept("peak_mem_bytes", inside)
+    changes = np.diff(kept("train_loss_opt_step_mean", steady))
+    seconds = train["step_seconds"][inside].sum()
+    out = dict.fromkeys(
+        "final_train_loss tokens_per_sec grad_norm_stability grad_norm_mean grad_norm_max grad_norm_spikes "
+        "loss_roughness peak_mem_gb".split(), math.nan)
+    out["train_seconds"] = runs.number(val.get("train_seconds", seconds))
+    if len(loss):
+        out["final_train_loss"] = tail.mean()
+    if len(speed):
+        out["tokens_per_sec"] = np.median(speed)
+    if len(norm):
+        out |= {"grad_norm_mean": norm.mean(), "grad_norm_max": norm.max(), "grad_norm_spikes": spikes(norm)}
+    if len(norm) > 1:
+        out["grad_norm_stability"] = norm.std(ddof=1) / norm.mean()
+    if len(changes) > 1:
+        out["loss_roughness"] = changes.std(ddof=1)
+    if len(memory):
+        out["peak_mem_gb"] = memory.max() / 1e9
+    if not inside.any():
+        return dict.fromkeys(out, "no train records")
+    return {key: finite(value, "") for key, value in out.items()}
+
+
+def spikes(norm: np.ndarray, window: int = 50, factor: float = 3.0) -> int:
+    """Steps whose value exceeds `factor` times the median of the `window` values before (at least 5)."""
+    count = sum(int(norm[i] > factor * np.median(norm[:i])) for i in range(5, min(window, len(norm))))
+    if len(norm) > window:
+        medians = np.median(np.lib.stride_tricks.sliding_window_view(norm[:-1], window), axis=1)
+        count += int((norm[window:] > factor * medians).sum())
+    return count
+
+
+def evaluation_seconds(run: dict, last: int, train_seconds) -> dict:
+    total = 0.0
+    for records in (run["val"], *run["benchmarks"].values()):
+        for step, record in records.items():
+            seconds = runs.number(record.get("eval_seconds", record.get("seconds")))
+            if step <= last and math.isfinite(seconds):
+                total += seconds
+    wall = train_seconds
+    if not isinstance(train_seconds, str):
+        wall = train_seconds + total
+    return {"eval_seconds": total, "wall_seconds": wall}
+
+
+def facts(run: dict, last: int) -> dict:
+    """What follows from the settings and the data."""
+    config, data = run["config"], run["config"]["data"]
+    tokens = last * runs.number(config.get("tokens_per_step"))
+    values = {
+        "parameters": config["parameters"].get("total"),
+        "tokens_seen": tokens,
+        "flops_total": tokens * runs.number(config.get("flops_per_token")),
+        "unique_tokens": data.get("unique_tokens"),
+        "epochs": data.get("epochs"),
+        "crop_fraction": data.get("crop_fraction"),
+    }
+    out = {}
+    for key, value in values.items():
+        x = runs.number(value)
+        out[key] = x if math.isfinite(x) else "not recorded"
+    if isinstance(out["crop_fraction"], str):
+        out["crop_fraction"] = "not packed rows"
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# differences
+
+
+def finished(arm: list[dict]) -> list[dict]:
+    """The runs that a statistic uses: the finished ones (all, when none is), the first of each seed."""
+    chosen = [run for run in arm if run["summary"] is not None] or arm
+    first: dict = {}
+    for run in chosen:
+        first.setdefault(run["seed"], run)
+    return list(first.values())
+
+
+def difference(a: dict, b: dict, alpha: float) -> dict:
+    """B - A of one metric; a, b: seed -> number or reason. Pairs where seeds are common, else unpaired.
+
+    {"paired", "pairs" (seed -> delta), "n", "used" (pairs, or runs of both arms), "stats" (what ab_stats returned, or
+    None), "lacking" (seeds whose number is missing), "a", "sd_a", "b", "sd_b", "delta", "low", "high", "p"}; a number
+    that cannot be had is "N/A: reason".
+    """
+    known = [{seed: value for seed, value in arm.items() if isinstance(value, float)} for arm in (a, b)]
+    common = sorted(set(known[0]) & set(known[1]))
+    if common:
+        known = [{seed: arm[seed] for seed in common} for arm in known]
+    xs, ys = (list(arm.values()) for arm in known)
+    seeds = set(a) & set(b) or set(a) | set(b)
+    row = {
+        "paired": bool(common),
+        "pairs": {seed: known[1][seed] - known[0][seed] for seed in common},
+        "n": min(len(xs), len(ys)),
+        "used": len(common) or len(xs) + len(ys),
+        "stats": None,
+        "lacking": sorted(seed for seed in seeds if isinstance(a.get(seed), str) or isinstance(b.get(seed), str)),
+    }
+    for side, arm, values in (("a", a, xs), ("b", b, ys)):
+        row |= mean_and_sd(side, arm, values)
+    if not xs or not ys:
+        return row | dict.fromkeys(("delta", "low", "high", "p"), row["b"] if xs else row["a"])
+    row["delta"] = row["b"] - row["a"]
+    if row["n"] < 2:
+        return without_interval(row, "N/A: one seed")
+    test = ab_stats.paired if common else ab_stats.unpaired
+    stats = test(xs, ys, alpha)
+    row |= {"values_a": xs, "values_b": ys, "stats": stats}
+    return row | {"low": stats["ci_low"], "high": stats["ci_high"], "p": stats["p"]}
+
+
+def mean_and_sd(side: str, arm: dict, values: list[float]) -> dict:
+    reason = next((value for value in arm.values() if isinstance(value, str)), "not run")
+    mean, sd = f"N/A: {reason}", None
+    if values:
+        mean = statistics.fmean(values)
+    if len(values) > 1:
+        sd = statistics.stdev(values)
+    return {side: mean, f"sd_{side}": sd}
+
+
+def without_interval(row: dict, reason: str) -> dict:
+    return row | dict.fromkeys(("low", "high", "p"), reason)
+
+
+def compare_metrics(a: dict, b: dict, metrics: dict[str, Metric], primary: str, checked: dict, alpha: float) -> dict:
+    """{metric: difference(...)} without what the gate forbids, all p but the primary's adjusted by Holm.
+    a, b: metric -> seed -> number or reason."""
+    rows = {}
+    for key, metric in metrics.items():
+        row = difference(a[key], b[key], alpha)
+        is_number = isinstance(row["delta"], float)
+        if metric.kind == "fixed":
+            row = without_interval(row, "N/A: fixed")
+        elif metric.kind == "nats" and checked["other_tokens"] and is_number:
+            row = without_interval(row, "N/A: other tokens, see bits/byte")
+            row["delta"] = row["p"]
+        elif metric.kind == "speed" and checked["other_machine"] and is_number:
+            row = without_interval(row, "N/A: other hardware or software")
+        rows[key] = row
+    tested = [row for key, row in rows.items() if key != primary and is_tested(row)]
+    for row, p in zip(tested, ab_stats.holm([row["p"] for row in tested]), strict=True):
+        row |= {"p_raw": row["p"], "p": float(p)}
+    return rows
+
+
+def is_tested(row: dict) -> bool:
+    return isinstance(row["p"], float) and math.isfinite(row["p"])
+
+
+def verdict_of(row: dict, margin: float, p: float | None = None) -> str:
+    """better | worse | equivalent | inconclusive, for a loss. p: adjusted, where it was."""
+    if row["stats"] is None or row["lacking"]:  # seeds that have no number may be the very ones that went wrong
+        return "inconclusive"
+    stats = row["stats"]
+    if p is not None:
+        stats = stats | {"p": p}
+    return ab_stats.verdict(stats, "lower", margin or None)
+
+
+def direction(row: dict, better: int, alpha: float) -> str:
+    """What may be said of B by the p that stands in the table, which Holm's correction may have raised."""
+    if isinstance(row["p"], str) or row["lacking"]:
+        return "cannot be said"
+    if not row["p"] < alpha:
+        return "no clear change"
+    if better == 0:
+        return "changed"
+    return "better" if better * row["delta"] > 0 else "worse"
+
+
+def primary_of(asked: str | None, checked: dict) -> str:
+    """The metric of the verdict. ValueError for one that means nothing between the arms' tokens."""
+    if asked in PER_TOKEN and checked["other_tokens"]:
+        raise ValueError(f"--primary {asked} counts nats per token, but the arms' tokens differ or are not all "
+                         f"recorded: use --primary {asked.replace('val_loss', 'val_bits_per_byte')}.")
+    if asked:
+        return asked
+    return "val_bits_per_byte" if checked["other_tokens"] else "val_loss"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# at equal cost
+
+MATCHINGS = (  # name, axis of the val records, the budget in words
+    ("equal steps (tokens)", "step", "step {:.0f}"),
+    ("equal FLOPs", "flops_total", "{:.6g} FLOPs"),
+    ("equal wall-clock (training)", "train_seconds", "{:,.1f} s"),
+)
+
+
+def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: dict, margin: float,
+              alpha: float) -> list[dict]:
+    """The primary metric of arms [A, B] at equal steps, FLOPs and training seconds: {"name", "row", "verdict",
+    "budget"} each. The budget is what the cheapest run spent; costlier runs are read off their val curve at it."""
+    matched = []
+    for name, axis, words in MATCHINGS:
+        budget = runs.number(step)
+        if axis != "step":
+            budget = min((spent(run, axis) for arm in arms for run in arm), default=math.nan)
+        values = [{run["seed"]: at_budget(run, metric, axis, budget) for run in arm} for arm in arms]
+        row = difference(*values, alpha)
+        if axis == "train_seconds" and checked["other_machine"] and isinstance(row["delta"], float):
+            row = without_interval(row, "N/A: other hardware or software") | {"stats": None}
+        verdict = "not comparable"
+        if checked["ok"]:
+            verdict = verdict_of(row, margin)
+        in_words = "N/A: not run"
+        if math.isfinite(budget):
+            in_words = words.format(budget)
+        matched.append({"name": name, "row": row, "verdict": verdict, "budget": in_words})
+    return matched
+
+
+def spent(run: dict, axis: str) -> float:
+    """What a run had spent of `axis` at its last evaluation."""
+    return max((runs.number(record.get(axis)) for record in run["val"].values()), default=math.nan)
+
+
+def at_budget(run: dict, metric: str, axis: str, budget: float):
+    """A run's metric at a budget of `axis` (step, flops_total, train_seconds), linear between two evaluations; outside
+    the scored range a reason (str), as nothing is extrapolated."""
+    if axis == "step" or not math.isfinite(budget):
+        return finite(run["val"].get(budget, {}).get(metric), "not run")
+    points = [(runs.number(r.get(axis)), runs.number(r.get(metric))) for r in run["val"].values()]
+    points = sorted(point for point in points if all(map(math.isfinite, point)))
+    if not points:
+        return "not run"
+    first, last = points[0][0], points[-1][0]
+    if not first <= budget * (1 + 1e-12) or not budget <= last * (1 + 1e-12):
+        return f"{run['name']} is scored from {first:.4g} to {last:.4g}"
+    return float(np.interp(budget, *zip(*points, strict=True)))
+
+
+def curve_points(arm: list[dict], metric: str, axis: str) -> list[list[tuple[float, float]]]:
+    """Per run [(x, y)] at the steps, but for 0, that all of the arm's runs scored."""
+    if not arm:
+        return []
+    curves: list[list] = [[] for _ in arm]
+    for step in sorted(set.intersection(*(set(run["val"]) for run in arm))):
+        records = [run["val"][step] for run in arm]
+        points = [(runs.number(r.get(axis)), runs.number(r.get(metric))) for r in records]
+        if step > 0 and np.isfinite(points).all():
+            for curve, point in zip(curves, points, strict=True):
+                curve.append(point)
+    return curves
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# items and documents
+
+
+def documents(pairs: list[tuple[dict, dict]], step: int | None, alpha: float) -> list[dict] | str:
+    """Bits/byte of these checkpoints with an interval over documents: would they differ as much on others of the kind?
+
+    A row per view, or why there is none (str). Ratio of sums, mean over pairs; its standard error from the linearised
+    residual of each document (a document is a cluster of tokens).
+    """
+    if step is None:
+        return "not run"
+    if not pairs:
+        return "no pair of equal seed"
+    try:
+        data = [[read_documents(run["folder"] / f"val_documents_{step:06d}.npz") for run in pair] for pair in pairs]
+    except FileNotFoundError:
+        return f"no val_documents file of step {step}"
+    except ValueError as error:
+        return str(error)
+    if len({(side["doc_hash"], len(side["stream_nats"])) for pair in data for side in pair}) > 1:
+        return "the runs scored other documents"
+    rows = []
+    for view in ("stream", "bos"):
+        if all(f"{view}_nats" in side for pair in data for side in pair):
+            rows += document_row(view, data, alpha)
+    return rows or "no finite number"
+
+
+def document_row(view: str, data: list[list[dict]], alpha: float) -> list[dict]:
+    """The row of one view, or none when its numbers are not finite."""
+    ratios, residuals = [], []
+    for side in (0, 1):
+        nats = np.mean([pair[side][f"{view}_nats"] for pair in data], axis=0)
+        size = np.mean([pair[side][f"{view}_bytes"] for pair in data], axis=0)
+        bits = nats / math.log(2)
+        ratio = math.nan
+        if size.sum() > 0:
+            ratio = float(bits.sum() / size.sum())
+        ratios.append(ratio)
+        residuals.append((bits - ratio * size) / max(size.sum(), 1))
+    n = int((size > 0).sum())
+    if n < 2 or not all(map(math.isfinite, ratios)):
+        return []
+    delta = ratios[1] - ratios[0]
+    error = math.sqrt(n / (n - 1) * ((residuals[1] - residuals[0]) ** 2).sum())
+    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error
+    return [{
+        "what": f"Val bits/byte, {view} view", "a": ratios[0], "b": ratios[1], "delta": delta,
+        "low": delta - half, "high": delta + half, "n": f"{n} documents x {len(data)}",
+        "how": "documents, for these checkpoints",
+    }]
+
+
+def read_documents(path: Path) -> dict:
+    """{"stream_nats": (documents,), ..., "doc_hash": bytes}; fine-tuning has no "bos_...". ValueError: damaged."""
+    try:
+        with np.load(path) as f:
+            views = ["stream"]
+            if "bos_nats" in f:
+                views.append("bos")
+            names = [f"{view}_{unit}" for view in views for unit in ("nats", "bytes")]
+            table = np.stack([f[name].astype(float) for name in names]).reshape(len(names), -1)
+            hashes = f["doc_hash"].tobytes() if "doc_hash" in f else b""
+        return {**dict(zip(names, table, strict=True)), "doc_hash": hashes}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
+        raise ValueError(f"{path.parent.name}/{path.name} is broken ({type(error).__name__}: {error})") from None
+
+
+def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[list[dict], list[str]]:
+    """Benchmarks item by item: (rows as documents() gives them, reasons for what is missing)."""
+    rows, reasons = [], []
+    for name, benchmark in benchmarks_of([run for pair in pairs for run in pair]).items():
+        if not benchmark.get("item_metrics"):
+            continue
+        title = benchmark["metrics"][0][1].split()[0]
+        if steps.get(name) is None or not pairs:
+            reason = "not run" if steps.get(name) is None else "no pair of equal seed"
+            reasons.append(f"{title} items: N/A: {reason}")
+            continue
+        tables = [[read_items(run, name, steps[name]) for run in pair] for pair in pairs]
+        every = [set(table) for pair in tables for table in pair]
+        ids, most = sorted(set.intersection(*every)), max(map(len, every))
+        if len(ids) < most or not ids:
+            end = "the others are left out" if ids else "N/A: not recorded"
+            reasons.append(f"{title} items: {len(ids)} of {most} at step {steps[name]} are in every run's file; {end}")
+        for metric in benchmark["item_metrics"]:
+            if ids:
+                rows += item_rows(title, metric, benchmark, tables, ids, reasons, alpha)
+    return rows, reasons
+
+
+def item_rows(title: str, metric: str, benchmark: dict, tables: list, ids: list[str], reasons: list[str],
+              alpha: float) -> list[dict]:
+    """The row of one item metric; none, and a reason, when a credit is no number."""
+    a, b = (np.array([[credit_of(pair[side][i], metric) for i in ids] for pair in tables]) for side in (0, 1))
+    bad = int((~np.isfinite([a, b])).sum())
+    metric = metric.removeprefix("eval_")
+    if bad:
+        reasons.append(f"{title} items, {metric}: N/A: {bad} of {a.size + b.size} credits are no finite number")
+        return []
+    first = tables[0][0]
+    clusters = [str(first[i].get(benchmark.get("cluster"), i)) for i in ids]
+    categories = None
+    if benchmark.get("category"):
+        categories = [str(first[i].get(benchmark["category"])) for i in ids]
+    row = item_row(a, b, clusters, categories, alpha)
+    return [{"what": f"{title} {metric}", "n": f"{len(ids)} items x {len(tables)}", **row}]
+
+
+def item_row(a: np.ndarray, b: np.ndarray, clusters: list, categories: list | None, alpha: float) -> dict:
+    """Credit (pairs, items) of both arms as a row; with one pair its items alone, and McNemar's test."""
+    row = {"a": mean_credit(a, categories), "b": mean_credit(b, categories)}
+    try:
+        boot = ab_stats.hierarchical_bootstrap(a, b, clusters, categories, alpha=alpha)
+    except ValueError as error:  # a single cluster
+        return row | {"delta": row["b"] - row["a"], "low": f"N/A: {error}", "high": "N/A", "how": "N/A"}
+    row |= {"delta": boot["delta"], "clusters": boot["n_clusters"], "stats": boot}
+    if len(a) > 1:
+        row |= {"low": boot["ci_low"], "high": boot["ci_high"], "p": boot["p"]}
+        return row | {"how": f"seeds and {boot['n_clusters']} clusters of items"}
+    test = ab_stats.mcnemar(a[0], b[0])
+    row |= {"low": boot["ci_items_low"], "high": boot["ci_items_high"], "p": test["p"], "mcnemar": test}
+    return row | {"how": f"{boot['n_clusters']} clusters of items, for these two checkpoints; McNemar {test['b']} "
+                         f"against {test['c']} items, p {ab_report.form_p(test['p'])}"}
+
+
+def mean_credit(credit: np.ndarray, categories: list | None) -> float:
+    """Mean over items; where there are categories, the mean of their means."""
+    if categories is None:
+        return float(credit.mean())
+    names = np.array(categories)
+    return statistics.fmean(float(credit[:, names == name].mean()) for name in set(categories))
+
+
+def read_items(run: dict, name: str, step: int) -> dict[str, dict]:
+    """{item id: record} of one evaluation; a run repeats every item at every evaluation, so other lines are skipped."""
+    records = runs.read_jsonl(run["folder"] / f"{name}_items.jsonl", [], step)
+    table = {}
+    for record in records:
+        if record.get("step") == step and "id" in record and isinstance(record.get("credit"), dict):
+            table[str(record["id"])] = record
+    return table
+
+
+def credit_of(record: dict, metric: str) -> float:
+    credit = record["credit"]
+    return runs.number(credit.get(metric, credit.get(f"eval_{metric}")))
