@@ -1,11 +1,10 @@
 """ab_gate.py decides whether arms are comparable: everything that differs between them must be the treatment.
 
-    arms = {"A": [of_run(run), ...], "B": [...]}  # or of_row(row), for rows of a results.csv
-    checked = gate(arms, treatment=["attn_gate"], allow=[])
+    checked = gate(members_of({"A": runs_a, "B": runs_b}), treatment=["attn_gate"], allow=[])
 
-Run folders and rows of a results.csv pass through the same gate. Compared are the settings of each member of an arm:
-every flag that can change a result (runs.conditions), the model, the data, the code and the scorers. Seeds, crashed
-runs and unequal batches are faults: they are never a treatment, and --allow lets each of them pass by name.
+Run folders and rows of a results.csv pass through the same gate. It compares the settings of an arm's members: every
+flag that can change a result (runs.conditions), the model, the data, the code and the scorers. Double seeds, crashed
+runs and unequal batches are faults: never a treatment, but --allow lets each of them pass by its name.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ import re
 
 from lab import ab_report, runs
 
-DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # fields of the model that follow from seq_len, vocab_size
-OFF = (None, 0, "", "none", False)  # an older run that lacks a flag equals one that has it switched off
-RECOGNISED = {  # treatments that need no declaration; a difference in the first setting says that this is what changed
+DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
+OFF = (None, 0, "", "none", False)  # an older run that lacks a flag equals one that has it off
+RECOGNISED = {  # treatments that need no declaration; a difference in the first setting is their sign
     "gate": ("attn_gate", "gate_pos", "gate_act"),
     "rows": ("data_format", "crop_fraction", "data_fingerprint"),
     "tokens": ("condition", "mul_token_rate", "data_fingerprint", "val_fingerprint_tokens"),
@@ -30,66 +29,59 @@ FAMILIES = {  # names for several settings in --treatment and --allow
     "condition": RECOGNISED["tokens"],
     "size": ("n_layer", "n_head", "n_embd", "n_inner"),
 }
-FAULTS = ("treatment", "seed", "incomplete", "invalid_run", "batch_checksums")  # no settings: something is amiss
-YARDSTICKS = {  # what measures, or what is broken: never a treatment (every benchmark's <name>_scorer is one, too)
+FAULTS = ("treatment", "seed", "incomplete", "invalid_run", "batch_checksums")  # no settings
+YARDSTICKS = {  # what measures, or what is broken: never a treatment, and no <benchmark>_scorer is one
     *FAULTS, "scorer", "code_sha256", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
 }
-# which flags a run does not use, for records older than config.json's list "unused_flags", and for strangers' CSVs:
-# flag -> (the flag that switches it off, the values that do)
+# For runs older than config.json's "unused_flags", and for strangers' CSVs: flag -> (the flag that
+# switches it off, its values that do, what those have that use it)
 UNUSED = {
-    "gate_pos": ("attn_gate", OFF),
-    "gate_act": ("attn_gate", OFF),
-    "muon_lr": ("optimizer", ("adamw",)),
-    "muon_scale": ("optimizer", ("adamw",)),
+    "gate_pos": ("attn_gate", OFF, "a gate"),
+    "gate_act": ("attn_gate", OFF, "a gate"),
+    "muon_lr": ("optimizer", ("adamw",), "Muon"),
+    "muon_scale": ("optimizer", ("adamw",), "Muon"),
 }
-USERS = {"attn_gate": "a gate", "optimizer": "Muon"}
 
 # ----------------------------------------------------------------------------------------------------------------------
 # members of an arm
 
 
-def of_run(run: dict) -> dict:
-    """A run's folder (runs.read_run) as a member of an arm.
+def members_of(arms: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Arms of runs (runs.read_run) as arms of members."""
+    return {arm: [of_run(run) for run in own] for arm, own in arms.items()}
 
-    {"name", "seed", "settings" (what must be equal unless it is the treatment), "unused" (flags without effect in this
-    run), "machine" (what spoils the comparison of speeds, not of losses), "tokens" (names the tokenisation), "run"}
+
+def of_run(run: dict) -> dict:
+    """A run's folder as a member of an arm.
+
+    {"name", "seed", "settings" (equal unless they are the treatment), "unused" (flags without effect in this run),
+    "machine" (spoils the comparison of speeds, not of losses), "micro_batch_size", "tokens" (identifies the
+    tokenisation), "run" (None for a row of a results.csv)}
     """
     config, flags = run["config"], run["flags"]
     settings = settings_of(run)
-    hardware = {key: config["hardware"].get(key) for key in ("gpu", "cpu", "torch_threads")}
-    switches = {key: flags.get(key) for key in ("compile", "deterministic")}
+    machine = {key: config["hardware"].get(key) for key in ("gpu", "cpu", "torch_threads")}
+    machine |= {"world_size": config.get("world_size"), "torch": config["versions"].get("torch")}
+    machine |= {key: flags.get(key) for key in ("compile", "deterministic")}
     return {
-        "name": run["name"],
-        "seed": run["seed"],
-        "settings": settings,
+        "name": run["name"], "seed": run["seed"], "settings": settings,
         "unused": unused_flags(settings, config.get("unused_flags")),
-        "machine": {
-            **hardware,
-            "world_size": config.get("world_size"),
-            "torch": config["versions"].get("torch"),
-            **switches,
-        },
-        "micro_batch_size": flags.get("micro_batch_size"),
-        "tokens": settings["val_fingerprint_tokens"],
-        "run": run,
+        "machine": machine, "micro_batch_size": flags.get("micro_batch_size"),
+        "tokens": settings["val_fingerprint_tokens"], "run": run,
     }
 
 
 def settings_of(run: dict) -> dict:
     """Flags, model, data, code and scorers of a run's folder."""
-    config, data = run["config"], run["config"]["data"]
-    settings = {k: v for k, v in runs.conditions(run["flags"]).items() if k not in ("seed", "condition")}
+    config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
+    settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
     for key, built in config["model"].items():
         asked = settings.get(key, built)
-        if key not in DERIVED and asked == built:
-            settings[key] = built
-        elif key not in DERIVED:
-            settings[key] = f"{asked} (model: {built})"
-    settings["data_fingerprint"] = data.get("fingerprint")
-    settings["data_format"] = data.get("format")
-    for key in ("crop_fraction", "mul_token_rate", "val_fingerprint_documents", "val_fingerprint_tokens",
-                "val_documents"):
-        settings[key] = data.get(key)
+        if key not in DERIVED:
+            settings[key] = built if asked == built else f"{asked} (model: {built})"
+    settings |= {f"data_{key}": data.get(key) for key in ("fingerprint", "format")}
+    val = ("val_fingerprint_documents", "val_fingerprint_tokens", "val_documents")
+    settings |= {key: data.get(key) for key in ("crop_fraction", "mul_token_rate", *val)}
     settings["condition"] = data.get("condition") or run["flags"].get("condition")
     settings["code_sha256"] = config["code"]["code_sha256"]
     start = config.get("init")
@@ -109,10 +101,10 @@ def scorer_of(record: dict) -> str:
 
 
 def unused_flags(settings: dict, recorded: list[str] | None) -> set[str]:
-    """Flags that this run does not use: as recorded, else by the table UNUSED."""
+    """Flags that a run does not use: as recorded, else by the table UNUSED."""
     if recorded is not None:
         return set(recorded)
-    return {flag for flag, (switch, off) in UNUSED.items() if settings.get(switch) in off}
+    return {flag for flag, (switch, off, _) in UNUSED.items() if settings.get(switch) in off}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -124,8 +116,8 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
 
     treatment: settings or families that may differ; None: recognise one family. same_seeds: other seeds are a fault,
     not a note. Returns {"ok", "family", "treatment" (in words), "differences": [{"knob", "state" (treatment | differs |
-    allowed | note), "values": {arm: [...]}, "mixed" (arms whose own runs differ), "why"}], "equal": {setting: value},
-    "notes", "missing", "other_machine", "other_tokens"}. ValueError for a name that is no setting.
+    allowed | note), "values": {arm: [...]}, "mixed" (arms whose own members differ), "why"}], "equal": {setting:
+    value}, "notes", "missing", "other_machine", "other_tokens"}. ValueError for a name that is no setting.
     """
     members = [member for arm in arms.values() for member in arm]
     names = list(dict.fromkeys(name for member in members for name in member["settings"]))
@@ -133,15 +125,15 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     yardsticks, families = YARDSTICKS | scorers, FAMILIES | {"scorer": tuple(scorers)}
     check_names("--treatment", treatment or [], {*names, *families} - yardsticks)
     check_names("--allow", allow, {*names, *families, *yardsticks})
-    declared, allowed = settings_named(treatment or [], families), settings_named(allow, families)
+    declared = {name for given in treatment or [] for name in families.get(given, (given,))}
+    allowed = {name for given in allow for name in families.get(given, (given,))}
 
-    checked: dict = {"differences": [], "equal": {}, "notes": [], "missing": []}
+    differences, equal = [], {}
     for name in names:
-        compare_setting(name, arms, checked)
-    differences = checked["differences"]
+        compare_setting(name, arms, differences, equal)
     mark_consequences(differences, members)
-    counting = [d for d in differences if d["state"] == "differs" and d["knob"] not in allowed]
-    changed = {d["knob"] for d in counting if not d["mixed"]}
+    counting = [d for d in differences if d["state"] == "differs" and not d["mixed"]]
+    changed = {d["knob"] for d in counting} - allowed
     family = recognise(changed)
     if treatment is None:
         declared = set(RECOGNISED.get(family, ()))
@@ -150,42 +142,48 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
             judge(d, declared, allowed, treatment is not None, yardsticks)
     if treatment and not changed & declared:
         why = f"the declared treatment ({', '.join(treatment)}) does not differ"
-        differences.append(fault("treatment", allowed, {arm: ["equal"] for arm in arms}, why))
+        differences.append(fault("treatment", {arm: ["equal"] for arm in arms}, why))
 
-    check_seeds(arms, allowed, same_seeds, checked)
-    check_finished(arms, allowed, checked)
-    check_batches(arms, allowed, checked)
-    other_machine = compare_machines(arms, checked["notes"])
+    notes, missing = [], []
+    differences += check_seeds(arms, same_seeds, missing)
+    differences += check_finished(arms, notes, missing)
+    differences += check_batches(arms, notes)
+    for d in differences:
+        if d["knob"] in allowed and d["knob"] in FAULTS:
+            d["state"] = "allowed"
+    other_machine = compare_machines(arms, notes)
     words = [f"{d['knob']} {by_arm(d['values'])}" for d in differences if d["state"] == "treatment"]
     return {
-        "ok": not any(d["state"] == "differs" for d in differences),
-        "family": family,
-        "treatment": "; ".join(words),
-        **checked,
-        "other_machine": other_machine,
+        "ok": not any(d["state"] == "differs" for d in differences), "family": family,
+        "treatment": "; ".join(words), "differences": differences, "equal": equal, "notes": notes,
+        "missing": missing, "other_machine": other_machine,
         "other_tokens": len(distinct(member["tokens"] for member in members)) > 1,
     }
 
 
-def compare_setting(name: str, arms: dict[str, list[dict]], checked: dict) -> None:
-    """Put one setting among the equal ones or the differences."""
+def check_names(flag: str, given: list[str], known: set[str]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"{flag} {', '.join(unknown)}: use {', '.join(sorted(known))}.")
+
+
+def compare_setting(name: str, arms: dict[str, list[dict]], differences: list[dict], equal: dict) -> None:
+    """Put one setting among the differences or the equal ones."""
     values = {arm: recorded(members, "settings", name) for arm, members in arms.items()}
     every = flat(values)
     if name.endswith("_scorer"):  # a benchmark that was not run has N/A rows, and that is no fault
         every = [value for value in every if value is not None]
     if len(every) == 1 or (None in every and all(value in OFF for value in every)):
-        checked["equal"][name] = every[0]
+        equal[name] = every[0]
         return
     mixed = [arm for arm, own in values.items() if len(own) > 1]
-    why = ""
-    if mixed:
-        why = f"differs within {' and '.join(mixed)}"
-    checked["differences"].append({"knob": name, "state": "differs", "values": values, "mixed": mixed, "why": why})
+    why = f"differs within {' and '.join(mixed)}" if mixed else ""
+    differences.append({"knob": name, "state": "differs", "values": values, "mixed": mixed, "why": why})
 
 
 def recorded(members: list[dict], field: str, name: str) -> list:
-    """Distinct values of a setting. A folder that lacks it has None; a row of a results.csv just does not record it."""
-    return distinct(member[field].get(name) for member in members if name in member[field] or member["run"])
+    """Distinct values of a setting. A folder that lacks it has None; a row of a results.csv does not record it."""
+    return distinct(m[field].get(name) for m in members if name in m[field] or m["run"])
 
 
 def mark_consequences(differences: list[dict], members: list[dict]) -> None:
@@ -195,8 +193,8 @@ def mark_consequences(differences: list[dict], members: list[dict]) -> None:
         name = d["knob"]
         users = [member for member in members if name not in member["unused"]]
         if len(users) < len(members) and len(recorded(users, "settings", name)) < 2:
-            switch = USERS.get(UNUSED.get(name, ("",))[0], "a use for it")
-            d.update(state="note", why=f"only the arms with {switch} use it")
+            *_, feature = UNUSED.get(name, ("a use for it",))
+            d.update(state="note", why=f"only the arms with {feature} use it")
         elif name == "muon_lr" and "learning_rate" in changed and follows(members, name, 0.1, "learning_rate"):
             d.update(state="note", why="is 0.1 x learning_rate")
         elif name == "n_inner" and "n_embd" in changed and follows(members, name, 4, "n_embd"):
@@ -205,14 +203,15 @@ def mark_consequences(differences: list[dict], members: list[dict]) -> None:
 
 def follows(members: list[dict], name: str, factor: float, other: str) -> bool:
     """Whether a setting is this multiple of another one in every member."""
-    pairs = [[runs.number(member["settings"].get(key)) for key in (name, other)] for member in members]
+    settings = [member["settings"] for member in members]
+    pairs = [(runs.number(own.get(name)), runs.number(own.get(other))) for own in settings]
     return all(math.isclose(value, factor * base) for value, base in pairs)
 
 
 def recognise(changed: set[str]) -> str | None:
     """The family that explains all of these differences, if there is one."""
     for name, family in RECOGNISED.items():
-        signs = {family[0]}
+        signs = set(family[:1])
         if name == "rows":  # packing may keep the format and crop more
             signs.add("crop_fraction")
         if changed & signs and changed <= set(family):
@@ -221,7 +220,7 @@ def recognise(changed: set[str]) -> str | None:
 
 
 def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yardsticks: set[str]) -> None:
-    """Decide whether a difference is the treatment, is allowed, or stays one that counts, and why."""
+    """Decide whether a difference is the treatment, is allowed, or stays one that counts; and why."""
     name = d["knob"]
     if name in allowed:
         d.update(state="allowed", why=d["why"] or "by --allow")
@@ -237,72 +236,68 @@ def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yar
         d["why"] = f"not part of a recognised treatment; if it is what you test: --treatment {name}"
 
 
-def fault(knob: str, allowed: set[str], values: dict, why: str) -> dict:
-    """A difference that is no setting: something is amiss."""
-    state = "allowed" if knob in allowed else "differs"
-    return {"knob": knob, "state": state, "values": values, "mixed": [], "why": why}
-
-
-def settings_named(names: list[str], families: dict) -> set[str]:
-    return {setting for name in names for setting in families.get(name, (name,))}
-
-
-def check_names(flag: str, given: list[str], known: set[str]) -> None:
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise ValueError(f"{flag} {', '.join(unknown)}: use {', '.join(sorted(known))}.")
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # faults
 
 
-def check_seeds(arms: dict[str, list[dict]], allowed: set[str], same_seeds: bool, checked: dict) -> None:
-    """A seed that an arm has twice is a fault; one that it lacks is missing, and a fault where arms are pairs."""
-    seeds = {arm: [m["seed"] for m in members if m["seed"] is not None] for arm, members in arms.items()}
-    every = sorted(set().union(*seeds.values()))
+def fault(name: str, values: dict, why: str) -> dict:
+    """A difference that is no setting: something is amiss."""
+    return {"knob": name, "state": "differs", "values": values, "mixed": [], "why": why}
+
+
+def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str]) -> list[dict]:
+    """A seed that an arm has twice is a fault; one that it lacks is missing, and with same_seeds a fault, too."""
+
+    def in_order(seeds) -> list:  # a results.csv of strangers may name seeds in words
+        return sorted(seeds, key=lambda seed: (isinstance(seed, str), seed))
+
+    seeds = {}
+    for arm, members in arms.items():
+        seeds[arm] = in_order(m["seed"] for m in members if m["seed"] is not None)
+    every = in_order(set().union(*seeds.values()))
     twice, lacking = [], []
     for arm, own in seeds.items():
         twice += [f"{arm} has seed {seed} twice" for seed in every if own.count(seed) > 1]
         left = [str(seed) for seed in every if seed not in own]
         if left:
             lacking.append(f"{arm} lacks seed {', '.join(left)}")
-    checked["missing"] += lacking
-    faults = twice
+    missing += lacking
+    why = twice
     if same_seeds:
-        faults = twice + lacking
-    if faults:
-        values = {arm: [", ".join(map(str, sorted(own)))] for arm, own in seeds.items()}
-        checked["differences"].append(fault("seed", allowed, values, "; ".join(faults)))
+        why = twice + lacking
+    values = {arm: [", ".join(map(str, own))] for arm, own in seeds.items()}
+    return [fault("seed", values, "; ".join(why))] if why else []
 
 
-def problem_incomplete(run: dict) -> str:
+def is_incomplete(run: dict) -> str:
     return "no summary.json, so it is unfinished or crashed" if run["summary"] is None else ""
 
 
-def problem_invalid(run: dict) -> str:
-    warnings = (run["summary"] or {}).get("warnings") or []
-    return " ".join(map(str, warnings))
+def is_invalid(run: dict) -> str:
+    summary = run["summary"] or {}
+    return " ".join(map(str, summary.get("warnings") or []))
 
 
-def check_finished(arms: dict[str, list[dict]], allowed: set[str], checked: dict) -> None:
-    """Faults of a run's files are notes; an unfinished run, and one that calls itself invalid, are faults."""
+def check_finished(arms: dict[str, list[dict]], notes: list[str], missing: list[str]) -> list[dict]:
+    """Damaged files are notes. An unfinished run is a fault, and so is one that calls itself invalid."""
     folders = {arm: [m["run"] for m in members if m["run"]] for arm, members in arms.items()}
-    for members in folders.values():
-        checked["notes"] += [f"{run['name']}: {note}" for run in members for note in run["notes"]]
-    for knob, problem in (("incomplete", problem_incomplete), ("invalid_run", problem_invalid)):
-        sentences, names = [], {}
-        for arm, members in folders.items():
-            bad = [run for run in members if problem(run)]
-            sentences += [f"{run['name']}: {problem(run)}" for run in bad]
-            names[arm] = [", ".join(run["name"] for run in bad) or "none"]
-        if sentences:
-            checked["missing"] += sentences
-            checked["differences"].append(fault(knob, allowed, names, "; ".join(sentences)))
+    for own in folders.values():
+        notes += [f"{run['name']}: {note}" for run in own for note in run["notes"]]
+    faults = []
+    for name, problem in (("incomplete", is_incomplete), ("invalid_run", is_invalid)):
+        why, values = [], {}
+        for arm, own in folders.items():
+            bad = [run for run in own if problem(run)]
+            why += [f"{run['name']}: {problem(run)}" for run in bad]
+            values[arm] = [", ".join(run["name"] for run in bad) or "none"]
+        missing += why
+        if why:
+            faults.append(fault(name, values, "; ".join(why)))
+    return faults
 
 
-def check_batches(arms: dict[str, list[dict]], allowed: set[str], checked: dict) -> None:
-    """Runs of one seed, data and batch must have read the same tokens at every step, by the checksums they recorded."""
+def check_batches(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
+    """Runs of one seed, data and batch size must have read the same tokens at every step, by their checksums."""
     first, *others = arms.values()
     unequal, unproved, proved = [], [], 0
     for member in [member for arm in others for member in arm if member["run"]]:
@@ -317,17 +312,16 @@ def check_batches(arms: dict[str, list[dict]], allowed: set[str], checked: dict)
             unequal.append(f"{pair} from step {step} on")
         else:
             proved += 1
+    if proved:
+        pairs = ab_report.count(proved, "pair")
+        notes.append(f"{pairs} of runs read the same tokens at every step (checksums equal)")
     why = []
     if unequal:
         why.append(f"other tokens in {', '.join(unequal)}")
     if unproved:
         why.append(f"exposures/ of {', '.join(unproved)} miss some or all steps, so equal batches cannot be proved")
-    if why:
-        word = "unequal" if unequal else "unknown"
-        checked["differences"].append(fault("batch_checksums", allowed, {arm: [word] for arm in arms}, "; ".join(why)))
-    if proved:
-        pairs = ab_report.count(proved, "pair")
-        checked["notes"].append(f"{pairs} of runs read the same tokens at every step (checksums equal)")
+    word = "unequal" if unequal else "unknown"
+    return [fault("batch_checksums", {arm: [word] for arm in arms}, "; ".join(why))] if why else []
 
 
 def same_order(a: dict, b: dict) -> bool:
@@ -338,26 +332,23 @@ def same_order(a: dict, b: dict) -> bool:
 def first_other_batch(a: dict, b: dict) -> int | None:
     """The first step at which two runs read other tokens; 0: none up to the end of the shorter one; None: not recorded
     for every step of it."""
-    tables, ends = [], []
-    for run in (a, b):
-        path = run["folder"] / "exposures" / "exposures_rank0000.jsonl"
-        table = read_checksums(path)
-        tables.append(table)
-        # an unfinished run has made the steps that it recorded
-        ends.append(runs.number((run["summary"] or {}).get("steps", max(table, default=0))))
-    common = set(tables[0]) & set(tables[1])
+    tables = [read_checksums(run) for run in (a, b)]
+    common = tables[0].keys() & tables[1].keys()
     other = [step for step in common if tables[0][step] != tables[1][step]]
     if other:
         return min(other)
-    end = min(ends)
-    complete = sum(step <= end for step in common) >= end > 0 and not any(map(math.isnan, ends))
-    return 0 if complete else None
+    ends = []
+    for run, table in zip((a, b), tables, strict=True):
+        recorded_steps = max(table, default=0)  # an unfinished run has made what it recorded
+        ends.append(runs.number((run["summary"] or {}).get("steps", recorded_steps)))
+    steps = sum(step <= min(ends) for step in common)
+    return 0 if all(end > 0 for end in ends) and steps >= min(ends) else None
 
 
-def read_checksums(path) -> dict[int, str]:
+def read_checksums(run: dict) -> dict[int, str]:
     """{step: checksum of the step's tokens}."""
     table = {}
-    for record in runs.read_jsonl(path, []):
+    for record in runs.read_jsonl(run["folder"] / "exposures" / "exposures_rank0000.jsonl", notes=[]):
         step, checksum = record.get("step"), record.get("checksum")
         if isinstance(step, int) and step > 0 and checksum:
             table[step] = checksum
@@ -365,7 +356,7 @@ def read_checksums(path) -> dict[int, str]:
 
 
 def compare_machines(arms: dict[str, list[dict]], notes: list[str]) -> bool:
-    """Whether hardware, software or micro-batches differ, which is no fault but spoils speeds; says so in `notes`."""
+    """Whether hardware, software or micro-batches differ: no fault, but a note, because it spoils speeds."""
     names = dict.fromkeys(name for members in arms.values() for m in members for name in m["machine"])
     differing = []
     for name in names:
@@ -382,11 +373,11 @@ def compare_machines(arms: dict[str, list[dict]], notes: list[str]) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# values in words
+# in words
 
 
 def distinct(values) -> list:
-    return list({json.dumps(value, sort_keys=True, default=str): value for value in values}.values())
+    return list({json.dumps(v, sort_keys=True, default=str): v for v in values}.values())
 
 
 def flat(values: dict[str, list]) -> list:
@@ -395,12 +386,8 @@ def flat(values: dict[str, list]) -> list:
 
 def short(value) -> str:
     """A setting's value as text; hashes are cut."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    text = str(value)
-    if re.fullmatch(r"[0-9a-f]{32,}", text):
-        return text[:8] + "…"
-    return text
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text[:8] + "…" if re.fullmatch(r"[0-9a-f]{32,}", text) else text
 
 
 def by_arm(values: dict[str, list]) -> str:
@@ -423,21 +410,19 @@ def trouble_of(checked: dict, in_words=by_arm) -> list[str]:
 def gate_blocks(checked: dict) -> list[tuple]:
     """What differs, what is equal, and notes, as blocks of a report."""
     differences, equal = checked["differences"], checked["equal"]
-    blocks: list[tuple] = [("h2", "Is it a fair comparison?"), ("p", "Nothing differs.")]
+    blocks: list[tuple] = [("h2", "Is it a fair comparison?")]
     if differences:
-        arms = list(differences[0]["values"])
-        values = [(arm, "left", lambda d, arm=arm: " and ".join(map(short, d["values"][arm])) or "not recorded")
-                  for arm in arms]
-        blocks[1] = ("p", "What differs:")
-        blocks.append(ab_report.table([
-            ("Knob", "left", lambda d: d["knob"]),
-            *values,
-            ("State", "left", lambda d: d["state"]),
-            ("Why", "left", lambda d: d["why"] or d["state"]),
-        ], differences))
-    settings = ", ".join(f"{name} {short(value)}" for name, value in sorted(equal.items()) if value not in OFF)
+        columns = [("Knob", "left", lambda d: d["knob"])]
+        for arm in differences[0]["values"]:
+            columns.append((arm, "left", lambda d, arm=arm: " and ".join(map(short, d["values"][arm])) or "not recorded"))
+        columns.append(("State", "left", lambda d: d["state"]))
+        columns.append(("Why", "left", lambda d: d["why"] or d["state"]))
+        blocks += [("p", "What differs:"), ab_report.table(columns, differences)]
+    else:
+        blocks.append(("p", "Nothing differs."))
+    settings = [f"{name} {short(value)}" for name, value in sorted(equal.items()) if value not in OFF]
     if settings:
-        blocks.append(("p", f"Equal in every run: {settings}."))
+        blocks.append(("p", f"Equal in every run: {', '.join(settings)}."))
     if checked["notes"]:
         blocks.append(("ul", checked["notes"]))
     return blocks

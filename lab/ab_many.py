@@ -1,31 +1,46 @@
-"""ab_many.py compares many arms: the stage tables of document 003, from run folders or from a results.csv.
+"""ab_many.py compares many runs: the stage tables of document 003, the noise floor of seeds, a newcomer's run.
 
     python compare_runs.py --runs 'runs/*' --group_by attn_gate,gate_act --baseline attn_gate=none
     python compare_runs.py --results experiments/results.csv --group_by attn_gate --where num_iterations=1500
+    python compare_runs.py --aa 'runs/base_s*'
 
-A row is a dict of cells by column, {"run", "member"} among them: what a results.csv says of a run, or what its folder
-says under the same names. Rows with equal cells in the --group_by columns are an arm. Both kinds pass through ab_gate.
+A row of a stage is a dict of cells by column: what a results.csv records of a run, or what its folder does under the
+same names; "run" (None for a results.csv) and "member" (for ab_gate) are among them. Rows with equal cells in the
+--group_by columns are an arm. Rows of both kinds pass through the same gate.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import re
 import statistics
 
 from lab import ab_gate, ab_numbers, ab_report, ab_stats, results, runs
-from lab.ab_numbers import SHORT, UNIT
+from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form, form_change, form_interval, form_p
 
-DATA_COLUMNS = ("condition", "data_fingerprint", "val_fingerprint")  # of a results.csv: settings that are no flags
+DATA_COLUMNS = ("condition", "data_fingerprint", "val_fingerprint")  # settings that are no flags
 HARDWARE_COLUMNS = ("gpu_name", "n_gpus")
+
+
+def read_runs(patterns: list[str], flag: str) -> list[dict]:
+    return [runs.read_run(folder) for folder in runs.expand(patterns, flag)]
+
+
+def label_of(arm: list[dict]) -> str:
+    """What an arm's folders are called: base_s0, base_s1 -> base."""
+    stem = os.path.commonprefix([re.sub(r"[_-]s(eed)?\d+$", "", run["name"]) for run in arm])
+    return stem.rstrip("_-") or "runs"
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # rows
 
 
-def member_of(cells: dict[str, str]) -> dict:
-    """A line of a results.csv as a member of an arm (ab_gate.of_run). Its settings are the columns that hold a flag
-    which can change a result; an empty cell is not recorded, but for init_from, where it means fresh weights."""
+def row_of_cells(cells: dict[str, str]) -> dict:
+    """A line of a results.csv. Its settings are the columns that hold a flag which can change a result; an empty cell
+    is not recorded, but for init_from, where it means fresh weights."""
     settings = {}
     for column, text in cells.items():
         if column in DATA_COLUMNS and text:
@@ -33,26 +48,24 @@ def member_of(cells: dict[str, str]) -> dict:
         elif results.is_condition(column) and column != "seed" and (text or column == "init_from"):
             settings[column] = value_of(text)
     unused = cells.get("unused_flags")
-    return {
-        "name": cells.get("run_id") or "a row",
-        "seed": value_of(cells.get("seed")),
-        "settings": settings,
+    member = {
+        "name": cells.get("run_id") or "a row", "seed": value_of(cells.get("seed")), "settings": settings,
         "unused": ab_gate.unused_flags(settings, unused and unused.split()),
         "machine": {column: cells[column] for column in HARDWARE_COLUMNS if cells.get(column)},
         "micro_batch_size": value_of(cells.get("device_batch_size")),
-        "tokens": cells.get("condition") or None,
-        "run": None,
+        "tokens": cells.get("condition") or None, "run": None,
     }
+    return {**cells, "run": None, "member": member}
 
 
-def row_of(run: dict) -> dict:
-    """A run's folder as a row: its flags, its data, document 003's columns, and the run itself."""
+def row_of_run(run: dict) -> dict:
+    """A run's folder: its flags, its data and document 003's columns."""
     flags, data = run["flags"], run["config"]["data"]
     row = dict(flags)
     row |= {key: data.get(key) for key in ("condition", "crop_fraction", "mul_token_rate")}
-    row |= {"data_format": data.get("format"), "data_fingerprint": data.get("fingerprint")}
+    row |= {f"data_{key}": data.get(key) for key in ("format", "fingerprint")}
     row |= {column: flags.get(flag) for column, flag in results.FLAG_OF.items()}
-    tokens, length = runs.number(flags.get("total_batch_tokens")), runs.number(flags.get("seq_len"))
+    tokens, length = (runs.number(flags.get(key)) for key in ("total_batch_tokens", "seq_len"))
     row["batch_size"] = None
     if tokens > 0 and length > 0:
         row["batch_size"] = int(tokens / length)  # in sequences, as in results.csv
@@ -106,120 +119,121 @@ def cells_in(text: str | None, flag: str) -> dict[str, str]:
 # arms
 
 
-def arms_of(rows: list[dict], columns: list[str], primary: str, missing: list[str]) -> list[dict]:
-    """{"name", "rows" (finished), "by_seed" (seed -> final loss or reason), "losses", "times", "group"} per arm; what
-    has no loss is added to `missing`."""
-    arms = []
-    for (name, group), members in grouped(rows, columns).items():
-        done = [row for row in members if row["run"] is None or row["run"]["summary"] is not None]
-        seeds = [cell_text(row.get("seed")) for row in done]
-        if "" in seeds or len(set(seeds)) < len(seeds):
-            seeds = [f"{name} row {i}" for i in range(len(done))]  # unknown or double seeds: nothing to pair by
-        arm: dict = {"name": name, "rows": done, "by_seed": {}, "losses": [], "times": [], "group": group}
-        for seed, row in zip(seeds, done, strict=True):
-            loss, time = cell_number(row.get(f"final_{primary}")), cell_number(row.get("train_time_ms"))
-            if math.isfinite(loss):
-                arm["by_seed"][seed] = loss
-                arm["losses"].append(loss)
-            else:
-                arm["by_seed"][seed] = f"no final_{primary}"
-                missing.append(f"{row.get('run_id') or 'a row'} ({name}) has no final_{primary}")
-            if math.isfinite(loss) and math.isfinite(time):
-                arm["times"].append(time)
-        arms.append(arm)
-    return arms
-
-
-def grouped(rows: list[dict], columns: list[str]) -> dict[tuple, list[dict]]:
-    """{(name of the arm, its cells): rows}, numbers in their order, then texts."""
-    groups: dict[tuple, list[dict]] = {}
+def group_rows(rows: list[dict], columns: list[str]) -> list[dict]:
+    """Arms as {"name", "cells" (column -> text), "rows"}, ordered by their cells: numbers first."""
+    arms: dict[tuple, dict] = {}
     for row in rows:
-        group = tuple(cell_text(row.get(column)) for column in columns)
-        name = ", ".join(f"{column}={cell or '(empty)'}" for column, cell in zip(columns, group, strict=True))
-        groups.setdefault((name, group), []).append(row)
-    return dict(sorted(groups.items(), key=lambda item: [order_of(cell) for cell in item[0][1]]))
+        cells = {column: cell_text(row.get(column)) for column in columns}
+        name = ", ".join(f"{column}={cell or '(empty)'}" for column, cell in cells.items())
+        arm = arms.setdefault(tuple(cells.values()), {"name": name, "cells": cells, "rows": []})
+        arm["rows"].append(row)
+
+    def order(arm: dict) -> list[tuple]:
+        numbers = {cell: cell_number(cell) for cell in arm["cells"].values()}
+        return [(False, x, cell) if math.isfinite(x) else (True, 0, cell) for cell, x in numbers.items()]
+
+    return sorted(arms.values(), key=order)
 
 
-def order_of(cell: str) -> tuple:
-    x = cell_number(cell)
-    if math.isfinite(x):
-        return False, x, cell
-    return True, 0, cell
-
-
-def check_arms(rows: list[dict], columns: list[str], args) -> dict:
+def check_arms(arms: list[dict], columns: list[str], args) -> dict:
     """The gate, with the columns that make the arms as the treatment."""
-    arms = {name: [row["member"] for row in members] for (name, _), members in grouped(rows, columns).items()}
-    settings = {name for row in rows for name in row["member"]["settings"]}
+    members = {arm["name"]: [row["member"] for row in arm["rows"]] for arm in arms}
+    settings = {name for arm in members.values() for member in arm for name in member["settings"]}
     aliases = results.FLAG_OF | {flag: column for column, flag in results.FLAG_OF.items()}
 
-    def named(names: list[str]) -> list[str]:  # a flag or document 003's column: whichever these rows have
+    def known(names: list[str]) -> list[str]:  # a flag or document 003's column, whichever these rows have
         return [name if name in settings else aliases.get(name, name) for name in names]
 
-    treatment = [name for name in named(columns) if name in settings or name in ab_gate.FAMILIES]
+    families = {*settings, *ab_gate.FAMILIES}
+    treatment = [name for name in known(columns) if name in families]
     if {"data_format", "crop_fraction"} & set(columns):
         treatment.append("rows")
-    treatment += named(names_in(args.treatment))
+    treatment += known(names_in(args.treatment))
     if len(arms) == 1:
         treatment = []
-    checked = ab_gate.gate(arms, treatment, named(names_in(args.allow)), same_seeds=False)
+    checked = ab_gate.gate(members, treatment, known(names_in(args.allow)), same_seeds=False)
     if args.results:
-        checked["notes"] += notes_on(rows, columns)
+        rows = [row for arm in arms for row in arm["rows"]]
+        checked["notes"] += notes_on(rows, {*settings, *columns})
     return checked
 
 
-def notes_on(rows: list[dict], columns: list[str]) -> list[str]:
-    """What a results.csv does not record, and which of its columns the gate does not look at."""
+def notes_on(rows: list[dict], compared: set[str]) -> list[str]:
+    """What a results.csv does not record of some rows, and which of its columns are not compared."""
     notes = []
     lacking: dict[int, list[str]] = {}
-    settings = dict.fromkeys(name for row in rows for name in row["member"]["settings"])
-    for name in settings:
-        count = sum(name not in row["member"]["settings"] for row in rows)
-        lacking.setdefault(count, []).append(name)
-    for count, names in lacking.items():
+    names = dict.fromkeys(name for row in rows for name in row["member"]["settings"])
+    for name in names:
+        n = sum(name not in row["member"]["settings"] for row in rows)
+        lacking.setdefault(n, []).append(name)
+    lacking.pop(0, None)
+    for n, names in lacking.items():
         verb = "is" if len(names) == 1 else "are"
-        if count:
-            notes.append(f"{', '.join(names)} {verb} not recorded in {count} of {len(rows)} rows")
+        notes.append(f"{', '.join(names)} {verb} not recorded in {n} of {len(rows)} rows")
     commits = ab_gate.distinct(row["git_commit"] for row in rows if row.get("git_commit"))
     if len(commits) > 1:
         notes.append(f"git_commit differs ({', '.join(map(ab_gate.short, commits))})")
-    known = {*results.COLUMNS, *settings, *columns, "unused_flags", "run", "member"}
-    strange = dict.fromkeys(column for row in rows for column in row if column not in known)
-    strange = [column for column in strange if not results.trainer_flags().fullmatch(column)]
+    ours = {*compared, *results.COLUMNS, "unused_flags", "run", "member"}
+    others = dict.fromkeys(column for row in rows for column in row if column not in ours)
+    strange = [column for column in others if not results.trainer_flags().fullmatch(column)]
     if strange:
-        notes.append(f"no flag of train_gpt.py, so not compared: {', '.join(strange)}")
+        notes.append(f"columns that are no flags of train_gpt.py, not compared: {', '.join(strange)}")
     return notes
 
 
+def read_losses(arm: dict, primary: str, missing: list[str]) -> None:
+    """Add "by_seed" (seed -> final loss or reason), "losses" and "times" to an arm, of its finished runs; what has no
+    loss is added to `missing`."""
+    name = arm["name"]
+    arm["rows"] = [row for row in arm["rows"] if not row["run"] or row["run"]["summary"] is not None]
+    arm |= {"by_seed": {}, "losses": [], "times": []}
+    seeds = [cell_text(row.get("seed")) for row in arm["rows"]]
+    if "" in seeds or len(set(seeds)) < len(seeds):  # unknown or double seeds: nothing to pair by
+        seeds = [f"{name} row {i}" for i in range(len(seeds))]
+    for seed, row in zip(seeds, arm["rows"], strict=True):
+        loss = cell_number(row.get(f"final_{primary}"))
+        time = cell_number(row.get("train_time_ms"))
+        if not math.isfinite(loss):
+            arm["by_seed"][seed] = f"no final_{primary}"
+            missing.append(f"{row.get('run_id') or 'a row'} ({name}) has no final_{primary}")
+            continue
+        arm["by_seed"][seed] = loss
+        arm["losses"].append(loss)
+        if math.isfinite(time):
+            arm["times"].append(time)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
-# the report
+# stage tables
 
 
 def compare_many(args) -> int:
     """--group_by over run folders (--runs) or over a results.csv (--results)."""
     columns, where = names_in(args.group_by), cells_in(args.where, "--where")
     if not columns:
-        raise ValueError("--group_by is empty: name columns, for example --group_by attn_gate,gate_act.")
+        raise ValueError("--group_by is empty: name columns, for example --group_by attn_gate.")
     if args.results:
-        lines = results.read_results(args.results)
-        rows = [{**cells, "run": None, "member": member_of(cells)} for cells in lines]
+        rows = [row_of_cells(cells) for cells in results.read_results(args.results)]
     else:
-        rows = [row_of(run) for run in runs.read_runs(args.runs, "--runs")]
+        rows = [row_of_run(run) for run in read_runs(args.runs, "--runs")]
     known = {column for row in rows for column in row} - {"run", "member"}
     ab_gate.check_names("--group_by", columns, known)
     ab_gate.check_names("--where", list(where), known)
-    rows = [row for row in rows if all(cell_text(row.get(column)) == cell for column, cell in where.items())]
+    rows = [row for row in rows if all(cell_text(row.get(k)) == cell for k, cell in where.items())]
     if not rows:
         raise ValueError(f"--where {args.where} leaves no run: give values that occur.")
 
-    checked = check_arms(rows, columns, args)
+    arms = group_rows(rows, columns)
+    checked = check_arms(arms, columns, args)
     primary = ab_numbers.primary_of(args.primary, checked)
     missing = list(checked["missing"])
-    arms = arms_of(rows, columns, primary, missing)
+    for arm in arms:
+        read_losses(arm, primary, missing)
     baseline, compared = None, []
     if args.baseline:
-        baseline = find_baseline(arms, columns, args.baseline)
-        compared = compare_with(baseline, arms, primary, checked, args)
+        baseline = find_baseline(arms, args.baseline)
+        others = [arm for arm in arms if arm is not baseline]
+        compared = compare_with(baseline, others, primary, checked, args)
 
     word = "comparable" if checked["ok"] else "not comparable"
     head = headline(word, checked, baseline, compared, missing)
@@ -237,48 +251,47 @@ def compare_many(args) -> int:
         blocks.append(("h2", f"Differences to {baseline['name']}: {unit}"))
         blocks.append(difference_table(compared, args))
     if args.out:
-        blocks += plots(arms, primary, args)
+        blocks += plots(arms, columns, primary, args)
     blocks += ab_gate.gate_blocks(checked)
     record = {
         "mode": "group_by", "verdict": word, "headline": head, "group_by": columns, "where": where,
-        "primary": primary, "margin": args.delta, "alpha": args.alpha, "missing": missing, "gate": checked,
-        "arms": [{key: arm[key] for key in ("name", "by_seed", "losses", "times")} for arm in arms],
+        "primary": primary, "margin": args.delta, "alpha": args.alpha, "missing": missing,
+        "gate": checked,
+        "arms": [{k: arm[k] for k in ("name", "by_seed", "losses", "times")} for arm in arms],
         "baseline": baseline and baseline["name"], "differences": compared,
     }
     ab_report.publish(blocks, record, args.out)
     return 0 if checked["ok"] else 2
 
 
-def find_baseline(arms: list[dict], columns: list[str], text: str) -> dict:
-    wanted = cells_in(text, "--baseline")
-    ab_gate.check_names("--baseline", list(wanted), set(columns))
-    fits = []
-    for arm in arms:
-        cells = dict(zip(columns, arm["group"], strict=True))
-        if all(cells[column] == cell for column, cell in wanted.items()):
-            fits.append(arm)
+def find_baseline(arms: list[dict], text: str) -> dict:
+    wanted = cells_in(text, "--baseline").items()
+    ab_gate.check_names("--baseline", [column for column, _ in wanted], set(arms[0]["cells"]))
+    fits = [arm for arm in arms if wanted <= arm["cells"].items()]
     if len(fits) != 1:
         names = "; ".join(arm["name"] for arm in arms)
         raise ValueError(f"--baseline {text} fits {len(fits)} arms: choose one of {names}.")
     return fits[0]
 
 
-def compare_with(baseline: dict, arms: list[dict], primary: str, checked: dict, args) -> list[dict]:
-    """Every other arm against the baseline, verdicts by p values that Holm adjusted together: {"name", "row"
+def compare_with(baseline: dict, others: list[dict], primary: str, checked: dict, args) -> list[dict]:
+    """Every other arm against the baseline, with verdicts by p values that Holm adjusted together: {"name", "row"
     (difference of the final loss), "wall" (the same at equal wall-clock), "time" (percent, or why not), "verdict"}."""
     compared = []
-    for arm in arms:
-        if arm is not baseline:
-            row = ab_numbers.difference(baseline["by_seed"], arm["by_seed"], args.alpha)
-            wall = at_equal_time(baseline, arm, primary, checked, args)
-            compared.append({"name": arm["name"], "row": row, "wall": wall, "time": time_of(arm, baseline, checked)})
-    tested = [entry["row"] for entry in compared if ab_numbers.is_tested(entry["row"])]
-    for row, p in zip(tested, ab_stats.holm([row["p"] for row in tested]), strict=True):
-        row["p_holm"] = float(p)
+    for arm in others:
+        compared.append({
+            "name": arm["name"],
+            "row": ab_numbers.difference(baseline["by_seed"], arm["by_seed"], args.alpha),
+            "wall": at_equal_time(baseline, arm, primary, checked, args),
+            "time": time_of(arm, baseline, checked),
+        })
+    for row, p in ab_numbers.holm([entry["row"] for entry in compared]):
+        row["p_holm"] = p
     for entry in compared:
+        row = entry["row"]
         entry["verdict"] = "not comparable"
         if checked["ok"]:
-            entry["verdict"] = ab_numbers.verdict_of(entry["row"], args.delta, entry["row"].get("p_holm"))
+            entry["verdict"] = ab_numbers.verdict_of(row, args.delta, row.get("p_holm"))
     return compared
 
 
@@ -292,7 +305,7 @@ def time_of(arm: dict, baseline: dict, checked: dict) -> str:
 
 
 def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) -> dict | None:
-    """The difference at equal wall-clock; a results.csv has no curves to read it off."""
+    """The difference at equal wall-clock. A results.csv has no curves to read it off."""
     if args.results or not arm["rows"] or not baseline["rows"]:
         return None
     both = [ab_numbers.finished([row["run"] for row in side["rows"]]) for side in (baseline, arm)]
@@ -301,8 +314,11 @@ def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) 
     return matched[2]["row"]
 
 
-def headline(word: str, checked: dict, baseline: dict | None, compared: list[dict], missing: list[str]) -> str:
-    trouble = ab_gate.trouble_of(checked, lambda values: ", ".join(map(ab_gate.short, ab_gate.flat(values))))
+def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list) -> str:
+    def values_in_words(values: dict) -> str:
+        return ", ".join(map(ab_gate.short, ab_gate.flat(values)))
+
+    trouble = ab_gate.trouble_of(checked, values_in_words)
     allowed = [d["knob"] for d in checked["differences"] if d["state"] == "allowed"]
     if trouble:
         text = f"{'; '.join(trouble)}: choose a stage with --where column=value, or --allow it."
@@ -324,25 +340,24 @@ def minutes(ms: float) -> str:
     return f"{tenths // 600}m {tenths % 600 / 10:.1f}s"
 
 
-def mean_or(values: list[float], spell, reason: str) -> str:
-    if not values:
-        return f"N/A: {reason}"
-    return spell(statistics.fmean(values))
-
-
 def stage_table(arms: list[dict], columns: list[str], primary: str) -> tuple:
-    """Document 003's table: the arm, seeds, final_loss, train_time."""
-    cells = [(column, "left", lambda arm, i=i: arm["group"][i]) for i, column in enumerate(columns)]
+    """Document 003's table."""
+
+    def mean(values: list[float], spell, reason: str) -> str:
+        return spell(statistics.fmean(values)) if values else f"N/A: {reason}"
+
+    four, no_loss = "{:.4f}".format, f"no final_{primary}"
+    cells = [(name, "left", lambda arm, name=name: arm["cells"][name]) for name in columns]
     return ab_report.table([
         *cells,
         ("seeds", "right", lambda arm: len(arm["losses"])),
-        ("final_loss", "right", lambda arm: mean_or(arm["losses"], "{:.4f}".format, f"no final_{primary}")),
-        ("train_time", "right", lambda arm: mean_or(arm["times"], minutes, "not recorded")),
+        ("final_loss", "right", lambda arm: mean(arm["losses"], four, no_loss)),
+        ("train_time", "right", lambda arm: mean(arm["times"], minutes, "not recorded")),
     ], arms)
 
 
 def difference_table(compared: list[dict], args) -> tuple:
-    def count(entry: dict) -> str:
+    def n(entry: dict) -> str:
         return f"{entry['row']['n']} {'pairs' if entry['row']['paired'] else 'unpaired'}"
 
     def wall(entry: dict) -> str:
@@ -352,7 +367,7 @@ def difference_table(compared: list[dict], args) -> tuple:
 
     columns = [
         ("arm", "left", lambda entry: entry["name"]),
-        ("n", "right", count),
+        ("n", "right", n),
         ("delta", "right", lambda entry: form(entry["row"]["delta"], "+.4f")),
         ("{level} interval", "right", lambda entry: form_interval(entry["row"], ".4f")),
         ("p", "right", lambda entry: form_p(entry["row"]["p"])),
@@ -365,18 +380,20 @@ def difference_table(compared: list[dict], args) -> tuple:
     return ab_report.table(columns, compared, args.alpha)
 
 
-def plots(arms: list[dict], primary: str, args) -> list[tuple]:
+def plots(arms: list[dict], columns: list[str], primary: str, args) -> list[tuple]:
     """Each arm's losses; from folders the curves, too. Labels hold the columns in which the arms differ."""
-    cells = list(zip(*(arm["group"] for arm in arms), strict=True))
-    vary = [i for i, column in enumerate(cells) if len(set(column)) > 1] or [0]
-    labels = [", ".join(arm["group"][i] or "(empty)" for i in vary) for arm in arms]
-    losses = {label: arm["losses"] for label, arm in zip(labels, arms, strict=True)}
+    vary = [name for name in columns if len({arm["cells"][name] for arm in arms}) > 1]
+    losses, members = {}, {}
+    for arm in arms:
+        label = ", ".join(arm["cells"][name] or "(empty)" for name in vary or columns[:1])
+        losses[label] = arm["losses"]
+        members[label] = [row["run"] for row in arm["rows"]]
     blocks: list[tuple] = []
     png = ab_report.plot_arms(losses, f"final {SHORT[primary]} ({UNIT[primary]})")
     if png:
-        blocks.append(("img", "arms.png", "Final loss of each arm: a circle per seed, a bar at the mean", png))
+        caption = "Final loss of each arm: a circle per seed, a bar at the mean"
+        blocks.append(("img", "arms.png", caption, png))
     if args.runs:
-        members = {label: [row["run"] for row in arm["rows"]] for label, arm in zip(labels, arms, strict=True)}
         blocks += curves(members, primary)
     return blocks
 
@@ -384,13 +401,177 @@ def plots(arms: list[dict], primary: str, args) -> list[tuple]:
 def curves(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
     """Held-out loss of each arm (name -> runs) over steps, and over training time, as blocks."""
     blocks = []
-    for axis, name, x_label, caption in (
+    for axis, name, x_label, over in (
         ("step", "val_curves.png", "optimizer steps", "optimizer steps"),
         ("train_seconds", "val_wall_clock.png", "training time (seconds)", "training time"),
     ):
-        points = {arm: ab_numbers.curve_points(members, metric, axis) for arm, members in arms.items()}
+        points = {}
+        for arm, members in arms.items():
+            points[arm] = ab_numbers.curve_points(members, metric, axis)
         png = ab_report.plot_curves(points, x_label, f"{SHORT[metric]} ({UNIT[metric]})")
         if png:
-            blocks.append(("img", name, f"Held-out loss against {caption}: mean, and band from the lowest to the "
-                                        "highest seed", png))
+            caption = f"Held-out loss against {over}: mean, and band from the lowest to the highest seed"
+            blocks.append(("img", name, caption, png))
     return blocks
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the noise floor, a newcomer's run, and the seeds that an effect needs
+
+
+def compare_noise(args) -> int:
+    """--aa: what seeds alone do to every metric. --check RUN --against: does a newcomer's run lie in that band?"""
+    newcomer = None
+    if args.check:
+        newcomer = runs.read_run(args.check)
+        every = [run for run in read_runs(args.against, "--against")
+                 if run["folder"].resolve() != newcomer["folder"].resolve()]
+    else:
+        every = read_runs(args.aa, "--aa")
+    used = []
+    if any(run["summary"] for run in every):
+        used = ab_numbers.finished(every)
+    if len(used) < 4:
+        raise ValueError("a noise floor needs at least 4 finished runs of different seeds, and there are "
+                         f"{len(used)}: train more seeds.")
+    arms, sides = {"noise floor": every}, [used]
+    if newcomer:
+        arms["newcomer"] = [newcomer]
+        sides.append([newcomer])
+    # a newcomer may have any seed, and nothing may differ, so there is no treatment
+    checked = ab_gate.gate(ab_gate.members_of(arms), [], names_in(args.allow), same_seeds=False)
+    metrics = ab_numbers.metrics_of([run for side in sides for run in side])
+    steps, values = ab_numbers.score_arms(sides, metrics)
+    rows = noise_rows(values, metrics, checked, args.alpha)
+    primary = args.primary or "val_loss"
+    if primary not in rows:
+        raise ValueError(f"not all of these runs have a {SHORT[primary]}: train with --eval_every, "
+                         "or pass --primary.")
+
+    trouble, row = "; ".join(ab_gate.trouble_of(checked)), rows[primary]
+    seeds = f"{len(used)} seeds ({', '.join(str(run['seed']) for run in used)})"
+    floor = f"{seeds}, step {steps['val']}"
+    if newcomer:
+        mode, title = "check", f"{newcomer['name']} against the noise floor of {label_of(used)}"
+        word, text = judge_newcomer(rows, primary, trouble, floor, args.alpha)
+        title += f": {word}"
+    else:
+        mode, title = "aa", f"Noise floor of {label_of(used)}"
+        word = "not comparable" if trouble else "comparable"
+        text = (f"{SHORT[primary]}: sd {row['sd']:.5f} {UNIT[primary]} (95 % interval "
+                f"{row['sd_low']:.5f} to {row['sd_high']:.5f}) over {floor}.")
+        if checked["missing"]:
+            text += f" Missing: {'; '.join(checked['missing'])}."
+    if trouble:
+        text = f"{trouble}. {text}"
+    head = f"**{word}** · {text}"
+    blocks = [
+        ("h1", title),
+        ("verdict", head, word),
+        noise_table(rows, metrics, bool(newcomer), args.alpha),
+        ("p", "The band is a prediction interval: one more run of another seed falls inside with this "
+              "chance."),
+    ]
+    record = {
+        "mode": mode, "verdict": word, "headline": head, "primary": primary, "alpha": args.alpha,
+        "metrics": rows, "gate": checked, "runs": [str(run["folder"]) for run in used],
+    }
+    if args.plan:
+        blocks += plan_blocks(row["sd"], primary, args, record)
+    ab_report.publish([*blocks, *ab_gate.gate_blocks(checked)], record, args.out)
+    return 0 if word in ("inside", "comparable") else 2
+
+
+def noise_rows(values: list[dict], metrics: dict[str, Metric], checked: dict, alpha: float) -> dict:
+    """{metric: ab_stats.noise_floor(...)} of what all runs have; of a newcomer also "newcomer" and "state"."""
+    rows = {}
+    for key, metric in metrics.items():
+        known = list(values[0][key].values())
+        if metric.kind == "fixed" or not all(isinstance(value, float) for value in known):
+            continue
+        row = rows[key] = dict(ab_stats.noise_floor(known, alpha))
+        for value in values[1][key].values() if len(values) > 1 else ():
+            row |= {"newcomer": value, "state": "OUTSIDE"}
+            if isinstance(value, str):
+                row["state"] = f"N/A: {value}"
+            elif metric.kind == "speed" and checked["other_machine"]:
+                row["state"] = "N/A: other hardware or software"
+            elif ab_stats.in_band(value, row):
+                row["state"] = "inside"
+    return rows
+
+
+def noise_table(rows: dict, metrics: dict[str, Metric], with_newcomer: bool, alpha: float) -> tuple:
+    def band(key: str) -> str:
+        row, spec = rows[key], metrics[key].form
+        return f"[{row['band_low']:{spec}}, {row['band_high']:{spec}}]"
+
+    def this_run(key: str) -> str:
+        value = rows[key]["newcomer"]
+        return f"N/A: {value}" if isinstance(value, str) else form(value, metrics[key].form)
+
+    columns = [
+        ("Metric", "left", lambda key: metrics[key].label),
+        ("mean", "right", lambda key: form(rows[key]["mean"], metrics[key].form)),
+        ("sd", "right", lambda key: f"{rows[key]['sd']:.3g}"),
+        ("band for one more run, {level}", "right", band),
+    ]
+    if with_newcomer:
+        columns.append(("this run", "right", this_run))
+        columns.append(("verdict", "left", lambda key: rows[key]["state"]))
+    return ab_report.table(columns, list(rows), alpha)
+
+
+def judge_newcomer(rows: dict, primary: str, trouble: str, floor: str, alpha: float) -> tuple[str, str]:
+    """(inside | outside | not comparable, the headline's text). The primary metric decides."""
+    row, n = rows[primary], len(rows)
+    word = "not comparable"
+    if not trouble and row["state"] in ("inside", "OUTSIDE"):
+        word = row["state"].lower()
+    value, end = f"of this run N/A ({row['newcomer']})", ", and without it nothing can be said"
+    if isinstance(row["newcomer"], float):
+        value, end = f"{row['newcomer']:.4f} {UNIT[primary]}", ""
+    outside = sum(other["state"] == "OUTSIDE" for other in rows.values())
+    return word, (
+        f"{SHORT[primary]} {value}, band [{row['band_low']:.4f}, {row['band_high']:.4f}] from {floor}. "
+        f"{outside} of {n} metrics lie outside their own band (by chance about {alpha * n:.1f} would); "
+        f"the primary metric decides{end}."
+    )
+
+
+def plan_seeds(args) -> int:
+    """--plan with --noise: seeds that an effect needs."""
+    record: dict = {"mode": "plan"}
+    blocks = plan_blocks(args.noise, args.primary or "val_loss", args, record)
+    ab_report.publish([("h1", "How many seeds?"), *blocks], record, args.out)
+    return 0
+
+
+def plan_blocks(sd: float, primary: str, args, record: dict) -> list[tuple]:
+    """Seeds that --effect needs, and the effect that a number of seeds can show, for several seed correlations."""
+    effect, alpha, power, unit = args.effect, args.alpha, args.power, UNIT[primary]
+    if power <= alpha:
+        raise ValueError(f"--power {power:g} is not above --alpha {alpha:g}: ask for more power.")
+    correlations = {0.0, 0.5, 0.8}
+    if args.correlation is not None:
+        correlations.add(args.correlation)
+    designs = {f"paired, seed correlation {r:g}": (r, True) for r in sorted(correlations)}
+    designs["unpaired"] = (0.0, False)
+    needed, smallest = {}, [("n", "right", str)]
+    for name, (correlation, paired) in designs.items():
+        spread = ab_stats.sd_of_difference(sd, correlation)
+        needed[name] = ab_stats.n_needed(effect, spread, alpha, power, paired)
+
+        def detectable(n: int, spread=spread, paired=paired) -> str:
+            return f"{ab_stats.mde(n, spread, alpha, power, paired):.5f}"
+
+        smallest.append((name, "right", detectable))
+    record["plan"] = {"sd": sd, "effect": effect, "power": power, "alpha": alpha, "seeds_needed": needed}
+    design = [("Design", "left", str), ("seeds per arm", "right", needed.get)]
+    return [
+        ("h2", f"Seeds per arm that find {effect:g} {unit}"),
+        ("p", f"sd between seeds {sd:.5g} {unit}, two-sided alpha {alpha:g}, power {power:.0%}."),
+        ab_report.table(design, list(needed)),
+        ("h2", f"Smallest difference that n seeds per arm find ({unit})"),
+        ab_report.table(smallest, [2, 3, 4, 5, 6, 8, 10, 15, 20]),
+    ]

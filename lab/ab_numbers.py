@@ -55,36 +55,27 @@ STABILITY_AND_COST = (
     ("unique_tokens", "Unique tokens", 0, ",.0f", "fixed"),
     ("epochs", "Epochs", 0, ".4f", "fixed"),
 )
-BENCHMARKS = {  # for runs older than config.json's "benchmarks"[name]["metrics"]; the last one has no steps
+RULES = ("official", "full", "paper")  # EWoK's, each with a sum and a mean over the target's tokens
+BENCHMARKS = {  # for runs older than config.json's "benchmarks"[name]["metrics"]; gsm8k's records have no steps
     "hellaswag": {
-        "metrics": (
-            ("hellaswag_accuracy", "HellaSwag accuracy", 1, ".4f"),
-            ("hellaswag_accuracy_norm", "HellaSwag accuracy_norm", 1, ".4f"),
-            ("hellaswag_accuracy_norm_bytes", "HellaSwag accuracy_norm_bytes", 1, ".4f"),
-            ("hellaswag_accuracy_plain", "HellaSwag accuracy_plain", 1, ".4f"),
-        ),
+        "title": "HellaSwag",
+        "metrics": [(f"hellaswag_{rule}", f"HellaSwag {rule}", 1, ".4f") for rule in
+                    ("accuracy", "accuracy_norm", "accuracy_norm_bytes", "accuracy_plain")],
         "item_metrics": ("accuracy", "accuracy_norm", "accuracy_norm_bytes"),
         "cluster": "cluster",
         "category": None,
     },
     "ewok": {
-        "metrics": (
-            ("eval_official_sum", "EWoK official sum metric", 1, ".4f"),
-            ("eval_official_mean", "EWoK official mean metric", 1, ".4f"),
-            ("eval_full_sum", "EWoK full sum metric", 1, ".4f"),
-            ("eval_full_mean", "EWoK full mean metric", 1, ".4f"),
-            ("eval_paper_sum", "EWoK paper sum metric", 1, ".4f"),
-            ("eval_paper_mean", "EWoK paper mean metric", 1, ".4f"),
-        ),
+        "title": "EWoK",
+        "metrics": [(f"eval_{rule}_{per}", f"EWoK {rule} {per} metric", 1, ".4f")
+                    for rule in RULES for per in ("sum", "mean")],
         "item_metrics": ("official_sum", "official_mean", "paper_sum", "paper_mean"),
         "cluster": "cluster",
         "category": "category",
     },
     "gsm8k": {
-        "metrics": (
-            ("gsm8k_accuracy", "GSM8K accuracy (strict)", 1, ".4f"),
-            ("gsm8k_accuracy_flexible", "GSM8K accuracy (flexible)", 1, ".4f"),
-        ),
+        "metrics": [("gsm8k_accuracy", "GSM8K accuracy (strict)", 1, ".4f"),
+                    ("gsm8k_accuracy_flexible", "GSM8K accuracy (flexible)", 1, ".4f")],
     },
 }
 ROWS_000 = (  # the rows that document 000 asks for, in its order: they come first, also where nothing was run
@@ -92,14 +83,8 @@ ROWS_000 = (  # the rows that document 000 asks for, in its order: they come fir
     "tokens_per_sec grad_norm_stability crop_fraction"
 ).split()
 PRIMARY = ("val_loss", "val_bits_per_byte", "val_loss_bos", "val_bits_per_byte_bos")
-PER_TOKEN = {"final_train_loss", "val_loss", "val_loss_bos"}  # means nothing between tokenisations
 UNIT = {key: "bits/byte" if "bits" in key else "nats/token" for key in PRIMARY}
-SHORT = {
-    "val_loss": "val loss",
-    "val_bits_per_byte": "val bits/byte",
-    "val_loss_bos": "val loss, bos view",
-    "val_bits_per_byte_bos": "val bits/byte, bos view",
-}
+SHORT = {key: label.split(" @")[0].replace("Val", "val") for key, label, *_ in LOSSES if key in PRIMARY}
 
 
 def benchmarks_of(every: list[dict]) -> dict[str, dict]:
@@ -165,41 +150,35 @@ def scores(run: dict, steps: dict, metrics: dict[str, Metric]) -> dict:
     last = steps["val"]
     if last is None:
         last = steps["train"]
-    out = val_scores(run, steps["val"])
+    val = run["val"].get(steps["val"], {})
+    out = {}
+    for key in PRIMARY:
+        reason = missing_reason(run["val"], val)
+        if key in val:  # the trainer writes NaN as null
+            reason = "not a finite number"
+        out[key] = finite(val.get(key), reason)
     for key, metric in metrics.items():
         if metric.kind == "benchmark":
             out[key] = benchmark_score(run, key, metric.benchmark, steps.get(metric.benchmark))
-    out |= logged_scores(run, last, run["val"].get(steps["val"], {}))
+    out |= logged_scores(run, last, val)
     out |= evaluation_seconds(run, last, out["train_seconds"])
     return out | facts(run, last)
-
-
-def val_scores(run: dict, step: int | None) -> dict:
-    record = run["val"].get(step, {})
-    out = {}
-    for key in PRIMARY:
-        reason = missing_reason(run["val"], record)
-        if key in record:  # the trainer writes NaN as null
-            reason = "not a finite number"
-        out[key] = finite(record.get(key), reason)
-    return out
-
-
-def benchmark_score(run: dict, key: str, name: str, step: int | None):
-    """A benchmark's score; its records name the key with or without the benchmark's own name before it."""
-    if name == "gsm8k":
-        records, record = {}, run["gsm8k"] or {}
-    else:
-        records = run["benchmarks"].get(name, {})
-        record = records.get(step, {})
-    value = record.get(key, record.get(key.removeprefix(f"{name}_")))
-    return finite(value, missing_reason(records, record))
 
 
 def missing_reason(records: dict, record: dict) -> str:
     if records and not record:
         return "no step that all runs scored"
     return "not run"
+
+
+def benchmark_score(run: dict, key: str, name: str, step: int | None):
+    """A benchmark's score. Its records name the key with or without the benchmark's own name before it."""
+    records = run["benchmarks"].get(name, {})
+    record = records.get(step, {})
+    if name == "gsm8k":
+        record = run["gsm8k"] or {}
+    value = record.get(key, record.get(key.removeprefix(f"{name}_")))
+    return finite(value, missing_reason(records, record))
 
 
 def logged_scores(run: dict, last: int, val: dict) -> dict:
@@ -211,29 +190,25 @@ def logged_scores(run: dict, last: int, val: dict) -> dict:
     def kept(key: str, where: np.ndarray) -> np.ndarray:
         return train[key][where & np.isfinite(train[key])]
 
+    def of(values: np.ndarray, statistic, at_least: int = 1) -> float:
+        return statistic(values) if len(values) >= at_least else math.nan
+
     loss = train["train_loss_opt_step_mean"][inside]
-    tail = loss[-max(1, len(loss) // 50):]  # the last 2 %: one step's loss is mostly its batch's noise
     norm = kept("grad_norm_l2_preclip", steady)
-    speed = kept("tokens_per_sec", inside)
-    memory = kept("peak_mem_bytes", inside)
     changes = np.diff(kept("train_loss_opt_step_mean", steady))
     seconds = train["step_seconds"][inside].sum()
-    out = dict.fromkeys(
-        "final_train_loss tokens_per_sec grad_norm_stability grad_norm_mean grad_norm_max grad_norm_spikes "
-        "loss_roughness peak_mem_gb".split(), math.nan)
-    out["train_seconds"] = runs.number(val.get("train_seconds", seconds))
-    if len(loss):
-        out["final_train_loss"] = tail.mean()
-    if len(speed):
-        out["tokens_per_sec"] = np.median(speed)
-    if len(norm):
-        out |= {"grad_norm_mean": norm.mean(), "grad_norm_max": norm.max(), "grad_norm_spikes": spikes(norm)}
-    if len(norm) > 1:
-        out["grad_norm_stability"] = norm.std(ddof=1) / norm.mean()
-    if len(changes) > 1:
-        out["loss_roughness"] = changes.std(ddof=1)
-    if len(memory):
-        out["peak_mem_gb"] = memory.max() / 1e9
+    out = {
+        # the last 2 %: one step's loss is mostly its batch's noise
+        "final_train_loss": of(loss[-max(1, len(loss) // 50):], np.mean),
+        "tokens_per_sec": of(kept("tokens_per_sec", inside), np.median),
+        "grad_norm_stability": of(norm, lambda x: x.std(ddof=1) / x.mean(), at_least=2),
+        "grad_norm_mean": of(norm, np.mean),
+        "grad_norm_max": of(norm, np.max),
+        "grad_norm_spikes": of(norm, spikes),
+        "loss_roughness": of(changes, lambda x: x.std(ddof=1), at_least=2),
+        "peak_mem_gb": of(kept("peak_mem_bytes", inside), np.max) / 1e9,
+        "train_seconds": runs.number(val.get("train_seconds", seconds)),
+    }
     if not inside.any():
         return dict.fromkeys(out, "no train records")
     return {key: finite(value, "") for key, value in out.items()}
@@ -250,7 +225,8 @@ def spikes(norm: np.ndarray, window: int = 50, factor: float = 3.0) -> int:
 
 def evaluation_seconds(run: dict, last: int, train_seconds) -> dict:
     total = 0.0
-    for records in (run["val"], *run["benchmarks"].values()):
+    benchmarks = dict.fromkeys(BENCHMARKS, {}) | run["benchmarks"]  # in a fixed order: sums of floats depend on it
+    for records in (run["val"], *benchmarks.values()):
         for step, record in records.items():
             seconds = runs.number(record.get("eval_seconds", record.get("seconds")))
             if step <= last and math.isfinite(seconds):
@@ -275,10 +251,9 @@ def facts(run: dict, last: int) -> dict:
     }
     out = {}
     for key, value in values.items():
+        reason = "not packed rows" if key == "crop_fraction" else "not recorded"
         x = runs.number(value)
-        out[key] = x if math.isfinite(x) else "not recorded"
-    if isinstance(out["crop_fraction"], str):
-        out["crop_fraction"] = "not packed rows"
+        out[key] = x if math.isfinite(x) else reason
     return out
 
 
@@ -317,7 +292,9 @@ def difference(a: dict, b: dict, alpha: float) -> dict:
         "lacking": sorted(seed for seed in seeds if isinstance(a.get(seed), str) or isinstance(b.get(seed), str)),
     }
     for side, arm, values in (("a", a, xs), ("b", b, ys)):
-        row |= mean_and_sd(side, arm, values)
+        reason = next((value for value in arm.values() if isinstance(value, str)), "not run")
+        row[side] = statistics.fmean(values) if values else f"N/A: {reason}"
+        row[f"sd_{side}"] = statistics.stdev(values) if len(values) > 1 else None
     if not xs or not ys:
         return row | dict.fromkeys(("delta", "low", "high", "p"), row["b"] if xs else row["a"])
     row["delta"] = row["b"] - row["a"]
@@ -327,16 +304,6 @@ def difference(a: dict, b: dict, alpha: float) -> dict:
     stats = test(xs, ys, alpha)
     row |= {"values_a": xs, "values_b": ys, "stats": stats}
     return row | {"low": stats["ci_low"], "high": stats["ci_high"], "p": stats["p"]}
-
-
-def mean_and_sd(side: str, arm: dict, values: list[float]) -> dict:
-    reason = next((value for value in arm.values() if isinstance(value, str)), "not run")
-    mean, sd = f"N/A: {reason}", None
-    if values:
-        mean = statistics.fmean(values)
-    if len(values) > 1:
-        sd = statistics.stdev(values)
-    return {side: mean, f"sd_{side}": sd}
 
 
 def without_interval(row: dict, reason: str) -> dict:
@@ -358,14 +325,16 @@ def compare_metrics(a: dict, b: dict, metrics: dict[str, Metric], primary: str, 
         elif metric.kind == "speed" and checked["other_machine"] and is_number:
             row = without_interval(row, "N/A: other hardware or software")
         rows[key] = row
-    tested = [row for key, row in rows.items() if key != primary and is_tested(row)]
-    for row, p in zip(tested, ab_stats.holm([row["p"] for row in tested]), strict=True):
-        row |= {"p_raw": row["p"], "p": float(p)}
+    for row, p in holm([row for key, row in rows.items() if key != primary]):
+        row |= {"p_raw": row["p"], "p": p}
     return rows
 
 
-def is_tested(row: dict) -> bool:
-    return isinstance(row["p"], float) and math.isfinite(row["p"])
+def holm(rows: list[dict]) -> list[tuple[dict, float]]:
+    """(row, p adjusted together with the others') of every row that has a p."""
+    tested = [row for row in rows if isinstance(row["p"], float) and math.isfinite(row["p"])]
+    adjusted = ab_stats.holm([row["p"] for row in tested])
+    return list(zip(tested, map(float, adjusted), strict=True))
 
 
 def verdict_of(row: dict, margin: float, p: float | None = None) -> str:
@@ -391,7 +360,7 @@ def direction(row: dict, better: int, alpha: float) -> str:
 
 def primary_of(asked: str | None, checked: dict) -> str:
     """The metric of the verdict. ValueError for one that means nothing between the arms' tokens."""
-    if asked in PER_TOKEN and checked["other_tokens"]:
+    if asked and UNIT[asked] == "nats/token" and checked["other_tokens"]:
         raise ValueError(f"--primary {asked} counts nats per token, but the arms' tokens differ or are not all "
                          f"recorded: use --primary {asked.replace('val_loss', 'val_bits_per_byte')}.")
     if asked:
@@ -418,17 +387,18 @@ def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: di
         budget = runs.number(step)
         if axis != "step":
             budget = min((spent(run, axis) for arm in arms for run in arm), default=math.nan)
-        values = [{run["seed"]: at_budget(run, metric, axis, budget) for run in arm} for arm in arms]
+        values = []
+        for arm in arms:
+            values.append({run["seed"]: at_budget(run, metric, axis, budget) for run in arm})
         row = difference(*values, alpha)
         if axis == "train_seconds" and checked["other_machine"] and isinstance(row["delta"], float):
             row = without_interval(row, "N/A: other hardware or software") | {"stats": None}
-        verdict = "not comparable"
-        if checked["ok"]:
-            verdict = verdict_of(row, margin)
-        in_words = "N/A: not run"
-        if math.isfinite(budget):
-            in_words = words.format(budget)
-        matched.append({"name": name, "row": row, "verdict": verdict, "budget": in_words})
+        matched.append({
+            "name": name,
+            "row": row,
+            "verdict": verdict_of(row, margin) if checked["ok"] else "not comparable",
+            "budget": words.format(budget) if math.isfinite(budget) else "N/A: not run",
+        })
     return matched
 
 
@@ -524,9 +494,7 @@ def read_documents(path: Path) -> dict:
     """{"stream_nats": (documents,), ..., "doc_hash": bytes}; fine-tuning has no "bos_...". ValueError: damaged."""
     try:
         with np.load(path) as f:
-            views = ["stream"]
-            if "bos_nats" in f:
-                views.append("bos")
+            views = ("stream", "bos") if "bos_nats" in f else ("stream",)
             names = [f"{view}_{unit}" for view in views for unit in ("nats", "bytes")]
             table = np.stack([f[name].astype(float) for name in names]).reshape(len(names), -1)
             hashes = f["doc_hash"].tobytes() if "doc_hash" in f else b""
@@ -543,7 +511,7 @@ def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[li
     for name, benchmark in benchmarks_of([run for pair in pairs for run in pair]).items():
         if not benchmark.get("item_metrics"):
             continue
-        title = benchmark["metrics"][0][1].split()[0]
+        title = benchmark["title"]
         if steps.get(name) is None or not pairs:
             reason = "not run" if steps.get(name) is None else "no pair of equal seed"
             reasons.append(f"{title} items: N/A: {reason}")

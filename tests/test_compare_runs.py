@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import compare_runs
-from lab import ab_report
+from lab import ab_gate, ab_many, ab_numbers, ab_report, ab_stats, runs
 
 REPO = Path(__file__).resolve().parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -119,7 +119,7 @@ def make_run(folder, seed=0, *, loss=0.0, step_seconds=0.5, flags=None, data=Non
     if finished:
         vals = [r for r in lines if r["type"] == "val"]
         numbers = {
-            "final_train_loss": 3.3 + loss, **{f"final_{k}": vals[-1][k] for k in compare_runs.PRIMARY},
+            "final_train_loss": 3.3 + loss, **{f"final_{k}": vals[-1][k] for k in ab_numbers.PRIMARY},
             "best_val_loss": min(r["val_loss"] for r in vals), "tokens_seen": steps * tokens,
             "unique_tokens": data["unique_tokens"], "epochs": data["epochs"], "flops_total": steps * tokens * flops,
             "train_time_ms": round(1000 * steps * step_seconds), "ms_per_step": 1000 * step_seconds,
@@ -229,7 +229,7 @@ def test_reads_runs_of_the_trainer(tmp_path, capsys):
     code, report = compare(tmp_path, "--allow", "code_sha256,invalid_run", a="none_s0", b="gated_s0")
     summary = [json.loads((tmp_path / f"{name}_s0" / "summary.json").read_text()) for name in ("none", "gated")]
     assert code == 0 and report["verdict"] == "inconclusive" and report["gate"]["family"] == "gate"
-    for key in compare_runs.PRIMARY:
+    for key in ab_numbers.PRIMARY:
         assert [report["metrics"][key][side] for side in "ab"] == [s[f"final_{key}"] for s in summary]
     assert report["metrics"]["final_train_loss"]["b"] == summary[1]["final_train_loss"]
     assert report["metrics"]["flops_total"]["a"] == summary[0]["flops_total"]
@@ -245,11 +245,11 @@ def test_reads_runs_of_the_trainer(tmp_path, capsys):
         for key in ("code", "versions", "hardware", "model", "data", "results_row"):
             if key in found:
                 assert set(made[key]) <= set(found[key]), key
-    lines = [compare_runs.read_jsonl(folder / "scalars.jsonl", []) for folder in (fake, real)]
+    lines = [runs.read_jsonl(folder / "scalars.jsonl", []) for folder in (fake, real)]
     for kind in ("train", "val", "mechanism"):
         made, found = (next(set(r) for r in records if r["type"] == kind) for records in lines)
         assert made <= found
-    made, found = (compare_runs.read_jsonl(f / "exposures" / "exposures_rank0000.jsonl", [])[0] for f in (fake, real))
+    made, found = (runs.read_jsonl(f / "exposures" / "exposures_rank0000.jsonl", [])[0] for f in (fake, real))
     assert set(made) <= set(found)
     made, found = (set(np.load(f / "val_documents_000000.npz")) for f in (fake, real))
     assert made <= found
@@ -366,7 +366,7 @@ def test_planted_mismatch_is_caught(tmp_path, capsys, knob):
     assert report["verdict"] != "not comparable" and states(report)["attn_gate"] == "treatment"
 
 
-@pytest.mark.parametrize("knob", [k for k in MISMATCHES if k not in compare_runs.YARDSTICKS])
+@pytest.mark.parametrize("knob", [k for k in MISMATCHES if k not in ab_gate.YARDSTICKS])
 def test_declared_treatment_passes(tmp_path, knob):
     """A declared treatment would be refused, so nobody could test a learning rate or an optimizer."""
     make_arms(tmp_path, 2, b=MISMATCHES[knob])
@@ -641,8 +641,8 @@ def test_matchings(tmp_path):
     at = 40 / 1.03
     between = base_loss(30, 40) + (base_loss(40, 40) - base_loss(30, 40)) * (at - 30) / 10
     assert flops["row"]["b"] == pytest.approx(between - 0.005 + np.mean(NOISE_B[:3]), abs=1e-6)
-    run = compare_runs.read_run(tmp_path / "test_s0")
-    assert "scored from 0 to 21.2" in compare_runs.at_budget(run, "val_loss", "train_seconds", 21.3)
+    run = runs.read_run(tmp_path / "test_s0")
+    assert "scored from 0 to 21.2" in ab_numbers.at_budget(run, "val_loss", "train_seconds", 21.3)
     assert "-5.7 % [" in report["checklist"][2] and "materially worse" in report["checklist"][2]
 
 
@@ -724,8 +724,8 @@ def test_grad_norm_spikes():
     norm = np.exp(rng.normal(0, 0.7, 400))
     norm[[3, 20, 130, 399]] = 50
     slow = sum(norm[i] > 3 * np.median(norm[max(0, i - 50) : i]) for i in range(5, len(norm)))
-    assert compare_runs.spikes(norm) == slow >= 3
-    assert compare_runs.spikes(np.ones(100)) == compare_runs.spikes(np.ones(3)) == 0
+    assert ab_numbers.spikes(norm) == slow >= 3
+    assert ab_numbers.spikes(np.ones(100)) == ab_numbers.spikes(np.ones(3)) == 0
 
 
 CHECKLIST = [
@@ -907,7 +907,7 @@ def test_batch_size_is_in_sequences(tmp_path, capsys):
 
 def test_minutes():
     """59.96 seconds are a minute, not 60.0 seconds."""
-    assert [compare_runs.minutes(ms) for ms in (609_100, 59_960, 0, 1_570_940, 5_025_000)] == [
+    assert [ab_many.minutes(ms) for ms in (609_100, 59_960, 0, 1_570_940, 5_025_000)] == [
         "10m 9.1s", "1m 0.0s", "0m 0.0s", "26m 10.9s", "83m 45.0s"]  # fmt: skip
 
 
@@ -999,7 +999,7 @@ def test_plan(tmp_path, capsys):
         r = 0.0 if name == "unpaired" else float(name.split()[-1])
         noise = rng.normal(0, 0.0013, (2, 20_000, n))
         a, b = noise[0], r * noise[0] + math.sqrt(1 - r * r) * noise[1] + 0.003
-        test = compare_runs.ab_stats.unpaired if name == "unpaired" else compare_runs.ab_stats.paired
+        test = ab_stats.unpaired if name == "unpaired" else ab_stats.paired
         sample = slice(0, 1500)
         assert (test(a[sample], b[sample])["p"] < 0.05).mean() > 0.75, name
     assert "Smallest difference that n seeds per arm find" in capsys.readouterr().out
