@@ -516,8 +516,8 @@ def parse_args(argv=None) -> argparse.Namespace:
               "--plan needs a --noise above 0 (the sd between seeds), or --aa to measure it")
     for name, low, high in (("alpha", 0, 1), ("power", 0, 1), ("correlation", -1, 1)):
         value = getattr(args, name)
-        check(value is None or low < value < high,
-              f"--{name} {value}: give a number between {low} and {high}")
+        if value is not None:
+            check(low < value < high, f"--{name} {value:g}: give a number between {low} and {high}")
     check(0 <= args.delta < math.inf, f"--delta {args.delta:g}: give a number of at least 0")
     return args
 

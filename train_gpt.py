@@ -297,14 +297,13 @@ def summarise(run: Path, config: dict, args, state: dict) -> dict:
     }
     scores = json.loads(path.read_text()).get(str(steps), {}) if (path := run / "step_metrics.json").exists() else {}
     row = {
-        "run_id": run.name, "date": config["started"][:10], "git_commit": config["code"]["git_commit"],
-        "learning_rate": args.learning_rate, "batch_size": args.total_batch_tokens // args.seq_len,
+        **results.condition_columns(config["flags"]), "notes": args.notes, "run_id": run.name,
+        "date": config["started"][:10], "git_commit": config["code"]["git_commit"],
+        "batch_size": args.total_batch_tokens // args.seq_len,
         "device_batch_size": args.micro_batch_size, "sequence_length": args.seq_len, "num_iterations": steps,
         "gpu_name": config["hardware"]["gpu"] or "cpu", "n_gpus": config["world_size"], "condition": data["condition"],
         "parameters": config["parameters"]["total"], "data_fingerprint": data["fingerprint"],
         "val_fingerprint": data["val_fingerprint_documents"], **numbers,
-        **{k: getattr(args, k) for k in
-           "seed attn_gate gate_pos gate_act warmdown_iters notes arch optimizer n_layer n_embd muon_lr".split()},
         **{k: scores.get(k) for k in "hellaswag_accuracy hellaswag_accuracy_norm hellaswag_accuracy_norm_bytes "
            "eval_official_sum eval_official_mean".split()},
     }

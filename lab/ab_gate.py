@@ -203,9 +203,15 @@ def mark_consequences(differences: list[dict], members: list[dict]) -> None:
 
 def follows(members: list[dict], name: str, factor: float, other: str) -> bool:
     """Whether a setting is this multiple of another one in every member."""
-    settings = [member["settings"] for member in members]
-    pairs = [(runs.number(own.get(name)), runs.number(own.get(other))) for own in settings]
-    return all(math.isclose(value, factor * base) for value, base in pairs)
+    for member in members:
+        values = [member["settings"].get(key) for key in (name, other)]
+        try:
+            value, base = map(float, values)  # a results.csv has text
+        except (TypeError, ValueError):
+            return False
+        if not math.isclose(value, factor * base):
+            return False
+    return True
 
 
 def recognise(changed: set[str]) -> str | None:
@@ -247,14 +253,10 @@ def fault(name: str, values: dict, why: str) -> dict:
 
 def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str]) -> list[dict]:
     """A seed that an arm has twice is a fault; one that it lacks is missing, and with same_seeds a fault, too."""
-
-    def in_order(seeds) -> list:  # a results.csv of strangers may name seeds in words
-        return sorted(seeds, key=lambda seed: (isinstance(seed, str), seed))
-
     seeds = {}
     for arm, members in arms.items():
-        seeds[arm] = in_order(m["seed"] for m in members if m["seed"] is not None)
-    every = in_order(set().union(*seeds.values()))
+        seeds[arm] = sorted(member["seed"] for member in members if member["seed"] is not None)
+    every = sorted(set().union(*seeds.values()))
     twice, lacking = [], []
     for arm, own in seeds.items():
         twice += [f"{arm} has seed {seed} twice" for seed in every if own.count(seed) > 1]

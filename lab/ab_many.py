@@ -46,13 +46,13 @@ def row_of_cells(cells: dict[str, str]) -> dict:
         if column in DATA_COLUMNS and text:
             settings[column] = text
         elif results.is_condition(column) and column != "seed" and (text or column == "init_from"):
-            settings[column] = value_of(text)
+            settings[column] = cell_text(text)
     unused = cells.get("unused_flags")
     member = {
-        "name": cells.get("run_id") or "a row", "seed": value_of(cells.get("seed")), "settings": settings,
+        "name": cells.get("run_id") or "a row", "seed": cell_text(cells.get("seed")) or None, "settings": settings,
         "unused": ab_gate.unused_flags(settings, unused and unused.split()),
         "machine": {column: cells[column] for column in HARDWARE_COLUMNS if cells.get(column)},
-        "micro_batch_size": value_of(cells.get("device_batch_size")),
+        "micro_batch_size": cells.get("device_batch_size") or None,
         "tokens": cells.get("condition") or None, "run": None,
     }
     return {**cells, "run": None, "member": member}
@@ -88,14 +88,6 @@ def cell_text(value) -> str:
     return "" if value is None else str(value)
 
 
-def value_of(text: str | None):
-    """A cell as a number where it is one, as text else, None where it is empty."""
-    x = cell_number(text)
-    if math.isfinite(x):
-        return int(x) if x.is_integer() else x
-    return text or None
-
-
 def names_in(text: str | None) -> list[str]:
     """'a, b' -> ["a", "b"]."""
     return [name.strip() for name in (text or "").split(",") if name.strip()]
@@ -129,8 +121,11 @@ def group_rows(rows: list[dict], columns: list[str]) -> list[dict]:
         arm["rows"].append(row)
 
     def order(arm: dict) -> list[tuple]:
-        numbers = {cell: cell_number(cell) for cell in arm["cells"].values()}
-        return [(False, x, cell) if math.isfinite(x) else (True, 0, cell) for cell, x in numbers.items()]
+        keys = []
+        for cell in arm["cells"].values():
+            x = cell_number(cell)
+            keys.append((False, x, cell) if math.isfinite(x) else (True, 0, cell))
+        return keys
 
     return sorted(arms.values(), key=order)
 
