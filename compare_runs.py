@@ -19,7 +19,8 @@ be declared with --treatment, because a forgotten flag looks just the same. --al
 the report says so. Seeds are the unit of every verdict; items and documents only add to it.
 
 Here are the flags and the report on two arms. lab/ab_gate.py decides what is comparable, lab/ab_numbers.py has the
-metrics, lab/ab_many.py the stage tables and the noise floor, lab/ab_stats.py the formulas, lab/ab_report.py the page.
+metrics, lab/ab_items.py compares items and documents, lab/ab_many.py has the stage tables and the noise floor,
+lab/ab_stats.py the formulas, lab/ab_report.py the page.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from lab import ab_gate, ab_many, ab_numbers, ab_report, ab_stats, processes, runs
+from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_report, ab_stats, processes, runs
 from lab.ab_numbers import SHORT, UNIT, Metric, direction
 from lab.ab_report import count, form, form_change, form_interval, form_p
 
@@ -183,8 +184,8 @@ def items_and_documents(pairs: list[tuple], steps: dict, args) -> tuple[list[dic
     """(rows with intervals over documents and over items, reasons for what is missing)."""
     rows, reasons = [], ["Items: N/A: left out (--no_items)"]
     if args.items:
-        rows, reasons = ab_numbers.items(pairs, steps, args.alpha)
-    documents = ab_numbers.documents(pairs, steps["val"], args.alpha)
+        rows, reasons = ab_items.items(pairs, steps, args.alpha)
+    documents = ab_items.documents(pairs, steps["val"], args.alpha)
     if isinstance(documents, str):
         return rows, [*reasons, f"Documents: N/A: {documents}"]
     return documents + rows, reasons

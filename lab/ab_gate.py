@@ -394,15 +394,20 @@ def short(value) -> str:
 
 def by_arm(values: dict[str, list]) -> str:
     """{"A": [1], "B": [2]} as '1 / 2', and once where the arms agree."""
-    return " / ".join(distinct(" and ".join(map(short, own)) for own in values.values()))
+    return " / ".join(distinct(map(in_words, values.values())))
 
 
-def trouble_of(checked: dict, in_words=by_arm) -> list[str]:
+def in_words(own: list) -> str:
+    """An arm's values as '1 and 2'."""
+    return " and ".join(map(short, own))
+
+
+def trouble_of(checked: dict, spell=by_arm) -> list[str]:
     """Every difference that counts: 'name (its values, or what is wrong)'."""
     sentences = []
     for d in checked["differences"]:
-        detail = in_words(d["values"])
-        if d["knob"] in FAULTS or (d["mixed"] and in_words is by_arm):
+        detail = spell(d["values"])
+        if d["knob"] in FAULTS or (d["mixed"] and spell is by_arm):
             detail = d["why"]
         if d["state"] == "differs":
             sentences.append(f"{d['knob']} ({detail})")
@@ -416,7 +421,7 @@ def gate_blocks(checked: dict) -> list[tuple]:
     if differences:
         columns = [("Knob", "left", lambda d: d["knob"])]
         for arm in differences[0]["values"]:
-            columns.append((arm, "left", lambda d, arm=arm: " and ".join(map(short, d["values"][arm])) or "not recorded"))
+            columns.append((arm, "left", lambda d, arm=arm: in_words(d["values"][arm]) or "not recorded"))
         columns.append(("State", "left", lambda d: d["state"]))
         columns.append(("Why", "left", lambda d: d["why"] or d["state"]))
         blocks += [("p", "What differs:"), ab_report.table(columns, differences)]

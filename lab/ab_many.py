@@ -18,7 +18,7 @@ import statistics
 
 from lab import ab_gate, ab_numbers, ab_report, ab_stats, results, runs
 from lab.ab_numbers import SHORT, UNIT, Metric
-from lab.ab_report import form, form_change, form_interval, form_p
+from lab.ab_report import form, form_change, form_interval, form_p, minutes
 
 DATA_COLUMNS = ("condition", "data_fingerprint", "val_fingerprint")  # settings that are no flags
 HARDWARE_COLUMNS = ("gpu_name", "n_gpus")
@@ -120,14 +120,11 @@ def group_rows(rows: list[dict], columns: list[str]) -> list[dict]:
         arm = arms.setdefault(tuple(cells.values()), {"name": name, "cells": cells, "rows": []})
         arm["rows"].append(row)
 
-    def order(arm: dict) -> list[tuple]:
-        keys = []
-        for cell in arm["cells"].values():
-            x = cell_number(cell)
-            keys.append((False, x, cell) if math.isfinite(x) else (True, 0, cell))
-        return keys
+    def order(cell: str) -> tuple:
+        x = cell_number(cell)
+        return (False, x, cell) if math.isfinite(x) else (True, 0, cell)
 
-    return sorted(arms.values(), key=order)
+    return [arms[cells] for cells in sorted(arms, key=lambda cells: list(map(order, cells)))]
 
 
 def check_arms(arms: list[dict], columns: list[str], args) -> dict:
@@ -163,8 +160,7 @@ def notes_on(rows: list[dict], compared: set[str]) -> list[str]:
         lacking.setdefault(n, []).append(name)
     lacking.pop(0, None)
     for n, names in lacking.items():
-        verb = "is" if len(names) == 1 else "are"
-        notes.append(f"{', '.join(names)} {verb} not recorded in {n} of {len(rows)} rows")
+        notes.append(f"not recorded in {n} of {len(rows)} rows: {', '.join(names)}")
     commits = ab_gate.distinct(row["git_commit"] for row in rows if row.get("git_commit"))
     if len(commits) > 1:
         notes.append(f"git_commit differs ({', '.join(map(ab_gate.short, commits))})")
@@ -329,12 +325,6 @@ def headline(word: str, checked: dict, baseline: dict | None, compared: list, mi
     return f"**{word}** · {text}"
 
 
-def minutes(ms: float) -> str:
-    """609,100 ms -> '10m 9.1s', as document 003 writes it."""
-    tenths = round(ms / 100)
-    return f"{tenths // 600}m {tenths % 600 / 10:.1f}s"
-
-
 def stage_table(arms: list[dict], columns: list[str], primary: str) -> tuple:
     """Document 003's table."""
 
@@ -419,24 +409,22 @@ def compare_noise(args) -> int:
     newcomer = None
     if args.check:
         newcomer = runs.read_run(args.check)
-        every = [run for run in read_runs(args.against, "--against")
-                 if run["folder"].resolve() != newcomer["folder"].resolve()]
+        itself = newcomer["folder"].resolve()
+        every = read_runs(args.against, "--against")
+        every = [run for run in every if run["folder"].resolve() != itself]
     else:
         every = read_runs(args.aa, "--aa")
-    used = []
-    if any(run["summary"] for run in every):
-        used = ab_numbers.finished(every)
+    used = ab_numbers.finished([run for run in every if run["summary"]])
     if len(used) < 4:
         raise ValueError("a noise floor needs at least 4 finished runs of different seeds, and there are "
                          f"{len(used)}: train more seeds.")
-    arms, sides = {"noise floor": every}, [used]
+    others, arms = [], {"noise floor": every}
     if newcomer:
-        arms["newcomer"] = [newcomer]
-        sides.append([newcomer])
+        others = arms["newcomer"] = [newcomer]
     # a newcomer may have any seed, and nothing may differ, so there is no treatment
     checked = ab_gate.gate(ab_gate.members_of(arms), [], names_in(args.allow), same_seeds=False)
-    metrics = ab_numbers.metrics_of([run for side in sides for run in side])
-    steps, values = ab_numbers.score_arms(sides, metrics)
+    metrics = ab_numbers.metrics_of(used + others)
+    steps, values = ab_numbers.score_arms([used, others], metrics)
     rows = noise_rows(values, metrics, checked, args.alpha)
     primary = args.primary or "val_loss"
     if primary not in rows:
@@ -485,7 +473,7 @@ def noise_rows(values: list[dict], metrics: dict[str, Metric], checked: dict, al
         if metric.kind == "fixed" or not all(isinstance(value, float) for value in known):
             continue
         row = rows[key] = dict(ab_stats.noise_floor(known, alpha))
-        for value in values[1][key].values() if len(values) > 1 else ():
+        for value in values[1][key].values():
             row |= {"newcomer": value, "state": "OUTSIDE"}
             if isinstance(value, str):
                 row["state"] = f"N/A: {value}"

@@ -1,5 +1,4 @@
-"""ab_numbers.py owns the numbers of a comparison: the metrics of a run, their differences between two arms, and the
-same difference at equal cost, over benchmark items and over documents.
+"""ab_numbers.py owns a comparison's numbers: the metrics of a run, their differences between arms, and at equal cost.
 
     metrics = metrics_of(runs)                       # {key: Metric}: losses, benchmarks, stability, cost
     steps, (a, b) = score_arms([runs_a, runs_b], metrics)
@@ -13,13 +12,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
-from lab import ab_report, ab_stats, runs
+from lab import ab_stats, runs
 
 
 class Metric(NamedTuple):
@@ -62,16 +59,14 @@ BENCHMARKS = {  # for runs older than config.json's "benchmarks"[name]["metrics"
         "metrics": [(f"hellaswag_{rule}", f"HellaSwag {rule}", 1, ".4f") for rule in
                     ("accuracy", "accuracy_norm", "accuracy_norm_bytes", "accuracy_plain")],
         "item_metrics": ("accuracy", "accuracy_norm", "accuracy_norm_bytes"),
-        "cluster": "cluster",
-        "category": None,
+        "cluster": "cluster", "category": None,
     },
     "ewok": {
         "title": "EWoK",
         "metrics": [(f"eval_{rule}_{per}", f"EWoK {rule} {per} metric", 1, ".4f")
                     for rule in RULES for per in ("sum", "mean")],
         "item_metrics": ("official_sum", "official_mean", "paper_sum", "paper_mean"),
-        "cluster": "cluster",
-        "category": "category",
+        "cluster": "cluster", "category": "category",
     },
     "gsm8k": {
         "metrics": [("gsm8k_accuracy", "GSM8K accuracy (strict)", 1, ".4f"),
@@ -245,9 +240,7 @@ def facts(run: dict, last: int) -> dict:
         "parameters": config["parameters"].get("total"),
         "tokens_seen": tokens,
         "flops_total": tokens * runs.number(config.get("flops_per_token")),
-        "unique_tokens": data.get("unique_tokens"),
-        "epochs": data.get("epochs"),
-        "crop_fraction": data.get("crop_fraction"),
+        **{key: data.get(key) for key in ("unique_tokens", "epochs", "crop_fraction")},
     }
     out = {}
     for key, value in values.items():
@@ -283,13 +276,11 @@ def difference(a: dict, b: dict, alpha: float) -> dict:
         known = [{seed: arm[seed] for seed in common} for arm in known]
     xs, ys = (list(arm.values()) for arm in known)
     seeds = set(a) & set(b) or set(a) | set(b)
+    lacking = {seed for seed in seeds for arm in (a, b) if isinstance(arm.get(seed), str)}
     row = {
-        "paired": bool(common),
-        "pairs": {seed: known[1][seed] - known[0][seed] for seed in common},
-        "n": min(len(xs), len(ys)),
-        "used": len(common) or len(xs) + len(ys),
-        "stats": None,
-        "lacking": sorted(seed for seed in seeds if isinstance(a.get(seed), str) or isinstance(b.get(seed), str)),
+        "paired": bool(common), "pairs": {seed: known[1][seed] - known[0][seed] for seed in common},
+        "n": min(len(xs), len(ys)), "used": len(common) or len(xs) + len(ys), "stats": None,
+        "lacking": sorted(lacking),
     }
     for side, arm, values in (("a", a, xs), ("b", b, ys)):
         reason = next((value for value in arm.values() if isinstance(value, str)), "not run")
@@ -387,18 +378,15 @@ def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: di
         budget = runs.number(step)
         if axis != "step":
             budget = min((spent(run, axis) for arm in arms for run in arm), default=math.nan)
-        values = []
-        for arm in arms:
-            values.append({run["seed"]: at_budget(run, metric, axis, budget) for run in arm})
-        row = difference(*values, alpha)
+        a, b = ({run["seed"]: at_budget(run, metric, axis, budget) for run in arm} for arm in arms)
+        row = difference(a, b, alpha)
         if axis == "train_seconds" and checked["other_machine"] and isinstance(row["delta"], float):
             row = without_interval(row, "N/A: other hardware or software") | {"stats": None}
-        matched.append({
-            "name": name,
-            "row": row,
-            "verdict": verdict_of(row, margin) if checked["ok"] else "not comparable",
-            "budget": words.format(budget) if math.isfinite(budget) else "N/A: not run",
-        })
+        verdict = verdict_of(row, margin) if checked["ok"] else "not comparable"
+        in_words = "N/A: not run"
+        if math.isfinite(budget):
+            in_words = words.format(budget)
+        matched.append({"name": name, "row": row, "verdict": verdict, "budget": in_words})
     return matched
 
 
@@ -422,165 +410,12 @@ def at_budget(run: dict, metric: str, axis: str, budget: float):
     return float(np.interp(budget, *zip(*points, strict=True)))
 
 
-def curve_points(arm: list[dict], metric: str, axis: str) -> list[list[tuple[float, float]]]:
-    """Per run [(x, y)] at the steps, but for 0, that all of the arm's runs scored."""
+def curve_points(arm: list[dict], metric: str, axis: str) -> list[list[list[float]]]:
+    """Per run [[x, y], ...] at the steps, but for 0, that all of the arm's runs scored."""
     if not arm:
         return []
-    curves: list[list] = [[] for _ in arm]
-    for step in sorted(set.intersection(*(set(run["val"]) for run in arm))):
-        records = [run["val"][step] for run in arm]
-        points = [(runs.number(r.get(axis)), runs.number(r.get(metric))) for r in records]
-        if step > 0 and np.isfinite(points).all():
-            for curve, point in zip(curves, points, strict=True):
-                curve.append(point)
-    return curves
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# items and documents
-
-
-def documents(pairs: list[tuple[dict, dict]], step: int | None, alpha: float) -> list[dict] | str:
-    """Bits/byte of these checkpoints with an interval over documents: would they differ as much on others of the kind?
-
-    A row per view, or why there is none (str). Ratio of sums, mean over pairs; its standard error from the linearised
-    residual of each document (a document is a cluster of tokens).
-    """
-    if step is None:
-        return "not run"
-    if not pairs:
-        return "no pair of equal seed"
-    try:
-        data = [[read_documents(run["folder"] / f"val_documents_{step:06d}.npz") for run in pair] for pair in pairs]
-    except FileNotFoundError:
-        return f"no val_documents file of step {step}"
-    except ValueError as error:
-        return str(error)
-    if len({(side["doc_hash"], len(side["stream_nats"])) for pair in data for side in pair}) > 1:
-        return "the runs scored other documents"
-    rows = []
-    for view in ("stream", "bos"):
-        if all(f"{view}_nats" in side for pair in data for side in pair):
-            rows += document_row(view, data, alpha)
-    return rows or "no finite number"
-
-
-def document_row(view: str, data: list[list[dict]], alpha: float) -> list[dict]:
-    """The row of one view, or none when its numbers are not finite."""
-    ratios, residuals = [], []
-    for side in (0, 1):
-        nats = np.mean([pair[side][f"{view}_nats"] for pair in data], axis=0)
-        size = np.mean([pair[side][f"{view}_bytes"] for pair in data], axis=0)
-        bits = nats / math.log(2)
-        ratio = math.nan
-        if size.sum() > 0:
-            ratio = float(bits.sum() / size.sum())
-        ratios.append(ratio)
-        residuals.append((bits - ratio * size) / max(size.sum(), 1))
-    n = int((size > 0).sum())
-    if n < 2 or not all(map(math.isfinite, ratios)):
-        return []
-    delta = ratios[1] - ratios[0]
-    error = math.sqrt(n / (n - 1) * ((residuals[1] - residuals[0]) ** 2).sum())
-    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error
-    return [{
-        "what": f"Val bits/byte, {view} view", "a": ratios[0], "b": ratios[1], "delta": delta,
-        "low": delta - half, "high": delta + half, "n": f"{n} documents x {len(data)}",
-        "how": "documents, for these checkpoints",
-    }]
-
-
-def read_documents(path: Path) -> dict:
-    """{"stream_nats": (documents,), ..., "doc_hash": bytes}; fine-tuning has no "bos_...". ValueError: damaged."""
-    try:
-        with np.load(path) as f:
-            views = ("stream", "bos") if "bos_nats" in f else ("stream",)
-            names = [f"{view}_{unit}" for view in views for unit in ("nats", "bytes")]
-            table = np.stack([f[name].astype(float) for name in names]).reshape(len(names), -1)
-            hashes = f["doc_hash"].tobytes() if "doc_hash" in f else b""
-        return {**dict(zip(names, table, strict=True)), "doc_hash": hashes}
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
-        raise ValueError(f"{path.parent.name}/{path.name} is broken ({type(error).__name__}: {error})") from None
-
-
-def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[list[dict], list[str]]:
-    """Benchmarks item by item: (rows as documents() gives them, reasons for what is missing)."""
-    rows, reasons = [], []
-    for name, benchmark in benchmarks_of([run for pair in pairs for run in pair]).items():
-        if not benchmark.get("item_metrics"):
-            continue
-        title = benchmark["title"]
-        if steps.get(name) is None or not pairs:
-            reason = "not run" if steps.get(name) is None else "no pair of equal seed"
-            reasons.append(f"{title} items: N/A: {reason}")
-            continue
-        tables = [[read_items(run, name, steps[name]) for run in pair] for pair in pairs]
-        every = [set(table) for pair in tables for table in pair]
-        ids, most = sorted(set.intersection(*every)), max(map(len, every))
-        if len(ids) < most or not ids:
-            end = "the others are left out" if ids else "N/A: not recorded"
-            reasons.append(f"{title} items: {len(ids)} of {most} at step {steps[name]} are in every run's file; {end}")
-        for metric in benchmark["item_metrics"]:
-            if ids:
-                rows += item_rows(title, metric, benchmark, tables, ids, reasons, alpha)
-    return rows, reasons
-
-
-def item_rows(title: str, metric: str, benchmark: dict, tables: list, ids: list[str], reasons: list[str],
-              alpha: float) -> list[dict]:
-    """The row of one item metric; none, and a reason, when a credit is no number."""
-    a, b = (np.array([[credit_of(pair[side][i], metric) for i in ids] for pair in tables]) for side in (0, 1))
-    bad = int((~np.isfinite([a, b])).sum())
-    metric = metric.removeprefix("eval_")
-    if bad:
-        reasons.append(f"{title} items, {metric}: N/A: {bad} of {a.size + b.size} credits are no finite number")
-        return []
-    first = tables[0][0]
-    clusters = [str(first[i].get(benchmark.get("cluster"), i)) for i in ids]
-    categories = None
-    if benchmark.get("category"):
-        categories = [str(first[i].get(benchmark["category"])) for i in ids]
-    row = item_row(a, b, clusters, categories, alpha)
-    return [{"what": f"{title} {metric}", "n": f"{len(ids)} items x {len(tables)}", **row}]
-
-
-def item_row(a: np.ndarray, b: np.ndarray, clusters: list, categories: list | None, alpha: float) -> dict:
-    """Credit (pairs, items) of both arms as a row; with one pair its items alone, and McNemar's test."""
-    row = {"a": mean_credit(a, categories), "b": mean_credit(b, categories)}
-    try:
-        boot = ab_stats.hierarchical_bootstrap(a, b, clusters, categories, alpha=alpha)
-    except ValueError as error:  # a single cluster
-        return row | {"delta": row["b"] - row["a"], "low": f"N/A: {error}", "high": "N/A", "how": "N/A"}
-    row |= {"delta": boot["delta"], "clusters": boot["n_clusters"], "stats": boot}
-    if len(a) > 1:
-        row |= {"low": boot["ci_low"], "high": boot["ci_high"], "p": boot["p"]}
-        return row | {"how": f"seeds and {boot['n_clusters']} clusters of items"}
-    test = ab_stats.mcnemar(a[0], b[0])
-    row |= {"low": boot["ci_items_low"], "high": boot["ci_items_high"], "p": test["p"], "mcnemar": test}
-    return row | {"how": f"{boot['n_clusters']} clusters of items, for these two checkpoints; McNemar {test['b']} "
-                         f"against {test['c']} items, p {ab_report.form_p(test['p'])}"}
-
-
-def mean_credit(credit: np.ndarray, categories: list | None) -> float:
-    """Mean over items; where there are categories, the mean of their means."""
-    if categories is None:
-        return float(credit.mean())
-    names = np.array(categories)
-    return statistics.fmean(float(credit[:, names == name].mean()) for name in set(categories))
-
-
-def read_items(run: dict, name: str, step: int) -> dict[str, dict]:
-    """{item id: record} of one evaluation; a run repeats every item at every evaluation, so other lines are skipped."""
-    records = runs.read_jsonl(run["folder"] / f"{name}_items.jsonl", [], step)
-    table = {}
-    for record in records:
-        if record.get("step") == step and "id" in record and isinstance(record.get("credit"), dict):
-            table[str(record["id"])] = record
-    return table
-
-
-def credit_of(record: dict, metric: str) -> float:
-    credit = record["credit"]
-    return runs.number(credit.get(metric, credit.get(f"eval_{metric}")))
+    steps = sorted(set.intersection(*(set(run["val"]) for run in arm)) - {0})
+    records = [[run["val"][step] for step in steps] for run in arm]
+    table = np.array([[[runs.number(r.get(key)) for key in (axis, metric)] for r in own] for own in records])
+    table = table.reshape(len(arm), len(steps), 2)
+    return table[:, np.isfinite(table).all(axis=(0, 2))].tolist()
