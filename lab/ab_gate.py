@@ -30,7 +30,7 @@ FAMILIES = {  # names for several settings in --treatment and --allow
     "size": ("n_layer", "n_head", "n_embd", "n_inner"),
 }
 FAULTS = ("treatment", "seed", "incomplete", "invalid_run", "batch_checksums")  # no settings
-YARDSTICKS = {  # what measures, or what is broken: never a treatment, and no <benchmark>_scorer is one
+YARDSTICKS = {  # what measures, or what is broken: never a treatment. Every <benchmark>_scorer belongs here, too
     *FAULTS, "scorer", "code_sha256", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
 }
 # For runs older than config.json's "unused_flags", and for strangers' CSVs: flag -> (the flag that

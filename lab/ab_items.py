@@ -3,8 +3,8 @@
     rows = documents(pairs, step, alpha=0.05)         # bits/byte of the held-out documents
     rows, reasons = items(pairs, steps, alpha=0.05)   # benchmarks
 
-pairs: runs of arm A and arm B of equal seed. A row has "what", "a", "b", "delta", "low", "high", "n" and "how" (what the
-interval is over). Its interval is about these checkpoints; the verdict of a comparison is about seeds.
+pairs: runs of arm A and arm B of equal seed. A row has "what", "a", "b", "delta", "low", "high", "n" and "how" (what
+the interval is over). Its interval is about these checkpoints; the verdict of a comparison is about seeds.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def common_step(records: list[dict]) -> int | None:
     return max(set.intersection(*scored), default=None)
 
 
-def finite(value, reason: str):
+def number_or(value, reason: str):
     """value as a finite float, or why there is none (str): `reason` where there is no value at all."""
     x = runs.number(value)
     if math.isfinite(x):
@@ -151,7 +151,7 @@ def scores(run: dict, steps: dict, metrics: dict[str, Metric]) -> dict:
         reason = missing_reason(run["val"], val)
         if key in val:  # the trainer writes NaN as null
             reason = "not a finite number"
-        out[key] = finite(val.get(key), reason)
+        out[key] = number_or(val.get(key), reason)
     for key, metric in metrics.items():
         if metric.kind == "benchmark":
             out[key] = benchmark_score(run, key, metric.benchmark, steps.get(metric.benchmark))
@@ -173,7 +173,7 @@ def benchmark_score(run: dict, key: str, name: str, step: int | None):
     if name == "gsm8k":
         record = run["gsm8k"] or {}
     value = record.get(key, record.get(key.removeprefix(f"{name}_")))
-    return finite(value, missing_reason(records, record))
+    return number_or(value, missing_reason(records, record))
 
 
 def logged_scores(run: dict, last: int, val: dict) -> dict:
@@ -206,7 +206,7 @@ def logged_scores(run: dict, last: int, val: dict) -> dict:
     }
     if not inside.any():
         return dict.fromkeys(out, "no train records")
-    return {key: finite(value, "") for key, value in out.items()}
+    return {key: number_or(value, "") for key, value in out.items()}
 
 
 def spikes(norm: np.ndarray, window: int = 50, factor: float = 3.0) -> int:
@@ -399,7 +399,7 @@ def at_budget(run: dict, metric: str, axis: str, budget: float):
     """A run's metric at a budget of `axis` (step, flops_total, train_seconds), linear between two evaluations; outside
     the scored range a reason (str), as nothing is extrapolated."""
     if axis == "step" or not math.isfinite(budget):
-        return finite(run["val"].get(budget, {}).get(metric), "not run")
+        return number_or(run["val"].get(budget, {}).get(metric), "not run")
     points = [(runs.number(r.get(axis)), runs.number(r.get(metric))) for r in run["val"].values()]
     points = sorted(point for point in points if all(map(math.isfinite, point)))
     if not points:
