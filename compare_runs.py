@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_report, ab_stats, processes, runs
+from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_power, ab_report, ab_stats, processes, runs
 from lab.ab_numbers import SHORT, UNIT, Metric, direction
 from lab.ab_report import count, form, form_change, form_interval, form_p
 
@@ -283,7 +283,7 @@ def strength(row: dict, primary: str, args) -> list[str]:
         lines = [f"Seeds do not match: Welch's test; permutation p {p}."]
     needed: object = "N/A"
     if args.delta and not stats["degenerate"]:
-        needed = ab_stats.n_needed(args.delta, stats["sd_diff"], args.alpha, args.power, paired)
+        needed = ab_power.n_needed(args.delta, stats["sd_diff"], args.alpha, args.power, paired)
     lines += [
         f"With {n} {each} the smallest difference found with {args.power:.0%} power is "
         f"{or_na(stats['mde'], '.5f')} {unit}.",

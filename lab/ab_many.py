@@ -16,7 +16,7 @@ import os
 import re
 import statistics
 
-from lab import ab_gate, ab_numbers, ab_report, ab_stats, results, runs
+from lab import ab_gate, ab_numbers, ab_power, ab_report, results, runs
 from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form, form_change, form_interval, form_p, minutes
 
@@ -466,20 +466,20 @@ def compare_noise(args) -> int:
 
 
 def noise_rows(values: list[dict], metrics: dict[str, Metric], checked: dict, alpha: float) -> dict:
-    """{metric: ab_stats.noise_floor(...)} of what all runs have; of a newcomer also "newcomer" and "state"."""
+    """{metric: ab_power.noise_floor(...)} of what all runs have; of a newcomer also "newcomer" and "state"."""
     rows = {}
     for key, metric in metrics.items():
         known = list(values[0][key].values())
         if metric.kind == "fixed" or not all(isinstance(value, float) for value in known):
             continue
-        row = rows[key] = dict(ab_stats.noise_floor(known, alpha))
+        row = rows[key] = dict(ab_power.noise_floor(known, alpha))
         for value in values[1][key].values():
             row |= {"newcomer": value, "state": "OUTSIDE"}
             if isinstance(value, str):
                 row["state"] = f"N/A: {value}"
             elif metric.kind == "speed" and checked["other_machine"]:
                 row["state"] = "N/A: other hardware or software"
-            elif ab_stats.in_band(value, row):
+            elif ab_power.in_band(value, row):
                 row["state"] = "inside"
     return rows
 
@@ -542,11 +542,11 @@ def plan_blocks(sd: float, primary: str, args, record: dict) -> list[tuple]:
     designs["unpaired"] = (0.0, False)
     needed, smallest = {}, [("n", "right", str)]
     for name, (correlation, paired) in designs.items():
-        spread = ab_stats.sd_of_difference(sd, correlation)
-        needed[name] = ab_stats.n_needed(effect, spread, alpha, power, paired)
+        spread = ab_power.sd_of_difference(sd, correlation)
+        needed[name] = ab_power.n_needed(effect, spread, alpha, power, paired)
 
         def detectable(n: int, spread=spread, paired=paired) -> str:
-            return f"{ab_stats.mde(n, spread, alpha, power, paired):.5f}"
+            return f"{ab_power.mde(n, spread, alpha, power, paired):.5f}"
 
         smallest.append((name, "right", detectable))
     record["plan"] = {"sd": sd, "effect": effect, "power": power, "alpha": alpha, "seeds_needed": needed}
