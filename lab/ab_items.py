@@ -99,7 +99,7 @@ def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[li
     rows, reasons = [], []
     every = [run for pair in pairs for run in pair]
     for name, benchmark in benchmarks_of(every).items():
-        if not benchmark.get("item_metrics"):
+        if not benchmark["item_metrics"]:
             continue
         title, step = benchmark["title"], steps.get(name)
         if step is None or not pairs:

@@ -69,6 +69,7 @@ BENCHMARKS = {  # for runs older than config.json's "benchmarks"[name]["metrics"
         "cluster": "cluster", "category": "category",
     },
     "gsm8k": {
+        "item_metrics": (),
         "metrics": [("gsm8k_accuracy", "GSM8K accuracy (strict)", 1, ".4f"),
                     ("gsm8k_accuracy_flexible", "GSM8K accuracy (flexible)", 1, ".4f")],
     },
@@ -83,13 +84,14 @@ SHORT = {key: label.split(" @")[0].replace("Val", "val") for key, label, *_ in L
 
 
 def benchmarks_of(every: list[dict]) -> dict[str, dict]:
-    """{name: {"metrics", "item_metrics", "cluster", "category"}} of all benchmarks that some run names."""
+    """{name: {"title", "metrics", "item_metrics", "cluster", "category"}} of all benchmarks that some run describes."""
     known = dict(BENCHMARKS)
     for run in every:
         described = run["config"].get("benchmarks") or {}
         for name, benchmark in described.items():
             if "metrics" in benchmark:
-                known[name] = benchmark
+                defaults = {"title": name, "item_metrics": (), "cluster": None, "category": None}
+                known[name] = defaults | benchmark
     return known
 
 
