@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import optimize, special
 
-LARGE_N = 200  # from so many pairs on n_needed takes the normal limit plus z^2 / 2 (Guenther 1981), at most 1 off
+LARGE_N = 200  # from here on n_needed takes the normal limit plus z^2 / 2 (Guenther 1981): at most 1 off
+FIX = "give the smallest difference that matters"
 
 # ----------------------------------------------------------------------------------------------------------------------
 # how many seeds, how small an effect
@@ -23,11 +24,11 @@ LARGE_N = 200  # from so many pairs on n_needed takes the normal limit plus z^2 
 def sd_of_difference(sd: float, correlation: float = 0.0) -> float:
     """sd of b - a within a pair of runs, each with spread sd, whose seeds correlate: sd * sqrt(2 (1 - r))."""
     if not -1 <= correlation <= 1:
-        raise ValueError(f"correlation {correlation} is not between -1 and 1: give the r of seed pairs, 0 if unknown.")
+        raise ValueError(f"correlation {correlation} is not between -1 and 1: give the r of seed pairs, or 0.")
     return sd * math.sqrt(2 * (1 - correlation))
 
 
-def mde(n: int, sd_diff: float, alpha: float = 0.05, power: float = 0.8, paired: bool = True) -> float:
+def mde(n: int, sd_diff: float, alpha=0.05, power=0.8, paired: bool = True) -> float:
     """Minimum detectable effect: the true difference that n pairs find significant with probability `power`.
 
     sd_diff: sd of b - a within one pair of runs: sd_of_difference(sd, r). paired=False: n runs in each arm, unmatched,
@@ -41,19 +42,19 @@ def mde(n: int, sd_diff: float, alpha: float = 0.05, power: float = 0.8, paired:
     return sd_diff * noncentrality(*_design(n, paired), alpha, power) / math.sqrt(n)
 
 
-def n_needed(effect: float, sd_diff: float, alpha: float = 0.05, power: float = 0.8, paired: bool = True) -> int:
+def n_needed(effect: float, sd_diff: float, alpha=0.05, power=0.8, paired: bool = True) -> int:
     """The fewest pairs (paired=False: runs in each arm) that find a true difference `effect` with probability `power`.
 
     Arguments as in mde(), of which this is the inverse. At least 2, as one pair shows nothing.
     """
     if not (math.isfinite(effect) and effect != 0):
-        raise ValueError(f"effect {effect}: no number of seeds detects it; give the smallest difference that matters.")
+        raise ValueError(f"effect {effect}: no number of seeds detects it; {FIX}.")
     _check_spread(sd_diff)
     effect = abs(effect)
     ratio = sd_diff * noncentrality(math.inf, False, alpha, power) / effect
     if ratio > 1e100:
-        raise ValueError(f"effect {effect:g} is too small beside a spread of {sd_diff:g}: no number of seeds detects "
-                         "it; give the smallest difference that matters.")
+        raise ValueError(
+            f"effect {effect:g} is too small beside a spread of {sd_diff:g}: no number of seeds detects it; {FIX}.")
     limit = ratio**2  # a little too low, always
     if limit >= LARGE_N:
         correction = float(special.ndtri(1 - alpha / 2)) ** 2 / 2
@@ -111,7 +112,7 @@ def noncentrality(df: float, welch: bool, alpha: float, power: float) -> float:
     check_share(alpha, "alpha")
     check_share(power, "power")
     if power <= alpha:
-        raise ValueError(f"power {power} is not above alpha {alpha}: a test without effect has that; ask for more.")
+        raise ValueError(f"power {power} is not above alpha {alpha}, which no effect gives: ask for more.")
     high = 4.0
     while _power(high, df, welch, alpha) < power:
         high *= 2
@@ -134,14 +135,15 @@ def noise_floor(values, alpha: float = 0.05, correlation: float | None = None, p
     """
     x = values_of(values, "values")
     if x.ndim != 1 or len(x) < 2:
-        raise ValueError(f"a noise floor needs at least two runs, got shape {x.shape}: train more seeds (4 or more).")
+        raise ValueError(f"a noise floor needs two runs or more, got shape {x.shape}: train 4 seeds or more.")
     check_share(alpha, "alpha")
     n, mean, sd = len(x), float(x.mean()), float(sd_of(x))
     if sd <= rounding_of(x):
         sd = 0.0
     half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * sd * math.sqrt(1 + 1 / n)
     # chi-square quantiles are 2 * gammaincinv(df / 2, q)
-    low, high = (sd * math.sqrt((n - 1) / 2 / special.gammaincinv((n - 1) / 2, q)) for q in (1 - alpha / 2, alpha / 2))
+    low, high = (sd * math.sqrt((n - 1) / 2 / special.gammaincinv((n - 1) / 2, q))
+                 for q in (1 - alpha / 2, alpha / 2))
 
     def table(r: float) -> dict:
         return {pairs: mde(pairs, sd_of_difference(sd, r), alpha, power) for pairs in n_pairs}
@@ -149,9 +151,10 @@ def noise_floor(values, alpha: float = 0.05, correlation: float | None = None, p
     paired_table = None
     if correlation is not None:
         paired_table = table(correlation)
-    return {"n": n, "mean": mean, "sd": sd, "sd_low": float(low), "sd_high": float(high), "band_low": mean - half,
-            "band_high": mean + half, "mde": table(0.0), "mde_paired": paired_table, "correlation": correlation,
-            "alpha": alpha, "power": power}
+    return {
+        "n": n, "mean": mean, "sd": sd, "sd_low": float(low), "sd_high": float(high),
+        "band_low": mean - half, "band_high": mean + half, "mde": table(0.0),
+        "mde_paired": paired_table, "correlation": correlation, "alpha": alpha, "power": power}
 
 
 def in_band(value: float, noise: dict) -> bool:

@@ -19,15 +19,14 @@ from itertools import combinations
 
 import numpy as np
 from scipy import optimize, special
-from scipy.stats import binomtest
 
 from lab.ab_power import check_share, n_needed, noncentrality, rounding_of, sd_of, values_of
 
 EXACT_PAIRS = 20  # up to here all 2^n sign flips are counted, above DRAWS random ones
-EXACT_SPLITS = 20_000  # up to so many ways to split the runs in two arms are all counted (8 + 8 runs: 12,870)
+EXACT_SPLITS = 20_000  # up to so many splits of the runs in two arms are all counted (8 + 8: 12,870)
 DRAWS = 100_000
 DRAW_SEED = 0
-SEED_FLOOR = 0.05  # hierarchical_bootstrap: least seed variance, as a share of what item noise alone would give
+SEED_FLOOR = 0.05  # least seed variance of hierarchical_bootstrap, as a share of the rest's
 
 # ----------------------------------------------------------------------------------------------------------------------
 # arms over seeds
@@ -56,7 +55,8 @@ def paired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None =
     """
     a, b = values_of(a, "a"), values_of(b, "b")
     if a.shape != b.shape:
-        raise ValueError(f"a has shape {a.shape}, b {b.shape}: pairs need the same seeds in both; use unpaired() else.")
+        raise ValueError(
+            f"a has shape {a.shape}, b {b.shape}: pairs need the same seeds in both; use unpaired() else.")
     check_share(alpha, "alpha")
     n = a.shape[-1]
     differences = b - a
@@ -66,10 +66,14 @@ def paired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None =
     equal = np.asarray(np.abs(differences).max(-1) <= rounding)
     sd, delta = np.where(flat, 0.0, sd), np.where(equal, 0.0, delta)
     flips = sign_flip(np.where(flat[..., None], delta[..., None], differences))
-    result = {"n": n, "mean_a": a.mean(-1), "sd_a": sd_of(a), "mean_b": b.mean(-1), "sd_b": sd_of(b), "delta": delta,
-              "p_sign_flip": flips, "correlation": _correlation(a, b), "sd_diff": sd, "se": sd / math.sqrt(n),
-              "df": n - 1, "degenerate": flat, "alpha": alpha, "power": power}
-    return _plain(result | _inference(result, equal, flips) | _plan(result, flat | (n < 2), True, effect))
+    result = {
+        "n": n, "mean_a": a.mean(-1), "sd_a": sd_of(a), "mean_b": b.mean(-1), "sd_b": sd_of(b),
+        "delta": delta, "p_sign_flip": flips, "correlation": _correlation(a, b),
+        "sd_diff": sd, "se": sd / math.sqrt(n), "df": n - 1, "degenerate": flat,
+        "alpha": alpha, "power": power}
+    result |= _inference(result, equal, flips)
+    result |= _plan(result, flat | (n < 2), True, effect)
+    return _plain(result)
 
 
 def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None = None) -> dict:
@@ -98,11 +102,14 @@ def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None
         with np.errstate(invalid="ignore", divide="ignore"):
             df = se**4 / (var_a**2 / (n_a - 1) + var_b**2 / (n_b - 1))
     permuted, unknown = _permutation(a, b), np.full_like(delta, np.nan)
-    result = {"n": smaller, "n_a": n_a, "n_b": n_b, "mean_a": a.mean(-1), "sd_a": sd_a, "mean_b": b.mean(-1),
-              "sd_b": sd_b, "delta": delta, "p_sign_flip": unknown, "p_permutation": permuted, "correlation": unknown,
-              "sd_diff": np.where(flat, 0.0, np.sqrt(sd_a**2 + sd_b**2)), "se": se, "df": df, "degenerate": flat,
-              "alpha": alpha, "power": power}
-    return _plain(result | _inference(result, equal, permuted) | _plan(result, flat | (smaller < 2), False, effect))
+    sd_diff = np.where(flat, 0.0, np.sqrt(sd_a**2 + sd_b**2))
+    result = {
+        "n": smaller, "n_a": n_a, "n_b": n_b, "mean_a": a.mean(-1), "sd_a": sd_a, "mean_b": b.mean(-1), "sd_b": sd_b,
+        "delta": delta, "p_sign_flip": unknown, "p_permutation": permuted, "correlation": unknown,
+        "sd_diff": sd_diff, "se": se, "df": df, "degenerate": flat, "alpha": alpha, "power": power}
+    result |= _inference(result, equal, permuted)
+    result |= _plan(result, flat | (smaller < 2), False, effect)
+    return _plain(result)
 
 
 def _inference(result: dict, equal, p_flat) -> dict:
@@ -139,8 +146,8 @@ def _plan(result: dict, unknown, pairs: bool, effect: float | None) -> dict:
         return runs_for(delta, sd, unknown)
 
     sd = result["sd_diff"]
-    plan = {"mde": _each(smallest, spread, result["df"], unknown),
-            "n_for": _each(runs_for_delta, np.abs(result["delta"]), sd, unknown), "n_for_effect": None}
+    n_for = _each(runs_for_delta, np.abs(result["delta"]), sd, unknown)
+    plan = {"mde": _each(smallest, spread, result["df"], unknown), "n_for": n_for, "n_for_effect": None}
     if effect is not None:
         plan["n_for_effect"] = _each(runs_for, effect, sd, unknown)
     return plan
@@ -199,7 +206,8 @@ def _permutation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     smaller tail; here both tails are counted, which differs where the arms are of unequal size.)"""
     n_a, n = a.shape[-1], a.shape[-1] + b.shape[-1]
     both = np.concatenate([a, b], axis=-1).reshape(-1, n)
-    both = both - both.mean(1, keepdims=True)  # centred, so the mean difference is proportional to arm a's sum
+    # centred, so the mean difference is proportional to arm a's sum
+    both = both - both.mean(1, keepdims=True)
     exact = math.comb(n, n_a) <= EXACT_SPLITS
     if exact:
         splits = np.array(list(combinations(range(n), n_a)))
@@ -234,21 +242,23 @@ def equivalence(a, b, delta: float, alpha: float = 0.05, paired_seeds: bool = Tr
     stats = test(a, b, 2 * alpha)
     p = _tost(stats, delta)
     names = np.where(p < alpha, "equivalent", "inconclusive")
-    return _plain({"p": p, "ci_low": stats["ci_low"], "ci_high": stats["ci_high"], "margin": delta, "n": stats["n"],
-                   "verdict": names})
+    interval = {key: stats[key] for key in ("ci_low", "ci_high", "n")}
+    return _plain({"p": p, **interval, "margin": delta, "verdict": names})
 
 
 def _tost(stats: dict, margin: float) -> np.ndarray:
     """p of equivalence within ± margin, from delta, se and df of paired() or unpaired(); nan where there is no spread,
     unless the arms are equal (0)."""
     if not (isinstance(margin, (int, float)) and math.isfinite(margin) and margin > 0):
-        raise ValueError(f"the equivalence margin is {margin!r}: give a positive number in the unit of the metric.")
+        raise ValueError(f"the equivalence margin is {margin!r}: give a positive number in the metric's unit.")
     if "se" not in stats or "df" not in stats:
         raise ValueError("equivalence needs se and df: give what paired() or unpaired() returned.")
     delta, se, df = (np.asarray(stats[k], dtype=float) for k in ("delta", "se", "df"))
     with np.errstate(invalid="ignore", divide="ignore"):
         # both tails as lower tails, which keep their digits
-        p = np.maximum(special.stdtr(df, -(delta + margin) / se), special.stdtr(df, (delta - margin) / se))
+        above = special.stdtr(df, -(delta + margin) / se)
+        below = special.stdtr(df, (delta - margin) / se)
+    p = np.maximum(above, below)
     return np.where(se > 0, p, np.where((se == 0) & (delta == 0), 0.0, np.nan))
 
 
@@ -292,8 +302,9 @@ def holm(pvalues):
     if isinstance(pvalues, dict):
         return dict(zip(pvalues, holm(list(pvalues.values())), strict=True))
     p = np.array([math.nan if x is None else x for x in pvalues], dtype=float)
-    if ((p < 0) | (p > 1)).any():
-        raise ValueError(f"{p[(p < 0) | (p > 1)][0]} is no p-value: give numbers from 0 to 1, or nan for no test.")
+    wrong = p[(p < 0) | (p > 1)]
+    if len(wrong):
+        raise ValueError(f"{wrong[0]} is no p-value: give numbers from 0 to 1, or nan for no test.")
     made = np.flatnonzero(~np.isnan(p))
     order = made[np.argsort(p[made], kind="stable")]
     steps = p[order] * np.arange(len(order), 0, -1)
@@ -305,8 +316,9 @@ def holm(pvalues):
 # benchmark items
 
 
-def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot: int = 2000, seed: int = 0,
-                           alpha: float = 0.05) -> dict:
+def hierarchical_bootstrap(
+    credit_a, credit_b, clusters, categories=None, n_boot: int = 2000, seed: int = 0, alpha: float = 0.05
+) -> dict:
     """Delta of a benchmark's score, with an interval for new seeds AND new items of the same kind.
 
     credit_a, credit_b: (n_seeds, n_items), credit of an item in 0..1 (ties may give a fraction), row s of both from
@@ -317,29 +329,28 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
     very checkpoints, new items only), se_seeds, se_items (the two parts of the standard error), alpha.
     One seed, or seeds that agree on every item (copies of a run): ci_low, ci_high, p are nan.
 
-    How. D = credit_b - credit_a is a crossed layout: D_si = delta + seed_s + item_i + rest_si. Its mean varies by
-    var(seed)/S + var(item) part + var(rest) part. Three to eight seeds cannot be resampled: with S = 3 one resample in
-    nine repeats one run three times, the spread comes out (S-1)/S too small and its own uncertainty is ignored (Davison
-    & Hinkley 1997, Bootstrap Methods and their Application, 2.3 and 3.8; a plain pigeonhole bootstrap, Owen 2007,
-    arXiv:0712.1111, counts rest_si three times besides). So the seeds get what is exact for them, items are resampled:
-      seeds   V_seed = var over seeds of their mean D / S; estimates (seed + rest) part, with S - 1 degrees of freedom:
+    How. D_si = credit_b - credit_a = delta + seed_s + item_i + rest_si. Three to eight seeds cannot be resampled: the
+    spread comes out (S-1)/S too small, its own uncertainty is ignored (Davison & Hinkley 1997, Bootstrap Methods and
+    their Application, 2.3 and 3.8), and a pigeonhole bootstrap (Owen 2007, arXiv:0712.1111) counts rest_si thrice. So
+    the seeds get what is exact for them, and items are resampled:
+      seeds   V_seed, the variance of the seeds' means / S, is the (seed + rest) part with S - 1 degrees of freedom:
               sqrt(V_seed) * t_{S-1}. Without item effects this alone is the paired t test.
-      items   clusters are resampled within categories, seeds and arms together (Miller 2024, arXiv:2411.00640, on
-              clustered items). These draws spread by V_item, the (item + rest) part; each is scaled by
-              sqrt(C / (C-1)) (Rao & Wu 1988) and by a draw of sqrt(df / chi^2_df), as few clusters are also few. The
-              rest part, V_rest, is in V_seed already: draws shrink by sqrt(1 - V_rest / V_item).
-    The distribution of delta is the sum of both, n_boot draws of the one with the whole t curve of the other: ci is its
-    alpha/2 and 1 - alpha/2 quantiles, p twice its tail beyond 0. Adding a t and a nearly normal part this way
-    (Behrens-Fisher) covers a little more than 1 - alpha, at worst about 98 % for 95 % with three seeds
-    (experiments/bench/coverage.py measures it; a plain bootstrap covers 81 to 100 % there). V_seed is
-    kept at V_rest / 20 or more, as only luck makes it smaller.
+      items   clusters are resampled within categories, seeds and arms together (Miller 2024, arXiv:2411.00640). These
+              draws spread by V_item, the (item + rest) part; each is scaled by sqrt(C / (C-1)) (Rao & Wu 1988) and by
+              a draw of sqrt(df / chi^2_df), as few clusters are also few. The rest part, V_rest, is in V_seed already:
+              draws shrink by sqrt(1 - V_rest / V_item).
+    The distribution of delta is their sum: n_boot draws of the one with the whole t curve of the other. ci is its
+    alpha/2 and 1 - alpha/2 quantiles, p twice its tail beyond 0. It covers a little more than 1 - alpha (Behrens-
+    Fisher), at worst about 98 % for 95 % with three seeds, where a plain bootstrap covers 81 to 100 %
+    (experiments/bench/coverage.py). V_seed is kept at V_rest / 20 or more, as only luck makes it smaller.
     A category with one cluster says nothing about its own variance and gets the average of the others.
     """
     a, b = (np.asarray(x, dtype=float) for x in (credit_a, credit_b))
     if a.ndim != 2 or a.shape != b.shape or 0 in a.shape:
-        raise ValueError(f"credits have shapes {a.shape} and {b.shape}: give (n_seeds, n_items) for the same items.")
+        raise ValueError(
+            f"credits have shapes {a.shape} and {b.shape}: give (n_seeds, n_items) for the same items.")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("credits hold nan or infinite values: leave out items that were not scored, in both arms.")
+        raise ValueError("credits hold nan or infinite values: leave out unscored items in both arms.")
     check_share(alpha, "alpha")
     if n_boot < 100:
         raise ValueError(f"n_boot is {n_boot}: give at least 100 resamples, 2000 for a report.")
@@ -352,7 +363,8 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
     texts = np.unique(groups * (int(texts.max()) + 1) + texts, return_inverse=True)[1].reshape(-1)
     difference = b - a
     n_clusters = int(texts.max()) + 1
-    totals = np.stack([np.bincount(texts, row, n_clusters) for row in difference])  # (S, C) sums of D
+    totals = [np.bincount(texts, row, n_clusters) for row in difference]
+    totals = np.stack(totals)  # (S, C) sums of D
     sizes = np.bincount(texts, minlength=n_clusters)
     group_of = np.zeros(n_clusters, int)
     group_of[texts] = groups
@@ -370,15 +382,16 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
         if c == 1:
             n_single += 1
             continue
-        residual = (t - means[:, None] * n) * weight  # (S, c), sums to 0 over the clusters of each seed
+        residual = (t - means[:, None] * n) * weight  # (S, c), a seed's clusters sum to 0
         common = residual.mean(0)
         v = c / (c - 1) * float(common @ common)
         v_item, v_item_squared = v_item + v, v_item_squared + v * v / (c - 1)
         if n_seeds > 1:
-            v_rest += c / (c - 1) * float(((residual - common) ** 2).sum()) / ((n_seeds - 1) * n_seeds)
+            squares = float(((residual - common) ** 2).sum())
+            v_rest += c / (c - 1) * squares / ((n_seeds - 1) * n_seeds)
         draws += math.sqrt(c / (c - 1)) * _resample(common, n_boot, rng)
     if n_single == n_groups:
-        raise ValueError("every category has one cluster only: nothing to resample; give finer clusters.")
+        raise ValueError("every category has one cluster: nothing to resample; give finer clusters.")
     share = n_groups / (n_groups - n_single)
     v_item, v_rest, draws = v_item * share, v_rest * share, draws * math.sqrt(share)
     if v_item > 0:
@@ -390,10 +403,12 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
     if n_seeds > 1:
         v_seed = float(per_seed.var(ddof=1)) / n_seeds
     v_pure = max(0.0, v_item - v_rest)
-    result = {"delta": delta, "ci_low": math.nan, "ci_high": math.nan, "p": math.nan, "n": n_seeds, "n_items": n_items,
-              "n_clusters": n_clusters, "ci_items_low": delta + float(np.quantile(draws, alpha / 2)),
-              "ci_items_high": delta + float(np.quantile(draws, 1 - alpha / 2)), "se_seeds": math.sqrt(v_seed),
-              "se_items": math.sqrt(v_pure), "alpha": alpha}
+    items_low, items_high = np.quantile(draws, [alpha / 2, 1 - alpha / 2]).tolist()
+    result = {
+        "delta": delta, "ci_low": math.nan, "ci_high": math.nan, "p": math.nan,
+        "n": n_seeds, "n_items": n_items, "n_clusters": n_clusters,
+        "ci_items_low": delta + items_low, "ci_items_high": delta + items_high,
+        "se_seeds": math.sqrt(v_seed), "se_items": math.sqrt(v_pure), "alpha": alpha}
     if n_seeds == 1:
         return result
     if not difference.any():
@@ -406,8 +421,11 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
     if v_item > 0:
         draws = draws * math.sqrt(v_pure / v_item)
     scale = math.sqrt(max(v_seed, SEED_FLOOR * v_rest))
-    low, high = (_quantile_of_sum(draws, scale, n_seeds - 1, q) for q in (alpha / 2, 1 - alpha / 2))
-    tail = min(_below(-delta, draws, scale, n_seeds - 1), _below(-delta, -draws, scale, n_seeds - 1))
+    df = n_seeds - 1
+    reach = (-special.stdtrit(df, alpha / 4) + 1) * scale + float(np.abs(draws).max())
+    low = _quantile_of_sum(draws, scale, df, alpha / 2, reach)
+    high = _quantile_of_sum(draws, scale, df, 1 - alpha / 2, reach)
+    tail = min(_below(-delta, draws, scale, df), _below(delta, -draws, scale, df))
     return result | {"ci_low": delta + low, "ci_high": delta + high, "p": min(1.0, 2 * tail)}
 
 
@@ -416,10 +434,8 @@ def _below(x: float, draws: np.ndarray, scale: float, df: int) -> float:
     return float(special.stdtr(df, (x - draws) / scale).mean())
 
 
-def _quantile_of_sum(draws: np.ndarray, scale: float, df: int, q: float) -> float:
-    """The x at which _below is q."""
-    outermost = min(q, 1 - q) / 2
-    reach = (-special.stdtrit(df, outermost) + 1) * scale + float(np.abs(draws).max())
+def _quantile_of_sum(draws: np.ndarray, scale: float, df: int, q: float, reach: float) -> float:
+    """The x within +- reach at which _below is q."""
     return optimize.brentq(lambda x: _below(x, draws, scale, df) - q, -reach, reach, xtol=1e-7 * scale)
 
 
@@ -445,11 +461,12 @@ def mcnemar(correct_a, correct_b) -> dict:
     """
     a, b = values_of(correct_a, "correct_a"), values_of(correct_b, "correct_b")
     if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(f"credits have shapes {a.shape} and {b.shape}: give one number per item, same items in both.")
+        raise ValueError(
+            f"credits have shapes {a.shape} and {b.shape}: give one number per item, same items in both.")
     only_a, only_b = int((a > b + 1e-12).sum()), int((b > a + 1e-12).sum())
     p, uneven = 1.0, only_a + only_b
     if uneven:
-        p = float(binomtest(only_a, uneven).pvalue)
+        p = min(1.0, 2 * float(special.bdtr(min(only_a, only_b), uneven, 0.5)))
     return {"p": p, "b": only_a, "c": only_b, "n": len(a), "delta": float((b - a).mean())}
 
 
@@ -461,7 +478,7 @@ def _labels(labels, n: int, name: str) -> np.ndarray:
     """(n,) labels of any kind -> 0, 1, 2, ..."""
     labels = np.asarray(labels)
     if labels.shape != (n,):
-        raise ValueError(f"{name} has shape {labels.shape}, the credits have {n} items: give one label per item.")
+        raise ValueError(f"{name} has shape {labels.shape} for {n} items: give one label per item.")
     return np.unique(labels, return_inverse=True)[1].reshape(-1)
 
 
