@@ -327,3 +327,58 @@ def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written ({error.strerror}): choose another folder.") from None
     print(report["report.md"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# cells: every number of a comparison is a float, or the reason why there is none (str)
+
+
+def table(columns: list[tuple], rows: list, alpha: float = 0.05) -> tuple:
+    """A table as a block. columns: (header, "left" | "right", cell(row)); one more entry is one more column."""
+    level = f"{100 * (1 - alpha):g} %"
+    header = [title.replace("{level}", level) for title, _, _ in columns]
+    body = [[cell(row) for _, _, cell in columns] for row in rows]
+    left = {i for i, (_, side, _) in enumerate(columns) if side == "left"}
+    return "table", header, body, left
+
+
+def form(value, spec: str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:{spec}}"
+
+
+def form_interval(row: dict, spec: str) -> str:
+    if isinstance(row["low"], str):
+        return row["low"]
+    if not math.isfinite(row["low"]):
+        return "N/A: no spread"
+    return f"[{row['low']:+{spec}}, {row['high']:+{spec}}]"
+
+
+def form_p(p) -> str:
+    if isinstance(p, str):
+        return p
+    if not math.isfinite(p):
+        return "N/A: no spread"
+    return f"{p:.4f}" if p >= 1e-4 else "< 0.0001"
+
+
+def form_change(row: dict, spec: str) -> str:
+    """'+0.0123 [+0.0100, +0.0146], p 0.0010', or why there is none."""
+    if isinstance(row["delta"], str):
+        return row["delta"]
+    if isinstance(row["low"], str):
+        return f"{row['delta']:+{spec}} (no interval: {row['low'].removeprefix('N/A: ')})"
+    return f"{row['delta']:+{spec}} {form_interval(row, spec)}, p {form_p(row['p'])}"
+
+
+def minutes(ms: float) -> str:
+    """609,100 ms -> '10m 9.1s', as document 003 writes it."""
+    tenths = round(ms / 100)
+    return f"{tenths // 600}m {tenths % 600 / 10:.1f}s"
+
+
+def count(n: int, noun: str) -> str:
+    """'1 pair', '2 pairs'."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
