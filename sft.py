@@ -36,13 +36,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import conversations
-import data_order
-import decontaminate
-import runs
-import shards
+from lab import conversations, data_order, decontaminate, disk, inference, processes, runs, shards
+from lab.mirrors import open_mirrors
+from lab.optim import build_optimizers, lr_multiplier, set_learning_rates
 from model import GPT, GPTConfig, causal_attention, chunked_cross_entropy
-from muon import build_optimizers, lr_multiplier, set_learning_rates
 
 STAGES = (*conversations.STAGES, "transition")
 
@@ -214,10 +211,7 @@ def hidden_states(model: GPT, x, positions, segments):
         seen = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T)
         seen = seen & torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
         attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-    x, rope = model.embed(x, positions=positions)
-    for block in model.transformer["h"]:
-        x = block(x, rope, attend)
-    return model.transformer["ln_f"](x)
+    return model.hidden(x, positions=positions, attend=attend)
 
 
 def batch_loss(model: GPT, batch: dict, device, hidden, packing: bool, denominator=None, reduce=True):
@@ -275,7 +269,7 @@ def sample_answers(model: GPT, data: dict, n_tokens: int) -> list[tuple[str, str
     for number in numbers:
         span = slice(data["offsets"][number], data["offsets"][number + 1])
         prompts.append(data["tokens"][span][: int(data["trained"][span].argmax())].tolist())
-    answers = model.eval().generate(prompts, n_tokens, temperature=0.0, stop_ids=[shards.BOS_ID])
+    answers = inference.generate(model.eval(), prompts, n_tokens, temperature=0.0, stop_ids=[shards.BOS_ID])
     decode = shards.get_tokenizer().decode
     return [(decode(prompt), decode(answer.ids)) for prompt, answer in zip(prompts, answers, strict=True)]
 
@@ -317,16 +311,16 @@ def open_init(args, before: dict | None) -> tuple[dict, Path | None]:
         raise ValueError(f"--init {folder} has {config.vocab_size:,} tokens, fewer than GPT-2's {shards.BOS_ID + 1:,}: "
                          "start from another checkpoint.")
     known = source is not None and (Path(source) / "config.json").exists()
-    pretrained = runs.read_run(source)["config"].get("data", {}).get("condition") if known else None
+    pretrained = runs.read_config(source).get("data", {}).get("condition") if known else None
     return {"path": str(args.init), "folder": str(folder), "step": step, "run": str(source) if source else None,
-            "model_sha256": shards.sha256_file(folder / "model.safetensors"), "condition": pretrained,
+            "model_sha256": disk.sha256_file(folder / "model.safetensors"), "condition": pretrained,
             "model": config.to_dict()}, folder
 
 
 def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # machine
-    runs.tune_allocator()
+    processes.tune_allocator()
     device, is_cuda = procs.device, procs.device.type == "cuda"
     if args.dtype == "auto":
         args.dtype = "bfloat16" if is_cuda and torch.cuda.is_bf16_supported() else "float32"
@@ -347,7 +341,7 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # checkpoint and data: rank 0 reads and tokenises, the other ranks get its arrays
     derived = [name for name in DERIVED if getattr(args, name) == (-1 if name == "warmup_iters" else 0)]
-    before = runs.read_run(run)["config"] if args.resume and (run / "config.json").exists() else None
+    before = runs.read_config(run) if args.resume and (run / "config.json").exists() else None
     if args.resume not in ("", "auto") and before is None:
         raise ValueError(f"--resume {args.resume}: {run} is not a run (no config.json); use --resume auto.")
     if before is None and (run / "config.json").exists():  # create_run says so too, but only when all is tokenised
@@ -381,7 +375,7 @@ def train(args, procs) -> int:
     params = [p for p in model.parameters() if p.requires_grad]
     flops_head = 6 * config.vocab_size * config.n_embd  # per trained token; every token pays the rest
     flops_body = model.flops_per_token(args.seq_len) - flops_head
-    peak = args.peak_flops or runs.peak_flops(device)
+    peak = args.peak_flops or processes.peak_flops(device)
 
     # ------------------------------------------------------------------------------------------------------------------
     # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
@@ -400,7 +394,7 @@ def train(args, procs) -> int:
             warnings.append(f"{total[name]:,} of {total['read']:,} conversations {what}.")
     record = {
         "flags": dict(vars(args)), "derived": derived, "argv": sys.argv, "started": runs.now(),
-        "code": runs.code_state(), **runs.machine_state(device), "world_size": procs.world_size,
+        "code": runs.code_state(), **processes.machine_state(device), "world_size": procs.world_size,
         "model": config.to_dict(), "parameters": model.num_params(), "flops_per_token": flops_body + flops_head,
         "peak_flops": peak if math.isfinite(peak) else None, "init": init, "warnings": warnings,
         "data": {"fingerprint": data["fingerprint"], "fingerprint_texts": data["fingerprint_texts"],
@@ -426,7 +420,7 @@ def train(args, procs) -> int:
         if before["code"]["code_sha256"] != record["code"]["code_sha256"]:
             messages.append("WARNING: the code has changed since the run began; what follows may not be bit-exact.")
         path = runs.find_checkpoint(run, args.resume, warn=messages.append)
-        last = int(path.name.split("_")[1]) if path else -1  # all of a step is recorded before the step is saved
+        last = runs.step_of(path) if path else -1  # all of a step is recorded before the step is saved
         runs.trim_records(run, last)
         return str(path or "")
 
@@ -463,7 +457,7 @@ def train(args, procs) -> int:
             model.save(folder)
             torch.save([optimizer.state_dict() for optimizer in optimizers], folder / "optimizer.pt")
             torch.save(rngs, folder / "rng.pt")
-            runs.write_json(folder / "trainer.json", state)
+            disk.write_json(folder / "trainer.json", state)
 
         state["wall_seconds"] = time.perf_counter() - clock_zero
         moments = [t for o in optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t)]
@@ -495,12 +489,12 @@ def train(args, procs) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop. "Step s" is what s optimizer updates made; everything of step s is recorded before step s is saved
-    stop = runs.StopRequest()
+    stop = processes.StopRequest()
     clock_zero = time.perf_counter() - state["wall_seconds"]
     (run / "exposures").mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
     exposures = runs.JsonlWriter(run / "exposures" / f"exposures_rank{procs.rank:04d}.jsonl")
     try:
-        mirrors = procs.is_main and runs.open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
+        mirrors = procs.is_main and open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
     except ValueError:
         if checkpoint is None:
             shutil.rmtree(run)  # made a moment ago, holds nothing, and would be in the way of the next try
@@ -570,7 +564,7 @@ def train(args, procs) -> int:
         grad_norm = torch.nn.utils.get_total_norm(grads)
         if not (math.isfinite(train_loss) and math.isfinite(grad_norm.item())):
             last = runs.list_checkpoints(run)
-            raise runs.SharedError(
+            raise processes.SharedError(
                 f"step {state['step'] + 1}: loss {train_loss} and gradient norm {grad_norm.item()} are not finite, on "
                 f"conversations {numbers[:4].tolist()}...; the last good checkpoint is "
                 f"{last[-1] if last else 'none'}: start again with a lower --learning_rate or a longer --warmup_iters.")
@@ -596,7 +590,7 @@ def train(args, procs) -> int:
                         conversations=sorted(c for row in rows for c in row), rows=len(rows),
                         checksum=f"{checksum:016x}")
         if procs.is_main:
-            peak_mem = torch.cuda.max_memory_allocated() if is_cuda else runs.peak_rss_bytes()
+            peak_mem = torch.cuda.max_memory_allocated() if is_cuda else processes.peak_rss_bytes()
             mixed = {"tinygsm_share": float((data["source"][numbers] == 1).mean())} if len(epochs) > 1 else {}
             scalars.write(
                 type="train", step=step, timestamp=runs.now(), lr=args.learning_rate * multiplier,
@@ -640,7 +634,7 @@ def train(args, procs) -> int:
         summary = summarise(run, record, args, state)
         for warning in summary["warnings"]:
             log(f"WARNING: {warning}")
-        runs.write_json(run / "summary.json", summary)
+        disk.write_json(run / "summary.json", summary)
         final = [f"{k} {summary[f'final_{k}']:.4f}" for k in ("train_loss", "val_loss", "val_bits_per_byte")
                  if summary[f"final_{k}"] is not None]
         log(f"finished {state['step']} steps: {state['train_seconds']:.1f} s of training, "
@@ -650,7 +644,7 @@ def train(args, procs) -> int:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    procs = runs.start_processes(args.device)
+    procs = processes.start_processes(args.device)
     try:
         return train(args, procs)
     finally:
@@ -661,7 +655,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (ValueError, FileNotFoundError) as error:
-        repeated = isinstance(error, runs.SharedError) and os.environ.get("RANK", "0") != "0"  # rank 0 says it for all
+        repeated = isinstance(error, processes.SharedError) and os.environ.get("RANK", "0") != "0"
         sys.exit(1 if repeated else f"sft.py: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -28,13 +28,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import data_order
 import ewok
 import hellaswag
-import runs
-import shards
+from lab import data_order, disk, inference, processes, results, runs, shards
+from lab.mirrors import open_mirrors
+from lab.optim import build_optimizers, lr_multiplier, set_learning_rates
 from model import GPT, GPTConfig
-from muon import build_optimizers, lr_multiplier, set_learning_rates
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
@@ -299,14 +298,13 @@ def summarise(run: Path, config: dict, args, state: dict) -> dict:
     }
     scores = json.loads(path.read_text()).get(str(steps), {}) if (path := run / "step_metrics.json").exists() else {}
     row = {
-        "run_id": run.name, "date": config["started"][:10], "git_commit": config["code"]["git_commit"],
-        "learning_rate": args.learning_rate, "batch_size": args.total_batch_tokens // args.seq_len,
+        **results.condition_columns(config["flags"]), "notes": args.notes, "run_id": run.name,
+        "date": config["started"][:10], "git_commit": config["code"]["git_commit"],
+        "batch_size": args.total_batch_tokens // args.seq_len,
         "device_batch_size": args.micro_batch_size, "sequence_length": args.seq_len, "num_iterations": steps,
         "gpu_name": config["hardware"]["gpu"] or "cpu", "n_gpus": config["world_size"], "condition": data["condition"],
         "parameters": config["parameters"]["total"], "data_fingerprint": data["fingerprint"],
         "val_fingerprint": data["val_fingerprint_documents"], **numbers,
-        **{k: getattr(args, k) for k in
-           "seed attn_gate gate_pos gate_act warmdown_iters notes arch optimizer n_layer n_embd muon_lr".split()},
         **{k: scores.get(k) for k in "hellaswag_accuracy hellaswag_accuracy_norm hellaswag_accuracy_norm_bytes "
            "eval_official_sum eval_official_mean".split()},
     }
@@ -322,7 +320,7 @@ def summarise(run: Path, config: dict, args, state: dict) -> dict:
 def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # machine
-    runs.tune_allocator()
+    processes.tune_allocator()
     device, is_cuda = procs.device, procs.device.type == "cuda"
     if args.dtype == "auto":
         args.dtype = "bfloat16" if is_cuda and torch.cuda.is_bf16_supported() else "float32"
@@ -388,14 +386,14 @@ def train(args, procs) -> int:
                           "n_layer n_head n_embd n_inner arch attn_gate gate_pos gate_act".split()})
     init = None
     if args.init_from and args.resume and runs.list_checkpoints(run):
-        before = runs.read_run(run)["config"]
+        before = runs.read_config(run)
         config, init = GPTConfig.from_dict(before["model"]), before["init"]
         model = GPT(config, seed=None).to(device)
     elif args.init_from:
         source = runs.resolve_checkpoint(args.init_from, flag="--init_from")[0]
         model = GPT.load(source, device)
         config = model.config
-        init = {"checkpoint": str(source), "sha256": shards.sha256_file(source / "model.safetensors")}
+        init = {"checkpoint": str(source), "sha256": disk.sha256_file(source / "model.safetensors")}
     else:
         model = GPT(config, seed=args.seed).to(device)
     optimizers = build_optimizers(
@@ -404,13 +402,13 @@ def train(args, procs) -> int:
     forward = torch.compile(model) if args.compile == "on" or (args.compile == "auto" and is_cuda) else model
     params = [p for p in model.parameters() if p.requires_grad]
     flops_per_token, tokens_per_step = model.flops_per_token(args.seq_len), args.total_batch_tokens
-    peak = args.peak_flops or runs.peak_flops(device)
+    peak = args.peak_flops or processes.peak_flops(device)
 
     # ------------------------------------------------------------------------------------------------------------------
     # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
     record = {
         "flags": dict(vars(args)), "argv": sys.argv, "started": runs.now(), "code": runs.code_state(),
-        "init": init, **runs.machine_state(device), "world_size": procs.world_size, "model": config.to_dict(),
+        "init": init, **processes.machine_state(device), "world_size": procs.world_size, "model": config.to_dict(),
         "parameters": model.num_params(), "flops_per_token": flops_per_token, "tokens_per_step": tokens_per_step,
         "peak_flops": peak if math.isfinite(peak) else None,
         "data": {"fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
@@ -430,7 +428,7 @@ def train(args, procs) -> int:
                 raise ValueError(f"--resume {args.resume}: {run} is not a run (no config.json); use --resume auto.")
             runs.create_run(run, record)
             return None
-        before = runs.read_run(run)["config"]
+        before = runs.read_config(run)
         changed = [f"{k}: {before['flags'].get(k)!r} -> {v!r}" for k, v in sorted(record["flags"].items())
                    if k not in FREE_ON_RESUME and before["flags"].get(k, build_parser().get_default(k)) != v]
         changed += [f"{k} of the data" for k in ("fingerprint", "val_fingerprint_tokens")
@@ -443,7 +441,7 @@ def train(args, procs) -> int:
         if before["code"]["code_sha256"] != record["code"]["code_sha256"]:
             messages.append("WARNING: the code has changed since the run began; what follows may not be bit-exact.")
         path = runs.find_checkpoint(run, args.resume, warn=messages.append)
-        last = int(path.name.split("_")[1]) if path else -1  # all of a step is recorded before the step is saved
+        last = runs.step_of(path) if path else -1  # all of a step is recorded before the step is saved
         runs.trim_records(run, last)
         return str(path or "")
 
@@ -480,7 +478,7 @@ def train(args, procs) -> int:
             model.save(folder)
             torch.save([optimizer.state_dict() for optimizer in optimizers], folder / "optimizer.pt")
             torch.save(rngs, folder / "rng.pt")
-            runs.write_json(folder / "trainer.json", state)
+            disk.write_json(folder / "trainer.json", state)
 
         state["wall_seconds"] = time.perf_counter() - clock_zero
         moments = [t for o in optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t)]
@@ -506,12 +504,12 @@ def train(args, procs) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop. "Step s" is what s optimizer updates made; everything of step s is recorded before step s is saved
-    stop = runs.StopRequest()
+    stop = processes.StopRequest()
     clock_zero = time.perf_counter() - state["wall_seconds"]
     (run / "exposures").mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
     exposures = runs.JsonlWriter(run / "exposures" / f"exposures_rank{procs.rank:04d}.jsonl")
     try:
-        mirrors = procs.is_main and runs.open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
+        mirrors = procs.is_main and open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
     except ValueError:
         if checkpoint is None:
             shutil.rmtree(run)  # made a moment ago, holds nothing, and would be in the way of the next try
@@ -611,7 +609,7 @@ def train(args, procs) -> int:
         grad_norm = torch.nn.utils.get_total_norm(grads)
         if not (math.isfinite(train_loss) and math.isfinite(grad_norm.item())):
             first, last = state["step"] * sequences_per_step, runs.list_checkpoints(run)
-            raise runs.SharedError(
+            raise processes.SharedError(
                 f"step {state['step'] + 1}: loss {train_loss} and gradient norm {grad_norm.item()} are not finite, on "
                 f"entries {first}..{first + sequences_per_step - 1} of the data order (sequences "
                 f"{batch['sequences'][:4].tolist()}... on rank {procs.rank}); the last good checkpoint is "
@@ -634,7 +632,7 @@ def train(args, procs) -> int:
                         entries=[first, first + batches.share], checksum=f"{checksum:016x}",
                         rank_checksum=f"{batch['checksum']:016x}")
         if procs.is_main:
-            peak_mem = torch.cuda.max_memory_allocated() if is_cuda else runs.peak_rss_bytes()
+            peak_mem = torch.cuda.max_memory_allocated() if is_cuda else processes.peak_rss_bytes()
             scalars.write(
                 type="train", step=step, timestamp=runs.now(), lr=args.learning_rate * multiplier,
                 train_loss_opt_step_mean=train_loss, grad_norm_l2_preclip=grad_norm.item(),
@@ -652,8 +650,8 @@ def train(args, procs) -> int:
                     f"lr {args.learning_rate * multiplier:.3e} | norm {grad_norm.item():.3f} | "
                     f"{tokens_per_step / seconds:,.0f} tok/s | {left} left")
             if args.sample_every and step % args.sample_every == 0:
-                samples = model.eval().generate([[shards.BOS_ID]] * 2, args.sample_tokens, temperature=0.8, top_k=50,
-                                                seed=args.seed + step, stop_ids=[shards.BOS_ID])
+                samples = inference.generate(model.eval(), [[shards.BOS_ID]] * 2, args.sample_tokens, temperature=0.8,
+                                             top_k=50, seed=args.seed + step, stop_ids=[shards.BOS_ID])
                 for sample in samples:
                     log(f"step {step:6d} | sample {shards.get_tokenizer().decode(sample.ids)!r}")
         cadence = {"val": args.eval_every, **{name: every for name, (_, _, every) in benchmarks.items()}}
@@ -684,8 +682,8 @@ def train(args, procs) -> int:
         for warning in summary["warnings"]:
             log(f"WARNING: {warning}")
         if args.results_csv:
-            runs.append_result(args.results_csv, summary["results_row"])
-        runs.write_json(run / "summary.json", summary)
+            results.append_result(args.results_csv, summary["results_row"])
+        disk.write_json(run / "summary.json", summary)
         final = [f"{k} {summary[f'final_{k}']:.4f}" for k in ("train_loss", "val_loss", "val_bits_per_byte")
                  if summary[f"final_{k}"] is not None]
         log(f"finished {state['step']} steps: {state['train_seconds']:.1f} s of training, "
@@ -695,7 +693,7 @@ def train(args, procs) -> int:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    procs = runs.start_processes(args.device)
+    procs = processes.start_processes(args.device)
     try:
         return train(args, procs)
     finally:
@@ -706,7 +704,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (ValueError, FileNotFoundError) as error:
-        repeated = isinstance(error, runs.SharedError) and os.environ.get("RANK", "0") != "0"  # rank 0 says it for all
+        repeated = isinstance(error, processes.SharedError) and os.environ.get("RANK", "0") != "0"
         sys.exit(1 if repeated else f"train_gpt.py: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

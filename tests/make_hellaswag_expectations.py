@@ -25,8 +25,9 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 import hellaswag  # noqa: E402
-import shards  # noqa: E402
-from model import GPT, GPTConfig, export_hf, to_hf_state  # noqa: E402
+from lab import shards  # noqa: E402
+from lab.hf import export_hf, to_hf_state  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
 
 FILE = Path(__file__).with_name("hellaswag_expectations.json")
 # wanted of a real item, first come: markup of all kinds, spaces left by it, other scripts, and no more than that

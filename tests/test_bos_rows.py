@@ -16,13 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import data_order
 import prepare_bos_rows
 import prepare_fineweb
-import runs
-import shards
-import synthetic
 import train_gpt
+from lab import data_order, disk, runs, shards, sources, synthetic
 
 REPO = Path(__file__).resolve().parents[1]
 REAL = REPO.parent / "shared" / "data"
@@ -86,18 +83,13 @@ def linear_scan(documents, row_tokens, buffer_docs, overflow):
 class Collector:
     """Stands in for the writer: keeps what it is given."""
 
-    shard_tokens = 10**9
-
     def __init__(self):
-        self.state, self.ids, self.lengths = {"tokens_read": 0, "tokens_dropped": 0}, [], []
+        self.ids, self.lengths = [], []
 
     def write(self, split, ids, lengths, utf8_bytes):
         assert split == "train" and lengths.sum() == len(ids) and len(lengths) == len(utf8_bytes)
         self.ids.append(ids)
         self.lengths.append(lengths)
-
-    def tokens(self, split):
-        return sum(map(len, self.ids)) if split == "train" else 0
 
 
 def arguments(out_dir, row_tokens, buffer_docs, overflow, batch_docs=256):
@@ -113,7 +105,7 @@ def documents_of(lengths, seed=0):
 
 
 def pack(documents, row_tokens, buffer_docs, overflow, calls=1, batch_docs=256):
-    """(rows, fields of meta.json or None when there is no row) of RowTrain, fed in `calls` portions."""
+    """(rows, what RowTrain.finish returns in one dict, or None when there is no row), fed in `calls` portions."""
     train = prepare_bos_rows.RowTrain(arguments(".", row_tokens, buffer_docs, overflow, batch_docs))
     writer = Collector()
     for portion in np.array_split(np.arange(len(documents)), calls):
@@ -121,13 +113,12 @@ def pack(documents, row_tokens, buffer_docs, overflow, calls=1, batch_docs=256):
             batch = [documents[i] for i in portion]
             lengths = np.array([len(document) for document in batch])
             train.add(writer, np.concatenate(batch), lengths, lengths)
-    writer.state["tokens_read"] = sum(map(len, documents))
     try:
-        fields = train.finish(writer)
+        entries, fields = train.finish(writer)
     except ValueError as error:
         assert "less than one row" in str(error) and not writer.ids
         return np.empty((0, row_tokens)), None
-    return np.concatenate(writer.ids).reshape(-1, row_tokens), fields
+    return np.concatenate(writer.ids).reshape(-1, row_tokens), fields | {"account": entries}
 
 
 def check_rows(documents, row_tokens, buffer_docs, overflow, **how):
@@ -144,8 +135,7 @@ def check_rows(documents, row_tokens, buffer_docs, overflow, **how):
     assert fields["tokens_dropped_tail"] == tail
     assert read + added == rows.size + cropped + tail
     assert fields["crop_fraction"] == cropped / (cropped + rows.size)
-    account = fields["token_account"]
-    assert account["tokens_read"] == sum(v for k, v in account.items() if k != "tokens_read")
+    assert read == rows.size + sum(fields["account"].values())
     assert (rows[:, 0] == shards.BOS_ID).all()
     if overflow == "crop":
         assert added == 0
@@ -269,7 +259,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 20_000)
 
 
 SMALL = "--shard_tokens 30000 --val_fraction 0.1".split()
@@ -292,7 +282,7 @@ def sentence_of(*args, **how):
 
 def files_of(folder):
     """{name: sha256} of everything that must not depend on how it was made."""
-    return {p.name: shards.sha256_file(p) for p in sorted(Path(folder).iterdir()) if p.name != "meta.json"}
+    return {p.name: disk.sha256_file(p) for p in sorted(Path(folder).iterdir()) if p.name != "meta.json"}
 
 
 def val_of(folder):
@@ -480,7 +470,7 @@ def die_at(operation, argv):
 @pytest.mark.parametrize("overflow, workers", [("crop", 1), ("split", 3), ("requeue", 1)])
 def test_kill_anywhere_and_resume(corpus, tmp_path, monkeypatch, overflow, workers):
     """Every byte of rows whose making was killed 20 times, at random disk operations and at random moments."""
-    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 20_000)
     flags = ["--overflow", overflow, "--num_proc", workers, "--condition", "mul_tokens"]
     flags += ["--target_tokens", 150_000] if overflow == "crop" else []
     whole = prepare(corpus, tmp_path / "whole", *flags)
@@ -533,16 +523,15 @@ def test_state_restores_the_buffer_at_any_document(tmp_path, monkeypatch):
                 f.write(b"garbage")
             assert len(list(folder.glob("packer_buffer_*.tmp"))) <= 2
             largest = max(largest, *(path.stat().st_size for path in folder.glob("packer_buffer_*.tmp")))
-        writer.state["tokens_read"] = sum(map(len, documents))
-        resumed = train.finish(writer)
+        entries, resumed = train.finish(writer)
         assert np.array_equal(np.concatenate(writer.ids).reshape(-1, 17), expected)
-        assert resumed == fields
+        assert resumed | {"account": entries} == fields
         assert state["spill"] >= 2 and largest < 300 + 4 * 30 * 2 * 17  # the file stays within a few buffers
 
 
 def test_resume_refuses_other_rows(corpus, tmp_path, monkeypatch):
     """--resume with another seq_len, overflow or buffer, or without the buffer's file: refused, nothing mixed."""
-    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 20_000)
     monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
     argv = ["--dataset", str(corpus), "--out_dir", str(tmp_path / "d"), *SMALL]
     argv += ["--seq_len", "64", "--buffer_docs", "40"]
@@ -657,7 +646,7 @@ def test_trainer_reads_rows(corpus, tmp_path, monkeypatch):
     assert (x[:, 0] == shards.BOS_ID).all() and np.array_equal(x[:, 1:], y[:, :-1])
     read = Counter(np.append(a, b[-1]).astype(np.uint16).tobytes() for a, b in zip(x, y, strict=True))
     assert len(x) == 16 * steps and not read - Counter(row.tobytes() for row in rows)
-    data = runs.read_run(out)["config"]["data"]
+    data = runs.read_config(out)["data"]
     assert data["sequences"] == len(rows) and data["unique_tokens"] == 16 * steps * 64
     assert data["epochs"] == 16 * steps / len(rows) < 1 and data["format"] == "bos_row_packed_bestfit"
     assert data["crop_fraction"] == shards.read_meta(tmp_path / "d")["crop_fraction"]

@@ -19,11 +19,9 @@ import test_prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import decontaminate
 import prepare_bos_rows
 import prepare_fineweb
-import shards
-import synthetic
+from lab import decontaminate, disk, shards, sources, synthetic
 
 REPO = Path(__file__).resolve().parents[1]
 REAL = REPO.parent / "shared" / "data"
@@ -254,7 +252,7 @@ def test_every_real_question(tmp_path):
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 20_000)
 
 
 CLEAN = [text for text in test_prepare.TEXTS if len(text) > 40]
@@ -300,7 +298,7 @@ def test_planted_questions_are_dropped(corpus, benchmarks, guard, tmp_path, caps
                                       for number, n, item in zip(PLANTED, tokens, ids, strict=True)]
     assert found == {
         "rule": decontaminate.RULE, "documents_dropped": 50, "plain_tokens_dropped": sum(tokens), "benchmarks": {
-            "gsm8k": {"file": "test.jsonl", "sha256": shards.sha256_file(benchmarks["gsm8k"]), "items": 60,
+            "gsm8k": {"file": "test.jsonl", "sha256": disk.sha256_file(benchmarks["gsm8k"]), "items": 60,
                       "items_too_short": 0, "documents_dropped": 50, "items_hit_total": 50, "items_hit": sorted(ids)}}}
     assert meta["docs_dropped"] == 50 and account["dropped"] == sum(tokens)
     written = json.dumps(meta) + (tmp_path / "d" / "decontamination.jsonl").read_text()
@@ -386,7 +384,7 @@ def test_held_out_share_does_not_depend_on_it(corpus, benchmarks, tmp_path):
 def test_kill_anywhere_and_resume(corpus, benchmarks, tmp_path, monkeypatch, script):
     """Every byte, decontamination.jsonl included, of a dataset whose making was killed at random disk operations."""
     monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 40_000)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 40_000)
     module = prepare_fineweb if script == "stream" else prepare_bos_rows
     monkeypatch.setattr(test_prepare.prepare_fineweb, "main", module.main)  # what die_at runs
 
@@ -456,7 +454,7 @@ def test_bad_input_is_one_sentence(benchmarks, corpus, tmp_path):
     for values, expected in [
         (["gsm8k=missing.jsonl"], "no such file"), (["piqa=" + str(benchmarks["gsm8k"])], "no such benchmark"),
         ([str(benchmarks["gsm8k"])], "is no folder: name the benchmark"), (["missing"], "is no folder"),
-        ([str(tmp_path / "nothing")], "holds none of"), ([f"gsm8k={tmp_path}/broken.jsonl"], "line 61 of"),
+        ([str(tmp_path / "nothing")], "holds none of"), ([f"gsm8k={tmp_path}/broken.jsonl"], "line 61"),
         ([f"gsm8k={tmp_path}/empty.jsonl"], "holds no items"), ([f"gsm8k={tmp_path}/list.jsonl"], "is not GSM8K"),
         ([f"hellaswag={benchmarks['gsm8k']}"], "no fields ctx, endings: that is not HellaSwag"),
         ([f"gsm8k={benchmarks['gsm8k']}", f"gsm8k={tmp_path}/list.jsonl"], "names gsm8k twice"),

@@ -1,4 +1,4 @@
-"""GPT.generate beside a loop without a cache, and sampling beside its definition."""
+"""generate beside a loop without a cache, and sampling beside its definition."""
 
 import bisect
 import itertools
@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import model as m
-from model import GPT, Completion, GPTConfig, choose_tokens
+from lab import hf, inference, shards
+from lab.inference import Completion, choose_tokens, generate
+from model import GPT, GPTConfig
 
 torch.set_num_threads(1)
 
@@ -60,7 +62,7 @@ def ids_of(completions):
 
 
 @pytest.mark.parametrize("arch", m.ARCHS)
-@pytest.mark.parametrize("gate, pos", [("none", "sdpa"), *itertools.product(m.GATES[1:], m.GATE_POSITIONS)])
+@pytest.mark.parametrize("gate, pos", [("none", "sdpa"), *itertools.product([*m.GATES][1:], m.GATE_POSITIONS)])
 def test_equals_loop_without_cache(arch, gate, pos):
     """Every greedy answer of every arm: the same tokens as full forwards give, for one prompt, for mixed lengths in one
     batch, and on both sides of block_size."""
@@ -68,9 +70,9 @@ def test_equals_loop_without_cache(arch, gate, pos):
     gaps = []
     want = [plain(net, p, 30, gaps) for p in prompts()]
     assert min(gaps) > 2e-4 and len({tuple(w) for w in want}) == len(want) and len(set(sum(want, []))) > 20
-    assert ids_of(net.generate(prompts(), 30, temperature=0)) == want
+    assert ids_of(generate(net, prompts(), 30, temperature=0)) == want
     for p, w in zip(prompts(), want, strict=True):
-        assert net.generate([p], 30, temperature=0) == [Completion(w, "length")]
+        assert generate(net, [p], 30, temperature=0) == [Completion(w, "length")]
 
 
 def test_equal_lengths_and_tensor():
@@ -78,19 +80,19 @@ def test_equal_lengths_and_tensor():
     net = decisive()
     batch = prompts((9, 9, 9))
     want = [plain(net, p, 20) for p in batch]
-    assert ids_of(net.generate(batch, 20, temperature=0)) == want
-    assert ids_of(net.generate(torch.tensor(batch), 20, temperature=0)) == want
+    assert ids_of(generate(net, batch, 20, temperature=0)) == want
+    assert ids_of(generate(net, torch.tensor(batch), 20, temperature=0)) == want
 
 
 def test_prefill_in_pieces(monkeypatch):
     """Prompts that are read a few at a time give the same text, and no forward reads more than the limit."""
     net = decisive(attn_gate="headwise")
-    want = ids_of(net.generate(prompts(), 20, temperature=0))
-    monkeypatch.setitem(m.PREFILL_TOKENS, "cpu", 26)
+    want = ids_of(generate(net, prompts(), 20, temperature=0))
+    monkeypatch.setitem(inference.PREFILL_TOKENS, "cpu", 26)
     sizes = []
     embed = net.embed
     monkeypatch.setattr(net, "embed", lambda idx, *a, **kw: sizes.append(idx.shape) or embed(idx, *a, **kw))
-    assert ids_of(net.generate(prompts(), 20, temperature=0)) == want
+    assert ids_of(generate(net, prompts(), 20, temperature=0)) == want
     read = [s for s in sizes if s[1] > 1]
     assert {(3, 7), (2, 10), (1, 24)} <= set(read) and all(a * b <= 26 for a, b in read)
 
@@ -101,24 +103,24 @@ def test_packed_weights(monkeypatch):
     used = []
     packed_linear = m.packed_linear
     monkeypatch.setattr(m, "packed_linear", lambda *a: used.append(tuple(a[1].shape)) or packed_linear(*a))
-    available = torch.backends.mkldnn.is_available() and m.platform.machine() in ("x86_64", "AMD64")
+    available = torch.backends.mkldnn.is_available() and inference.platform.machine() in ("x86_64", "AMD64")
     n_packed = lambda: sum(getattr(module, "packed", None) is not None for module in net.modules())
     want = [plain(net, p, 30) for p in prompts()]
-    few = m.PACK_FROM // 4 - 1
-    assert ids_of(net.generate(prompts(), few, temperature=0)) == [w[:few] for w in want] and not used
-    assert ids_of(net.generate(prompts()[:1], 30, temperature=0)) == want[:1] and not used
-    assert ids_of(net.generate(prompts(), 30, temperature=0)) == want
+    few = inference.PACK_FROM // 4 - 1
+    assert ids_of(generate(net, prompts(), few, temperature=0)) == [w[:few] for w in want] and not used
+    assert ids_of(generate(net, prompts()[:1], 30, temperature=0)) == want[:1] and not used
+    assert ids_of(generate(net, prompts(), 30, temperature=0)) == want
     shapes = {(96, 32), (32, 32), (128, 32), (32, 128), (224, 32)}  # qkv, projection and gate, MLP, head
     assert set(used) == (shapes if available else set()) and n_packed() == 0
     with torch.no_grad():
         for p in net.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(9)), alpha=0.3)
     changed = [plain(net, p, 30) for p in prompts()]
-    assert changed != want and ids_of(net.generate(prompts(), 30, temperature=0)) == changed
+    assert changed != want and ids_of(generate(net, prompts(), 30, temperature=0)) == changed
     state = set(net.state_dict())
-    with m.packed_weights(net):
+    with inference.packed_weights(net):
         assert n_packed() == (available and 5 * net.config.n_layer + 1) and set(net.state_dict()) == state
-    with pytest.raises(KeyboardInterrupt), m.packed_weights(net):
+    with pytest.raises(KeyboardInterrupt), inference.packed_weights(net):
         raise KeyboardInterrupt
     assert n_packed() == 0
     idx = torch.tensor([prompts()[1]])
@@ -128,10 +130,10 @@ def test_packed_weights(monkeypatch):
 
 def test_equals_loop_without_packed_weights(monkeypatch):
     """On machines that cannot pack (ARM, no oneDNN), too."""
-    monkeypatch.setattr(m.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(inference.platform, "machine", lambda: "arm64")
     monkeypatch.setattr(m, "packed_linear", None)
     net = decisive()
-    assert ids_of(net.generate(prompts(), 30, temperature=0)) == [plain(net, p, 30) for p in prompts()]
+    assert ids_of(generate(net, prompts(), 30, temperature=0)) == [plain(net, p, 30) for p in prompts()]
 
 
 @pytest.mark.parametrize("arch", m.ARCHS)
@@ -141,9 +143,9 @@ def test_bf16_autocast(arch):
     net = decisive(arch=arch, attn_gate="headwise")
     agree = total = 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert net._new_cache(2, 8).dtype == torch.bfloat16
-        assert net._new_cache(2, 8).shape == (2, 2, 2, 4, 8, 8)
-        out = ids_of(net.generate(prompts(), 26, temperature=0))
+        assert inference._new_cache(net, 2, 8).dtype == torch.bfloat16
+        assert inference._new_cache(net, 2, 8).shape == (2, 2, 2, 4, 8, 8)
+        out = ids_of(generate(net, prompts(), 26, temperature=0))
         for p, ids in zip(prompts(), out, strict=True):
             for i, token in enumerate(ids):  # each choice on the text that generate itself made
                 logits = net(torch.tensor([(p + ids[:i])[-24:]]))[0, -1].float()
@@ -152,7 +154,7 @@ def test_bf16_autocast(arch):
                     total += 1
                     agree += token == best.indices[0].item()
     assert agree == total > 120
-    assert net._new_cache(2, 8).dtype == torch.float32
+    assert inference._new_cache(net, 2, 8).dtype == torch.float32
 
 
 def test_hugging_face_generates_the_same():
@@ -163,13 +165,13 @@ def test_hugging_face_generates_the_same():
     peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head,
         bos_token_id=None, eos_token_id=None))
-    peer.load_state_dict(m.to_hf_state(net))
+    peer.load_state_dict(hf.to_hf_state(net))
     batch = prompts((3, 10, 1, 7))
     padded = torch.tensor([[0] * (10 - len(p)) + p for p in batch])
     mask = torch.tensor([[0] * (10 - len(p)) + [1] * len(p) for p in batch])
     out = peer.eval().generate(padded, attention_mask=mask, max_new_tokens=14, min_new_tokens=14, do_sample=False,
                                pad_token_id=0)
-    assert ids_of(net.generate(batch, 14, temperature=0)) == out[:, 10:].tolist()
+    assert ids_of(generate(net, batch, 14, temperature=0)) == out[:, 10:].tolist()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -182,23 +184,23 @@ def test_same_samples_whatever_the_batch(options):
     GSM8K scores at temperature > 0 do not depend on the batch size."""
     net = decisive(arch="speedrun", attn_gate="headwise")
     batch = prompts()
-    whole = net.generate(batch, 20, seed=5, **options)
-    assert whole == net.generate(batch, 20, seed=5, **options)
-    assert whole[::-1] == net.generate(batch[::-1], 20, seed=5, row_ids=range(len(batch))[::-1], **options)
+    whole = generate(net, batch, 20, seed=5, **options)
+    assert whole == generate(net, batch, 20, seed=5, **options)
+    assert whole[::-1] == generate(net, batch[::-1], 20, seed=5, row_ids=range(len(batch))[::-1], **options)
     for i in range(len(batch)):
-        assert net.generate([batch[i]], 20, seed=5, row_ids=[i], **options) == [whole[i]]
-        assert net.generate([batch[i]], 5, seed=5, row_ids=[i], **options)[0].ids == whole[i].ids[:5]
-    pair = net.generate([batch[6], batch[3]], 20, seed=5, row_ids=[6, 3], **options)
+        assert generate(net, [batch[i]], 20, seed=5, row_ids=[i], **options) == [whole[i]]
+        assert generate(net, [batch[i]], 5, seed=5, row_ids=[i], **options)[0].ids == whole[i].ids[:5]
+    pair = generate(net, [batch[6], batch[3]], 20, seed=5, row_ids=[6, 3], **options)
     assert pair == [whole[6], whole[3]]
-    assert all(a != b for a, b in zip(whole, net.generate(batch, 20, seed=6, **options), strict=True))
+    assert all(a != b for a, b in zip(whole, generate(net, batch, 20, seed=6, **options), strict=True))
 
 
 def test_rows_draw_apart():
     """Rows with the same prompt are independent samples; rows with the same id are the same sample."""
     net = decisive()
     batch = [[7, 8]] * 12
-    assert len({tuple(c.ids) for c in net.generate(batch, 20, temperature=3.0)}) == 12
-    assert len({tuple(c.ids) for c in net.generate(batch, 20, temperature=3.0, row_ids=["a"] * 12)}) == 1
+    assert len({tuple(c.ids) for c in generate(net, batch, 20, temperature=3.0)}) == 12
+    assert len({tuple(c.ids) for c in generate(net, batch, 20, temperature=3.0, row_ids=["a"] * 12)}) == 1
 
 
 def test_samples_follow_the_model():
@@ -207,7 +209,7 @@ def test_samples_follow_the_model():
     net = decisive(vocab_size=16, padded_vocab_size=16, unused_ids=((13, 16),))
     with torch.no_grad():
         net.transformer["wte"].weight.mul_(0.4)
-    pairs = [tuple(c.ids) for c in net.generate([[7, 3]] * 4000, 2, temperature=1.5, seed=1)]
+    pairs = [tuple(c.ids) for c in generate(net, [[7, 3]] * 4000, 2, temperature=1.5, seed=1)]
 
     def chi_square(draws, context):
         with torch.no_grad():
@@ -275,14 +277,14 @@ def test_top_p_of_a_large_vocabulary(top_p):
     """The search for the smallest set begins with few ids and must end at the same set as a whole sort."""
     logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[8.0], [1.0], [0.01]])
     weights = (logits - logits.amax(1, keepdim=True)).exp()
-    kept = m.smallest_set(weights, top_p)
+    kept = inference.smallest_set(weights, top_p)
     assert torch.equal(kept[kept > 0], weights[kept > 0])
     for row, left in zip(weights.double(), kept, strict=True):
         order = row.argsort(descending=True)
         n = int((row[order].cumsum(0) < top_p * row.sum()).sum()) + 1
         assert abs(int((left > 0).sum()) - n) <= 1  # sums in another order
         assert set(order[:n - 1].tolist()) <= set(left.nonzero()[:, 0].tolist())
-    ties = m.smallest_set(torch.tensor([[1.0, 2.0, 1.0, 1.0, 1.0]]), 0.6)
+    ties = inference.smallest_set(torch.tensor([[1.0, 2.0, 1.0, 1.0, 1.0]]), 0.6)
     assert ties.tolist() == [[1.0, 2.0, 1.0, 0.0, 0.0]]
 
 
@@ -310,9 +312,9 @@ def test_sums_are_exact_in_a_large_vocabulary():
 def test_tiny_temperature_is_greedy():
     """Temperatures down to 1e-300 do not overflow."""
     net = decisive()
-    greedy = net.generate(prompts(), 12, temperature=0)
-    assert net.generate(prompts(), 12, temperature=1e-6) == net.generate(prompts(), 12, temperature=1e-300) == greedy
-    assert net.generate(prompts(), 12, temperature=9.0, top_k=1) == greedy
+    greedy = generate(net, prompts(), 12, temperature=0)
+    assert generate(net, prompts(), 12, temperature=1e-6) == generate(net, prompts(), 12, temperature=1e-300) == greedy
+    assert generate(net, prompts(), 12, temperature=9.0, top_k=1) == greedy
 
 
 @pytest.mark.parametrize("options", [dict(temperature=0), dict(temperature=50.0), dict(temperature=50.0, top_k=224),
@@ -322,7 +324,7 @@ def test_padding_ids_are_never_drawn(options):
     net = decisive()
     with torch.no_grad():
         net.transformer["wte"].weight[PADDING] *= 30
-    drawn = {i for c in net.generate([[7]] * 200, 12, **options) for i in c.ids}
+    drawn = {i for c in generate(net, [[7]] * 200, 12, **options) for i in c.ids}
     assert drawn.isdisjoint(PADDING)
     assert len(drawn) > 150 or options == dict(temperature=0)
 
@@ -334,17 +336,17 @@ def test_padding_ids_are_never_drawn(options):
 def test_stop_ids():
     """A completion ends before its first stop id, and says so; the others go on to the end."""
     net = decisive()
-    free = ids_of(net.generate(prompts(), 20, temperature=0))
+    free = ids_of(generate(net, prompts(), 20, temperature=0))
     stops = {free[3][0], free[5][2], free[6][1]}
     want = []
     for ids in free:
         at = next((i for i, token in enumerate(ids) if token in stops), None)
         want.append(Completion(ids[:at], "length" if at is None else "stop_id"))
     assert {c.stopped for c in want} == {"length", "stop_id"} and want[3].ids == []
-    assert net.generate(prompts(), 20, temperature=0, stop_ids=stops) == want
-    assert net.generate(prompts(), 20, temperature=0, stop_ids=torch.tensor(sorted(stops))) == want
+    assert generate(net, prompts(), 20, temperature=0, stop_ids=stops) == want
+    assert generate(net, prompts(), 20, temperature=0, stop_ids=torch.tensor(sorted(stops))) == want
     assert free[6][-1] not in free[6][:-1]  # a stop id as the very last token is still one
-    last = net.generate(prompts()[6:7], 20, temperature=0, stop_ids=[free[6][-1]])
+    last = generate(net, prompts()[6:7], 20, temperature=0, stop_ids=[free[6][-1]])
     assert last == [Completion(free[6][:-1], "stop_id")]
 
 
@@ -353,14 +355,15 @@ def test_finished_rows_leave_the_batch(monkeypatch):
     number of tokens made, not rows times the longest."""
     net = decisive()
     batch = prompts((3, 9, 4, 9, 2, 6, 8, 5, 7, 1))
-    free = ids_of(net.generate(batch, 12, temperature=0))
+    free = ids_of(generate(net, batch, 12, temperature=0))
     stops = {free[r][at] for r, at in ((0, 9), (1, 2), (2, 3), (3, 11), (4, 5), (5, 7), (8, 5), (9, 7))}
     want = [next((i for i, token in enumerate(ids) if token in stops), 12) for ids in free]
     assert len(set(want)) > 4 and max(want) > 8
     rows = []
-    step = net._decode_step
-    monkeypatch.setattr(net, "_decode_step", lambda tokens, *a: rows.append(len(tokens)) or step(tokens, *a))
-    out = net.generate(batch, 12, temperature=0, stop_ids=stops)
+    step = inference._decode_step
+    monkeypatch.setattr(inference, "_decode_step",
+                        lambda net, tokens, *a: rows.append(len(tokens)) or step(net, tokens, *a))
+    out = generate(net, batch, 12, temperature=0, stop_ids=stops)
     assert ids_of(out) == [ids[:n] for ids, n in zip(free, want, strict=True)]
     assert rows == [sum(n > i and i + 1 < 12 for n in want) for i in range(len(rows))] and sum(rows) < 0.7 * 11 * 10
 
@@ -373,7 +376,7 @@ def test_compact():
         live = numbers.sample(range(100), n)
         cache = torch.tensor(live).view(1, 1, n, 1, 1, 1).repeat(2, 2, 1, 3, 4, 5)
         keep = [numbers.random() < 0.5 for _ in live]
-        left = m.compact(live, keep, cache)
+        left = inference.compact(live, keep, cache)
         assert sorted(left) == sorted(r for r, k in zip(live, keep, strict=True) if k)
         assert cache[:, :, :len(left)].eq(torch.tensor(left).view(-1, 1, 1, 1)).all()
 
@@ -399,8 +402,8 @@ def test_stop_strings(stop_strings):
         asked.append(len(ids))
         return decode_bytes(ids)
 
-    free = ids_of(net.generate(batch, 20, temperature=2.0))
-    out = net.generate(batch, 20, temperature=2.0, stop_strings=stop_strings, decode=decode)
+    free = ids_of(generate(net, batch, 20, temperature=2.0))
+    out = generate(net, batch, 20, temperature=2.0, stop_strings=stop_strings, decode=decode)
     stopped = inside = 0
     for c, ids in zip(out, free, strict=True):
         first = next((n for n in range(1, 21) if any(s in decode_bytes(ids[:n]) for s in stop_strings)), None)
@@ -424,16 +427,15 @@ def test_stop_strings(stop_strings):
 
 def test_stop_string_with_the_real_tokenizer():
     """The end of an answer in a chat: the marker of the next turn, as GPT-2 splits it, is cut away."""
-    shards = pytest.importorskip("shards")
     tokenizer = shards.get_tokenizer()
     text = "#### 18\nUser: and then"
     ids = tokenizer.encode(text)
     for stop, want in (("\nUser:", "#### 18"), ("er:", "#### 18\nUs"), ("and", "#### 18\nUser: "), ("8", "#### 1")):
         seen = next(n for n in range(1, len(ids) + 1) if stop in tokenizer.decode(ids[:n]))
         tail = ids[:seen][-(len(stop.encode()) + 3):]
-        kept = ids[:seen - m.stop_string_cut(tail, [stop], tokenizer.decode)]
+        kept = ids[:seen - inference.stop_string_cut(tail, [stop], tokenizer.decode)]
         assert tokenizer.decode(kept).partition(stop)[0] == want
-    assert m.stop_string_cut(ids, ["nowhere"], tokenizer.decode) is None
+    assert inference.stop_string_cut(ids, ["nowhere"], tokenizer.decode) is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -445,19 +447,19 @@ def test_leaves_no_trace():
     net = decisive(attn_gate="headwise").train()
     before = {name: p.clone() for name, p in net.state_dict().items()}
     state = torch.get_rng_state()
-    net.generate(prompts(), 30, temperature=1.0, top_k=9, top_p=0.5)
+    generate(net, prompts(), 30, temperature=1.0, top_k=9, top_p=0.5)
     assert torch.equal(torch.get_rng_state(), state) and net.training and torch.is_grad_enabled()
     assert all(torch.equal(p, before[name]) for name, p in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
-    net.eval().generate(prompts(), 3)
+    generate(net.eval(), prompts(), 3)
     assert not net.training
 
 
 def test_nothing_to_do():
     """No new tokens, or no prompts, is no error."""
     net = decisive()
-    assert net.generate(prompts(), 0) == [Completion([], "length")] * len(LENGTHS)
-    assert net.generate([], 5) == []
+    assert generate(net, prompts(), 0) == [Completion([], "length")] * len(LENGTHS)
+    assert generate(net, [], 5) == []
 
 
 @pytest.mark.parametrize("change, says", [
@@ -482,7 +484,7 @@ def test_nothing_to_do():
 def test_refuses(change, says):
     """Bad input is one sentence that names the remedy, before anything is computed."""
     with pytest.raises(ValueError, match=says) as e:
-        decisive().generate(**{"prompts": [[1]], "max_new_tokens": 3, **change})
+        generate(decisive(), **{"prompts": [[1]], "max_new_tokens": 3, **change})
     assert "\n" not in str(e.value)
 
 
@@ -493,7 +495,7 @@ def test_diverged_model_is_an_error(temperature):
     with torch.no_grad():
         net.transformer["wte"].weight[5] = math.nan
     with pytest.raises(ValueError, match="not numbers"):
-        net.generate([[5, 6]], 3, temperature=temperature)
+        generate(net, [[5, 6]], 3, temperature=temperature)
 
 
 @pytest.mark.gpu
@@ -501,10 +503,10 @@ def test_diverged_model_is_an_error(temperature):
 def test_cuda():
     """On a GPU: the CPU's greedy and sampled tokens in fp32, and a whole run under bf16 autocast."""
     net = decisive(arch="speedrun", attn_gate="headwise")
-    greedy, sampled = net.generate(prompts(), 30, temperature=0), net.generate(prompts(), 30, top_k=50, top_p=0.9)
+    greedy, sampled = generate(net, prompts(), 30, temperature=0), generate(net, prompts(), 30, top_k=50, top_p=0.9)
     net = net.cuda()
-    assert net.generate(prompts(), 30, temperature=0) == greedy
-    assert net.generate(prompts(), 30, top_k=50, top_p=0.9) == sampled
+    assert generate(net, prompts(), 30, temperature=0) == greedy
+    assert generate(net, prompts(), 30, top_k=50, top_p=0.9) == sampled
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        out = net.generate(prompts(), 30, temperature=0)
+        out = generate(net, prompts(), 30, temperature=0)
         assert [len(c.ids) for c in out] == [30] * len(LENGTHS)

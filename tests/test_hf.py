@@ -6,8 +6,9 @@ import safetensors.torch
 import torch
 
 import model as model_module
-import shards
-from model import GPT, GPTConfig, export_hf, import_hf
+from lab import hf, inference, shards, tokenizer
+from lab.hf import export_hf, import_hf
+from model import GPT, GPTConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -53,13 +54,13 @@ def test_export_logits(tmp_path, n_inner, random_init):
 def test_transposes_are_by_name(tmp_path):
     """A square c_proj exported untransposed, as by document 002's exporter, changes the logits: 0 files are written."""
     net = trained(n_inner=48)
-    wrong = {k: (v.t() if k.endswith("attn.c_proj.weight") else v) for k, v in model_module.to_hf_state(net).items()}
-    right, model_module.to_hf_state = model_module.to_hf_state, lambda _: {k: v.contiguous() for k, v in wrong.items()}
+    wrong = {k: (v.t() if k.endswith("attn.c_proj.weight") else v) for k, v in hf.to_hf_state(net).items()}
+    right, hf.to_hf_state = hf.to_hf_state, lambda _: {k: v.contiguous() for k, v in wrong.items()}
     try:
         with pytest.raises(ValueError, match="logits differ"):
             export_hf(net, tmp_path / "hf")
     finally:
-        model_module.to_hf_state = right
+        hf.to_hf_state = right
     assert not list(tmp_path.iterdir())  # nothing half written
 
 
@@ -210,7 +211,7 @@ def test_tokenizer(tmp_path):
     """AutoTokenizer gives tiktoken's ids on the probe text, 50342 for <MUL_6_9_54>, and the text back."""
     shards.write_hf_tokenizer(tmp_path)
     theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), shards.get_tokenizer("tiktoken")
-    text = shards.PROBE_TEXT.replace("<|endoftext|>", "").replace("<MUL_6_9_54>", "")
+    text = tokenizer.PROBE_TEXT.replace("<|endoftext|>", "").replace("<MUL_6_9_54>", "")
     assert theirs.encode(text) == ours.encode(text) and len(theirs) == 50349
     assert theirs.encode("is <MUL_6_9_54>.") == [*ours.encode("is "), 50342, *ours.encode(".")]
     assert theirs.decode(theirs.encode("is <MUL_6_9_54>."), skip_special_tokens=True) == "is <MUL_6_9_54>."
@@ -226,7 +227,7 @@ def test_greedy_tokens_equal(tmp_path):
     prompt = torch.tensor([[50256, 11, 22, 33]])
     theirs = reloaded.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, do_sample=False,
                                eos_token_id=None)[0, 4:].tolist()
-    assert theirs == net.generate(prompt, 16, temperature=0)[0].ids
+    assert theirs == inference.generate(net, prompt, 16, temperature=0)[0].ids
 
 
 @pytest.mark.parametrize("config, why", [({"arch": "speedrun"}, "gpt2"), ({"attn_gate": "headwise"}, "without a gate")])

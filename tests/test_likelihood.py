@@ -1,6 +1,7 @@
-"""GPT.score_endings beside one forward pass per ending, F.log_softmax over all its logits, and Hugging Face's GPT-2."""
+"""score_endings beside one forward pass per ending, F.log_softmax over all its logits, and Hugging Face's GPT-2."""
 
 import functools
+import itertools
 import math
 import random
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 import model as m
+from lab import hf, inference, trees
+from lab.inference import iter_scores, score_endings
 from model import GPT, GPTConfig
 
 torch.set_num_threads(1)
@@ -76,14 +79,13 @@ def predictions(scores):
 
 
 @pytest.mark.parametrize("arch", m.ARCHS)
-@pytest.mark.parametrize("gate", [("none", "sdpa"), *((gate, pos) for gate in m.GATES[1:] for pos in m.GATE_POSITIONS)],
-                         ids="-".join)
+@pytest.mark.parametrize("gate", [("none", "sdpa"), *itertools.product([*m.GATES][1:], m.GATE_POSITIONS)], ids="-".join)
 def test_equals_separate_forwards(arch, gate):
     """Every score of every arm: the tree, its positions, the gates of the last block's few queries, truncation."""
     net = lively(arch=arch, attn_gate=gate[0], gate_pos=gate[1])
     items = make_items(40)
-    assert 0 < m.n_truncated(items, 24) < sum(len(endings) for _, endings in items)
-    assert_same(net.score_endings(items), one_by_one(net, items))
+    assert 0 < inference.n_truncated(items, 24) < sum(len(endings) for _, endings in items)
+    assert_same(score_endings(net, items), one_by_one(net, items))
 
 
 @pytest.mark.parametrize("n_layer", [1, 3])
@@ -91,21 +93,21 @@ def test_any_depth(n_layer):
     """A model of one block is all last block; in deeper ones only the last may drop queries."""
     net = lively(n_layer=n_layer)
     items = make_items(12, seed=1)
-    assert_same(net.score_endings(items), one_by_one(net, items))
+    assert_same(score_endings(net, items), one_by_one(net, items))
 
 
 def test_equals_hugging_face():
     """Accuracy on any benchmark: the scores are those of transformers' GPT2LMHeadModel with the same weights."""
     transformers = pytest.importorskip("transformers")
     net = lively(unused_ids=(), padded_vocab_size=211)
-    hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=211, n_positions=24, n_embd=32, n_layer=2,
-                                                              n_head=4)).eval()
-    hf.load_state_dict(m.to_hf_state(net))
+    peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=211, n_positions=24, n_embd=32, n_layer=2,
+                                                                n_head=4)).eval()
+    peer.load_state_dict(hf.to_hf_state(net))
     items = make_items(25, seed=2, longest=30, vocab=211)
     with torch.no_grad():
-        want = [[hf(torch.tensor([(c + e)[-25:-1]])).logits[0].log_softmax(-1)[-len(e) :]
+        want = [[peer(torch.tensor([(c + e)[-25:-1]])).logits[0].log_softmax(-1)[-len(e) :]
                  .gather(1, torch.tensor(e)[:, None])[:, 0] for e in endings] for c, endings in items]
-    got = net.score_endings(items)
+    got = score_endings(net, items)
     assert_same(got, want)
     assert predictions(got) == predictions(want)
 
@@ -114,8 +116,8 @@ def test_long_items_of_a_wider_model():
     """Trees beyond QUERY_ROWS queries and several trees in one pass, at the default constants."""
     net = lively(block_size=256, vocab_size=5000, padded_vocab_size=5056)
     items = make_items(12, seed=3, longest=250, vocab=5000)
-    assert m.n_truncated(items, 256) == 0
-    assert_same(net.score_endings(items), one_by_one(net, items), tol=2e-5)
+    assert inference.n_truncated(items, 256) == 0
+    assert_same(score_endings(net, items), one_by_one(net, items), tol=2e-5)
 
 
 def test_extreme_logits():
@@ -126,7 +128,7 @@ def test_extreme_logits():
     items = make_items(10, seed=4, vocab=5000)
     want = one_by_one(net, items)
     assert min(x.min() for endings in want for x in endings) < -500
-    assert_same(net.score_endings(items), want, tol=5e-3)
+    assert_same(score_endings(net, items), want, tol=5e-3)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -140,16 +142,16 @@ def test_truncation_is_lm_evals_rule():
     context = list(range(30))
     items = [(context[:n], [[40] * e for e in (1, 2, 5, 23, 24)]) for n in (1, 2, 19, 20, 22, 23, 24, 25, 30)]
     counted = sum(n + e > 25 for n in (1, 2, 19, 20, 22, 23, 24, 25, 30) for e in (1, 2, 5, 23, 24))
-    assert m.n_truncated(items, 24) == counted
-    scores = net.score_endings(items)
+    assert inference.n_truncated(items, 24) == counted
+    scores = score_endings(net, items)
     assert_same(scores, one_by_one(net, items))
     # What has fallen off has no influence: not one bit of it.
     changed = [([89] * 4 + context[4:], [[40] * 5]), (context, [[40] * 5])]
-    a, b = (net.score_endings([item])[0][0] for item in changed)
+    a, b = (score_endings(net, [item])[0][0] for item in changed)
     assert torch.equal(a, b)
     # And the first token that stays has.
     first = len(context) + 5 - 25
-    a, b = (net.score_endings([(context[:first] + [t] + context[first + 1 :], [[40] * 5])])[0][0] for t in (first, 89))
+    a, b = (score_endings(net, [(context[:first] + [t] + context[first + 1 :], [[40] * 5])])[0][0] for t in (first, 89))
     assert not torch.equal(a, b)
 
 
@@ -159,7 +161,7 @@ def test_identical_endings_tie_exactly(batch_size):
     net = lively()
     items = [(c, [*endings, list(endings[0]), list(endings[-1])]) for c, endings in make_items(20, seed=5)]
     items += [([*range(40)], [[1] * 9, [2] * 9, [1] * 9])]
-    for (_, endings), scores in zip(items, net.score_endings(items, batch_size), strict=True):
+    for (_, endings), scores in zip(items, score_endings(net, items, batch_size), strict=True):
         for ending, score in zip(endings, scores, strict=True):
             assert torch.equal(score, scores[endings.index(ending)])
 
@@ -171,7 +173,7 @@ def test_uniform_model_ties_everywhere():
     torch.nn.init.zeros_(net.transformer["wte"].weight)
     expected = torch.tensor(-math.log(V_LOGICAL), dtype=torch.float32)
     for batch_size in (1, 7, None):
-        for endings in net.score_endings(make_items(20, seed=6), batch_size):
+        for endings in score_endings(net, make_items(20, seed=6), batch_size):
             for score in endings:
                 assert (score == expected).all()
 
@@ -182,7 +184,7 @@ def test_padding_ids_have_no_probability():
     net = lively()
     for wrong in (90, 96, 211, 223):
         items = [([1, 2, 3], [[5, wrong, 6], [5, 7, 6]])]
-        got = net.score_endings(items)
+        got = score_endings(net, items)
         assert [x.isinf().tolist() for x in got[0]] == [[False, True, False], [False] * 3]
         assert got[0][0][1] == -math.inf
         assert_same([[x[[0, 2]] for x in got[0]]], [[x[[0, 2]] for x in one_by_one(net, items)[0]]])
@@ -192,9 +194,9 @@ def test_padding_ids_have_no_probability():
         for a, b in net.config.masked_ranges:
             loud.transformer["wte"].weight[a:b] = 1e3
     items = make_items(10, seed=7)
-    assert_same(loud.score_endings(items), net.score_endings(items), tol=0)
+    assert_same(score_endings(loud, items), score_endings(net, items), tol=0)
     # A probability that is none sums to one over the logical ids.
-    whole = net.score_endings([([1, 2], [[t] for t in range(224)])])[0]
+    whole = score_endings(net, [([1, 2], [[t] for t in range(224)])])[0]
     assert torch.cat(whole).double().exp().sum().item() == pytest.approx(1, abs=1e-6)
     assert sum(x.isinf().item() for x in whole) == 224 - V_LOGICAL
 
@@ -208,12 +210,12 @@ def test_batches_and_order_change_nothing():
     any number of tokens, shuffled items."""
     net = lively(arch="speedrun", attn_gate="headwise")
     items = make_items(70, seed=8)
-    want = net.score_endings(items)
+    want = score_endings(net, items)
     shuffled = list(range(len(items)))
     random.Random(0).shuffle(shuffled)
     for kwargs in (dict(batch_size=1), dict(batch_size=7), dict(batch_size=64), dict(batch_tokens=1),
                    dict(batch_tokens=300), dict(batch_size=5, batch_tokens=200)):
-        again = net.score_endings([items[i] for i in shuffled], **kwargs)
+        again = score_endings(net, [items[i] for i in shuffled], **kwargs)
         again = [again[shuffled.index(i)] for i in range(len(items))]
         assert_same(again, want)
         assert predictions(again) == predictions(want)
@@ -225,13 +227,13 @@ def test_small_pieces_and_padding_change_nothing(pad, monkeypatch):
     net = lively(arch="speedrun", attn_gate="elementwise", gate_pos="value")
     items = make_items(30, seed=9)
     want = one_by_one(net, items)
-    monkeypatch.setitem(m.PAD_TREES, "cpu", pad)
-    monkeypatch.setitem(m.HEAD_COLUMNS, "cpu", 13)  # so that some pieces are padding ids alone
-    monkeypatch.setitem(m.CHUNK_ROWS, "cpu", 11)
-    monkeypatch.setattr(m, "QUERY_ROWS", 3)
-    monkeypatch.setattr(m, "TREE_TOKENS", 30)
+    monkeypatch.setitem(trees.PAD_TREES, "cpu", pad)
+    monkeypatch.setitem(inference.HEAD_COLUMNS, "cpu", 13)  # so that some pieces are padding ids alone
+    monkeypatch.setitem(inference.CHUNK_ROWS, "cpu", 11)
+    monkeypatch.setattr(trees, "QUERY_ROWS", 3)
+    monkeypatch.setattr(trees, "TREE_TOKENS", 30)
     for kwargs in ({}, dict(batch_size=1), dict(batch_size=7)):
-        got = net.score_endings(items, **kwargs)
+        got = score_endings(net, items, **kwargs)
         assert_same(got, want)
         for (_, endings), scores in zip(items, got, strict=True):
             assert all(torch.equal(s, scores[endings.index(e)]) for e, s in zip(endings, scores, strict=True))
@@ -241,44 +243,45 @@ def test_trees_share_every_beginning_once(monkeypatch):
     """The cost of an item: as many nodes as its sequences have different beginnings, less the last tokens, which are
     no inputs; and nodes see exactly themselves and what is before them in their sequence."""
     sequences = [c + e[:-1] for c, endings in make_items(6, seed=10) for e in endings]
-    tokens, depths, ends, trees, nodes_of = m._grow_trees(sequences, n_embd=10**9)
+    tokens, depths, ends, spans, nodes_of = trees.grow(sequences, n_embd=10**9)
     assert len(tokens) == len({tuple(s[: i + 1]) for s in sequences for i in range(len(s))})
-    assert [a for a, _ in trees] + [len(tokens)] == [0] + [b for _, b in trees]
-    everyone = torch.arange(len(tokens))
-    sees = m._sees(everyone, everyone, torch.tensor(ends))
+    assert [a for a, _ in spans] + [len(tokens)] == [0] + [b for _, b in spans]
+    nodes = torch.arange(len(tokens))
+    visible = trees.visible(nodes, nodes, torch.tensor(ends))
     for sequence, nodes in zip(sequences, nodes_of, strict=True):
         assert [tokens[i] for i in nodes] == sequence and [depths[i] for i in nodes] == list(range(len(sequence)))
         for i, node in enumerate(nodes):
-            assert sees[node].nonzero()[:, 0].tolist() == nodes[: i + 1]
+            assert visible[node].nonzero()[:, 0].tolist() == nodes[: i + 1]
     # With little to save, items stay apart, and identical sequences together.
-    tokens, _, _, trees, nodes_of = m._grow_trees([[1, *range(2, 40)], [1, *range(40, 80)], [1, *range(2, 40)]], 8)
-    assert trees == [(0, 39), (39, 80)] and nodes_of[0] == nodes_of[2]
+    tokens, _, _, spans, nodes_of = trees.grow(
+        [[1, *range(2, 40)], [1, *range(40, 80)], [1, *range(2, 40)]], 8)
+    assert spans == [(0, 39), (39, 80)] and nodes_of[0] == nodes_of[2]
     # Nor does the limit on a tree's size part them.
-    monkeypatch.setattr(m, "TREE_TOKENS", 20)
-    _, _, _, trees, nodes_of = m._grow_trees([[*range(30)], [*range(31)], [*range(30)]], 10**9)
-    assert trees == [(0, 30), (30, 61)] and nodes_of[0] == nodes_of[2]
+    monkeypatch.setattr(trees, "TREE_TOKENS", 20)
+    _, _, _, spans, nodes_of = trees.grow([[*range(30)], [*range(31)], [*range(30)]], 10**9)
+    assert spans == [(0, 30), (30, 61)] and nodes_of[0] == nodes_of[2]
     monkeypatch.undo()
 
     # One pass of a HellaSwag-shaped item: context + endings - 4 inputs, and logits for the endings' tokens alone.
     net, seen = lively(), {}
     monkeypatch.setattr(GPT, "embed", lambda self, idx, wte=None, positions=None, f=GPT.embed:
                         seen.update(inputs=idx.numel()) or f(self, idx, wte, positions))
-    monkeypatch.setattr(m, "_head_log_probs", lambda x, *args, f=m._head_log_probs:
+    monkeypatch.setattr(inference, "_head_log_probs", lambda x, *args, f=inference._head_log_probs:
                         seen.update(rows=len(x)) or f(x, *args))
-    net.score_endings([(list(range(10)), [[20 + i] * (3 + i) for i in range(4)])])
+    score_endings(net, [(list(range(10)), [[20 + i] * (3 + i) for i in range(4)])])
     assert seen == {"inputs": 10 + (3 + 4 + 5 + 6) - 4, "rows": 1 + (2 + 3 + 4 + 5)}
     # Items that share a beginning share its pass, wherever they stand (8 tokens; the last pass has items 1 and 3).
-    net.score_endings([([first, *range(1, 8), last], [[30], [31]]) for last in (40, 41) for first in (0, 50)], 2)
+    score_endings(net, [([first, *range(1, 8), last], [[30], [31]]) for last in (40, 41) for first in (0, 50)], 2)
     assert seen == {"inputs": 8 + 1 + 1, "rows": 2}
 
 
 def test_logits_are_never_whole(monkeypatch):
     """Peak memory: no more than CHUNK_ROWS x HEAD_COLUMNS logits are asked for, however many positions are scored."""
     asked = []
-    monkeypatch.setattr(m, "_workspace", lambda rows, cols, device, f=m._workspace:
+    monkeypatch.setattr(inference, "workspace", lambda rows, cols, device, f=inference.workspace:
                         asked.append((rows, cols)) or f(rows, cols, device))
-    monkeypatch.setitem(m.CHUNK_ROWS, "cpu", 50)
-    lively(vocab_size=5000, padded_vocab_size=5056).score_endings(make_items(40, seed=11))
+    monkeypatch.setitem(inference.CHUNK_ROWS, "cpu", 50)
+    score_endings(lively(vocab_size=5000, padded_vocab_size=5056), make_items(40, seed=11))
     assert asked and max(rows for rows, _ in asked) <= 50 and max(cols for _, cols in asked) <= 2048
 
 
@@ -288,19 +291,19 @@ def test_packed_products_change_nothing(arm, monkeypatch):
     by single forwards; the copies are gone afterwards, also when a pass stops half way."""
     net, items = lively(**arm), make_items(30, seed=14)
     packed, packed_linear = [], m.packed_linear
-    monkeypatch.setattr(m, "packed_linear", lambda *a: packed.append(a[0].shape) or packed_linear(*a))
+    monkeypatch.setattr(inference, "packed_linear", lambda *a: packed.append(a[0].shape) or packed_linear(*a))
     want = one_by_one(net, items)
-    monkeypatch.setattr(m, "PACK_ROWS", 1)
-    assert_same(net.score_endings(items), want)
-    assert bool(packed) == m.can_pack(net.transformer["wte"].weight)
+    monkeypatch.setattr(inference, "PACK_ROWS", 1)
+    assert_same(score_endings(net, items), want)
+    assert bool(packed) == inference.can_pack(net.transformer["wte"].weight)
     packed.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(m.platform, "machine", lambda: "arm64")
-        assert_same(net.score_endings(items), want)
+        patch.setattr(inference.platform, "machine", lambda: "arm64")
+        assert_same(score_endings(net, items), want)
     assert not packed
-    monkeypatch.setattr(m, "_head_log_probs", lambda *a: 1 / 0)
+    monkeypatch.setattr(inference, "_head_log_probs", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        net.score_endings(items)
+        score_endings(net, items)
     assert all(getattr(module, "packed", None) is None for module in net.modules())
 
 
@@ -310,11 +313,11 @@ def test_compiled_wrapper(backend):
     net = lively()
     wrapped = torch.compile(net, backend=backend)
     items = make_items(6, seed=12)
-    want = net.score_endings(items)
-    assert_same(wrapped.score_endings(items), want, tol=0)
+    want = score_endings(net, items)
+    assert_same(score_endings(wrapped, items), want, tol=0)
     with torch.no_grad():
         wrapped(torch.tensor([[1, 2, 3]]))
-    assert_same(wrapped.score_endings(items), want, tol=0)
+    assert_same(score_endings(wrapped, items), want, tol=0)
 
 
 def test_autocast_is_the_callers():
@@ -322,7 +325,7 @@ def test_autocast_is_the_callers():
     net, items = lively(), make_items(10, seed=13)
     want = one_by_one(net, items)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = net.score_endings(items)
+        rough = score_endings(net, items)
     assert_same(rough, want, tol=0.3)
     gap = max((x - y).abs().max().item() for a, b in zip(rough, want, strict=True) for x, y in zip(a, b, strict=True))
     assert gap > 1e-4
@@ -336,12 +339,12 @@ def test_gpu_equals_cpu():
     """Scores do not depend on the device, for any batch size."""
     for arm in (dict(), dict(arch="speedrun", attn_gate="headwise", gate_pos="value")):
         net, items = lively(**arm), make_items(60, seed=14)
-        want = net.score_endings(items)
+        want = score_endings(net, items)
         on_gpu = GPT(net.config, seed=None)
         on_gpu.load_state_dict(net.state_dict())
         on_gpu.cuda()
         for batch_size in (1, 7, None):
-            assert_same(on_gpu.score_endings(items, batch_size), want, tol=1e-4)
+            assert_same(score_endings(on_gpu, items, batch_size), want, tol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -351,9 +354,9 @@ def test_gpu_equals_cpu():
 def test_iter_scores_hands_over_after_each_pass(monkeypatch):
     """An interrupted eval keeps what it has: results come pass by pass, every index once, batch_size items a pass."""
     net, items, passes = lively(), make_items(20, seed=15), []
-    monkeypatch.setattr(GPT, "_score_pairs", lambda self, pairs, f=GPT._score_pairs:
-                        passes.append(len(pairs)) or f(self, pairs))
-    stream = net.iter_scores(items, batch_size=6)
+    monkeypatch.setattr(inference, "_score_trees", lambda model, pairs, f=inference._score_trees:
+                        passes.append(len(pairs)) or f(model, pairs))
+    stream = iter_scores(net, items, batch_size=6)
     assert passes == []  # the first pass is made when the first result is asked for
     order = []
     for i, scores in stream:
@@ -362,13 +365,13 @@ def test_iter_scores_hands_over_after_each_pass(monkeypatch):
     assert sorted(order) == list(range(20)) and len(passes) == 4
     assert sum(passes) == sum(len(endings) for _, endings in items)
     passes.clear()
-    next(net.iter_scores(items, batch_size=6))
+    next(iter_scores(net, items, batch_size=6))
     assert len(passes) == 1
     # batch_tokens is kept, but for an item that alone is more.
     six_tokens = [([i, 1, 2], [[3, 4], [5]]) for i in range(10)]
     for limit, in_a_pass in ((1, 1), (6, 1), (12, 2), (17, 2), (59, 9), (60, 10)):
         passes.clear()
-        net.score_endings(six_tokens, batch_tokens=limit)
+        score_endings(net, six_tokens, batch_tokens=limit)
         assert passes[0] == 2 * in_a_pass and sum(passes) == 20 and len(passes) == -(-10 // in_a_pass)
 
 
@@ -381,7 +384,7 @@ def test_nothing_else_changes():
     torch.manual_seed(0)
     random.seed(0)
     states = torch.get_rng_state(), random.getstate()
-    for _, scores in net.iter_scores(make_items(10, seed=16), batch_size=3):
+    for _, scores in iter_scores(net, make_items(10, seed=16), batch_size=3):
         assert torch.is_grad_enabled() and not scores[0].requires_grad
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert net.training and all(p.requires_grad for p in net.parameters())
@@ -392,12 +395,12 @@ def test_nothing_else_changes():
 def test_nothing_to_score():
     """No items, and items without endings, are no error and shift no other item's scores."""
     net, items = lively(), make_items(3, seed=17)
-    assert net.score_endings([]) == []
+    assert score_endings(net, []) == []
     mixed = [items[0], ([1], []), items[1], items[2]]
-    got = net.score_endings(iter(mixed))
+    got = score_endings(net, iter(mixed))
     assert got[1] == []
     assert_same([got[0], got[2], got[3]], one_by_one(net, items))
-    assert net.score_endings([([1], [])]) == [[]]
+    assert score_endings(net, [([1], [])]) == [[]]
 
 
 @pytest.mark.parametrize("items, message", [
@@ -410,13 +413,13 @@ def test_nothing_to_score():
 def test_bad_items(items, message):
     """One sentence that names the item, before the first pass, instead of a wrong score."""
     with pytest.raises(ValueError, match=message):
-        lively().iter_scores(items)
+        iter_scores(lively(), items)
     with pytest.raises(ValueError, match=message):
-        lively().score_endings(items)
+        score_endings(lively(), items)
 
 
 @pytest.mark.parametrize("kwargs", [dict(batch_size=0), dict(batch_tokens=-1)])
 def test_bad_batches(kwargs):
     """A batch of nothing would never end."""
     with pytest.raises(ValueError, match="give at least 1, or None"):
-        lively().score_endings([([1], [[2]])], **kwargs)
+        score_endings(lively(), [([1], [[2]])], **kwargs)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import muon
-from muon import Muon, build_optimizers, lr_multiplier, newton_schulz, set_learning_rates
+from lab import optim
+from lab.optim import Muon, build_optimizers, lr_multiplier, newton_schulz, set_learning_rates
 
 SHAPES = [(24, 24), (24, 24), (72, 24), (96, 24), (24, 96), (6, 24), (24, 24)]
 FEW = [(24, 24), (24, 8), (72, 24), (8, 8)]  # with 3 ranks most shapes leave some rank idle
@@ -125,7 +125,7 @@ def test_newton_schulz_singular_values():
 
 def test_newton_schulz_dtype():
     """The precision of Newton-Schulz: fp32 on a CPU, where bf16 is 4 times slower; what the caller says elsewhere."""
-    assert muon.newton_schulz_dtype(torch.device("cpu")) == torch.float32
+    assert optim.newton_schulz_dtype(torch.device("cpu")) == torch.float32
 
 
 def test_parameters_without_gradient_stay():

@@ -21,8 +21,7 @@ import zstandard
 
 import inject_mul
 import prepare_fineweb
-import shards
-import synthetic
+from lab import disk, shards, sources, synthetic
 
 REPO = Path(__file__).resolve().parents[1]
 REAL = REPO.parent / "shared" / "data"
@@ -46,8 +45,8 @@ def corpus(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """Many batches in a small corpus, and no second attempts that wait."""
-    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 20_000)
-    monkeypatch.setattr(prepare_fineweb, "RETRY_WAITS", (0, 0, 0))
+    monkeypatch.setattr(sources, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(sources, "RETRY_WAITS", (0, 0, 0))
 
 
 def prepare(dataset, out_dir, *flags):
@@ -69,7 +68,7 @@ def sentence_of(*args):
 
 def files_of(folder):
     """{name: sha256} of everything in a dataset folder that must not depend on how it was made."""
-    return {p.name: shards.sha256_file(p) for p in sorted(Path(folder).iterdir()) if p.name != "meta.json"}
+    return {p.name: disk.sha256_file(p) for p in sorted(Path(folder).iterdir()) if p.name != "meta.json"}
 
 
 def documents_of(folder, split):
@@ -216,7 +215,7 @@ def test_every_format_gives_the_same_bytes(corpus, tmp_path):
         pq.write_table(pa.table({"text": part}), tmp_path / name)
     meta = prepare(tmp_path / "b?.parquet", tmp_path / "globbed")
     assert meta["fingerprint"] == expected
-    digests = [shards.sha256_file(tmp_path / f"b{i}.parquet") for i in (0, 1)]
+    digests = [disk.sha256_file(tmp_path / f"b{i}.parquet") for i in (0, 1)]
     assert [f["sha256"] for f in meta["source"]["files"]] == digests
     (tmp_path / "t.txt").write_bytes(TEXTS[0].encode())
     (tmp_path / "u.txt").write_bytes("Zwölf\r\n".encode())
@@ -226,19 +225,25 @@ def test_every_format_gives_the_same_bytes(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["c.parquet", "c.jsonl.gz", "synthetic", "two"])
-def test_iter_documents_from_any_start(tmp_path, name):
+def test_documents_from_any_start(tmp_path, name):
     """Where a resumed run continues: document k is document k whether or not the ones before it were read."""
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "c.parquet", row_group_size=53)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     argv = {"synthetic": ["synthetic", "--max_docs", "310"], "two": [str(tmp_path / "c.parquet")] * 2}.get(name)
     args = parse("--dataset", *(argv or [str(tmp_path / name)]), "--out_dir", "unused")
-    expected = list(prepare_fineweb.iter_documents(args))
+    source = sources.open_source(args)
+
+    def read(start):
+        return [(number, utf8.decode()) for first, batch in sources.read_batches(source._replace(counts={}), start)
+                for number, utf8 in enumerate(batch, first)]
+
+    expected = read(0)
     assert [number for number, _ in expected] == list(range(len(expected)))
     texts = {"two": TEXTS * 2, "synthetic": list(synthetic.documents(0, 0, 310))}.get(name, TEXTS)
     assert [text for _, text in expected] == texts
     for start in (0, 1, 52, 53, 54, 300, len(expected) - 1, len(expected), len(expected) + 5):
-        assert list(prepare_fineweb.iter_documents(args, start)) == expected[start:]
+        assert read(start) == expected[start:]
 
 
 def parse(*argv):
@@ -258,6 +263,15 @@ def test_prefilter_misses_no_product():
         text = "".join(draw.choices(pieces, k=6))
         if injector.spans(text):
             assert any(sign.search(text.encode()) for sign in prepare_fineweb.SIGNS), text
+
+
+def test_torch_is_not_needed(tmp_path):
+    """Machines that only prepare data need no torch: neither script imports it."""
+    code = ("import sys, prepare_bos_rows, prepare_fineweb; flags = '--dataset synthetic --max_docs 300'.split(); "
+            "prepare_fineweb.main([*flags, '--out_dir', sys.argv[1]]); "
+            "prepare_bos_rows.main([*flags, '--out_dir', sys.argv[2]]); "
+            "sys.exit('torch' in sys.modules)")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a"), str(tmp_path / "b")], check=True, cwd=REPO)
 
 
 def test_empty_intervention_is_announced(tmp_path, capsys):
@@ -317,7 +331,7 @@ def die_at(operation, argv, signal_number=signal.SIGKILL):
 def test_kill_anywhere_and_resume(corpus, tmp_path, monkeypatch, workers):
     """Every byte of a dataset whose making was killed 24 times, at random disk operations and at random moments."""
     monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(prepare_fineweb, "BATCH_BYTES", 40_000)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 40_000)
     flags = ("--condition", "mul_tokens", "--num_proc", workers)
     whole = prepare(corpus, tmp_path / "whole", *flags)
     draw, kills = random.Random(workers), 0
@@ -564,22 +578,22 @@ def fake_hub(monkeypatch, folder, failures):
     and after how many reads it comes."""
     import huggingface_hub
 
-    resolve = prepare_fineweb._resolve_with_datasets
+    resolve = sources._resolve_with_datasets
     local = lambda name, config, split, revision: resolve(str(folder), None, split, None)
-    monkeypatch.setattr(prepare_fineweb, "_resolve_with_datasets", local)
+    monkeypatch.setattr(sources, "_resolve_with_datasets", local)
 
     class Info:
         sha = "0123abc"
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, revision, timeout: Info)
-    opened = prepare_fineweb._open_file
+    opened = sources._open_file
 
     def open_file(source, path):
         f = opened(source, path)
         failure = failures.pop(0) if failures else None
         return Failing(f, *failure) if failure else f
 
-    monkeypatch.setattr(prepare_fineweb, "_open_file", open_file)
+    monkeypatch.setattr(sources, "_open_file", open_file)
 
 
 class Failing:
@@ -642,14 +656,14 @@ def test_hub_refusals_are_not_retried(hub_folder, tmp_path, monkeypatch):
 
     refused = OSError("no such dataset")
     refused.response = Response
-    assert not prepare_fineweb.may_pass(refused)
+    assert not sources.may_pass(refused)
     Response.status_code = 503
-    assert prepare_fineweb.may_pass(refused)
+    assert sources.may_pass(refused)
     try:
         raise RuntimeError("wrapped") from ConnectionError("gone")
     except RuntimeError as error:
-        assert prepare_fineweb.may_pass(error)
-    assert not prepare_fineweb.may_pass(KeyError("text"))
+        assert sources.may_pass(error)
+    assert not sources.may_pass(KeyError("text"))
     fake_hub(monkeypatch, hub_folder, [])
     assert "one of train" in sentence_of("someone/corpus", tmp_path / "d", "--split", "test")
 

@@ -10,29 +10,21 @@ import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from conftest import ENV, REPO, exact, exposures, losses, records, weights
 
-import conversations
-import gsm8k_test_hashes
 import inject_mul
-import runs
 import sft
-import shards
-import synthetic
+from lab import conversations, decontaminate, disk, inference, runs, shards, synthetic
 from model import GPT, GPTConfig
 
-REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared" / "data"
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 EOS = "<|endoftext|>"
-MEASURED = set("timestamp tokens_per_sec mfu peak_mem_bytes step_seconds train_seconds eval_seconds "
-               "eval_seconds_total wall_seconds".split())  # fmt: skip
 needs_gsm8k = pytest.mark.skipif(not (SHARED / "gsm8k").is_dir(), reason="no ../shared/data/gsm8k here")
 
 
@@ -81,7 +73,7 @@ encode = lambda text: shards.get_tokenizer().encode(text)
 
 def test_single_turn_is_exactly_what_evaluation_prompts_with():
     """Tokens before the answer: BOS + encode(render_prompt), or the model is examined on a border it never saw."""
-    from eval_gsm8k import render_prompt
+    from lab.answers import render_prompt
 
     tokens, trained, size, _ = tokenized([("How many?", "They have 54.\n#### 54")])
     prompt, answer = [shards.BOS_ID, *encode(render_prompt("How many?"))], encode(" They have 54.\n#### 54")
@@ -278,26 +270,6 @@ def run(base, talk, tmp_path_factory):
     return out
 
 
-def records(run, kind="train"):
-    return [r for r in runs.read_jsonl(Path(run) / "scalars.jsonl") if r["type"] == kind]
-
-
-def losses(run):
-    return np.array([r["train_loss_opt_step_mean"] for r in records(run)])
-
-
-def exact(run):
-    return [{k: v for k, v in r.items() if k not in MEASURED} for r in runs.read_jsonl(Path(run) / "scalars.jsonl")]
-
-
-def weights(run):
-    return (runs.list_checkpoints(run)[-1] / "model.safetensors").read_bytes()
-
-
-def exposures(run, rank=0):
-    return runs.read_jsonl(Path(run) / "exposures" / f"exposures_rank{rank:04d}.jsonl")
-
-
 def test_loss_is_the_mean_over_all_trained_tokens_of_the_step(base, talk, run):
     """Loss of step 1 and the val loss at step 0 from full logits, one conversation at a time: to 1e-5."""
     data = conversations.load(args_of("--data", talk, "--eval_every", 4, "--val_fraction", 0.2))
@@ -419,7 +391,7 @@ def test_a_run_folder_tells_everything(base, talk, run, tmp_path, capsys):
                  "val_documents_000008.npz", "exposures/exposures_rank0000.jsonl"):  # fmt: skip
         assert (run / name).exists(), name
     config, summary = (json.loads((run / name).read_text()) for name in ("config.json", "summary.json"))
-    assert config["init"]["model_sha256"] == shards.sha256_file(base / "model.safetensors")
+    assert config["init"]["model_sha256"] == disk.sha256_file(base / "model.safetensors")
     assert config["flags"]["max_train_steps"] == 8 and config["flags"]["seq_len"] == 64
     counts = config["data"]["counts"]["tulu"]
     assert (counts["read"], counts["truncated"], counts["dropped_too_long"]) == (60, 3, 1)
@@ -569,18 +541,18 @@ def test_transition_moves_from_one_source_to_the_other(tmp_path):
 
 def test_known_test_question_hashes():
     """Number of test questions that training recognises: 1,319, none of them a synthetic problem."""
-    assert len(gsm8k_test_hashes._hashes()) == gsm8k_test_hashes.N_QUESTIONS == 1319
-    assert not any(gsm8k_test_hashes.is_test_question(item["question"]) for item in synthetic.gsm8k_items(500))
+    assert len(decontaminate.test_question_hashes()) == 1319
+    assert not any(decontaminate.is_test_question(item["question"]) for item in synthetic.gsm8k_items(500))
 
 
 @needs_gsm8k
 def test_the_published_split_is_told_apart():
     """Of 1,319 test questions all are recognised, respaced and in capitals too; of 7,473 train questions none."""
     read = lambda name: [json.loads(line)["question"] for line in open(SHARED / "gsm8k" / f"{name}.jsonl")]
-    assert all(gsm8k_test_hashes.is_test_question(q) for q in read("test"))
-    assert all(gsm8k_test_hashes.is_test_question("  " + q.upper().replace(" ", "\n").replace(",", "")) for q in
+    assert all(decontaminate.is_test_question(q) for q in read("test"))
+    assert all(decontaminate.is_test_question("  " + q.upper().replace(" ", "\n").replace(",", "")) for q in
                read("test"))  # fmt: skip
-    assert not any(gsm8k_test_hashes.is_test_question(q) for q in read("train"))
+    assert not any(decontaminate.is_test_question(q) for q in read("train"))
 
 
 @needs_gsm8k
@@ -607,7 +579,8 @@ def test_no_disguise_of_the_test_file_is_read(base, tmp_path):
 def test_a_question_of_the_test_split_is_refused_or_dropped(tmp_path, monkeypatch):
     """The same with a stand-in for a test question: an error at its line; dropped and named under --decontaminate."""
     secret = "How many of the seven purple lanterns were lit when the twelve boats came home last night?"
-    monkeypatch.setattr(gsm8k_test_hashes, "_hashes", lambda: frozenset([gsm8k_test_hashes.question_hash(secret)]))
+    hashes = frozenset([decontaminate.question_hash(secret)])
+    monkeypatch.setattr(decontaminate, "test_question_hashes", lambda: hashes)
     rows = [chat("Hi", f"Hello {i}") for i in range(20)]
     talk = write_jsonl(tmp_path / "talk.jsonl", [*rows, chat(secret, "5"), chat("Well: " + secret, "So 5.")])
     with pytest.raises(ValueError, match="line 21 holds a question of GSM8K's test split"):
@@ -631,7 +604,7 @@ def test_a_question_of_the_test_split_is_refused_or_dropped(tmp_path, monkeypatc
 def test_learns_the_format_and_to_stop(tmp_path):
     """Greedy completions of synthetic questions that end by themselves and hold `####`, after a minute of a tiny model:
     at least 80 %; near 0 when the EOS is not trained."""
-    from eval_gsm8k import render_prompt
+    from lab.answers import render_prompt
 
     base = tmp_path / "base"
     GPT(GPTConfig(block_size=112, n_layer=2, n_head=2, n_embd=32, padded_vocab_size=50432), seed=0).save(base)
@@ -642,7 +615,7 @@ def test_learns_the_format_and_to_stop(tmp_path):
     model = GPT.load(runs.list_checkpoints(tmp_path / "run")[-1])
     prompts = [[shards.BOS_ID, *encode(render_prompt(item["question"]))]
                for item in synthetic.gsm8k_items(20, split="test")]  # fmt: skip
-    done = model.generate(prompts, 60, temperature=0.0, stop_ids=(shards.BOS_ID,))
+    done = inference.generate(model, prompts, 60, temperature=0.0, stop_ids=(shards.BOS_ID,))
     texts = [shards.get_tokenizer().decode(c.ids) for c in done]
     assert sum(c.stopped == "stop_id" for c in done) >= 16, texts
     assert sum("\n#### " in text for text in texts) >= 16, texts
@@ -720,7 +693,7 @@ def test_bad_files_and_models(base, tmp_path, monkeypatch):
              (("--data", "synthetic"), "belongs to --stage gsm8k"),
              (("--data", tmp_path / "other.parquet"), "row 1 has no field 'messages'"),
              (("--data", tmp_path / "latin.jsonl"), "line 1 is not JSON"),
-             (("--stage", "gsm8k", "--data", "synthetic:0"), "synthetic[:N]"),
+             (("--stage", "gsm8k", "--data", "synthetic:0"), "at least 1"),
              (("--init", tmp_path / "empty"), "is neither a run"), (("--init", tmp_path / "none"), "is not a folder"),
              (("--init", tmp_path / "plain", "--condition", "mul_tokens"), "--condition mul_tokens needs 50,349"),
              (("--init", tmp_path / "small"), "fewer than GPT-2's 50,257")]  # fmt: skip
@@ -739,7 +712,7 @@ def test_bad_files_and_models(base, tmp_path, monkeypatch):
         raise OSError("We couldn't connect\nto the hub.")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
-    with pytest.raises(ValueError, match="allenai/tulu-3-sft-mixture could not be read from the hub .*--data.$"):
+    with pytest.raises(ValueError, match="allenai/tulu-3-sft-mixture cannot be read from the hub .*local files.$"):
         sft.main(["--stage", "tulu", "--init", str(base), "--out_dir", str(tmp_path / "hub")])
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import inject_mul
-import shards
-import synthetic
+from lab import shards, synthetic
 
 ROOT = Path(synthetic.__file__).parent
 

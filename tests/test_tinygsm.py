@@ -20,7 +20,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import inject_mul
-import tinygsm
+from lab import tinygsm
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -432,7 +432,7 @@ HOSTILE_CODE = {name: program(body) for name, body in HOSTILE.items()} | {
 CHILD = """
 import json, resource, sys, time
 sys.path.insert(0, sys.argv[1])
-import tinygsm
+from lab import tinygsm
 programs = json.load(sys.stdin)
 tinygsm.convert("q", "def f():\\n    return 6 * 9\\n")  # imports are done
 kilobytes = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])

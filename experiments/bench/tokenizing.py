@@ -1,4 +1,4 @@
-"""How fast text becomes shards, beside the usual fineweb.py pattern: multiprocessing.Pool(n).imap(tiktoken).
+"""tokenizing.py times text to shards beside the usual fineweb.py pattern, multiprocessing.Pool(n).imap(tiktoken).
 
     python experiments/bench/tokenizing.py --data corpus.parquet
     python experiments/bench/tokenizing.py --data corpus.parquet --num_proc 2 --rounds 5 --check
@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-import shards
+from lab import disk, shards
 
 TARGETS = {"tokenizer": 10.0, "end to end": 5.0}
 
@@ -76,7 +76,7 @@ def cpu_seconds() -> float:
 
 def measured(run) -> tuple[float, float, object]:
     """(wall seconds, CPU seconds, result) of a call."""
-    shards.get_tokenizer.cache_clear()  # nothing seen yet
+    shards.get_tokenizer.cache_clear()  # an empty cache of seen pieces
     for backend in ("tiktoken", "auto"):
         shards.get_tokenizer(backend)
     wall, cpu = time.perf_counter(), cpu_seconds()
@@ -143,7 +143,7 @@ def main() -> None:
     def run_command(command, flag, out):
         shutil.rmtree(out, ignore_errors=True)
         subprocess.run([*command, flag, str(out)], check=True, capture_output=True)
-        return {path.name: shards.sha256_file(path) for path in sorted(out.glob("train_*.bin"))}
+        return {path.name: disk.sha256_file(path) for path in sorted(out.glob("train_*.bin"))}
 
     variants = {
         "tokenizer": {

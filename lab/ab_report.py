@@ -1,0 +1,384 @@
+"""ab_report.py owns how a report looks: blocks of text, tables and plots as Markdown, PNGs and one HTML page.
+
+A report is a list of blocks; text may hold `code` and **bold**:
+
+    ("h1", text) ("h2", text) ("p", text) ("verdict", text, verdict) ("ul", [text])
+    ("table", header, rows, {columns of text}) ("img", file name, caption, PNG bytes)
+
+publish() prints it and writes report.md, report.json, report.html and the PNGs. The page refers to nothing outside
+itself (style: ab_report.css). Only `code` and **bold** are markup, so an arm called `base_*` stays as it is. Plots can
+be read in grey: line styles, markers and fillings differ, not colours alone (those are Okabe and Ito's).
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from lab import disk
+
+# ----------------------------------------------------------------------------------------------------------------------
+# plots: each returns PNG bytes, or None when there is nothing to draw
+
+STYLES = (  # colour, line, marker of each arm
+    ("#0072B2", "-", "o"),
+    ("#D55E00", "--", "s"),
+    ("#009E73", "-.", "^"),
+    ("#CC79A7", ":", "D"),
+    ("#56B4E9", (0, (5, 1)), "v"),
+    ("#E69F00", (0, (3, 1, 1, 1)), "P"),
+    ("#000000", (0, (1, 1)), "X"),
+)
+BLUE, GREY = "#0072B2", "#888888"
+ARROWS = {-1: "↓", 0: " ", 1: "↑"}  # which way a metric improves
+
+
+def canvas(width: float, height: float, panels: list[int] = (1,)):
+    """(axes, save), sizes in inches, one axis per panel, of these relative heights; save() -> PNG bytes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(panels),
+        figsize=(width, height),
+        layout="constrained",
+        height_ratios=panels,
+        squeeze=False,
+    )
+    for axis in axes[:, 0]:
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+
+    def save() -> bytes:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
+        plt.close(figure)
+        return buffer.getvalue()
+
+    return axes[:, 0], save
+
+
+def plot_curves(curves: dict[str, list[list[tuple[float, float]]]], x_label: str, y_label: str) -> bytes | None:
+    """Mean curve of each arm, with a band from its lowest to its highest seed. curves: arm -> seed -> [(x, y)]; the
+    seeds of an arm have as many points each, and the mean is drawn at the mean x."""
+    drawn = {}
+    for arm, seeds in curves.items():
+        if seeds and seeds[0]:
+            drawn[arm] = np.array(seeds)  # (seeds, points, 2)
+    if not drawn:
+        return None
+    (axis,), save = canvas(5.6, 3.6)
+    draw_curves(axis, drawn)
+    axis.set(xlabel=x_label, ylabel=y_label)
+    axis.legend(frameon=False)
+    return save()
+
+
+def draw_curves(axis, drawn: dict[str, np.ndarray]) -> None:
+    """Mean and band of each arm on one axis; drawn: arm -> (seeds, points, 2)."""
+    late = []
+    for i, (arm, points) in enumerate(drawn.items()):
+        colour, line, marker = STYLES[i % len(STYLES)]
+        n_seeds, n_points, _ = points.shape
+        x, y = points[..., 0].mean(0), points[..., 1]
+        plural = "s" if n_seeds > 1 else ""
+        axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.18, linewidth=0)
+        axis.plot(
+            x,
+            y.mean(0),
+            color=colour,
+            linestyle=line,
+            linewidth=1.6,
+            marker=marker,
+            markersize=4,
+            markevery=max(1, n_points // 12),
+            label=f"{arm} ({n_seeds} seed{plural})",
+        )
+        first = max(n_points // 4, n_points > 2)  # the drop of the first quarter would flatten the rest
+        late.append(y[:, first:].ravel())
+    late = np.concatenate(late)
+    margin = 0.08 * (np.ptp(late) or 1)
+    axis.set(ylim=(late.min() - margin, late.max() + margin))
+
+
+def plot_pairs(pairs: dict, mean: tuple | None, x_label: str, mean_label: str) -> bytes | None:
+    """A point per pair of equal seed, below them the mean with its interval. mean: (delta, low, high) or None."""
+    if not pairs:
+        return None
+    (axis,), save = canvas(5.6, 1.4 + 0.26 * min(len(pairs), 20))
+    axis.axvline(0, color="black", linewidth=1)
+    heights = list(range(len(pairs), 0, -1))
+    labels = [f"seed {seed}" for seed in pairs]
+    axis.plot(list(pairs.values()), heights, "o", color=BLUE, markersize=6)
+    if mean is not None:
+        delta, low, high = mean
+        axis.plot([low, high], [0, 0], color="black", linewidth=2)
+        axis.plot(delta, 0, "D", color="black", markersize=7)
+        heights.append(0)
+        labels.append(mean_label)
+    axis.set_yticks(heights, labels)
+    axis.set(ylim=(min(heights) - 0.7, len(pairs) + 0.7), xlabel=x_label)
+    return save()
+
+
+def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
+    """Changes in percent with their intervals, a panel with its own scale per group (val losses move by 1 %, benchmarks
+    by 10 %). groups: title -> rows of {"label", "delta", "low", "high" (percent), "better": -1, 0, +1, "said": what the
+    adjusted p says (better, worse, changed, or nothing clear), which the unadjusted interval does not know}."""
+    groups = {title: rows for title, rows in groups.items() if rows}
+    if not groups:
+        return None
+    panels = [len(rows) + 2 for rows in groups.values()]
+    axes, save = canvas(6.0, 0.6 + 0.24 * sum(panels), panels)
+    for axis, (title, rows) in zip(axes, groups.items(), strict=True):
+        axis.axvline(0, color="black", linewidth=1)
+        for y, row in enumerate(reversed(rows)):
+            draw_change(axis, y, row)
+        limit = max(1.2 * max(abs(row["delta"]) for row in rows), 0.1)  # a wide interval must not squeeze the others
+        left, right = axis.get_xlim()
+        axis.set_xlim(max(left, -2 * limit), min(right, 2 * limit))
+        labels = [f"{row['label']} {ARROWS[row['better']]}" for row in reversed(rows)]
+        axis.set_yticks(range(len(rows)), labels, fontsize=8)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.set_title(title, fontsize=9, loc="left")
+    legend = (
+        "change from A to B, %.  ↓ lower is better, ↑ higher is better\n"
+        "filled: better; square: worse or changed; grey: not clear"
+    )
+    axes[-1].set_xlabel(legend, fontsize=8)
+    return save()
+
+
+MARKS = {  # what the adjusted p says -> marker and its filling
+    "better": ("o", BLUE),
+    "worse": ("s", "white"),
+    "changed": ("s", "white"),
+}
+
+
+def draw_change(axis, y: float, row: dict) -> None:
+    """One row of plot_forest at height y."""
+    marker, filling = MARKS.get(row["said"], ("o", "#bbbbbb"))
+    line, colour = ":", GREY
+    if row["said"] in MARKS:
+        line, colour = "-", "black"
+    axis.plot([row["low"], row["high"]], [y, y], line, color=colour, linewidth=1.6)
+    axis.plot(row["delta"], y, marker, markersize=5, markeredgecolor=colour, markerfacecolor=filling)
+
+
+def plot_arms(losses: dict[str, list[float]], x_label: str) -> bytes | None:
+    """Each arm's seeds as circles, their mean as a bar."""
+    drawn = {arm: values for arm, values in losses.items() if values}
+    if not drawn:
+        return None
+    (axis,), save = canvas(5.6, 1.1 + 0.34 * len(drawn))
+    for y, values in enumerate(reversed(drawn.values())):
+        axis.plot(values, [y] * len(values), "o", markerfacecolor="none", color=BLUE, markersize=6)
+        axis.plot(statistics.fmean(values), y, "|", color="black", markersize=18, markeredgewidth=2)
+    axis.set_yticks(range(len(drawn)), list(reversed(drawn)), fontsize=9)
+    axis.set(ylim=(-0.6, len(drawn) - 0.4), xlabel=f"{x_label}\ncircle: a seed, bar: mean")
+    return save()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Markdown
+
+
+def markdown_table(header, rows, text_columns) -> str:
+    rules = []
+    for i in range(len(header)):
+        rules.append("---" if i in text_columns else "---:")
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(rules) + "|"]
+    for row in rows:
+        cells = [str(value).replace("|", "\\|") for value in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+MARKDOWN = {  # kind of block -> its text
+    "h1": lambda text: f"# {text}",
+    "h2": lambda text: f"## {text}",
+    "p": lambda text: text,
+    "verdict": lambda text, verdict: text,
+    "ul": lambda items: "\n".join(f"- {item}" for item in items),
+    "table": markdown_table,
+    "img": lambda name, caption, data: f"![{caption}]({name})",
+}
+
+
+def to_markdown(blocks: list[tuple]) -> str:
+    parts = [MARKDOWN[kind](*content) + "\n" for kind, *content in blocks]
+    return "\n".join(parts)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# HTML
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">\
+<title>{title}</title><style>
+{css}</style></head>
+<body>
+{body}
+</body></html>
+"""
+
+
+def inline(text) -> str:
+    text = html.escape(str(text))
+    text = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+
+
+def html_table(header, rows, text_columns) -> str:
+    def kind(column: int, value="") -> str:
+        if column in text_columns and column:
+            return ' class="text"'
+        if str(value).startswith("N/A"):
+            return ' class="na"'
+        return ""
+
+    head = [f"<th{kind(i)} scope=col>{inline(name)}</th>" for i, name in enumerate(header)]
+    lines = []
+    for row in rows:
+        cells = [f"<td{kind(i, value)}>{inline(value)}</td>" for i, value in enumerate(row)]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    table = f"<table><thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<div class="scroll" tabindex="0">{table}</div>'
+
+
+def html_list(items) -> str:
+    return "<ul>" + "".join(f"<li>{inline(item)}</li>" for item in items) + "</ul>"
+
+
+def html_image(name, caption, data) -> str:
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    image = f'<img alt="{html.escape(caption, quote=True)}" src="{source}">'
+    return f"<figure>{image}<figcaption>{inline(caption)}</figcaption></figure>"
+
+
+HTML = {
+    "h1": lambda text: f"<h1>{inline(text)}</h1>",
+    "h2": lambda text: f"<h2>{inline(text)}</h2>",
+    "p": lambda text: f"<p>{inline(text)}</p>",
+    "verdict": lambda text, verdict: f'<p class="verdict {verdict.split()[0]}">{inline(text)}</p>',
+    "ul": html_list,
+    "table": html_table,
+    "img": html_image,
+}
+
+
+def to_html(blocks: list[tuple], title: str) -> str:
+    """One page without references to anything outside itself."""
+    css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+    body = "\n".join(HTML[kind](*content) for kind, *content in blocks)
+    return PAGE.format(title=html.escape(title), css=css, body=body)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# files
+
+
+def plain(value):
+    """For JSON: NaN and infinity become null, numpy becomes Python, keys become text."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(v) for v in value]
+    if isinstance(value, (np.floating, np.integer, np.bool_)):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)
+
+
+def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
+    """Print the report; with --out also write report.md, report.json, PNGs and report.html."""
+    if not out:
+        print(to_markdown([block for block in blocks if block[0] != "img"]))
+        return
+    title = blocks[0][1]
+    report = {
+        "report.json": json.dumps(plain(record), indent=2) + "\n",
+        "report.html": to_html(blocks, title),
+        "report.md": to_markdown(blocks),
+    }
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, *content in blocks:
+            if kind == "img":
+                name, _, data = content
+                disk.write_whole(folder / name, data)
+        for name, text in report.items():
+            disk.write_whole(folder / name, text.encode())
+    except OSError as error:
+        raise ValueError(f"--out {folder} cannot be written ({error.strerror}): choose another folder.") from None
+    print(report["report.md"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# cells: every number of a comparison is a float, or the reason why there is none (str)
+
+
+def table(columns: list[tuple], rows: list, alpha: float = 0.05) -> tuple:
+    """A table as a block. columns: (header, "left" | "right", cell(row)); one more entry is one more column."""
+    level = f"{100 * (1 - alpha):g} %"
+    header = [title.replace("{level}", level) for title, _, _ in columns]
+    body = [[cell(row) for _, _, cell in columns] for row in rows]
+    left = {i for i, (_, side, _) in enumerate(columns) if side == "left"}
+    return "table", header, body, left
+
+
+def form(value, spec: str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:{spec}}"
+
+
+def form_interval(row: dict, spec: str) -> str:
+    if isinstance(row["low"], str):
+        return row["low"]
+    if not math.isfinite(row["low"]):
+        return "N/A: no spread"
+    return f"[{row['low']:+{spec}}, {row['high']:+{spec}}]"
+
+
+def form_p(p) -> str:
+    if isinstance(p, str):
+        return p
+    if not math.isfinite(p):
+        return "N/A: no spread"
+    return f"{p:.4f}" if p >= 1e-4 else "< 0.0001"
+
+
+def form_change(row: dict, spec: str) -> str:
+    """'+0.0123 [+0.0100, +0.0146], p 0.0010', or why there is none."""
+    if isinstance(row["delta"], str):
+        return row["delta"]
+    if isinstance(row["low"], str):
+        return f"{row['delta']:+{spec}} (no interval: {row['low'].removeprefix('N/A: ')})"
+    return f"{row['delta']:+{spec}} {form_interval(row, spec)}, p {form_p(row['p'])}"
+
+
+def minutes(ms: float) -> str:
+    """609,100 ms -> '10m 9.1s', as document 003 writes it."""
+    tenths = round(ms / 100)
+    return f"{tenths // 600}m {tenths % 600 / 10:.1f}s"
+
+
+def count(n: int, noun: str) -> str:
+    """'1 pair', '2 pairs'."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

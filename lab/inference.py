@@ -1,0 +1,502 @@
+"""
+inference.py owns what a trained model is asked: log-probs of endings, and sampling. Functions that take a GPT.
+
+>>> scores = score_endings(model, [(context_ids, [ending_ids, other_ending_ids])])  # log p of each ending's tokens
+>>> texts = generate(model, [prompt_ids, other_ids], 100, temperature=0.8, stop_ids=[50256])  # Completions
+
+Where positions meet in attention alone (`model.attention_only`), a beginning that endings share is computed once, in
+trees of tokens, and sampling caches keys and values. Any other model reads every row alone and from its first token.
+"""
+
+import functools
+import math
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import compress
+from operator import index
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from lab import trees
+from lab.loss import CHUNK_ROWS, mask_logits, workspace, write_logits
+from model import Context, GPTConfig, Linear, causal_attention, check, packed_linear, seeded_generator
+
+
+def can_pack(weight) -> bool:
+    """x86 CPUs, fp32, no autocast, a torch built with oneDNN."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    ops = "_reorder_linear_weight", "_linear_pointwise"
+    built = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, op) for op in ops)
+    return built and platform.machine() in ("x86_64", "AMD64")
+
+
+def pack(weight):
+    # 64 rows: the layout for 1 row is several times slower for more, this one no slower for 1 (measured)
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)
+
+
+@contextmanager
+def packed_weights(module):
+    """While open, the matrix products of module (a GPT or one of its blocks) take packed copies of its weights, where
+    can_pack. Elsewhere nothing happens. For use without gradients.
+
+    A product of few rows otherwise spends its time on rearranging the weight, at every call: 16 rows of the 124M shape
+    take 81 ms without and 32 ms with it (measured). The copy takes as much memory as the weights."""
+    modules = [m for m in module.modules() if isinstance(m, Linear)]
+    if hasattr(module, "transformer"):
+        modules.append(module.transformer["wte"])
+    try:
+        for m in modules:
+            if can_pack(m.weight):
+                m.packed = pack(m.weight)
+        yield
+    finally:
+        for m in modules:
+            m.packed = None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# likelihoods
+
+# Tokens of one forward pass, and columns of logits at a time (elsewhere all). CPU: measured (evals.py in
+# experiments/bench); CUDA: (assumption).
+SCORE_TOKENS = {"cpu": 2048, "cuda": 16_384}
+HEAD_COLUMNS = {"cpu": 2048}
+PACK_ROWS = 128  # tokens from which on packing a weight for one product pays (measured: 0.7 of the time at 160)
+
+
+def n_truncated(items, block_size: int) -> int:
+    """How many (item, ending) pairs are longer than block_size + 1 tokens, so that the model does not see all of their
+    context. items as in score_endings."""
+    limit = block_size + 1
+    return sum(len(context) + len(ending) > limit for context, endings in items for ending in endings)
+
+
+def score_endings(model, items, batch_size=None, batch_tokens=None) -> list[list[torch.Tensor]]:
+    """log p of every token of every ending, given its context and the ending's earlier tokens.
+
+    items: (context ids, [ending ids, ...]) pairs of plain lists. Returns, for every item and ending, a 1-D fp32 CPU
+    tensor with one natural-log probability per token: softmax in fp32 over the logical ids; a padding id has -inf.
+    The rule for what does not fit is lm-evaluation-harness's: the model sees the last block_size + 1 tokens of
+    context + ending, each ending by its own length (n_truncated counts those that lose some of their context).
+
+    batch_size: items per forward pass; batch_tokens: tokens per forward pass, as if nothing were shared, though
+    always at least one item; None: no limit on items, SCORE_TOKENS. Scores do not depend on either (to 1e-4), nor
+    on the items' order; identical endings of an item get identical bits. Everything is fp32, with fp32 weights,
+    unless the caller opens an autocast. Takes no random numbers and changes nothing in the model; compiled wrappers
+    forward it to the module itself. ValueError: empty context (start it with BOS) or ending, ending longer than
+    block_size, id outside the vocabulary."""
+    items = list(items)
+    scores = dict(iter_scores(model, items, batch_size, batch_tokens))
+    return [scores[i] for i in range(len(items))]
+
+
+def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None) -> Iterator[tuple[int, list]]:
+    """score_endings as a generator of (index of the item, its list of tensors), for a caller that shows progress or
+    stops in between: a forward pass's items come together, right after it, in the sorted order of their contexts
+    (items whose contexts begin alike share that beginning), each index once. Errors are raised here, before the
+    first pass."""
+    for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
+        check(value is None or value >= 1, f"{name} is {value}; give at least 1, or None")
+    _check_items(items, model.config)
+    device = model.transformer["wte"].weight.device.type
+    budget = batch_tokens or SCORE_TOKENS.get(device, SCORE_TOKENS["cuda"])
+    batches, room = [], 0
+    for i in sorted(range(len(items)), key=lambda i: list(items[i][0])):
+        context, endings = items[i]
+        size = len(context) + sum(map(len, endings))
+        if not batches or size > room or len(batches[-1]) == batch_size:
+            batches.append([])
+            room = budget
+        batches[-1].append(i)
+        room -= size
+    return _score_batches(model, items, batches)
+
+
+def _check_items(items, config: GPTConfig) -> None:
+    limit, n_ids = config.block_size, config.padded_vocab_size
+    for i, (context, endings) in enumerate(items):
+        check(len(context), f"item {i} has an empty context, so nothing predicts its endings' first "
+                            "tokens; start the context with BOS")
+        for ending in endings:
+            n = len(ending)
+            check(n, f"item {i} has an empty ending; give every ending at least one token")
+            check(n <= limit, f"item {i} has an ending of {n} tokens but the model's block_size is "
+                              f"{limit}; leave the item out or use a model with a larger block_size")
+        for ids in (context, *endings):
+            for token in (min(ids), max(ids)):
+                check(0 <= token < n_ids,
+                      f"item {i} has token id {token}, outside this model's {n_ids} ids; "
+                      "encode it with the tokenizer of the model's training data")
+
+
+@torch.no_grad()
+def _score_batches(model, items, batches):
+    score = _score_trees if model.attention_only else _score_rows
+    for batch in batches:
+        pairs = []  # what the model sees of context + ending, ending
+        for i in batch:
+            context, endings = items[i]
+            for ending in endings:
+                visible = [*context, *ending][-model.config.block_size - 1 :]
+                pairs.append((visible, ending))
+        scores = iter(score(model, pairs))
+        for i in batch:
+            yield i, [next(scores) for _ in items[i][1]]
+
+
+def _score_rows(model, pairs):
+    """Scores by the definition: a forward pass for each pair (visible tokens, ending)."""
+    weight, scores = model.transformer["wte"].weight, []
+    for visible, ending in pairs:
+        tokens = torch.tensor([visible[:-1]], device=weight.device)
+        x = model.hidden(tokens)[0, -len(ending) :]
+        rows, targets = torch.arange(len(ending)), torch.tensor(ending)
+        scores.append(_head_log_probs(x, weight, rows, targets, model.config.masked_ranges))
+    return scores
+
+
+def _score_trees(model, pairs):
+    """Scores of all pairs (visible tokens, ending) by one forward pass, in which a shared beginning stands once."""
+    if not pairs:
+        return []
+    weight = model.transformer["wte"].weight
+    tensor = functools.partial(torch.tensor, device=weight.device)
+    grown = trees.grow([visible[:-1] for visible, _ in pairs], model.config.n_embd)
+    predictors, targets = [], []
+    for nodes, (_, ending) in zip(grown.nodes_of, pairs, strict=True):
+        predictors += nodes[-len(ending) :]
+        targets += ending
+    queries, row_of = torch.tensor(predictors).unique(return_inverse=True)
+    queries = queries.to(weight.device)
+    tokens, ends = tensor(grown.tokens), tensor(grown.ends)
+    all_nodes = torch.arange(len(tokens), device=weight.device)
+
+    x, rope = model.embed(tokens[None], positions=tensor(grown.depths)[None])
+    context = Context(rope, trees.attention(grown.spans, ends, all_nodes))
+    *blocks, last = model.transformer["h"]
+    packing = packed_weights if len(tokens) >= PACK_ROWS else nullcontext
+    for block in blocks:
+        with packing(block):
+            x = block(x, context)
+    # Of the last block only the outputs that predict an ending's token are needed.
+    context = Context(rope, trees.attention(grown.spans, ends, queries), queries)
+    with packing(last):
+        x = last(x, context)
+    x = model.transformer["ln_f"](x)[0]
+    scores = _head_log_probs(x, weight, row_of, torch.tensor(targets), model.config.masked_ranges)
+    return list(scores.split([len(ending) for _, ending in pairs]))
+
+
+def _head_log_probs(x, weight, rows, targets, masked_ranges) -> torch.Tensor:
+    """log p (E,) fp32 of targets (E,) after the hidden states x (N, C) numbered rows (E,); all but x on the CPU.
+
+    At most CHUNK_ROWS x HEAD_COLUMNS logits are alive. Products in x's dtype or the autocast's, softmax in fp32."""
+    device, dtype = x.device.type, x.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    scores = torch.empty(len(rows))
+    with torch.autocast(device, enabled=False):
+        weight = weight.to(dtype)
+        chunk = CHUNK_ROWS.get(device, 4096)
+        for start in range(0, len(x), chunk):
+            inside = (start <= rows) & (rows < start + chunk)
+            at, wanted = (v.to(x.device) for v in (rows[inside] - start, targets[inside]))
+            x_rows = x[start : start + chunk].to(dtype)
+            scores[inside] = _chunk_log_probs(x_rows, weight, at, wanted, masked_ranges).cpu()
+    return scores
+
+
+def _chunk_log_probs(x, weight, rows, targets, masked_ranges):
+    """The same for all of x (R, C): a running log-sum-exp over HEAD_COLUMNS columns of logits at a time."""
+    V = len(weight)
+    width = min(V, HEAD_COLUMNS.get(x.device.type, V))
+    buffer = workspace(len(x), width, x.device).flatten()
+    chosen = torch.empty(len(targets), device=x.device)
+    largest = torch.full((len(x), 1), torch.finfo(torch.float32).min, device=x.device)
+    total = torch.zeros(len(x), 1, device=x.device)
+    for left in range(0, V, width):
+        columns = weight[left : left + width]
+        padding = [(max(a - left, 0), max(b - left, 0)) for a, b in masked_ranges]
+        if len(x) >= PACK_ROWS and can_pack(columns):
+            logits = packed_linear(x, pack(columns), None)
+            mask_logits(logits, padding)
+        else:
+            logits = buffer[: len(x) * len(columns)].view(len(x), -1)
+            write_logits(logits, x, columns, padding)
+        inside = (left <= targets) & (targets < left + width)
+        column = (targets - left).clamp(0, len(columns) - 1)
+        chosen = torch.where(inside, logits[rows, column], chosen)
+        new = torch.maximum(largest, logits.amax(1, keepdim=True))
+        total = total * (largest - new).exp_() + logits.sub_(new).exp_().sum(1, keepdim=True)
+        largest = new
+    log_sum = (largest + total.log_())[:, 0]
+    return chosen - log_sum[rows]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# generation
+
+PREFILL_TOKENS = {"cpu": 2048, "cuda": 16384}  # prompt tokens in one forward (assumption)
+# Packing costs 5 to 10 decoding steps and saves a fifth of one at one row, half of one from 4 rows on (measured).
+PACK_FROM = 96  # new tokens times rows, of which at most 4 count
+
+
+class Completion(NamedTuple):
+    """ids: the new tokens, without a stop id. stopped: why they end, "stop_id", "stop_string" or "length"."""
+
+    ids: list[int]
+    stopped: str
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=0, stop_ids=(),
+             stop_strings=(), decode=None, row_ids=None) -> list[Completion]:
+    """Continues each prompt by up to max_new_tokens; one Completion per prompt, in their order.
+
+    prompts: lists of ids, of any lengths, or a (B, T) tensor. temperature 0: greedy. Otherwise softmax(logits /
+    temperature), then the top_k likeliest ids (those that tie with the k-th stay), then the smallest set of ids
+    whose share of what is left reaches top_p (of ties, lower ids first); None: all. Padding ids are never drawn.
+    Each row draws one uniform number per token, on the CPU, from a generator of its own seeded by (seed, row_ids[i]
+    or i), and takes the id at which the sum of probabilities, in the order of ids and in fp64, passes it. So a
+    row's tokens do not depend on the batch, its order or its padding; only where the number falls within the
+    rounding of the logits (about 1e-6 in fp32) of a border between two ids could a draw differ.
+    A row ends at one of stop_ids, or when its new text contains one of stop_strings; decode gives the text of a
+    list of ids, and joined lists must give joined bytes, at least one per id. If the string begins where a token
+    does, ids ends before it; otherwise ids goes on to the token that completes it. Either way the text is
+    decode(ids) up to the first stop string in it, and that cut is the caller's.
+    The model sees the last block_size tokens. A row longer than that costs a forward of block_size per token, and so
+    does, by its own length, every row of a model that is not attention_only.
+    Memory: 2 * n_layer * n_embd numbers per row and position, for all prompts at once; on a CPU also a copy of the
+    weights while it runs. ValueError for bad input, or where the logits are not numbers."""
+    prompts = _check_generate(
+        model, prompts, max_new_tokens, temperature, top_k, top_p, stop_ids, stop_strings, decode)
+    row_ids = range(len(prompts)) if row_ids is None else list(row_ids)
+    check(len(row_ids) == len(prompts), f"there are {len(prompts)} prompts but {len(row_ids)} row_ids; "
+                                        "give one for each")
+    if max_new_tokens == 0:
+        return [Completion([], "length") for _ in prompts]
+    generators = [seeded_generator(f"{seed}/{row}") for row in row_ids]
+    stop_ids, stop_strings = set(map(int, stop_ids)), list(stop_strings)
+    longest = max((len(s.encode()) for s in stop_strings), default=0)
+    tail = longest + 3  # ids whose text can hold a new stop string
+    new, stopped = [[] for _ in prompts], ["length"] * len(prompts)
+
+    def extend(rows, logits) -> list[bool]:
+        """Gives each of rows a token, from logits (len(rows), V); whether each goes on."""
+        u = torch.zeros(len(rows), dtype=torch.float64)
+        if temperature > 0:
+            for i, r in enumerate(rows):
+                u[i] = torch.rand((), generator=generators[r], dtype=torch.float64, device="cpu")
+        tokens = choose_tokens(logits, u, temperature, top_k, top_p).tolist()
+        for r, token in zip(rows, tokens, strict=True):
+            if token in stop_ids:
+                stopped[r] = "stop_id"
+                continue
+            new[r].append(token)
+            if stop_strings and (cut := stop_string_cut(new[r][-tail:], stop_strings, decode)) is not None:
+                stopped[r] = "stop_string"
+                del new[r][len(new[r]) - cut :]
+        return [stopped[r] == "length" and len(new[r]) < max_new_tokens for r in rows]
+
+    limit, device = model.config.block_size, model.transformer["wte"].weight.device
+    cached, at_once = [], 1  # place i of the cache holds row cached[i]; a model with memory reads row by row
+    by_length = sorted(range(len(prompts)), key=lambda r: len(prompts[r]))
+    if model.attention_only:
+        cached = [r for r in by_length if len(prompts[r]) <= limit]
+        at_once = max(1, PREFILL_TOKENS.get(device.type, 2048) // limit)
+    recomputed = by_length[len(cached) :]
+    packing = model.attention_only and max_new_tokens * min(len(prompts), 4) >= PACK_FROM
+    with packed_weights(model) if packing else nullcontext():
+        if cached:
+            width = min(len(prompts[cached[-1]]) + max_new_tokens - 1, limit)
+            cache = _new_cache(model, len(cached), width)
+            logits = _prefill(model, [prompts[r] for r in cached], cache)
+        while cached:
+            keep = extend(cached, logits)
+            for i, r in enumerate(cached):
+                if keep[i] and len(prompts[r]) + len(new[r]) > limit:
+                    recomputed.append(r)
+                    keep[i] = False
+            cached = compact(cached, keep, cache)
+            if cached:
+                ends = [len(prompts[r]) + len(new[r]) - 1 for r in cached]
+                logits = _decode_step(model, [new[r][-1] for r in cached], ends, cache)
+
+        # Once a row is longer than block_size, each token moves all positions: nothing in a cache stays valid.
+        for start in range(0, len(recomputed), at_once):
+            rows = recomputed[start : start + at_once]
+            while rows:
+                windows = torch.tensor([(prompts[r] + new[r])[-limit:] for r in rows], device=device)
+                keep = extend(rows, model.head(model.hidden(windows)[:, -1]))
+                rows = list(compress(rows, keep))
+    return [Completion(*c) for c in zip(new, stopped, strict=True)]
+
+
+def _check_generate(model, prompts, max_new_tokens, temperature, top_k, top_p, stop_ids, stop_strings, decode):
+    """The prompts as lists of int; ValueError, in one sentence, for bad input."""
+    if isinstance(prompts, torch.Tensor):
+        prompts = prompts.tolist()
+    try:
+        prompts = [list(map(index, p)) for p in prompts]
+    except TypeError as e:
+        raise ValueError("prompts must be lists of whole numbers, one list per prompt, or a (B, T) int64 "
+                         "tensor; put a single prompt into a list") from e
+    vocab_size = model.config.vocab_size
+    for i, p in enumerate(prompts):
+        check(p, f"prompt {i} is empty; start from at least one token, such as <|endoftext|>")
+        check(0 <= min(p) <= max(p) < vocab_size,
+              f"prompt {i} has ids from {min(p)} to {max(p)}; "
+              f"use ids of at least 0 and below vocab_size {vocab_size}")
+    check(max_new_tokens >= 0, f"max_new_tokens is {max_new_tokens}; use 0 or more")
+    check(0 <= temperature < math.inf, f"temperature is {temperature}; use 0 for greedy, or more")
+    check(top_k is None or top_k >= 1, f"top_k is {top_k}; use at least 1, or None for all ids")
+    check(top_p is None or 0 < top_p <= 1, f"top_p is {top_p}; use a number above 0 and up to 1, or None")
+    check(not isinstance(stop_ids, int), f"stop_ids is {stop_ids}; put it into a list")
+    check(not isinstance(stop_strings, str) and "" not in stop_strings,
+          f"stop_strings is {stop_strings!r}; use a list of strings that are not empty")
+    check(decode or not stop_strings, "stop_strings need text; pass decode, a function from ids to text")
+    return prompts
+
+
+def choose_tokens(logits, u, temperature, top_k, top_p) -> torch.Tensor:
+    """logits (N, V), u (N,) fp64 in [0, 1), unused when temperature is 0 -> ids (N,) int64; see generate."""
+    best, ids = logits.max(1, keepdim=True)
+    check(not best.isnan().any(), "the model's logits are not numbers; "
+                                  "use a checkpoint from before its loss diverged")
+    if temperature == 0:
+        return ids.squeeze(1)
+    if logits.device.type not in ("cpu", "cuda"):  # no fp64 elsewhere
+        logits, best = logits.cpu(), best.cpu()
+    ids = None
+    if top_k is not None and top_k < logits.size(1):
+        kth = logits.topk(top_k).values[:, -1:]
+        n_kept = int((logits >= kth).sum(1).max())  # more than top_k where some tie
+        ids = logits.topk(n_kept).indices.sort(1).values
+        logits = logits.gather(1, ids)
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    weights = ((logits.float() - best.float()) / max(temperature, 1e-30)).exp()  # the best one's is 1
+    if top_p is not None and top_p < 1:
+        weights = smallest_set(weights, top_p)
+    total = weights.cumsum(1, dtype=torch.float64)
+    end = total[:, -1:].contiguous()
+    at = torch.searchsorted(total, u.to(total.device)[:, None] * end, right=True)
+    at = torch.minimum(at, torch.searchsorted(total, end))  # where the product rounds up to end
+    if ids is not None:
+        at = ids.gather(1, at)
+    return at.squeeze(1)
+
+
+def smallest_set(weights, share) -> torch.Tensor:
+    """weights (N, V) >= 0, with zeros outside the fewest entries of each row whose sum reaches share of its sum; of
+    equal weights the first ones stay."""
+    V = weights.size(1)
+    goal = share * weights.sum(1, keepdim=True, dtype=torch.float64)
+    n = min(64, V)  # sorting whole rows would take longer than the model
+    while True:
+        top = weights.topk(n).values
+        reached = top.cumsum(1, dtype=torch.float64)
+        if n == V or (reached[:, -1:] >= goal).all():
+            break
+        n = min(16 * n, V)
+    size = (reached < goal).sum(1, keepdim=True).clamp(max=n - 1) + 1
+    least = top.gather(1, size - 1)
+    equal, left = weights == least, size - (weights > least).sum(1, keepdim=True)
+    out = weights < least
+    if (equal.sum(1, keepdim=True) > left).any():
+        out |= equal & (equal.cumsum(1) > left)
+    return weights.masked_fill(out, 0.0)
+
+
+def stop_string_cut(ids, stop_strings, decode) -> int | None:
+    """How many of the last ids to drop when their text has a stop string; None when it has none."""
+    text = decode(ids)
+    places = [text.find(string) for string in stop_strings if string in text]
+    if not places:
+        return None
+    before = text[: min(places)]
+    for n in range(1, len(ids) + 1):
+        if decode(ids[: len(ids) - n]) == before:
+            return n
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the cache: keys and values (n_layer, 2, rows, n_head, width, head_dim); column = position in the row
+
+
+def _new_cache(model, rows, width):
+    """Zeros, because a masked column counts with weight 0, and 0 times what memory holds may be nan."""
+    c, weight = model.config, model.transformer["wte"].weight
+    dtype, kind = weight.dtype, weight.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    return weight.new_zeros(c.n_layer, 2, rows, c.n_head, width, c.head_dim, dtype=dtype)
+
+
+def compact(live, keep, cache) -> list:
+    """The rows of live to keep, moved to the first places of the cache: rows from the end take the places of those that
+    leave, so that each of these costs one copy of a row."""
+    live, n = list(live), sum(keep)
+    free = [i for i in range(n) if not keep[i]]
+    movers = [j for j in range(n, len(live)) if keep[j]]
+    for i, j in zip(free, movers, strict=True):
+        live[i] = live[j]
+        cache[:, :, i] = cache[:, :, j]
+    return live[:n]
+
+
+def _prefill(model, prompts, cache):
+    """Fills the cache; logits (B, padded_vocab) after each prompt. Prompts, sorted by length, are padded at their
+    end, where causal attention does not look; what that leaves in the cache is overwritten before it is seen."""
+    device = cache.device
+    limit = PREFILL_TOKENS.get(device.type, 2048)
+    states, start = [], 0
+    while start < len(prompts):
+        end = start + 1
+        while end < len(prompts) and len(prompts[end]) * (end + 1 - start) <= limit:
+            end += 1
+        rows = prompts[start:end]
+        T = len(rows[-1])
+        padded = [p + [p[-1]] * (T - len(p)) for p in rows]
+        x, rope = model.embed(torch.tensor(padded, device=device))
+        for block, layer in zip(model.transformer["h"], cache[:, :, start:end, :, :T], strict=True):
+            x = block(x, Context(rope, functools.partial(_fill_and_attend, layer)))
+        last = torch.tensor([len(p) - 1 for p in rows], device=device)
+        states.append(x[torch.arange(len(rows), device=device), last])
+        start = end
+    return model.head(model.transformer["ln_f"](torch.cat(states)))
+
+
+def _fill_and_attend(layer, q, k, v):
+    keys, values = layer
+    keys.copy_(k)
+    values.copy_(v)
+    return causal_attention(q, k, v)
+
+
+def _decode_step(model, tokens, at, cache):
+    """Logits (n, padded_vocab) after n tokens, of positions `at`, in the first n rows of the cache."""
+    n, width, device = len(tokens), max(at) + 1, cache.device
+    rows, places = torch.arange(n, device=device), torch.tensor(at, device=device)
+    visible = None  # (n, 1, 1, width); rows of one length need no mask
+    if min(at) < max(at):
+        visible = (torch.arange(width, device=device) <= places[:, None])[:, None, None]
+
+    def attend(layer, q, k, v):
+        for old, new in zip(layer, (k[:, :, 0], v[:, :, 0]), strict=True):
+            if visible is None:
+                old[:, :, width - 1] = new
+            else:
+                old[rows, :, places] = new.to(old.dtype)
+        keys, values = layer
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
+
+    x, rope = model.embed(torch.tensor(tokens, device=device)[:, None], positions=places[:, None])
+    for block, layer in zip(model.transformer["h"], cache[:, :, :n, :, :width], strict=True):
+        x = block(x, Context(rope, functools.partial(attend, layer)))
+    return model.head(model.transformer["ln_f"](x[:, 0]))

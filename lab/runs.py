@@ -1,0 +1,531 @@
+"""runs.py owns a run's folder, written and read: its records, its checkpoints, and which flags can change its result.
+
+experiments/runs/<name>/
+    config.json       every flag, resolved; code, versions, hardware, data fingerprints, parameter and FLOP counts
+    code/             the repo's modules as they were, and uncommitted.diff
+    log.txt           what was printed
+    scalars.jsonl     one line per optimizer step, and one per evaluation ("type": "train" | "val" | ...)
+    step_metrics.json every evaluated step's scores: {"500": {"val_loss": ...}}
+    exposures/        per rank: which sequences each step read, and a checksum of its tokens
+    <benchmark>_metrics.jsonl, <benchmark>_items.jsonl: its scores and its records per item, for every scored step
+    ckpt/step_000500/ model.safetensors, model.json, optimizer.pt, rng.pt, trainer.json; manifest.json (sha256) last
+    summary.json      written last: no summary.json = the run is not finished
+
+Nothing here needs torch, so that runs can be compared without it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import glob
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from lab import disk
+
+REPO = Path(__file__).resolve().parents[1]
+FREE_SPACE = "free space, then continue with --resume auto."
+RESTORE = "restore the file or start the run again."
+ANOTHER = "name folders that train_gpt.py wrote."
+
+# ----------------------------------------------------------------------------------------------------------------------
+# flags
+
+# Flags that cannot change a result beyond rounding, or whose effect is compared instead, as data is by its fingerprint.
+# What --resume may change, what the gate of compare_runs.py ignores and what results.csv leaves out derive from this
+# list, the only one. A new flag counts unless it is named here.
+NO_EFFECT = frozenset([
+    # names, notes and output
+    *"out_dir name notes config resume results_csv save_every keep_last log_every".split(),
+    *"wandb_project tensorboard sample_every sample_tokens".split(),
+    # how the same numbers are computed
+    *"micro_batch_size eval_batch_size num_workers device compile deterministic peak_flops".split(),
+    # where the data is, and checks of it
+    *"data data_dir val_data_dir decontaminate verify_data max_epochs".split(),
+])
+
+
+def has_effect(flag: str) -> bool:
+    """Whether a flag can change a result. Flags like <benchmark>_data name data, which is compared by checksum."""
+    return flag not in NO_EFFECT and not flag.endswith("_data")
+
+
+def conditions(flags: dict) -> dict:
+    """The flags that can change a result, the seed among them."""
+    return {flag: value for flag, value in flags.items() if has_effect(flag)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what ran
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPO), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def code_files() -> list[Path]:
+    """The repo's own modules: the scripts and lab/."""
+    return sorted([*REPO.glob("*.py"), *REPO.glob("lab/*.py")])
+
+
+def code_state() -> dict:
+    """{"git_commit", "git_dirty", "git_diff", "code_sha256"}: which code runs.
+
+    The hash covers the repo's modules that this process has imported: a change to compare_runs.py between two runs of
+    train_gpt.py does not make them differ."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    imported = {Path(file).resolve() for file in files if file}
+    digest = hashlib.sha256()
+    for path in code_files():
+        if path in imported:
+            name = path.relative_to(REPO).as_posix()
+            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return {
+        "git_commit": _git("rev-parse", "HEAD").strip() or None,
+        "git_dirty": bool(_git("status", "--porcelain", "--", "*.py").strip()),
+        "git_diff": _git("diff", "HEAD", "--", "*.py"),
+        "code_sha256": digest.hexdigest(),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# writing a run
+
+
+def make_folder(path, flag: str) -> None:
+    """Make a folder for results before the work that fills it. ValueError, naming `flag`, when it cannot be made."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"{flag} {path} cannot be made ({error.strerror})"
+        raise ValueError(f"{why}: name another folder.") from None
+
+
+def create_run(folder: Path, config: dict) -> None:
+    """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
+    # a start that was killed before it wrote config.json leaves only these
+    leftovers = {"exposures", "ckpt", "code", "config.json.tmp"}
+    if folder.exists() and {path.name for path in folder.iterdir()} - leftovers:
+        raise ValueError(f"{folder} already exists: "
+                         "pass --resume auto to continue it, or choose another --out_dir.")
+    code = folder / "code"
+    try:
+        for path in (folder / "exposures", folder / "ckpt", code / "lab"):
+            path.mkdir(parents=True, exist_ok=True)
+        for path in [*code_files(), *REPO.glob("lab/*.txt")]:
+            shutil.copy2(path, code / path.relative_to(REPO))
+        (code / "uncommitted.diff").write_text(config["code"]["git_diff"])
+        disk.write_json(folder / "config.json", config)
+    except OSError as error:
+        why = f"--out_dir {folder} cannot be written ({error.strerror})"
+        raise ValueError(f"{why}: choose another --out_dir.") from error
+
+
+class JsonlWriter:
+    """Appends records to a JSONL file, each flushed at once, so that a kill tears at most the last line."""
+
+    def __init__(self, path, mirrors=()):
+        self.file = open(path, "a", encoding="utf-8", buffering=1)
+        self.mirrors = mirrors
+
+    def write(self, **record) -> None:
+        for key, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                record[key] = None  # NaN is not JSON; every reader takes null as "no number"
+        self.file.write(json.dumps(record) + "\n")
+        for mirror, _ in self.mirrors:
+            mirror(record)
+
+    def close(self) -> None:
+        self.file.close()
+        for _, close in self.mirrors:
+            close()
+
+
+def rewrite_jsonl(path, drop, records=()) -> None:
+    """Rewrite a JSONL file without the records of the steps to drop, where drop(step) is true, then add `records`.
+
+    The file changes whole or not at all; a torn last line (a killed writer) is left out. ValueError for other broken
+    lines. Only lines in whose text such a step occurs are parsed, as parsing costs far more than searching.
+    """
+    steps = re.compile(rb'"step": *(-?\d+)')
+    with open(path, "ab+") as old, disk.replacing(path) as new:
+        old.seek(0)
+        for line in old:
+            if not line.endswith(b"\n"):
+                break
+            if not (line.startswith(b"{") and line.rstrip().endswith(b"}")):
+                raise ValueError(f"{path} has a broken line, {line[:80]!r}: {RESTORE}")
+            suspect = any(drop(int(step)) for step in steps.findall(line))
+            if not suspect or not drop(json.loads(line)["step"]):
+                new.write(line)
+        for record in records:
+            new.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+
+def replace_step(path, step: int, records: list[dict]) -> None:
+    """Put the records of one step at the end of a JSONL file, in place of those of that step that it has."""
+    rewrite_jsonl(path, step.__eq__, records)
+
+
+def trim_records(folder: Path, last_step: int) -> None:
+    """Take back what a run recorded after `last_step` (-1: everything), so that a resumed run writes it again."""
+    for path in [*folder.glob("*.jsonl"), *folder.glob("exposures/*.jsonl")]:
+        rewrite_jsonl(path, lambda step: step > last_step)
+    for path in folder.glob("val_documents_*.npz"):
+        if step_of(path) > last_step:
+            path.unlink()
+    path = folder / "step_metrics.json"
+    if path.exists():
+        table = json.loads(path.read_text())
+        kept = {step: scores for step, scores in table.items() if int(step) <= last_step}
+        disk.write_json(path, kept)
+
+
+def update_step_metrics(folder: Path, step: int, **scores) -> None:
+    """Add an evaluated step's scores to step_metrics.json."""
+    path = folder / "step_metrics.json"
+    table = json.loads(path.read_text()) if path.exists() else {}
+    table.setdefault(str(step), {}).update(scores)
+    disk.write_json(path, table)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# reading a run
+
+TRAIN_FIELDS = (
+    "step train_loss_opt_step_mean grad_norm_l2_preclip tokens_per_sec step_seconds "
+    "peak_mem_bytes"
+).split()
+
+
+def read_json(path: Path):
+    """A JSON file's value. ValueError in a sentence."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        hint = "restore the file, or leave this run out."
+        raise ValueError(f"{path} cannot be read ({error}): {hint}") from None
+
+
+def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) -> list[dict]:
+    """Records of a JSONL file, [] when there is none; a torn last line (a killed writer) is left out.
+
+    notes: None: another broken line is a ValueError. A list: broken lines are left out, and described there.
+    step: parse only the lines that contain it, as a file with a line per item and step is read for one step.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    wanted = step is not None and re.compile(rf'"step": *{step}\b')
+    decode = json.JSONDecoder().raw_decode  # twice as fast as json.loads, which looks for encodings first
+    records, broken, line, count = [], [], "\n", 0
+    with open(path, encoding="utf-8", errors="replace") as f:
+        for count, line in enumerate(f, 1):
+            if wanted and not wanted.search(line):
+                continue
+            try:
+                record, end = decode(line)
+            except (ValueError, RecursionError):
+                record, end = None, 0
+            if isinstance(record, dict) and not line[end:].strip():
+                records.append(record)
+            else:
+                broken.append(count)
+    torn = broken[-1:] == [count] and not line.endswith("\n")
+    if torn:
+        broken.pop()
+    if notes is None and broken:
+        raise ValueError(f"{path} has a broken line, {broken[0]}: {RESTORE}")
+    if notes is not None and torn:
+        notes.append(f"{path.name}: the last line ({count}) is torn and left out")
+    if notes is not None and broken:
+        lines = f"{len(broken)} broken lines are left out, the first is line {broken[0]}"
+        notes.append(f"{path.name}: {lines}")
+    return records
+
+
+def number(value) -> float:
+    """A JSON number as a float, NaN for everything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def numbers(values: list):
+    """number() of each, as an array."""
+    import numpy as np
+
+    try:
+        array = np.array(values, dtype=float)  # None becomes NaN
+    except (TypeError, ValueError, OverflowError):
+        array = None
+    if array is None or array.ndim != 1:
+        array = np.array([number(value) for value in values])
+    return array
+
+
+def by_step(records: list[dict], name: str, notes: list[str]) -> dict[int, dict]:
+    """{step: record}, ascending; of records with equal steps the last counts."""
+    table = {}
+    for record in records:
+        step = record.get("step")
+        if isinstance(step, int) and 0 <= step < 2**53:
+            table[step] = record
+    if len(table) < len(records):
+        lost = f"{len(records) - len(table)} records repeat a step or have none"
+        notes.append(f"{name}: {lost}; the last counts")
+    return dict(sorted(table.items()))
+
+
+def read_config(folder) -> dict:
+    """config.json of a run. ValueError when the folder is none."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a run (no config.json): {ANOTHER}")
+    return read_json(path)
+
+
+def read_run(folder) -> dict:
+    """Read a run, finished or not, as far as its files are whole.
+
+    Returns {"folder", "name", "config", "flags", "seed", "summary" (None: unfinished), "train" (field -> float array),
+    "val" (step -> record), "benchmarks" (name -> step -> record), "gsm8k" (record or None), "notes" (faults of its
+    files)}. ValueError when the folder is not a run or its config.json not a run's.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    try:
+        flags, seed = config["flags"], int(config["flags"]["seed"])
+        config["data"]["fingerprint"], config["code"]["code_sha256"]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        path = folder / "config.json"
+        raise ValueError(f"{path} is not a run's record ({reason}): {ANOTHER}") from None
+    notes: list[str] = []
+    for key in ("model", "parameters", "hardware", "versions"):
+        if not isinstance(config.setdefault(key, {}), dict):
+            value = json.dumps(config[key])[:40]
+            notes.append(f"config.json: {key} is {value} and counts as not recorded")
+            config[key] = {}
+    name = folder.resolve().name
+    run = {"folder": folder, "name": name, "config": config, "flags": flags, "seed": seed}
+    run["summary"] = _read_summary(folder, notes)
+    run |= _read_scalars(folder, notes)
+    last = max(run["train"]["step"], default=0)
+    steps = number((run["summary"] or {}).get("steps"))
+    if last < steps:
+        notes.append(f"scalars.jsonl ends at step {last:.0f} of {steps:.0f}")
+    run["benchmarks"] = {}
+    for path in sorted(folder.glob("*_metrics.jsonl")):
+        name = path.name.removesuffix("_metrics.jsonl")
+        run["benchmarks"][name] = by_step(read_jsonl(path, notes), path.name, notes)
+    exam = folder / "gsm8k_results.json"
+    run["gsm8k"] = read_json(exam) if exam.exists() else None
+    if not isinstance(run["gsm8k"], dict | None):
+        run["gsm8k"] = None
+        notes.append(f"{exam.name} is broken, so GSM8K counts as not run")
+    return {**run, "notes": notes}
+
+
+def _read_summary(folder: Path, notes: list[str]) -> dict | None:
+    if not (folder / "summary.json").exists():
+        return None
+    try:
+        summary = read_json(folder / "summary.json")
+        row, warnings = summary.get("results_row") or {}, summary.get("warnings") or []
+        if isinstance(row, dict) and isinstance(warnings, list):
+            return summary
+    except (ValueError, AttributeError):
+        pass
+    notes.append("summary.json is broken, so the run counts as unfinished")
+    return None
+
+
+def _read_scalars(folder: Path, notes: list[str]) -> dict:
+    """{"train": field -> float array over the steps, "val": step -> record}."""
+    import numpy as np
+
+    kinds: dict = {}
+    for record in read_jsonl(folder / "scalars.jsonl", notes):
+        kinds.setdefault(record.get("type"), []).append(record)
+    train = by_step(kinds.get("train", []), "scalars.jsonl, train", notes)
+    val = by_step(kinds.get("val", []), "scalars.jsonl, val", notes)
+    arrays = {}
+    for field in TRAIN_FIELDS:
+        arrays[field] = numbers([record.get(field) for record in train.values()])
+    for field, values in arrays.items():
+        bad = arrays["step"][~np.isfinite(values)]
+        if len(bad):
+            where = f"{len(bad)} steps, first at step {int(bad[0])}"
+            notes.append(f"scalars.jsonl: {field} is no finite number at {where}")
+    for step, record in val.items():
+        if not math.isfinite(number(record.get("val_loss"))):
+            notes.append(f"scalars.jsonl: val_loss is no finite number at step {step}")
+    return {"train": arrays, "val": val}
+
+
+def expand(patterns: list[str], flag: str) -> list[Path]:
+    """Folders that globs or paths name, each once, 2 before 10. Files that a glob matches are passed over."""
+    folders: dict[Path, Path] = {}
+    for pattern in patterns:
+        matches = [Path(pattern)]
+        if glob.has_magic(pattern) and not matches[0].exists():
+            matches = [path for path in map(Path, glob.glob(pattern)) if path.is_dir()]
+        if not matches:
+            raise ValueError(f"{flag} {pattern!r} matches no folder: check the path (quote a pattern).")
+        folders |= {path.resolve(): path for path in matches}
+
+    def natural(path: Path) -> list:
+        pieces = re.split(r"(\d+)", str(path))
+        return [int(piece) if piece.isdigit() else piece for piece in pieces]
+
+    return sorted(folders.values(), key=natural)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# checkpoints
+
+
+def checkpoint_path(folder, step: int) -> Path:
+    """Where a run keeps its checkpoint of a step."""
+    return Path(folder) / "ckpt" / f"step_{step:06d}"
+
+
+def step_of(path) -> int:
+    """The step in the name of a checkpoint folder, step_000500, or of a file, val_documents_000500.npz."""
+    return int(Path(path).stem.rpartition("_")[2])
+
+
+def list_checkpoints(folder) -> list[Path]:
+    """Checkpoint folders of a run, oldest first."""
+    return sorted(Path(folder).glob("ckpt/step_*"), key=step_of)
+
+
+def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last: int) -> Path:
+    """Write ckpt/step_<step> completely or not at all, then delete all but the newest `keep_last` (0 = keep all).
+
+    write(tmp_folder) puts the files there. A sha256 of each goes into manifest.json, written last; everything is synced
+    to disk before the rename that makes it visible. Raises ValueError when the disk is full; older checkpoints stay.
+    """
+    final = checkpoint_path(folder, step)
+    ckpt, tmp = final.parent, final.with_name(f".tmp_{final.name}")
+    for killed in ckpt.glob(".tmp_step_*"):
+        shutil.rmtree(killed, ignore_errors=True)
+    free = shutil.disk_usage(ckpt).free
+    if free < bytes_needed:
+        missing = f"{free / 1e9:.2f} GB free but a checkpoint needs {bytes_needed / 1e9:.2f} GB"
+        raise ValueError(f"{ckpt} has {missing}: {FREE_SPACE}")
+    try:
+        tmp.mkdir()
+        write(tmp)
+        files = {}
+        for path in sorted(tmp.iterdir()):
+            files[path.name] = {"sha256": disk.sha256_file(path), "bytes": path.stat().st_size}
+        disk.write_json(tmp / "manifest.json", {"step": step, "files": files})
+        for path in [*tmp.iterdir(), tmp]:
+            disk.fsync_path(path)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(tmp, final)
+        disk.fsync_path(ckpt)
+    except Exception as error:  # torch and safetensors wrap a full disk's OSError in their own
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise ValueError(f"saving {final} failed ({error}): {FREE_SPACE}") from error
+    if keep_last > 0:
+        for old in list_checkpoints(folder)[:-keep_last]:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def check_checkpoint(path: Path) -> None:
+    """Compare every file with the manifest. ValueError names what is wrong."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, record in manifest["files"].items():
+            if disk.sha256_file(path / name) != record["sha256"]:
+                raise ValueError(f"{path / name} does not match its checksum in manifest.json")
+    except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is incomplete ({error})") from error
+
+
+def find_checkpoint(folder, which: str, warn=print) -> Path | None:
+    """The checkpoint to resume from. which: "auto" (newest that is whole; None when there is none) or a step number.
+
+    A broken newest checkpoint is passed over with a warning. Raises ValueError for a named step that is missing or
+    broken, and when checkpoints exist but none is whole.
+    """
+    checkpoints = list_checkpoints(folder)
+    if which != "auto":
+        path = checkpoint_path(folder, int(which))
+        if path not in checkpoints:
+            steps = ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints) or "none"
+            raise ValueError(f"{folder} has no checkpoint of step {which} (there: {steps}): "
+                             "pass one of these or --resume auto.")
+        check_checkpoint(path)
+        return path
+    for path in reversed(checkpoints):
+        try:
+            check_checkpoint(path)
+            return path
+        except ValueError as error:
+            warn(f"WARNING: {error}; falling back to the checkpoint before it.")
+    if checkpoints:
+        raise ValueError(f"{folder}: none of its {len(checkpoints)} checkpoints is whole; "
+                         "start again with another --out_dir.")
+    return None
+
+
+def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
+    """What a --checkpoint argument means: (folder with the model's files, step or None, run's folder or None).
+
+    path: a run's folder (its newest whole checkpoint is taken), one of its ckpt/step_* folders, or a folder that
+    GPT.save wrote by itself (no step, no run). FileNotFoundError or ValueError in one sentence, about the argument
+    `flag`, for anything else.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{flag} {path} is not a folder: name a run's, or one in its ckpt/.")
+    folder = path.resolve()  # so that "." has a name and parents too
+    in_a_run = folder.parent.name == "ckpt" and folder.name.startswith("step_")
+    if in_a_run or (folder / "manifest.json").exists():
+        try:
+            check_checkpoint(folder)
+        except ValueError as error:
+            raise ValueError(f"{flag} {error}: name another checkpoint.") from None
+        step = json.loads((folder / "manifest.json").read_text())["step"]
+        run = folder.parent.parent if in_a_run else None
+        return path, step, run
+    if (folder / "model.json").exists():
+        return path, None, None
+    if (folder / "ckpt").is_dir():
+        newest = find_checkpoint(path, "auto", warn)
+        if newest is None:
+            raise ValueError(f"{flag} {path} has no checkpoint yet: "
+                             "let the run save one (--save_every), or name another run.")
+        return newest, step_of(newest), path
+    config = folder / "config.json"
+    if config.exists() and "model_type" in config.read_text(errors="replace"):
+        raise ValueError(f"{flag} {path} is a Hugging Face model: make a checkpoint of it with "
+                         f"python model.py import {path} OUT, and name that.")
+    raise ValueError(f"{flag} {path} is neither a run (no ckpt/) nor a model (no model.json): "
+                     "name a run, or a checkpoint folder in its ckpt/.")

@@ -1,0 +1,477 @@
+"""shards.py owns dataset folders of tokens: the writer that a kill cannot hurt, and the reader.
+
+A dataset folder holds
+    train_000000.bin ...   headerless little-endian uint16, `shard_tokens` each; every document is [50256] + bpe(text)
+    val_000000.bin ...     the held-out documents, same encoding, the same bytes in every dataset of one source
+    val_documents.npz      one entry per held-out document: tokens, original UTF-8 bytes, hash (see VAL_RECORD)
+    meta.json              written last: settings, counts, a sha256 per file, fingerprints; no meta.json = not finished
+    decontamination.jsonl  with --decontaminate: the documents that were dropped, and why (decontaminate.py)
+    progress.json          only while a prepare is under way or was killed: where `--resume` continues
+
+The reader also opens folders of token files that the neighbours publish, which have no meta.json (token_files.py).
+The ids are those of tokenizer.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from lab import disk, token_files
+from lab.token_files import AGAIN, TokenFile, TokenFiles, check
+from lab.tokenizer import (  # noqa: F401  (document 002's public names stay importable from here)
+    BOS_ID,
+    FIRST_MUL_ID,
+    N_GPT2_TOKENS,
+    PROBE_TEXT,
+    VOCAB_SIZE,
+    GPT2TokenizerWithMulFacts,
+    MulFactTokens,
+    get_tokenizer,
+    tokenizer_hash,
+    write_hf_tokenizer,
+)
+
+FORMAT_VERSION = 1
+FORMATS = ("stream", "bos_row_packed_bestfit")  # of prepare_fineweb.py, of prepare_bos_rows.py
+META_KEYS = ("data_files", "fingerprint", "format", "format_version", "vocab_size")  # every meta.json has these
+
+
+def _fingerprint(parts) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# held-out documents
+
+# one record per held-out document; `baseline_tokens` counts plain GPT-2 BPE with BOS, so that every arm scores the
+# same documents for the same --val_tokens whatever its own tokenisation
+VAL_RECORD = np.dtype([("hash", "V16"), ("tokens", "<i8"), ("baseline_tokens", "<i8"),
+                       ("utf8_bytes", "<i8"), ("mul_tokens", "<i8")])
+VAL_DOCUMENTS, VAL_MUL_BYTES = "val_documents", "val_mul_bytes"  # side files that become val_documents.npz
+
+
+def document_hash(utf8: bytes) -> bytes:
+    """16 bytes that name a document by its raw text (blake2b, 0.9 GB/s)."""
+    return hashlib.blake2b(utf8, digest_size=16).digest()
+
+
+def is_held_out(digests: list[bytes], val_fraction: float) -> np.ndarray:
+    """bool (len(digests),): which documents belong to the held-out share, from `document_hash` alone: the same for
+    every arm, worker and restart."""
+    first_halves = np.frombuffer(b"".join(digests), "<u8")[::2]
+    return first_halves < np.uint64(math.ceil(val_fraction * 2.0**64))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# writer
+
+
+class DatasetWriter:
+    """Writes a dataset folder so that a kill at any moment loses at most the work since the last `commit`.
+
+    Tokens are appended to `<name>.bin.partial`; `commit(state)` flushes them to disk and then records their lengths
+    together with the caller's `state` (a JSON-able dict, e.g. documents read) in progress.json. `resume=True` cuts the
+    partial files back to those lengths and hands `state` back. A full shard is flushed and renamed. `finish(meta)`
+    writes val_documents.npz and, last, meta.json.
+
+    settings: everything that decides the bytes; resuming with other settings is refused.
+    train_shard_tokens: tokens per train shard, where they are not shard_tokens (rows).
+    Attributes: complete (nothing left to do), state (of the last commit, {} at first).
+    """
+
+    def __init__(self, out_dir, settings: dict, shard_tokens: int, val_shards: int,
+                 resume: bool = False, train_shard_tokens: int | None = None):
+        self.dir, self.val_shards = Path(out_dir), val_shards
+        self.shard_tokens = {"train": train_shard_tokens or shard_tokens, "val": shard_tokens}
+        self.settings = json.loads(json.dumps(settings))  # as a later --resume will read them
+        self.complete, self.state = False, {}
+        self.files = []  # a record per shard, in order of creation; complete ones have a sha256
+        self._open = {}  # split -> (handle, running sha256, record) of its unfinished shard
+        self._side = {}  # name -> handle of other files that grow in step with the shards
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            disk.write_whole(self.dir / ".writable", b"")
+            (self.dir / ".writable").unlink()
+        except OSError as error:
+            message = f"--out_dir {self.dir} is not writable ({error.strerror}): choose another --out_dir."
+            raise ValueError(message) from error
+        names = sorted(path.name for path in self.dir.iterdir())
+        if "meta.json" in names:
+            check(resume, f"{self.dir} already holds a finished dataset", "choose another --out_dir, or delete it")
+            self._refuse_other_settings(read_meta(self.dir).get("settings"))
+            self._remove_progress()  # left by a kill after meta.json was written
+            self.complete = True
+        elif "progress.json" in names:
+            check(resume, f"{self.dir} holds an unfinished prepare", "pass --resume to continue it, or delete it")
+            self._load(json.loads((self.dir / "progress.json").read_text()))
+        else:
+            foreign = [name for name in names if name.endswith((".bin", ".npy", ".bin.partial"))]
+            listed = ", ".join(foreign)
+            check(not foreign, f"{self.dir} holds {listed} of something else", "choose an empty --out_dir")
+            self._remove_progress()  # left by a kill before the first commit
+            self.append(VAL_DOCUMENTS, b"")
+            self.append(VAL_MUL_BYTES, b"")
+            self.commit({})
+
+    def _refuse_other_settings(self, recorded: dict | None) -> None:
+        recorded, changed = recorded or {}, []
+        for name in sorted({*recorded, *self.settings}):
+            was, now = recorded.get(name), self.settings.get(name)
+            if was != now:
+                changed.append(f"{name} was {was!r}, now {now!r}")
+        check(not changed,
+              f"{self.dir} was begun with other settings ({', '.join(changed)})",
+              "repeat those, or choose another --out_dir")
+
+    def _load(self, progress: dict) -> None:
+        """Put the folder back to what the last commit recorded, and go on from there."""
+        self._refuse_other_settings(progress["settings"])
+        self.state, self.files = progress["state"], progress["files"]
+        lengths = dict(progress["val_lengths"])  # bytes of each file that stays
+        for record in self.files:
+            final, partial = record["name"], _partial(record["name"])
+            if record["complete"]:
+                lengths[final] = 2 * record["tokens"]
+                continue
+            lengths[partial] = 2 * record["tokens"]
+            if (self.dir / final).exists():  # killed between the rename and the next commit
+                os.replace(self.dir / final, self.dir / partial)
+        for name, length in lengths.items():
+            path = self.dir / name
+            whole = path.exists() and path.stat().st_size >= length
+            check(whole, f"{path} is missing or shorter than recorded", f"delete {self.dir} and prepare again")
+            if path.suffix == ".partial":
+                os.truncate(path, length)
+        for pattern in ("train_*.bin*", "val_*.bin*", "*.jsonl.partial"):
+            for path in self.dir.glob(pattern):
+                if path.name not in lengths:  # begun after the last commit
+                    path.unlink()
+        for record in self.files:
+            if not record["complete"]:
+                path = self.dir / _partial(record["name"])
+                digest = disk.sha256_file(path, hashlib.sha256())
+                self._open[record["split"]] = (open(path, "ab", buffering=0), digest, record)
+        for name in progress["val_lengths"]:
+            self.append(name.removesuffix(".partial"), b"")
+        self._shard_closed, self._committed = False, time.monotonic()
+
+    def held_out_hashes(self) -> set[bytes]:
+        """Hashes of the documents held out so far, to keep their duplicates out of train."""
+        records = np.frombuffer(self.appended(VAL_DOCUMENTS), VAL_RECORD)
+        return {record["hash"].tobytes() for record in records}
+
+    def write(self, split: str, ids: np.ndarray, lengths: np.ndarray, utf8_bytes: np.ndarray) -> None:
+        """Append documents (or pieces that begin with BOS): ids (N,), tokens per document, original bytes per document.
+
+        A document may straddle shards; it is counted where it begins. The last of `val_shards` val files takes whatever
+        the document that crosses the cap brings.
+        """
+        starts = np.cumsum(lengths) - lengths
+        done = 0
+        while done < len(ids):
+            if split not in self._open:
+                self._begin_shard(split)
+            handle, digest, record = self._open[split]
+            is_last = split == "val" and self._n_shards(split) >= self.val_shards
+            take = len(ids) - done
+            if not is_last:
+                take = min(take, self.shard_tokens[split] - record["tokens"])
+            data = memoryview(np.ascontiguousarray(ids[done : done + take], dtype="<u2")).cast("B")
+            digest.update(data)
+            _write_all(handle, data)
+            first, last = np.searchsorted(starts, (done, done + take)).tolist()  # documents that begin here
+            record["tokens"] += take
+            record["documents"] += last - first
+            record["utf8_bytes"] += int(utf8_bytes[first:last].sum())
+            done += take
+            if record["tokens"] >= self.shard_tokens[split] and not is_last:
+                self._close_shard(split)
+
+    def write_val_document(self, ids: np.ndarray, digest: bytes, baseline_tokens: int, utf8_bytes: int, mul_bytes=()):
+        """Hold out one document. mul_bytes: original UTF-8 length of what each mul token in it replaced, in order."""
+        self.write("val", ids, np.array([len(ids)]), np.array([utf8_bytes]))
+        record = np.array([(digest, len(ids), baseline_tokens, utf8_bytes, len(mul_bytes))], VAL_RECORD)
+        self.append(VAL_DOCUMENTS, record.tobytes())
+        self.append(VAL_MUL_BYTES, bytes(mul_bytes))
+
+    def append(self, name: str, data: bytes) -> None:
+        """Append to the side file `name`, which a kill keeps in step with the shards."""
+        if name not in self._side:
+            self._side[name] = open(self.dir / _partial(name), "ab", buffering=0)
+        _write_all(self._side[name], memoryview(data))
+
+    def appended(self, name: str) -> bytes:
+        """What the side file `name` holds so far."""
+        return (self.dir / _partial(name)).read_bytes()
+
+    def tokens(self, split: str) -> int:
+        """Tokens written to a split so far."""
+        return sum(record["tokens"] for record in self.files if record["split"] == split)
+
+    def _n_shards(self, split: str) -> int:
+        return sum(record["split"] == split for record in self.files)
+
+    def _begin_shard(self, split: str) -> None:
+        record = {"name": f"{split}_{self._n_shards(split):06d}.bin", "split": split, "complete": False}
+        record |= {"tokens": 0, "documents": 0, "utf8_bytes": 0}
+        self.files.append(record)
+        handle = open(self.dir / _partial(record["name"]), "wb", buffering=0)
+        self._open[split] = (handle, hashlib.sha256(), record)
+
+    def _close_shard(self, split: str) -> None:
+        handle, digest, record = self._open.pop(split)
+        os.fsync(handle.fileno())
+        handle.close()
+        os.replace(self.dir / _partial(record["name"]), self.dir / record["name"])
+        record.update(complete=True, sha256=digest.hexdigest())
+        self._shard_closed = True
+
+    def commit_is_due(self, seconds: float) -> bool:
+        """Whether a shard was closed, or more than `seconds` have passed, since the last commit."""
+        return self._shard_closed or time.monotonic() - self._committed > seconds
+
+    def commit(self, state: dict) -> None:
+        """Everything written so far, and `state`, survive a kill from here on."""
+        shards = [handle for handle, _, _ in self._open.values()]
+        for handle in [*shards, *self._side.values()]:
+            os.fsync(handle.fileno())
+        lengths = {_partial(name): handle.tell() for name, handle in self._side.items()}
+        progress = {"settings": self.settings, "state": state, "files": self.files, "val_lengths": lengths}
+        disk.write_whole(self.dir / "progress.json", json.dumps(progress, indent=1).encode())
+        self.state = state
+        self._shard_closed, self._committed = False, time.monotonic()
+
+    def finish(self, meta: dict) -> dict:
+        """Close the last shards and write val_documents.npz and meta.json. meta: the caller's fields; returns them all.
+
+        Adds data_files, fingerprint, val_fingerprint_documents (which raw documents), val_fingerprint_tokens (their
+        tokens), num_shards_total, tokens_written_total. Call `commit` before it.
+        """
+        for split in list(self._open):
+            self._close_shard(split)
+        for record in self.files:
+            path, written = self.dir / record["name"], 2 * record["tokens"]
+            size = path.stat().st_size
+            check(size == written,
+                  f"something else changed {path} ({size:,} bytes, not the {written:,} written to it)",
+                  f"delete {self.dir} and prepare again")
+        for name, handle in self._side.items():
+            handle.close()
+            if name not in (VAL_DOCUMENTS, VAL_MUL_BYTES):
+                disk.write_whole(self.dir / name, self.appended(name))
+        records = np.frombuffer(self.appended(VAL_DOCUMENTS), VAL_RECORD)
+        columns = {name: np.ascontiguousarray(records[name]) for name in VAL_RECORD.names}
+        columns["hash"] = columns["hash"].view(np.uint8).reshape(-1, 16)
+        columns["mul_bytes"] = np.frombuffer(self.appended(VAL_MUL_BYTES), np.uint8)
+        packed = io.BytesIO()
+        np.savez(packed, **columns)
+        disk.write_whole(self.dir / "val_documents.npz", packed.getvalue())
+
+        keys = ("name", "split", "tokens", "documents", "utf8_bytes", "sha256")
+        files = [{key: record[key] for key in keys} for record in self.files]
+        files.sort(key=lambda record: record["name"])
+        val_files = [record for record in files if record["split"] == "val"]
+        meta = {
+            **meta,
+            "format_version": FORMAT_VERSION,
+            "num_shards_total": len(files),
+            "tokens_written_total": sum(record["tokens"] for record in files),
+            "data_files": files,
+            "val_documents_sha256": disk.sha256_file(self.dir / "val_documents.npz"),
+            "fingerprint": _fingerprint([(r["name"], r["tokens"], r["sha256"]) for r in files]),
+            "val_fingerprint_documents": hashlib.sha256(columns["hash"].tobytes()).hexdigest(),
+            "val_fingerprint_tokens": _fingerprint([(r["tokens"], r["sha256"]) for r in val_files]),
+            "settings": self.settings,
+        }
+        disk.write_json(self.dir / "meta.json", meta)
+        self._remove_progress()
+        self.complete = True
+        return meta
+
+    def abandon(self) -> None:
+        """After a failure: take back what this process began, unless a commit had put data there."""
+        shards = [handle for handle, _, _ in self._open.values()]
+        for handle in [*shards, *self._side.values()]:
+            handle.close()
+        if not self.state:
+            for record in self.files:
+                (self.dir / record["name"]).unlink(missing_ok=True)
+                (self.dir / _partial(record["name"])).unlink(missing_ok=True)
+            self._remove_progress()
+            with contextlib.suppress(OSError):  # not empty: the user's own folder
+                self.dir.rmdir()
+
+    def _remove_progress(self) -> None:
+        (self.dir / "progress.json").unlink(missing_ok=True)
+        for pattern in ("val_*.partial", "*.jsonl.partial"):
+            for path in self.dir.glob(pattern):
+                path.unlink()
+
+
+def _partial(name: str) -> str:
+    return f"{name}.partial"
+
+
+def _write_all(handle, data: memoryview) -> None:
+    """Write to an unbuffered file: a full disk raises here, not later in a flush."""
+    while len(data):
+        data = data[handle.write(data) :]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# reader
+
+
+def read_meta(data_dir) -> dict:
+    """meta.json of a finished dataset. ValueError when it is broken or was written by something else."""
+    path = Path(data_dir) / "meta.json"
+    try:
+        meta = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): {AGAIN}.") from error
+    check(isinstance(meta, dict) and all(key in meta for key in META_KEYS),
+          f"{path} was not written by this repo's prepare scripts",
+          f"{AGAIN}, or move meta.json away to read the token files as plain GPT-2 tokens")
+    name, version = meta["format"], meta["format_version"]
+    check(name in FORMATS and version == FORMAT_VERSION,
+          f"{path} describes format {name!r} version {version}, which this version cannot read", AGAIN)
+    return meta
+
+
+def _own_files(folder: Path, split: str, meta: dict, row_tokens: int | None) -> list[TokenFile]:
+    """The files that meta.json lists for a split, with the lengths that it states."""
+    files = []
+    for record in meta["data_files"]:
+        if record["split"] == split:
+            path, expected = folder / record["name"], record["tokens"]
+            check(path.exists(), f"{path} is listed in meta.json but missing", AGAIN, FileNotFoundError)
+            offset, tokens = token_files.headerless_layout(path)
+            check(tokens == expected,
+                  f"{path} holds {tokens:,} tokens, not the {expected:,} of meta.json (truncated or edited)", AGAIN)
+            check(not row_tokens or tokens % row_tokens == 0,
+                  f"{path} holds {tokens:,} tokens, not a multiple of row_tokens {row_tokens}",
+                  "prepare the rows again")
+            files.append(TokenFile(path, offset, tokens, record["sha256"]))
+    remedy = {"val": "prepare with --val_shards 1, or pass --val_data_dir"}.get(split, AGAIN)
+    check(files, f"{folder} has no {split} shards", remedy, FileNotFoundError)
+    return files
+
+
+def _neighbours_files(folder: Path, split: str) -> tuple[list[TokenFile], str]:
+    """The files of a folder without meta.json whose names hold the split, and their format."""
+    paths = [*folder.glob(f"*{split}*.bin"), *folder.glob(f"*{split}*.npy")]
+    remedy = {"val": "add one, or pass --val_data_dir"}.get(split, "make it with python prepare_fineweb.py")
+    check(paths, f"{folder} has no {split} files *{split}*.bin or *{split}*.npy", remedy, FileNotFoundError)
+    files, formats = [], set()
+    for path in sorted(paths):
+        file, name = token_files.recognise(path)
+        files.append(file)
+        formats.add(name)
+    check(len(formats) == 1,
+          f"{folder} mixes formats ({', '.join(sorted(formats))}) in its {split} files",
+          "keep one kind")
+    return files, formats.pop()
+
+
+def open_dataset(
+    data_dir, split: str = "train", verify: bool = True, vocab_size: int = VOCAB_SIZE
+) -> tuple[TokenFiles, dict | None]:
+    """Open one split of a dataset folder. Returns (TokenFiles, meta or None for a neighbour's data).
+
+    verify: read every file once and compare its sha256 (about 1.5 GB/s a core), or, without meta.json, check every
+    token; `False` checks names and sizes only. Raises ValueError / FileNotFoundError in one sentence.
+    """
+    folder, meta, row_tokens = Path(data_dir), None, None
+    check(folder.is_dir(),
+          f"--data_dir {folder} does not exist",
+          f"make it with python prepare_fineweb.py --out_dir {folder}", FileNotFoundError)
+    if (folder / "meta.json").exists():
+        meta = read_meta(folder)
+        needed = N_GPT2_TOKENS
+        if meta.get("condition") == "mul_tokens":
+            needed = VOCAB_SIZE
+        check(needed <= vocab_size,
+              f"{folder} holds ids up to {needed - 1:,}, not below --vocab_size {vocab_size:,}",
+              f"pass --vocab_size {VOCAB_SIZE}")
+        source = meta["format"]
+        if source != "stream" and split == "train":
+            row_tokens = meta["row_tokens"]
+        files = _own_files(folder, split, meta, row_tokens)
+    else:
+        check(not (folder / "progress.json").exists(),
+              f"{folder} holds an unfinished dataset",
+              "run the same prepare command again with --resume")
+        files, source = _neighbours_files(folder, split)
+    digests = [f"unverified {file.path.name} {file.path.stat().st_size}" for file in files]
+    if verify:
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            digests = list(pool.map(lambda file: file.verify(vocab_size), files))
+    counts = [file.tokens for file in files]
+    fingerprint = _fingerprint(list(zip(counts, digests, strict=True)))
+    if meta:
+        fingerprint = meta["fingerprint"]
+    tokens = TokenFiles(files, source, row_tokens, fingerprint)
+    if row_tokens:
+        for path, ids in zip(tokens.paths, tokens.maps, strict=True):
+            good = ids[::row_tokens] == BOS_ID
+            check(good.all(),
+                  f"row {np.argmin(good):,} of {path} does not start with BOS ({BOS_ID})",
+                  "prepare the rows again")
+    return tokens, meta
+
+
+def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = VOCAB_SIZE) -> dict:
+    """The first whole held-out documents worth `val_tokens` plain GPT-2 tokens (at least one document).
+
+    Counted in plain GPT-2 tokens in every condition, so all arms score the same documents. Returns
+    {"tokens": uint16 (N,), "token_bytes": uint16 (N,) original UTF-8 bytes each token stands for (BOS 0),
+     "doc_starts": int64 (D,), "doc_hash": (D, 16) uint8 or None, "fingerprint_documents", "fingerprint_tokens"}.
+    A neighbour's documents have no hashes and no fingerprint; they begin at each BOS, and tokens before the first BOS
+    are a document of their own.
+    """
+    files, meta = open_dataset(data_dir, "val", verify, vocab_size)
+    path = Path(data_dir) / "val_documents.npz"
+    if meta:
+        whole = path.exists() and (not verify or disk.sha256_file(path) == meta["val_documents_sha256"])
+        check(whole, f"{path} is missing or does not match its checksum in meta.json", AGAIN)
+        with np.load(path) as columns:
+            documents = dict(columns)
+    else:
+        starts = np.flatnonzero(files.slice(0, files.n_tokens) == BOS_ID)
+        lengths = np.diff(np.union1d(0, starts), append=files.n_tokens)
+        documents = {"tokens": lengths, "baseline_tokens": lengths}
+        meta = {"val_fingerprint_documents": None, "val_fingerprint_tokens": files.fingerprint}
+
+    fitting = np.searchsorted(np.cumsum(documents["baseline_tokens"]), val_tokens, side="right")
+    n_docs = max(1, int(fitting))
+    lengths = documents["tokens"][:n_docs]
+    starts = np.cumsum(lengths) - lengths
+    tokens = files.slice(0, int(lengths.sum()))
+    bytes_of_id = np.zeros(max(vocab_size, VOCAB_SIZE), np.uint16)  # an id beyond ours stands for no text
+    bytes_of_id[:VOCAB_SIZE] = get_tokenizer().token_byte_lengths()
+    token_bytes = bytes_of_id[tokens]
+    if "hash" in documents:  # ours, so the original length of every product is known
+        is_mul = tokens >= FIRST_MUL_ID
+        token_bytes[is_mul] = documents["mul_bytes"][: int(is_mul.sum())]
+        sums = np.add.reduceat(token_bytes.astype(np.int64), starts)
+        check(np.array_equal(sums, documents["utf8_bytes"][:n_docs]),
+              f"{path} does not agree with the val tokens on the documents' bytes", AGAIN)
+        documents["hash"] = documents["hash"][:n_docs]
+    return {
+        "tokens": tokens,
+        "token_bytes": token_bytes,
+        "doc_starts": starts,
+        "doc_hash": documents.get("hash"),
+        "fingerprint_documents": meta["val_fingerprint_documents"],
+        "fingerprint_tokens": meta["val_fingerprint_tokens"],
+    }

@@ -1,0 +1,578 @@
+"""sources.py owns rows that come from somewhere else: files, zips, datasets on the hub, and `synthetic:N`.
+
+    for first, texts in read_batches(open_source(args)):        # documents to pretrain on; args: --dataset and others
+    for place, record in read_records("test.jsonl.gz"):         # dicts: benchmarks, conversations, programs
+    for place, record in read_zip("ewok.zip", "EWOK_PASSWORD"):
+    for record in hub_records("openai/gsm8k", "main", "train"):
+
+What a suffix means stands in two tables, DOCUMENT_READERS and RECORD_READERS. A file that is damaged or cut off, or a
+stream that breaks, is an error: it must never look like the end of the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import glob
+import io
+import json
+import os
+import re
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from lab import disk, synthetic
+
+BATCH_BYTES = 2**20  # text tokenised in one go; more gains nothing (measured), less costs calls
+MAX_DOCUMENT_BYTES = 2**25  # tiktoken gives ids as a list: 59 MB of text took 1.4 GB (measured)
+MAX_LINE_BYTES = 2 * MAX_DOCUMENT_BYTES  # JSON escapes some characters, and a line has other fields
+RETRY_WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new attempt after a network error
+EMPTY, NOT_TEXT = "empty", "not text or not valid UTF-8"
+TOO_LONG = f"longer than {MAX_DOCUMENT_BYTES:,} bytes"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, to be quoted in a sentence of ours."""
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0].rstrip(".")
+
+
+def reader_of(table: dict[str, Callable], path) -> Callable:
+    """The entry of a {suffix: reader} table for a file. ValueError when there is none."""
+    for suffix, reader in table.items():
+        if str(path).endswith(suffix):
+            return reader
+    raise ValueError(f"{path} is none of {', '.join(table)}: convert it to one of these.")
+
+
+@contextlib.contextmanager
+def damage_in(path):
+    """Turns what a damaged file raises inside the block into one sentence."""
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, EOFError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read ({first_line(error)}): check its permissions; if it is damaged or "
+                         "cut off, download it again.") from error
+
+
+def decompressed(f, path):
+    """A binary file unpacked by its suffix. Arrow checks each gzip member and zstd frame to its end, checksum included
+    (the zstandard package accepts a file that was cut off)."""
+    import pyarrow
+
+    kinds = {".gz": "gzip", ".zst": "zstd"}
+    suffix = Path(path).suffix
+    if suffix not in kinds:
+        return f
+    return io.BufferedReader(pyarrow.CompressedInputStream(f, kinds[suffix]), 2**20)
+
+
+def lines_of(f, path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of the lines of a text file that are not blank."""
+    f = decompressed(f, path)
+    for number, line in enumerate(iter(lambda: f.readline(MAX_LINE_BYTES), b""), 1):
+        if len(line) == MAX_LINE_BYTES:
+            raise ValueError(f"line {number:,} of {path} has {MAX_LINE_BYTES:,} bytes or more: split it up.")
+        if not line.isspace():
+            yield number, line
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# documents: which files
+
+
+class Source(NamedTuple):
+    """What --dataset names, opened by `open_source`."""
+
+    kind: str  # "hub", "local" or "synthetic"
+    files: list[str]
+    field: str  # --text_field
+    record: dict  # what meta.json says about the source
+    seed: int  # of synthetic documents
+    documents: int | None  # in the source, or --max_docs if that is less; None = unknown
+    stop: int | None  # --max_docs
+    counts: dict[str, int]  # documents of the files read so far: a restart need not open them again
+
+
+def open_source(args: argparse.Namespace) -> Source:
+    """Find the files, check that the first document can be read, and pin what will be read.
+
+    args: the prepare scripts' flags. ValueError / OSError in one sentence."""
+    names, stop = args.dataset, args.max_docs or None
+    if names == ["synthetic"]:
+        if not (args.max_docs or args.target_tokens):
+            raise ValueError("--dataset synthetic has no end: pass --max_docs or --target_tokens.")
+        record = {"kind": "synthetic", "seed": args.synthetic_seed}
+        return Source("synthetic", [], args.text_field, record, args.synthetic_seed, stop, stop, {})
+    if len(names) == 1 and is_hub_name(names[0]):
+        source = _open_hub(args, names[0])
+    elif len(names) == 1 and Path(names[0]).is_dir():
+        try:
+            files, _ = _resolve_with_datasets(names[0], None, args.split, None)
+        except OSError as error:
+            raise ValueError(f"--dataset {names[0]} holds no data files: name them with a glob.") from error
+        source = _open_local(args, files)
+    else:
+        source = _open_local(args, _glob_files(names))
+    if stop:
+        source = source._replace(stop=stop, documents=min(stop, source.documents or stop))
+    if next(read_batches(source), None) is None:
+        raise ValueError(f"--dataset {' '.join(names)} holds no documents: give files that do.")
+    return source
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name that the user gave stands for a dataset on the hub rather than for a file."""
+    is_file = Path(name).exists() or name.endswith((*DOCUMENT_READERS, *RECORD_READERS))
+    return not is_file and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
+
+
+def _glob_files(patterns: list[str]) -> list[str]:
+    files = []
+    for pattern in patterns:
+        paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        if not paths:
+            raise FileNotFoundError(f"--dataset {pattern}: no such file or glob; check the path.")
+        files += [path for path in paths if Path(path).is_file()]
+    return files
+
+
+def _open_local(args: argparse.Namespace, files: list[str]) -> Source:
+    readers = [reader_of(DOCUMENT_READERS, path) for path in files]
+
+    def describe(path: str) -> dict:
+        with damage_in(path):
+            size, digest = os.path.getsize(path), disk.sha256_file(path)
+        return {"name": Path(path).name, "bytes": size, "sha256": digest}
+
+    with ThreadPoolExecutor(max_workers=min(8, args.num_proc)) as pool:
+        record = {"kind": "local", "files": list(pool.map(describe, files))}
+    documents = 0
+    for path, reader in zip(files, readers, strict=True):
+        if reader is _read_parquet:
+            with damage_in(path):
+                file = _parquet_file(open(path, "rb"), path, args.text_field)
+                documents += file.metadata.num_rows
+    if any(reader is not _read_parquet for reader in readers):
+        documents = None  # only parquet says how many rows it has
+    return Source("local", files, args.text_field, record, 0, documents, None, {})
+
+
+def _open_hub(args: argparse.Namespace, name: str) -> Source:
+    """The files of one revision of a hub dataset; `datasets` knows which belong to a configuration and split."""
+
+    def resolve(_):
+        revision = hub_revision(name, args.revision)
+        yield revision, *_resolve_with_datasets(name, args.config, args.split, revision)
+
+    revision, files, documents = next(with_retries(resolve, 0, lambda _: 0, RETRY_WAITS[:3]))
+    for path in files:
+        reader_of(DOCUMENT_READERS, path)  # or refuse it now
+    names = [path.split("/", 3)[-1] for path in files]
+    record = {"kind": "hub", "revision": revision, "files": names}
+    return Source("hub", files, args.text_field, record, 0, documents, None, {})
+
+
+def hub_revision(name: str, revision: str | None = None) -> str:
+    """The commit that a revision of a hub dataset (None: its main branch) stands for now."""
+    import huggingface_hub
+
+    return huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=20).sha
+
+
+def _resolve_with_datasets(name: str, config: str | None, split: str, revision: str | None):
+    """(paths, documents or None) of a split of a hub dataset or of a local folder. ValueError without such a split."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(name, config, revision=revision)
+    files = {str(key): list(paths) for key, paths in (builder.config.data_files or {}).items()}
+    if split not in files:
+        raise ValueError(f"--dataset {name} has no split {split!r}: pass --split with one of {', '.join(files)}.")
+    info = (builder.info.splits or {}).get(split)
+    return files[split], getattr(info, "num_examples", None) or None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# documents: their texts
+
+
+def bad_document(number: int, why: str) -> str:
+    return f"document {number:,} (counted from 0) is {why}: repair it, or pass --bad_documents skip."
+
+
+def read_batches(source: Source, start: int = 0) -> Iterator[tuple[int, list[bytes | str]]]:
+    """Lists of about BATCH_BYTES of documents from number `start` on, as (number of the first, list).
+
+    A usable document is its UTF-8 bytes; any other is a str that says why not. Up to `source.stop` documents.
+    """
+    if source.kind == "synthetic":
+        batches = _read_synthetic(source.seed, start)
+    elif source.kind == "hub":
+        read = lambda first: _read_files(source, first)
+        batches = with_retries(read, start, lambda batch: batch[0] + len(batch[1]))
+    else:
+        batches = _read_files(source, start)
+    for first, documents in batches:
+        if source.stop is not None and first + len(documents) >= source.stop:
+            if first < source.stop:
+                yield first, documents[: source.stop - first]
+            return
+        yield first, documents
+
+
+def _read_synthetic(seed: int, start: int):
+    for first in range(start, sys.maxsize, 256):
+        yield first, [text.encode() for text in synthetic.documents(seed, first, first + 256)]
+
+
+def _read_files(source: Source, start: int):
+    first = 0  # number of the file's first document
+    for path in source.files:
+        count = source.counts.get(path)
+        if count is None or first + count > start:
+            position = first
+            reader = reader_of(DOCUMENT_READERS, path)
+            guard = damage_in(path)
+            if source.kind == "hub":
+                guard = contextlib.nullcontext()  # errors of the network are for `with_retries`
+            with guard, _open_file(source, path) as f:
+                for n, documents in reader(f, path, source.field, max(0, start - first)):
+                    if documents is not None:
+                        yield position, documents
+                    position += n
+            source.counts[path] = position - first
+        first += source.counts[path]
+
+
+def _open_file(source: Source, path: str):
+    if source.kind == "hub":
+        import fsspec
+
+        return fsspec.open(path, "rb").open()
+    return open(path, "rb")
+
+
+# Each reader takes (open file, path, field, skip) and yields (number of documents, their list); the list is None for
+# documents among the first `skip`.
+
+
+def _parquet_file(f, path: str, field: str):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # page by page: a row group may exceed the memory
+    file = pq.ParquetFile(f, buffer_size=2**20, pre_buffer=False)
+    schema = file.schema_arrow
+    if field not in schema.names:
+        raise ValueError(f"{path} has no column {field!r}: pass --text_field with one of {', '.join(schema.names)}.")
+    kind = schema.field(field).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text_kinds = pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()
+    if kind not in (*text_kinds, pa.null()):
+        raise ValueError(f"column {field!r} of {path} holds {kind}, not text: pass another --text_field.")
+    return file
+
+
+def _read_parquet(f, path: str, field: str, skip: int):
+    file = _parquet_file(f, path, field)
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        if skip >= group.num_rows:
+            skip -= group.num_rows
+            yield group.num_rows, None
+            continue
+        columns = [group.column(i) for i in range(group.num_columns)]
+        size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
+        rows = min(4096, max(1, BATCH_BYTES * group.num_rows // max(1, size)))
+        for batch in file.iter_batches(rows, row_groups=[number], columns=[field], use_threads=False):
+            column = batch.column(0)
+            if skip:
+                cut = min(skip, len(column))
+                yield cut, None
+                column = column.slice(cut)
+                skip -= cut
+            if len(column):
+                yield len(column), _utf8_list(column)
+
+
+def _utf8_list(column) -> list[bytes | str]:
+    """An Arrow array of text as UTF-8 bytes; its check runs in C++ at 10 GB/s, and only a bad batch is checked again
+    document by document."""
+    import pyarrow as pa
+
+    text, plain = pa.string(), pa.binary()
+    if column.type in (pa.large_string(), pa.large_binary()):
+        text, plain = pa.large_string(), pa.large_binary()
+    if column.type not in (text, plain):  # dictionary, string view, null
+        column = column.cast(plain)
+    values = column.view(plain).to_pylist()
+    try:
+        column.view(text).validate(full=True)
+        valid = True
+    except pa.ArrowInvalid:
+        valid = False
+    if valid and all(values) and column.nbytes < MAX_DOCUMENT_BYTES:
+        return values
+    return [_checked(value) for value in values]
+
+
+def _checked(value) -> bytes | str:
+    """A document's UTF-8 bytes, or why it is unusable."""
+    if value in ("", b""):
+        return EMPTY
+    try:
+        utf8 = value.encode() if isinstance(value, str) else value
+        utf8.decode()
+    except (UnicodeError, AttributeError):  # a lone surrogate, or no text at all
+        return NOT_TEXT
+    return utf8 if len(utf8) <= MAX_DOCUMENT_BYTES else TOO_LONG
+
+
+def _read_txt(f, path: str, field: str, skip: int):
+    yield 1, None if skip else [_checked(f.read(MAX_DOCUMENT_BYTES + 1))]
+
+
+def _read_jsonl(f, path: str, field: str, skip: int):
+    documents, size, has_field = [], 0, False
+    for number, line in lines_of(f, path):
+        if skip:
+            skip -= 1
+            yield 1, None
+            continue
+        try:
+            record = json.loads(line)
+        except UnicodeDecodeError:
+            documents.append(NOT_TEXT)
+            continue
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"line {number:,} of {path} is not JSON ({first_line(error)}): repair or remove it.") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"line {number:,} of {path} is not an object with fields: repair or remove it.")
+        if field not in record and not has_field:
+            raise ValueError(f"line {number:,} of {path} has no field {field!r} (it has {', '.join(record)}): pass "
+                             "another --text_field.")
+        has_field = True
+        documents.append(_checked(record.get(field)))
+        size += len(line)
+        if size >= BATCH_BYTES or len(documents) >= 4096:
+            yield len(documents), documents
+            documents, size = [], 0
+    if documents:
+        yield len(documents), documents
+
+
+DOCUMENT_READERS = {
+    ".parquet": _read_parquet,
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".jsonl.zst": _read_jsonl,
+    ".txt": _read_txt,
+}
+
+
+def with_retries(attempt: Callable, position: int, after: Callable, waits=None) -> Iterator:
+    """Yield from attempt(position); after a network error wait, and go on from where the last item ended.
+
+    after(item): the position behind an item. Whatever else goes wrong, and the last failed attempt, is a ValueError.
+    """
+    waits, failures = waits or RETRY_WAITS, 0
+    while True:
+        try:
+            for item in attempt(position):
+                yield item
+                position, failures = after(item), 0
+            return
+        except Exception as error:
+            if type(error) is ValueError:  # our own sentence
+                raise
+            what = f"{type(error).__name__}: {first_line(error)}"
+            if failures == len(waits) or not may_pass(error):
+                raise ValueError(
+                    f"reading from the hub failed {failures + 1} times in a row ({what}): check the name, --config, "
+                    "--revision and the network and run again (with --resume if it had begun), or give local files."
+                ) from error
+            print(f"network error ({what}), trying again in {waits[failures]} s", file=sys.stderr)
+            time.sleep(waits[failures])
+            failures += 1
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether trying again may help: connections, time-outs, cut-off bodies, HTTP 408, 429 and 5xx."""
+    import pyarrow
+
+    libraries = "urllib3 requests httpx httpx2 httpcore httpcore2 aiohttp http".split()  # of all `datasets` versions
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return status in (408, 429) or status >= 500
+        if isinstance(error, (FileNotFoundError, PermissionError)) or "Offline" in type(error).__name__:
+            return False
+        if isinstance(error, (OSError, EOFError, pyarrow.ArrowException)):
+            return True
+        if type(error).__module__.split(".")[0] in libraries:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# records: rows with several fields, for benchmarks, conversations and programs
+
+
+class Place(str):
+    """Where a record stands, as in "test.jsonl line 5", to begin a sentence with; `number` is the line or row."""
+
+    def __new__(cls, path, unit: str, number: int):
+        place = super().__new__(cls, f"{path} {unit} {number:,}")
+        place.number = number
+        return place
+
+
+class BadRecord(ValueError):
+    """A line that is not JSON. `place` says where; `why` follows the place in a sentence."""
+
+    def __init__(self, place: str, why: str):
+        super().__init__(f"{place} {why}")
+        self.place, self.why = place, why
+
+
+def read_records(path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[Place, object]]:
+    """Yield (place, record) of a *.jsonl[.gz|.zst] or *.parquet file.
+
+    A line that is not JSON yields a BadRecord as its record: the caller raises it, or counts it and goes on. Blank
+    lines are passed over. columns: those to read of a parquet file, as far as it has them. FileNotFoundError when
+    there is no such file; ValueError when it is damaged or of another kind."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; check the path.")
+    reader = reader_of(RECORD_READERS, path)
+    with damage_in(path):
+        yield from reader(path, columns)
+
+
+def _jsonl_records(path: Path, columns) -> Iterator[tuple[Place, object]]:
+    with open(path, "rb") as f:
+        for number, line in lines_of(f, path):
+            place = Place(path, "line", number)
+            yield place, _parsed(place, line)
+
+
+def _parsed(place: Place, line: bytes | str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        return BadRecord(place, f"is not JSON ({first_line(error)})")
+
+
+def _parquet_records(path: Path, columns) -> Iterator[tuple[Place, object]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if columns is not None:
+            names = [name for name in columns if name in names]
+        rows = (row for batch in file.iter_batches(1024, columns=names) for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield Place(path, "row", number), row
+
+
+RECORD_READERS = {
+    ".jsonl": _jsonl_records,
+    ".jsonl.gz": _jsonl_records,
+    ".jsonl.zst": _jsonl_records,
+    ".parquet": _parquet_records,
+}
+
+
+def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
+    """Yield (place, record), as read_records does, for each line of a zip's jsonl files.
+
+    An encrypted zip is opened in memory, with the password in that environment variable or one typed on a terminal.
+    Benchmarks are encrypted to keep their text out of corpora, so no error may hold any of it. A decoding error holds
+    what it failed on, and an exception raised inside an `except` block carries the original one: the blocks below only
+    note what went wrong."""
+    fault, contents = None, {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist()
+                       if re.fullmatch(r"(?!__MACOSX).*\.jsonl", member.filename, re.IGNORECASE)]
+            password = None
+            if any(member.flag_bits & 1 for member in members):
+                password = _password(path, password_variable)
+            for member in members:
+                contents[f"{path}/{member.filename}"] = archive.read(member, password).decode("utf-8-sig")
+    except zipfile.BadZipFile as error:
+        fault = "is not a whole zip file: get it again"
+        if "CRC" in str(error):
+            fault = f"does not open with this password: correct {password_variable}"
+    except UnicodeDecodeError:
+        fault = "holds a file that is not UTF-8 text: get it again"
+    except NotImplementedError:
+        fault = "has an encryption or compression that Python cannot read: pack it again with zip -e"
+    except (RuntimeError, EOFError, zlib.error):  # zlib: it passed the check of the first byte
+        fault = f"does not open with this password: correct {password_variable}"
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror}): check the path"
+    if fault is None and not contents:
+        fault = "has no .jsonl file: give the zip as it was published"
+    if fault is not None:
+        raise ValueError(f"{path} {fault}.")
+    for name, text in contents.items():
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                place = Place(name, "line", number)
+                yield place, _parsed(place, line)
+
+
+def _password(path, variable: str) -> bytes:
+    password = os.environ.get(variable, "")
+    if not password and sys.stdin is not None and sys.stdin.isatty():
+        password = getpass.getpass(f"password of {path}: ")
+    if not password:
+        raise ValueError(f"{path} is encrypted and no password was given: set {variable}.")
+    return password.encode()
+
+
+def hub_records(name: str, config: str | None, split: str, revision=None) -> Iterator[dict]:
+    """The rows of a dataset on the hub, streamed, or of the copy that `datasets` keeps. ValueError without either."""
+    with hub_errors(name):
+        import datasets
+
+        yield from datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
+
+
+@contextlib.contextmanager
+def hub_errors(name: str):
+    """Turns whatever the network and three libraries raise inside the block into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read from the hub ({first_line(error)}): check the name and the network, "
+                         "or give local files.") from error
+
+
+def synthetic_size(source: str, default: int) -> int | None:
+    """N of "synthetic:N", the default for "synthetic", None for any other source. ValueError unless N >= 1."""
+    kind, _, size = source.partition(":")
+    if kind != "synthetic":
+        return None
+    size = size or str(default)
+    if not (size.isascii() and size.isdigit()) or int(size) == 0:
+        raise ValueError(f"{source}: give a whole number of at least 1, as in synthetic:{default}.")
+    return int(size)
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half a character, which no tokenizer reads (JSON's \\ud800 alone)."""
+    return re.search("[\ud800-\udfff]", text) is not None
