@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from lab import conversations, data_order, decontaminate, disk, inference, processes, runs, shards
+from lab.mirrors import open_mirrors
 from lab.optim import build_optimizers, lr_multiplier, set_learning_rates
 from model import GPT, GPTConfig, causal_attention, chunked_cross_entropy
 
@@ -210,10 +211,7 @@ def hidden_states(model: GPT, x, positions, segments):
         seen = segments[:, None, :, None] == segments[:, None, None, :]  # (B, 1, T, T)
         seen = seen & torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
         attend = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-    x, rope = model.embed(x, positions=positions)
-    for block in model.transformer["h"]:
-        x = block(x, rope, attend)
-    return model.transformer["ln_f"](x)
+    return model.hidden(x, positions=positions, attend=attend)
 
 
 def batch_loss(model: GPT, batch: dict, device, hidden, packing: bool, denominator=None, reduce=True):
@@ -496,7 +494,7 @@ def train(args, procs) -> int:
     (run / "exposures").mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
     exposures = runs.JsonlWriter(run / "exposures" / f"exposures_rank{procs.rank:04d}.jsonl")
     try:
-        mirrors = procs.is_main and runs.open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
+        mirrors = procs.is_main and open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
     except ValueError:
         if checkpoint is None:
             shutil.rmtree(run)  # made a moment ago, holds nothing, and would be in the way of the next try

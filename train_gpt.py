@@ -31,6 +31,7 @@ from tqdm import tqdm
 import ewok
 import hellaswag
 from lab import data_order, disk, inference, processes, results, runs, shards
+from lab.mirrors import open_mirrors
 from lab.optim import build_optimizers, lr_multiplier, set_learning_rates
 from model import GPT, GPTConfig
 
@@ -508,7 +509,7 @@ def train(args, procs) -> int:
     (run / "exposures").mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
     exposures = runs.JsonlWriter(run / "exposures" / f"exposures_rank{procs.rank:04d}.jsonl")
     try:
-        mirrors = procs.is_main and runs.open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
+        mirrors = procs.is_main and open_mirrors(run, record, state["step"], args.wandb_project, args.tensorboard)
     except ValueError:
         if checkpoint is None:
             shutil.rmtree(run)  # made a moment ago, holds nothing, and would be in the way of the next try

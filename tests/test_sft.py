@@ -10,25 +10,21 @@ import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from conftest import ENV, REPO, exact, exposures, losses, records, weights
 
 import inject_mul
 import sft
 from lab import conversations, decontaminate, disk, inference, runs, shards, synthetic
 from model import GPT, GPTConfig
 
-REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared" / "data"
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 EOS = "<|endoftext|>"
-MEASURED = set("timestamp tokens_per_sec mfu peak_mem_bytes step_seconds train_seconds eval_seconds "
-               "eval_seconds_total wall_seconds".split())  # fmt: skip
 needs_gsm8k = pytest.mark.skipif(not (SHARED / "gsm8k").is_dir(), reason="no ../shared/data/gsm8k here")
 
 
@@ -272,26 +268,6 @@ def run(base, talk, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     assert sft.main(flags_of(base, talk, out, "--save_every", 3, "--keep_last", 0)) == 0
     return out
-
-
-def records(run, kind="train"):
-    return [r for r in runs.read_jsonl(Path(run) / "scalars.jsonl") if r["type"] == kind]
-
-
-def losses(run):
-    return np.array([r["train_loss_opt_step_mean"] for r in records(run)])
-
-
-def exact(run):
-    return [{k: v for k, v in r.items() if k not in MEASURED} for r in runs.read_jsonl(Path(run) / "scalars.jsonl")]
-
-
-def weights(run):
-    return (runs.list_checkpoints(run)[-1] / "model.safetensors").read_bytes()
-
-
-def exposures(run, rank=0):
-    return runs.read_jsonl(Path(run) / "exposures" / f"exposures_rank{rank:04d}.jsonl")
 
 
 def test_loss_is_the_mean_over_all_trained_tokens_of_the_step(base, talk, run):
