@@ -313,7 +313,7 @@ def open_init(args, before: dict | None) -> tuple[dict, Path | None]:
         raise ValueError(f"--init {folder} has {config.vocab_size:,} tokens, fewer than GPT-2's {shards.BOS_ID + 1:,}: "
                          "start from another checkpoint.")
     known = source is not None and (Path(source) / "config.json").exists()
-    pretrained = runs.read_run(source)["config"].get("data", {}).get("condition") if known else None
+    pretrained = runs.read_config(source).get("data", {}).get("condition") if known else None
     return {"path": str(args.init), "folder": str(folder), "step": step, "run": str(source) if source else None,
             "model_sha256": disk.sha256_file(folder / "model.safetensors"), "condition": pretrained,
             "model": config.to_dict()}, folder
@@ -343,7 +343,7 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # checkpoint and data: rank 0 reads and tokenises, the other ranks get its arrays
     derived = [name for name in DERIVED if getattr(args, name) == (-1 if name == "warmup_iters" else 0)]
-    before = runs.read_run(run)["config"] if args.resume and (run / "config.json").exists() else None
+    before = runs.read_config(run) if args.resume and (run / "config.json").exists() else None
     if args.resume not in ("", "auto") and before is None:
         raise ValueError(f"--resume {args.resume}: {run} is not a run (no config.json); use --resume auto.")
     if before is None and (run / "config.json").exists():  # create_run says so too, but only when all is tokenised
@@ -422,7 +422,7 @@ def train(args, procs) -> int:
         if before["code"]["code_sha256"] != record["code"]["code_sha256"]:
             messages.append("WARNING: the code has changed since the run began; what follows may not be bit-exact.")
         path = runs.find_checkpoint(run, args.resume, warn=messages.append)
-        last = int(path.name.split("_")[1]) if path else -1  # all of a step is recorded before the step is saved
+        last = runs.step_of(path) if path else -1  # all of a step is recorded before the step is saved
         runs.trim_records(run, last)
         return str(path or "")
 

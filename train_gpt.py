@@ -386,7 +386,7 @@ def train(args, procs) -> int:
                           "n_layer n_head n_embd n_inner arch attn_gate gate_pos gate_act".split()})
     init = None
     if args.init_from and args.resume and runs.list_checkpoints(run):
-        before = runs.read_run(run)["config"]
+        before = runs.read_config(run)
         config, init = GPTConfig.from_dict(before["model"]), before["init"]
         model = GPT(config, seed=None).to(device)
     elif args.init_from:
@@ -428,7 +428,7 @@ def train(args, procs) -> int:
                 raise ValueError(f"--resume {args.resume}: {run} is not a run (no config.json); use --resume auto.")
             runs.create_run(run, record)
             return None
-        before = runs.read_run(run)["config"]
+        before = runs.read_config(run)
         changed = [f"{k}: {before['flags'].get(k)!r} -> {v!r}" for k, v in sorted(record["flags"].items())
                    if k not in FREE_ON_RESUME and before["flags"].get(k, build_parser().get_default(k)) != v]
         changed += [f"{k} of the data" for k in ("fingerprint", "val_fingerprint_tokens")
@@ -441,7 +441,7 @@ def train(args, procs) -> int:
         if before["code"]["code_sha256"] != record["code"]["code_sha256"]:
             messages.append("WARNING: the code has changed since the run began; what follows may not be bit-exact.")
         path = runs.find_checkpoint(run, args.resume, warn=messages.append)
-        last = int(path.name.split("_")[1]) if path else -1  # all of a step is recorded before the step is saved
+        last = runs.step_of(path) if path else -1  # all of a step is recorded before the step is saved
         runs.trim_records(run, last)
         return str(path or "")
 

@@ -13,13 +13,13 @@ def sha256_file(path, digest=None):
     """Hex sha256 of a file, read in 8 MiB pieces (hashlib releases the GIL, so threads hash files side by side).
 
     With `digest`, a hash object, that object is fed and returned instead."""
-    running = hashlib.sha256() if digest is None else digest
+    running = digest or hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(1 << 23):
             running.update(block)
-    if digest is None:
-        return running.hexdigest()
-    return running
+    if digest is not None:
+        return digest
+    return running.hexdigest()
 
 
 def fsync_path(path) -> None:
@@ -32,13 +32,16 @@ def fsync_path(path) -> None:
             os.close(descriptor)
 
 
-def write_whole(path, data: bytes) -> None:
-    """Replace a file's content so that it is the old or the new one, also after a kill or a power failure."""
+@contextlib.contextmanager
+def replacing(path):
+    """A new file, open for bytes, that takes the place of `path` when the block ends, after it is on the disk.
+
+    If the block or the disk fails, or the machine does, `path` keeps its old content."""
     path = Path(path)
     tmp = path.with_name(path.name + ".tmp")
     try:
         with open(tmp, "wb") as f:
-            f.write(data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
@@ -46,6 +49,12 @@ def write_whole(path, data: bytes) -> None:
         tmp.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def write_whole(path, data: bytes) -> None:
+    """Replace a file's content so that it is the old or the new one, also after a kill or a power failure."""
+    with replacing(path) as f:
+        f.write(data)
 
 
 def write_json(path, value) -> None:

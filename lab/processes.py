@@ -1,21 +1,211 @@
-"""processes.py owns ranks and what they run on: collectives, stop requests, the machine, its peak FLOP/s."""
+"""processes.py owns ranks and what they run on: collectives, stop requests, the machine, its peak FLOP/s.
+
+torch is imported where it is used, so that a script without it can be stopped and can fail in the same way.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import os
 import platform
 import signal
 import sys
+import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch
 
-# ----------------------------------------------------------------------------------------------------------
-# processes
+# ----------------------------------------------------------------------------------------------------------------------
+# ranks
+
+
+class SharedError(ValueError):
+    """Raised on every rank alike; only rank 0 prints it."""
+
+
+@dataclass
+class Processes:
+    """This process among its peers, and the few collectives the scripts need. With one process none communicates."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    device: torch.device | None = None  # None: CPU
+
+    def __post_init__(self):
+        if self.device is None:
+            import torch
+
+            self.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all ranks, in place; returns it."""
+        if self.world_size > 1:
+            import torch
+
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, value):
+        """Rank 0's Python value on every rank."""
+        if self.world_size == 1:
+            return value
+        import torch
+
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value) -> list:
+        """Every rank's Python value, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        import torch
+
+        box = [None] * self.world_size
+        torch.distributed.all_gather_object(box, value)
+        return box
+
+    def on_main(self, function):
+        """function() of rank 0, on every rank. An error there is raised on all, so that no rank waits for it."""
+        result, message, cause = None, None, None
+        if self.is_main:
+            try:
+                result = function()
+            except (Exception, SystemExit) as error:
+                message, cause = str(error), error
+        result, message = self.broadcast((result, message))
+        if message is not None:
+            raise SharedError(message) from cause
+        return result
+
+    def main_first(self, function):
+        """function() on rank 0 and, once that is done, on the others; each keeps its own result.
+
+        For work that the others can rely on, such as verified or downloaded files. An error on rank 0 is raised on all.
+        """
+        results = []
+        self.on_main(lambda: results.append(function()))
+        if not self.is_main:
+            results.append(function())
+        return results[0]
+
+    def close(self) -> None:
+        if self.world_size > 1:
+            import torch
+
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+
+def spread(procs: Processes, items: list, work) -> list | None:
+    """Results of an evaluation in the order of `items`, on every rank; each item is done by one rank.
+
+    work(this rank's items) returns one picklable result per item, or None when it was asked to stop; None on any rank
+    is None on all. A ValueError on one rank is raised on every rank, so that no rank waits for it.
+    """
+    share, message = None, None
+    try:
+        share = work(items[procs.rank :: procs.world_size])
+    except ValueError as error:
+        message = str(error)
+    shares, messages = zip(*procs.gather((share, message)), strict=True)
+    for message in messages:
+        if message is not None:
+            raise SharedError(message)
+    results = [None] * len(items)
+    for rank, share in enumerate(shares):
+        if share is None:
+            return None
+        results[rank :: procs.world_size] = share
+    return results
+
+
+def start_processes(device: str = "auto") -> Processes:
+    """Join torchrun's process group (NCCL on CUDA, gloo on CPU), or be the only process.
+
+    device: auto (CUDA when there is one, else CPU), cpu, cuda, mps. Raises ValueError when it is not available.
+    """
+    import torch
+
+    rank = int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device(device)
+    if device == "cuda":
+        count = torch.cuda.device_count()
+        if not count:
+            raise ValueError("--device cuda: this torch sees no CUDA device; use --device cpu or install a CUDA build.")
+        if local_rank >= count:
+            raise ValueError(f"local rank {local_rank} has no GPU ({count} found): lower --nproc_per_node.")
+        where = torch.device("cuda", local_rank)
+        torch.cuda.set_device(where)
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps: this machine has no Metal device; use --device cpu.")
+    if world_size > 1 and device == "cuda":
+        torch.distributed.init_process_group("nccl", device_id=where)
+    elif world_size > 1:
+        torch.distributed.init_process_group("gloo")
+    return Processes(rank, local_rank, world_size, where)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# how a script ends
+
+
+class StopRequest:
+    """SIGTERM and the first ctrl-C ask a script to finish its step, save and leave; a second ctrl-C leaves at once."""
+
+    def __init__(self):
+        self.asked = False
+        self.previous = {}  # only the main thread may handle signals
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number, frame):
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def restore(self) -> None:
+        """Give the signals back to who handled them before."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
+    """Run a script's main() and exit with its status, or with 1 and one sentence on stderr after a user's mistake.
+
+    ctrl-C exits with 130 and says `interrupted`. An error that all ranks share is printed once.
+    """
+    is_main = os.environ.get("RANK", "0") == "0"
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        if isinstance(error, SharedError) and not is_main:
+            sys.exit(1)
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        if interrupted and is_main:
+            print(f"{name}: {interrupted}", file=sys.stderr)
+        sys.exit(130)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the machine
 
 
 def tune_allocator() -> bool:
@@ -34,150 +224,47 @@ def tune_allocator() -> bool:
     return bool(libc.mallopt(m_mmap_threshold, limit)) and bool(libc.mallopt(m_trim_threshold, limit))
 
 
-class SharedError(ValueError):
-    """Raised on every rank alike: rank 0 says it for all."""
+def autocast_for(device: torch.device, dtype: str = "auto"):
+    """(name of the dtype, context factory of its autocast). auto: bfloat16 on CUDA that has it, else float32."""
+    import torch
 
-
-@dataclass
-class Processes:
-    """This process among its peers, and the few collectives the scripts need. With one process none communicates."""
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor over all ranks, in place; returns it."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def broadcast(self, value):
-        """Rank 0's Python value on every rank."""
-        if self.world_size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
-
-    def gather(self, value) -> list:
-        """Every rank's Python value, in rank order, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        box = [None] * self.world_size
-        dist.all_gather_object(box, value)
-        return box
-
-    def on_main(self, function):
-        """Run function() on rank 0 and give its result to all; an error there is raised everywhere, so nobody waits."""
-        result, error = None, None
-        if self.is_main:
-            try:
-                result = function()
-            except (Exception, SystemExit) as e:
-                error = e
-        result, message = self.broadcast((result, None if error is None else str(error)))
-        if message is not None:
-            raise SharedError(message) from error
-        return result
-
-    def close(self) -> None:
-        if self.world_size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def spread(procs, items: list, work) -> list | None:
-    """Results of an evaluation in the order of `items`, on every rank, each item done by one rank.
-
-    work(this rank's items) returns one picklable result per item, or None when it was asked to stop; None on any rank
-    is None on all. A ValueError on one rank is raised on every rank, so that nobody waits for it. procs: Processes.
-    """
-    share, message = None, None
-    try:
-        share = work(items[procs.rank :: procs.world_size])
-    except ValueError as error:
-        message = str(error)
-    shares = procs.gather((share, message))
-    if messages := [message for _, message in shares if message is not None]:
-        raise SharedError(messages[0])
-    if any(share is None for share, _ in shares):
-        return None
-    results = [None] * len(items)
-    for rank, (share, _) in enumerate(shares):
-        results[rank :: procs.world_size] = share
-    return results
-
-
-def start_processes(device: str = "auto") -> Processes:
-    """Join torchrun's process group (NCCL on CUDA, gloo on CPU), or be the only process.
-
-    device: auto (CUDA when there is one, else CPU), cpu, cuda, mps. Raises ValueError when it is not available.
-    """
-    rank, local_rank, world = (
-        int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-    )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError("--device cuda: this torch sees no CUDA device; use --device cpu or install a CUDA build.")
-        if local_rank >= torch.cuda.device_count():
-            raise ValueError(
-                f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} found): lower --nproc_per_node."
-            )
-        torch.cuda.set_device(local_rank)
-        where = torch.device("cuda", local_rank)
-    elif device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device mps: this machine has no Metal device; use --device cpu.")
-    else:
-        where = torch.device(device)
-    if world > 1:
-        backend = "nccl" if where.type == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=where if where.type == "cuda" else None)
-    return Processes(rank, local_rank, world, where)
-
-
-class StopRequest:
-    """SIGTERM and the first ctrl-C ask the run to finish its step, save and leave; a second ctrl-C leaves at once."""
-
-    def __init__(self):
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number, frame):
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-# ----------------------------------------------------------------------------------------------------------
-# the machine
+    if dtype == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        dtype = "bfloat16" if has_bfloat16 else "float32"
+    if dtype == "float32":
+        return dtype, contextlib.nullcontext
+    return dtype, functools.partial(torch.autocast, device.type, getattr(torch, dtype))
 
 
 def machine_state(device: torch.device) -> dict:
-    """{"versions": ..., "hardware": ...} as far as this machine tells."""
+    """{"versions": ..., "hardware": ...}, as far as the machine reports them."""
     import numpy
+    import torch
 
     cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        cpu = names[0] if names else cpu
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__,
-                     "cuda": torch.version.cuda},
-        "hardware": {"host": platform.node(), "system": platform.platform(), "cpu": cpu, "cpu_count": os.cpu_count(),
-                     "torch_threads": torch.get_num_threads(), "gpu": gpu},
-    }  # fmt: skip
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "cuda": torch.version.cuda,
+    }
+    hardware = {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpu": cpu,
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+    return {"versions": versions, "hardware": hardware}
 
 
-# dense bf16 tensor-core peaks from the vendors' data sheets, FLOP/s
+# dense bf16 tensor-core peaks from the vendors' data sheets, FLOP/s; the first name that the device's contains counts
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -192,6 +279,8 @@ PEAK_FLOPS = {
 def peak_flops(device: torch.device) -> float:
     """FLOP/s that MFU is measured against: the data sheet's dense bf16 peak on a known GPU, a measured fp32 matrix
     product on CPU, NaN elsewhere (then MFU is null; pass --peak_flops)."""
+    import torch
+
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((flops for key, flops in PEAK_FLOPS.items() if key in name), math.nan)
@@ -210,5 +299,7 @@ def peak_rss_bytes() -> int:
     """The most memory this process has held so far, bytes."""
     import resource
 
-    # in bytes on macOS, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "darwin":
+        return peak
+    return 1024 * peak  # KiB elsewhere

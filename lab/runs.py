@@ -1,23 +1,32 @@
-"""runs.py owns a run's folder: processes, config.json, JSONL records, checkpoints' manifests, and reading a run back.
+"""runs.py owns a run's folder, written and read: its records, its checkpoints, and which flags can change its result.
 
 experiments/runs/<name>/
     config.json       every flag, resolved; code, versions, hardware, data fingerprints, parameter and FLOP counts
-    code/             all top-level *.py of the repo as they were, and uncommitted.diff
+    code/             the repo's modules as they were, and uncommitted.diff
     log.txt           what was printed
     scalars.jsonl     one line per optimizer step, and one per evaluation ("type": "train" | "val" | ...)
     step_metrics.json every evaluated step's scores: {"500": {"val_loss": ...}}
+    exposures/        per rank: which sequences each step read, and a checksum of its tokens
+    <benchmark>_metrics.jsonl, <benchmark>_items.jsonl: its scores and its records per item, for every scored step
     ckpt/step_000500/ model.safetensors, model.json, optimizer.pt, rng.pt, trainer.json; manifest.json (sha256) last
     summary.json      written last: no summary.json = the run is not finished
+
+Nothing here needs torch, so that runs can be compared without it.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
 import datetime
+import functools
+import glob
 import hashlib
+import io
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,18 +36,97 @@ from lab import disk
 
 REPO = Path(__file__).resolve().parents[1]
 
-# ----------------------------------------------------------------------------------------------------------
-# what ran, where
+# ----------------------------------------------------------------------------------------------------------------------
+# flags
+
+# Flags that cannot change a result beyond rounding, or whose effect is compared instead: data by its fingerprint.
+# --resume, the gate of compare_runs.py and the columns of results.csv derive from this list; there is no other. A new
+# flag counts unless it is named here.
+NO_EFFECT = frozenset([
+    # names, notes and output
+    *"out_dir name notes config resume results_csv save_every keep_last log_every wandb_project tensorboard".split(),
+    *"sample_every sample_tokens".split(),
+    # how it is computed
+    *"micro_batch_size eval_batch_size num_workers device compile deterministic peak_flops".split(),
+    # where the data lies, and checks of it
+    *"data data_dir val_data_dir decontaminate verify_data max_epochs".split(),
+])
+
+# document 003's columns of results.csv, then ours; flags follow (condition_columns)
+RESULTS_COLUMNS = (
+    "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
+    "sequence_length num_iterations warmdown_iters final_val_loss best_val_loss train_time_ms ms_per_step gpu_name "
+    "n_gpus notes "
+    "arch optimizer condition n_layer n_embd parameters final_train_loss final_val_bits_per_byte final_val_loss_bos "
+    "final_val_bits_per_byte_bos tokens_seen unique_tokens epochs flops_total data_fingerprint val_fingerprint "
+    "muon_lr hellaswag_accuracy hellaswag_accuracy_norm hellaswag_accuracy_norm_bytes eval_official_sum "
+    "eval_official_mean"
+).split()
+
+# document 003's columns that hold a flag under another name. batch_size counts sequences
+FLAG_OF = {
+    "num_iterations": "max_train_steps",
+    "sequence_length": "seq_len",
+    "batch_size": "total_batch_tokens",
+    "device_batch_size": "micro_batch_size",
+}
+
+
+def has_effect(flag: str) -> bool:
+    """Whether a flag can change a result. `<benchmark>_data` and the like name data, which is compared by checksum."""
+    return flag not in NO_EFFECT and not flag.endswith("_data")
+
+
+def conditions(flags: dict) -> dict:
+    """The flags that can change a result, the seed among them."""
+    return {flag: value for flag, value in flags.items() if has_effect(flag)}
+
+
+def condition_columns(flags: dict, unused_flags=()) -> dict:
+    """Columns of results.csv for every flag that can change a result, but for those that 003 has under another name,
+    and `unused_flags`: the flags without effect in this arm, such as gate_act without a gate."""
+    renamed = FLAG_OF.values()
+    columns = {flag: value for flag, value in conditions(flags).items() if flag not in renamed}
+    return {**columns, "unused_flags": " ".join(unused_flags)}
+
+
+@functools.cache
+def trainer_flags() -> re.Pattern:
+    """Matches the names of train_gpt.py's flags. They are read from its source and that of the rooms it imports,
+    add("--beta1", ...), because importing it needs torch. A hole of an f-string, f"--{name}_every", is any word."""
+    trainer = (REPO / "train_gpt.py").read_text(encoding="utf-8")
+    sources = [trainer]
+    for node in ast.walk(ast.parse(trainer)):
+        if isinstance(node, ast.ImportFrom):
+            rooms = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            paths = (REPO / f"{room.replace('.', '/')}.py" for room in rooms if room.startswith("lab."))
+            sources += [path.read_text(encoding="utf-8") for path in paths if path.exists()]
+    names = re.findall(r'\badd(?:_argument)?\(\s*f?"--([^"\s]+)"', "\n".join(sources))
+    return re.compile("|".join(re.sub(r"\{.*?\}", r"\\w+", name) for name in sorted(set(names))))
+
+
+def is_condition(column: str) -> bool:
+    """Whether a column of a results.csv, hand-made or ours, is a flag that can change a result. Others are results,
+    or a stranger's own."""
+    flag = FLAG_OF.get(column, column)
+    return has_effect(flag) and trainer_flags().fullmatch(flag) is not None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what ran
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPO), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(REPO), *arguments], capture_output=True, text=True, timeout=30, errors="replace"
-        )
-        return done.stdout if done.returncode == 0 else ""
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, errors="replace")
     except (OSError, subprocess.TimeoutExpired):
         return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def code_files() -> list[Path]:
@@ -49,28 +137,28 @@ def code_files() -> list[Path]:
 def code_state() -> dict:
     """{"git_commit", "git_dirty", "git_diff", "code_sha256"}: which code runs.
 
-    The hash covers the top-level *.py that this process has imported: a change to compare_runs.py between two runs of
+    The hash covers the repo's modules that this process has imported: a change to compare_runs.py between two runs of
     train_gpt.py does not make them differ."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    imported = {Path(file).resolve() for file in files if file}
     digest = hashlib.sha256()
-    imported = {Path(m.__file__).resolve() for m in list(sys.modules.values()) if getattr(m, "__file__", None)}
-    for path in sorted(imported.intersection(code_files())):
-        digest.update(path.relative_to(REPO).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    diff = _git("diff", "HEAD", "--", "*.py")
+    for path in code_files():
+        if path in imported:
+            digest.update(path.relative_to(REPO).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return {
         "git_commit": _git("rev-parse", "HEAD").strip() or None,
         "git_dirty": bool(_git("status", "--porcelain", "--", "*.py").strip()),
-        "git_diff": diff,
+        "git_diff": _git("diff", "HEAD", "--", "*.py"),
         "code_sha256": digest.hexdigest(),
     }
 
 
-# ----------------------------------------------------------------------------------------------------------
-# the folder and its records
+# ----------------------------------------------------------------------------------------------------------------------
+# writing a run
 
 
 def make_folder(path, flag: str) -> None:
-    """Makes a folder for results, before the work that fills it. ValueError when a file is in the way or the disk says
-    no."""
+    """Make a folder for results before the work that fills it. ValueError, naming `flag`, when it cannot be made."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,17 +167,16 @@ def make_folder(path, flag: str) -> None:
 
 def create_run(folder: Path, config: dict) -> None:
     """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
-    # a start that was killed before config.json was written leaves only these
-    if folder.exists() and {path.name for path in folder.iterdir()} - {"exposures", "ckpt", "code", "config.json.tmp"}:
+    leftovers = {"exposures", "ckpt", "code", "config.json.tmp"}  # of a start that was killed before config.json
+    if folder.exists() and {path.name for path in folder.iterdir()} - leftovers:
         raise ValueError(f"{folder} already exists: pass --resume auto to continue it, or choose another --out_dir.")
+    code = folder / "code"
     try:
-        (folder / "exposures").mkdir(parents=True, exist_ok=True)
-        (folder / "ckpt").mkdir(exist_ok=True)
-        (folder / "code").mkdir(exist_ok=True)
-        (folder / "code" / "lab").mkdir(exist_ok=True)
-        for path in code_files():
-            shutil.copy2(path, folder / "code" / path.relative_to(REPO))
-        (folder / "code" / "uncommitted.diff").write_text(config["code"]["git_diff"])
+        for path in (folder / "exposures", folder / "ckpt", code / "lab"):
+            path.mkdir(parents=True, exist_ok=True)
+        for path in [*code_files(), *REPO.glob("lab/*.txt")]:
+            shutil.copy2(path, code / path.relative_to(REPO))
+        (code / "uncommitted.diff").write_text(config["code"]["git_diff"])
         disk.write_json(folder / "config.json", config)
     except OSError as error:
         raise ValueError(
@@ -97,30 +184,64 @@ def create_run(folder: Path, config: dict) -> None:
         ) from error
 
 
-def read_jsonl(path) -> list[dict]:
-    """Records of a JSONL file; a torn last line (a killed writer) is left out."""
-    records = []
-    if Path(path).exists():
-        with open(path, encoding="utf-8") as f:
-            for line in f:
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
-                    if line.endswith("\n"):
-                        raise ValueError(
-                            f"{path} has a broken line: {line[:80]!r}; restore the file or start the run again."
-                        ) from None
-    return records
+class JsonlWriter:
+    """Appends records to a JSONL file, each flushed at once, so that a kill tears at most the last line."""
+
+    def __init__(self, path, mirrors=()):
+        self.file = open(path, "a", encoding="utf-8", buffering=1)
+        self.mirrors = mirrors
+
+    def write(self, **record) -> None:
+        for key, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                record[key] = None  # NaN is not JSON; every reader takes null as "no number"
+        self.file.write(json.dumps(record) + "\n")
+        for mirror, _ in self.mirrors:
+            mirror(record)
+
+    def close(self) -> None:
+        self.file.close()
+        for _, close in self.mirrors:
+            close()
 
 
-def trim_jsonl(path: Path, last_step: int) -> None:
-    """Drop the records after `last_step` (and a torn last line), so that a resumed run writes them again."""
-    if not path.exists():
-        return
-    kept = [json.dumps(record) + "\n" for record in read_jsonl(path) if record["step"] <= last_step]
-    tmp = path.with_name(path.name + ".tmp")
-    tmp.write_text("".join(kept), encoding="utf-8")
-    os.replace(tmp, path)
+def rewrite_jsonl(path, drop, records=()) -> None:
+    """Rewrite a JSONL file without the records of the steps to drop, where drop(step) is true, then add `records`.
+
+    The file changes whole or not at all; a torn last line (a killed writer) is left out. ValueError for other broken
+    lines. Only lines in whose text such a step occurs are parsed, as parsing costs far more than searching.
+    """
+    steps = re.compile(rb'"step": *(-?\d+)')
+    with open(path, "ab+") as old, disk.replacing(path) as new:
+        old.seek(0)
+        for line in old:
+            if not line.endswith(b"\n"):
+                break
+            if not (line.startswith(b"{") and line.rstrip().endswith(b"}")):
+                raise ValueError(f"{path} has a broken line: {line[:80]!r}; restore the file or start the run again.")
+            suspect = any(drop(int(step)) for step in steps.findall(line))
+            if not suspect or not drop(json.loads(line)["step"]):
+                new.write(line)
+        for record in records:
+            new.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+
+def replace_step(path, step: int, records: list[dict]) -> None:
+    """Put the records of one step at the end of a JSONL file, in place of those of that step that it has."""
+    rewrite_jsonl(path, step.__eq__, records)
+
+
+def trim_records(folder: Path, last_step: int) -> None:
+    """Take back what a run recorded after `last_step` (-1: everything), so that a resumed run writes it again."""
+    for path in [*folder.glob("*.jsonl"), *folder.glob("exposures/*.jsonl")]:
+        rewrite_jsonl(path, lambda step: step > last_step)
+    for path in folder.glob("val_documents_*.npz"):
+        if step_of(path) > last_step:
+            path.unlink()
+    path = folder / "step_metrics.json"
+    if path.exists():
+        table = json.loads(path.read_text())
+        disk.write_json(path, {step: scores for step, scores in table.items() if int(step) <= last_step})
 
 
 def update_step_metrics(folder: Path, step: int, **scores) -> None:
@@ -131,156 +252,309 @@ def update_step_metrics(folder: Path, step: int, **scores) -> None:
     disk.write_json(path, table)
 
 
-def replace_step(path, step: int, records: list[dict]) -> None:
-    """Put records of one step at the end of a JSONL file, in place of those of that step that it has.
-
-    The file changes whole or not at all (temporary name, fsync, rename); a torn last line is dropped."""
-    path = Path(path)
-    tmp, mark = path.with_name(path.name + ".tmp"), f'"step": {step}'.encode()
-    try:
-        with open(tmp, "wb") as out:
-            if path.exists():
-                with open(path, "rb") as f:
-                    # reading JSON costs far more than searching it: only lines that may be of this step are parsed
-                    out.writelines(line for line in f if line.endswith(b"\n")
-                                   and not (mark in line and json.loads(line).get("step") == step))  # fmt: skip
-            out.writelines(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(tmp, path)
-        disk.fsync_path(path.parent)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
-        raise
-
-
-def trim_records(folder: Path, last_step: int) -> None:
-    """Take back everything a run recorded after `last_step` (-1: everything), so that a resumed run writes it again."""
-    for path in [*folder.glob("*.jsonl"), *folder.glob("exposures/*.jsonl")]:
-        trim_jsonl(path, last_step)
-    for path in folder.glob("val_documents_*.npz"):
-        if int(path.stem.split("_")[-1]) > last_step:
-            path.unlink()
-    if (path := folder / "step_metrics.json").exists():
-        disk.write_json(path, {s: scores for s, scores in json.loads(path.read_text()).items() if int(s) <= last_step})
-
-
-class JsonlWriter:
-    """Appends records to a JSONL file, each flushed at once, so that a kill tears at most the last line."""
-
-    def __init__(self, path, mirrors=()):
-        self.file, self.mirrors = open(path, "a", encoding="utf-8", buffering=1), mirrors
-
-    def write(self, **record) -> None:
-        # NaN is not JSON: null says "no number" in every reader
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self.file.write(json.dumps(clean) + "\n")
-        for mirror, _ in self.mirrors:
-            mirror(clean)
-
-    def close(self) -> None:
-        self.file.close()
-        for _, close in self.mirrors:
-            close()
-
-
-def open_mirrors(folder: Path, config: dict, first_step: int, wandb_project="", tensorboard=False) -> list[tuple]:
-    """[(write(record), close())] for each tracker asked for; the JSONL stays the truth, these show it elsewhere.
-
-    Numbers of a record of type "val" appear as val/<name> over its step. A resumed run continues its wandb run, and its
-    TensorBoard curves are cut after first_step, the checkpoint's; without a checkpoint they begin anew. Raises
-    ValueError when a package is not installed or wandb is not logged in.
-    """
-    mirrors = []
-
-    def numbers(record: dict) -> dict:
-        kind = record.get("type", "train")
-        return {f"{kind}/{k}": v for k, v in record.items() if k != "step" and isinstance(v, (int, float))}
-
-    if tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError("--tensorboard needs a package: pip install tensorboard, or drop the flag.") from error
-        # the first step to take back: all of the checkpoint's own was recorded before it was saved
-        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + bool(list_checkpoints(folder)))
-
-        def write(record):
-            for name, value in numbers(record).items():
-                writer.add_scalar(name, value, record["step"])
-
-        mirrors.append((write, writer.close))
-    if wandb_project:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError("--wandb_project needs a package: pip install wandb, or drop the flag.") from error
-        identity = hashlib.sha256(f"{folder.name} {config['started']}".encode()).hexdigest()[:16]
-        try:
-            tracked = wandb.init(project=wandb_project, name=folder.name, id=identity, resume="allow", dir=str(folder),
-                                 config={**config["flags"], **config["data"], **config["parameters"]})
-        except wandb.errors.Error as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-            raise ValueError(f"--wandb_project {wandb_project}: wandb does not start ({reason}): run wandb login, set "
-                             "WANDB_MODE=offline, or drop the flag.") from error
-        tracked.define_metric("*", step_metric="step")
-        mirrors.append((lambda record: tracked.log({**numbers(record), "step": record["step"]}), tracked.finish))
-    return mirrors
-
-
-RESULTS_COLUMNS = (  # document 003's columns, then ours
-    "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
-    "sequence_length "
-    "num_iterations warmdown_iters final_val_loss best_val_loss train_time_ms ms_per_step gpu_name n_gpus notes "
-    "arch optimizer condition n_layer n_embd parameters final_train_loss final_val_bits_per_byte final_val_loss_bos "
-    "final_val_bits_per_byte_bos tokens_seen unique_tokens epochs flops_total data_fingerprint val_fingerprint "
-    "muon_lr hellaswag_accuracy hellaswag_accuracy_norm hellaswag_accuracy_norm_bytes eval_official_sum "
-    "eval_official_mean"
-).split()
-
-
 def append_result(path, row: dict) -> None:
-    """Add one finished run to results.csv; columns an older file lacks are added to it."""
+    """Add one finished run to results.csv. Columns that an older file lacks are added; it loses no cell."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "w") as lock:
+    lock = path.with_name(path.name + ".lock")
+    with open(lock, "w") as locked:
         if os.name == "posix":
             import fcntl
 
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two runs may finish at once
-        rows = []
+            fcntl.flock(locked, fcntl.LOCK_EX)  # two runs may finish at once
+        rows, columns = [], dict.fromkeys([*RESULTS_COLUMNS, *row])
         if path.exists():
-            with open(path, newline="") as f:
-                rows = list(csv.DictReader(f))
-        columns = list(dict.fromkeys([*RESULTS_COLUMNS, *(key for old in rows for key in old if key)]))
-        tmp = path.with_name(path.name + ".tmp")
-        with open(tmp, "w", newline="") as f:
-            writer = csv.DictWriter(f, columns, restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows([*rows, row])
-        os.replace(tmp, path)
-    Path(path.with_name(path.name + ".lock")).unlink(missing_ok=True)
+            with open(path, newline="", encoding="utf-8-sig") as f:
+                reader = csv.DictReader(f)
+                rows = list(reader)
+                columns |= dict.fromkeys(reader.fieldnames or ())
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        disk.write_whole(path, text.getvalue().encode())
+    lock.unlink(missing_ok=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# other places that show a run. scalars.jsonl stays the record
+
+
+def open_mirrors(folder: Path, config: dict, first_step: int, wandb_project="", tensorboard=False) -> list[tuple]:
+    """[(write(record), close())] for each tracker asked for. A number of a record of type "val" appears as val/<name>.
+
+    A resumed run continues its wandb run, and its TensorBoard curves are cut after first_step, the checkpoint's;
+    without a checkpoint they begin anew. ValueError when a package is not installed or wandb is not logged in.
+    """
+    mirrors = []
+    if tensorboard:
+        mirrors.append(_tensorboard(folder, first_step))
+    if wandb_project:
+        mirrors.append(_wandb(folder, config, wandb_project))
+    return mirrors
+
+
+def _numbers(record: dict) -> dict:
+    kind = record.get("type", "train")
+    return {f"{kind}/{k}": v for k, v in record.items() if k != "step" and isinstance(v, (int, float))}
+
+
+def _tensorboard(folder: Path, first_step: int) -> tuple:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard needs a package: pip install tensorboard, or drop the flag.") from error
+    if list_checkpoints(folder):
+        first_step += 1  # everything of the checkpoint's own step was recorded before it was saved
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+
+    def write(record):
+        for name, value in _numbers(record).items():
+            writer.add_scalar(name, value, record["step"])
+
+    return write, writer.close
+
+
+def _wandb(folder: Path, config: dict, project: str) -> tuple:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("--wandb_project needs a package: pip install wandb, or drop the flag.") from error
+    identity = hashlib.sha256(f"{folder.name} {config['started']}".encode()).hexdigest()[:16]
+    settings = {**config["flags"], **config["data"], **config["parameters"]}
+    try:
+        run = wandb.init(
+            project=project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=settings
+        )
+    except wandb.errors.Error as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"--wandb_project {project}: wandb does not start ({reason}): run wandb login, set WANDB_MODE=offline, "
+            "or drop the flag."
+        ) from error
+    run.define_metric("*", step_metric="step")
+    return lambda record: run.log({**_numbers(record), "step": record["step"]}), run.finish
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# reading a run
+
+TRAIN_FIELDS = (
+    "step train_loss_opt_step_mean grad_norm_l2_preclip tokens_per_sec step_seconds peak_mem_bytes".split()
+)
+
+
+def read_json(path: Path):
+    """A JSON file's value. ValueError in a sentence."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): restore the file, or leave this run out.") from None
+
+
+def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) -> list[dict]:
+    """Records of a JSONL file, [] when there is none; a torn last line (a killed writer) is left out.
+
+    Other broken lines: ValueError, or with `notes` they are left out, too, and noted there as the torn one is.
+    step: parse only lines that contain it (files with a line per item are read for one step alone).
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    wanted = step is not None and re.compile(rf'"step": *{step}\b')
+    decode = json.JSONDecoder().raw_decode  # json.loads looks for encodings and spaces first, which doubles the time
+    records, broken, line, count = [], [], "\n", 0
+    with open(path, encoding="utf-8", errors="replace") as f:
+        for count, line in enumerate(f, 1):
+            if wanted and not wanted.search(line):
+                continue
+            try:
+                record, end = decode(line)
+            except (ValueError, RecursionError):
+                record, end = None, 0
+            if isinstance(record, dict) and not line[end:].strip():
+                records.append(record)
+            else:
+                broken.append(count)
+    torn = broken[-1:] == [count] and not line.endswith("\n")
+    if torn:
+        broken.pop()
+    if notes is None and broken:
+        raise ValueError(f"{path} has a broken line, {broken[0]}: restore the file or start the run again.")
+    if notes is not None and torn:
+        notes.append(f"{path.name}: the last line ({count}) is torn and left out")
+    if notes is not None and broken:
+        notes.append(f"{path.name}: {len(broken)} broken lines are left out, the first is line {broken[0]}")
+    return records
+
+
+def number(value) -> float:
+    """A JSON number as a float, NaN for everything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def numbers(values: list):
+    """number() of each, as an array."""
+    import numpy as np
+
+    try:
+        array = np.array(values, dtype=float)  # None becomes NaN
+    except (TypeError, ValueError, OverflowError):
+        array = None
+    if array is None or array.ndim != 1:
+        array = np.array([number(value) for value in values])
+    return array
+
+
+def by_step(records: list[dict], name: str, notes: list[str]) -> dict[int, dict]:
+    """{step: record}, ascending; of records with equal steps the last counts."""
+    table = {}
+    for record in records:
+        step = record.get("step")
+        if isinstance(step, int) and 0 <= step < 2**53:
+            table[step] = record
+    if len(table) < len(records):
+        notes.append(f"{name}: {len(records) - len(table)} records repeat a step or have none; the last counts")
+    return dict(sorted(table.items()))
+
+
+def read_config(folder) -> dict:
+    """config.json of a run. ValueError when the folder is none."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a run (no config.json): name folders that train_gpt.py wrote.")
+    return read_json(path)
 
 
 def read_run(folder) -> dict:
-    """A run read back: {"config", "summary" (None while unfinished), "scalars"}. ValueError when it is not a run."""
+    """One run, finished or not, read as far as its files are whole.
+
+    {"folder", "name", "config", "flags", "seed", "summary" (None: unfinished), "train" (field -> float array), "val"
+    (step -> record), "benchmarks" (name -> step -> record), "gsm8k" (record or None), "notes" (faults of its files)}.
+    ValueError when the folder is no run or its config.json is no run's.
+    """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} is not a run (no config.json): name a folder that train_gpt.py wrote.")
-    summary = folder / "summary.json"
-    return {
-        "config": json.loads((folder / "config.json").read_text()),
-        "summary": json.loads(summary.read_text()) if summary.exists() else None,
-        "scalars": read_jsonl(folder / "scalars.jsonl"),
+    config = read_config(folder)
+    try:
+        flags, seed = config["flags"], int(config["flags"]["seed"])
+        config["data"]["fingerprint"], config["code"]["code_sha256"]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is not a run's record ({type(error).__name__}: {error}): name folders that "
+            "train_gpt.py wrote."
+        ) from None
+    notes: list[str] = []
+    for key in ("model", "parameters", "hardware", "versions"):
+        if not isinstance(config.setdefault(key, {}), dict):
+            notes.append(f"config.json: {key} is {json.dumps(config[key])[:40]} and counts as not recorded")
+            config[key] = {}
+    run = {
+        "folder": folder,
+        "name": folder.resolve().name,
+        "config": config,
+        "flags": flags,
+        "seed": seed,
+        "summary": _read_summary(folder, notes),
+        **_read_scalars(folder, notes),
+        "benchmarks": {},
+        "gsm8k": None,
+        "notes": notes,
     }
+    last, steps = max(run["train"]["step"], default=0), number((run["summary"] or {}).get("steps"))
+    if last < steps:
+        notes.append(f"scalars.jsonl ends at step {last:.0f} of {steps:.0f}")
+    for path in sorted(folder.glob("*_metrics.jsonl")):
+        name = path.name.removesuffix("_metrics.jsonl")
+        run["benchmarks"][name] = by_step(read_jsonl(path, notes), path.name, notes)
+    if (folder / "gsm8k_results.json").exists():
+        record = read_json(folder / "gsm8k_results.json")
+        if isinstance(record, dict):
+            run["gsm8k"] = record
+        else:
+            notes.append("gsm8k_results.json is broken, so GSM8K counts as not run")
+    return run
 
 
-def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+def _read_summary(folder: Path, notes: list[str]) -> dict | None:
+    if not (folder / "summary.json").exists():
+        return None
+    try:
+        summary = read_json(folder / "summary.json")
+        whole = isinstance(summary.get("results_row") or {}, dict) and isinstance(summary.get("warnings") or [], list)
+    except (ValueError, AttributeError):
+        whole = False
+    if not whole:
+        notes.append("summary.json is broken, so the run counts as unfinished")
+        return None
+    return summary
 
 
-# ----------------------------------------------------------------------------------------------------------
+def _read_scalars(folder: Path, notes: list[str]) -> dict:
+    """{"train": field -> float array over the steps, "val": step -> record}."""
+    import numpy as np
+
+    kinds: dict = {}
+    for record in read_jsonl(folder / "scalars.jsonl", notes):
+        kinds.setdefault(record.get("type"), []).append(record)
+    train = by_step(kinds.get("train", []), "scalars.jsonl, train", notes)
+    val = by_step(kinds.get("val", []), "scalars.jsonl, val", notes)
+    arrays = {field: numbers([record.get(field) for record in train.values()]) for field in TRAIN_FIELDS}
+    for field, values in arrays.items():
+        bad = arrays["step"][~np.isfinite(values)]
+        if len(bad):
+            first = int(bad[0])
+            notes.append(f"scalars.jsonl: {field} is no finite number at {len(bad)} steps, first at step {first}")
+    for step, record in val.items():
+        if not math.isfinite(number(record.get("val_loss"))):
+            notes.append(f"scalars.jsonl: val_loss is no finite number at step {step}")
+    return {"train": arrays, "val": val}
+
+
+def expand(patterns: list[str], flag: str) -> list[Path]:
+    """Folders that globs or paths name, each once, 2 before 10. Files that a glob matches are passed over."""
+    folders: dict[Path, Path] = {}
+    for pattern in patterns:
+        matches = [Path(pattern)]
+        if glob.has_magic(pattern) and not matches[0].exists():
+            matches = [path for path in map(Path, glob.glob(pattern)) if path.is_dir()]
+        if not matches:
+            raise ValueError(f"{flag} {pattern!r} matches no folder: check the path (quote a pattern).")
+        folders |= {path.resolve(): path for path in matches}
+
+    def natural(path: Path) -> list:
+        pieces = re.split(r"(\d+)", str(path))
+        return [int(piece) if piece.isdigit() else piece for piece in pieces]
+
+    return sorted(folders.values(), key=natural)
+
+
+def read_runs(patterns: list[str], flag: str) -> list[dict]:
+    """The runs that globs or paths name, read."""
+    return [read_run(folder) for folder in expand(patterns, flag)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # checkpoints
+
+
+def checkpoint_path(folder, step: int) -> Path:
+    """Where a run keeps the checkpoint of a step."""
+    return Path(folder) / "ckpt" / f"step_{step:06d}"
+
+
+def step_of(path) -> int:
+    """The step in the name of a checkpoint folder, step_000500, or of another file of one step."""
+    return int(Path(path).stem.rpartition("_")[2])
+
+
+def list_checkpoints(folder) -> list[Path]:
+    """Checkpoint folders of a run, oldest first."""
+    return sorted(Path(folder).glob("ckpt/step_*"), key=step_of)
 
 
 def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last: int) -> Path:
@@ -289,23 +563,25 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
     write(tmp_folder) puts the files there. A sha256 of each goes into manifest.json, written last; everything is synced
     to disk before the rename that makes it visible. Raises ValueError when the disk is full; older checkpoints stay.
     """
-    ckpt = folder / "ckpt"
-    final, tmp = ckpt / f"step_{step:06d}", ckpt / f".tmp_step_{step:06d}"
-    for left in ckpt.glob(".tmp_step_*"):  # of a killed save
-        shutil.rmtree(left, ignore_errors=True)
+    final = checkpoint_path(folder, step)
+    ckpt, tmp = final.parent, final.with_name(f".tmp_{final.name}")
+    for killed in ckpt.glob(".tmp_step_*"):
+        shutil.rmtree(killed, ignore_errors=True)
     free = shutil.disk_usage(ckpt).free
     if free < bytes_needed:
-        raise ValueError(f"{ckpt} has {free / 1e9:.2f} GB free but a checkpoint needs {bytes_needed / 1e9:.2f} GB: "
-                         "free space, then continue with --resume auto.")  # fmt: skip
+        raise ValueError(
+            f"{ckpt} has {free / 1e9:.2f} GB free but a checkpoint needs {bytes_needed / 1e9:.2f} GB: free space, then "
+            "continue with --resume auto."
+        )
     try:
         tmp.mkdir()
         write(tmp)
-        files = {path.name: {"sha256": disk.sha256_file(path), "bytes": path.stat().st_size}
-                 for path in sorted(tmp.iterdir())}
+        files = {}
+        for path in sorted(tmp.iterdir()):
+            files[path.name] = {"sha256": disk.sha256_file(path), "bytes": path.stat().st_size}
         disk.write_json(tmp / "manifest.json", {"step": step, "files": files})
-        for path in tmp.iterdir():
+        for path in [*tmp.iterdir(), tmp]:
             disk.fsync_path(path)
-        disk.fsync_path(tmp)
         if final.exists():
             shutil.rmtree(final)
         os.replace(tmp, final)
@@ -317,11 +593,6 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
         for old in list_checkpoints(folder)[:-keep_last]:
             shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def list_checkpoints(folder) -> list[Path]:
-    """Checkpoint folders of a run, oldest first."""
-    return sorted(Path(folder).glob("ckpt/step_*"), key=lambda path: int(path.name.split("_")[1]))
 
 
 def check_checkpoint(path: Path) -> None:
@@ -341,25 +612,25 @@ def find_checkpoint(folder, which: str, warn=print) -> Path | None:
     A broken newest checkpoint is passed over with a warning. Raises ValueError for a named step that is missing or
     broken, and when checkpoints exist but none is whole.
     """
-    found = list_checkpoints(folder)
+    checkpoints = list_checkpoints(folder)
     if which != "auto":
-        path = Path(folder) / "ckpt" / f"step_{int(which):06d}"
-        if path not in found:
-            steps = ", ".join(str(int(p.name.split("_")[1])) for p in found) or "none"
+        path = checkpoint_path(folder, int(which))
+        if path not in checkpoints:
+            steps = ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints) or "none"
             raise ValueError(
                 f"{folder} has no checkpoint of step {which} (there: {steps}): pass one of these or --resume auto."
             )
         check_checkpoint(path)
         return path
-    for path in reversed(found):
+    for path in reversed(checkpoints):
         try:
             check_checkpoint(path)
             return path
         except ValueError as error:
             warn(f"WARNING: {error}; falling back to the checkpoint before it.")
-    if found:
+    if checkpoints:
         raise ValueError(
-            f"{folder}: none of its {len(found)} checkpoints is whole; start again with another --out_dir."
+            f"{folder}: none of its {len(checkpoints)} checkpoints is whole; start again with another --out_dir."
         )
     return None
 
@@ -368,7 +639,7 @@ def resolve_checkpoint(path, warn=print, flag: str = "--checkpoint") -> tuple[Pa
     """What a --checkpoint argument means: (folder with the model's files, step or None, run's folder or None).
 
     path: a run's folder (its newest whole checkpoint is taken), one of its ckpt/step_* folders, or a folder that
-    GPT.save wrote by itself (no step, no run). FileNotFoundError or ValueError in one sentence for anything else, which
+    GPT.save wrote by itself (no step, no run). FileNotFoundError or ValueError in one sentence for anything else; it
     calls the argument `flag`.
     """
     path = Path(path)
@@ -382,17 +653,24 @@ def resolve_checkpoint(path, warn=print, flag: str = "--checkpoint") -> tuple[Pa
         except ValueError as error:
             raise ValueError(f"{flag} {error}: name another checkpoint.") from None
         step = json.loads((folder / "manifest.json").read_text())["step"]
-        return path, step, folder.parent.parent if in_a_run else None
+        run = folder.parent.parent if in_a_run else None
+        return path, step, run
     if (folder / "model.json").exists():
         return path, None, None
     if (folder / "ckpt").is_dir():
-        found = find_checkpoint(path, "auto", warn)
-        if found is None:
-            raise ValueError(f"{flag} {path} has no checkpoint yet: let the run save one (--save_every), "
-                             "or name another run.")  # fmt: skip
-        return found, int(found.name.split("_")[1]), path
-    if (folder / "config.json").exists() and "model_type" in (folder / "config.json").read_text(errors="replace"):
-        raise ValueError(f"{flag} {path} is a Hugging Face model: make a checkpoint of it with python model.py import "
-                         f"{path} OUT, and name that.")
-    raise ValueError(f"{flag} {path} is neither a run (no ckpt/) nor a model (no model.json): name a run, or a "
-                     "checkpoint folder in its ckpt/.")  # fmt: skip
+        newest = find_checkpoint(path, "auto", warn)
+        if newest is None:
+            raise ValueError(
+                f"{flag} {path} has no checkpoint yet: let the run save one (--save_every), or name another run."
+            )
+        return newest, step_of(newest), path
+    config = folder / "config.json"
+    if config.exists() and "model_type" in config.read_text(errors="replace"):
+        raise ValueError(
+            f"{flag} {path} is a Hugging Face model: make a checkpoint of it with python model.py import {path} OUT, "
+            "and name that."
+        )
+    raise ValueError(
+        f"{flag} {path} is neither a run (no ckpt/) nor a model (no model.json): name a run, or a checkpoint folder "
+        "in its ckpt/."
+    )

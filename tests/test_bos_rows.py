@@ -654,7 +654,7 @@ def test_trainer_reads_rows(corpus, tmp_path, monkeypatch):
     assert (x[:, 0] == shards.BOS_ID).all() and np.array_equal(x[:, 1:], y[:, :-1])
     read = Counter(np.append(a, b[-1]).astype(np.uint16).tobytes() for a, b in zip(x, y, strict=True))
     assert len(x) == 16 * steps and not read - Counter(row.tobytes() for row in rows)
-    data = runs.read_run(out)["config"]["data"]
+    data = runs.read_config(out)["data"]
     assert data["sequences"] == len(rows) and data["unique_tokens"] == 16 * steps * 64
     assert data["epochs"] == 16 * steps / len(rows) < 1 and data["format"] == "bos_row_packed_bestfit"
     assert data["crop_fraction"] == shards.read_meta(tmp_path / "d")["crop_fraction"]

@@ -31,7 +31,7 @@ def read_arms(folder: Path) -> dict[str, dict[int, dict]]:
         if arm not in ARMS or not (path / "summary.json").exists():
             continue
         run = runs.read_run(path)
-        run["val"] = [record for record in run["scalars"] if record["type"] == "val"][-1]
+        run["val"] = list(run["val"].values())[-1]
         same = {k: v for k, v in run["config"]["flags"].items() if k not in FREE}
         same |= {k: run["config"]["data"][k] for k in ("val_fingerprint_documents", "val_fingerprint_tokens")}
         same |= {k: run["val"][k] for k in ("val_tokens", "val_tokens_bos", "val_bytes", "val_bytes_bos")}

@@ -40,7 +40,7 @@ def main():
                      learning_rate=args.learning_rate, eval_every=0, save_every=0, results_csv="", **SHAPE)  # fmt: skip
         command = [sys.executable, runs.REPO / "train_gpt.py", *(x for k, v in flags.items() for x in (f"--{k}", v))]
         subprocess.run([str(x) for x in command], check=True)
-        ours = [r for r in runs.read_run(f"{folder}/run")["scalars"] if r["type"] == "train"]
+        ours = [r for r in runs.read_jsonl(f"{folder}/run/scalars.jsonl") if r["type"] == "train"]
 
     spec = importlib.util.spec_from_file_location("nanogpt_model", args.nanogpt / "model.py")
     nanogpt = importlib.util.module_from_spec(spec)
