@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 IGNORE = -100  # target that is not scored
+ORDERS = ("shuffled", "sequential")
 
 
 def epoch_order(fingerprint: str, seed: int, epoch: int, n: int, data_order: str = "shuffled") -> np.ndarray:
