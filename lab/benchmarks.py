@@ -1,0 +1,321 @@
+"""benchmarks.py owns what every likelihood benchmark does alike: scoring over ranks, records, the command line.
+
+A benchmark is one file of its own rules at the top level, such as hellaswag.py, and one word in train_gpt.BENCHMARKS.
+The trainer's flags and log line, config.json, the records and the rows of compare_runs.py follow from its names:
+
+    NAME          in flags (--<NAME>_every, --<NAME>_data) and files (<NAME>_metrics.jsonl, <NAME>_items.jsonl)
+    TITLE         in what is printed
+    METRICS       (key, label, better, format) for each row of a report; key: as in step_metrics.json, with or without
+                  `<NAME>_` before evaluate()'s name; better: 1 for higher, -1 for lower, 0 for neither
+    SHOWN         names of evaluate()'s metrics in the trainer's log line
+    ITEM_METRICS  names of the credits that a report compares item by item
+    CLUSTER       field of an item's record: items with the same value depend on each other. None: all independent
+    CATEGORY      field of an item's record: metrics are means over its values. None: means over items
+    DATA_HELP     what --data accepts
+
+    load(source, max_examples=0)             items; source "": the official ones. ValueError, OSError: one sentence
+    check_length(items, block_size)          ValueError when a model of this block_size cannot score them
+    evaluate(model, items, procs=None, *, bos, autocast, stop)
+                                             {"metrics": {name: ...}, "items": [record of each item]}, or None: stopped
+    write_records(folder, step, result, timestamp)
+
+A module that passes itself to main() also has OFFICIAL (the official items in a few words), CHANCE, OPTIONS (its own
+flags as {name: arguments of add_argument}), table(metrics) and show(items, records), which return text.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import http.client
+import json
+import math
+import os
+import re
+import sys
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lab import disk, inference, processes, runs, shards
+from model import GPT
+
+# ----------------------------------------------------------------------------------------------------------------------
+# items
+
+
+def synthetic_size(source: str, default: int) -> int | None:
+    """N of the source "synthetic:N", the default for "synthetic", and None for any other source."""
+    kind, _, size = source.partition(":")
+    if kind != "synthetic":
+        return None
+    size = size or str(default)
+    if not (size.isascii() and size.isdigit()) or int(size) == 0:
+        raise ValueError(f"--data {source}: give a number of items of at least 1, as in synthetic:{default}.")
+    return int(size)
+
+
+def spread_evenly(items: list, n: int) -> list:
+    """n of the items at equal distances; all of them for n = 0 or if there are no more."""
+    if n < 0:
+        raise ValueError(f"max_examples is {n}: give 0 for all items, or how many.")
+    if n == 0 or n >= len(items):
+        return items
+    return [items[i * len(items) // n] for i in range(n)]
+
+
+def has_half_character(text: str) -> bool:
+    """Whether text has a lone surrogate, which JSON can hold and no tokenizer can read."""
+    return re.search("[\ud800-\udfff]", text) is not None
+
+
+def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
+    """The same structure in GPT-2's ids. rendered: for every item its questions (context, [ending, ...]) as text. bos:
+    each context begins with <|endoftext|>."""
+    texts = []
+    for questions in rendered:
+        for context, endings in questions:
+            texts += [context, *endings]
+    ids, lengths = shards.get_tokenizer().encode_batch(texts)
+    pieces = (piece.tolist() for piece in np.split(ids, np.cumsum(lengths)[:-1]))
+    start = [shards.BOS_ID] if bos else []
+    encoded = []
+    for questions in rendered:
+        encoded.append([(start + next(pieces), [next(pieces) for _ in endings]) for _, endings in questions])
+    return encoded
+
+
+def check_length(items: list[dict], encoded: list[list[tuple]], block_size: int) -> None:
+    """ValueError for endings that a model of this block_size cannot score. encoded: the items' questions."""
+    too_long = {}
+    for item, questions in zip(items, encoded, strict=True):
+        longest = max(len(ending) for _, endings in questions for ending in endings)
+        if longest > block_size:
+            too_long[item["id"]] = longest
+    if too_long:
+        name = max(too_long, key=too_long.get)
+        longest = too_long[name]
+        raise ValueError(f"{len(too_long)} of {len(items)} items have an ending longer than the model's block_size of "
+                         f"{block_size} (item {name}: {longest} tokens): take a model with a block_size of at least "
+                         f"{longest}, or leave those items out.")
+
+
+def describe(benchmark, items: list[dict]) -> dict:
+    """The benchmark in a run's config.json: its items, and all that a report needs to know about its metrics."""
+    return {
+        "items": len(items),
+        "sha256": hashlib.sha256(json.dumps(items).encode()).hexdigest(),
+        "title": benchmark.TITLE,
+        "metrics": [list(metric) for metric in benchmark.METRICS],
+        "item_metrics": list(benchmark.ITEM_METRICS),
+        "cluster": benchmark.CLUSTER,
+        "category": benchmark.CATEGORY,
+    }
+
+
+def download(url: str, sha256: str, title: str) -> Path:
+    """The file at `url`, kept in $XDG_CACHE_HOME/moonshotgpt (~/.cache/moonshotgpt). ValueError when it cannot be had
+    or is another one."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moonshotgpt"
+    path = folder / url.rpartition("/")[2]
+    instead = f"pass --data with a local copy of {path.name}, or --data synthetic."
+    try:
+        if path.exists() and disk.sha256_file(path) == sha256:
+            return path
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            content = answer.read()
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        raise ValueError(f"{title} is not in {folder} and {url} cannot be read ({error}): {instead}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{url} gave {len(content)} bytes with another checksum than the official file: {instead}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        private = path.with_name(f"{path.name}.{os.getpid()}")  # another run may download at the same time
+        disk.write_whole(private, content)
+        os.replace(private, path)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error.strerror}): set XDG_CACHE_HOME, or {instead}") from error
+    return path
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# scores
+
+
+class Scored(NamedTuple):
+    """What a model gives the questions of one item. A question is a context with its endings."""
+
+    sums: list[list[float]]  # log p of each ending of each question, summed over the ending's tokens, nats
+    lengths: list[list[int]]  # tokens of each ending
+    truncated: bool  # whether the model saw only the last part of a context
+
+
+def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
+          autocast=contextlib.nullcontext, stop=None, progress=False) -> list[Scored] | None:
+    """What the model gives each item, in the order of items, on every rank; each item is scored by one rank. None
+    when a rank's stop.asked became true, which is looked at between forward passes.
+
+    render(item): the item's questions as text, [(context, [ending, ...]), ...]. model: a GPT or its compiled wrapper;
+    it stays in its mode. batch_size: contexts per forward pass (None: as many as fit a budget of tokens). autocast: a
+    function that gives the context to compute in. name: of the progress bar. Draws no random numbers. ValueError: an
+    ending longer than block_size, a vocabulary without GPT-2's ids, scores that are not finite."""
+    model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
+    size = model.config.vocab_size
+    if size < shards.N_GPT2_TOKENS:
+        raise ValueError(f"the model's vocabulary has {size} ids, but items are encoded with GPT-2's "
+                         f"{shards.N_GPT2_TOKENS}: evaluate a model that was trained on those.")
+
+    def score_share(share):
+        encoded = encode([render(item) for item in share], bos)
+        check_length(share, encoded, model.config.block_size)
+        queue = [question for questions in encoded for question in questions]
+        hidden = None if progress and procs.rank == 0 else True
+        with tqdm(total=len(queue), unit="context", desc=name, leave=False, disable=hidden) as bar:
+            sums = sum_log_probs(model, queue, batch_size, autocast, stop, bar)
+        if sums is None:
+            return None
+        scored, rest = [], iter(sums)
+        for item, questions in zip(share, encoded, strict=True):
+            of_item = [next(rest) for _ in questions]
+            if not all(math.isfinite(value) for values in of_item for value in values):
+                raise ValueError(f"the scores of item {item['id']} are not finite, so the weights are broken: "
+                                 "evaluate an earlier checkpoint.")
+            lengths = [[len(ending) for ending in endings] for _, endings in questions]
+            truncated = inference.n_truncated(questions, model.config.block_size) > 0
+            scored.append(Scored(of_item, lengths, truncated))
+        return scored
+
+    return processes.spread(procs, items, score_share)
+
+
+def sum_log_probs(model, queue, batch_size, autocast, stop, bar) -> list[list[float]] | None:
+    """Summed log-prob of each ending of each (context, endings); None when asked to stop.
+
+    fsum makes the sums of the fp32 values exact to the last fp64 bit, so equal values give equal sums, and equal means
+    for endings of any length: ties stay ties."""
+    sums, was_training = [None] * len(queue), model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast():
+            for i, endings in inference.iter_scores(model, queue, batch_size):
+                sums[i] = [math.fsum(tokens.tolist()) for tokens in endings]
+                bar.update()
+                if stop is not None and stop.asked:
+                    return None
+    finally:
+        model.train(was_training)
+    return sums
+
+
+def mean(values: list[float]) -> float | None:
+    if not values:
+        return None
+    return math.fsum(values) / len(values)
+
+
+def standard_error(groups: list[list[float]]) -> float | None:
+    """Of the mean of the groups' means, as if items were independent; compare_runs.py resamples clusters instead.
+    None when a group has fewer than two values."""
+    if any(len(values) < 2 for values in groups):
+        return None
+    variances = []
+    for values in groups:
+        n, center = len(values), mean(values)
+        variances.append(math.fsum((value - center) ** 2 for value in values) / (n - 1) / n)
+    return math.sqrt(math.fsum(variances)) / len(groups)
+
+
+def computing_dtype(autocast) -> str:
+    """The dtype of the products under `autocast`; softmax is fp32 and sums are fp64 in any case."""
+    with autocast():
+        for kind in ("cuda", "cpu", "mps"):
+            if torch.is_autocast_enabled(kind):
+                return str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
+    return "float32"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# records
+
+
+def write_records(name, table, folder, step: int, result: dict, timestamp: str, **more) -> None:
+    """Write evaluate()'s result into a run's folder: one line in <name>_metrics.jsonl, one per item in
+    <name>_items.jsonl, and the metrics of `table` (METRICS) and `more` in step_metrics.json. A step that is already
+    there is replaced. Items are written first, so that a step in the metrics has all of its items."""
+    folder, metrics = Path(folder), result["metrics"]
+    items = [{"step": step, **record} for record in result["items"]]
+    runs.replace_step(folder / f"{name}_items.jsonl", step, items)
+    line = {"type": name, "step": step, "timestamp": timestamp, **metrics}
+    runs.replace_step(folder / f"{name}_metrics.jsonl", step, [line])
+    scores = {key: metrics[key.removeprefix(f"{name}_")] for key, *_ in table}
+    runs.update_step_metrics(folder, step, **scores, **more)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# command line
+
+
+def parse_flags(benchmark, argv) -> argparse.Namespace:
+    name = benchmark.NAME
+    parser = argparse.ArgumentParser(
+        prog=f"{name}.py", description=f"{benchmark.TITLE} scores of a checkpoint.", allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --data synthetic:400 --show 5")
+    add = parser.add_argument_group("what").add_argument
+    add("--checkpoint", required=True,
+        help="a run's folder (its newest checkpoint), one of its ckpt/step_*, or a folder of GPT.save (required)")
+    add("--data", default="", help=benchmark.DATA_HELP)
+    add("--max_examples", type=int, default=0, help="items, spread evenly (0 = all)")
+    add("--bos", choices=("on", "off"), default="on", help="begin each context with <|endoftext|> (default on)")
+    for option, settings in benchmark.OPTIONS.items():
+        add(f"--{option}", **settings)
+    add = parser.add_argument_group("output").add_argument
+    add("--show", type=int, default=0, help="print this many items with their scores (0 = none)")
+    add("--out", default="",
+        help=f"folder for {name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json, such as the run's; the step "
+        "is the checkpoint's, or 0 if it has none ('' = only print)")
+    add = parser.add_argument_group("machine").add_argument
+    add("--batch_size", type=int, default=0, help="contexts per forward pass (0 = as many as fit a fixed token budget)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA when there is one")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products (default float32)")
+    args = parser.parse_args(argv)
+    for count in ("max_examples", "show", "batch_size"):
+        if getattr(args, count) < 0:
+            parser.error(f"--{count} {getattr(args, count)}: give 0 or more.")
+    return args
+
+
+def main(benchmark, argv=None) -> int:
+    """The command line of a benchmark's own file: score a checkpoint, print the result, write the records."""
+    args = parse_flags(benchmark, argv)
+    procs = processes.start_processes(args.device)
+    try:
+        if args.out:
+            procs.on_main(lambda: runs.make_folder(args.out, "--out"))
+        folder, step, _ = runs.resolve_checkpoint(args.checkpoint, lambda text: print(text, file=sys.stderr))
+        step = step or 0
+        items = procs.on_main(lambda: benchmark.load(args.data, args.max_examples))
+        stop = processes.StopRequest()
+        model = GPT.load(folder, procs.device)
+        _, autocast = processes.autocast_for(procs.device, args.dtype)
+        own = {option: getattr(args, option) for option in benchmark.OPTIONS}
+        result = benchmark.evaluate(model, items, procs, bos=args.bos == "on", batch_size=args.batch_size or None,
+                                    autocast=autocast, stop=stop, progress=True, **own)
+        if result is None:
+            raise KeyboardInterrupt
+        if procs.is_main:
+            metrics = result["metrics"]
+            if args.show:
+                print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
+            print(f"{benchmark.TITLE}, {metrics['n']:,} items of {args.data or benchmark.OFFICIAL} | {folder}")
+            print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, {metrics['seconds']:.1f} s, "
+                  f"chance {benchmark.CHANCE:.4f}\n{benchmark.table(metrics)}")
+            if args.out:
+                benchmark.write_records(args.out, step, result, runs.now())
+                print(f"records of step {step} are in {args.out}")
+    finally:
+        procs.close()
+    return 0
