@@ -13,9 +13,6 @@ can be proved to have read the same, and no resume, number of ranks or micro-bat
 """
 
 import argparse
-import functools
-import hashlib
-import json
 import math
 import time
 from pathlib import Path
@@ -25,16 +22,15 @@ import torch
 
 import ewok
 import hellaswag
-from lab import data_order, disk, inference, optim, processes, runs, shards, training
+from lab import benchmarks, data_order, disk, inference, optim, processes, runs, shards, training
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
-BENCHMARKS = (hellaswag, ewok)  # scored during training; their flags, log lines, records and columns follow
+BENCHMARKS = (hellaswag, ewok)  # scored while training: their flags, log lines and records follow from this
+LONGEST_WARMUP = 715  # steps, of --warmup_iters -1
+SHAPE = "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()  # flags of GPTConfig
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
-
-LONGEST_WARMUP = 715  # steps, of --warmup_iters -1
-SHAPE = "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()  # flags of GPTConfig
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="train_gpt.py", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         description="Train a GPT-2 on token shards: CPU, one GPU, or torchrun with many.",
         epilog="example: python train_gpt.py --data_dir data/synthetic --n_layer 4 --n_head 4 --n_embd 128\n"
-        "         --seq_len 128 --micro_batch_size 8 --total_batch_tokens 4096 --max_train_steps 300 --eval_every 100")
+        "         --seq_len 128 --micro_batch_size 8 --total_batch_tokens 4096 --max_train_steps 300")
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", help="folder of train_*.bin and val_*.bin (required)")
     add("--val_data_dir", help="folder whose val files are scored instead (default: --data_dir)")
@@ -53,27 +49,27 @@ def build_parser() -> argparse.ArgumentParser:
         help="sequences in an epoch (default %(default)s)")
     add("--max_epochs", type=float, default=1.0,
         help="refuse to read the data more often than this (default %(default)g)")
-    add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s; 0 = in the loop)")
+    add("--num_workers", type=int, default=1,
+        help="threads that read ahead (default %(default)s; 0 = read in the loop)")
     add("--verify_data", choices=("full", "sizes"), default="full",
         help="before step 0 check sha256 or only sizes (default %(default)s)")
     add("--vocab_size", type=int, default=shards.VOCAB_SIZE,
         help="logical vocabulary (default %(default)s; 50257 = plain GPT-2)")
-
     add = parser.add_argument_group("model").add_argument
     add("--init_from", default="",
-        help="run or checkpoint whose weights and shape training starts from ('' = fresh weights from --seed)")
+        help="run or checkpoint whose weights and shape to start from ('' = fresh weights from --seed)")
     add("--arch", choices=ARCHS, default=GPTConfig.arch,
         help="GPT-2, or the October-2024 speedrun's (default %(default)s)")
     add("--n_layer", type=int, default=12, help="blocks (default %(default)s)")
     add("--n_head", type=int, default=0, help="heads (0 = 12 for gpt2, n_embd / 128 for speedrun)")
     add("--n_embd", type=int, default=768, help="width (default %(default)s)")
     add("--n_inner", type=int, default=0, help="width of the MLP (0 = 4 x n_embd)")
-    add("--attn_gate", choices=GATES, default=GPTConfig.attn_gate, help="attention gate (default %(default)s)")
+    add("--attn_gate", choices=GATES, default=GPTConfig.attn_gate,
+        help="attention gate (default %(default)s)")
     add("--gate_pos", choices=GATE_POSITIONS, default=GPTConfig.gate_pos,
         help="gate the SDPA output or the values (default %(default)s)")
     add("--gate_act", choices=GATE_ACTIVATIONS, default=GPTConfig.gate_act,
         help="range of the gate; ns_sigmoid = 0.5 + 0.5 sigmoid (default %(default)s)")
-
     group = parser.add_argument_group("optimization")
     add = group.add_argument
     add("--micro_batch_size", type=int, default=10,
@@ -84,25 +80,27 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0,
         help="of weights, data order and samples, each with its own stream (default %(default)s)")
     optim.add_arguments(group, learning_rate=6e-4, weight_decay=0.1, longest_warmup=LONGEST_WARMUP)
-
     add = parser.add_argument_group("evaluation and samples").add_argument
     add("--eval_every", type=int, default=250,
         help="steps between val losses; also before the first, after the last (default %(default)s; 0 = off)")
     add("--val_tokens", type=int, default=10_485_760,
         help="score the first whole documents worth this many plain GPT-2 tokens (default %(default)s)")
-    add("--eval_batch_size", type=int, default=0, help="rows per forward pass in evaluation (0 = --micro_batch_size)")
+    add("--eval_batch_size", type=int, default=0,
+        help="rows per forward pass in evaluation (0 = --micro_batch_size)")
     for benchmark in BENCHMARKS:
-        name = benchmark.NAME
-        add(f"--{name}_every", type=int, default=0, help=f"steps between {name} scores; also after the last (0 = off)")
-        add(f"--{name}_data", default="", help=f"{benchmark.DATA_HELP}; a synthetic corpus has synthetic items")
+        name, title = benchmark.NAME, benchmark.TITLE
+        add(f"--{name}_every", type=int, default=0,
+            help=f"steps between {title} scores; also after the last (0 = off)")
+        add(f"--{name}_data", default="",
+            help=f"{benchmark.DATA_HELP}; a synthetic corpus is scored on synthetic items by default")
         add(f"--{name}_max_examples", type=int, default=0, help="items, spread evenly over the file (0 = all)")
-    add("--eval_bos", choices=("on", "off"), default="on", help="<|endoftext|> before every context (default on)")
+    add("--eval_bos", choices=("on", "off"), default="on",
+        help="<|endoftext|> before every context (default %(default)s)")
     add("--sample_every", type=int, default=0, help="steps between printed samples (0 = off)")
     add("--sample_tokens", type=int, default=64, help="tokens per sample (default %(default)s)")
-
-    group = training.add_run_arguments(parser, name="data folder, arm, optimizer", save_every=1000)
-    group.add_argument("--results_csv", default=str(runs.REPO / "experiments" / "results.csv"),
-                       help="table a finished run is added to ('' = none)")
+    add = training.add_run_arguments(parser, name="data folder, arm, optimizer", save_every=1000).add_argument
+    add("--results_csv", default=str(runs.REPO / "experiments" / "results.csv"),
+        help="table that a finished run is added to ('' = none)")
     training.add_machine_arguments(parser)
     return parser
 
@@ -111,41 +109,44 @@ def parse_args(argv=None) -> argparse.Namespace:
     """Flags, checked, with derived values filled in. --config, or the run being resumed, supplies the defaults."""
     parser = build_parser()
     before = training.take_defaults(parser, argv)
-    start = shape_of_start(parser, argv, before)
-    parser.set_defaults(**{name: start[name] for name in SHAPE if name in start})
+    start = config_of_start(parser, argv, before)
+    if start:
+        parser.set_defaults(**{name: start[name] for name in SHAPE})
     args = parser.parse_args(argv)
-    other = [f"--{k} {getattr(args, k)} (there {start[k]})" for k in SHAPE if getattr(args, k) != start.get(k)]
-    if start and other:
-        parser.error(f"--init_from {args.init_from} has another shape: drop {', '.join(other)}.")
-    if start and args.seq_len > start["block_size"]:
-        parser.error(f"--init_from {args.init_from} reads at most {start['block_size']} tokens: lower --seq_len.")
+    if start:
+        other = [f"--{k} {getattr(args, k)} (there {start[k]})" for k in SHAPE if getattr(args, k) != start[k]]
+        if other:
+            parser.error(f"--init_from {args.init_from} has another shape: drop {', '.join(other)}.")
+        if args.seq_len > start["block_size"]:
+            parser.error(f"--init_from {args.init_from} reads at most {start['block_size']} tokens: lower --seq_len.")
     if not args.data_dir:
-        parser.error("--data_dir is required: make one with "
-                     "python prepare_fineweb.py --dataset synthetic --max_docs 5000 --out_dir data/synthetic")
+        parser.error("--data_dir is required: make one with python prepare_fineweb.py --dataset synthetic "
+                     "--max_docs 5000 --out_dir data/synthetic")
     training.check_shared_flags(parser, args)
-    training.check_positive(parser, args, "seq_len n_layer n_embd total_batch_tokens max_train_steps val_tokens")
-    training.check_not_negative(parser, args, "num_workers n_head n_inner")
+    training.check_flags(parser, args, "a whole number of at least 1",
+                         "seq_len n_layer n_embd total_batch_tokens max_train_steps val_tokens")
+    training.check_flags(parser, args, "0 or more", "num_workers n_head n_inner")
     for benchmark in BENCHMARKS:
-        training.check_not_negative(parser, args, f"{benchmark.NAME}_every {benchmark.NAME}_max_examples")
-    training.check_above_zero(parser, args, "max_epochs")
-    if not args.n_head:
+        training.check_flags(parser, args, "0 or more", f"{benchmark.NAME}_every {benchmark.NAME}_max_examples")
+    training.check_flags(parser, args, "a number above 0", "max_epochs")
+    if args.n_head == 0:
         heads_of_128 = max(1, args.n_embd // 128)
         args.n_head = {"gpt2": 12, "speedrun": heads_of_128}[args.arch]
     args.n_inner = args.n_inner or 4 * args.n_embd
     optim.fill_in(args, LONGEST_WARMUP)
-    arm = [Path(args.data_dir).name]
+    words = [Path(args.data_dir).name, args.optimizer]
     if args.attn_gate != "none":
-        arm += [args.attn_gate, args.gate_pos, args.gate_act]
-    training.fill_in(args, name="_".join([*arm, args.optimizer]))
+        words[1:1] = [args.attn_gate, args.gate_pos, args.gate_act]
+    training.fill_in(args, name="_".join(words))
     return args
 
 
-def shape_of_start(parser, argv, before: dict | None) -> dict:
-    """The configuration of the model that --init_from names; {} without one. A run with checkpoints of its own needs
-    its start no more: its config.json has the shape."""
+def config_of_start(parser, argv, before: dict | None) -> dict | None:
+    """The configuration of the model that --init_from names; None without one. A run with checkpoints of its own needs
+    its start no more, and its config.json has it."""
     args, _ = parser.parse_known_args(argv)
     if not args.init_from:
-        return {}
+        return None
     if args.resume and runs.list_checkpoints(args.out_dir):
         return before["model"]
     try:
@@ -153,6 +154,14 @@ def shape_of_start(parser, argv, before: dict | None) -> dict:
         return GPT.load_config(folder).to_dict()
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
+
+
+def unused_flags(args) -> list[str]:
+    """Flags that change nothing in this run."""
+    unused = optim.unused_flags(args)
+    if args.attn_gate == "none":
+        unused += ["gate_pos", "gate_act"]
+    return unused
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -173,21 +182,8 @@ def count_sequences(args, world_size: int) -> int:
         sizes.sort(key=lambda size: abs(size - args.micro_batch_size))
         advice += f", or --micro_batch_size {' or '.join(map(str, sizes[:3]))}"
     raise ValueError(
-        f"--total_batch_tokens {args.total_batch_tokens} is not a multiple of micro_batch_size x seq_len x ranks = "
-        f"{args.micro_batch_size} x {args.seq_len} x {world_size} = {unit}: {advice}.")
-
-
-def open_data(args, verify: bool) -> tuple:
-    """(training files, their meta.json or {}, held-out documents or None)."""
-    files, meta = shards.open_dataset(args.data_dir, "train", verify, args.vocab_size)
-    meta = meta or {}
-    if args.condition and meta.get("condition") != args.condition:
-        raise ValueError(f"--condition {args.condition}, but {args.data_dir} was prepared as "
-                         f"{meta.get('condition', 'unknown')}: name the other folder, or drop --condition.")
-    val = None
-    if args.eval_every:
-        val = shards.open_val(args.val_data_dir or args.data_dir, args.val_tokens, verify, args.vocab_size)
-    return files, meta, val
+        f"--total_batch_tokens {args.total_batch_tokens} is not a multiple of micro_batch_size x seq_len x "
+        f"ranks = {args.micro_batch_size} x {args.seq_len} x {world_size} = {unit}: {advice}.")
 
 
 def count_epochs(args, sequences_per_step: int, n_sequences: int) -> float:
@@ -197,21 +193,35 @@ def count_epochs(args, sequences_per_step: int, n_sequences: int) -> float:
     if epochs > args.max_epochs:
         steps = int(args.max_epochs * n_sequences // sequences_per_step)
         raise ValueError(
-            f"{args.max_train_steps} steps x {sequences_per_step} sequences = {needed:,}, but {args.data_dir} has "
-            f"{n_sequences:,} sequences of {args.seq_len} tokens: {epochs:.3f} epochs, more than --max_epochs "
-            f"{args.max_epochs:g}; lower --max_train_steps to {steps}, prepare more data, or pass --max_epochs "
-            f"{math.ceil(epochs)}.")
+            f"{args.max_train_steps} steps x {sequences_per_step} sequences = {needed:,}, but {args.data_dir} "
+            f"has {n_sequences:,} sequences of {args.seq_len} tokens: {epochs:.3f} epochs, more than "
+            f"--max_epochs {args.max_epochs:g}; lower --max_train_steps to {steps}, prepare more data, or pass "
+            f"--max_epochs {math.ceil(epochs)}.")
     return epochs
 
 
-def load_items(args, benchmark, is_synthetic: bool, procs) -> list[dict]:
-    """A benchmark's items. ValueError when they cannot be had, or are too long for --seq_len."""
+def open_data(args, verify: bool) -> tuple:
+    """(training files, their meta.json or {}, held-out documents or None)."""
+    files, meta = shards.open_dataset(args.data_dir, "train", verify, args.vocab_size)
+    meta = meta or {}
+    condition = meta.get("condition", "unknown")
+    if args.condition and args.condition != condition:
+        raise ValueError(f"--condition {args.condition}, but {args.data_dir} was prepared as {condition}: name the "
+                         "other folder, or drop --condition.")
+    val = None
+    if args.eval_every:
+        val = shards.open_val(args.val_data_dir or args.data_dir, args.val_tokens, verify, args.vocab_size)
+    return files, meta, val
+
+
+def load_items(args, benchmark, meta: dict, procs) -> list[dict]:
+    """A benchmark's items. ValueError when there are none, or some are too long for --seq_len."""
     flag = f"{benchmark.NAME}_data"
-    source = getattr(args, flag)
-    if is_synthetic and not source:
+    source, count = getattr(args, flag), getattr(args, f"{benchmark.NAME}_max_examples")
+    if not source and meta.get("dataset") == "synthetic":
         source = "synthetic"
     try:
-        items = procs.on_main(lambda: benchmark.load(source, getattr(args, f"{benchmark.NAME}_max_examples")))
+        items = procs.on_main(lambda: benchmark.load(source, count))
         benchmark.check_length(items, args.seq_len)
     except ValueError as error:
         raise processes.SharedError(str(error).replace("--data", f"--{flag}")) from None
@@ -219,21 +229,21 @@ def load_items(args, benchmark, is_synthetic: bool, procs) -> list[dict]:
 
 
 def build_model(args, before: dict | None, device) -> tuple[GPT, dict | None]:
-    """(the model, what config.json records about --init_from). Vocabulary rows up to a multiple of 128 make the head's
-    products faster; they are masked everywhere."""
+    """(the model, what config.json records of --init_from)."""
     if args.init_from and before is not None and runs.list_checkpoints(args.out_dir):
         return GPT(GPTConfig.from_dict(before["model"]), seed=None).to(device), before["init"]
     if args.init_from:
         folder, _, _ = runs.resolve_checkpoint(args.init_from, flag="--init_from")
         init = {"checkpoint": str(folder), "sha256": disk.sha256_file(folder / "model.safetensors")}
         return GPT.load(folder, device), init
+    padded = -(-args.vocab_size // 128) * 128  # makes the head's products faster; masked everywhere
     shape = {name: getattr(args, name) for name in SHAPE}
-    config = GPTConfig(**shape, padded_vocab_size=-(-args.vocab_size // 128) * 128, block_size=args.seq_len)
+    config = GPTConfig(**shape, padded_vocab_size=padded, block_size=args.seq_len)
     return GPT(config, seed=args.seed).to(device), None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# evaluation and the end
+# evaluation
 
 
 @torch.no_grad()
@@ -244,11 +254,12 @@ def evaluate_val(model, val: dict, args, procs, autocast, stop) -> tuple[dict, d
     record, documents = {}, {}
     n_docs = len(val["doc_starts"])
     doc_lengths = np.diff(np.append(val["doc_starts"], len(val["tokens"])))
-    doc_of = np.repeat(np.arange(n_docs), doc_lengths)  # the document of each token
+    doc_of = np.repeat(np.arange(n_docs), doc_lengths)  # each token's document
     for view, suffix in (("stream", ""), ("bos", "_bos")):
         starts, lengths = data_order.val_rows(val, args.seq_len, view, shards.BOS_ID)
         mine = slice(procs.rank, None, procs.world_size)
-        sums = torch.zeros(3, n_docs + 1, dtype=torch.float64)  # nats, tokens, bytes per document; last column: stopped
+        # nats, tokens, bytes of each document; last column: asked to stop
+        sums = torch.zeros(3, n_docs + 1, dtype=torch.float64)
         for x, y, where in data_order.val_batches(val, starts[mine], lengths[mine], args.eval_batch_size):
             if stop.asked:
                 sums[0, -1] = 1
@@ -259,17 +270,19 @@ def evaluate_val(model, val: dict, args, procs, autocast, stop) -> tuple[dict, d
             nll = nll.cpu().double().numpy()[scored]
             at = where[scored]
             for row, values in enumerate((nll, np.ones(len(at)), val["token_bytes"][at])):
-                sums[row, :-1] += torch.from_numpy(np.bincount(doc_of[at], weights=values, minlength=n_docs))
+                added = np.bincount(doc_of[at], weights=values, minlength=n_docs)
+                sums[row, :-1] += torch.from_numpy(added)
         if procs.world_size > 1:
             sums = procs.sum(sums.to(procs.device)).cpu()
         if sums[0, -1] > 0:
             return None
-        nats, count, n_bytes = sums[:, :-1].sum(1).tolist()
-        record[f"val_loss{suffix}"] = ratio(nats, count)
+        sums = sums[:, :-1]
+        nats, n_tokens, n_bytes = sums.sum(1).tolist()
+        record[f"val_loss{suffix}"] = ratio(nats, n_tokens)
         record[f"val_bits_per_byte{suffix}"] = ratio(nats / math.log(2), n_bytes)
-        record[f"val_tokens{suffix}"] = int(count)
+        record[f"val_tokens{suffix}"] = int(n_tokens)
         record[f"val_bytes{suffix}"] = int(n_bytes)
-        for name, values in zip(("nats", "tokens", "bytes"), sums[:, :-1].numpy(), strict=True):
+        for name, values in zip(("nats", "tokens", "bytes"), sums.numpy(), strict=True):
             documents[f"{view}_{name}"] = values
     return record, documents
 
@@ -280,24 +293,27 @@ def ratio(total: float, count: float) -> float:
     return total / count
 
 
-def evaluate(run: training.Run, val: dict | None, probe, benchmarks: dict) -> None:
-    """Makes and records the evaluations in state.due. One that is interrupted stays there, and a resume makes up for
-    it. probe: see record_mechanism. benchmarks: {name: (module, items)}."""
-    args, procs, state, model = run.args, run.procs, run.state, run.model
-    tokens_seen = state.step * args.total_batch_tokens
-    while state.due:
-        name = state.due[0]
+def evaluate(run: training.Run, val: dict | None, probe, items: dict) -> None:
+    """Makes and records the evaluations that are due. An interrupted one stays due, and a resume makes up for it.
+
+    val: open_data's. probe: probe_rows'. items: {benchmark: its items}."""
+    args, procs = run.args, run.procs
+    tokens_seen = run.state.step * args.total_batch_tokens
+    flops = tokens_seen * run.record["flops_per_token"]
+    by_name = {benchmark.NAME: benchmark for benchmark in items}
+    while run.state.due:
         started = time.perf_counter()
-        model.eval()
+        name = run.state.due[0]
+        run.model.eval()
         if name == "val":
-            scores = evaluate_val(model, val, args, procs, run.autocast, run.stop)
+            scores = evaluate_val(run.model, val, args, procs, run.autocast, run.stop)
         else:
-            benchmark, items = benchmarks[name]
-            scores = benchmark.evaluate(
-                model, items, procs, bos=args.eval_bos == "on", autocast=run.autocast, stop=run.stop)
+            benchmark = by_name[name]
+            scores = benchmark.evaluate(run.model, items[benchmark], procs, bos=args.eval_bos == "on",
+                                        autocast=run.autocast, stop=run.stop)
         if scores is None:
             return
-        fields = training.finish_evaluation(run, started, tokens_seen, tokens_seen * run.record["flops_per_token"])
+        fields = training.finish_evaluation(run, started, tokens_seen, flops)
         if name == "val":
             record_val(run, val, *scores, fields)
             record_mechanism(run, probe)
@@ -306,32 +322,31 @@ def evaluate(run: training.Run, val: dict | None, probe, benchmarks: dict) -> No
 
 
 def record_val(run: training.Run, val: dict, scores: dict, documents: dict, fields: dict) -> None:
-    step = run.state.step
+    step = fields["step"]
     run.log(f"step {step:6d} | val {scores['val_loss']:.4f} nats, {scores['val_bits_per_byte']:.4f} bits/byte | "
             f"bos view {scores['val_loss_bos']:.4f} nats, {scores['val_bits_per_byte_bos']:.4f} bits/byte | "
             f"{fields['eval_seconds']:.1f} s")
-    if not run.procs.is_main:
-        return
-    if val["doc_hash"] is not None:
-        documents["doc_hash"] = val["doc_hash"]
-    np.savez_compressed(run.folder / f"val_documents_{step:06d}.npz", **documents)
-    run.scalars.write(type="val", **scores, **fields)
-    runs.update_step_metrics(run.folder, step, **scores)
+    if run.procs.is_main:
+        if val["doc_hash"] is not None:
+            documents["doc_hash"] = val["doc_hash"]
+        np.savez_compressed(run.folder / f"val_documents_{step:06d}.npz", **documents)
+        run.scalars.write(type="val", **scores, **fields)
+        runs.update_step_metrics(run.folder, step, **scores)
 
 
 def record_benchmark(run: training.Run, benchmark, scores: dict, fields: dict) -> None:
-    metrics, step = scores["metrics"], run.state.step
-    line = ", ".join(f"{key} {metrics[key]:.4f}" for key in benchmark.SHOWN)
-    run.log(f"step {step:6d} | {benchmark.NAME} {line} | {fields['eval_seconds']:.1f} s")
+    step, metrics = fields["step"], scores["metrics"]
+    values = ", ".join(f"{key} {metrics[key]:.4f}" for key in benchmark.SHOWN)
+    run.log(f"step {step:6d} | {benchmark.NAME} {values} | {fields['eval_seconds']:.1f} s")
     if run.procs.is_main:
         benchmark.write_records(run.folder, step, scores, fields["timestamp"])
-        plain = {key: value for key, value in metrics.items() if isinstance(value, (int, float, str))}
-        run.scalars.write(type=benchmark.NAME, **fields, **plain)
+        single = {key: value for key, value in metrics.items() if isinstance(value, (int, float, str))}
+        run.scalars.write(type=benchmark.NAME, **fields, **single)
 
 
 def probe_rows(args, files, val: dict | None) -> torch.Tensor | None:
-    """Up to two rows (2, T) that show what gates and attention do: the beginning of the held-out stream, else of the
-    data. None when a row is one token."""
+    """Up to two rows (2, T) to look at gates and attention with: the beginning of the held-out stream, else of the
+    training data. None when a row is one token."""
     T = args.seq_len
     if T == 1:
         return None
@@ -342,23 +357,27 @@ def probe_rows(args, files, val: dict | None) -> torch.Tensor | None:
     return torch.from_numpy(whole.astype(np.int64)).view(-1, T)
 
 
-def record_mechanism(run: training.Run, probe) -> None:
-    """What every layer's gate and attention do on the rows of probe_rows."""
+def record_mechanism(run: training.Run, probe: torch.Tensor | None) -> None:
+    """What the gate and the attention of every layer do on the rows of probe."""
     if run.procs.is_main and probe is not None:
         layers = run.model.gate_stats(probe.to(run.procs.device))
         run.scalars.write(type="mechanism", step=run.state.step, timestamp=runs.now(), layers=layers)
 
 
 def print_samples(run: training.Run) -> None:
-    args, step = run.args, run.state.step
+    step, args = run.state.step, run.args
     samples = inference.generate(run.model.eval(), [[shards.BOS_ID]] * 2, args.sample_tokens, temperature=0.8,
                                  top_k=50, seed=args.seed + step, stop_ids=[shards.BOS_ID])
     for sample in samples:
         run.log(f"step {step:6d} | sample {shards.get_tokenizer().decode(sample.ids)!r}")
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# the end
+
+
 def find_warnings(args, data: dict, scalars: list[dict]) -> list[str]:
-    """Why this run does not show what its arm is about, a sentence each."""
+    """Signs that the intervention was not there, a sentence each."""
     warnings = []
     if data["condition"] == "mul_tokens" and not data["mul_token_rate"]:
         warnings.append("the data's condition is mul_tokens but it holds no multiplication token: nothing was changed.")
@@ -375,18 +394,17 @@ def find_warnings(args, data: dict, scalars: list[dict]) -> list[str]:
 
 
 def summarise(run: training.Run) -> dict:
-    """summary.json: last and best numbers, cost, the row for results.csv, and whether the intervention was there."""
+    """summary.json: last and best numbers, cost, warnings, the row for results.csv."""
     args, config, data = run.args, run.record, run.record["data"]
+    step, tokens_seen = run.state.step, run.state.step * args.total_batch_tokens
     scalars = runs.read_jsonl(run.folder / "scalars.jsonl")
-    tokens_seen = run.state.step * args.total_batch_tokens
-    numbers = {
-        **training.final_numbers(run, scalars, "val_loss val_bits_per_byte val_loss_bos val_bits_per_byte_bos"),
-        "tokens_seen": tokens_seen, "unique_tokens": data["unique_tokens"], "epochs": data["epochs"],
-        "flops_total": tokens_seen * config["flops_per_token"],
-    }
+    val_fields = "val_loss val_bits_per_byte val_loss_bos val_bits_per_byte_bos"
+    numbers = training.final_numbers(run, scalars, val_fields)
+    numbers |= {"tokens_seen": tokens_seen, "flops_total": tokens_seen * config["flops_per_token"],
+                "unique_tokens": data["unique_tokens"], "epochs": data["epochs"]}
     scores = {}
     if (run.folder / "step_metrics.json").exists():
-        scores = runs.read_json(run.folder / "step_metrics.json").get(str(run.state.step), {})
+        scores = runs.read_json(run.folder / "step_metrics.json").get(str(step), {})
     row = {
         **runs.condition_columns(config["flags"], config["unused_flags"]), **numbers,
         "run_id": run.folder.name, "date": config["started"][:10], "git_commit": config["code"]["git_commit"],
@@ -399,7 +417,8 @@ def summarise(run: training.Run) -> dict:
     for benchmark in BENCHMARKS:
         for key, *_ in benchmark.METRICS:
             row[key] = scores.get(key)
-    return {**numbers, "scores": scores, "warnings": find_warnings(args, data, scalars), "results_row": row}
+    warnings = find_warnings(args, data, scalars)
+    return {**numbers, "scores": scores, "warnings": warnings, "results_row": row}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -408,81 +427,76 @@ def summarise(run: training.Run) -> dict:
 
 def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
-    # processes and machine
+    # processes
     device = procs.device
     autocast = training.prepare_machine(args, device)
-    schedule = optim.schedule_settings(args)
-    optim.lr_multiplier(0, **schedule)  # refuses warmup + warmdown > steps before anything is written
     sequences_per_step = count_sequences(args, procs.world_size)
     tokens_per_step = args.total_batch_tokens
+    schedule = optim.schedule_settings(args)
+    optim.lr_multiplier(0, **schedule)  # refuses warmup + warmdown > steps before anything is written
     if procs.on_main(lambda: training.is_finished(args)):
         return 0
     before = procs.on_main(lambda: training.config_before(args))
 
     # ------------------------------------------------------------------------------------------------------------------
-    # data: rank 0 reads every byte and compares checksums, the other ranks rely on it
+    # data: rank 0 reads every byte once and compares checksums, then the others open the files
     files, meta, val = procs.main_first(lambda: open_data(args, procs.is_main and args.verify_data == "full"))
     files.fingerprint = procs.broadcast(files.fingerprint)
     n_sequences = files.n_sequences(args.seq_len)
     epochs = count_epochs(args, sequences_per_step, n_sequences)
     unique_tokens = min(args.max_train_steps * sequences_per_step, n_sequences) * args.seq_len
-    benchmarks, cadence = {}, {"val": args.eval_every}
+    every = {"val": args.eval_every}  # steps between evaluations
+    items = {}
     for benchmark in BENCHMARKS:
-        name = benchmark.NAME
-        cadence[name] = getattr(args, f"{name}_every")
-        if cadence[name]:
-            benchmarks[name] = benchmark, load_items(args, benchmark, meta.get("dataset") == "synthetic", procs)
+        every[benchmark.NAME] = getattr(args, f"{benchmark.NAME}_every")
+        if every[benchmark.NAME]:
+            items[benchmark] = load_items(args, benchmark, meta, procs)
 
     # ------------------------------------------------------------------------------------------------------------------
     # model and optimizer
     model, init = build_model(args, before, device)
+    params = [p for p in model.parameters() if p.requires_grad]
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
     forward = model
     if training.compiles(args, device):
         forward = torch.compile(model)
-    params = [p for p in model.parameters() if p.requires_grad]
-    flops_per_step = model.flops_per_token(args.seq_len) * tokens_per_step
+    flops_per_token = model.flops_per_token(args.seq_len)
 
     # ------------------------------------------------------------------------------------------------------------------
     # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
-    val_record = {"val_fingerprint_documents": None, "val_fingerprint_tokens": None, "val_documents": 0}
-    if val is not None:
-        val_record = {"val_fingerprint_documents": val["fingerprint_documents"],
-                      "val_fingerprint_tokens": val["fingerprint_tokens"], "val_documents": len(val["doc_starts"])}
-    record = {
-        **training.describe(args, procs, model, unused_flags(args)),
-        "tokens_per_step": tokens_per_step, "init": init,
-        "data": {"fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
-                 "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
-                 "condition": meta.get("condition"), "mul_token_rate": meta.get("mul_token_rate"),
-                 "crop_fraction": meta.get("crop_fraction"), **val_record},
-        "benchmarks": {name: describe_benchmark(*pair) for name, pair in benchmarks.items()},
-    }
+    record = training.describe(args, procs, model, flops_per_token, unused_flags(args))
+    record |= {"init": init, "tokens_per_step": tokens_per_step}
+    record["data"] = {
+        "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
+        "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
+        "condition": meta.get("condition"), "mul_token_rate": meta.get("mul_token_rate"),
+        "crop_fraction": meta.get("crop_fraction"), **describe_val(val)}
+    record["benchmarks"] = {one.NAME: benchmarks.describe(one, items[one]) for one in items}
     same = {"fingerprint of the data": ("data", "fingerprint"),
             "val_fingerprint_tokens of the data": ("data", "val_fingerprint_tokens")}
-    for name in benchmarks:
-        same[f"items of {name}"] = ("benchmarks", name, "sha256")
-    run = training.open_run("train_gpt.py", build_parser(), args, procs, before, record, same, model, optimizers,
-                            autocast)
+    for benchmark in items:
+        same[f"items of {benchmark.NAME}"] = ("benchmarks", benchmark.NAME, "sha256")
+    run = training.Run("train_gpt.py", args, procs, record, model, optimizers, autocast)
+    training.open_run(run, before, same, build_parser())
     state = run.state
     run.log(f"data {args.data_dir} | {files.source} | {files.n_tokens:,} tokens | {n_sequences:,} sequences of "
             f"{args.seq_len} | this run reads {unique_tokens:,} unique tokens, {epochs:.3f} epochs")
-    run.log(f"{args.max_train_steps} steps x {tokens_per_step:,} tokens = {args.max_train_steps * tokens_per_step:,} | "
-            f"{args.schedule}, warmup {args.warmup_iters} | {flops_per_step * args.max_train_steps:.3e} FLOPs")
-    run.log(f"scored every so many steps (0 = off) | {', '.join(f'{name} {n}' for name, n in cadence.items())}")
+    all_tokens = args.max_train_steps * tokens_per_step
+    run.log(f"{args.max_train_steps} steps x {tokens_per_step:,} tokens = {all_tokens:,} | "
+            f"{args.schedule}, warmup {args.warmup_iters} | {all_tokens * flops_per_token:.3e} FLOPs")
+    run.log(f"steps between evaluations (0 = off): {', '.join(f'{name} {n}' for name, n in every.items())}")
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop
     batches = data_order.StepLoader(
-        files, seq_len=args.seq_len, sequences_per_step=sequences_per_step, seed=args.seed, data_order=args.data_order,
-        rank=procs.rank, world_size=procs.world_size, start_step=state.step, stop_step=args.max_train_steps,
-        num_workers=args.num_workers, pin_memory=device.type == "cuda")
-    flat = training.flat_buffer(procs, params)
+        files, seq_len=args.seq_len, sequences_per_step=sequences_per_step, seed=args.seed,
+        data_order=args.data_order, rank=procs.rank, world_size=procs.world_size, start_step=state.step,
+        stop_step=args.max_train_steps, num_workers=args.num_workers, pin_memory=device.type == "cuda")
     probe = probe_rows(args, files, val)
     if not args.eval_every and state.step == 0:
         record_mechanism(run, probe)
-    evaluate(run, val, probe, benchmarks)
+    evaluate(run, val, probe, items)
     stopped = bool(state.due)
     while state.step < args.max_train_steps and not stopped:
         started = time.perf_counter()
@@ -499,31 +513,32 @@ def train(args, procs) -> int:
             loss += part.detach()
         loss, stopped = training.sum_over_ranks(procs, loss, run.stop)
         checksum = training.sum_checksums(procs, batch["checksum"])
-        grad_norm = training.reduce_gradients(procs, params, flat)
-        first = state.step * sequences_per_step  # entry of the data order
+        grad_norm = training.reduce_gradients(procs, params)
+        first = state.step * sequences_per_step  # of the step's entries in the data order
         training.refuse_non_finite(
-            run, loss, grad_norm.item(), f"entries {first}..{first + sequences_per_step - 1} of the data order "
+            run, loss, grad_norm, f"entries {first}..{first + sequences_per_step - 1} of the data order "
             f"(sequences {batch['sequences'][:4].tolist()}... on rank {procs.rank})")
         training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
         seconds = training.finish_step(run, started)
 
         # records
         step = state.step
+        tokens_seen = step * tokens_per_step
         first += batches.offset
         run.exposures.write(
             step=step, rank=procs.rank, seed=args.seed, epochs=sorted(set(batch["epochs"].tolist())),
             entries=[first, first + batches.share], checksum=f"{checksum:016x}",
             rank_checksum=f"{batch['checksum']:016x}")
         training.record_step(
-            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=grad_norm.item(), seconds=seconds,
-            tokens=tokens_per_step, tokens_seen=step * tokens_per_step, flops=flops_per_step,
-            flops_total=step * flops_per_step, epoch=step * sequences_per_step / n_sequences)
+            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=grad_norm, seconds=seconds,
+            tokens=tokens_per_step, tokens_seen=tokens_seen, flops=tokens_per_step * flops_per_token,
+            flops_total=tokens_seen * flops_per_token, epoch=step * sequences_per_step / n_sequences)
         if procs.is_main and training.is_due(args.sample_every, step):
             print_samples(run)
         if not args.eval_every and step == args.max_train_steps:
             record_mechanism(run, probe)
-        state.due = [name for name, every in cadence.items() if training.is_due(every, step, args.max_train_steps)]
-        evaluate(run, val, probe, benchmarks)
+        state.due = [name for name, n in every.items() if training.is_due(n, step, args.max_train_steps)]
+        evaluate(run, val, probe, items)
         stopped = stopped or bool(state.due)
         if stopped or step == args.max_train_steps or training.is_due(args.save_every, step):
             run.save()
@@ -542,12 +557,12 @@ def train(args, procs) -> int:
     return 0
 
 
-def unused_flags(args) -> list[str]:
-    """Flags that change nothing in this run."""
-    unused = optim.unused_flags(args)
-    if args.attn_gate == "none":
-        unused += ["gate_pos", "gate_act"]
-    return unused
+def describe_val(val: dict | None) -> dict:
+    """What config.json records of the held-out documents."""
+    if val is None:
+        return {"val_fingerprint_documents": None, "val_fingerprint_tokens": None, "val_documents": 0}
+    return {"val_fingerprint_documents": val["fingerprint_documents"],
+            "val_fingerprint_tokens": val["fingerprint_tokens"], "val_documents": len(val["doc_starts"])}
 
 
 def main(argv=None) -> int:

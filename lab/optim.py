@@ -4,7 +4,7 @@
     optimizers = optim.build_optimizers(model, **optim.settings(args), rank=rank, world_size=world_size)
     optim.set_learning_rates(optimizers, optim.lr_multiplier(step, **optim.schedule_settings(args)))
 
-A new optimizer is one entry of OPTIMIZERS: a function that builds it, and its flags. A new schedule is one of SCHEDULES.
+A new optimizer is one entry of OPTIMIZERS: the function that builds it, and its flags. A schedule: one of SCHEDULES.
 
 Muon (https://kellerjordan.github.io/posts/muon/) is SGD with Nesterov momentum whose update is replaced by the nearest
 (semi-)orthogonal matrix, computed by a quintic Newton-Schulz iteration. SCALES then sets the update's size:
@@ -60,12 +60,9 @@ def newton_schulz_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def wide(matrix):
-    """The matrix, transposed if it is tall: Newton-Schulz forms the smaller of its two Gram matrices."""
-    rows, cols = matrix.shape
-    if rows > cols:
-        return matrix.mT
-    return matrix
+def is_tall(matrix) -> bool:
+    """Such a matrix is orthogonalised transposed: Newton-Schulz then forms the smaller of its two Gram matrices."""
+    return matrix.size(0) > matrix.size(1)
 
 
 class Muon(torch.optim.Optimizer):
@@ -90,14 +87,10 @@ class Muon(torch.optim.Optimizer):
         self.world_size = world_size
         for group in self.param_groups:
             for p in group["params"]:
-                self._check_shape(tuple(p.shape), group["qkv"])
-
-    @staticmethod
-    def _check_shape(shape, qkv):
-        if len(shape) != 2:
-            raise ValueError(f"Muon got shape {shape} but needs 2-D: give the parameter to AdamW.")
-        if qkv and shape[0] != 3 * shape[1]:
-            raise ValueError(f"Muon got shape {shape} but needs (3 d, d) for qkv: give the parameter to AdamW.")
+                shape = tuple(p.shape)
+                if p.ndim != 2 or (group["qkv"] and shape[0] != 3 * shape[1]):
+                    raise ValueError(f"Muon got shape {shape}, but needs 2-D, and (3 d, d) for qkv: give the parameter "
+                                     "to AdamW.")
 
     @torch.no_grad()
     def step(self):
@@ -105,7 +98,8 @@ class Muon(torch.optim.Optimizer):
         batches = self._update_momentum()
         load = [0] * self.world_size
         pending = []
-        for (rows, cols, device), matrices in sorted(batches.items(), key=largest_first):
+        largest_first = sorted(batches.items(), key=lambda item: -item[0][0] ** 2 * item[0][1])
+        for (rows, cols, device), matrices in largest_first:
             counts = share_out(len(matrices), rows * rows * cols, load)
             dtype = self.ns_dtype or newton_schulz_dtype(device)
             updates = torch.empty(len(matrices), rows, cols, device=device, dtype=dtype)
@@ -115,7 +109,9 @@ class Muon(torch.optim.Optimizer):
                 direction = momentum
                 if group["nesterov"]:
                     direction = grad.lerp(momentum, group["momentum"])
-                update.copy_(wide(direction))
+                if is_tall(direction):
+                    direction = direction.mT
+                update.copy_(direction)
             if counts[self.rank]:
                 updates[mine] = newton_schulz(updates[mine])
             pending.append((self._exchange(updates, counts), updates, matrices))
@@ -125,8 +121,10 @@ class Muon(torch.optim.Optimizer):
             for transfer in transfers:
                 transfer.wait()
             for update, (weight, _, _, group) in zip(updates, matrices, strict=True):
+                if is_tall(weight):
+                    update = update.mT
                 scale = SCALES[group["adjust_lr_fn"]](*weight.shape)
-                wide(weight).add_(update, alpha=-group["lr"] * scale)
+                weight.add_(update, alpha=-group["lr"] * scale)
 
     def _update_momentum(self) -> dict:
         """Updates every momentum and decays every weight. Returns what can be orthogonalised together:
@@ -161,12 +159,6 @@ class Muon(torch.optim.Optimizer):
                 transfers.append(dist.broadcast(share, src=owner, async_op=True))
             start += count
         return transfers
-
-
-def largest_first(batch) -> int:
-    """Sorts Muon's batches by the cost of one matrix."""
-    (rows, cols, _), _ = batch
-    return -rows * rows * cols
 
 
 def share_out(n: int, cost: int, load: list[int]) -> list[int]:
@@ -231,22 +223,22 @@ def muon_and_adamw(params: dict, rank, world_size, *, takes, learning_rate, muon
 
 @dataclass(frozen=True)
 class Choice:
-    """An entry of OPTIMIZERS or SCHEDULES: its function, and the flags that only it or some entries use, as
-    {name: add_argument's keywords}."""
+    """An entry of OPTIMIZERS or SCHEDULES: its function, and the flags that not every entry uses, as
+    {flag: keywords of add_argument}."""
 
     function: Callable
     flags: dict[str, dict]
 
 
 ADAMW_FLAGS = {
-    "learning_rate": dict(type=float, help="peak for AdamW's parameters (default %(default)s)"),
-    "weight_decay": dict(type=float, default=0.1, help="AdamW's, on 2-D and larger (default %(default)s; 0 = off)"),
-    "beta1": dict(type=float, default=0.9, help="AdamW (default %(default)s)"),
-    "beta2": dict(type=float, default=0.95, help="AdamW (default %(default)s)"),
+    "--learning_rate": dict(type=float, help="peak for AdamW's parameters (default %(default)s)"),
+    "--weight_decay": dict(type=float, default=0.1, help="AdamW's, on 2-D and larger (default %(default)s; 0 = off)"),
+    "--beta1": dict(type=float, default=0.9, help="AdamW (default %(default)s)"),
+    "--beta2": dict(type=float, default=0.95, help="AdamW (default %(default)s)"),
 }
 MUON_FLAGS = {
-    "muon_lr": dict(type=float, default=0.0, help="peak for Muon's parameters (0 = 0.1 x --learning_rate)"),
-    "muon_scale": dict(choices=SCALES, default="sqrt_max",
+    "--muon_lr": dict(type=float, default=0.0, help="peak for Muon's parameters (0 = 0.1 x --learning_rate)"),
+    "--muon_scale": dict(choices=SCALES, default="sqrt_max",
                        help="update scale by the matrix's shape (default %(default)s, as document 003)"),
 }
 # function(params {name: parameter}, rank, world_size, **values of its flags) -> list of torch.optim.Optimizer
@@ -295,7 +287,7 @@ def trapezoid(step, max_steps, warmup, warmdown, decay_frac) -> float:
 SCHEDULES = {
     "cosine": Choice(cosine, {}),
     "trapezoid": Choice(trapezoid, {
-        "warmdown_iters": dict(type=int, default=0, help="steps of linear warmdown, trapezoid only (default 0 = off)"),
+        "--warmdown_iters": dict(type=int, default=0, help="steps of linear warmdown, trapezoid only (default 0 = off)"),
     }),
 }
 
@@ -338,31 +330,36 @@ def all_flags(table: dict[str, Choice]) -> dict[str, dict]:
 
 
 def add_arguments(group, *, longest_warmup: int, **defaults) -> None:
-    """Adds the flags of all optimizers and schedules to a parser's group. longest_warmup: of --warmup_iters -1, steps.
-    defaults: the caller's own, by flag; `learning_rate` must be among them."""
-
-    def add(name, **keywords):
-        keywords["default"] = defaults.get(name, keywords.get("default"))
-        group.add_argument(f"--{name}", **keywords)
-
-    add("optimizer", choices=OPTIMIZERS, default="adamw",
-        help="muon = Muon on the blocks' matrices, muon_all = on every matrix; AdamW on the rest (default %(default)s)")
-    for name, keywords in all_flags(OPTIMIZERS).items():
-        add(name, **keywords)
-    add("schedule", choices=SCHEDULES, default="cosine", help="after warmup (default %(default)s)")
-    add("warmup_iters", type=int, default=-1,
+    """Adds the flags of all optimizers and schedules to a parser's group. longest_warmup: see fill_in. defaults: the
+    trainer's own, learning_rate among them."""
+    add = group.add_argument
+    add("--optimizer", choices=OPTIMIZERS, default="adamw",
+        help="muon = Muon on the blocks' matrices, muon_all = on every matrix (default %(default)s)")
+    for flag, keywords in all_flags(OPTIMIZERS).items():
+        add(flag, **keywords)
+    add("--schedule", choices=SCHEDULES, default="cosine", help="after warmup (default %(default)s)")
+    add("--warmup_iters", type=int, default=-1,
         help=f"steps of linear warmup (0 = off; -1 = 4%% of the steps, at most {longest_warmup})")
-    for name, keywords in all_flags(SCHEDULES).items():
-        add(name, **keywords)
-    add("learning_rate_decay_frac", type=float, default=0.1, help="last learning rate / peak (default %(default)s)")
-    add("grad_clip", type=float, default=1.0,
+    for flag, keywords in all_flags(SCHEDULES).items():
+        add(flag, **keywords)
+    add("--learning_rate_decay_frac", type=float, default=0.1,
+        help="last learning rate / peak (default %(default)s)")
+    add("--grad_clip", type=float, default=1.0,
         help="largest global L2 norm of the gradient (default %(default)s; 0 = off)")
+    group.set_defaults(**defaults)
+
+
+def fill_in(args, longest_warmup: int) -> None:
+    """Values of flags that derive from others: config.json records what the run used."""
+    args.muon_lr = args.muon_lr or 0.1 * args.learning_rate
+    if args.warmup_iters < 0:
+        args.warmup_iters = min(longest_warmup, args.max_train_steps // 25)
 
 
 def settings(args) -> dict:
     """What build_optimizers takes from the flags."""
-    flags = OPTIMIZERS[args.optimizer].flags
-    return {"optimizer": args.optimizer} | {name: getattr(args, name) for name in flags}
+    names = [flag.removeprefix("--") for flag in OPTIMIZERS[args.optimizer].flags]
+    return {"optimizer": args.optimizer} | {name: getattr(args, name) for name in names}
 
 
 def schedule_settings(args) -> dict:
@@ -372,8 +369,8 @@ def schedule_settings(args) -> dict:
 
 
 def unused_flags(args) -> list[str]:
-    """Flags of optimizers and schedules other than the chosen ones: in this run they change nothing."""
+    """Flags of optimizers and schedules that this run's do not use: they change nothing."""
     unused = []
     for table, chosen in ((OPTIMIZERS, args.optimizer), (SCHEDULES, args.schedule)):
-        unused += [name for name in all_flags(table) if name not in table[chosen].flags]
+        unused += [flag.removeprefix("--") for flag in all_flags(table) if flag not in table[chosen].flags]
     return unused

@@ -93,7 +93,8 @@ def condition_columns(flags: dict, unused_flags=()) -> dict:
 @functools.cache
 def trainer_flags() -> re.Pattern:
     """Matches the names of train_gpt.py's flags. They are read from its source and that of the rooms it imports,
-    add("--beta1", ...), because importing it needs torch. A hole of an f-string, f"--{name}_every", is any word."""
+    add("--seq_len", ...) or, in a table, "--beta1": ..., because importing it needs torch. A hole of an f-string,
+    f"--{name}_every", is any word, but not the whole name."""
     trainer = (REPO / "train_gpt.py").read_text(encoding="utf-8")
     sources = [trainer]
     for node in ast.walk(ast.parse(trainer)):
@@ -101,8 +102,9 @@ def trainer_flags() -> re.Pattern:
             rooms = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             paths = (REPO / f"{room.replace('.', '/')}.py" for room in rooms if room.startswith("lab."))
             sources += [path.read_text(encoding="utf-8") for path in paths if path.exists()]
-    names = re.findall(r'\badd(?:_argument)?\(\s*f?"--([^"\s]+)"', "\n".join(sources))
-    return re.compile("|".join(re.sub(r"\{.*?\}", r"\\w+", name) for name in sorted(set(names))))
+    names = re.findall(r'(?:\badd(?:_argument)?\(\s*f?|^\s+)"--([^"\s]+)"', "\n".join(sources), re.M)
+    patterns = {re.sub(r"\{.*?\}", r"\\w+", name) for name in names}
+    return re.compile("|".join(sorted(patterns - {r"\w+"})))
 
 
 def is_condition(column: str) -> bool:

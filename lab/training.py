@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, optim, processes, runs
+from lab import disk, processes, runs
 from model import GPT
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -89,31 +89,27 @@ def take_defaults(parser, argv, skip=()) -> dict | None:
     return record
 
 
-def check_flags(parser, args, names: str, holds, need: str) -> None:
-    """Ends with a usage error unless holds(value) is true of every flag in names."""
+NEEDS = {
+    "a whole number of at least 1": lambda value: value >= 1,
+    "0 or more": lambda value: value >= 0,
+    "a number above 0": lambda value: 0 < value < math.inf,
+    "a share from 0 to 1": lambda value: 0 <= value <= 1,
+}
+
+
+def check_flags(parser, args, need: str, names: str) -> None:
+    """Ends with a usage error when a flag in names is not what NEEDS[need] asks for."""
     for name in names.split():
         value = getattr(args, name)
-        if not holds(value):
+        if not NEEDS[need](value):
             parser.error(f"--{name} {value}: give {need}.")
 
 
-def check_positive(parser, args, names: str) -> None:
-    check_flags(parser, args, names, lambda value: value >= 1, "a whole number of at least 1")
-
-
-def check_not_negative(parser, args, names: str) -> None:
-    check_flags(parser, args, names, lambda value: value >= 0, "0 or more")
-
-
-def check_above_zero(parser, args, names: str) -> None:
-    check_flags(parser, args, names, lambda value: 0 < value < math.inf, "a number above 0")
-
-
 def check_shared_flags(parser, args) -> None:
-    check_positive(parser, args, "micro_batch_size sample_tokens")
-    check_not_negative(parser, args, "muon_lr warmdown_iters weight_decay grad_clip seed eval_every eval_batch_size "
-                                     "sample_every save_every keep_last log_every peak_flops")
-    check_above_zero(parser, args, "learning_rate")
+    check_flags(parser, args, "a whole number of at least 1", "micro_batch_size sample_tokens")
+    check_flags(parser, args, "0 or more", "eval_every eval_batch_size sample_every save_every keep_last log_every")
+    check_flags(parser, args, "0 or more", "muon_lr warmdown_iters weight_decay grad_clip seed peak_flops")
+    check_flags(parser, args, "a number above 0", "learning_rate")
 
 
 def fill_in(args, name: str) -> None:
@@ -171,14 +167,15 @@ class Run:
     model: GPT
     optimizers: list
     autocast: object
-    folder: Path
     state: State = field(default_factory=State)
     saved_step: int = -1  # of the newest checkpoint
-    is_new: bool = True
 
-    def open_files(self) -> None:
-        """Opens the records to append to, asks the system for its stop signals, starts the clock."""
-        args = self.args
+    def __post_init__(self):
+        self.folder = Path(self.args.out_dir)
+
+    def open_files(self, is_new: bool) -> None:
+        """Opens the records to append to, takes over the stop signals, starts the clock."""
+        args, step = self.args, self.state.step
         self.stop = processes.StopRequest()
         self.clock_zero = time.perf_counter() - self.state.wall_seconds
         exposures = self.folder / "exposures"
@@ -186,21 +183,16 @@ class Run:
         self.exposures = runs.JsonlWriter(exposures / f"exposures_rank{self.procs.rank:04d}.jsonl")
         hidden = True
         if self.procs.is_main:
-            mirrors = self.open_mirrors()
+            hidden = None  # shown when stderr is a terminal
+            try:
+                mirrors = runs.open_mirrors(self.folder, self.record, step, args.wandb_project, args.tensorboard)
+            except ValueError:
+                if is_new:
+                    shutil.rmtree(self.folder)  # new and empty; left behind, it would block the retry
+                raise
             self.scalars = runs.JsonlWriter(self.folder / "scalars.jsonl", mirrors)
             self.log_file = open(self.folder / "log.txt", "a", encoding="utf-8")
-            hidden = None  # shown when stderr is a terminal
-        self.bar = tqdm(total=args.max_train_steps, initial=self.state.step, unit="step", dynamic_ncols=True,
-                        disable=hidden)
-
-    def open_mirrors(self) -> list:
-        args = self.args
-        try:
-            return runs.open_mirrors(self.folder, self.record, self.state.step, args.wandb_project, args.tensorboard)
-        except ValueError:
-            if self.is_new:
-                shutil.rmtree(self.folder)  # new and empty; left behind, it would block the retry
-            raise
+        self.bar = tqdm(total=args.max_train_steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
 
     def log(self, message: str) -> None:
         """Prints a line and adds it to log.txt, on rank 0."""
@@ -308,43 +300,43 @@ def describe(args, procs, model, flops_per_token: int, unused_flags: list[str]) 
     }
 
 
-def open_run(script, parser, args, procs, before, record, same: dict, model, optimizers, autocast) -> Run:
-    """Makes the run's folder, or continues `before` (config.json as it is) where its newest whole checkpoint ends.
+def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
+    """Makes the run's folder, or continues `before`, its config.json, where its newest whole checkpoint ends.
 
-    record: the new config.json. same: {what must not change on resume: where config.json has it, a tuple of keys}."""
-    run = Run(script, args, procs, record, model, optimizers, autocast, Path(args.out_dir), is_new=before is None)
+    same: {what must not change on resume: where config.json has it, a tuple of keys}. parser: see refuse_changes."""
 
     def open_folder() -> tuple[str, list[str]]:
+        """(the checkpoint or "", lines for the log)"""
         if before is None:
-            runs.create_run(run.folder, record)
+            runs.create_run(run.folder, run.record)
             return "", []
-        refuse_changes(parser, before, record, same)
+        refuse_changes(before, run.record, same, parser)
         messages = []
-        if before["code"]["code_sha256"] != record["code"]["code_sha256"]:
+        if before["code"]["code_sha256"] != run.record["code"]["code_sha256"]:
             messages.append("WARNING: the code has changed since the run began; what follows may not be bit-exact.")
-        checkpoint = runs.find_checkpoint(run.folder, args.resume, warn=messages.append)
+        checkpoint = runs.find_checkpoint(run.folder, run.args.resume, warn=messages.append)
         if checkpoint is None:
             runs.trim_records(run.folder, -1)
             return "", [*messages, "no checkpoint yet: starting at step 0"]
         runs.trim_records(run.folder, runs.step_of(checkpoint))
         return str(checkpoint), [*messages, f"resumed from {checkpoint}"]
 
+    args, procs = run.args, run.procs
     checkpoint, messages = procs.on_main(open_folder)
     if args.eval_every:
         run.state.due = ["val"]
     if checkpoint:
         run.load(checkpoint)
-    run.open_files()
-    counts = ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())
+    run.open_files(is_new=before is None)
+    counts = ", ".join(f"{name} {count:,}" for name, count in run.record["parameters"].items())
     run.log(f"run {run.folder} | {procs.world_size} x {procs.device.type} | {args.dtype} | {counts} parameters")
     for message in messages:
         run.log(message)
-    return run
 
 
-def refuse_changes(parser, before: dict, record: dict, same: dict) -> None:
-    """ValueError when a resumed run would go on with another result. parser: its defaults stand for flags that the run
-    does not know yet."""
+def refuse_changes(before: dict, record: dict, same: dict, parser) -> None:
+    """ValueError when a resumed run would go on with another result. parser: its defaults stand for flags that did not
+    exist when the run began."""
 
     def look_up(config, keys):
         for key in keys:
@@ -388,43 +380,32 @@ def sums_device(procs) -> torch.device:
     return torch.device("cpu")
 
 
-def flat_buffer(procs, params) -> torch.Tensor | None:
-    """Memory for all gradients in a row; None on one rank, which has nothing to send."""
-    if procs.world_size == 1:
-        return None
-    return torch.empty(sum(p.numel() for p in params), device=procs.device)
-
-
-def reduce_gradients(procs, params, flat) -> torch.Tensor:
-    """Adds up every gradient over all ranks, in one all-reduce, so that the order of additions never changes. Returns
-    the L2 norm of all. flat: flat_buffer's."""
+def reduce_gradients(procs, params) -> torch.Tensor:
+    """Adds up every gradient over all ranks, in one all-reduce of all in a row, so that the order of additions never
+    changes. Returns the L2 norm of all."""
     if procs.world_size > 1:
         for p in params:
-            if p.grad is None:  # a rank without a row has none
+            if p.grad is None:  # this rank had no row in the step
                 p.grad = torch.zeros_like(p)
-        grads = [p.grad for p in params]
-        torch.cat([grad.reshape(-1) for grad in grads], out=flat)
-        procs.sum(flat)
-        for grad, piece in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(piece.view_as(grad))
+        flat = procs.sum(torch.cat([p.grad.flatten() for p in params]))
+        for p, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
+            p.grad.copy_(piece.view_as(p))
     return torch.nn.utils.get_total_norm([p.grad for p in params])
 
 
-def refuse_non_finite(run: Run, loss: float, grad_norm: float, what_was_read: str) -> None:
+def refuse_non_finite(run: Run, loss: float, grad_norm: torch.Tensor, what_was_read: str) -> None:
     """Ends a run that has diverged, before its weights take the update."""
-    if math.isfinite(loss) and math.isfinite(grad_norm):
+    norm = grad_norm.item()
+    if math.isfinite(loss) and math.isfinite(norm):
         return
-    checkpoints = runs.list_checkpoints(run.folder)
-    last = "none"
-    if checkpoints:
-        last = checkpoints[-1]
+    last = ["none", *runs.list_checkpoints(run.folder)][-1]
     raise processes.SharedError(
-        f"step {run.state.step + 1}: loss {loss} and gradient norm {grad_norm} are not finite, on {what_was_read}; the "
+        f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on {what_was_read}; the "
         f"last good checkpoint is {last}: start again with a lower --learning_rate or a longer --warmup_iters.")
 
 
 def clip_and_step(optimizers, params, grad_norm: torch.Tensor, grad_clip: float) -> None:
-    """Scales the gradients to a norm of at most grad_clip (0 = as they are), updates the weights, frees the gradients."""
+    """Scales the gradients to a norm of at most grad_clip (0 = off), updates the weights, frees the gradients."""
     if grad_clip:
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, grad_norm)
     for optimizer in optimizers:
@@ -453,10 +434,10 @@ def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, tokens_seen, 
         peak_memory = torch.cuda.max_memory_allocated()
     peak_flops = run.procs.world_size * (run.record["peak_flops"] or math.nan)
     weights = [p.detach() for p in run.model.parameters() if p.requires_grad]
-    speed = tokens / seconds
+    norm, speed = grad_norm.item(), tokens / seconds
     run.scalars.write(
         type="train", step=state.step, timestamp=runs.now(), lr=lr, train_loss_opt_step_mean=loss,
-        grad_norm_l2_preclip=grad_norm, param_norm_l2=torch.nn.utils.get_total_norm(weights).item(),
+        grad_norm_l2_preclip=norm, param_norm_l2=torch.nn.utils.get_total_norm(weights).item(),
         tokens_seen_global=tokens_seen, tokens_per_sec=round(speed, 1), mfu=round(flops / seconds / peak_flops, 4),
         peak_mem_bytes=peak_memory, step_seconds=round(seconds, 6), flops_total=flops_total, epoch=round(epoch, 6),
         **more)
@@ -466,7 +447,7 @@ def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, tokens_seen, 
         steps_left = args.max_train_steps - state.step
         left = datetime.timedelta(seconds=round(steps_left * state.train_seconds / state.step))
         run.log(f"step {state.step:6d}/{args.max_train_steps} | loss {loss:.4f} | lr {lr:.3e} | "
-                f"norm {grad_norm:.3f} | {speed:,.0f} tok/s | {left} left")
+                f"norm {norm:.3f} | {speed:,.0f} tok/s | {left} left")
 
 
 def is_due(every: int, step: int, last: int | None = None) -> bool:
