@@ -454,11 +454,11 @@ class GPT(nn.Module):
             return x + self.transformer["wpe"].weight[at], None
         return x, (self.cos[at], self.sin[at])
 
-    def hidden(self, idx, wte=None):
+    def hidden(self, idx, wte=None, positions=None, attend=causal_attention):
         """Final normalised hidden states (B, T, C): the input of the head. wte: its view from _Tie, if there is one."""
-        x, rope = self.embed(idx, wte)
+        x, rope = self.embed(idx, wte, positions)
         for block in self.transformer["h"]:
-            x = block(x, rope)
+            x = block(x, rope, attend)
         return self.transformer["ln_f"](x)
 
     def head(self, x):

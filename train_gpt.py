@@ -25,9 +25,12 @@ import hellaswag
 from lab import benchmarks, data_order, disk, inference, optim, processes, runs, shards, training
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
-BENCHMARKS = (hellaswag, ewok)  # scored while training: their flags, log lines and records follow from this
+BENCHMARKS = (hellaswag, ewok)  # scored while training: flags, log lines and records follow
 LONGEST_WARMUP = 715  # steps, of --warmup_iters -1
-SHAPE = "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()  # flags of GPTConfig
+# the flags of GPTConfig
+SHAPE = "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()
+# stands for the held-out documents when nothing is scored on them
+NO_VAL = {"tokens": (), "doc_starts": (), "fingerprint_documents": None, "fingerprint_tokens": None}
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
@@ -35,22 +38,17 @@ SHAPE = "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_si
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="train_gpt.py", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        description="Train a GPT-2 on token shards: CPU, one GPU, or torchrun with many.",
-        epilog="example: python train_gpt.py --data_dir data/synthetic --n_layer 4 --n_head 4 --n_embd 128\n"
-        "         --seq_len 128 --micro_batch_size 8 --total_batch_tokens 4096 --max_train_steps 300")
+        prog="train_gpt.py", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", help="folder of train_*.bin and val_*.bin (required)")
     add("--val_data_dir", help="folder whose val files are scored instead (default: --data_dir)")
-    add("--condition", choices=("baseline", "mul_tokens"),
-        help="refuse data of another condition (default: accept any)")
+    add("--condition", choices=("baseline", "mul_tokens"), help="refuse data of another (default: accept any)")
     add("--seq_len", type=int, default=1024, help="tokens that a sequence predicts (default %(default)s)")
     add("--data_order", choices=data_order.ORDERS, default="shuffled",
         help="sequences in an epoch (default %(default)s)")
-    add("--max_epochs", type=float, default=1.0,
-        help="refuse to read the data more often than this (default %(default)g)")
-    add("--num_workers", type=int, default=1,
-        help="threads that read ahead (default %(default)s; 0 = read in the loop)")
+    add("--max_epochs", type=float, default=1.0, help="refuse to read the data more often (default %(default)g)")
+    add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s; 0 = none)")
     add("--verify_data", choices=("full", "sizes"), default="full",
         help="before step 0 check sha256 or only sizes (default %(default)s)")
     add("--vocab_size", type=int, default=shards.VOCAB_SIZE,
@@ -64,8 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--n_head", type=int, default=0, help="heads (0 = 12 for gpt2, n_embd / 128 for speedrun)")
     add("--n_embd", type=int, default=768, help="width (default %(default)s)")
     add("--n_inner", type=int, default=0, help="width of the MLP (0 = 4 x n_embd)")
-    add("--attn_gate", choices=GATES, default=GPTConfig.attn_gate,
-        help="attention gate (default %(default)s)")
+    add("--attn_gate", choices=GATES, default=GPTConfig.attn_gate, help="attention gate (default %(default)s)")
     add("--gate_pos", choices=GATE_POSITIONS, default=GPTConfig.gate_pos,
         help="gate the SDPA output or the values (default %(default)s)")
     add("--gate_act", choices=GATE_ACTIVATIONS, default=GPTConfig.gate_act,
@@ -74,8 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--micro_batch_size", type=int, default=10,
         help="sequences per forward pass and rank (default %(default)s); no effect on results")
-    add("--total_batch_tokens", type=int, default=491_520,
-        help="tokens per optimizer step over all ranks (default %(default)s)")
+    add("--total_batch_tokens", type=int, default=491_520, help="per step over all ranks (default %(default)s)")
     add("--max_train_steps", type=int, default=20_000, help="optimizer steps (default %(default)s)")
     add("--seed", type=int, default=0,
         help="of weights, data order and samples, each with its own stream (default %(default)s)")
@@ -85,12 +81,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="steps between val losses; also before the first, after the last (default %(default)s; 0 = off)")
     add("--val_tokens", type=int, default=10_485_760,
         help="score the first whole documents worth this many plain GPT-2 tokens (default %(default)s)")
-    add("--eval_batch_size", type=int, default=0,
-        help="rows per forward pass in evaluation (0 = --micro_batch_size)")
+    add("--eval_batch_size", type=int, default=0, help="rows per forward pass (0 = --micro_batch_size)")
     for benchmark in BENCHMARKS:
-        name, title = benchmark.NAME, benchmark.TITLE
-        add(f"--{name}_every", type=int, default=0,
-            help=f"steps between {title} scores; also after the last (0 = off)")
+        name = benchmark.NAME
+        add(f"--{name}_every", type=int, default=0, help="steps between scores; also after the last (0 = off)")
         add(f"--{name}_data", default="",
             help=f"{benchmark.DATA_HELP}; a synthetic corpus is scored on synthetic items by default")
         add(f"--{name}_max_examples", type=int, default=0, help="items, spread evenly over the file (0 = all)")
@@ -110,43 +104,38 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = build_parser()
     before = training.take_defaults(parser, argv)
     start = config_of_start(parser, argv, before)
-    if start:
-        parser.set_defaults(**{name: start[name] for name in SHAPE})
+    shape = {name: start[name] for name in SHAPE if name in start}
+    parser.set_defaults(**shape)
     args = parser.parse_args(argv)
-    if start:
-        other = [f"--{k} {getattr(args, k)} (there {start[k]})" for k in SHAPE if getattr(args, k) != start[k]]
-        if other:
-            parser.error(f"--init_from {args.init_from} has another shape: drop {', '.join(other)}.")
-        if args.seq_len > start["block_size"]:
-            parser.error(f"--init_from {args.init_from} reads at most {start['block_size']} tokens: lower --seq_len.")
+    for name, value in shape.items():
+        if getattr(args, name) != value:
+            parser.error(f"--init_from {args.init_from} has {name} {value}: drop --{name} {getattr(args, name)}.")
+    if args.seq_len > start.get("block_size", args.seq_len):
+        parser.error(f"--init_from {args.init_from} reads at most {start['block_size']} tokens: lower --seq_len.")
     if not args.data_dir:
         parser.error("--data_dir is required: make one with python prepare_fineweb.py --dataset synthetic "
                      "--max_docs 5000 --out_dir data/synthetic")
     training.check_shared_flags(parser, args)
     training.check_flags(parser, args, "a whole number of at least 1",
                          "seq_len n_layer n_embd total_batch_tokens max_train_steps val_tokens")
-    training.check_flags(parser, args, "0 or more", "num_workers n_head n_inner")
-    for benchmark in BENCHMARKS:
-        training.check_flags(parser, args, "0 or more", f"{benchmark.NAME}_every {benchmark.NAME}_max_examples")
+    of_benchmarks = " ".join(f"{one.NAME}_every {one.NAME}_max_examples" for one in BENCHMARKS)
+    training.check_flags(parser, args, "0 or more", f"num_workers n_head n_inner {of_benchmarks}")
     training.check_flags(parser, args, "a number above 0", "max_epochs")
-    if args.n_head == 0:
-        heads_of_128 = max(1, args.n_embd // 128)
-        args.n_head = {"gpt2": 12, "speedrun": heads_of_128}[args.arch]
+    if not args.n_head:
+        args.n_head = max(1, args.n_embd // 128) if args.arch == "speedrun" else 12
     args.n_inner = args.n_inner or 4 * args.n_embd
     optim.fill_in(args, LONGEST_WARMUP)
-    words = [Path(args.data_dir).name, args.optimizer]
-    if args.attn_gate != "none":
-        words[1:1] = [args.attn_gate, args.gate_pos, args.gate_act]
-    training.fill_in(args, name="_".join(words))
+    arm = "" if args.attn_gate == "none" else f"_{args.attn_gate}_{args.gate_pos}_{args.gate_act}"
+    training.fill_in(args, name=f"{Path(args.data_dir).name}{arm}_{args.optimizer}")
     return args
 
 
-def config_of_start(parser, argv, before: dict | None) -> dict | None:
-    """The configuration of the model that --init_from names; None without one. A run with checkpoints of its own needs
-    its start no more, and its config.json has it."""
+def config_of_start(parser, argv, before: dict | None) -> dict:
+    """The configuration of the model that --init_from names; {} without one. A run with checkpoints of its own needs
+    its start no more: its config.json has the configuration."""
     args, _ = parser.parse_known_args(argv)
     if not args.init_from:
-        return None
+        return {}
     if args.resume and runs.list_checkpoints(args.out_dir):
         return before["model"]
     try:
@@ -154,14 +143,6 @@ def config_of_start(parser, argv, before: dict | None) -> dict | None:
         return GPT.load_config(folder).to_dict()
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-
-
-def unused_flags(args) -> list[str]:
-    """Flags that change nothing in this run."""
-    unused = optim.unused_flags(args)
-    if args.attn_gate == "none":
-        unused += ["gate_pos", "gate_act"]
-    return unused
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -182,8 +163,9 @@ def count_sequences(args, world_size: int) -> int:
         sizes.sort(key=lambda size: abs(size - args.micro_batch_size))
         advice += f", or --micro_batch_size {' or '.join(map(str, sizes[:3]))}"
     raise ValueError(
-        f"--total_batch_tokens {args.total_batch_tokens} is not a multiple of micro_batch_size x seq_len x "
-        f"ranks = {args.micro_batch_size} x {args.seq_len} x {world_size} = {unit}: {advice}.")
+        f"--total_batch_tokens {args.total_batch_tokens} is not a multiple of micro_batch_size x "
+        f"seq_len x ranks = {args.micro_batch_size} x {args.seq_len} x {world_size} = {unit}: "
+        f"{advice}.")
 
 
 def count_epochs(args, sequences_per_step: int, n_sequences: int) -> float:
@@ -193,22 +175,22 @@ def count_epochs(args, sequences_per_step: int, n_sequences: int) -> float:
     if epochs > args.max_epochs:
         steps = int(args.max_epochs * n_sequences // sequences_per_step)
         raise ValueError(
-            f"{args.max_train_steps} steps x {sequences_per_step} sequences = {needed:,}, but {args.data_dir} "
-            f"has {n_sequences:,} sequences of {args.seq_len} tokens: {epochs:.3f} epochs, more than "
-            f"--max_epochs {args.max_epochs:g}; lower --max_train_steps to {steps}, prepare more data, or pass "
-            f"--max_epochs {math.ceil(epochs)}.")
+            f"{args.max_train_steps} steps x {sequences_per_step} sequences = {needed:,}, but "
+            f"{args.data_dir} has {n_sequences:,} sequences of {args.seq_len} tokens: "
+            f"{epochs:.3f} epochs, more than --max_epochs {args.max_epochs:g}; lower "
+            f"--max_train_steps to {steps}, prepare more data, or pass --max_epochs {math.ceil(epochs)}.")
     return epochs
 
 
 def open_data(args, verify: bool) -> tuple:
-    """(training files, their meta.json or {}, held-out documents or None)."""
+    """(training files, their meta.json or {}, held-out documents or NO_VAL)."""
     files, meta = shards.open_dataset(args.data_dir, "train", verify, args.vocab_size)
     meta = meta or {}
     condition = meta.get("condition", "unknown")
     if args.condition and args.condition != condition:
-        raise ValueError(f"--condition {args.condition}, but {args.data_dir} was prepared as {condition}: name the "
-                         "other folder, or drop --condition.")
-    val = None
+        raise ValueError(f"--condition {args.condition}, but {args.data_dir} was prepared as "
+                         f"{condition}: name the other folder, or drop --condition.")
+    val = NO_VAL
     if args.eval_every:
         val = shards.open_val(args.val_data_dir or args.data_dir, args.val_tokens, verify, args.vocab_size)
     return files, meta, val
@@ -278,8 +260,8 @@ def evaluate_val(model, val: dict, args, procs, autocast, stop) -> tuple[dict, d
             return None
         sums = sums[:, :-1]
         nats, n_tokens, n_bytes = sums.sum(1).tolist()
-        record[f"val_loss{suffix}"] = ratio(nats, n_tokens)
-        record[f"val_bits_per_byte{suffix}"] = ratio(nats / math.log(2), n_bytes)
+        record[f"val_loss{suffix}"] = nats / n_tokens if n_tokens else math.nan
+        record[f"val_bits_per_byte{suffix}"] = nats / math.log(2) / n_bytes if n_bytes else math.nan
         record[f"val_tokens{suffix}"] = int(n_tokens)
         record[f"val_bytes{suffix}"] = int(n_bytes)
         for name, values in zip(("nats", "tokens", "bytes"), sums.numpy(), strict=True):
@@ -287,20 +269,11 @@ def evaluate_val(model, val: dict, args, procs, autocast, stop) -> tuple[dict, d
     return record, documents
 
 
-def ratio(total: float, count: float) -> float:
-    if count == 0:
-        return math.nan
-    return total / count
-
-
-def evaluate(run: training.Run, val: dict | None, probe, items: dict) -> None:
+def evaluate(run: training.Run, val: dict, probe, items: dict) -> None:
     """Makes and records the evaluations that are due. An interrupted one stays due, and a resume makes up for it.
 
-    val: open_data's. probe: probe_rows'. items: {benchmark: its items}."""
+    val: open_data's. probe: probe_rows'. items: {name: (benchmark, its items)}."""
     args, procs = run.args, run.procs
-    tokens_seen = run.state.step * args.total_batch_tokens
-    flops = tokens_seen * run.record["flops_per_token"]
-    by_name = {benchmark.NAME: benchmark for benchmark in items}
     while run.state.due:
         started = time.perf_counter()
         name = run.state.due[0]
@@ -308,12 +281,12 @@ def evaluate(run: training.Run, val: dict | None, probe, items: dict) -> None:
         if name == "val":
             scores = evaluate_val(run.model, val, args, procs, run.autocast, run.stop)
         else:
-            benchmark = by_name[name]
-            scores = benchmark.evaluate(run.model, items[benchmark], procs, bos=args.eval_bos == "on",
+            benchmark, examples = items[name]
+            scores = benchmark.evaluate(run.model, examples, procs, bos=args.eval_bos == "on",
                                         autocast=run.autocast, stop=run.stop)
         if scores is None:
             return
-        fields = training.finish_evaluation(run, started, tokens_seen, flops)
+        fields = training.finish_evaluation(run, started)
         if name == "val":
             record_val(run, val, *scores, fields)
             record_mechanism(run, probe)
@@ -340,18 +313,18 @@ def record_benchmark(run: training.Run, benchmark, scores: dict, fields: dict) -
     run.log(f"step {step:6d} | {benchmark.NAME} {values} | {fields['eval_seconds']:.1f} s")
     if run.procs.is_main:
         benchmark.write_records(run.folder, step, scores, fields["timestamp"])
-        single = {key: value for key, value in metrics.items() if isinstance(value, (int, float, str))}
-        run.scalars.write(type=benchmark.NAME, **fields, **single)
+        scalars = {k: value for k, value in metrics.items() if isinstance(value, (int, float, str))}
+        run.scalars.write(type=benchmark.NAME, **fields, **scalars)
 
 
-def probe_rows(args, files, val: dict | None) -> torch.Tensor | None:
+def probe_rows(args, files, val: dict) -> torch.Tensor | None:
     """Up to two rows (2, T) to look at gates and attention with: the beginning of the held-out stream, else of the
     training data. None when a row is one token."""
     T = args.seq_len
     if T == 1:
         return None
     tokens = files.slice(0, 2 * T)
-    if val is not None and len(val["tokens"]) >= 2 * T:
+    if len(val["tokens"]) >= 2 * T:
         tokens = val["tokens"][: 2 * T]
     whole = tokens[: len(tokens) // T * T]
     return torch.from_numpy(whole.astype(np.int64)).view(-1, T)
@@ -366,8 +339,9 @@ def record_mechanism(run: training.Run, probe: torch.Tensor | None) -> None:
 
 def print_samples(run: training.Run) -> None:
     step, args = run.state.step, run.args
-    samples = inference.generate(run.model.eval(), [[shards.BOS_ID]] * 2, args.sample_tokens, temperature=0.8,
-                                 top_k=50, seed=args.seed + step, stop_ids=[shards.BOS_ID])
+    samples = inference.generate(
+        run.model.eval(), [[shards.BOS_ID]] * 2, args.sample_tokens,
+        temperature=0.8, top_k=50, seed=args.seed + step, stop_ids=[shards.BOS_ID])
     for sample in samples:
         run.log(f"step {step:6d} | sample {shards.get_tokenizer().decode(sample.ids)!r}")
 
@@ -380,45 +354,46 @@ def find_warnings(args, data: dict, scalars: list[dict]) -> list[str]:
     """Signs that the intervention was not there, a sentence each."""
     warnings = []
     if data["condition"] == "mul_tokens" and not data["mul_token_rate"]:
-        warnings.append("the data's condition is mul_tokens but it holds no multiplication token: nothing was changed.")
+        warnings.append("the data's condition is mul_tokens but it holds no multiplication token: "
+                        "nothing was changed.")
     if args.attn_gate == "none":
         return warnings
     looks = [record["layers"] for record in scalars if record["type"] == "mechanism"]
     if len(looks) < 2:
-        warnings.append("the gates were looked at fewer than twice (--seq_len 1), so nothing shows that they moved.")
+        warnings.append("the gates were looked at fewer than twice (--seq_len 1), so nothing shows "
+                        "that they moved.")
         return warnings
     moves = [abs(a["gate_mean"] - b["gate_mean"]) for a, b in zip(looks[0], looks[-1], strict=True)]
     if max(moves) < 1e-3:
-        warnings.append(f"no layer's mean gate moved by 0.001 (largest move {max(moves):.1e}): the gate is not active.")
+        warnings.append(f"no layer's mean gate moved by 0.001 (largest move {max(moves):.1e}): "
+                        "the gate is not active.")
     return warnings
 
 
 def summarise(run: training.Run) -> dict:
     """summary.json: last and best numbers, cost, warnings, the row for results.csv."""
     args, config, data = run.args, run.record, run.record["data"]
-    step, tokens_seen = run.state.step, run.state.step * args.total_batch_tokens
     scalars = runs.read_jsonl(run.folder / "scalars.jsonl")
-    val_fields = "val_loss val_bits_per_byte val_loss_bos val_bits_per_byte_bos"
-    numbers = training.final_numbers(run, scalars, val_fields)
-    numbers |= {"tokens_seen": tokens_seen, "flops_total": tokens_seen * config["flops_per_token"],
+    numbers = training.final_numbers(
+        run, scalars, "val_loss val_bits_per_byte val_loss_bos val_bits_per_byte_bos")
+    numbers |= {"tokens_seen": run.state.tokens_seen, "flops_total": run.state.flops,
                 "unique_tokens": data["unique_tokens"], "epochs": data["epochs"]}
-    scores = {}
-    if (run.folder / "step_metrics.json").exists():
-        scores = runs.read_json(run.folder / "step_metrics.json").get(str(step), {})
+    path = run.folder / "step_metrics.json"
+    scores = runs.read_json(path).get(str(run.state.step), {}) if path.exists() else {}
     row = {
         **runs.condition_columns(config["flags"], config["unused_flags"]), **numbers,
-        "run_id": run.folder.name, "date": config["started"][:10], "git_commit": config["code"]["git_commit"],
-        "batch_size": args.total_batch_tokens // args.seq_len, "device_batch_size": args.micro_batch_size,
-        "sequence_length": args.seq_len, "num_iterations": args.max_train_steps, "notes": args.notes,
-        "gpu_name": config["hardware"]["gpu"] or "cpu", "n_gpus": config["world_size"],
-        "condition": data["condition"], "parameters": config["parameters"]["total"],
-        "data_fingerprint": data["fingerprint"], "val_fingerprint": data["val_fingerprint_documents"],
+        "run_id": run.folder.name, "date": config["started"][:10], "notes": args.notes,
+        "git_commit": config["code"]["git_commit"], "num_iterations": args.max_train_steps,
+        "batch_size": args.total_batch_tokens // args.seq_len, "sequence_length": args.seq_len,
+        "device_batch_size": args.micro_batch_size, "n_gpus": config["world_size"],
+        "gpu_name": config["hardware"]["gpu"] or "cpu", "condition": data["condition"],
+        "parameters": config["parameters"]["total"], "data_fingerprint": data["fingerprint"],
+        "val_fingerprint": data["val_fingerprint_documents"],
     }
     for benchmark in BENCHMARKS:
         for key, *_ in benchmark.METRICS:
             row[key] = scores.get(key)
-    warnings = find_warnings(args, data, scalars)
-    return {**numbers, "scores": scores, "warnings": warnings, "results_row": row}
+    return {**numbers, "scores": scores, "warnings": find_warnings(args, data, scalars), "results_row": row}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -433,14 +408,15 @@ def train(args, procs) -> int:
     sequences_per_step = count_sequences(args, procs.world_size)
     tokens_per_step = args.total_batch_tokens
     schedule = optim.schedule_settings(args)
-    optim.lr_multiplier(0, **schedule)  # refuses warmup + warmdown > steps before anything is written
+    optim.lr_multiplier(0, **schedule)  # refuses a bad schedule before anything is written
     if procs.on_main(lambda: training.is_finished(args)):
         return 0
     before = procs.on_main(lambda: training.config_before(args))
 
     # ------------------------------------------------------------------------------------------------------------------
     # data: rank 0 reads every byte once and compares checksums, then the others open the files
-    files, meta, val = procs.main_first(lambda: open_data(args, procs.is_main and args.verify_data == "full"))
+    verify = procs.is_main and args.verify_data == "full"
+    files, meta, val = procs.main_first(lambda: open_data(args, verify))
     files.fingerprint = procs.broadcast(files.fingerprint)
     n_sequences = files.n_sequences(args.seq_len)
     epochs = count_epochs(args, sequences_per_step, n_sequences)
@@ -448,9 +424,10 @@ def train(args, procs) -> int:
     every = {"val": args.eval_every}  # steps between evaluations
     items = {}
     for benchmark in BENCHMARKS:
-        every[benchmark.NAME] = getattr(args, f"{benchmark.NAME}_every")
-        if every[benchmark.NAME]:
-            items[benchmark] = load_items(args, benchmark, meta, procs)
+        name = benchmark.NAME
+        every[name] = getattr(args, f"{name}_every")
+        if every[name]:
+            items[name] = benchmark, load_items(args, benchmark, meta, procs)
 
     # ------------------------------------------------------------------------------------------------------------------
     # model and optimizer
@@ -458,41 +435,51 @@ def train(args, procs) -> int:
     params = [p for p in model.parameters() if p.requires_grad]
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    forward = model
-    if training.compiles(args, device):
-        forward = torch.compile(model)
+    forward = torch.compile(model) if training.compiles(args, device) else model
     flops_per_token = model.flops_per_token(args.seq_len)
+    flops_per_step = flops_per_token * tokens_per_step
 
     # ------------------------------------------------------------------------------------------------------------------
     # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
-    record = training.describe(args, procs, model, flops_per_token, unused_flags(args))
+    unused_flags = optim.unused_flags(args)
+    if args.attn_gate == "none":
+        unused_flags += ["gate_pos", "gate_act"]
+    record = training.describe(args, procs, model, flops_per_token, unused_flags)
     record |= {"init": init, "tokens_per_step": tokens_per_step}
     record["data"] = {
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
         "condition": meta.get("condition"), "mul_token_rate": meta.get("mul_token_rate"),
-        "crop_fraction": meta.get("crop_fraction"), **describe_val(val)}
-    record["benchmarks"] = {one.NAME: benchmarks.describe(one, items[one]) for one in items}
+        "crop_fraction": meta.get("crop_fraction"), "val_documents": len(val["doc_starts"]),
+        "val_fingerprint_documents": val["fingerprint_documents"],
+        "val_fingerprint_tokens": val["fingerprint_tokens"]}
+    record["benchmarks"] = {name: benchmarks.describe(*items[name]) for name in items}
     same = {"fingerprint of the data": ("data", "fingerprint"),
             "val_fingerprint_tokens of the data": ("data", "val_fingerprint_tokens")}
-    for benchmark in items:
-        same[f"items of {benchmark.NAME}"] = ("benchmarks", benchmark.NAME, "sha256")
+    for name in items:
+        same[f"items of {name}"] = ("benchmarks", name, "sha256")
     run = training.Run("train_gpt.py", args, procs, record, model, optimizers, autocast)
     training.open_run(run, before, same, build_parser())
     state = run.state
-    run.log(f"data {args.data_dir} | {files.source} | {files.n_tokens:,} tokens | {n_sequences:,} sequences of "
-            f"{args.seq_len} | this run reads {unique_tokens:,} unique tokens, {epochs:.3f} epochs")
-    all_tokens = args.max_train_steps * tokens_per_step
-    run.log(f"{args.max_train_steps} steps x {tokens_per_step:,} tokens = {all_tokens:,} | "
-            f"{args.schedule}, warmup {args.warmup_iters} | {all_tokens * flops_per_token:.3e} FLOPs")
-    run.log(f"steps between evaluations (0 = off): {', '.join(f'{name} {n}' for name, n in every.items())}")
+    # checkpoints of older versions do not hold these
+    state.tokens_seen = state.trained_seen = state.step * tokens_per_step
+    state.flops = state.step * flops_per_step
+    run.log(f"data {args.data_dir} | {files.source} | {files.n_tokens:,} tokens | {n_sequences:,} "
+            f"sequences of {args.seq_len} | this run reads {unique_tokens:,} unique tokens, "
+            f"{epochs:.3f} epochs")
+    steps = args.max_train_steps
+    run.log(f"{steps} steps x {tokens_per_step:,} tokens = {steps * tokens_per_step:,} | "
+            f"{args.schedule}, warmup {args.warmup_iters} | {steps * flops_per_step:.3e} FLOPs")
+    cadence = ", ".join(f"{name} {steps}" for name, steps in every.items())
+    run.log(f"steps between evaluations (0 = off): {cadence}")
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop
     batches = data_order.StepLoader(
         files, seq_len=args.seq_len, sequences_per_step=sequences_per_step, seed=args.seed,
-        data_order=args.data_order, rank=procs.rank, world_size=procs.world_size, start_step=state.step,
-        stop_step=args.max_train_steps, num_workers=args.num_workers, pin_memory=device.type == "cuda")
+        data_order=args.data_order, rank=procs.rank, world_size=procs.world_size,
+        start_step=state.step, stop_step=args.max_train_steps, num_workers=args.num_workers,
+        pin_memory=device.type == "cuda")
     probe = probe_rows(args, files, val)
     if not args.eval_every and state.step == 0:
         record_mechanism(run, probe)
@@ -516,28 +503,29 @@ def train(args, procs) -> int:
         grad_norm = training.reduce_gradients(procs, params)
         first = state.step * sequences_per_step  # of the step's entries in the data order
         training.refuse_non_finite(
-            run, loss, grad_norm, f"entries {first}..{first + sequences_per_step - 1} of the data order "
-            f"(sequences {batch['sequences'][:4].tolist()}... on rank {procs.rank})")
+            run, loss, grad_norm, f"entries {first}..{first + sequences_per_step - 1} of the data "
+            f"order (sequences {batch['sequences'][:4].tolist()}... on rank {procs.rank})")
         training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
-        seconds = training.finish_step(run, started)
+        seconds = training.finish_step(run, started, tokens_per_step, tokens_per_step, flops_per_step)
 
         # records
         step = state.step
-        tokens_seen = step * tokens_per_step
         first += batches.offset
         run.exposures.write(
-            step=step, rank=procs.rank, seed=args.seed, epochs=sorted(set(batch["epochs"].tolist())),
-            entries=[first, first + batches.share], checksum=f"{checksum:016x}",
-            rank_checksum=f"{batch['checksum']:016x}")
+            step=step, rank=procs.rank, seed=args.seed,
+            epochs=sorted(set(batch["epochs"].tolist())), entries=[first, first + batches.share],
+            checksum=f"{checksum:016x}", rank_checksum=f"{batch['checksum']:016x}")
         training.record_step(
-            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=grad_norm, seconds=seconds,
-            tokens=tokens_per_step, tokens_seen=tokens_seen, flops=tokens_per_step * flops_per_token,
-            flops_total=tokens_seen * flops_per_token, epoch=step * sequences_per_step / n_sequences)
+            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=grad_norm,
+            seconds=seconds, tokens=tokens_per_step, flops=flops_per_step,
+            epoch=step * sequences_per_step / n_sequences)
         if procs.is_main and training.is_due(args.sample_every, step):
             print_samples(run)
         if not args.eval_every and step == args.max_train_steps:
             record_mechanism(run, probe)
-        state.due = [name for name, n in every.items() if training.is_due(n, step, args.max_train_steps)]
+        for name, steps in every.items():
+            if training.is_due(steps, step, args.max_train_steps):
+                state.due.append(name)
         evaluate(run, val, probe, items)
         stopped = stopped or bool(state.due)
         if stopped or step == args.max_train_steps or training.is_due(args.save_every, step):
@@ -555,14 +543,6 @@ def train(args, procs) -> int:
             runs.append_result(args.results_csv, summary["results_row"])
         training.write_summary(run, summary)
     return 0
-
-
-def describe_val(val: dict | None) -> dict:
-    """What config.json records of the held-out documents."""
-    if val is None:
-        return {"val_fingerprint_documents": None, "val_fingerprint_tokens": None, "val_documents": 0}
-    return {"val_fingerprint_documents": val["fingerprint_documents"],
-            "val_fingerprint_tokens": val["fingerprint_tokens"], "val_documents": len(val["doc_starts"])}
 
 
 def main(argv=None) -> int:

@@ -26,6 +26,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+
+def check_known(what: str, name: str, table: dict) -> None:
+    if name not in table:
+        raise ValueError(f"{what} {name!r} is unknown: choose one of {', '.join(table)}.")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Muon
 
@@ -72,25 +78,23 @@ class Muon(torch.optim.Optimizer):
     be the same on every rank (fully reduced); every rank keeps all momentum, so rank 0's state_dict is the whole state
     for any world size, and applies the same bits. ns_dtype=None picks newton_schulz_dtype of the parameter's device."""
 
-    def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="original",
-                 ns_dtype=None, rank=0, world_size=1):
-        if adjust_lr_fn not in SCALES:
-            raise ValueError(f"adjust_lr_fn {adjust_lr_fn!r} is unknown: choose one of {', '.join(SCALES)}.")
+    def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True,
+                 adjust_lr_fn="original", ns_dtype=None, rank=0, world_size=1):
+        check_known("adjust_lr_fn", adjust_lr_fn, SCALES)
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} is not in a world of {world_size}: pass 0 <= rank < world_size.")
-        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
-                    "adjust_lr_fn": adjust_lr_fn, "qkv": False}
+            raise ValueError(f"rank {rank} is not in a world of {world_size}: "
+                             "pass 0 <= rank < world_size.")
+        defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov,
+                        adjust_lr_fn=adjust_lr_fn, qkv=False)
         super().__init__(params, defaults)
         # not in the groups, so that no state_dict holds them
-        self.ns_dtype = ns_dtype
-        self.rank = rank
-        self.world_size = world_size
+        self.ns_dtype, self.rank, self.world_size = ns_dtype, rank, world_size
         for group in self.param_groups:
             for p in group["params"]:
                 shape = tuple(p.shape)
                 if p.ndim != 2 or (group["qkv"] and shape[0] != 3 * shape[1]):
-                    raise ValueError(f"Muon got shape {shape}, but needs 2-D, and (3 d, d) for qkv: give the parameter "
-                                     "to AdamW.")
+                    raise ValueError(f"Muon got shape {shape}, but needs 2-D, and (3 d, d) for qkv: "
+                                     "give the parameter to AdamW.")
 
     @torch.no_grad()
     def step(self):
@@ -106,11 +110,8 @@ class Muon(torch.optim.Optimizer):
             first = sum(counts[: self.rank])
             mine = slice(first, first + counts[self.rank])
             for update, (_, grad, momentum, group) in zip(updates[mine], matrices[mine], strict=True):
-                direction = momentum
-                if group["nesterov"]:
-                    direction = grad.lerp(momentum, group["momentum"])
-                if is_tall(direction):
-                    direction = direction.mT
+                direction = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+                direction = direction.mT if is_tall(direction) else direction
                 update.copy_(direction)
             if counts[self.rank]:
                 updates[mine] = newton_schulz(updates[mine])
@@ -121,9 +122,8 @@ class Muon(torch.optim.Optimizer):
             for transfer in transfers:
                 transfer.wait()
             for update, (weight, _, _, group) in zip(updates, matrices, strict=True):
-                if is_tall(weight):
-                    update = update.mT
                 scale = SCALES[group["adjust_lr_fn"]](*weight.shape)
+                update = update.mT if is_tall(weight) else update
                 weight.add_(update, alpha=-group["lr"] * scale)
 
     def _update_momentum(self) -> dict:
@@ -142,7 +142,8 @@ class Muon(torch.optim.Optimizer):
             parts = 3 if group["qkv"] else 1
             for p, momentum in zip(params, momenta, strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                for matrix in zip(p.chunk(parts), p.grad.chunk(parts), momentum.chunk(parts), strict=True):
+                pieces = (p.chunk(parts), p.grad.chunk(parts), momentum.chunk(parts))
+                for matrix in zip(*pieces, strict=True):
                     key = (*sorted(matrix[0].shape), p.device)
                     batches.setdefault(key, []).append((*matrix, group))
         return batches
@@ -175,16 +176,18 @@ def share_out(n: int, cost: int, load: list[int]) -> list[int]:
 # which optimizer moves which parameter
 
 
-def adamw(params: dict, rank, world_size, *, learning_rate, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8) -> list:
+def adamw(params: dict, rank, world_size, *, learning_rate, weight_decay=0.1, beta1=0.9,
+          beta2=0.95, eps=1e-8) -> list:
     """AdamW on all params {name: parameter}; weight_decay on 2-D and larger, none on the rest."""
     decay = [p for p in params.values() if p.ndim >= 2]
     no_decay = [p for p in params.values() if p.ndim < 2]
-    groups = [{"name": "adamw_decay", "params": decay, "weight_decay": weight_decay, "initial_lr": learning_rate},
-              {"name": "adamw_no_decay", "params": no_decay, "weight_decay": 0.0, "initial_lr": learning_rate}]
-    groups = [group for group in groups if group["params"]]
+    groups = [dict(name="adamw_decay", params=decay, weight_decay=weight_decay),
+              dict(name="adamw_no_decay", params=no_decay, weight_decay=0.0)]
+    groups = [group | {"initial_lr": learning_rate} for group in groups if group["params"]]
     if not groups:
         return []
-    return [torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)]
+    betas = beta1, beta2
+    return [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)]
 
 
 def is_matrix(name: str, p) -> bool:
@@ -197,8 +200,9 @@ def is_block_matrix(name: str, p) -> bool:
     return p.ndim == 2 and re.search(r"(^|\.)h\.\d+\.", name) is not None
 
 
-def muon_and_adamw(params: dict, rank, world_size, *, takes, learning_rate, muon_lr=None, muon_scale="sqrt_max",
-                   muon_momentum=0.95, muon_weight_decay=0.0, **adamw_settings) -> list:
+def muon_and_adamw(params: dict, rank, world_size, *, takes, learning_rate, muon_lr=None,
+                   muon_scale="sqrt_max", muon_momentum=0.95, muon_weight_decay=0.0,
+                   **adamw_settings) -> list:
     """Muon on the parameters that takes(name, parameter) picks, AdamW on the rest. muon_lr=None is 0.1 learning_rate,
     meant for muon_scale="sqrt_max"."""
     if muon_lr is None:
@@ -211,13 +215,13 @@ def muon_and_adamw(params: dict, rank, world_size, *, takes, learning_rate, muon
             qkv.append(p)
         else:
             matrices.append(p)
-    groups = [{"name": "muon_matrices", "params": matrices, "qkv": False, "initial_lr": muon_lr},
-              {"name": "muon_qkv", "params": qkv, "qkv": True, "initial_lr": muon_lr}]
-    groups = [group for group in groups if group["params"]]
+    groups = [dict(name="muon_matrices", params=matrices, qkv=False),
+              dict(name="muon_qkv", params=qkv, qkv=True)]
+    groups = [group | {"initial_lr": muon_lr} for group in groups if group["params"]]
     if not groups:
         raise ValueError("Muon has no matrix to move in this model: use --optimizer adamw.")
-    muon = Muon(groups, lr=muon_lr, weight_decay=muon_weight_decay, momentum=muon_momentum, adjust_lr_fn=muon_scale,
-                rank=rank, world_size=world_size)
+    muon = Muon(groups, lr=muon_lr, weight_decay=muon_weight_decay, momentum=muon_momentum,
+                adjust_lr_fn=muon_scale, rank=rank, world_size=world_size)
     return [muon, *adamw(rest, rank, world_size, learning_rate=learning_rate, **adamw_settings)]
 
 
@@ -232,20 +236,24 @@ class Choice:
 
 ADAMW_FLAGS = {
     "--learning_rate": dict(type=float, help="peak for AdamW's parameters (default %(default)s)"),
-    "--weight_decay": dict(type=float, default=0.1, help="AdamW's, on 2-D and larger (default %(default)s; 0 = off)"),
+    "--weight_decay": dict(type=float, default=0.1,
+                           help="AdamW's, on 2-D and larger (default %(default)s; 0 = off)"),
     "--beta1": dict(type=float, default=0.9, help="AdamW (default %(default)s)"),
     "--beta2": dict(type=float, default=0.95, help="AdamW (default %(default)s)"),
 }
 MUON_FLAGS = {
-    "--muon_lr": dict(type=float, default=0.0, help="peak for Muon's parameters (0 = 0.1 x --learning_rate)"),
+    "--muon_lr": dict(type=float, default=0.0,
+                      help="peak for Muon's parameters (0 = 0.1 x --learning_rate)"),
     "--muon_scale": dict(choices=SCALES, default="sqrt_max",
                        help="update scale by the matrix's shape (default %(default)s, as document 003)"),
 }
+hybrid = functools.partial(muon_and_adamw, takes=is_block_matrix)
+on_all_matrices = functools.partial(muon_and_adamw, takes=is_matrix)
 # function(params {name: parameter}, rank, world_size, **values of its flags) -> list of torch.optim.Optimizer
 OPTIMIZERS = {
     "adamw": Choice(adamw, ADAMW_FLAGS),
-    "muon": Choice(functools.partial(muon_and_adamw, takes=is_block_matrix), {**ADAMW_FLAGS, **MUON_FLAGS}),
-    "muon_all": Choice(functools.partial(muon_and_adamw, takes=is_matrix), {**ADAMW_FLAGS, **MUON_FLAGS}),
+    "muon": Choice(hybrid, ADAMW_FLAGS | MUON_FLAGS),
+    "muon_all": Choice(on_all_matrices, ADAMW_FLAGS | MUON_FLAGS),
 }
 
 
@@ -253,16 +261,17 @@ def build_optimizers(model, *, optimizer="adamw", rank=0, world_size=1, **settin
     """list[torch.optim.Optimizer] that holds every trainable parameter of model once.
 
     settings: the values of the entry's flags. Every group has `name` and `initial_lr`, its peak learning rate."""
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer {optimizer!r} is unknown: choose one of {', '.join(OPTIMIZERS)}.")
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}  # a tied weight comes once
+    check_known("optimizer", optimizer, OPTIMIZERS)
+    # a tied weight comes once
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = OPTIMIZERS[optimizer].function(params, rank, world_size, **settings)
     moved = []
     for one in optimizers:
         for group in one.param_groups:
             moved += [id(p) for p in group["params"]]
     if sorted(moved) != sorted({id(p) for p in model.parameters() if p.requires_grad}):
-        raise ValueError("some parameter is in no group or in two: a module registers it under more than one name.")
+        raise ValueError("some parameter is in no group or in two: a module registers it under more "
+                         "than one name.")
     return optimizers
 
 
@@ -287,7 +296,7 @@ def trapezoid(step, max_steps, warmup, warmdown, decay_frac) -> float:
 SCHEDULES = {
     "cosine": Choice(cosine, {}),
     "trapezoid": Choice(trapezoid, {
-        "--warmdown_iters": dict(type=int, default=0, help="steps of linear warmdown, trapezoid only (default 0 = off)"),
+        "--warmdown_iters": dict(type=int, default=0, help="steps of linear warmdown (0 = off)"),
     }),
 }
 
@@ -297,8 +306,7 @@ def lr_multiplier(step, *, schedule="cosine", max_steps, warmup=0, warmdown=0, d
 
     In warmup it is (step + 1) / warmup, so the first step already moves (build-nanogpt); then SCHEDULES[schedule].
     ValueError if warmup + warmdown > max_steps (steps), or decay_frac is not in [0, 1]."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule {schedule!r} is unknown: choose one of {', '.join(SCHEDULES)}.")
+    check_known("schedule", schedule, SCHEDULES)
     if warmup < 0 or warmdown < 0 or warmup + warmdown > max_steps:
         raise ValueError(f"warmup {warmup} + warmdown {warmdown} do not fit into {max_steps} steps: "
                          "lower --warmup_iters or --warmdown_iters, or raise --max_train_steps.")
@@ -307,7 +315,8 @@ def lr_multiplier(step, *, schedule="cosine", max_steps, warmup=0, warmdown=0, d
                          "give --learning_rate_decay_frac between 0 and 1.")
     if step < warmup:
         return (step + 1) / warmup
-    return SCHEDULES[schedule].function(min(step, max_steps), max_steps, warmup, warmdown, decay_frac)
+    step = min(step, max_steps)
+    return SCHEDULES[schedule].function(step, max_steps, warmup, warmdown, decay_frac)
 
 
 def set_learning_rates(optimizers, multiplier: float) -> None:
@@ -372,5 +381,7 @@ def unused_flags(args) -> list[str]:
     """Flags of optimizers and schedules that this run's do not use: they change nothing."""
     unused = []
     for table, chosen in ((OPTIMIZERS, args.optimizer), (SCHEDULES, args.schedule)):
-        unused += [flag.removeprefix("--") for flag in all_flags(table) if flag not in table[chosen].flags]
+        for flag in all_flags(table):
+            if flag not in table[chosen].flags:
+                unused.append(flag.removeprefix("--"))
     return unused

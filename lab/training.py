@@ -43,7 +43,8 @@ def add_run_arguments(parser, *, name: str, save_every: int):
     add("--log_every", type=int, default=10,
         help="steps between lines in log.txt (0 = none); scalars.jsonl has every step")
     add("--notes", default="", help="free text for config.json and results.csv")
-    add("--wandb_project", default="", help="also show scalars.jsonl in this Weights & Biases project ('' = off)")
+    add("--wandb_project", default="",
+        help="also show scalars.jsonl in this Weights & Biases project ('' = off)")
     add("--tensorboard", action="store_true", help="also write TensorBoard events into the run's folder")
     return group
 
@@ -79,7 +80,8 @@ def take_defaults(parser, argv, skip=()) -> dict | None:
         flags = dict(record["flags"])
         derived = list(record.get("derived", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        parser.error(f"{source} is not a run's config.json ({error!r}): name one that {parser.prog} wrote.")
+        parser.error(f"{source} is not a run's config.json ({error!r}): "
+                     f"name one that {parser.prog} wrote.")
     unknown = sorted(set(flags) - set(vars(first)))
     if unknown:
         parser.error(f"{source} has unknown flags ({', '.join(unknown)}): pass them by hand.")
@@ -107,8 +109,9 @@ def check_flags(parser, args, need: str, names: str) -> None:
 
 def check_shared_flags(parser, args) -> None:
     check_flags(parser, args, "a whole number of at least 1", "micro_batch_size sample_tokens")
-    check_flags(parser, args, "0 or more", "eval_every eval_batch_size sample_every save_every keep_last log_every")
-    check_flags(parser, args, "0 or more", "muon_lr warmdown_iters weight_decay grad_clip seed peak_flops")
+    check_flags(parser, args, "0 or more",
+                "eval_every eval_batch_size sample_every save_every keep_last log_every "
+                "muon_lr warmdown_iters weight_decay grad_clip seed peak_flops")
     check_flags(parser, args, "a number above 0", "learning_rate")
 
 
@@ -150,6 +153,9 @@ class State:
     """What a checkpoint holds beside weights, optimizers and RNG (trainer.json). A new field is saved and restored."""
 
     step: int = 0
+    tokens_seen: int = 0  # by the network, on all ranks
+    trained_seen: int = 0  # those that the loss was taken of
+    flops: int = 0
     train_seconds: float = 0.0  # of training steps, over all resumes
     eval_seconds: float = 0.0
     wall_seconds: float = 0.0  # with saves and logs
@@ -185,14 +191,16 @@ class Run:
         if self.procs.is_main:
             hidden = None  # shown when stderr is a terminal
             try:
-                mirrors = runs.open_mirrors(self.folder, self.record, step, args.wandb_project, args.tensorboard)
+                mirrors = runs.open_mirrors(
+                    self.folder, self.record, step, args.wandb_project, args.tensorboard)
             except ValueError:
                 if is_new:
                     shutil.rmtree(self.folder)  # new and empty; left behind, it would block the retry
                 raise
             self.scalars = runs.JsonlWriter(self.folder / "scalars.jsonl", mirrors)
             self.log_file = open(self.folder / "log.txt", "a", encoding="utf-8")
-        self.bar = tqdm(total=args.max_train_steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
+        self.bar = tqdm(total=args.max_train_steps, initial=step, unit="step",
+                        dynamic_ncols=True, disable=hidden)
 
     def log(self, message: str) -> None:
         """Prints a line and adds it to log.txt, on rank 0."""
@@ -208,7 +216,7 @@ class Run:
 
         def write(folder: Path) -> None:
             self.model.save(folder)
-            torch.save([optimizer.state_dict() for optimizer in self.optimizers], folder / "optimizer.pt")
+            torch.save([one.state_dict() for one in self.optimizers], folder / "optimizer.pt")
             torch.save(rng_states, folder / "rng.pt")
             disk.write_json(folder / "trainer.json", asdict(self.state))
 
@@ -217,8 +225,9 @@ class Run:
             for state in optimizer.state.values():
                 tensors += [value for value in state.values() if torch.is_tensor(value)]
         size = int(1.05 * sum(t.numel() * t.element_size() for t in tensors)) + 2**20
-        step, keep_last = self.state.step, self.args.keep_last
-        path = self.procs.on_main(lambda: str(runs.save_checkpoint(self.folder, step, write, size, keep_last)))
+        step, keep = self.state.step, self.args.keep_last
+        path = self.procs.on_main(
+            lambda: str(runs.save_checkpoint(self.folder, step, write, size, keep)))
         self.saved_step = step
         self.log(f"step {step:6d} | saved {path}")
 
@@ -230,7 +239,8 @@ class Run:
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
         rng_states = torch.load(folder / "rng.pt", weights_only=True)
-        if self.procs.rank < len(rng_states):  # training draws nothing from these; restored so that it stays so
+        # training draws nothing from these generators; restored so that it stays so
+        if self.procs.rank < len(rng_states):
             set_rng_state(rng_states[self.procs.rank], device)
         values = json.loads((folder / "trainer.json").read_text())
         known = {one.name for one in fields(State)}
@@ -290,13 +300,12 @@ def is_finished(args) -> bool:
 def describe(args, procs, model, flops_per_token: int, unused_flags: list[str]) -> dict:
     """The part of config.json that every trainer's run has."""
     peak = args.peak_flops or processes.peak_flops(procs.device)
-    if not math.isfinite(peak):
-        peak = None
     return {
-        "flags": dict(vars(args)), "unused_flags": unused_flags, "argv": sys.argv, "started": runs.now(),
-        "code": runs.code_state(), **processes.machine_state(procs.device), "world_size": procs.world_size,
-        "model": model.config.to_dict(), "parameters": model.num_params(), "flops_per_token": flops_per_token,
-        "peak_flops": peak,
+        "flags": dict(vars(args)), "unused_flags": unused_flags, "argv": sys.argv,
+        "started": runs.now(), "code": runs.code_state(),
+        **processes.machine_state(procs.device), "world_size": procs.world_size,
+        "model": model.config.to_dict(), "parameters": model.num_params(),
+        "flops_per_token": flops_per_token, "peak_flops": peak if math.isfinite(peak) else None,
     }
 
 
@@ -329,7 +338,8 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
         run.load(checkpoint)
     run.open_files(is_new=before is None)
     counts = ", ".join(f"{name} {count:,}" for name, count in run.record["parameters"].items())
-    run.log(f"run {run.folder} | {procs.world_size} x {procs.device.type} | {args.dtype} | {counts} parameters")
+    run.log(f"run {run.folder} | {procs.world_size} x {procs.device.type} | {args.dtype} | "
+            f"{counts} parameters")
     for message in messages:
         run.log(message)
 
@@ -362,7 +372,8 @@ def refuse_changes(before: dict, record: dict, same: dict, parser) -> None:
 
 def sum_over_ranks(procs, loss: torch.Tensor, stop) -> tuple[float, bool]:
     """(the ranks' losses added up in float64, whether any rank was asked to stop)."""
-    values = torch.tensor([loss.item(), float(stop.asked)], dtype=torch.float64, device=sums_device(procs))
+    values = [loss.item(), float(stop.asked)]
+    values = torch.tensor(values, dtype=torch.float64, device=sums_device(procs))
     loss, asked = procs.sum(values).tolist()
     return loss, asked > 0
 
@@ -375,9 +386,7 @@ def sum_checksums(procs, checksum: int) -> int:
 
 def sums_device(procs) -> torch.device:
     """Where small sums over ranks are formed: MPS has no float64."""
-    if procs.device.type == "cuda":
-        return procs.device
-    return torch.device("cpu")
+    return procs.device if procs.device.type == "cuda" else torch.device("cpu")
 
 
 def reduce_gradients(procs, params) -> torch.Tensor:
@@ -398,10 +407,12 @@ def refuse_non_finite(run: Run, loss: float, grad_norm: torch.Tensor, what_was_r
     norm = grad_norm.item()
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    last = ["none", *runs.list_checkpoints(run.folder)][-1]
+    checkpoints = runs.list_checkpoints(run.folder)
+    last = checkpoints[-1] if checkpoints else "none"
     raise processes.SharedError(
-        f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on {what_was_read}; the "
-        f"last good checkpoint is {last}: start again with a lower --learning_rate or a longer --warmup_iters.")
+        f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on "
+        f"{what_was_read}; the last good checkpoint is {last}: start again with a lower "
+        "--learning_rate or a longer --warmup_iters.")
 
 
 def clip_and_step(optimizers, params, grad_norm: torch.Tensor, grad_clip: float) -> None:
@@ -413,34 +424,36 @@ def clip_and_step(optimizers, params, grad_norm: torch.Tensor, grad_clip: float)
         optimizer.zero_grad(set_to_none=True)
 
 
-def finish_step(run: Run, started: float) -> float:
-    """Counts the step and its seconds, which are returned, once the device has finished it."""
+def finish_step(run: Run, started: float, tokens: int, trained_tokens: int, flops: int) -> float:
+    """Counts the step once the device has finished it. Returns its seconds."""
     if run.procs.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     run.state.step += 1
+    run.state.tokens_seen += tokens
+    run.state.trained_seen += trained_tokens
+    run.state.flops += flops
     run.state.train_seconds += seconds
     return seconds
 
 
-def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, tokens_seen, flops, flops_total, epoch, **more):
-    """The step's line in scalars.jsonl, the progress bar, and every --log_every steps a line in log.txt. tokens, flops:
-    of this step; tokens_seen, flops_total: of all."""
+def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch, **more) -> None:
+    """The step's line in scalars.jsonl, the progress bar, and every --log_every steps a line in log.txt."""
     if not run.procs.is_main:
         return
     args, state = run.args, run.state
-    peak_memory = processes.peak_rss_bytes()
-    if run.procs.device.type == "cuda":
-        peak_memory = torch.cuda.max_memory_allocated()
+    is_cuda = run.procs.device.type == "cuda"
+    peak_memory = torch.cuda.max_memory_allocated() if is_cuda else processes.peak_rss_bytes()
     peak_flops = run.procs.world_size * (run.record["peak_flops"] or math.nan)
     weights = [p.detach() for p in run.model.parameters() if p.requires_grad]
     norm, speed = grad_norm.item(), tokens / seconds
     run.scalars.write(
-        type="train", step=state.step, timestamp=runs.now(), lr=lr, train_loss_opt_step_mean=loss,
-        grad_norm_l2_preclip=norm, param_norm_l2=torch.nn.utils.get_total_norm(weights).item(),
-        tokens_seen_global=tokens_seen, tokens_per_sec=round(speed, 1), mfu=round(flops / seconds / peak_flops, 4),
-        peak_mem_bytes=peak_memory, step_seconds=round(seconds, 6), flops_total=flops_total, epoch=round(epoch, 6),
-        **more)
+        type="train", step=state.step, timestamp=runs.now(), lr=lr,
+        train_loss_opt_step_mean=loss, grad_norm_l2_preclip=norm,
+        param_norm_l2=torch.nn.utils.get_total_norm(weights).item(),
+        tokens_seen_global=state.tokens_seen, tokens_per_sec=round(speed, 1),
+        mfu=round(flops / seconds / peak_flops, 4), peak_mem_bytes=peak_memory,
+        step_seconds=round(seconds, 6), flops_total=state.flops, epoch=round(epoch, 6), **more)
     run.bar.update()
     run.bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tok/s")
     if is_due(args.log_every, state.step):
@@ -455,14 +468,14 @@ def is_due(every: int, step: int, last: int | None = None) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def finish_evaluation(run: Run, started: float, tokens_seen: int, flops_total: int) -> dict:
+def finish_evaluation(run: Run, started: float) -> dict:
     """Takes the first evaluation off state.due, once it is made. Returns the fields that its record in scalars.jsonl
     has beside its scores."""
-    seconds = time.perf_counter() - started
-    run.state.due.pop(0)
-    run.state.eval_seconds += seconds
-    return {"step": run.state.step, "timestamp": runs.now(), "tokens_seen_global": tokens_seen,
-            "flops_total": flops_total, "eval_seconds": round(seconds, 3), **run.clock()}
+    state, seconds = run.state, time.perf_counter() - started
+    state.due.pop(0)
+    state.eval_seconds += seconds
+    return {"step": state.step, "timestamp": runs.now(), "tokens_seen_global": state.tokens_seen,
+            "flops_total": state.flops, "eval_seconds": round(seconds, 3), **run.clock()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -485,8 +498,10 @@ def final_numbers(run: Run, scalars: list[dict], val_fields: str) -> dict:
     """Numbers of summary.json that every trainer has: last and best losses, and the training time."""
     trained = [record for record in scalars if record["type"] == "train"]
     vals = [record for record in scalars if record["type"] == "val"]
-    tail = trained[-max(1, len(trained) // 50) :]  # the last 2 %: one step's loss is mostly its batch's noise
-    numbers = {"final_train_loss": float(np.mean([record["train_loss_opt_step_mean"] for record in tail]))}
+    # the last 2 %: one step's loss is mostly its batch's noise
+    tail = trained[-max(1, len(trained) // 50) :]
+    losses = [record["train_loss_opt_step_mean"] for record in tail]
+    numbers = {"final_train_loss": float(np.mean(losses))}
     for name in val_fields.split():
         numbers[f"final_{name}"] = vals[-1].get(name) if vals else None
     numbers["best_val_loss"] = min((record["val_loss"] for record in vals), default=None)
@@ -502,13 +517,15 @@ def write_summary(run: Run, summary: dict) -> None:
     state.wall_seconds = time.perf_counter() - run.clock_zero
     for warning in summary["warnings"]:
         run.log(f"WARNING: {warning}")
-    seconds = {"eval_seconds": round(state.eval_seconds, 3), "wall_seconds": round(state.wall_seconds, 3)}
-    disk.write_json(run.folder / "summary.json",
-                    {**summary, **seconds, "steps": run.args.max_train_steps, "finished": runs.now()})
+    summary |= {
+        "steps": run.args.max_train_steps, "finished": runs.now(),
+        "eval_seconds": round(state.eval_seconds, 3), "wall_seconds": round(state.wall_seconds, 3)}
+    disk.write_json(run.folder / "summary.json", summary)
     final = []
     for name in ("train_loss", "val_loss", "val_bits_per_byte"):
         value = summary[f"final_{name}"]
         if value is not None:
             final.append(f"{name} {value:.4f}")
-    run.log(f"finished {state.step} steps: {state.train_seconds:.1f} s of training, {state.eval_seconds:.1f} s of "
-            f"evaluation, {state.wall_seconds:.1f} s in all | {', '.join(final)}")
+    run.log(f"finished {state.step} steps: {state.train_seconds:.1f} s of training, "
+            f"{state.eval_seconds:.1f} s of evaluation, {state.wall_seconds:.1f} s in all | "
+            + ", ".join(final))
