@@ -31,7 +31,8 @@ import torch
 import torch.nn.functional as F
 
 from lab import conversations, data_order, decontaminate, disk, inference, optim, processes, runs, shards, training
-from model import GPT, GPTConfig, chunked_cross_entropy
+from lab.loss import chunked_cross_entropy
+from model import GPT, GPTConfig
 
 STAGES = (*conversations.STAGES, "transition")
 LONGEST_WARMUP = 100  # steps, of --warmup_iters -1

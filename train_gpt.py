@@ -22,7 +22,7 @@ import torch
 
 import ewok
 import hellaswag
-from lab import benchmarks, data_order, disk, inference, optim, processes, runs, shards, training
+from lab import benchmarks, data_order, disk, inference, optim, processes, results, runs, shards, training
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
 BENCHMARKS = (hellaswag, ewok)  # scored while training: flags, log lines and records follow
@@ -381,7 +381,7 @@ def summarise(run: training.Run) -> dict:
     path = run.folder / "step_metrics.json"
     scores = runs.read_json(path).get(str(run.state.step), {}) if path.exists() else {}
     row = {
-        **runs.condition_columns(config["flags"], config["unused_flags"]), **numbers,
+        **results.condition_columns(config["flags"], config["unused_flags"]), **numbers,
         "run_id": run.folder.name, "date": config["started"][:10], "notes": args.notes,
         "git_commit": config["code"]["git_commit"], "num_iterations": args.max_train_steps,
         "batch_size": args.total_batch_tokens // args.seq_len, "sequence_length": args.seq_len,
@@ -540,7 +540,7 @@ def train(args, procs) -> int:
     elif procs.is_main:
         summary = summarise(run)
         if args.results_csv:
-            runs.append_result(args.results_csv, summary["results_row"])
+            results.append_result(args.results_csv, summary["results_row"])
         training.write_summary(run, summary)
     return 0
 

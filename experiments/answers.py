@@ -3,8 +3,8 @@
     python experiments/answers.py            # print it
     python experiments/answers.py --write    # put it into README.md, between the two markers
 
-Reads experiments/<date>_<name>/answers.json, which each folder's table.py writes from its committed results, so that no
-number stands there by hand. The functions are for those table.py.
+Reads experiments/<date>_<name>/answers.json, which each folder's table.py writes from its committed results, so that
+no number in README is typed by hand. `report`, `answer` and `write` are for those table.py.
 """
 
 import argparse
@@ -21,11 +21,11 @@ sys.path.insert(0, str(ROOT))
 import compare_runs  # noqa: E402
 from lab import disk  # noqa: E402
 
-MARKERS = "<!-- answers: python experiments/answers.py --write -->", "<!-- end of answers -->"
+START, END = "<!-- answers: python experiments/answers.py --write -->", "<!-- end of answers -->"
 
 
-def report(arguments: list[str], images: dict[str, Path] | None = None, level: int = 1) -> dict:
-    """Runs compare_runs.py, prints its report one heading level deeper, and returns its record.
+def report(arguments: list[str], images: dict[str, Path], level: int = 1) -> dict:
+    """Runs compare_runs.py, prints its report with every heading `level` levels deeper, and returns its record.
 
     images: {name of a plot in the report: file that keeps it}; the other plots are dropped. Raises ValueError when the
     runs are not comparable: a table of those would be no result.
@@ -33,27 +33,41 @@ def report(arguments: list[str], images: dict[str, Path] | None = None, level: i
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()):
             status = compare_runs.main([*arguments, "--out", folder])
-        record, text = (Path(folder, f"report.{kind}").read_text() for kind in ("json", "md"))
-        record = json.loads(record)
+        record = json.loads(Path(folder, "report.json").read_text())
+        text = Path(folder, "report.md").read_text()
         if status:
             raise ValueError(f"compare_runs.py {' '.join(arguments)}: {record['headline']}")
-        for name, path in (images or {}).items():
+        for name, path in images.items():
             disk.write_whole(path, Path(folder, name).read_bytes())
     text = re.sub(r"!\[[^]]*\]\([^)]*\)\n+", "", text)
     print(re.sub(r"^#", "#" * (level + 1), text, flags=re.MULTILINE))
     return record
 
 
+def interval(row: dict, spec: str) -> str:
+    delta, low, high = (format(row[k], spec) for k in ("delta", "low", "high"))
+    return f"{delta} [{low}, {high}]"
+
+
 def answer(question: str, row: dict, verdict: str, unit: str, spec: str = "+.4f", wall: dict | None = None) -> dict:
-    """A line of the table from a row of compare_runs.py's record ("delta", "low", "high", "n"). wall: the row at equal
-    wall-clock, shown beside it with a verdict of its own."""
-    effect = f"{row['delta']:{spec}} [{row['low']:{spec}}, {row['high']:{spec}}] {unit}".strip()
+    """A line of the table from a row of compare_runs.py's record ("delta", "low", "high", "n").
+
+    wall: the row at equal wall-clock, printed beside it; its verdict is added where it is another one.
+    """
+    effect = f"{interval(row, spec)} {unit}".strip()
     if wall:
-        word = "better" if wall["high"] < 0 else "worse" if wall["low"] > 0 else "inconclusive"
-        effect += f"; at equal wall-clock {wall['delta']:{spec}} [{wall['low']:{spec}}, {wall['high']:{spec}}]"
-        verdict += "" if word == verdict else f"; {word} at equal wall-clock"
-    return {"question": question, "n": f"{row['n']} {'pairs' if row.get('paired', True) else 'unpaired'}",
-            "effect": effect, "verdict": verdict}
+        effect += f"; at equal wall-clock {interval(wall, spec)}"
+        at_equal_time = "inconclusive"
+        if wall["high"] < 0:
+            at_equal_time = "better"
+        elif wall["low"] > 0:
+            at_equal_time = "worse"
+        if at_equal_time != verdict:
+            verdict += f"; {at_equal_time} at equal wall-clock"
+    n = f"{row['n']} unpaired"
+    if row.get("paired", True):
+        n = f"{row['n']} pairs"
+    return {"question": question, "n": n, "effect": effect, "verdict": verdict}
 
 
 def write(here: Path, answers: list[dict]) -> None:
@@ -70,8 +84,8 @@ def table() -> str:
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument("--write", action="store_true", help="write the table into README.md (default: print it)")
     args = p.parse_args(argv)
     if not args.write:
@@ -79,11 +93,11 @@ def main(argv=None):
         return
     readme = ROOT / "README.md"
     text = readme.read_text()
-    if any(text.count(marker) != 1 for marker in MARKERS):
-        sys.exit(f"answers.py: README.md must hold each of {' and '.join(MARKERS)} once: put them back.")
-    before, rest = text.split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
-    disk.write_whole(readme, f"{before}{MARKERS[0]}\n{table()}\n{MARKERS[1]}{after}".encode())
+    if text.count(START) != 1 or text.count(END) != 1:
+        sys.exit(f"answers.py: README.md must hold each of {START} and {END} once: put them back.")
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    disk.write_whole(readme, f"{before}{START}\n{table()}\n{END}{after}".encode())
 
 
 if __name__ == "__main__":

@@ -1,96 +1,160 @@
-"""keep_results.py keeps what compare_runs.py reads of finished runs, in files small enough for git.
+"""keep_results.py owns runs.tar.xz: what compare_runs.py reads of finished runs, in one file small enough for git.
 
-    python experiments/keep_results.py 'experiments/runs/gating/*_s*' --out experiments/2026-11-21_gating/runs
-    python compare_runs.py --runs 'experiments/2026-11-21_gating/runs/*' --group_by attn_gate
+    python experiments/keep_results.py 'experiments/runs/optimizers/best/*_s[123]' --out runs.tar.xz
+    tar -xf runs.tar.xz        # by hand: a folder runs/, which compare_runs.py reads as it reads whole runs
 
-Per run, under the same name: config.json, summary.json, scalars.jsonl (of the training records the fields that are
-compared), the last scores per document, benchmark scores, GSM8K results, and the checksum of every step's tokens: about
-30 kB for 100 steps. Weights, code, records per item and logs stay behind; folders of absolute paths and the host's name
-are left out.
+A table.py opens the file with `unpacked`. Kept of each run: config.json, summary.json, scalars.jsonl (of the training
+records only the fields that are compared), the last scores per document, benchmark scores, GSM8K results, and the
+checksum of every step's tokens: about 10 kB per run, compressed. Weights, code, records per item and logs are left out,
+and so are the folders of absolute paths and the host's name. The same runs give the same bytes.
 """
 
 import argparse
+import contextlib
+import io
 import json
+import lzma
+import os
 import shutil
 import sys
+import tarfile
+import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import compare_runs  # noqa: E402
+from lab import disk, runs  # noqa: E402
 
-TABLES = ("config.json", "summary.json", "hellaswag_metrics.jsonl", "ewok_metrics.jsonl", "gsm8k_results.json")
+TOP = "runs"  # the folder inside the archive
+TABLES = ("config.json", "summary.json", "gsm8k_results.json", "*_metrics.jsonl")
+ONE_MACHINE = ("host", "git_diff")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the archive
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Writes the files of `folder` as runs/... into `archive`, whole or not at all.
+
+    The bytes depend on the files alone: names are sorted, and times and owners are zero.
+    """
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:xz", preset=9) as tar:
+        for path in sorted(folder.rglob("*")):
+            if not path.is_file():
+                continue
+            entry = tarfile.TarInfo(f"{TOP}/{path.relative_to(folder).as_posix()}")
+            entry.size = path.stat().st_size
+            with path.open("rb") as f:
+                tar.addfile(entry, f)
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    disk.write_whole(archive, packed.getvalue())
+
+
+@contextlib.contextmanager
+def unpacked(archive: Path):
+    """with unpacked(here / "runs.tar.xz") as kept: the folder of the kept runs, removed at the end of the block.
+
+    Raises ValueError when the archive is missing or broken.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            packed = io.BytesIO(lzma.decompress(archive.read_bytes()))  # all of it, so that a torn file is noticed
+            with tarfile.open(fileobj=packed) as tar:
+                tar.extractall(folder, filter="data")
+        except (OSError, tarfile.TarError, lzma.LZMAError) as error:
+            raise ValueError(f"{archive} cannot be unpacked ({error}): restore it from git.") from None
+        yield Path(folder, TOP)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what is kept of a run
 
 
 def portable(value):
-    """JSON without what belongs to one machine: absolute paths keep their last part, lists of flags and all."""
+    """JSON without what belongs to one machine: an absolute path keeps its last part, also as a flag's value."""
     if isinstance(value, dict):
-        return {k: portable(v) for k, v in value.items() if k not in ("host", "git_diff")}
+        return {k: portable(v) for k, v in value.items() if k not in ONE_MACHINE}
     if isinstance(value, list):
         return [portable(v) for v in value]
-    if isinstance(value, str) and (value.startswith("/") or "=/" in value):
-        name, sign, path = value.partition("=") if "=/" in value else ("", "", value)
-        return name + sign + Path(path).name
+    if isinstance(value, str) and "=/" in value:
+        name, _, path = value.partition("=")
+        return f"{name}={Path(path).name}"
+    if isinstance(value, str) and value.startswith("/"):
+        return Path(value).name
     return value
 
 
-def lines(records) -> str:
-    return "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in records)
+def write_jsonl(path: Path, records: list[dict]) -> None:
+    lines = [json.dumps(record, separators=(",", ":")) + "\n" for record in records]
+    path.write_text("".join(lines))
 
 
-def keep(run: Path, out: Path) -> int:
-    """Writes out/<name of run>, whole or not at all, and returns its bytes. ValueError when the run is not finished."""
+def subset(record: dict, fields) -> dict:
+    return {k: record[k] for k in fields if k in record}
+
+
+def keep(run: Path, kept: Path, also: list[str]) -> None:
+    """Writes what is kept of `run` into the new folder `kept`. ValueError when the run is not finished.
+
+    also: patterns of more files to keep, which are copied as they are.
+    """
     if not (run / "summary.json").exists():
         raise ValueError(f"{run} is not finished (no summary.json): continue it, then keep its results.")
-    new, final = out / f"{run.name}.tmp", out / run.name
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        for name in TABLES:
-            if (run / name).exists() and name.endswith(".json"):
-                (new / name).write_text(json.dumps(portable(json.loads((run / name).read_text())), indent=1) + "\n")
-            elif (run / name).exists():
-                (new / name).write_text(lines(portable(json.loads(s)) for s in (run / name).open()))
-        with (run / "scalars.jsonl").open() as f:
-            records = [json.loads(s) for s in f]
-        wanted = ("type", *compare_runs.TRAIN_FIELDS)
-        short = [{k: r[k] for k in wanted if k in r} if r.get("type") == "train" else r for r in records]
-        (new / "scalars.jsonl").write_text(lines(short))
-        for path in sorted(run.glob("val_documents_*.npz"))[-1:]:
-            shutil.copy(path, new)
-        (new / "exposures").mkdir()
-        for path in sorted((run / "exposures").glob("*.jsonl")):
-            steps = ({k: r[k] for k in ("step", "checksum")} for r in map(json.loads, path.open()))
-            (new / "exposures" / path.name).write_text(lines(steps))
-        shutil.rmtree(final, ignore_errors=True)
-        new.rename(final)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    return sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
+    kept.mkdir(parents=True)
+    for pattern in TABLES:
+        for path in sorted(run.glob(pattern)):
+            if path.suffix == ".jsonl":
+                write_jsonl(kept / path.name, portable(runs.read_jsonl(path)))
+            else:
+                table = portable(json.loads(path.read_text()))
+                (kept / path.name).write_text(json.dumps(table, indent=1) + "\n")
+
+    scalars = []
+    for record in runs.read_jsonl(run / "scalars.jsonl"):
+        if record.get("type") == "train":
+            record = subset(record, ("type", *runs.TRAIN_FIELDS))
+        scalars.append(record)
+    write_jsonl(kept / "scalars.jsonl", scalars)
+
+    for path in sorted(run.glob("val_documents_*.npz"))[-1:]:
+        shutil.copy(path, kept)
+    (kept / "exposures").mkdir()
+    for path in sorted((run / "exposures").glob("*.jsonl")):
+        steps = [subset(record, ("step", "checksum")) for record in runs.read_jsonl(path)]
+        write_jsonl(kept / "exposures" / path.name, steps)
+    for pattern in also:
+        for path in run.glob(pattern):
+            shutil.copy(path, kept)
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument("runs", nargs="+", help="run folders, or quoted patterns")
-    p.add_argument("--out", type=Path, required=True, help="folder that gets a folder per run")
+    p.add_argument("--out", type=Path, required=True, help="archive to write, <experiment>/runs.tar.xz")
+    p.add_argument("--also", nargs="+", default=[], metavar="FILE",
+                   help="more files of each run to keep, or quoted patterns (default: none)")
     args = p.parse_args(argv)
     try:
-        folders = compare_runs.expand(args.runs, "runs")
-        folders = [f for f in folders if (f / "config.json").exists()]
+        folders = runs.expand(args.runs, "runs")
+        folders = [f.resolve() for f in folders if (f / "config.json").exists()]
         if not folders:
             raise ValueError("no folder among these is a run (config.json): name run folders.")
-        if taken := [f.name for f in folders if (args.out / f.name).resolve() == f.resolve()]:
-            raise ValueError(f"--out {args.out} holds the run {taken[0]} itself, not to be replaced: name another.")
-        names = [f.name for f in folders]
-        if double := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two runs are called {double[0]}: keep them in two folders, with two calls.")
-        size = sum(keep(folder, args.out) for folder in tqdm(folders, unit="run", disable=None))
+        for pattern in args.also:
+            if not any(list(folder.glob(pattern)) for folder in folders):
+                raise ValueError(f"no run holds {pattern}: make these files first, or leave them out of --also.")
+        # runs are named by their path below the folder that all of them share: stage and run, or the run alone
+        shared = os.path.commonpath([folder.parent for folder in folders])
+        with tempfile.TemporaryDirectory() as scratch:
+            for folder in tqdm(folders, unit="run", disable=None):
+                keep(folder, Path(scratch, folder.relative_to(shared)), args.also)
+            pack(Path(scratch), args.out)
     except (OSError, ValueError) as error:
         sys.exit(f"keep_results.py: {error}")
-    print(f"{len(folders)} runs, {size / 1e6:.2f} MB in {args.out}")
+    print(f"{len(folders)} runs, {args.out.stat().st_size / 1e6:.2f} MB in {args.out}")
 
 
 if __name__ == "__main__":

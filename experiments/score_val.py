@@ -16,39 +16,41 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train_gpt  # noqa: E402
-from lab import (
-    disk,  # noqa: E402
-    processes,
-    runs,  # noqa: E402
-    shards,  # noqa: E402
-)
+from lab import disk, processes, runs, shards  # noqa: E402
 from model import GPT  # noqa: E402
+
+ALL = 2**40  # tokens
+
+
+def score(args, procs) -> dict:
+    folder, step, _ = runs.resolve_checkpoint(args.checkpoint)
+    model = GPT.load(folder, procs.device).eval()
+    val = shards.open_val(args.data_dir, args.val_tokens, True, model.config.vocab_size)
+    shape = SimpleNamespace(seq_len=model.config.block_size, eval_batch_size=args.batch_size)
+    never = SimpleNamespace(asked=False)
+    scores, documents = train_gpt.evaluate_val(model, val, shape, procs, contextlib.nullcontext, never)
+    fingerprints = {k: val[k] for k in ("fingerprint_documents", "fingerprint_tokens")}
+    return {"step": step, "documents": len(documents["stream_nats"]), **scores, **fingerprints}
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                allow_abbrev=False)
-    p.add_argument("--checkpoint", required=True, help="a run's folder, one of its ckpt/step_*, or a GPT.save folder")
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.add_argument("--checkpoint", required=True,
+                   help="a run's folder, one of its ckpt/step_*, or a GPT.save folder")
     p.add_argument("--data_dir", required=True, help="folder whose val files are scored")
-    p.add_argument("--val_tokens", type=int, default=2**40, help="first whole documents worth this many plain GPT-2 "
-                   "tokens (default all)")
+    p.add_argument("--val_tokens", type=int, default=ALL,
+                   help="first whole documents worth this many plain GPT-2 tokens (default all)")
     p.add_argument("--batch_size", type=int, default=8, help="rows per forward pass (default 8)")
     p.add_argument("--out", type=Path, help="JSON file to write (default: print alone)")
     args = p.parse_args(argv)
     procs = processes.start_processes("auto")
     try:
-        folder, step, _ = runs.resolve_checkpoint(args.checkpoint)
-        model = GPT.load(folder, procs.device).eval()
-        val = shards.open_val(args.data_dir, args.val_tokens, True, model.config.vocab_size)
-        shape = SimpleNamespace(seq_len=model.config.block_size, eval_batch_size=args.batch_size)
-        record, documents = train_gpt.evaluate_val(model, val, shape, procs, contextlib.nullcontext,
-                                                   SimpleNamespace(asked=False))
+        record = score(args, procs)
     except (ValueError, OSError) as error:
         sys.exit(f"score_val.py: {error}")
     finally:
         procs.close()
-    record = {"step": step, "documents": len(documents["stream_nats"]), **record,
-              **{k: val[k] for k in ("fingerprint_documents", "fingerprint_tokens")}}
     print(json.dumps(record))
     if args.out:
         disk.write_whole(args.out, (json.dumps(record) + "\n").encode())

@@ -1,14 +1,15 @@
-"""sweep.py runs a list of training commands, one after the other, and skips those that are finished.
+"""sweep.py runs a list of training commands, one or several at a time, and skips those that are finished.
 
     python experiments/sweep.py commands.txt
+    OMP_NUM_THREADS=1 python experiments/sweep.py commands.txt --jobs 2     # two at a time, a core each
     for s in 0 1 2; do echo "train_gpt.py --data_dir D --out_dir experiments/runs/x_s$s --seed $s"; done |
         python experiments/sweep.py -
 
-One command per line: a script of this repo (a leading `python` may stand) with its flags, among them --out_dir; `#`
-begins a comment; relative paths start at the repo. A run is finished when its folder holds summary.json. `--resume
+One command per line: a script of this repo (`python` in front of it is allowed) with its flags, among them --out_dir;
+`#` begins a comment; relative paths start at the repo. A run is finished when its folder holds summary.json. `--resume
 auto` is added where --resume is not given, so what was interrupted (ctrl-C, SIGTERM, a crash, no power) continues at
-its last checkpoint when the sweep is started again. Output goes to <out_dir>.out, whose first line is the command. To
-use two cores, start two sweeps on two lists.
+its last checkpoint when the sweep is started again. Each run's output goes to <out_dir>.out, whose first line is the
+command. After a failure nothing new is started; the runs beside it go on to their end.
 """
 
 import argparse
@@ -22,11 +23,25 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+POLL_SECONDS = 0.05
+LAST_WORDS = 5  # lines of a failed run's output that are printed
 
 
-def read_commands(text: str, source: str) -> list[tuple[Path, list[str]]]:
-    """[(run folder, arguments)] of a list. ValueError names the line that cannot be used."""
-    found: dict[Path, list[str]] = {}
+# ----------------------------------------------------------------------------------------------------------------------
+# the list
+
+
+def out_dirs(words: list[str]) -> list[str]:
+    folders = [word.removeprefix("--out_dir=") for word in words if word.startswith("--out_dir=")]
+    for flag, value in zip(words, words[1:], strict=False):
+        if flag == "--out_dir":
+            folders.append(value)
+    return folders
+
+
+def read_commands(text: str, source: str) -> dict[Path, list[str]]:
+    """{run folder: arguments} of a list, in its order. ValueError names the line that cannot be used."""
+    commands: dict[Path, list[str]] = {}
     for i, line in enumerate(text.splitlines(), 1):
         where = f"{source}, line {i}"
         try:
@@ -39,91 +54,154 @@ def read_commands(text: str, source: str) -> list[tuple[Path, list[str]]]:
             words = words[1:]
         if not words or not words[0].endswith(".py"):
             raise ValueError(f"{where} starts with no script: write train_gpt.py or sft.py and its flags.")
-        given = [a.split("=", 1)[1] for a in words if a.startswith("--out_dir=")]
-        given += [b for a, b in zip(words, words[1:], strict=False) if a == "--out_dir"]
-        if len(given) != 1 or not given[0]:
-            raise ValueError(f"{where} has {len(given)} --out_dir: give each run one folder of its own.")
-        folder = Path(given[0])
-        if folder in found:
-            raise ValueError(f"{where} uses {folder} a second time: give each run a folder of its own.")
-        found[folder] = words
-    if not found:
+        folders = out_dirs(words)
+        if len(folders) != 1 or not folders[0]:
+            raise ValueError(f"{where} has {len(folders)} --out_dir: give each run one folder of its own.")
+        folder = ROOT / folders[0]
+        if folder in commands:
+            raise ValueError(f"{where} uses {folders[0]} a second time: give each run a folder of its own.")
+        commands[folder] = words
+    if not commands:
         raise ValueError(f"{source} holds no command: write one per line.")
-    return list(found.items())
+    return commands
 
 
-def first_line(log: Path) -> str:
-    return log.read_text(errors="replace").split("\n", 1)[0]
+def log_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".out")
 
 
-def sweep(commands: list[tuple[Path, list[str]]]) -> int:
-    """Runs what is not finished. Exit status: 0 all finished, 1 a run failed, 130 interrupted (start it again)."""
-    stop = {"asked": False, "child": None}
+def read_log(folder: Path) -> list[str]:
+    return log_of(folder).read_text(errors="replace").split("\n")
+
+
+def first_line(words: list[str]) -> str:
+    return f"$ {shlex.join(words)}"
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "summary.json").exists()
+
+
+def refuse_other_commands(commands: dict[Path, list[str]]) -> None:
+    """ValueError when a folder was begun by another command: its result would not be this one's."""
+    for folder, words in commands.items():
+        if not folder.exists() or not log_of(folder).exists():
+            continue
+        before = read_log(folder)[0]
+        if before != first_line(words):
+            raise ValueError(f"{folder} was begun by another command ({before[2:]}): delete it to run it anew, "
+                             "or choose another --out_dir.")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the runs
+
+
+def start(folder: Path, words: list[str]) -> subprocess.Popen:
+    resumes = any(word.split("=")[0] == "--resume" for word in words)
+    arguments = list(words)
+    if not resumes:
+        arguments += ["--resume", "auto"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_of(folder), "w") as log:
+        log.write(first_line(words) + "\n")
+        log.flush()
+        # a session of its own: the terminal's ctrl-C reaches the sweep alone, which passes it on once
+        return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=log,
+                                stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def stop(children) -> None:
+    """Asks every run to save itself and leave, and waits until all have."""
+    children = list(children)
+    for child in children:
+        child.send_signal(signal.SIGTERM)
+    for child in children:
+        child.wait()
+
+
+def sweep(commands: dict[Path, list[str]], jobs: int) -> int:
+    """Runs what is not finished, `jobs` at a time. Exit status: 0 all finished, 130 interrupted (start it again).
+
+    Raises ValueError that names the runs which failed.
+    """
+    interrupted = False
 
     def ask(number, frame):
-        stop["asked"] = True
-        if stop["child"] is not None:
-            stop["child"].send_signal(signal.SIGTERM)  # the run saves itself and ends
+        nonlocal interrupted
+        interrupted = True
 
     handlers = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    bar = tqdm(commands, unit="run", disable=None)
+    waiting = [folder for folder in commands if not is_finished(folder)]
+    bar = tqdm(total=len(commands), initial=len(commands) - len(waiting), unit="run", disable=None)
+    running: dict[Path, subprocess.Popen] = {}
+    started: dict[Path, float] = {}
+    failed: list[str] = []
     try:
-        for folder, words in bar:
-            bar.set_postfix_str(folder.name)
-            log, line = folder.with_name(folder.name + ".out"), "$ " + shlex.join(words)
-            if folder.exists() and log.exists() and (before := first_line(log)) != line:
-                raise ValueError(f"{folder} was begun by another command ({before[2:]}): delete it to run it anew, "
-                                 "or choose another --out_dir.")
-            if (folder / "summary.json").exists():
+        while running or waiting:
+            if interrupted:
+                stop(running.values())
+            elif failed:
+                waiting.clear()
+            elif waiting and len(running) < jobs:
+                folder = waiting.pop(0)
+                running[folder] = start(folder, commands[folder])
+                started[folder] = time.perf_counter()
+                bar.set_postfix_str(", ".join(f.name for f in running))
                 continue
-            if "--resume" not in words and not any(w.startswith("--resume=") for w in words):
-                words = [*words, "--resume", "auto"]
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            begun = time.perf_counter()
-            with open(log, "w") as out:
-                out.write(line + "\n")
-                out.flush()
-                # a session of its own: the terminal's ctrl-C reaches this process alone, which passes it on once
-                stop["child"] = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=out, stderr=out,
-                                                 stdin=subprocess.DEVNULL, start_new_session=True)
-                if stop["asked"]:
-                    stop["child"].send_signal(signal.SIGTERM)
-                status = stop["child"].wait()
-                stop["child"] = None
-            said = [s for s in log.read_text(errors="replace").splitlines() if s.strip()]
-            done = (folder / "summary.json").exists()
-            if stop["asked"]:
-                tqdm.write(f"{folder.name}: {'finished' if done else 'saved'}; start the sweep again to go on.")
+
+            for folder in [f for f, child in running.items() if child.poll() is not None]:
+                status = running.pop(folder).returncode
+                output = [line for line in read_log(folder) if line.strip()]
+                if is_finished(folder) and status == 0:
+                    bar.update()
+                    seconds = time.perf_counter() - started[folder]
+                    tqdm.write(f"{folder.name}  {seconds:.0f} s  {output[-1]}")
+                elif interrupted:
+                    tqdm.write(f"{folder.name}: interrupted")
+                else:
+                    tqdm.write("\n".join(output[-LAST_WORDS:]))
+                    failed.append(f"{folder.name} ended with status {status}, unfinished "
+                                  f"(its output is in {log_of(folder)})")
+            if interrupted:
+                tqdm.write("\n".join([*failed, "interrupted: start the sweep again to go on."]))
                 return 130
-            if status or not done:
-                tqdm.write("\n".join(said[-5:]))
-                raise ValueError(f"{folder.name} ended with status {status}, unfinished (all it said is in {log}): "
-                                 "repair it and start the sweep again.")
-            tqdm.write(f"{folder.name}  {time.perf_counter() - begun:.0f} s  {said[-1]}")
+            time.sleep(POLL_SECONDS)
+        if failed:
+            raise ValueError(f"{'; '.join(failed)}: repair it and start the sweep again.")
         return 0
     finally:
+        stop(running.values())
+        bar.close()
         for s, handler in handlers.items():
             signal.signal(s, handler)
 
 
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument("list", help="file with a command per line (- = standard input)")
+    p.add_argument("--jobs", type=int, default=1, help="commands at a time (default 1)")
     p.add_argument("--dry_run", action="store_true", help="print what is left to run, and run nothing")
     args = p.parse_args(argv)
+    if args.jobs < 1:
+        sys.exit(f"sweep.py: --jobs {args.jobs} runs nothing: give 1 or more.")
     try:
-        source = "standard input" if args.list == "-" else args.list
-        text = sys.stdin.read() if args.list == "-" else Path(args.list).read_text()
-        commands = read_commands(text, source)
-        if args.dry_run:
-            left = [words for folder, words in commands if not (ROOT / folder / "summary.json").exists()]
-            print("\n".join(map(shlex.join, left) if left else ["all finished"]))
-            return 0
-        return sweep([(ROOT / folder, words) for folder, words in commands])
+        if args.list == "-":
+            source, text = "standard input", sys.stdin.read()
+        else:
+            source, text = args.list, Path(args.list).read_text()
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"sweep.py: {args.list} cannot be read ({error}): name a file with a command per line.")
-    except ValueError as error:
+    try:
+        commands = read_commands(text, source)
+        if args.dry_run:
+            left = [shlex.join(words) for folder, words in commands.items() if not is_finished(folder)]
+            print("\n".join(left or ["all finished"]))
+            return 0
+        refuse_other_commands(commands)
+        return sweep(commands, args.jobs)
+    except (OSError, ValueError) as error:
         sys.exit(f"sweep.py: {error}")
 
 

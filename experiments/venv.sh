@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and tests/run.sh: makes .venv when needed and installs the project into it from pyproject.toml.
+# Sourced by the quickstarts, start.sh and tests/run.sh: makes .venv when needed and installs the project into it.
 # Sets $PYTHON. Nothing is reinstalled while pyproject.toml stays the same.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON="$PWD/.venv/bin/python"

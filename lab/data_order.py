@@ -1,4 +1,4 @@
-"""data_order.py owns the order of data: which sequences step s reads, on any number of ranks, and which rows are scored.
+"""data_order.py owns the order of data: which sequences step s reads, on any number of ranks, and what is scored.
 
 Position is a pure function of (dataset fingerprint, seed, step). Sequences are numbered over all shards; epoch e visits
 them in a permutation of its own. Step s takes entries [s*S, (s+1)*S) of the epochs laid end to end, where S =

@@ -16,13 +16,9 @@ Nothing here needs torch, so that runs can be compared without it.
 
 from __future__ import annotations
 
-import ast
-import csv
 import datetime
-import functools
 import glob
 import hashlib
-import io
 import json
 import math
 import os
@@ -35,6 +31,9 @@ from pathlib import Path
 from lab import disk
 
 REPO = Path(__file__).resolve().parents[1]
+FREE_SPACE = "free space, then continue with --resume auto."
+RESTORE = "restore the file or start the run again."
+ANOTHER = "name folders that train_gpt.py wrote."
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
@@ -52,25 +51,6 @@ NO_EFFECT = frozenset([
     *"data data_dir val_data_dir decontaminate verify_data max_epochs".split(),
 ])
 
-# document 003's columns of results.csv, then ours; flags follow (condition_columns)
-RESULTS_COLUMNS = (
-    "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
-    "sequence_length num_iterations warmdown_iters final_val_loss best_val_loss train_time_ms ms_per_step gpu_name "
-    "n_gpus notes "
-    "arch optimizer condition n_layer n_embd parameters final_train_loss final_val_bits_per_byte final_val_loss_bos "
-    "final_val_bits_per_byte_bos tokens_seen unique_tokens epochs flops_total data_fingerprint val_fingerprint "
-    "muon_lr hellaswag_accuracy hellaswag_accuracy_norm hellaswag_accuracy_norm_bytes eval_official_sum "
-    "eval_official_mean"
-).split()
-
-# document 003's columns that hold a flag under another name. batch_size counts sequences
-FLAG_OF = {
-    "num_iterations": "max_train_steps",
-    "sequence_length": "seq_len",
-    "batch_size": "total_batch_tokens",
-    "device_batch_size": "micro_batch_size",
-}
-
 
 def has_effect(flag: str) -> bool:
     """Whether a flag can change a result. `<benchmark>_data` and the like name data, which is compared by checksum."""
@@ -80,38 +60,6 @@ def has_effect(flag: str) -> bool:
 def conditions(flags: dict) -> dict:
     """The flags that can change a result, the seed among them."""
     return {flag: value for flag, value in flags.items() if has_effect(flag)}
-
-
-def condition_columns(flags: dict, unused_flags=()) -> dict:
-    """Columns of results.csv for every flag that can change a result, but for those that 003 has under another name,
-    and `unused_flags`: the flags without effect in this arm, such as gate_act without a gate."""
-    renamed = FLAG_OF.values()
-    columns = {flag: value for flag, value in conditions(flags).items() if flag not in renamed}
-    return {**columns, "unused_flags": " ".join(unused_flags)}
-
-
-@functools.cache
-def trainer_flags() -> re.Pattern:
-    """Matches the names of train_gpt.py's flags. They are read from its source and that of the rooms it imports,
-    add("--seq_len", ...) or, in a table, "--beta1": ..., because importing it needs torch. A hole of an f-string,
-    f"--{name}_every", is any word, but not the whole name."""
-    trainer = (REPO / "train_gpt.py").read_text(encoding="utf-8")
-    sources = [trainer]
-    for node in ast.walk(ast.parse(trainer)):
-        if isinstance(node, ast.ImportFrom):
-            rooms = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            paths = (REPO / f"{room.replace('.', '/')}.py" for room in rooms if room.startswith("lab."))
-            sources += [path.read_text(encoding="utf-8") for path in paths if path.exists()]
-    names = re.findall(r'(?:\badd(?:_argument)?\(\s*f?|^\s+)"--([^"\s]+)"', "\n".join(sources), re.M)
-    patterns = {re.sub(r"\{.*?\}", r"\\w+", name) for name in names}
-    return re.compile("|".join(sorted(patterns - {r"\w+"})))
-
-
-def is_condition(column: str) -> bool:
-    """Whether a column of a results.csv, hand-made or ours, is a flag that can change a result. Others are results,
-    or a stranger's own."""
-    flag = FLAG_OF.get(column, column)
-    return has_effect(flag) and trainer_flags().fullmatch(flag) is not None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -181,9 +129,8 @@ def create_run(folder: Path, config: dict) -> None:
         (code / "uncommitted.diff").write_text(config["code"]["git_diff"])
         disk.write_json(folder / "config.json", config)
     except OSError as error:
-        raise ValueError(
-            f"--out_dir {folder} cannot be written ({error.strerror}): choose another --out_dir."
-        ) from error
+        why = f"--out_dir {folder} cannot be written ({error.strerror})"
+        raise ValueError(f"{why}: choose another --out_dir.") from error
 
 
 class JsonlWriter:
@@ -220,7 +167,7 @@ def rewrite_jsonl(path, drop, records=()) -> None:
             if not line.endswith(b"\n"):
                 break
             if not (line.startswith(b"{") and line.rstrip().endswith(b"}")):
-                raise ValueError(f"{path} has a broken line: {line[:80]!r}; restore the file or start the run again.")
+                raise ValueError(f"{path} has a broken line, {line[:80]!r}: {RESTORE}")
             suspect = any(drop(int(step)) for step in steps.findall(line))
             if not suspect or not drop(json.loads(line)["step"]):
                 new.write(line)
@@ -252,30 +199,6 @@ def update_step_metrics(folder: Path, step: int, **scores) -> None:
     table = json.loads(path.read_text()) if path.exists() else {}
     table.setdefault(str(step), {}).update(scores)
     disk.write_json(path, table)
-
-
-def append_result(path, row: dict) -> None:
-    """Add one finished run to results.csv. Columns that an older file lacks are added; it loses no cell."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(path.name + ".lock")
-    with open(lock, "w") as locked:
-        if os.name == "posix":
-            import fcntl
-
-            fcntl.flock(locked, fcntl.LOCK_EX)  # two runs may finish at once
-        rows, columns = [], dict.fromkeys([*RESULTS_COLUMNS, *row])
-        if path.exists():
-            with open(path, newline="", encoding="utf-8-sig") as f:
-                reader = csv.DictReader(f)
-                rows = list(reader)
-                columns |= dict.fromkeys(reader.fieldnames or ())
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows([*rows, row])
-        disk.write_whole(path, text.getvalue().encode())
-    lock.unlink(missing_ok=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -323,17 +246,14 @@ def _wandb(folder: Path, config: dict, project: str) -> tuple:
     except ImportError as error:
         raise ValueError("--wandb_project needs a package: pip install wandb, or drop the flag.") from error
     identity = hashlib.sha256(f"{folder.name} {config['started']}".encode()).hexdigest()[:16]
+    where = {"project": project, "name": folder.name, "dir": str(folder)}
     settings = {**config["flags"], **config["data"], **config["parameters"]}
     try:
-        run = wandb.init(
-            project=project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=settings
-        )
+        run = wandb.init(**where, id=identity, resume="allow", config=settings)
     except wandb.errors.Error as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ValueError(
-            f"--wandb_project {project}: wandb does not start ({reason}): run wandb login, set WANDB_MODE=offline, "
-            "or drop the flag."
-        ) from error
+        raise ValueError(f"--wandb_project {project}: wandb does not start ({reason}): run wandb login, "
+                         "set WANDB_MODE=offline, or drop the flag.") from error
     run.define_metric("*", step_metric="step")
     return lambda record: run.log({**_numbers(record), "step": record["step"]}), run.finish
 
@@ -382,7 +302,7 @@ def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) ->
     if torn:
         broken.pop()
     if notes is None and broken:
-        raise ValueError(f"{path} has a broken line, {broken[0]}: restore the file or start the run again.")
+        raise ValueError(f"{path} has a broken line, {broken[0]}: {RESTORE}")
     if notes is not None and torn:
         notes.append(f"{path.name}: the last line ({count}) is torn and left out")
     if notes is not None and broken:
@@ -429,7 +349,7 @@ def read_config(folder) -> dict:
     """config.json of a run. ValueError when the folder is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} is not a run (no config.json): name folders that train_gpt.py wrote.")
+        raise ValueError(f"{folder} is not a run (no config.json): {ANOTHER}")
     return read_json(path)
 
 
@@ -446,40 +366,30 @@ def read_run(folder) -> dict:
         flags, seed = config["flags"], int(config["flags"]["seed"])
         config["data"]["fingerprint"], config["code"]["code_sha256"]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is not a run's record ({type(error).__name__}: {error}): name folders that "
-            "train_gpt.py wrote."
-        ) from None
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder / 'config.json'} is not a run's record ({reason}): {ANOTHER}") from None
     notes: list[str] = []
     for key in ("model", "parameters", "hardware", "versions"):
         if not isinstance(config.setdefault(key, {}), dict):
-            notes.append(f"config.json: {key} is {json.dumps(config[key])[:40]} and counts as not recorded")
+            value = json.dumps(config[key])[:40]
+            notes.append(f"config.json: {key} is {value} and counts as not recorded")
             config[key] = {}
-    run = {
-        "folder": folder,
-        "name": folder.resolve().name,
-        "config": config,
-        "flags": flags,
-        "seed": seed,
-        "summary": _read_summary(folder, notes),
-        **_read_scalars(folder, notes),
-        "benchmarks": {},
-        "gsm8k": None,
-        "notes": notes,
-    }
+    run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": flags, "seed": seed}
+    run["summary"] = _read_summary(folder, notes)
+    run |= _read_scalars(folder, notes)
     last, steps = max(run["train"]["step"], default=0), number((run["summary"] or {}).get("steps"))
     if last < steps:
         notes.append(f"scalars.jsonl ends at step {last:.0f} of {steps:.0f}")
+    run["benchmarks"] = {}
     for path in sorted(folder.glob("*_metrics.jsonl")):
         name = path.name.removesuffix("_metrics.jsonl")
         run["benchmarks"][name] = by_step(read_jsonl(path, notes), path.name, notes)
-    if (folder / "gsm8k_results.json").exists():
-        record = read_json(folder / "gsm8k_results.json")
-        if isinstance(record, dict):
-            run["gsm8k"] = record
-        else:
-            notes.append("gsm8k_results.json is broken, so GSM8K counts as not run")
-    return run
+    exam = folder / "gsm8k_results.json"
+    run["gsm8k"] = read_json(exam) if exam.exists() else None
+    if not isinstance(run["gsm8k"], dict | None):
+        run["gsm8k"] = None
+        notes.append(f"{exam.name} is broken, so GSM8K counts as not run")
+    return {**run, "notes": notes}
 
 
 def _read_summary(folder: Path, notes: list[str]) -> dict | None:
@@ -487,13 +397,12 @@ def _read_summary(folder: Path, notes: list[str]) -> dict | None:
         return None
     try:
         summary = read_json(folder / "summary.json")
-        whole = isinstance(summary.get("results_row") or {}, dict) and isinstance(summary.get("warnings") or [], list)
+        if isinstance(summary.get("results_row") or {}, dict) and isinstance(summary.get("warnings") or [], list):
+            return summary
     except (ValueError, AttributeError):
-        whole = False
-    if not whole:
-        notes.append("summary.json is broken, so the run counts as unfinished")
-        return None
-    return summary
+        pass
+    notes.append("summary.json is broken, so the run counts as unfinished")
+    return None
 
 
 def _read_scalars(folder: Path, notes: list[str]) -> dict:
@@ -509,8 +418,8 @@ def _read_scalars(folder: Path, notes: list[str]) -> dict:
     for field, values in arrays.items():
         bad = arrays["step"][~np.isfinite(values)]
         if len(bad):
-            first = int(bad[0])
-            notes.append(f"scalars.jsonl: {field} is no finite number at {len(bad)} steps, first at step {first}")
+            where = f"{len(bad)} steps, first at step {int(bad[0])}"
+            notes.append(f"scalars.jsonl: {field} is no finite number at {where}")
     for step, record in val.items():
         if not math.isfinite(number(record.get("val_loss"))):
             notes.append(f"scalars.jsonl: val_loss is no finite number at step {step}")
@@ -533,11 +442,6 @@ def expand(patterns: list[str], flag: str) -> list[Path]:
         return [int(piece) if piece.isdigit() else piece for piece in pieces]
 
     return sorted(folders.values(), key=natural)
-
-
-def read_runs(patterns: list[str], flag: str) -> list[dict]:
-    """The runs that globs or paths name, read."""
-    return [read_run(folder) for folder in expand(patterns, flag)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -571,10 +475,8 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
         shutil.rmtree(killed, ignore_errors=True)
     free = shutil.disk_usage(ckpt).free
     if free < bytes_needed:
-        raise ValueError(
-            f"{ckpt} has {free / 1e9:.2f} GB free but a checkpoint needs {bytes_needed / 1e9:.2f} GB: free space, then "
-            "continue with --resume auto."
-        )
+        missing = f"{free / 1e9:.2f} GB free but a checkpoint needs {bytes_needed / 1e9:.2f} GB"
+        raise ValueError(f"{ckpt} has {missing}: {FREE_SPACE}")
     try:
         tmp.mkdir()
         write(tmp)
@@ -590,7 +492,7 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
         disk.fsync_path(ckpt)
     except Exception as error:  # torch and safetensors wrap a full disk's OSError in errors of their own
         shutil.rmtree(tmp, ignore_errors=True)
-        raise ValueError(f"saving {final} failed ({error}): free space, then continue with --resume auto.") from error
+        raise ValueError(f"saving {final} failed ({error}): {FREE_SPACE}") from error
     if keep_last > 0:
         for old in list_checkpoints(folder)[:-keep_last]:
             shutil.rmtree(old, ignore_errors=True)
@@ -619,9 +521,8 @@ def find_checkpoint(folder, which: str, warn=print) -> Path | None:
         path = checkpoint_path(folder, int(which))
         if path not in checkpoints:
             steps = ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints) or "none"
-            raise ValueError(
-                f"{folder} has no checkpoint of step {which} (there: {steps}): pass one of these or --resume auto."
-            )
+            raise ValueError(f"{folder} has no checkpoint of step {which} (there: {steps}): pass one of these or "
+                             "--resume auto.")
         check_checkpoint(path)
         return path
     for path in reversed(checkpoints):
@@ -631,9 +532,8 @@ def find_checkpoint(folder, which: str, warn=print) -> Path | None:
         except ValueError as error:
             warn(f"WARNING: {error}; falling back to the checkpoint before it.")
     if checkpoints:
-        raise ValueError(
-            f"{folder}: none of its {len(checkpoints)} checkpoints is whole; start again with another --out_dir."
-        )
+        raise ValueError(f"{folder}: none of its {len(checkpoints)} checkpoints is whole; start again with "
+                         "another --out_dir.")
     return None
 
 
@@ -662,17 +562,12 @@ def resolve_checkpoint(path, warn=print, flag: str = "--checkpoint") -> tuple[Pa
     if (folder / "ckpt").is_dir():
         newest = find_checkpoint(path, "auto", warn)
         if newest is None:
-            raise ValueError(
-                f"{flag} {path} has no checkpoint yet: let the run save one (--save_every), or name another run."
-            )
+            raise ValueError(f"{flag} {path} has no checkpoint yet: let the run save one (--save_every), "
+                             "or name another run.")
         return newest, step_of(newest), path
     config = folder / "config.json"
     if config.exists() and "model_type" in config.read_text(errors="replace"):
-        raise ValueError(
-            f"{flag} {path} is a Hugging Face model: make a checkpoint of it with python model.py import {path} OUT, "
-            "and name that."
-        )
-    raise ValueError(
-        f"{flag} {path} is neither a run (no ckpt/) nor a model (no model.json): name a run, or a checkpoint folder "
-        "in its ckpt/."
-    )
+        raise ValueError(f"{flag} {path} is a Hugging Face model: make a checkpoint of it with "
+                         f"python model.py import {path} OUT, and name that.")
+    raise ValueError(f"{flag} {path} is neither a run (no ckpt/) nor a model (no model.json): "
+                     "name a run, or a checkpoint folder in its ckpt/.")

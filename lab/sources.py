@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import glob
 import io
 import json
@@ -200,11 +201,11 @@ class _readable:
 
         if not self.remote and isinstance(error, (OSError, EOFError, pyarrow.ArrowException)):
             raise ValueError(
-                f"{self.path} cannot be read ({_first_line(error)}): it is damaged or cut off; download it again."
+                f"{self.path} cannot be read ({first_line(error)}): it is damaged or cut off; download it again."
             ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
@@ -284,11 +285,19 @@ def _read_txt(f, path: str, field: str, skip: int):
     yield 1, None if skip else [_checked(data)]
 
 
-def _read_jsonl(f, path: str, field: str, skip: int):
-    import pyarrow as pa
+def _decompressed(f, name: str):
+    """A binary file's lines, unpacked by its suffix."""
+    import pyarrow
 
-    if path.endswith((".gz", ".zst")):  # unlike the zstandard package, Arrow notices a file that was cut off
-        f = io.BufferedReader(pa.CompressedInputStream(f, "gzip" if path.endswith(".gz") else "zstd"), 2**20)
+    kind = {".gz": "gzip", ".zst": "zstd"}.get(Path(name).suffix)
+    if kind is None:
+        return f
+    # unlike the zstandard package, Arrow notices a file that was cut off
+    return io.BufferedReader(pyarrow.CompressedInputStream(f, kind), 2**20)
+
+
+def _read_jsonl(f, path: str, field: str, skip: int):
+    f = _decompressed(f, path)
     documents, size, seen = [], 0, False
     limit = 2 * MAX_DOCUMENT_BYTES  # JSON escapes, and other fields
     for number, line in enumerate(iter(lambda: f.readline(limit), b""), 1):
@@ -307,7 +316,7 @@ def _read_jsonl(f, path: str, field: str, skip: int):
             continue
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"line {number:,} of {path} is not JSON ({_first_line(error)}): repair or remove it."
+                f"line {number:,} of {path} is not JSON ({first_line(error)}): repair or remove it."
             ) from error
         if not isinstance(record, dict) or (field not in record and not seen):
             has = f"it has {', '.join(record)}" if isinstance(record, dict) else "it is not an object"
@@ -338,7 +347,7 @@ def with_retries(attempt: Callable[[int], Iterator], position: int, after: Calla
         except Exception as error:
             if type(error) is ValueError:  # our own sentence
                 raise
-            what = f"{type(error).__name__}: {_first_line(error)}"
+            what = f"{type(error).__name__}: {first_line(error)}"
             if failures == len(waits) or not may_pass(error):
                 raise ValueError(
                     f"reading from the hub failed {failures + 1} times in a row ({what}): check the name, --config, "
@@ -366,3 +375,105 @@ def may_pass(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# records: rows with several fields, for benchmarks, conversations and programs
+
+
+class BadRecord(ValueError):
+    """A line that is not JSON. `place` says where; the message says why, in words that follow the place."""
+
+    def __init__(self, place: str, why: str):
+        super().__init__(f"{place} {why}")
+        self.place, self.why = place, why
+
+
+def read_records(path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[str, object]]:
+    """Yield (place, record) of a *.jsonl[.gz|.zst] or *.parquet file; `place` names the line or row in a sentence.
+
+    A line that is not JSON yields a BadRecord as its record: the caller raises it, or counts it and goes on. Blank
+    lines are passed over. columns: those to read of a parquet file, as far as it has them. FileNotFoundError when
+    there is no such file; ValueError when it is damaged or of another kind."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file: check the path.")
+    reader = next((read for suffix, read in RECORD_READERS.items() if path.name.endswith(suffix)), None)
+    if reader is None:
+        raise ValueError(f"{path} is none of {', '.join(RECORD_READERS)}: convert it to one of these.")
+    yield from reader(path, columns)
+
+
+def _jsonl_records(path: Path, columns) -> Iterator[tuple[str, object]]:
+    import pyarrow
+
+    number = 0
+    try:
+        with open(path, "rb") as f:
+            for number, line in enumerate(_decompressed(f, path.name), 1):
+                if line.isspace():
+                    continue
+                place = f"{path}, line {number:,}"
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                try:
+                    yield place, json.loads(line)
+                except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+                    yield place, BadRecord(place, f"is not JSON ({first_line(error)})")
+    except (OSError, EOFError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read after line {number:,} ({first_line(error)}): it is damaged or cut "
+                         "off; get it again.") from error
+
+
+def _parquet_records(path: Path, columns) -> Iterator[tuple[str, object]]:
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if columns is not None:
+                names = [name for name in columns if name in names]
+            for batch in file.iter_batches(1024, columns=names):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number:,}", record
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read after row {number:,} ({first_line(error)}): it is damaged; "
+                         "get it again.") from error
+
+
+RECORD_READERS = {
+    ".jsonl": _jsonl_records,
+    ".jsonl.gz": _jsonl_records,
+    ".jsonl.zst": _jsonl_records,
+    ".parquet": _parquet_records,
+}
+
+
+def hub_records(name: str, config: str | None, split: str, revision: str | None = None) -> Iterator[dict]:
+    """The rows of a dataset on the hub, streamed, or of the copy that `datasets` keeps. ValueError without either."""
+    try:
+        import datasets
+
+        yield from datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
+    except Exception as error:  # whatever the network and three libraries come up with
+        raise ValueError(f"{name} cannot be read from the hub ({first_line(error)}): check the name and the network, "
+                         "or give local files.") from error
+
+
+def synthetic_size(source: str, default: int) -> int | None:
+    """N of "synthetic:N", the default for "synthetic", None for any other source. ValueError unless N >= 1."""
+    kind, _, size = source.partition(":")
+    if kind != "synthetic":
+        return None
+    size = size or str(default)
+    if not (size.isascii() and size.isdigit()) or int(size) == 0:
+        raise ValueError(f"{source}: give a whole number of at least 1, as in synthetic:{default}.")
+    return int(size)
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half a character, which no tokenizer reads (JSON's \\ud800 alone)."""
+    return re.search("[\ud800-\udfff]", text) is not None

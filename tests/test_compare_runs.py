@@ -1,164 +1,19 @@
 """compare_runs.py on runs that are made here as train_gpt.py writes them, with differences and faults planted."""
 
 import csv
-import hashlib
 import json
 import math
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+from conftest import DOCS, ENV, REPO, base_loss, make_run, write_jsonl
 
 import compare_runs
 from lab import ab_report
-
-REPO = Path(__file__).resolve().parent.parent
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-STAMP = "2026-11-21T13:18:01.230+00:00"
-DOCS = 12
-MODEL = "vocab_size n_layer n_head n_embd n_inner arch attn_gate gate_pos gate_act".split()
-FLAGS = {
-    "data_dir": "data", "val_data_dir": None, "condition": None, "seq_len": 32, "data_order": "shuffled",
-    "max_epochs": 1.0, "num_workers": 1, "verify_data": "full", "vocab_size": 50349, "arch": "gpt2", "n_layer": 1,
-    "n_head": 2, "n_embd": 16, "n_inner": 64, "attn_gate": "none", "gate_pos": "sdpa", "gate_act": "sigmoid",
-    "micro_batch_size": 4, "total_batch_tokens": 256, "max_train_steps": 40, "optimizer": "adamw",
-    "learning_rate": 6e-4, "muon_lr": 6e-5, "muon_scale": "sqrt_max", "schedule": "cosine", "warmup_iters": 2,
-    "warmdown_iters": 0, "learning_rate_decay_frac": 0.1, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
-    "grad_clip": 1.0, "seed": 0, "eval_every": 10, "val_tokens": 1000, "eval_batch_size": 4, "sample_every": 0,
-    "sample_tokens": 64, "out_dir": "", "name": "x", "config": None, "resume": "", "save_every": 1000, "keep_last": 2,
-    "log_every": 0, "results_csv": "", "notes": "", "device": "auto", "dtype": "float32", "compile": "auto",
-    "deterministic": False, "peak_flops": 0.0,
-}  # fmt: skip
-DATA = {
-    "fingerprint": "d" * 64, "format": "stream", "tokens": 70915, "sequences": 2216, "epochs": 0.5,
-    "unique_tokens": 10240, "condition": "baseline", "mul_token_rate": 0.0, "crop_fraction": None,
-    "val_fingerprint_documents": "1" * 64, "val_fingerprint_tokens": "c" * 64, "val_documents": DOCS,
-}  # fmt: skip
-
-
-def base_loss(step, steps):
-    return 3 + 2 * math.exp(-2 * step / steps)
-
-
-def make_run(folder, seed=0, *, loss=0.0, step_seconds=0.5, flags=None, data=None, config=None, hellaswag=None,
-             ewok=None, gsm8k=None, finished=True, warnings=(), extra_flops=0, tokens_per_byte=0.25):  # fmt: skip
-    """A run's folder as train_gpt.py writes it; its val loss lies `loss` above a curve all runs share. hellaswag, ewok:
-    share of items it gets right, at the last step."""
-    folder = Path(folder)
-    (folder / "exposures").mkdir(parents=True)
-    flags, data = FLAGS | {"seed": seed, "out_dir": str(folder)} | (flags or {}), DATA | (data or {})
-    steps, tokens = flags["max_train_steps"], flags["total_batch_tokens"]
-    flops = 4_858_080 + extra_flops
-    record = {
-        "flags": flags, "argv": ["train_gpt.py"], "started": STAMP,
-        "code": {"git_commit": "16914ea", "git_dirty": False, "git_diff": "", "code_sha256": "9" * 64},
-        "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "numpy": "2.4.6", "cuda": None},
-        "hardware": {"host": "vm", "system": "Linux", "cpu": "EPYC", "cpu_count": 2, "torch_threads": 1, "gpu": None},
-        "world_size": 1,
-        "model": {k: flags[k] for k in MODEL}
-        | {"block_size": flags["seq_len"], "padded_vocab_size": 50432, "unused_ids": [[50257, 50304]]},
-        "parameters": {"total": 809408, "non_embedding": 3312, "gate": 0, "padding": 1328},
-        "flops_per_token": flops, "tokens_per_step": tokens, "peak_flops": 2e10, "data": data,
-    }  # fmt: skip
-    for path, value in (config or {}).items():
-        *way, last = path.split(".")
-        place = record
-        for key in way:
-            place = place[key]
-        place[last] = value
-    (folder / "config.json").write_text(json.dumps(record))
-
-    lines, exposures, rng = [], [], np.random.default_rng(list(folder.name.encode()))
-    sizes = np.random.default_rng(5).integers(50, 400, DOCS).astype(float)
-    noise = np.random.default_rng(6).normal(0, 0.3, DOCS)
-
-    def val(step):
-        value = base_loss(step, steps) + loss
-        bits = value * tokens_per_byte / math.log(2)
-        lines.append({
-            "type": "val", "step": step, "timestamp": STAMP, "val_loss": value, "val_bits_per_byte": bits,
-            "val_tokens": 700, "val_bytes": 2800, "val_loss_bos": value + 0.1, "val_bits_per_byte_bos": bits + 0.03,
-            "val_tokens_bos": 100, "val_bytes_bos": 400, "tokens_seen_global": step * tokens,
-            "flops_total": step * tokens * flops, "train_seconds": round(step * step_seconds, 3), "eval_seconds": 0.3,
-        })  # fmt: skip
-        lines.append({"type": "mechanism", "step": step, "timestamp": STAMP,
-                      "layers": [{"first_token_attention": 0.1}]})  # fmt: skip
-        nats = (value + noise + 0.01 * rng.normal(size=DOCS)) * sizes * tokens_per_byte
-        np.savez(folder / f"val_documents_{step:06d}.npz",
-                 **{f"{view}_{k}": v for view in ("stream", "bos") for k, v in
-                    (("nats", nats), ("tokens", sizes * tokens_per_byte), ("bytes", sizes))},
-                 doc_hash=np.arange(DOCS * 16, dtype=np.uint8).reshape(DOCS, 16))  # fmt: skip
-
-    val(0)
-    for step in range(1, steps + 1):
-        lines.append({
-            "type": "train", "step": step, "timestamp": STAMP, "lr": 6e-4,
-            "train_loss_opt_step_mean": base_loss(step, steps) + loss + float(rng.normal(0, 0.02)),
-            "grad_norm_l2_preclip": 1 + 0.1 * float(rng.random()), "param_norm_l2": 19.8,
-            "tokens_seen_global": step * tokens, "tokens_per_sec": round(tokens / step_seconds, 1), "mfu": 0.33,
-            "peak_mem_bytes": 444129280, "step_seconds": step_seconds, "flops_total": step * tokens * flops,
-            "epoch": 0.1,
-        })  # fmt: skip
-        check = hashlib.sha256(f"{data['fingerprint']} {seed} {step}".encode()).hexdigest()[:16]
-        exposures.append({"step": step, "rank": 0, "seed": seed, "epochs": [0], "entries": [8 * step - 8, 8 * step],
-                          "checksum": check, "rank_checksum": check})  # fmt: skip
-        if flags["eval_every"] and (step % flags["eval_every"] == 0 or step == steps):
-            val(step)
-    write_jsonl(folder / "scalars.jsonl", lines)
-    write_jsonl(folder / "exposures" / "exposures_rank0000.jsonl", exposures)
-    for kind, share in (("hellaswag", hellaswag), ("ewok", ewok)):
-        if share is not None:
-            write_items(folder, kind, share, steps, rng)
-    if gsm8k is not None:
-        (folder / "gsm8k_results.json").write_text(json.dumps({"type": "gsm8k", "accuracy": gsm8k, "total": 10}))
-    if finished:
-        vals = [r for r in lines if r["type"] == "val"]
-        numbers = {
-            "final_train_loss": 3.3 + loss, **{f"final_{k}": vals[-1][k] for k in compare_runs.PRIMARY},
-            "best_val_loss": min(r["val_loss"] for r in vals), "tokens_seen": steps * tokens,
-            "unique_tokens": data["unique_tokens"], "epochs": data["epochs"], "flops_total": steps * tokens * flops,
-            "train_time_ms": round(1000 * steps * step_seconds), "ms_per_step": 1000 * step_seconds,
-        }  # fmt: skip
-        row = {
-            "run_id": folder.name, "date": "2026-11-21", "git_commit": "16914ea",
-            "learning_rate": flags["learning_rate"], "batch_size": tokens // flags["seq_len"],
-            "device_batch_size": flags["micro_batch_size"],
-            "sequence_length": flags["seq_len"], "num_iterations": steps, "gpu_name": "cpu", "n_gpus": 1,
-            "condition": data["condition"], "parameters": 809408, "data_fingerprint": data["fingerprint"],
-            "val_fingerprint": data["val_fingerprint_documents"], **numbers,
-            **{k: flags[k] for k in
-               "seed attn_gate gate_pos gate_act warmdown_iters notes arch optimizer n_layer n_embd".split()},
-        }  # fmt: skip
-        (folder / "summary.json").write_text(json.dumps({
-            **numbers, "steps": steps, "finished": STAMP, "eval_seconds": 1.5, "warnings": list(warnings),
-            "results_row": row}))  # fmt: skip
-    return folder
-
-
-def write_jsonl(path, records):
-    Path(path).write_text("".join(json.dumps(r) + "\n" for r in records))
-
-
-def write_items(folder, kind, share, step, rng, n=120):
-    """Items of clusters of 3: an item is right when its difficulty, mostly the same in every run, is below `share`."""
-    names = (["accuracy", "accuracy_norm", "accuracy_norm_bytes", "accuracy_plain"] if kind == "hellaswag" else
-             [f"eval_{rule}_{per}" for rule in ("official", "full", "paper") for per in ("sum", "mean")])  # fmt: skip
-    hard = 0.8 * np.random.default_rng(3).random(n) + 0.2 * rng.random(n)
-    items = [{"step": at, "id": f"item{i}", "cluster": f"text{i // 3}",
-              "credit": dict.fromkeys(names, float(h < share)),
-              **({"category": f"domain{i % 3}"} if kind == "ewok" else {})}
-             for at in (step - 10, step) for i, h in enumerate(hard)]  # fmt: skip
-    write_jsonl(folder / f"{kind}_items.jsonl", items)
-    mean = float((hard < share).mean())
-    write_jsonl(folder / f"{kind}_metrics.jsonl", [
-        {"type": kind, "step": at, "timestamp": STAMP, "scorer": f"{kind}-1 bos=1", "n": n, "bos": True, "seconds": 1.0,
-         **dict.fromkeys(names, mean)} for at in (step - 10, step)])  # fmt: skip
-
 
 NOISE_A = (0.0021, -0.0013, 0.0004, -0.0017, 0.0009)  # what a seed does to an arm, so that verdicts are known
 NOISE_B = (0.0016, -0.0008, -0.0003, -0.0020, 0.0012)

@@ -2,43 +2,70 @@
 
 import importlib.util
 import json
+import lzma
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
-from test_compare_runs import make_run
+from conftest import make_run
 
 import compare_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = ROOT / "experiments" / "sweep.py"
 
-# a run that notes how it was started, waits if told to, saves itself on SIGTERM and writes its summary last
+# a run that notes how it was started, and its process. It saves itself on SIGTERM and writes its summary last.
+# --wait: its first start ends by SIGTERM alone. --meet X: it needs X beside it. --after X: it ends after X
 FAKE = """
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out_dir") + 1])
 out.mkdir(parents=True, exist_ok=True)
-with open(out / "starts", "a") as f:
-    f.write(" ".join(sys.argv[1:]) + "\\n")
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+with open(out / "starts", "a") as f:
+    f.write(" ".join(sys.argv[1:]) + "\\n")
+others = [folder for folder in out.parent.iterdir() if (folder / "ready").exists()]
+(out / "beside").write_text(str(sum(not (folder / "summary.json").exists() for folder in others)))
+(out / "process").write_text(str(os.getpid()))
 (out / "ready").touch()
-if "--wait" in sys.argv and len(open(out / "starts").readlines()) == 1:
-    while not asked:
+
+def wait_until(condition):
+    until = time.time() + 30
+    while not condition() and not asked:
+        if time.time() > until:
+            sys.exit(f"{out.name} waited in vain")
         time.sleep(0.02)
+
+def other(flag):
+    return out.parent / sys.argv[sys.argv.index(flag) + 1]
+
+def has_ended(folder):  # and the sweep has noticed: until then its number is taken
+    try:
+        os.kill(int((folder / "process").read_text()), 0)
+    except (OSError, ValueError):
+        return (folder / "ready").exists()
+
+if "--wait" in sys.argv and len(open(out / "starts").readlines()) == 1:
+    wait_until(lambda: False)
+if "--meet" in sys.argv:
+    wait_until(lambda: (other("--meet") / "ready").exists())
+if "--after" in sys.argv:
+    wait_until(lambda: has_ended(other("--after")))
+if asked:
     (out / "saved").touch()
     sys.exit(0)
 if "--fail" in sys.argv:
-    print("train_gpt.py: the data is gone: prepare it again.", file=sys.stderr)
+    print(f"train_gpt.py: the data of {out.name} is gone: prepare it again.", file=sys.stderr)
     sys.exit(3)
 (out / "summary.json").write_text("{}")
-print("finished 7 steps")
+print(f"{out.name} finished 7 steps")
 """
 
 
@@ -59,6 +86,13 @@ def run_sweep(text, *flags):
     return subprocess.run([sys.executable, SWEEP, "-", *flags], input=text, text=True, capture_output=True, timeout=180)
 
 
+def wait_for(path):
+    until = time.time() + 30
+    while not path.exists():
+        assert time.time() < until, f"{path} was not written"
+        time.sleep(0.02)
+
+
 def starts(tmp_path, name):
     path = tmp_path / "runs" / name / "starts"
     return path.read_text().splitlines() if path.exists() else []
@@ -74,14 +108,14 @@ def test_sweep_runs_each_once(tmp_path, fake):
         assert done.returncode == 0, done.stderr
     assert starts(tmp_path, "a") == [f"--out_dir {tmp_path}/runs/a --seed 1 --resume auto"]
     assert starts(tmp_path, "b") == [f"--out_dir {tmp_path}/runs/b --resume 5"]
-    assert (tmp_path / "runs" / "a.out").read_text().endswith("finished 7 steps\n")
+    assert (tmp_path / "runs" / "a.out").read_text().endswith("a finished 7 steps\n")
     assert run_sweep(text, "--dry_run").stdout.strip() == "all finished"
 
 
 def test_sweep_stops_at_a_failure_and_goes_on(tmp_path, fake):
     """A failing run ends the sweep with its last words; what was finished stays, what comes later has not begun."""
     done = run_sweep("\n".join([fake("a"), fake("b", "--fail"), fake("c")]))
-    assert done.returncode == 1 and "the data is gone" in done.stdout and "status 3" in done.stderr
+    assert done.returncode == 1 and "the data of b is gone" in done.stdout and "status 3" in done.stderr
     assert starts(tmp_path, "a") and not starts(tmp_path, "c") and "Traceback" not in done.stderr
     (tmp_path / "fake run.py").write_text(FAKE.replace('"--fail" in sys.argv', "False"))  # repaired
     assert run_sweep("\n".join([fake("a"), fake("b", "--fail"), fake("c")])).returncode == 0
@@ -94,15 +128,66 @@ def test_sweep_interrupted(tmp_path, fake, number):
     (tmp_path / "list").write_text("\n".join([fake("a", "--wait"), fake("b")]))
     command = [sys.executable, SWEEP, tmp_path / "list"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until = time.time() + 30
-    while not (tmp_path / "runs" / "a" / "ready").exists() and time.time() < until:
-        time.sleep(0.02)
+    wait_for(tmp_path / "runs" / "a" / "ready")
     os.kill(process.pid, number)
-    said, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "start the sweep again" in said and "Traceback" not in errors
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "start the sweep again" in output and "Traceback" not in errors
     assert (tmp_path / "runs" / "a" / "saved").exists() and not (tmp_path / "runs" / "b").exists()
     assert subprocess.run(command, capture_output=True, timeout=180).returncode == 0
     assert len(starts(tmp_path, "a")) == 2 and len(starts(tmp_path, "b")) == 1
+
+
+def test_sweep_two_at_once(tmp_path, fake):
+    """--jobs 2 runs two commands side by side and never a third, each with its output in its own file."""
+    text = "\n".join([fake("a", "--meet b"), fake("b", "--meet a"), fake("c"), fake("d")])
+    done = run_sweep(text, "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    for name in "abcd":
+        folder = tmp_path / "runs" / name
+        assert int((folder / "beside").read_text()) <= 1
+        command, *output = folder.with_name(f"{name}.out").read_text().splitlines()
+        assert command.startswith("$ ") and output == [f"{name} finished 7 steps"]
+    assert run_sweep(text, "--jobs", "2").returncode == 0
+    assert [len(starts(tmp_path, name)) for name in "abcd"] == [1, 1, 1, 1]
+    assert run_sweep(text, "--jobs", "0").returncode == 1
+
+
+def test_sweep_failures_beside_others(tmp_path, fake):
+    """What runs beside a failing run goes on to its end, nothing new begins, and every failure is named at the end."""
+    text = "\n".join([fake("a", "--after b"), fake("b", "--meet a --fail"), fake("c")])
+    done = run_sweep(text, "--jobs", "2")
+    assert done.returncode == 1 and "b ended with status 3" in done.stderr and "a ended" not in done.stderr
+    assert (tmp_path / "runs" / "a" / "summary.json").exists() and not starts(tmp_path, "c")
+    (tmp_path / "fake run.py").write_text(FAKE.replace('"--fail" in sys.argv', "False"))  # repaired
+    assert run_sweep(text, "--jobs", "2").returncode == 0
+    assert [len(starts(tmp_path, name)) for name in "abc"] == [1, 2, 1]
+
+    (tmp_path / "fake run.py").write_text(FAKE)
+    both = run_sweep("\n".join([fake("d", "--meet e --fail"), fake("e", "--after d --fail")]), "--jobs", "2")
+    assert both.returncode == 1 and "d ended" in both.stderr and "e ended" in both.stderr
+    assert "the data of d is gone" in both.stdout and "the data of e is gone" in both.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sweep_interrupted_with_two(tmp_path, fake, number):
+    """A signal reaches both runs, the sweep waits until they have saved themselves (no process is left), and a second
+    sweep continues both."""
+    (tmp_path / "list").write_text("\n".join([fake("a", "--wait"), fake("b", "--wait"), fake("c")]))
+    command = [sys.executable, SWEEP, tmp_path / "list", "--jobs", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    both = [tmp_path / "runs" / name for name in "ab"]
+    for folder in both:
+        wait_for(folder / "ready")
+    os.kill(process.pid, number)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "start the sweep again" in output and "Traceback" not in errors
+    for folder in both:
+        assert (folder / "saved").exists() and folder.name in output
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((folder / "process").read_text()), 0)
+    assert not (tmp_path / "runs" / "c").exists()
+    assert subprocess.run(command, capture_output=True, timeout=180).returncode == 0
+    assert [len(starts(tmp_path, name)) for name in "abc"] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("text, wanted", [
@@ -140,38 +225,91 @@ def test_kept_results_compare_as_the_runs(tmp_path, capsys):
             flags = {"attn_gate": "none" if arm == "a" else "headwise", "data_dir": "/home/someone/data"}
             make_run(tmp_path / "runs" / f"{arm}_s{seed}", seed, loss=loss + (arm == "b") * 0.001 * seed, flags=flags,
                      hellaswag=0.5, config={"model.attn_gate": flags["attn_gate"]})
-    keep_results.main([str(tmp_path / "runs" / "*_s*"), "--out", str(tmp_path / "kept")])
-    reports = []
-    for folder in ("runs", "kept"):
-        out = tmp_path / f"report_{folder}"
-        arms = [str(tmp_path / folder / f"{arm}_s*") for arm in "ab"]
-        assert compare_runs.main(["--a", arms[0], "--b", arms[1], "--out", str(out), "--no_items"]) == 0
-        reports.append(json.loads((out / "report.json").read_text()))
-        assert len(reports[-1].pop("arms")["A"]) == 3  # the folders' paths
-    capsys.readouterr()
-    assert reports[0]["verdict"] == "better" and reports[0] == reports[1]
-    kept = tmp_path / "kept" / "a_s0"
-    assert "someone" not in "".join(p.read_text() for p in kept.rglob("*.json*"))
-    assert json.loads((kept / "config.json").read_text())["flags"]["data_dir"] == "data"
-    assert "host" not in json.loads((kept / "config.json").read_text())["hardware"]
-    size = lambda folder: sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    assert size(kept) < size(tmp_path / "runs" / "a_s0")
+    archive = tmp_path / "kept" / "runs.tar.xz"
+    keep_results.main([str(tmp_path / "runs" / "*_s*"), "--out", str(archive)])
+    with keep_results.unpacked(archive) as kept:
+        reports = []
+        for folder in (tmp_path / "runs", kept):
+            out = tmp_path / f"report_{len(reports)}"
+            arms = [str(folder / f"{arm}_s*") for arm in "ab"]
+            assert compare_runs.main(["--a", arms[0], "--b", arms[1], "--out", str(out), "--no_items"]) == 0
+            reports.append(json.loads((out / "report.json").read_text()))
+            assert len(reports[-1].pop("arms")["A"]) == 3  # the folders' paths
+        capsys.readouterr()
+        assert reports[0]["verdict"] == "better" and reports[0] == reports[1]
+        one = kept / "a_s0"
+        assert "someone" not in "".join(p.read_text() for p in one.rglob("*.json*"))
+        assert json.loads((one / "config.json").read_text())["flags"]["data_dir"] == "data"
+        assert "host" not in json.loads((one / "config.json").read_text())["hardware"]
+        size = lambda folder: sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        assert size(one) < size(tmp_path / "runs" / "a_s0")
+    assert not kept.exists() and archive.stat().st_size < size(tmp_path / "runs") / 10
 
 
-def test_unfinished_run_is_not_kept(tmp_path):
-    """Half a run never becomes a committed result; a run is never replaced by its own extract, nor one by another."""
+def test_unfinished_run_is_not_kept(tmp_path, capsys):
+    """Half a run never becomes a committed result, nor replaces one; two runs of one name are both kept."""
     keep_results = load("keep_results")
     for folder in ("x", "y"):
         make_run(tmp_path / folder / "a_s0")
+        (tmp_path / folder / "a_s0" / "val_web.json").write_text(f'{{"of": "{folder}"}}')
     before = sorted((tmp_path / "x" / "a_s0").rglob("*"))
-    for runs_, out, why in ((["x/a_s0"], "x", "not to be replaced"), (["x/a_s0", "y/a_s0"], "kept", "two runs")):
-        with pytest.raises(SystemExit, match=why):
-            keep_results.main([*(str(tmp_path / r) for r in runs_), "--out", str(tmp_path / out)])
-    assert sorted((tmp_path / "x" / "a_s0").rglob("*")) == before and not (tmp_path / "kept").exists()
+    archive = tmp_path / "kept.tar.xz"
+    keep_results.main([str(tmp_path / "x" / "a_s0"), str(tmp_path / "y" / "a_s0"), "--out", str(archive),
+                       "--also", "val_*.json"])
+    assert sorted((tmp_path / "x" / "a_s0").rglob("*")) == before and "2 runs" in capsys.readouterr().out
+    with keep_results.unpacked(archive) as kept:
+        for folder in ("x", "y"):
+            assert json.loads((kept / folder / "a_s0" / "val_web.json").read_text()) == {"of": folder}
+            assert (kept / folder / "a_s0" / "summary.json").exists()
+    bytes_before = archive.read_bytes()
     make_run(tmp_path / "runs" / "a_s0", finished=False)
-    with pytest.raises(SystemExit, match="not finished"):
-        keep_results.main([str(tmp_path / "runs" / "a_s0"), "--out", str(tmp_path / "kept")])
-    assert not list((tmp_path / "kept").glob("*")) if (tmp_path / "kept").exists() else True
+    for also, reason in (([], "not finished"), (["--also", "no_such"], "no run holds no_such")):
+        with pytest.raises(SystemExit, match=reason):
+            keep_results.main([str(tmp_path / "runs" / "a_s0"), "--out", str(archive), *also])
+    assert archive.read_bytes() == bytes_before
+
+
+def test_archive_is_deterministic(tmp_path):
+    """The same files give the same bytes, whenever and in whatever order they were written; a broken or missing archive
+    is one sentence."""
+    keep_results = load("keep_results")
+    for name, order in (("first", "ab"), ("second", "ba")):
+        for run in order:
+            path = tmp_path / name / run / "config.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(run)
+            os.utime(path, (1e9 * len(name), 1e9))
+            path.chmod(0o600 if name == "first" else 0o755)
+        keep_results.pack(tmp_path / name, tmp_path / f"{name}.tar.xz")
+    packed = (tmp_path / "first.tar.xz").read_bytes()
+    assert packed == (tmp_path / "second.tar.xz").read_bytes()
+    (tmp_path / "torn.tar.xz").write_bytes(packed[:-20])
+    for name in ("torn", "missing"):
+        with pytest.raises(ValueError, match="cannot be unpacked"), keep_results.unpacked(tmp_path / f"{name}.tar.xz"):
+            pass
+
+
+ARCHIVES = sorted(ROOT.glob("experiments/2*/runs.tar.xz"))
+
+
+@pytest.mark.parametrize("archive", ARCHIVES, ids=[path.parent.name for path in ARCHIVES])
+def test_committed_archives(tmp_path, archive):
+    """What git holds tells nothing about the machine that made it (no absolute path, owner or time), cannot be unpacked
+    anywhere else, and is what keep_results.pack makes of its files."""
+    keep_results = load("keep_results")
+    with tarfile.open(archive) as tar:
+        members = tar.getmembers()
+    assert members and [m.name for m in members] == sorted(m.name for m in members)
+    for m in members:
+        assert m.isfile() and m.name.startswith("runs/") and ".." not in m.name
+        assert (m.mtime, m.uid, m.gid, m.uname, m.gname) == (0, 0, 0, "", "")
+    with keep_results.unpacked(archive) as kept:
+        for path in kept.rglob("*.json*"):
+            text = path.read_text()
+            assert '"/' not in text and "=/" not in text, path
+        keep_results.pack(kept, tmp_path / "again.tar.xz")
+    again = (tmp_path / "again.tar.xz").read_bytes()
+    assert lzma.decompress(again) == lzma.decompress(archive.read_bytes())
 
 
 def test_learning_curves(tmp_path, capsys):
@@ -181,12 +319,12 @@ def test_learning_curves(tmp_path, capsys):
     make_run(tmp_path / "other_s0", 0, loss=0.5)
     learning_curves.main([str(tmp_path / "*_s*"), "--out", str(tmp_path / "c.png"), "--curves", "val_loss",
                           "accuracy_norm"])
-    said = capsys.readouterr().out.splitlines()
+    table = capsys.readouterr().out.splitlines()
     last = [list(compare_runs.read_run(f)["val"].values())[-1]["val_loss"] for f in folders]
     mean = sum(last) / 3
-    assert said[0] == "| arm | seeds | val loss, nats/token (last) | HellaSwag accuracy_norm (last) |"
-    assert said[2].startswith(f"| base | 3 | {mean:.4f} ± 0.0100 | ")
-    assert said[3].startswith("| other | 1 | ") and said[3].endswith("| N/A: not run |") and "±" not in said[3]
+    assert table[0] == "| arm | seeds | val loss, nats/token (last) | HellaSwag accuracy_norm (last) |"
+    assert table[2].startswith(f"| base | 3 | {mean:.4f} ± 0.0100 | ")
+    assert table[3].startswith("| other | 1 | ") and table[3].endswith("| N/A: not run |") and "±" not in table[3]
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="has scored"):
         learning_curves.main([str(tmp_path / "other_s0"), "--curves", "eval_official_sum"])
@@ -221,6 +359,6 @@ def test_tables_come_from_committed_results(tmp_path, name):
 def test_readme_has_the_answers():
     """README's first screen says what the committed results say."""
     answers = load("answers")
-    assert f"{answers.MARKERS[0]}\n{answers.table()}\n{answers.MARKERS[1]}" in (ROOT / "README.md").read_text()
-    first = (ROOT / "README.md").read_text().splitlines()[:40]
-    assert answers.MARKERS[1] in first
+    readme = (ROOT / "README.md").read_text()
+    assert f"{answers.START}\n{answers.table()}\n{answers.END}" in readme
+    assert answers.END in readme.splitlines()[:40]

@@ -17,10 +17,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lab import runs  # noqa: E402
 
 ARMS = ("stream", "crop", "split", "requeue")
+BASES = ("stream", "crop")
 VIEWS = {"stream view": "val_bits_per_byte", "bos view": "val_bits_per_byte_bos"}
 T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # two-sided, 1..9 degrees of freedom
-FREE = set("data_dir out_dir name resume seed notes results_csv num_workers verify_data log_every save_every "
-           "keep_last".split())
+SAME_DATA = ("val_fingerprint_documents", "val_fingerprint_tokens")
+SAME_VAL = ("val_tokens", "val_tokens_bos", "val_bytes", "val_bytes_bos")
+TOO_FEW = "N/A | inconclusive (fewer than two pairs)"
+
+
+def conditions(run: dict) -> dict:
+    """What must be equal in all runs: every flag that can change a result but the seed, and the held-out text."""
+    same = runs.conditions(run["flags"])
+    del same["seed"]
+    same |= {k: run["config"]["data"][k] for k in SAME_DATA}
+    same |= {k: run["last_val"][k] for k in SAME_VAL}
+    return same
 
 
 def read_arms(folder: Path) -> dict[str, dict[int, dict]]:
@@ -31,57 +42,80 @@ def read_arms(folder: Path) -> dict[str, dict[int, dict]]:
         if arm not in ARMS or not (path / "summary.json").exists():
             continue
         run = runs.read_run(path)
-        run["val"] = list(run["val"].values())[-1]
-        same = {k: v for k, v in run["config"]["flags"].items() if k not in FREE}
-        same |= {k: run["config"]["data"][k] for k in ("val_fingerprint_documents", "val_fingerprint_tokens")}
-        same |= {k: run["val"][k] for k in ("val_tokens", "val_tokens_bos", "val_bytes", "val_bytes_bos")}
-        reference = reference or same
-        if differs := [k for k in reference if same[k] != reference[k]]:
+        run["last_val"] = list(run["val"].values())[-1]
+        same = conditions(run)
+        if reference is None:
+            reference = same
+        if differs := [k for k in reference if same.get(k) != reference[k]]:
             sys.exit(f"{path} differs from the runs before it in {', '.join(differs)}: delete it and run run.sh again.")
-        arms.setdefault(arm, {})[run["config"]["flags"]["seed"]] = run
+        arms.setdefault(arm, {})[run["seed"]] = run
     if not arms:
         sys.exit(f"{folder} holds no finished run: start run.sh, or name its folder.")
-    return arms
+    return {arm: arms[arm] for arm in ARMS if arm in arms}
 
 
-def paired(a: dict, b: dict, field: str) -> dict | None:
-    """b - a over the seeds both have: mean, half-width of the 95 % interval, n and a verdict (less is better)."""
+def paired(a: dict, b: dict, field: str) -> dict:
+    """b - a over the seeds both have: mean, half-width of the 95 % interval, n and a verdict (less is better).
+
+    Empty with fewer than two pairs.
+    """
     seeds = sorted(set(a) & set(b))
-    values = [b[s]["val"][field] - a[s]["val"][field] for s in seeds]
+    values = [b[s]["last_val"][field] - a[s]["last_val"][field] for s in seeds]
     n = len(values)
     if n < 2:
-        return None
+        return {}
     mean = statistics.mean(values)
     half = T_95[min(n - 1, len(T_95)) - 1] * statistics.stdev(values) / math.sqrt(n)
-    verdict = "inconclusive" if abs(mean) <= half else "better" if mean < 0 else "worse"
+    if abs(mean) <= half:
+        verdict = "inconclusive"
+    elif mean < 0:
+        verdict = "better"
+    else:
+        verdict = "worse"
     return {"n": n, "mean": mean, "half_width": half, "verdict": verdict, "differences": values}
 
 
 def collect(folder: Path) -> dict:
-    """Everything that the tables say, from the runs."""
+    """Everything that the tables show, from the runs."""
     arms = read_arms(folder)
-    seeds = sorted({seed for found in arms.values() for seed in found})
-    one = next(iter(next(iter(arms.values())).values()))
+    all_runs = [run for by_seed in arms.values() for run in by_seed.values()]
+    seeds = sorted({run["seed"] for run in all_runs})
+    one = all_runs[0]
     results = {
-        "steps": one["summary"]["steps"], "tokens_seen": one["summary"]["tokens_seen"],
-        "parameters": one["config"]["parameters"]["total"], "val_documents": one["config"]["data"]["val_documents"],
-        "val_tokens": one["val"]["val_tokens"], "val_tokens_bos": one["val"]["val_tokens_bos"], "seeds": seeds,
+        "steps": one["summary"]["steps"],
+        "tokens_seen": one["summary"]["tokens_seen"],
+        "parameters": one["config"]["parameters"]["total"],
+        "val_documents": one["config"]["data"]["val_documents"],
+        "val_tokens": one["last_val"]["val_tokens"],
+        "val_tokens_bos": one["last_val"]["val_tokens_bos"],
+        "seeds": seeds,
         "missing": [f"{arm}_s{seed}" for arm in ARMS for seed in seeds if seed not in arms.get(arm, {})],
-        "code_versions": len({r["config"]["code"]["code_sha256"] for found in arms.values() for r in found.values()}),
-        "arms": {}, "differences": []}
-    for arm in [arm for arm in ARMS if arm in arms]:
-        found = [arms[arm][seed] for seed in sorted(arms[arm])]
-        data = found[0]["config"]["data"]
-        values = {"train loss": [run["summary"]["final_train_loss"] for run in found]}
-        values |= {view: [run["val"][field] for run in found] for view, field in VIEWS.items()}
-        results["arms"][arm] = {k: data[k] for k in ("unique_tokens", "epochs", "tokens", "crop_fraction")} | values
-    for base in ("stream", "crop"):
+        "code_versions": len({run["config"]["code"]["code_sha256"] for run in all_runs}),
+        "arms": {},
+        "differences": [],
+    }
+    for arm, by_seed in arms.items():
+        members = [by_seed[seed] for seed in sorted(by_seed)]
+        data = members[0]["config"]["data"]
+        values = {k: data[k] for k in ("unique_tokens", "epochs", "tokens", "crop_fraction")}
+        values["train loss"] = [run["summary"]["final_train_loss"] for run in members]
+        for view, field in VIEWS.items():
+            values[view] = [run["last_val"][field] for run in members]
+        results["arms"][arm] = values
+    for base in BASES:
         for arm in ARMS[ARMS.index(base) + 1 :]:
-            if base in arms and arm in arms:
-                results["differences"] += [{"arm": arm, "base": base, "view": view,
-                                            **(paired(arms[base], arms[arm], field) or {})}
-                                           for view, field in VIEWS.items()]
+            if base not in arms or arm not in arms:
+                continue
+            for view, field in VIEWS.items():
+                d = paired(arms[base], arms[arm], field)
+                results["differences"].append({"arm": arm, "base": base, "view": view, **d})
     return results
+
+
+def mean_and_sd(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
 def tables(results: dict) -> str:
@@ -90,25 +124,34 @@ def tables(results: dict) -> str:
         lines += [f"WARNING: the runs were made by {results['code_versions']} versions of the code.", ""]
     if results["missing"]:
         lines += [f"MISSING: {', '.join(results['missing'])}", ""]
-    lines += [f"{results['steps']} steps, {results['tokens_seen']:,} tokens, {results['parameters']:,} parameters, "
-              f"seeds {results['seeds']}; common val set: {results['val_documents']} documents, "
-              f"{results['val_tokens']:,} tokens in the stream view, {results['val_tokens_bos']:,} in the bos view", "",
-              "| arm | unique tokens | epochs | tokens in the data | crop fraction | train loss | "
-              + " | ".join(f"bits/byte, {view}" for view in VIEWS) + " |", "|---" + "|---:" * (5 + len(VIEWS)) + "|"]
+    lines.append(
+        f"{results['steps']} steps, {results['tokens_seen']:,} tokens, {results['parameters']:,} parameters, "
+        f"seeds {results['seeds']}; common val set: {results['val_documents']} documents, "
+        f"{results['val_tokens']:,} tokens in the stream view, {results['val_tokens_bos']:,} in the bos view")
+
+    head = ["arm", "unique tokens", "epochs", "tokens in the data", "crop fraction", "train loss"]
+    head += [f"bits/byte, {view}" for view in VIEWS]
+    lines += ["", f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for arm, r in results["arms"].items():
-        crop = "N/A" if r["crop_fraction"] is None else f"{r['crop_fraction']:.1%}"
-        spreads = [f"{statistics.mean(v):.4f}" + (f" ± {statistics.stdev(v):.4f}" if len(v) > 1 else "")
-                   for v in (r["train loss"], *(r[view] for view in VIEWS))]
-        lines.append(f"| {arm} | {r['unique_tokens']:,} | {r['epochs']:.3f} | {r['tokens']:,} | {crop} | "
-                     + " | ".join(spreads) + " |")
-    lines += ["", "Paired differences in bits/byte, 95 % intervals; less is better.", "",
-              "| difference | pairs | " + " | ".join(f"{view} | verdict" for view in VIEWS) + " |",
-              "|---|---:" + "|---:|---" * len(VIEWS) + "|"]
+        crop = "N/A"
+        if r["crop_fraction"] is not None:
+            crop = f"{r['crop_fraction']:.1%}"
+        cells = [arm, f"{r['unique_tokens']:,}", f"{r['epochs']:.3f}", f"{r['tokens']:,}", crop]
+        cells += [mean_and_sd(r[k]) for k in ("train loss", *VIEWS)]
+        lines.append(f"| {' | '.join(cells)} |")
+
+    lines += ["", "Paired differences in bits/byte, 95 % intervals; less is better.", ""]
+    head = ["difference", "pairs"] + [f"{view} | verdict" for view in VIEWS]
+    lines += [f"| {' | '.join(head)} |", "|---|---:" + "|---:|---" * len(VIEWS) + "|"]
     for first in range(0, len(results["differences"]), len(VIEWS)):
-        both = results["differences"][first : first + len(VIEWS)]
-        cells = [f"{d['mean']:+.4f} ± {d['half_width']:.4f} | {d['verdict']}" if "mean" in d
-                 else "N/A | inconclusive (fewer than two pairs)" for d in both]
-        lines.append(f"| {both[0]['arm']} - {both[0]['base']} | {both[0].get('n', 0)} | {' | '.join(cells)} |")
+        views = results["differences"][first : first + len(VIEWS)]
+        cells = [f"{views[0]['arm']} - {views[0]['base']}", str(views[0].get("n", 0))]
+        for d in views:
+            if "mean" in d:
+                cells.append(f"{d['mean']:+.4f} ± {d['half_width']:.4f} | {d['verdict']}")
+            else:
+                cells.append(TOO_FEW)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

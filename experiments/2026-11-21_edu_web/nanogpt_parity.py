@@ -24,60 +24,87 @@ SHAPE = dict(n_layer=4, n_head=4, n_embd=128)
 SEQ_LEN, MICRO, TOKENS, VOCAB, SEED = 128, 8, 2048, 50257, 0
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--nanogpt", type=Path, required=True, help="nanoGPT checkout")
-    p.add_argument("--data_dir", type=Path, required=True, help="folder of prepare_fineweb.py, baseline condition")
-    p.add_argument("--steps", type=int, default=50, help="optimizer steps (default 50)")
-    p.add_argument("--learning_rate", type=float, default=1e-3, help="peak (default 1e-3)")
-    p.add_argument("--tolerance", type=float, default=1e-3, help="largest difference of a loss, nats (default 1e-3)")
-    p.add_argument("--json", type=Path, help="file for the losses ('' = none)")
-    args = p.parse_args()
-
+def train_ours(args) -> list[dict]:
+    """The training records of train_gpt.py."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = dict(data_dir=args.data_dir, out_dir=f"{folder}/run", vocab_size=VOCAB, seq_len=SEQ_LEN, seed=SEED,
-                     micro_batch_size=MICRO, total_batch_tokens=TOKENS, max_train_steps=args.steps, warmup_iters=10,
-                     learning_rate=args.learning_rate, eval_every=0, save_every=0, results_csv="", **SHAPE)  # fmt: skip
-        command = [sys.executable, runs.REPO / "train_gpt.py", *(x for k, v in flags.items() for x in (f"--{k}", v))]
-        subprocess.run([str(x) for x in command], check=True)
-        ours = [r for r in runs.read_jsonl(f"{folder}/run/scalars.jsonl") if r["type"] == "train"]
+        run = f"{folder}/run"
+        flags = dict(data_dir=args.data_dir, out_dir=run, vocab_size=VOCAB, seq_len=SEQ_LEN, seed=SEED)
+        flags |= dict(micro_batch_size=MICRO, total_batch_tokens=TOKENS, max_train_steps=args.steps)
+        flags |= dict(warmup_iters=10, learning_rate=args.learning_rate)
+        flags |= dict(eval_every=0, save_every=0, results_csv="")
+        command = [sys.executable, str(runs.REPO / "train_gpt.py")]
+        for flag, value in (flags | SHAPE).items():
+            command += [f"--{flag}", str(value)]
+        subprocess.run(command, check=True)
+        return [r for r in runs.read_jsonl(f"{run}/scalars.jsonl") if r["type"] == "train"]
 
-    spec = importlib.util.spec_from_file_location("nanogpt_model", args.nanogpt / "model.py")
+
+def build_peer(checkout: Path, learning_rate: float):
+    """nanoGPT's model with our initial weights, and its own AdamW."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     nanogpt = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt_model"] = nanogpt
     spec.loader.exec_module(nanogpt)
-    config = GPTConfig(vocab_size=VOCAB, padded_vocab_size=-(-VOCAB // 128) * 128, block_size=SEQ_LEN, **SHAPE)
-    start = GPT(config, seed=SEED).state_dict()
-    start["transformer.wte.weight"] = start["transformer.wte.weight"][:VOCAB]
-    start["lm_head.weight"] = start["transformer.wte.weight"]
-    peer = nanogpt.GPT(nanogpt.GPTConfig(block_size=SEQ_LEN, vocab_size=VOCAB, dropout=0.0, bias=True, **SHAPE))
-    peer.load_state_dict(start)
-    optimizer = peer.configure_optimizers(0.1, args.learning_rate, (0.9, 0.95), "cpu")
+    padded = -(-VOCAB // 128) * 128
+    config = GPTConfig(vocab_size=VOCAB, padded_vocab_size=padded, block_size=SEQ_LEN, **SHAPE)
+    weights = GPT(config, seed=SEED).state_dict()
+    weights["transformer.wte.weight"] = weights["transformer.wte.weight"][:VOCAB]
+    weights["lm_head.weight"] = weights["transformer.wte.weight"]
+    config = nanogpt.GPTConfig(block_size=SEQ_LEN, vocab_size=VOCAB, dropout=0.0, bias=True, **SHAPE)
+    peer = nanogpt.GPT(config)
+    peer.load_state_dict(weights)
+    return peer, peer.configure_optimizers(0.1, learning_rate, (0.9, 0.95), "cpu")
 
-    files, _ = shards.open_dataset(args.data_dir, verify=False)
-    per_step, micro_steps = TOKENS // SEQ_LEN, TOKENS // SEQ_LEN // MICRO
-    batches = data_order.StepLoader(files, seq_len=SEQ_LEN, sequences_per_step=per_step, seed=SEED, num_workers=0)
-    theirs = []
+
+def train_theirs(peer, optimizer, batches, ours: list[dict]) -> list[float]:
+    """nanoGPT's loop on the same batches and learning rates: the loss of every step."""
+    micro_steps = TOKENS // SEQ_LEN // MICRO
+    losses = []
     for record in ours:
         for group in optimizer.param_groups:
             group["lr"] = record["lr"]
-        tokens, total = batches.next_step()["tokens"], 0.0
-        for part in tokens.split(MICRO):
+        total = 0.0
+        for part in batches.next_step()["tokens"].split(MICRO):
             _, loss = peer(part[:, :-1].contiguous(), part[:, 1:].contiguous())
             (loss / micro_steps).backward()
             total += loss.item() / micro_steps
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        theirs.append(total)
+        losses.append(total)
         mine = record["train_loss_opt_step_mean"]
-        print(f"step {record['step']:3d} | ours {mine:.6f} | nanoGPT {total:.6f} | {mine - total:+.1e}", flush=True)
-    worst = max(abs(r["train_loss_opt_step_mean"] - t) for r, t in zip(ours, theirs, strict=True))
+        line = f"step {record['step']:3d} | ours {mine:.6f} | nanoGPT {total:.6f} | {mine - total:+.1e}"
+        print(line, flush=True)
+    return losses
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--nanogpt", type=Path, required=True, help="nanoGPT checkout")
+    p.add_argument("--data_dir", type=Path, required=True,
+                   help="folder of prepare_fineweb.py, baseline condition")
+    p.add_argument("--steps", type=int, default=50, help="optimizer steps (default 50)")
+    p.add_argument("--learning_rate", type=float, default=1e-3, help="peak (default 1e-3)")
+    p.add_argument("--tolerance", type=float, default=1e-3,
+                   help="largest difference of a loss, nats (default 1e-3)")
+    p.add_argument("--json", type=Path, help="file for the losses (default: none)")
+    args = p.parse_args()
+
+    records = train_ours(args)
+    peer, optimizer = build_peer(args.nanogpt, args.learning_rate)
+    files, _ = shards.open_dataset(args.data_dir, verify=False)
+    batches = data_order.StepLoader(
+        files, seq_len=SEQ_LEN, sequences_per_step=TOKENS // SEQ_LEN, seed=SEED, num_workers=0)
+    theirs = train_theirs(peer, optimizer, batches, records)
+
+    ours = [r["train_loss_opt_step_mean"] for r in records]
+    worst = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     print(f"largest difference over {len(theirs)} steps: {worst:.1e} nats (tolerance {args.tolerance:g})")
     if args.json:
-        args.json.write_text(json.dumps({"ours": [r["train_loss_opt_step_mean"] for r in ours], "nanogpt": theirs,
-                                         "largest_difference": worst}, indent=1) + "\n")  # fmt: skip
-    sys.exit(0 if worst <= args.tolerance else 1)
+        result = {"ours": ours, "nanogpt": theirs, "largest_difference": worst}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if worst > args.tolerance:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

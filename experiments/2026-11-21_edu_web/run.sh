@@ -4,9 +4,7 @@
 set -euo pipefail
 parquet="$(realpath "${1:?give the path of edu_web.parquet}")"
 peer="${2:+$(realpath "$2")}"
-source "$(dirname "${BASH_SOURCE[0]}")/../venv.sh" ""  # the argument names extras; without one ours would be taken
-here=experiments/2026-11-21_edu_web  # venv.sh leaves us in the repo's root
-out=experiments/runs/edu_web
+source "$(dirname "$0")/../start.sh"
 [ -e "$out/data/meta.json" ] || "$PYTHON" prepare_fineweb.py --dataset "$parquet" --out_dir "$out/data" --num_proc 2 --resume
 "$PYTHON" train_gpt.py --data_dir "$out/data" --out_dir "$out/gpt2_12m_s0" --resume auto \
     --n_layer 6 --n_head 6 --n_embd 192 --seq_len 256 --micro_batch_size 4 --total_batch_tokens 4096 --max_train_steps 300 \

@@ -6,10 +6,7 @@
 set -euo pipefail
 edu_web="$(realpath "${1:?give the path of edu_web.parquet}")"
 books="$(realpath "${2:?give the path of books.parquet}")"
-source "$(dirname "${BASH_SOURCE[0]}")/../venv.sh" ""  # the argument names extras; without one ours would be taken
-here=experiments/2026-11-21_gating  # venv.sh leaves us in the repo's root
-out=experiments/runs/gating
-mkdir -p "$out"
+source "$(dirname "$0")/../start.sh"
 [ -e "$out/data/meta.json" ] || "$PYTHON" prepare_fineweb.py --dataset "$edu_web" "$books" --val_fraction 0.003 \
     --num_proc 2 --resume --out_dir "$out/data"
 
@@ -45,14 +42,10 @@ for seed in 1 2 3; do # each at its own learning rate
 done > "$out/long.txt"
 
 export OMP_NUM_THREADS=1
-trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 for stage in lr screen long; do
     echo "== $stage"
-    "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 0' "$out/$stage.txt") > "$out/$stage.log" 2>&1 &
-    other=$! # now: the next <( ) would take its place
-    "$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 1' "$out/$stage.txt")
-    wait "$other" || { tail -n 3 "$out/$stage.log"; exit 1; }
+    sweep "$out/$stage.txt"
 done
 cp "$out/lr.csv" "$here/lr.csv"
-for stage in screen long; do "$PYTHON" experiments/keep_results.py "$out/$stage/*_s[123]" --out "$here/runs/$stage"; done
+"$PYTHON" experiments/keep_results.py "$out"/{screen,long}/*_s[123] --out "$here/runs.tar.xz"
 "$PYTHON" "$here/table.py" | tee "$here/table.md"

@@ -5,12 +5,8 @@
 set -euo pipefail
 parquet="$(realpath "${1:?give the path of edu_web.parquet}")"
 gsm8k="$(realpath "${2:?give the folder that holds train.jsonl and test.jsonl of GSM8K}")"
-source "$(dirname "${BASH_SOURCE[0]}")/../venv.sh" ""  # the argument names extras; without one ours would be taken
-here=experiments/2026-11-21_gsm8k  # venv.sh leaves us in the repo's root
-out=experiments/runs/gsm8k
-mkdir -p "$out"
+source "$(dirname "$0")/../start.sh"
 export OMP_NUM_THREADS=1
-trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 
 finished() { # an interrupted run has saved itself and exits 0: the next step must not start from it
     [ -e "$1/summary.json" ] || { echo "$1 is not finished: run this again to continue." >&2; exit 1; }
@@ -39,10 +35,6 @@ one_arm() { # the same for both but for --condition
 one_arm mul_tokens > "$out/mul_tokens.out" 2>&1 &
 one_arm baseline
 wait $! || { cat "$out/mul_tokens.out"; exit 1; }
-for arm in baseline mul_tokens; do
-    "$PYTHON" experiments/keep_results.py "$out/pretrain_$arm" "$out/sft2_$arm" --out "$here/runs"
-    mkdir -p "$here/runs/sft_$arm"
-    cp "$out/sft_$arm/summary.json" "$here/runs/sft_$arm/"
-    cp "$out/sft2_$arm/gsm8k_completions.jsonl" "$here/runs/sft2_$arm/"
-done
+"$PYTHON" experiments/keep_results.py "$out"/{pretrain,sft,sft2}_{baseline,mul_tokens} --out "$here/runs.tar.xz" \
+    --also gsm8k_completions.jsonl
 "$PYTHON" "$here/table.py" | tee "$here/table.md"

@@ -6,35 +6,58 @@ from pathlib import Path
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parents[1]))
-from lab import ab_stats  # noqa: E402
+sys.path.insert(0, str(here.parent))
+import keep_results  # noqa: E402
+
+from lab import ab_stats, runs  # noqa: E402
 
 ARMS = ("baseline", "mul_tokens")
-results = {arm: json.loads((here / "runs" / f"sft2_{arm}" / "gsm8k_results.json").read_text()) for arm in ARMS}
-lines = {arm: (here / "runs" / f"sft2_{arm}" / "gsm8k_completions.jsonl").read_text().splitlines() for arm in ARMS}
-items = {arm: [json.loads(line) for line in lines[arm]] for arm in ARMS}
-ids = [item["id"] for item in items["baseline"]]
-assert ids == [item["id"] for item in items["mul_tokens"]], "the arms answered different problems"
-
-print(f"GSM8K test, {len(ids)} problems, greedy; shares with 95 % intervals; p: exact McNemar on the same problems\n")
-print("| | baseline | mul_tokens | p |")
-print("|---|---:|---:|---:|")
+MEASURES = {  # name in gsm8k_results.json: the same of one problem
+    "accuracy": lambda item: item["credit"]["accuracy"],
+    "accuracy_flexible": lambda item: item["credit"]["accuracy_flexible"],
+    "no_answer_strict": lambda item: item["strict"] is None,
+    "stopped_by_itself": lambda item: item["stopped"] in ("stop_id", "stop_string"),
+    "has_mark": lambda item: "####" in item["completion"],
+}
 
 
-def share(arm, name):
-    low, high = results[arm][f"{name}_interval"]
-    return f"{results[arm][name]:.3f} ({low:.3f} to {high:.3f})"
+def exam(kept: Path) -> None:
+    results, items = {}, {}
+    for arm in ARMS:
+        folder = kept / f"sft2_{arm}"
+        results[arm] = json.loads((folder / "gsm8k_results.json").read_text())
+        items[arm] = runs.read_jsonl(folder / "gsm8k_completions.jsonl")
+    ids = [[item["id"] for item in items[arm]] for arm in ARMS]
+    assert ids[0] == ids[1], "the arms answered different problems"
+
+    print(f"GSM8K test, {len(ids[0])} problems, greedy; shares with 95 % intervals; "
+          "p: exact McNemar on the same problems\n")
+    print("| | baseline | mul_tokens | p |")
+    print("|---|---:|---:|---:|")
+    for name, measure in MEASURES.items():
+        shares = []
+        for arm in ARMS:
+            low, high = results[arm][f"{name}_interval"]
+            shares.append(f"{results[arm][name]:.3f} ({low:.3f} to {high:.3f})")
+        a, b = ([float(measure(item)) for item in items[arm]] for arm in ARMS)
+        print(f"| {name} | {' | '.join(shares)} | {ab_stats.mcnemar(a, b)['p']:.2f} |")
 
 
-for name, of in (("accuracy", lambda i: i["credit"]["accuracy"]),
-                 ("accuracy_flexible", lambda i: i["credit"]["accuracy_flexible"]),
-                 ("no_answer_strict", lambda i: i["strict"] is None),
-                 ("stopped_by_itself", lambda i: i["stopped"] in ("stop_id", "stop_string")),
-                 ("has_mark", lambda i: "####" in i["completion"])):
-    test = ab_stats.mcnemar(*([float(of(i)) for i in items[arm]] for arm in ARMS))
-    print(f"| {name} | {share('baseline', name)} | {share('mul_tokens', name)} | {test['p']:.2f} |")
-for arm in ARMS:
-    pre, sft, sft2 = (json.loads((here / "runs" / f"{part}_{arm}" / "summary.json").read_text())
-                      for part in ("pretrain", "sft", "sft2"))
-    print(f"\n{arm}: pretraining {pre['steps']} steps, {pre['final_val_bits_per_byte']:.4f} bits/byte; fine-tuning "
-          f"{sft['steps']} + {sft2['steps']} steps, val loss {sft['final_val_loss']:.4f}, then "
-          f"{sft2['final_val_loss']:.4f} nats per trained token")
+def trainings(kept: Path, arm: str) -> str:
+    pre, sft, sft2 = (
+        json.loads((kept / f"{part}_{arm}" / "summary.json").read_text())
+        for part in ("pretrain", "sft", "sft2"))
+    return (f"{arm}: pretraining {pre['steps']} steps, {pre['final_val_bits_per_byte']:.4f} bits/byte; "
+            f"fine-tuning {sft['steps']} + {sft2['steps']} steps, val loss {sft['final_val_loss']:.4f}, "
+            f"then {sft2['final_val_loss']:.4f} nats per trained token")
+
+
+def main():
+    with keep_results.unpacked(here / "runs.tar.xz") as kept:
+        exam(kept)
+        for arm in ARMS:
+            print(f"\n{trainings(kept, arm)}")
+
+
+if __name__ == "__main__":
+    main()

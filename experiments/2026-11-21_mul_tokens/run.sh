@@ -6,11 +6,8 @@
 # DTYPE=float32 for a CPU that has no native bfloat16 (half as fast as bfloat16 on one that has).
 set -euo pipefail
 edu_web="$(realpath "${1:?give the path of edu_web.parquet}")"
-source "$(dirname "${BASH_SOURCE[0]}")/../venv.sh" ""  # the argument names extras; without one ours would be taken
-here=experiments/2026-11-21_mul_tokens  # venv.sh leaves us in the repo's root
-out=experiments/runs/mul_tokens
-mkdir -p "$out"
-[ -e "$out/arithmetic.jsonl" ] || "$PYTHON" synthetic.py --n 40000 --out "$out/arithmetic.jsonl"
+source "$(dirname "$0")/../start.sh"
+[ -e "$out/arithmetic.jsonl" ] || "$PYTHON" -m lab.synthetic --n 40000 --out "$out/arithmetic.jsonl"
 for arm in baseline mul_tokens; do
     [ -e "$out/data_$arm/meta.json" ] || "$PYTHON" prepare_fineweb.py --dataset "$edu_web" "$out/arithmetic.jsonl" \
         --condition "$arm" --val_fraction 0.005 --num_proc 2 --resume --out_dir "$out/data_$arm"
@@ -27,11 +24,8 @@ for seed in 0 1 2; do
 done > "$out/runs.txt"
 
 export OMP_NUM_THREADS=1
-trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
-"$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 0' "$out/runs.txt") > "$out/runs.log" 2>&1 &
-other=$! # now: the next <( ) would take its place
-"$PYTHON" experiments/sweep.py <(awk 'NR % 2 == 1' "$out/runs.txt")
-wait "$other" || { tail -n 3 "$out/runs.log"; exit 1; }
+sweep "$out/runs.txt"
+
 # the probes need no problems to solve; the exam asks a few synthetic ones beside them. And the held-out documents of each
 # source by itself: those that it holds out in the mixture
 for arm in baseline mul_tokens; do
@@ -49,8 +43,6 @@ for arm in baseline mul_tokens; do
         done
     done
 done
-"$PYTHON" experiments/keep_results.py "$out/*_s[012]" --out "$here/runs"
-for arm in baseline mul_tokens; do
-    for seed in 0 1 2; do cp "$out/${arm}_s$seed"/val_{edu_web,arithmetic}.json "$here/runs/${arm}_s$seed/"; done
-done
+"$PYTHON" experiments/keep_results.py "$out"/{baseline,mul_tokens}_s[012] --out "$here/runs.tar.xz" \
+    --also val_edu_web.json val_arithmetic.json
 "$PYTHON" "$here/table.py" | tee "$here/table.md"

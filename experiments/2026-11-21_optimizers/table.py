@@ -9,49 +9,81 @@ from pathlib import Path
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
+import keep_results  # noqa: E402
+
+from lab import runs  # noqa: E402  (answers puts the repo's root on the path)
 
 ARCHS, OPTIMIZERS = ("gpt2", "speedrun"), ("adamw", "muon", "muon_all")
+NAMES = {"optimizer=muon": "Muon on the blocks", "optimizer=muon_all": "Muon everywhere"}
 
-print("## Stage 1: each one's own grid of learning rates (seed 0, 80 steps, val loss)\n")
-found: dict = {}
-with (here / "grid.csv").open() as f:
-    for row in csv.DictReader(f):
-        key = row["arch"], row["optimizer"]
-        found.setdefault(key, {})[float(row["learning_rate"])] = float(row["final_val_loss"])
-rates = sorted({lr for by_rate in found.values() for lr in by_rate})
-print("| arch | optimizer | " + " | ".join(f"{lr:g}" for lr in rates) + " |\n|---|---" + "|---:" * len(rates) + "|")
-best = {}
-for arch in ARCHS:
-    for optimizer in OPTIMIZERS:
-        by_rate = found[arch, optimizer]
-        lr = best[arch, optimizer] = min(by_rate, key=by_rate.get)
-        assert min(by_rate) < lr < max(by_rate), f"{arch} {optimizer}: the best learning rate is at its grid's edge"
-        cells = [f"**{by_rate[r]:.4f}**" if r == lr else f"{by_rate[r]:.4f}" if r in by_rate else "" for r in rates]
-        print(f"| {arch} | {optimizer} | {' | '.join(cells)} |")
 
-lines = []
-for arch in ARCHS:
-    print(f"\n## Stage 2, {arch}: each optimizer at its best learning rate, fresh seeds\n")
-    folders = [path for path in sorted((here / "runs").iterdir()) if path.name.startswith(f"{arch}_")]
-    flags = {(f["optimizer"], f["learning_rate"]) for path in folders
-             for f in [json.loads((path / "config.json").read_text())["flags"]]}
-    assert flags == {(optimizer, best[arch, optimizer]) for optimizer in OPTIMIZERS}, "stage 2 used other rates"
-    record = answers.report(["--runs", str(here / "runs" / f"{arch}_*"), "--group_by", "optimizer", "--baseline",
-                             "optimizer=adamw", "--treatment", "learning_rate,muon_lr"],
-                            {"arms.png": here / f"{arch}.png"}, level=2)
+def grids() -> dict[tuple[str, str], float]:
+    """Prints stage 1; returns the best learning rate of each architecture and optimizer."""
+    losses: dict = {}
+    with (here / "grid.csv").open() as f:
+        for row in csv.DictReader(f):
+            by_rate = losses.setdefault((row["arch"], row["optimizer"]), {})
+            by_rate[float(row["learning_rate"])] = float(row["final_val_loss"])
+    rates = sorted({lr for by_rate in losses.values() for lr in by_rate})
+    head = " | ".join(f"{lr:g}" for lr in rates)
+    print(f"| arch | optimizer | {head} |\n|---|---" + "|---:" * len(rates) + "|")
+    best = {}
+    for arch in ARCHS:
+        for optimizer in OPTIMIZERS:
+            by_rate = losses[arch, optimizer]
+            lr = best[arch, optimizer] = min(by_rate, key=by_rate.get)
+            at_edge = lr in (min(by_rate), max(by_rate))
+            assert not at_edge, f"{arch} {optimizer}: the best learning rate is at its grid's edge"
+            cells = dict.fromkeys(rates, "") | {r: f"{loss:.4f}" for r, loss in by_rate.items()}
+            cells[lr] = f"**{cells[lr]}**"
+            print(f"| {arch} | {optimizer} | {' | '.join(cells.values())} |")
+    return best
+
+
+def comparison(kept: Path, arch: str, best: dict) -> list[dict]:
+    """Prints stage 2 of an architecture; returns its lines of README's answers."""
+    trained = set()
+    for path in kept.glob(f"{arch}_*/config.json"):
+        flags = json.loads(path.read_text())["flags"]
+        trained.add((flags["optimizer"], flags["learning_rate"]))
+    assert trained == {(optimizer, best[arch, optimizer]) for optimizer in OPTIMIZERS}, "stage 2 used other rates"
+
+    arguments = ["--runs", f"{kept}/{arch}_*", "--group_by", "optimizer", "--baseline", "optimizer=adamw"]
+    arguments += ["--treatment", "learning_rate,muon_lr"]
+    record = answers.report(arguments, {"arms.png": here / f"{arch}.png"}, level=2)
+    lines = []
     for e in record["differences"]:
-        name = {"muon": "Muon on the blocks", "muon_all": "Muon everywhere"}[e["name"].removeprefix("optimizer=")]
-        lines.append(answers.answer(f"{name} instead of AdamW, {arch}", e["row"], e["verdict"], "nats/token",
-                                    wall=e["wall"]))
+        question = f"{NAMES[e['name']]} instead of AdamW, {arch}"
+        lines.append(answers.answer(question, e["row"], e["verdict"], "nats/token", wall=e["wall"]))
+    return lines
 
-print("## Cost of a step (median of the runs' medians)\n")
-print("| arch | optimizer | ms per step | against adamw |\n|---|---|---:|---:|")
-for arch in ARCHS:
-    cost = {}
-    for optimizer in OPTIMIZERS:
-        steps = [[json.loads(line) for line in (path / "scalars.jsonl").open()]
-                 for path in sorted((here / "runs").glob(f"{arch}_{optimizer}_lr*"))]
-        cost[optimizer] = statistics.median(statistics.median(r["step_seconds"] for r in run if r["type"] == "train")
-                                            for run in steps)
-        print(f"| {arch} | {optimizer} | {1000 * cost[optimizer]:.0f} | {cost[optimizer] / cost['adamw'] - 1:+.1%} |")
-answers.write(here, lines)
+
+def cost_of_a_step(kept: Path, arch: str, optimizer: str) -> float:
+    """Seconds: the median over the runs of their medians."""
+    medians = []
+    for path in sorted(kept.glob(f"{arch}_{optimizer}_lr*/scalars.jsonl")):
+        records = runs.read_jsonl(path)
+        medians.append(statistics.median(r["step_seconds"] for r in records if r["type"] == "train"))
+    return statistics.median(medians)
+
+
+def main():
+    print("## Stage 1: each one's own grid of learning rates (seed 0, 80 steps, val loss)\n")
+    best = grids()
+    lines = []
+    with keep_results.unpacked(here / "runs.tar.xz") as kept:
+        for arch in ARCHS:
+            print(f"\n## Stage 2, {arch}: each optimizer at its best learning rate, fresh seeds\n")
+            lines += comparison(kept, arch, best)
+        print("## Cost of a step (median of the runs' medians)\n")
+        print("| arch | optimizer | ms per step | against adamw |\n|---|---|---:|---:|")
+        for arch in ARCHS:
+            cost = {optimizer: cost_of_a_step(kept, arch, optimizer) for optimizer in OPTIMIZERS}
+            for optimizer, seconds in cost.items():
+                change = seconds / cost["adamw"] - 1
+                print(f"| {arch} | {optimizer} | {1000 * seconds:.0f} | {change:+.1%} |")
+    answers.write(here, lines)
+
+
+if __name__ == "__main__":
+    main()

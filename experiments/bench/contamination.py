@@ -1,16 +1,18 @@
-"""What the contamination guard finds, and what it costs.
+"""contamination.py measures what the contamination guard finds, and what it costs.
 
     EWOK_PASSWORD=... python experiments/bench/contamination.py --data edu_web.parquet books.parquet \\
         --decontaminate gsm8k=gsm8k/test.jsonl hellaswag=hellaswag_val.jsonl ewok=ewok_core_1.0.zip --check
 
 Three figures, with their targets:
     planted     each benchmark item written into a document of the first file, one by one: GSM8K's question, HellaSwag's
-                context with its right ending, each of EWoK's four pairs; as it stands and disguised five ways (upper
-                case, no punctuation, punctuation as blanks, other white space, typographic apostrophes). All are caught
-    false hits  documents of --data that the guard drops as they are; their numbers and items are listed (ids only) to
-                be looked at. Below 0.1 % of the first file
+                context with its right ending, each of EWoK's four pairs; unchanged and disguised in five ways (upper
+                case, no punctuation, punctuation as blanks, other white space, typographic apostrophes). Target: all
+                are caught
+    false hits  documents of --data that the guard drops, unchanged; they are listed for inspection, by number and by
+                the ids of the items. Target: below 0.1 % of the first file
     speed       text per CPU-second of `Guard.hits_batch` alone (20 MB), and CPU time of `prepare_fineweb.prepare` with
-                the guard, without building it, over that without: at most 2.2; interleaved, medians over the rounds
+                the guard (built beforehand) over that without it; interleaved, medians over the rounds. Target: at
+                most 2.2
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ def planted(guard: decontaminate.Guard, files: dict[str, Path], hosts: list[byte
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The contamination guard: planted items, false hits, cost.",
-                                     epilog="example: see the top of this file", allow_abbrev=False)  # fmt: skip
+                                     epilog="example: see the top of this file", allow_abbrev=False)
     parser.add_argument("--data", nargs="+", required=True, help="parquet files with a column text")
     decontaminate.add_argument(parser)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved repetitions (default: 3)")

@@ -1,12 +1,11 @@
-"""
-How long HellaSwag and EWoK take beside build-nanogpt's loop and lm-evaluation-harness, at the same precision.
+"""evals.py times HellaSwag and EWoK beside build-nanogpt's loop and lm-evaluation-harness, at the same precision.
 
     python experiments/bench/evals.py --data hellaswag_val.jsonl --build_nanogpt ../build-nanogpt --lm_eval --check
     python experiments/bench/evals.py --n 16 --ewok_n 32              # synthetic items, ours beside the plain loop
 
-The 124M shape (12 layers, 12 heads, 768, vocabulary 50,257), random weights, the same in every variant, fp32. Each
-variant is its own process; all are alive at once and score the same items in turn, so that a busy machine slows them
-alike and every peak of memory is the variant's own. Everyone gets the same token ids; encoding is not timed.
+The 124M shape (12 layers, 12 heads, 768, vocabulary 50,257) in fp32, with the same random weights in every variant.
+Each variant has its own process, so that the peak memory is its own; all are alive at once and score the same items in
+turn, so that a busy machine slows them alike. All get the same token ids; encoding is not timed.
 
     loop           one item at a time: 4 rows padded to the longest, logits of every position, F.cross_entropy, mask,
                    sums, as build-nanogpt evaluates, here with this repo's layers
@@ -15,7 +14,7 @@ alike and every peak of memory is the variant's own. Everyone gets the same toke
                    'lm-eval[hf]'; not a dependency of ours)
     ours           GPT.score_endings, with glibc's allocator told to keep large buffers, as train_gpt.py does;
                    `one item` with batch_size 1. Peers run as shipped; `+alloc` is the same peer with that allocator
-                   (--alloc), shown without a target
+                   (--alloc), printed without a target
 
 EWoK-shaped items (2 contexts x 2 targets, after BOS): four forward passes with logits of every position, one at a time,
 against GPT.score_endings.
@@ -143,7 +142,7 @@ def make_lm_eval(job):
     from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
     from lab.hf import to_hf_state
-    from lab.shards import write_hf_tokenizer
+    from lab.tokenizer import write_hf_tokenizer
 
     hf = GPT2LMHeadModel(GPT2Config(vocab_size=SHAPE["vocab_size"])).eval()
     hf.load_state_dict(to_hf_state(our_model()))
@@ -178,7 +177,7 @@ def worker(job: dict):
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a peer prints must not look like an answer
     if job["alloc"]:
-        from lab.runs import tune_allocator
+        from lab.processes import tune_allocator
 
         tune_allocator()
     import torch
@@ -322,8 +321,8 @@ def main():
 
     import torch
 
-    from lab.shards import get_tokenizer
     from lab.synthetic import ewok_items, hellaswag_items
+    from lab.tokenizer import get_tokenizer
 
     encode = get_tokenizer().encode
     print(f"{cpu_entry('model name') or platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch "

@@ -1,15 +1,14 @@
-"""
-How fast the KV-cache generation is beside nanoGPT's generate (no cache) and Hugging Face's (its cache).
+"""generate.py times generation with a KV cache beside nanoGPT's generate (no cache) and Hugging Face's (its cache).
 
     python experiments/bench/generate.py --nanogpt ../nanoGPT --check       # about 15 minutes, most of them nanoGPT's
     python experiments/bench/generate.py --batch 1 16 --rounds 5             # beside Hugging Face alone
 
-The 124M shape in fp32 on a CPU, the same weights for everyone, greedy, prompts of 64 tokens and 48 new ones, eos
-disabled. Everyone runs in this process and takes turns, so that a busy machine slows them alike; a turn is a whole
-generate() call, for ours with the packing of its weights. nanoGPT samples from its top 1, which is greedy. Weights are
-random, with the blocks scaled up: as drawn, a tied model repeats its last token. All tokens must be the same; only
-where the first two that differ in a row have logits within 1e-4 of each other (about one random choice in 10,000) the
-rest of that row is left out, and the table says so.
+The 124M shape in fp32 on a CPU, the same weights for all, greedy, prompts of 64 tokens and 48 new ones, eos disabled.
+All run in this process and take turns, so that a busy machine slows them alike; a turn is a whole generate() call,
+which for ours includes the packing of its weights. nanoGPT samples from its top 1, which is greedy. Weights are random,
+with the blocks scaled up, because a tied model as initialised repeats its last token. All tokens must be the same, but
+for ties: where the first two tokens that differ in a row have logits within 1e-4 of each other (about one random choice
+in 10,000), the rest of the row is not compared, and the table counts it as a tie.
 
 Targets: 3.5 times nanoGPT at B = 1 and 20 times at B = 16; 1.2 times Hugging Face at B = 16 and 64. Reads nothing but
 the peer's folder, writes nothing.
@@ -31,7 +30,7 @@ TARGETS = {("nanoGPT", 1): 3.5, ("nanoGPT", 16): 20.0, ("Hugging Face", 16): 1.2
 
 
 def build(args):
-    """A model of ours whose text wanders, so that equal tokens mean something."""
+    """A model of ours whose text does not repeat itself, so that equal tokens prove something."""
     import torch
 
     from model import GPT, GPTConfig
@@ -72,7 +71,7 @@ def load_hugging_face(model):
 
 
 def compare(model, prompts, mine, theirs):
-    """Rows that are the same, rows that part at a tie, rows that differ."""
+    """(rows that are the same, rows that differ from a tie on, rows that differ)"""
     import torch
 
     same = ties = 0
@@ -170,7 +169,7 @@ def main():
         times, tokens = {v: [] for v in variants}, {}
         for turn in range(args.rounds + 1):  # the first is not counted
             for v, f in variants.items():
-                if v == "nanoGPT" and not (1 <= turn <= args.nanogpt_rounds):  # nothing in it is slower the first time
+                if v == "nanoGPT" and not (1 <= turn <= args.nanogpt_rounds):  # it needs no warm-up
                     continue
                 tokens[v], *t = timed(f)
                 times[v] += [t] if turn else []

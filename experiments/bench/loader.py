@@ -104,7 +104,7 @@ def main():
                 nano = definitions(args.nanogpt / "train.py", ("get_batch",), {
                     "os": os, "np": np, "torch": torch, "data_dir": str(folder / "nano"), "block_size": seq_len,
                     "batch_size": batch,
-                    "device_type": "cpu", "device": "cpu"})  # fmt: skip
+                    "device_type": "cpu", "device": "cpu"})
                 variants["nanoGPT"] = lambda get=nano["get_batch"], steps=steps: [get("train") for _ in range(steps)]
             figures = {name: [] for name in variants}
             for _ in range(args.repeats + 1):
@@ -116,7 +116,7 @@ def main():
             ratio = median["ours"] / median["nanoGPT"] if args.nanogpt else float("nan")
             failed |= ratio < 15
             print(f"{seq_len:5d} {batch:4d} | {median['ours']:8.0f} {median['+checksum']:10.0f} "
-                  f"{median.get('nanoGPT', float('nan')):8.1f} | {'':29} | {ratio:6.1f} x (target 15)")  # fmt: skip
+                  f"{median.get('nanoGPT', float('nan')):8.1f} | {'':29} | {ratio:6.1f} x (target 15)")
 
         print(
             "\nlongest batch near the shard ends of a sequential pass (B 16, T 1024), ms; and growth of peak memory, MB"
@@ -127,7 +127,7 @@ def main():
         passes = {"ours": ours.next_step}
         if args.build_nanogpt:
             build = definitions(args.build_nanogpt / "train_gpt2.py", ("load_tokens", "DataLoaderLite"),
-                                {"os": os, "np": np, "torch": torch, "master_process": False})  # fmt: skip
+                                {"os": os, "np": np, "torch": torch, "master_process": False})
             lite = build["DataLoaderLite"](16, 1024, 0, 1, "train")
             passes["build-nanogpt"] = lite.next_batch
         steps = int(args.shards * args.shard_tokens / (16 * 1024) * 0.95)
@@ -145,7 +145,7 @@ def main():
                 for i in range(1, args.shards)
             ]
             print(f"{name:>14}: median {typical:7.3f}, longest within 2 batches of a shard end "
-                  f"{max(at_ends):8.2f} = {max(at_ends) / typical:6.0f} x median; memory +{grown:.0f}")  # fmt: skip
+                  f"{max(at_ends):8.2f} = {max(at_ends) / typical:6.0f} x median; memory +{grown:.0f}")
             failed |= name == "ours" and max(at_ends) > 20 * typical and max(at_ends) > 20
         os.chdir(runs.REPO)
     sys.exit(1 if args.check and failed else 0)

@@ -1,11 +1,11 @@
-"""Packing speed: prepare_bos_rows.BestFit against a plain scan of the buffer, its memory, and the whole prepare.
+"""packing.py times prepare_bos_rows.BestFit against a plain scan of the buffer, and the whole prepare; and its memory.
 
     python experiments/bench/packing.py
     python experiments/bench/packing.py --dataset 'corpus/*.parquet'
 
-1. Which documents share a row: documents are lists of ids, tokenised before, log-normal lengths of mean 1,000 and
+1. Choosing the documents that share a row: lists of ids (tokenised beforehand) of log-normal lengths, mean 1,000 and
    sigma 1, T = 1024; million tokens per CPU-second. The scan is what documents 000 and 001 describe; "scan of lengths"
-   is a faster one, over a plain list of numbers, printed to compare. Targets: at least 50 times the scan at buffer
+   is a faster one, over a plain list of numbers, printed for comparison. Targets: at least 50 times the scan at buffer
    1,000; at buffer 100,000 at least a third of the speed at 1,000.
 2. The packer with tokens, as prepare_bos_rows.py drives it, and the memory that the buffer adds. Target: at most
    1.25 x 2 x buffer_docs x row_tokens bytes (tokens, and what the allocator wastes), 200 bytes per document, and 32 MB
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 import prepare_bos_rows
-from lab import processes, shards, synthetic
+from lab import processes, shards, synthetic, tokenizer
 
 ROW = 1025
 REPO = Path(__file__).resolve().parents[2]
@@ -65,7 +65,7 @@ def scan(documents: list[list[int]], buffer_docs: int) -> int:
 
 
 def scan_lengths(lengths: list[int], buffer_docs: int) -> int:
-    """The same over numbers."""
+    """The same algorithm over lengths alone."""
     buffer, rows, room, at = [], 0, ROW, 0
     while True:
         while len(buffer) < buffer_docs and at < len(lengths):
@@ -126,7 +126,7 @@ def with_tokens(buffer_docs: int, n_documents: int) -> tuple[float, int]:
         train.add(writer, batch, lengths, lengths)
         seconds += time.process_time() - start
         tokens += len(batch)
-        held.append(shards._resident_bytes())
+        held.append(tokenizer._resident_bytes())
     return tokens / 1e6 / seconds, max(held) - held[0]
 
 
@@ -176,7 +176,7 @@ def main():
     cases = {
         "scan": (scan, documents, 1_000), "BestFit": (best_fit, documents, 1_000),
         "scan of lengths": (scan_lengths, few, 1_000), "BestFit of lengths": (best_fit_lengths, few, 1_000),
-    } | {f"BestFit of lengths, buffer {n:,}": (best_fit_lengths, many, n) for n in buffers}  # fmt: skip
+    } | {f"BestFit of lengths, buffer {n:,}": (best_fit_lengths, many, n) for n in buffers}
     figures, rows = {name: [] for name in cases}, {}
     for _ in range(args.repeats):
         for name, (function, case, buffer_docs) in cases.items():

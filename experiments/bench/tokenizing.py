@@ -1,4 +1,4 @@
-"""How fast text becomes shards, beside the usual fineweb.py pattern: multiprocessing.Pool(n).imap(tiktoken).
+"""tokenizing.py times text to shards beside the usual fineweb.py pattern, multiprocessing.Pool(n).imap(tiktoken).
 
     python experiments/bench/tokenizing.py --data corpus.parquet
     python experiments/bench/tokenizing.py --data corpus.parquet --num_proc 2 --rounds 5 --check
@@ -76,7 +76,7 @@ def cpu_seconds() -> float:
 
 def measured(run) -> tuple[float, float, object]:
     """(wall seconds, CPU seconds, result) of a call."""
-    shards.get_tokenizer.cache_clear()  # nothing seen yet
+    shards.get_tokenizer.cache_clear()  # an empty cache of seen pieces
     for backend in ("tiktoken", "auto"):
         shards.get_tokenizer(backend)
     wall, cpu = time.perf_counter(), cpu_seconds()

@@ -1,19 +1,18 @@
-"""
-How long a training step takes beside nanoGPT's and build-nanogpt's: forward, backward, clip, optimizer step.
+"""train_step.py times a training step beside nanoGPT's and build-nanogpt's: forward, backward, clip, optimizer step.
 
     python experiments/bench/train_step.py --nanogpt ../nanoGPT --build_nanogpt ../build-nanogpt     # about 15 minutes
     python experiments/bench/train_step.py --threads 1 --seq_len 256 --rounds 5                       # ours alone
     python experiments/bench/train_step.py --sweep                                                    # rows per chunk
 
-6 layers, n_embd 384, 6 heads, vocabulary 50,304, the same random tokens for everyone. Each variant is its own process;
-all are alive at once and take their steps in turn, so that a busy machine slows them alike. Each peer runs as its
-own train script runs it on a CPU: model, configure_optimizers, gradient clipping at 1.0; nanoGPT in fp32, build-nanogpt
+6 layers, n_embd 384, 6 heads, vocabulary 50,304, the same random tokens for all. Each variant has its own process; all
+are alive at once and take their steps in turn, so that a busy machine slows them alike. Each peer runs as its own train
+script runs it on a CPU: model, configure_optimizers, gradient clipping at 1.0; nanoGPT in fp32, build-nanogpt
 under bf16 autocast. `+alloc` is the same peer with glibc's allocator told to keep large buffers (as ours is).
 
 `speed-up` compares at the peer's precision: with nanoGPT ours in fp32; with build-nanogpt, which is bf16 as shipped,
 ours under the same autocast (train_gpt.py --dtype bfloat16) where the CPU multiplies bf16 natively and is about twice
-as fast for it. Elsewhere bf16 is several times slower than fp32, nobody would ask for it, and ours stays in fp32.
-`ours fp32` is the other figure: ours in fp32, our default on a CPU, over the peer whatever its precision.
+as fast for it. On other CPUs bf16 is several times slower than fp32, so ours stays in fp32 there. `ours fp32` always
+compares ours in fp32, our default on a CPU, with the peer at its own precision.
 
 Targets: a speed-up of at least 1.25 over both peers as shipped and 1.03 over the +alloc ones, 60 % of the fp32 GEMM
 peak measured in the same minutes, and less peak memory. FLOPs are counted with causal attention (half of
@@ -82,7 +81,7 @@ def worker(job: dict):
     os.dup2(2, 1)  # whatever a peer prints must not look like an answer
     variant, T = job["variant"], job["seq_len"]
     if variant.startswith("ours") or variant.endswith("+alloc"):
-        from lab.runs import tune_allocator
+        from lab.processes import tune_allocator
 
         tune_allocator()
     import torch
