@@ -338,6 +338,12 @@ def all_flags(table: dict[str, Choice]) -> dict[str, dict]:
     return flags
 
 
+def number_flags() -> str:
+    """Names of the optimizers' flags that are numbers; none may be negative."""
+    flags = all_flags(OPTIMIZERS).items()
+    return " ".join(flag.removeprefix("--") for flag, keywords in flags if "type" in keywords)
+
+
 def add_arguments(group, *, longest_warmup: int, **defaults) -> None:
     """Adds the flags of all optimizers and schedules to a parser's group. longest_warmup: see fill_in. defaults: the
     trainer's own, learning_rate among them."""

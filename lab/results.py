@@ -55,7 +55,7 @@ def trainer_flags() -> re.Pattern:
             rooms = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             paths = (runs.REPO / f"{room.replace('.', '/')}.py" for room in rooms if room.startswith("lab."))
             sources += [path.read_text(encoding="utf-8") for path in paths if path.exists()]
-    names = re.findall(r'(?:\badd(?:_argument)?\(\s*f?|^\s+)"--([^"\s]+)"', "\n".join(sources), re.M)
+    names = re.findall(r'(?:\badd(?:_argument)?\(\s*f?|(?="--\w+":))"--([^"\s]+)"', "\n".join(sources))
     patterns = {re.sub(r"\{.*?\}", r"\\w+", name) for name in names}
     return re.compile("|".join(sorted(patterns - {r"\w+"})))
 

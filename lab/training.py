@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, processes, runs
+from lab import disk, optim, processes, runs
 from model import GPT
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def check_shared_flags(parser, args) -> None:
     check_flags(parser, args, "a whole number of at least 1", "micro_batch_size sample_tokens")
     check_flags(parser, args, "0 or more",
                 "eval_every eval_batch_size sample_every save_every keep_last log_every "
-                "muon_lr warmdown_iters weight_decay grad_clip seed peak_flops")
+                "warmdown_iters grad_clip seed peak_flops " + optim.number_flags())
     check_flags(parser, args, "a number above 0", "learning_rate")
 
 
@@ -164,7 +164,8 @@ class State:
 
 @dataclass
 class Run:
-    """A run while it trains: what the loop and its bookkeeping share."""
+    """A run while it trains: what the loop and its bookkeeping share. open_files adds stop (the request to), exposures
+    and bar, and on rank 0 scalars and log_file."""
 
     script: str  # its name, for messages
     args: argparse.Namespace
@@ -172,12 +173,12 @@ class Run:
     record: dict  # config.json
     model: GPT
     optimizers: list
-    autocast: object
-    state: State = field(default_factory=State)
-    saved_step: int = -1  # of the newest checkpoint
+    autocast: object  # makes the context of a forward pass
 
     def __post_init__(self):
         self.folder = Path(self.args.out_dir)
+        self.state = State()
+        self.saved_step = -1  # of the newest checkpoint
 
     def open_files(self, is_new: bool) -> None:
         """Opens the records to append to, takes over the stop signals, starts the clock."""
@@ -331,6 +332,8 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
         return str(checkpoint), [*messages, f"resumed from {checkpoint}"]
 
     args, procs = run.args, run.procs
+    if before is not None:
+        run.record["started"] = before["started"]  # by which wandb knows the run again
     checkpoint, messages = procs.on_main(open_folder)
     if args.eval_every:
         run.state.due = ["val"]
