@@ -34,7 +34,6 @@ We know of no published figure for GPT-2 124M. The paper (arXiv:2405.09605) repo
 """
 
 import contextlib
-import getpass
 import hashlib
 import json
 import logging
@@ -43,11 +42,8 @@ import os
 import re
 import sys
 import time
-import zipfile
-import zlib
-from pathlib import Path
 
-from lab import benchmarks, processes, synthetic
+from lab import benchmarks, processes, sources, synthetic
 from lab.benchmarks import mean
 
 SCORER = "ewok-1"  # a change that changes a score must change this name
@@ -55,30 +51,32 @@ HUB = "ewok-core/ewok-core-1.0"
 TEXT_FIELDS = ("Context1", "Context2", "Target1", "Target2")
 FIELDS = ("Domain", *TEXT_FIELDS)
 N_SYNTHETIC = 440
-DOMAINS = ("agent-properties", "material-dynamics", "material-properties", "physical-dynamics", "physical-interactions",
-           "physical-relations", "quantitative-properties", "social-interactions", "social-properties",
-           "social-relations", "spatial-relations")
+DOMAINS = ("agent-properties", "material-dynamics", "material-properties", "physical-dynamics",
+           "physical-interactions", "physical-relations", "quantitative-properties",
+           "social-interactions", "social-properties", "social-relations", "spatial-relations")
 PAIRS = ("T1C1", "T2C1", "T1C2", "T2C2")
 RULES = {  # rule: comparisons of S(target|context); the left side should win
     "official": (("T1C1", "T2C1"),),
     "full": (("T1C1", "T2C1"), ("T2C2", "T1C2")),
     "paper": (("T1C1", "T1C2"), ("T2C2", "T2C1")),
 }
-SCORES = [f"{rule}_{per}" for rule in RULES for per in ("sum", "mean")]  # official_sum, official_mean, full_sum, ...
+# official_sum, official_mean, full_sum, ...
+SCORES = [f"{rule}_{per}" for rule in RULES for per in ("sum", "mean")]
 
 # what lab/benchmarks.py, the trainer and the reports read
 NAME, TITLE, OFFICIAL, CHANCE = "ewok", "EWoK", HUB, 0.5
-METRICS = tuple((f"eval_{score}", f"EWoK {score.replace('_', ' ')} metric", 1, ".4f") for score in SCORES)
+METRICS = tuple(
+    (f"eval_{score}", f"EWoK {score.replace('_', ' ')} metric", 1, ".4f") for score in SCORES)
 SHOWN = ("eval_official_sum", "eval_official_mean", "eval_paper_sum")
 ITEM_METRICS = ("official_sum", "official_mean", "paper_sum", "paper_mean")
 CLUSTER, CATEGORY = "cluster", "category"
-DATA_HELP = f"zip (password: EWOK_PASSWORD, else asked for), or synthetic[:n] ('' = {HUB} on the hub, with HF_TOKEN)"
+DATA_HELP = ("encrypted zip (password: EWOK_PASSWORD, else asked for), or synthetic[:n] "
+             f"('' = {HUB} on the hub, with HF_TOKEN)")
 OPTIONS = {}
 
 # ----------------------------------------------------------------------------------------------------------------------
-# items. Errors name files, line numbers and our own column names, but nothing that a file holds. An exception raised
-# inside an `except` block would carry the original one, and a decoding error holds the text on which it failed; so the
-# blocks here only note what went wrong, and the error is raised after them.
+# items. Errors name files, line numbers and our own column names, but nothing that a file holds. None is raised inside
+# an `except` block, because it would carry the original one, which may hold the text on which it failed.
 
 
 def load(source=None, max_examples: int = 0) -> list[dict]:
@@ -89,11 +87,11 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
     from all domains in proportion (0 = all). ValueError or FileNotFoundError, in one sentence.
     """
     source = str(source or "")
-    n = benchmarks.synthetic_size(source, N_SYNTHETIC)
+    n = sources.synthetic_size(source, N_SYNTHETIC)
     if n:
         rows = [(f"{source}, item {i}", row) for i, row in enumerate(synthetic.ewok_items(n), 1)]
     elif source:
-        rows = read_zip(Path(source))
+        rows = sources.read_zip(source, "EWOK_PASSWORD")
     else:
         rows = read_hub()
     items = check(rows, source or HUB)
@@ -108,111 +106,60 @@ def read_hub() -> list[tuple[str, dict]]:
 
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # without a network it warns six times, in half a minute, before it gives up
+    # without a network it warns six times, in half a minute, before it gives up
+    logger.setLevel(logging.ERROR)
     try:
         rows = datasets.load_dataset(HUB, split="test", token=os.environ.get("HF_TOKEN") or None)
         return [(f"{HUB}, row {number}", row) for number, row in enumerate(rows, 1)]
-    except Exception as error:  # the library raises a dozen kinds for no network, no token and no access
+    except Exception as error:  # a dozen kinds, for no network, no token and no access
         fault = type(error).__name__
     finally:
         logger.setLevel(level)
-    raise ValueError(f"{HUB} cannot be read from the Hugging Face hub ({fault}): accept its terms at "
-                     f"https://huggingface.co/datasets/{HUB} and set HF_TOKEN, or pass --data with its zip.")
-
-
-def read_zip(path: Path) -> list[tuple[str, object]]:
-    """(where, row) for each line of the zip's jsonl files, which are decrypted in memory."""
-    if not path.exists():
-        raise FileNotFoundError(f"--data {path} does not exist: name EWoK's zip, or synthetic.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if m.filename.lower().endswith(".jsonl")
-                       and not m.filename.startswith("__MACOSX")]
-            if not members:
-                raise ValueError(f"--data {path} has no .jsonl file: name EWoK's zip.")
-            password = None
-            if any(m.flag_bits & 1 for m in members):
-                password = ask_password(path).encode()
-            contents = [archive.read(m, password) for m in members]
-    except zipfile.BadZipFile as error:
-        fault = "is not a whole zip file: name EWoK's zip, or get it again"
-        if "CRC" in str(error):
-            fault = "does not open with this password: correct EWOK_PASSWORD"
-    except NotImplementedError:
-        fault = "has an encryption or compression that Python cannot read: pack it again with zip -e"
-    except (RuntimeError, EOFError, zlib.error):  # a wrong password that passes the first byte's check ends in zlib
-        fault = "does not open with this password: correct EWOK_PASSWORD"
-    except OSError as error:
-        fault = f"cannot be read ({error.strerror}): name another --data"
-    else:
-        rows = []
-        for member, content in zip(members, contents, strict=True):
-            rows += parse(f"{path}/{member.filename}", content)
-        return rows
-    raise ValueError(f"--data {path} {fault}.")
-
-
-def ask_password(path: Path) -> str:
-    """EWOK_PASSWORD, or what is typed on a terminal. ValueError without either."""
-    password = os.environ.get("EWOK_PASSWORD", "")
-    if not password and sys.stdin is not None and sys.stdin.isatty():
-        password = getpass.getpass(f"password of {path}: ")
-    if not password:
-        raise ValueError(f"--data {path} is encrypted and no password was given: set EWOK_PASSWORD.")
-    return password
-
-
-def parse(name: str, content: bytes) -> list[tuple[str, object]]:
-    """(where, row) for each line of a jsonl file. A row that is not JSON is None, which check() refuses."""
-    try:
-        lines = content.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        lines = None
-    if lines is None:
-        raise ValueError(f"{name} is not UTF-8 text: correct or replace it.")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            row = None
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line)
-            rows.append((f"{name}, line {number}", row))
-    return rows
+    raise ValueError(f"{HUB} cannot be read from the Hugging Face hub ({fault}): accept its terms "
+                     f"at https://huggingface.co/datasets/{HUB} and set HF_TOKEN, or pass --data "
+                     "with its zip.")
 
 
 def check(rows: list[tuple[str, object]], source: str) -> list[dict]:
     """Rows as items. Column names in any case. ValueError names the first row that is wrong, without its content."""
     items, place_of = [], {}
     for where, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} is not a JSON object: correct or remove it.")
-        columns = {str(key).strip().lower(): value for key, value in row.items()}
+        columns = row
+        if isinstance(row, dict):
+            columns = {str(key).strip().lower(): value for key, value in row.items()}
         if fault := fault_of(columns):
             raise ValueError(f"{where} {fault}")
         domain = domain_of(columns)
-        # A hash over all columns: 17 of EWoK-core's items repeat another's text and differ in their template or version
-        content = json.dumps(sorted((key, "" if value is None else str(value)) for key, value in columns.items()))
-        name = f"{domain}-{short_hash(content)}"
+        # A hash over all columns: 17 of EWoK-core's items repeat another's text and differ in
+        # their template or version
+        texts = {key: "" if value is None else str(value) for key, value in columns.items()}
+        name = f"{domain}-{short_hash(json.dumps(sorted(texts.items())))}"
         if name in place_of:
-            raise ValueError(f"{where} is the same item as {place_of[name]} (id {name}): remove one.")
+            raise ValueError(f"{where} is the same item as {place_of[name]} (id {name}): remove "
+                             "one.")
         place_of[name] = where
-        texts = {field: columns[field.lower()] for field in TEXT_FIELDS}
-        items.append({"id": name, "cluster": cluster_of(columns, name), "Domain": domain, **texts})
+        item = {"id": name, "cluster": cluster_of(columns, name), "Domain": domain}
+        items.append(item | {field: columns[field.lower()] for field in TEXT_FIELDS})
     if not items:
         raise ValueError(f"{source} has no items: name another --data.")
     return items
 
 
-def fault_of(columns: dict) -> str | None:
+def fault_of(columns) -> str | None:
     """What keeps a row from being an item, as the rest of a sentence that begins with its place; None for an item."""
+    if isinstance(columns, sources.BadRecord):
+        return f"{columns.why}: correct or remove it."
+    if not isinstance(columns, dict):
+        return "is not a JSON object: correct or remove it."
     if missing := [name for name in FIELDS if name.lower() not in columns]:
-        return f"has no column {', '.join(missing)}: name a file with EWoK's columns {', '.join(FIELDS)}."
+        return (f"has no column {', '.join(missing)}: name a file with EWoK's columns "
+                f"{', '.join(FIELDS)}.")
     for name in FIELDS:
         text = columns[name.lower()]
         if not isinstance(text, str) or not text.strip():
             return f"has an empty {name}: correct or remove it."
-        if benchmarks.has_half_character(text):
-            return f"has half a character (a lone surrogate) in {name}: correct or remove it."
+        if sources.has_lone_surrogate(text):
+            return f"has a lone surrogate (half a character) in {name}: correct or remove it."
     if not re.fullmatch(r"[\w-]{1,40}", domain_of(columns)):
         return "has a Domain that is not one word: correct it, or the order of the columns."
     return None
@@ -247,7 +194,7 @@ def questions(item: dict) -> list[tuple[str, list[str]]]:
 
 def check_length(items: list[dict], block_size: int) -> None:
     """ValueError when a model of this block_size cannot score a target: a trainer asks before its first step."""
-    benchmarks.check_length(items, benchmarks.encode([questions(item) for item in items], bos=True), block_size)
+    benchmarks.check_length(items, questions, block_size)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -269,15 +216,17 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, autocast
     begun = time.perf_counter()
     if not items or "id" not in items[0]:
         items = check([(f"item {i}", item) for i, item in enumerate(items, 1)], "the list of items")
-    scored = benchmarks.score(NAME, model, items, questions, procs, bos=bos, autocast=autocast, **options)
+    scored = benchmarks.score(NAME, model, items, questions, procs, bos=bos, autocast=autocast,
+                              **options)
     if scored is None:
         return None
     marked = [mark(item, answer) for item, answer in zip(items, scored, strict=True)]
     records = [record for record, _, _ in marked]
-    domains = sorted({record["category"] for record in records})
-    rows_of = {domain: [row for row in marked if row[0]["category"] == domain] for domain in domains}
+    rows_of = {domain: [] for domain in sorted({item["Domain"] for item in items})}
+    for item, row in zip(items, marked, strict=True):
+        rows_of[item["Domain"]].append(row)
     by_category = {domain: {"n": len(rows)} for domain, rows in rows_of.items()}
-    metrics = {"n": len(items), "n_domains": len(domains)}
+    metrics = {"n": len(items), "n_domains": len(rows_of)}
     for score in SCORES:
         key = f"eval_{score}"
         credits, margins = [], []
@@ -312,13 +261,14 @@ def mark(item: dict, answer: benchmarks.Scored) -> tuple[dict, dict, dict]:
     for rule, comparisons in RULES.items():
         for per, s in values.items():
             leads = [s[left] - s[right] for left, right in comparisons]  # 0 only if they are equal
-            credit[f"eval_{rule}_{per}"] = mean([float(lead > 0) + 0.5 * (lead == 0) for lead in leads])
+            wins = [float(lead > 0) + 0.5 * (lead == 0) for lead in leads]
+            credit[f"eval_{rule}_{per}"] = mean(wins)
             ties[f"{rule}_{per}"] = leads.count(0)
             margins[f"{rule}_{per}"] = mean(leads)
     scores = {f"{pair}_{per}": round(values[per][pair], 6) for pair in PAIRS for per in values}
     scores |= {f"{target}_tokens": n for target, n in tokens.items()}
-    record = {"id": item["id"], "cluster": item["cluster"], "category": item["Domain"], "scores": scores,
-              "credit": credit, "truncated": answer.truncated}
+    record = {"id": item["id"], "cluster": item["cluster"], "category": item["Domain"],
+              "scores": scores, "credit": credit, "truncated": answer.truncated}
     return record, ties, margins
 
 
@@ -341,11 +291,15 @@ def table(metrics: dict) -> str:
     for score in SCORES:
         key = f"eval_{score}"
         error = metrics[f"{key}_stderr"] or math.nan
-        lines.append(f"{key:<20} {metrics[key]:.4f} +- {error:.4f}   micro {metrics[f'{key}_micro']:.4f}   "
-                     f"margin {metrics[f'eval_margin_{score}']:9.4f}   ties {metrics[f'ties_{key}']}")
-    lines.append(f"\n{'domain':<26}{'n':>6}" + "".join(f"{score:>15}" for score in SCORES))
+        margin = metrics[f"eval_margin_{score}"]
+        lines.append(f"{key:<20} {metrics[key]:.4f} +- {error:.4f}   "
+                     f"micro {metrics[f'{key}_micro']:.4f}   margin {margin:9.4f}   "
+                     f"ties {metrics[f'ties_{key}']}")
+    heads = "".join(f"{score:>15}" for score in SCORES)
+    lines.append(f"\n{'domain':<26}{'n':>6}{heads}")
     for domain, row in metrics["by_category"].items():
-        lines.append(f"{domain:<26}{row['n']:>6}" + "".join(f"{row[score]:>15.4f}" for score in SCORES))
+        cells = "".join(f"{row[score]:>15.4f}" for score in SCORES)
+        lines.append(f"{domain:<26}{row['n']:>6}{cells}")
     return "\n".join(lines)
 
 
@@ -354,8 +308,10 @@ def show(items: list[dict], records: list[dict]) -> str:
     lines = ["ids and scores only: EWoK's terms forbid its text in plain."]
     for record in records:
         credits = [f"{score} {record['credit'][f'eval_{score}']:.1f}" for score in SCORES]
-        scores = [f"S({pair[:2]}|{pair[2:]}) {record['scores'][f'{pair}_sum']:.3f}" for pair in PAIRS]
-        lines.append(f"{record['id']} ({record['cluster']})\n  {' '.join(scores)}\n  {' '.join(credits)}")
+        sums = {pair: record["scores"][f"{pair}_sum"] for pair in PAIRS}
+        scores = [f"S({pair[:2]}|{pair[2:]}) {total:.3f}" for pair, total in sums.items()]
+        lines += [f"{record['id']} ({record['cluster']})", f"  {' '.join(scores)}",
+                  f"  {' '.join(credits)}"]
     return "\n".join(lines)
 
 

@@ -37,17 +37,14 @@ items. Every document that our models read in training began with BOS, so each c
 """
 
 import contextlib
-import gzip
 import hashlib
 import json
 import math
 import re
 import sys
 import time
-import zlib
-from pathlib import Path
 
-from lab import benchmarks, processes, synthetic
+from lab import benchmarks, processes, sources, synthetic
 
 SCORER = "hellaswag-1"  # a change that changes a score must change this name
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -79,36 +76,18 @@ OPTIONS = {"text": dict(choices=("both", *TEXTS), default="both", help="which te
 def load(source=None, max_examples: int = 0) -> list[dict]:
     """Items of a jsonl[.gz] file, of "synthetic" or "synthetic:<n>", or ("" or None) the official validation set.
 
-    Each item is its line with `id` and `cluster` (the video or article it is from) added. max_examples: that many, spread evenly over the file, because its
-    first third is of one source (0 = all). ValueError or FileNotFoundError, in one sentence, for anything wrong.
+    Each item is its line with `id` and `cluster` (the video or article it is from) added. max_examples: that many,
+    spread evenly over the file, because its first third is of one source (0 = all). ValueError or FileNotFoundError, in
+    one sentence, for anything wrong.
     """
     source = str(source or "")
-    n = benchmarks.synthetic_size(source, N_SYNTHETIC)
+    n = sources.synthetic_size(source, N_SYNTHETIC)
     if n:
-        items = check(synthetic.hellaswag_items(n), source)
+        rows = synthetic.hellaswag_items(n)
     else:
-        path = Path(source or benchmarks.download(URL, SHA256, TITLE))
-        items = check(read_rows(path), path)
-    return benchmarks.spread_evenly(items, max_examples)
-
-
-def read_rows(path: Path) -> list:
-    """What the lines of a jsonl[.gz] file hold."""
-    fix = "name a jsonl or jsonl.gz file with HellaSwag's items."
-    if not path.is_file():
-        raise FileNotFoundError(f"--data {path} is not a file: {fix}")
-    rows = []
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as f:
-            for number, line in enumerate(f, 1):
-                try:
-                    rows += [json.loads(line)] if line.strip() else []
-                except (json.JSONDecodeError, RecursionError) as error:
-                    why = getattr(error, "msg", "nested too deeply")
-                    raise ValueError(f"{path}, line {number} is not JSON ({why}): {fix}") from error
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): {fix}") from error
-    return rows
+        source = source or benchmarks.download(URL, SHA256, TITLE)
+        rows = [row for _, row in sources.read_records(source)]
+    return benchmarks.spread_evenly(check(rows, source), max_examples)
 
 
 def check(rows: list, source) -> list[dict]:
@@ -133,6 +112,8 @@ def check(rows: list, source) -> list[dict]:
 def fault_of(row) -> str | None:
     """What keeps a row from being an item, as the rest of a sentence that begins with its place; None for an item."""
     fix = "correct or remove it."
+    if isinstance(row, sources.BadRecord):
+        return f"{row.why}: {fix}"
     if not isinstance(row, dict):
         return f"is not a JSON object: {fix}"
     if missing := [name for name in FIELDS if row.get(name) is None]:
@@ -148,7 +129,7 @@ def fault_of(row) -> str | None:
     for i, ending in enumerate(endings):
         if not clean(ending).strip():
             return f"has an empty ending ({i}): {fix}"
-    if benchmarks.has_half_character("".join(texts + endings)):
+    if sources.has_lone_surrogate("".join(texts + endings)):
         return f"has half a character (a lone surrogate), which no tokenizer reads: {fix}"
     # the hub's copy has the label as text, and none in its test split
     if str(row["label"]) not in ("0", "1", "2", "3"):
@@ -190,7 +171,7 @@ def questions(item: dict, texts=TEXTS) -> list[tuple[str, list[str]]]:
 
 def check_length(items: list[dict], block_size: int) -> None:
     """ValueError when a model of this block_size cannot score an ending: a trainer asks before its first step."""
-    benchmarks.check_length(items, benchmarks.encode([questions(item) for item in items], bos=True), block_size)
+    benchmarks.check_length(items, questions, block_size)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -221,8 +202,9 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, text: st
         credits = [record["credit"][name] for record in records if name in record["credit"]]
         metrics[name] = benchmarks.mean(credits)
         metrics[f"{name}_stderr"] = benchmarks.standard_error([credits])
-        ties = [tied[name] > 1 for _, tied, _ in marked if name in tied]
-        metrics[f"ties_{name}"] = sum(ties) if ties else None
+        metrics[f"ties_{name}"] = None
+        if credits:
+            metrics[f"ties_{name}"] = sum(tied[name] > 1 for _, tied, _ in marked)
     for name, rule in MARGINS.items():
         metrics[name] = benchmarks.mean([margin[rule] for _, _, margin in marked if rule in margin])
     content = json.dumps(sorted([item["id"], *(item[name] for name in FIELDS)] for item in items))
@@ -280,8 +262,9 @@ def table(metrics: dict) -> str:
     for name, (text, per) in RULES.items():
         if metrics[name] is not None:
             error = metrics[f"{name}_stderr"] or math.nan
-            rule = f"{text} text, sum / {per}" if per else f"{text} text, sum"
-            lines.append(f"{name:<20} {metrics[name]:.4f} +- {error:.4f}   {rule:<29}ties {metrics[f'ties_{name}']}")
+            rule = " / ".join(filter(None, [f"{text} text, sum", per]))
+            lines.append(f"{name:<20} {metrics[name]:.4f} +- {error:.4f}   {rule:<29}"
+                         f"ties {metrics[f'ties_{name}']}")
     return "\n".join(lines)
 
 
@@ -294,10 +277,11 @@ def show(items: list[dict], records: list[dict]) -> str:
         context, _, endings = render(item, text)
         sums, lengths = record["scores"][f"{text}_sum"], record["scores"][f"{text}_{per}"]
         lines.append(f"item {record['id']} ({name} {record['credit'][name]:g})\n  {context}")
+        chosen = record["predictions"][name]
+        marks = {item["label"]: "right"}
+        marks[chosen] = f"{marks.get(chosen, '')} chosen".strip()
         for i, ending in enumerate(endings):
-            right = "right" if i == item["label"] else ""
-            chosen = "chosen" if i == record["predictions"][name] else ""
-            lines.append(f"  {sums[i] / lengths[i]:9.4f}  {right:<5} {chosen:<7} {ending}")
+            lines.append(f"  {sums[i] / lengths[i]:9.4f}  {marks.get(i, ''):<13} {ending}")
         lines.append("")
     return "\n".join(lines)
 

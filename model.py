@@ -1,5 +1,5 @@
 """
-model.py owns the network: GPTConfig, GPT (two architectures, gated attention), initialisation, its files on disk.
+model.py owns the network: GPTConfig, GPT (two architectures, gated attention), initialisation, its files.
 
     python model.py                                        # parameters and FLOPs of the 124M shape
     python model.py --n_layer 6 --n_head 6 --n_embd 384 --attn_gate headwise
@@ -11,11 +11,8 @@ model.py owns the network: GPTConfig, GPT (two architectures, gated attention), 
 zero-initialised output projections; use it with --n_head 6 at --n_embd 768 (heads of 128).
 
 >>> model = GPT(GPTConfig(attn_gate="headwise"), seed=0)
->>> loss = model(idx, targets)                 # idx, targets (B, T) int64; targets of -100 are not scored
->>> nll = model.per_token_loss(idx, targets)   # (B, T) fp32, for evaluation
->>> model.save(folder)                         # model.safetensors (the tied weight once), model.json
-
-Scores of endings and sampling are functions that take a model: lab/inference.py.
+>>> loss = model(idx, targets)                # idx, targets (B, T) int64; targets of -100 are not scored
+>>> nll = model.per_token_loss(idx, targets)  # (B, T) fp32, for evaluation; lab/inference.py scores and samples
 """
 
 import argparse
@@ -23,6 +20,7 @@ import functools
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lab import processes
 from lab.loss import chunked_cross_entropy, mask_logits, tie
 
 FORMAT = {"format": "moonshotgpt-model", "version": 1}
@@ -45,7 +44,7 @@ def check(condition, sentence: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# what a name in the configuration means: one table for each, from which flags and GPTConfig take their choices
+# configuration: tables of what its names mean, from which flags and GPTConfig take their choices; then GPTConfig
 
 
 class Linear(nn.Linear):
@@ -55,9 +54,7 @@ class Linear(nn.Linear):
         """Nothing: GPT draws every weight by name, and the global generator is left alone."""
 
     def forward(self, x):
-        if self.packed is not None:
-            return packed_linear(x, self.packed, self.bias)
-        return super().forward(x)
+        return super().forward(x) if self.packed is None else packed_linear(x, self.packed, self.bias)
 
 
 def packed_linear(x, packed, bias):
@@ -86,7 +83,7 @@ GATES = {
     "none": None,
     "headwise": Gate("gate", lambda c: Linear(c.n_embd, c.n_head, bias=False), project),
     "elementwise": Gate("gate", lambda c: Linear(c.n_embd, c.n_embd, bias=False), project),
-    "const": Gate("gate_table", lambda c: nn.Parameter(torch.empty(c.n_head, c.head_dim)), lambda table, x, c: table),
+    "const": Gate("gate_table", lambda c: nn.Parameter(torch.empty(c.n_head, c.head_dim)), lambda table, *_: table),
 }
 GATE_ACTIVATIONS = {
     "sigmoid": torch.sigmoid,  # (0, 1)
@@ -107,9 +104,7 @@ class Arch(NamedTuple):
 
 def init_gpt2(weight, name, config, generator):
     """Normal 0.02; what writes into the residual stream 0.02 / sqrt(2 n_layer) (GPT-2 paper, section 2.3)."""
-    std = 0.02
-    if "c_proj" in name:
-        std = 0.02 / math.sqrt(2 * config.n_layer)
+    std = 0.02 / math.sqrt(2 * config.n_layer) if "c_proj" in name else 0.02
     weight.normal_(0.0, std, generator=generator)
 
 
@@ -128,11 +123,7 @@ ARCHS = {
         norm=functools.partial(nn.RMSNorm, elementwise_affine=False), bias=False,
         activation=lambda x: F.relu(x).square(), rope=True, init=init_speedrun),
 }
-CHOICES = {"arch": ARCHS, "attn_gate": GATES, "gate_pos": GATE_POSITIONS, "gate_act": GATE_ACTIVATIONS}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# configuration
+CHOICES = dict(arch=ARCHS, attn_gate=GATES, gate_pos=GATE_POSITIONS, gate_act=GATE_ACTIVATIONS)
 
 
 @dataclass
@@ -140,7 +131,7 @@ class GPTConfig:
     """Shape of a model. Ranges in `unused_ids` are half-open, clipped to the vocabulary; together with ids from
     `vocab_size` to `padded_vocab_size` they are padding: their logit is -inf in every loss, score and sample."""
 
-    vocab_size: int = 50349  # GPT-2's 50257, 47 unused ids, 45 multiplication tokens: the same in every arm
+    vocab_size: int = 50349  # in every arm: GPT-2's 50257, 47 unused, 45 multiplication tokens
     block_size: int = 1024
     n_layer: int = 12
     n_head: int = 12
@@ -162,9 +153,9 @@ class GPTConfig:
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
             check(whole and value >= 1, f"{name} is {value!r}; give a whole number of at least 1")
-        for name, table in CHOICES.items():
+        for name, known in CHOICES.items():
             value = getattr(self, name)
-            check(value in list(table), f"unknown {name} {value!r}; use one of {', '.join(table)}")
+            check(value in list(known), f"unknown {name} {value!r}; use one of {', '.join(known)}")
         unit = 2 if ARCHS[self.arch].rope else 1  # RoPE turns pairs of channels
         possible = [n for n in range(1, self.n_embd + 1) if self.n_embd % (unit * n) == 0]
         advice = ", ".join(map(str, possible)) or "1 and an even n_embd"
@@ -188,12 +179,11 @@ class GPTConfig:
 
     def to_dict(self) -> dict:
         """JSON-ready; `from_dict` gives the same configuration back."""
-        return {**asdict(self), "unused_ids": [list(r) for r in self.unused_ids]}
+        return {**asdict(self), "unused_ids": [list(ids) for ids in self.unused_ids]}
 
     @classmethod
     def from_dict(cls, values: dict) -> "GPTConfig":
-        known = [f.name for f in fields(cls)]
-        wrong = sorted(set(values) ^ set(known))
+        wrong = sorted(set(values) ^ {f.name for f in fields(cls)})
         check(not wrong, f"the model's configuration has missing or unknown entries ({', '.join(wrong)}); "
                          "use a file written by this version's GPT.save")
         return cls(**values)
@@ -228,13 +218,10 @@ class Context(NamedTuple):
 
     rope: tuple | None = None  # cos, sin of the positions of x
     attend: Callable = causal_attention  # q (B, H, R, dh), k and v (B, H, T, dh) -> (B, H, R, dh)
-    rows: torch.Tensor | None = None  # (R,) int64: only these positions are wanted of the result; None: all, R = T
+    rows: torch.Tensor | None = None  # (R,) int64: the positions wanted of the result; None: all
 
-    def wanted(self, x):
-        """x (B, T, C) -> (B, R, C)"""
-        if self.rows is None:
-            return x
-        return x[:, self.rows]
+    def wanted(self, x, dim=1):
+        return x if self.rows is None else x.index_select(dim, self.rows)
 
 
 class Attention(nn.Module):
@@ -266,21 +253,17 @@ class Attention(nn.Module):
         """q (B, R, H, dh), k and v (B, T, H, dh), as they enter attention but for the gate."""
         B, T, C = x.shape
         heads = self.config.n_head, self.config.head_dim
-        rope, rope_q = context.rope, context.rope
         if context.rows is None:
             q, k, v = self.c_attn(x).view(B, T, 3, *heads).unbind(2)
         else:
             weight_q, weight_kv = self.c_attn.weight.split([C, 2 * C])
-            bias_q, bias_kv = None, None
-            if self.c_attn.bias is not None:
-                bias_q, bias_kv = self.c_attn.bias.split([C, 2 * C])
+            bias_q, bias_kv = (None, None) if self.c_attn.bias is None else self.c_attn.bias.split([C, 2 * C])
             q = F.linear(context.wanted(x), weight_q, bias_q).view(B, -1, *heads)
             k, v = F.linear(x, weight_kv, bias_kv).view(B, T, 2, *heads).unbind(2)
-        if rope is not None:
-            if context.rows is not None:
-                rope_q = [table[..., context.rows, :] for table in rope]
+        if context.rope is not None:
+            rope_q = [context.wanted(table, -2) for table in context.rope]
             q = F.rms_norm(apply_rope(q, *rope_q), q.shape[-1:])
-            k = F.rms_norm(apply_rope(k, *rope), k.shape[-1:])
+            k = F.rms_norm(apply_rope(k, *context.rope), k.shape[-1:])
         return q, k, v
 
     def forward(self, x, context):
@@ -364,9 +347,8 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict(modules)  # names as in Hugging Face GPT-2
         device = self.transformer["wte"].weight.device
         if arch.rope:
-            cos, sin = rope_tables(config.block_size, config.head_dim)
-            self.register_buffer("cos", cos.to(device), persistent=False)
-            self.register_buffer("sin", sin.to(device), persistent=False)
+            for name, table in zip(("cos", "sin"), rope_tables(config.block_size, config.head_dim), strict=True):
+                self.register_buffer(name, table.to(device), persistent=False)
         if seed is not None and device.type != "meta":
             self.init_weights(seed)
 
@@ -382,9 +364,7 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             generator = seeded_generator(f"{seed}/{name}")
             value = torch.zeros(p.shape, device="cpu")
-            drawn = value
-            if "wte" in name:
-                drawn = value[: self.config.vocab_size]
+            drawn = value[: self.config.vocab_size] if "wte" in name else value
             if name.endswith((".bias", "gate_table")):
                 pass
             elif ".ln_" in name:
@@ -403,10 +383,7 @@ class GPT(nn.Module):
             check(T <= limit, f"the sequence has {T} tokens but the model's block_size is {limit}; "
                               "shorten it or build the model with a larger block_size")
             positions = slice(T)
-        if wte is None:
-            x = F.embedding(idx, self.transformer["wte"].weight)
-        else:
-            x = F.embedding(idx, wte, sparse=True)
+        x = self.transformer["wte"](idx) if wte is None else F.embedding(idx, wte, sparse=True)
         if ARCHS[self.config.arch].rope:
             return x, (self.cos[positions], self.sin[positions])
         return x + self.transformer["wpe"].weight[positions], None
@@ -426,10 +403,7 @@ class GPT(nn.Module):
     def head(self, x):
         """Logits (..., padded_vocab) of hidden states (..., C); padding ids are -inf."""
         wte = self.transformer["wte"]
-        if wte.packed is None:
-            logits = F.linear(x, wte.weight)
-        else:
-            logits = packed_linear(x, wte.packed, None)
+        logits = F.linear(x, wte.weight) if wte.packed is None else packed_linear(x, wte.packed, None)
         mask_logits(logits, self.config.masked_ranges)
         return logits
 
@@ -457,12 +431,11 @@ class GPT(nn.Module):
     def gate_stats(self, idx) -> list[dict]:
         """Whether the intervention is active, per layer, on a small batch idx (B, T), T >= 2.
 
-        gate_mean, gate_share_below_0.1 and gate_quantiles (of GATE_QUANTILES), all absent without a gate;
-        first_token_attention: the attention probability on position 0, mean over rows, heads and the queries after it,
-        absent without attention; largest_activation: the largest magnitude in the residual stream behind the layer. A
-        sink on the first token and massive activations are what gating the SDPA output is said to remove (Qiu et al.,
-        arXiv:2505.06708)."""
-        check(idx.size(1) >= 2, "attention on the first token needs at least 2 tokens per row; pass a longer batch")
+        gate_mean, gate_share_below_0.1, gate_quantiles (of GATE_QUANTILES): absent without a gate.
+        first_token_attention: see there; absent without attention. largest_activation: the largest magnitude in the
+        residual stream behind the layer. A sink on the first token and massive activations are what gating the SDPA
+        output is said to remove (Qiu et al., arXiv:2505.06708)."""
+        check(idx.size(1) >= 2, "gate_stats needs rows of at least 2 tokens; pass a longer batch")
         x, rope = self.embed(idx)
         context, stats = Context(rope), []
         for block in self.transformer["h"]:
@@ -475,7 +448,7 @@ class GPT(nn.Module):
             if g is not None:
                 layer["gate_mean"] = g.float().mean().item()
                 layer["gate_share_below_0.1"] = (g < 0.1).float().mean().item()
-                ordered = g.float().flatten().sort().values  # torch.quantile refuses more than 2**24 values
+                ordered = g.float().flatten().sort().values  # torch.quantile takes at most 2**24
                 at = [round(q * (len(ordered) - 1)) for q in GATE_QUANTILES]
                 layer["gate_quantiles"] = ordered[at].tolist()
             x = block(x, context)
@@ -488,10 +461,10 @@ class GPT(nn.Module):
         GPT-2); non_embedding: total less token and position embeddings; gate; padding: what total leaves out."""
         counts = {name: p.numel() for name, p in self.named_parameters()}
         padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
-        total = sum(counts.values()) - padding
-        embedding = sum(n for name, n in counts.items() if ".wte." in name or ".wpe." in name) - padding
+        total = sum(counts.values())
+        body = sum(n for name, n in counts.items() if ".wte." not in name and ".wpe." not in name)
         gate = sum(n for name, n in counts.items() if ".gate" in name)
-        return {"total": total, "non_embedding": total - embedding, "gate": gate, "padding": padding}
+        return {"total": total - padding, "non_embedding": body, "gate": gate, "padding": padding}
 
     def flops_per_token(self, seq_len: int) -> int:
         """Training FLOPs (forward + backward) per token: 6 per weight of every matrix product (blocks, gates, and the
@@ -517,7 +490,7 @@ class GPT(nn.Module):
     @staticmethod
     def load_config(folder) -> GPTConfig:
         """The configuration in folder, which save wrote; errors as load's."""
-        path, advice = Path(folder) / "model.json", "pass a folder written by this version's GPT.save"
+        path, advice = Path(folder) / "model.json", "pass a folder that this GPT.save wrote"
         for name in ("model.json", "model.safetensors"):
             if not path.with_name(name).is_file():
                 raise FileNotFoundError(f"{folder} has no {name}; {advice}")
@@ -549,62 +522,39 @@ class GPT(nn.Module):
 
 def load_exactly(model: GPT, state: dict, source) -> None:
     """Copies state into model's weights; ValueError unless names and shapes are exactly the model's."""
-    own, given = ({name: tuple(t.shape) for name, t in d.items()} for d in (model.state_dict(), state))
-    for name in sorted(own | given):
-        check(given.get(name) == own.get(name), f"{source}: {name} has shape {given.get(name)}, the configuration says "
-                                                f"{own.get(name)} (None: absent); use the one it was saved with")
+    expected, given = ({name: tuple(t.shape) for name, t in d.items()} for d in (model.state_dict(), state))
+    for name in sorted(expected | given):
+        shape, own = given.get(name), expected.get(name)  # None: absent
+        check(shape == own, f"{source}: {name} has shape {shape}, the configuration says {own}; "
+                            "use the configuration it was saved with")
     model.load_state_dict(state)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# command line
-
-
-UNITS = {"vocab_size": "tokens", "block_size": "tokens", "n_layer": "blocks", "n_head": "heads", "n_embd": "channels"}
-
-
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ("export", "import"):
+        from lab import hf  # only here: the network itself needs none of it
+
+        return hf.main(argv)
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Print the parameters and training FLOPs of a shape; or export to, import from Hugging Face.",
-        epilog="examples: python model.py --n_layer 12 --n_head 6 --arch speedrun --attn_gate elementwise\n"
-        "          python model.py export experiments/runs/<run> gpt2_hf\n"
-        "          python model.py import openai-community/gpt2 gpt2")
-    add = parser.add_argument_group("shape").add_argument
-    for name, unit in UNITS.items():
+        prog="model.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="model.py [flags] | export CHECKPOINT OUT_DIR | import SOURCE OUT_DIR",
+        description=__doc__)
+    add = parser.add_argument
+    units = dict(vocab_size="tokens", block_size="tokens", n_layer="blocks", n_head="heads", n_embd="channels")
+    for name, unit in units.items():
         add(f"--{name}", type=int, default=getattr(GPTConfig, name), help=f"{unit} (default %(default)s)")
-    add = parser.add_argument_group("arms").add_argument
     add("--arch", choices=ARCHS, default="gpt2", help="architecture (default %(default)s)")
     add("--attn_gate", choices=GATES, default="none", help="attention gate; none = off (default)")
     add("--seq_len", type=int, help="tokens, for the FLOPs (default: block_size)")
-    commands = parser.add_subparsers(
-        dest="command", title="commands (none: print the shape)", metavar="export | import")
-    export = commands.add_parser("export", allow_abbrev=False, help="checkpoint -> folder for transformers")
-    export.add_argument("checkpoint", help="a run's folder (its newest whole checkpoint), or a checkpoint's folder")
-    import_ = commands.add_parser(
-        "import", allow_abbrev=False,
-        help="Hugging Face GPT-2 -> checkpoint for --init_from, sft.py and the evals")
-    import_.add_argument("source", help="folder, or name on the hub")
-    for command in (export, import_):
-        command.add_argument("out_dir", type=Path, help="folder to make")
-    import_.add_argument("--new_vocab_size", type=int, default=0,
-                         help="tokens (0 = the source's; 50349 = room for the multiplication tokens)")
-    args = parser.parse_args(argv)
-    if args.command is not None:
-        from lab import hf  # only here: the network itself needs none of it
-
-        return hf.COMMANDS[args.command](args)
-    shape = {name: getattr(args, name) for name in (*UNITS, "arch", "attn_gate")}
+    shape = vars(parser.parse_args(argv))
+    seq_len = shape.pop("seq_len") or shape["block_size"]
     with torch.device("meta"):
         model = GPT(GPTConfig(**shape))
     for name, count in model.num_params().items():
         print(f"{name + ' parameters':<28} {count:>15,}")
-    seq_len = args.seq_len or args.block_size
     print(f"{'training FLOPs per token':<28} {model.flops_per_token(seq_len):>15,}   at {seq_len} tokens per sequence")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"model.py: {error}") from None
+    processes.exit_in_a_sentence(main, "model.py")

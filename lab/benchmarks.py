@@ -30,7 +30,6 @@ import http.client
 import json
 import math
 import os
-import re
 import sys
 import urllib.request
 from pathlib import Path
@@ -47,17 +46,6 @@ from model import GPT
 # items
 
 
-def synthetic_size(source: str, default: int) -> int | None:
-    """N of the source "synthetic:N", the default for "synthetic", and None for any other source."""
-    kind, _, size = source.partition(":")
-    if kind != "synthetic":
-        return None
-    size = size or str(default)
-    if not (size.isascii() and size.isdigit()) or int(size) == 0:
-        raise ValueError(f"--data {source}: give a number of items of at least 1, as in synthetic:{default}.")
-    return int(size)
-
-
 def spread_evenly(items: list, n: int) -> list:
     """n of the items at equal distances; all of them for n = 0 or if there are no more."""
     if n < 0:
@@ -65,11 +53,6 @@ def spread_evenly(items: list, n: int) -> list:
     if n == 0 or n >= len(items):
         return items
     return [items[i * len(items) // n] for i in range(n)]
-
-
-def has_half_character(text: str) -> bool:
-    """Whether text has a lone surrogate, which JSON can hold and no tokenizer can read."""
-    return re.search("[\ud800-\udfff]", text) is not None
 
 
 def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
@@ -84,12 +67,19 @@ def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
     start = [shards.BOS_ID] if bos else []
     encoded = []
     for questions in rendered:
-        encoded.append([(start + next(pieces), [next(pieces) for _ in endings]) for _, endings in questions])
+        encoded.append([])
+        for _, endings in questions:
+            context = start + next(pieces)
+            encoded[-1].append((context, [next(pieces) for _ in endings]))
     return encoded
 
 
-def check_length(items: list[dict], encoded: list[list[tuple]], block_size: int) -> None:
-    """ValueError for endings that a model of this block_size cannot score. encoded: the items' questions."""
+def check_length(items: list[dict], render, block_size: int) -> None:
+    """ValueError for endings that a model of this block_size cannot score. render: as in score()."""
+    refuse_long(items, encode([render(item) for item in items], bos=True), block_size)
+
+
+def refuse_long(items: list[dict], encoded: list[list[tuple]], block_size: int) -> None:
     too_long = {}
     for item, questions in zip(items, encoded, strict=True):
         longest = max(len(ending) for _, endings in questions for ending in endings)
@@ -98,9 +88,10 @@ def check_length(items: list[dict], encoded: list[list[tuple]], block_size: int)
     if too_long:
         name = max(too_long, key=too_long.get)
         longest = too_long[name]
-        raise ValueError(f"{len(too_long)} of {len(items)} items have an ending longer than the model's block_size of "
-                         f"{block_size} (item {name}: {longest} tokens): take a model with a block_size of at least "
-                         f"{longest}, or leave those items out.")
+        raise ValueError(f"{len(too_long)} of {len(items)} items have an ending longer than the "
+                         f"model's block_size of {block_size} (item {name}: {longest} tokens): "
+                         f"take a model with a block_size of at least {longest}, or leave those "
+                         "items out.")
 
 
 def describe(benchmark, items: list[dict]) -> dict:
@@ -128,16 +119,20 @@ def download(url: str, sha256: str, title: str) -> Path:
         with urllib.request.urlopen(url, timeout=30) as answer:
             content = answer.read()
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        raise ValueError(f"{title} is not in {folder} and {url} cannot be read ({error}): {instead}") from error
+        raise ValueError(f"{title} is not in {folder} and {url} cannot be read ({error}): "
+                         f"{instead}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{url} gave {len(content)} bytes with another checksum than the official file: {instead}")
+        raise ValueError(f"{url} gave {len(content)} bytes with another checksum than the official "
+                         f"file: {instead}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        private = path.with_name(f"{path.name}.{os.getpid()}")  # another run may download at the same time
+        # another run may download at the same time
+        private = path.with_name(f"{path.name}.{os.getpid()}")
         disk.write_whole(private, content)
         os.replace(private, path)
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written ({error.strerror}): set XDG_CACHE_HOME, or {instead}") from error
+        raise ValueError(f"{folder} cannot be written ({error.strerror}): set XDG_CACHE_HOME, or "
+                         f"{instead}") from error
     return path
 
 
@@ -148,8 +143,8 @@ def download(url: str, sha256: str, title: str) -> Path:
 class Scored(NamedTuple):
     """What a model gives the questions of one item. A question is a context with its endings."""
 
-    sums: list[list[float]]  # log p of each ending of each question, summed over the ending's tokens, nats
-    lengths: list[list[int]]  # tokens of each ending
+    sums: list[list[float]]  # [question][ending] log p, summed over the ending's tokens, nats
+    lengths: list[list[int]]  # [question][ending] tokens
     truncated: bool  # whether the model saw only the last part of a context
 
 
@@ -165,12 +160,12 @@ def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
     model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     size = model.config.vocab_size
     if size < shards.N_GPT2_TOKENS:
-        raise ValueError(f"the model's vocabulary has {size} ids, but items are encoded with GPT-2's "
-                         f"{shards.N_GPT2_TOKENS}: evaluate a model that was trained on those.")
+        raise ValueError(f"the model's vocabulary has {size} ids, but items are encoded with "
+                         f"GPT-2's {shards.N_GPT2_TOKENS}: evaluate a model that was trained on those.")
 
     def score_share(share):
         encoded = encode([render(item) for item in share], bos)
-        check_length(share, encoded, model.config.block_size)
+        refuse_long(share, encoded, model.config.block_size)
         queue = [question for questions in encoded for question in questions]
         hidden = None if progress and procs.rank == 0 else True
         with tqdm(total=len(queue), unit="context", desc=name, leave=False, disable=hidden) as bar:
@@ -181,8 +176,8 @@ def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
         for item, questions in zip(share, encoded, strict=True):
             of_item = [next(rest) for _ in questions]
             if not all(math.isfinite(value) for values in of_item for value in values):
-                raise ValueError(f"the scores of item {item['id']} are not finite, so the weights are broken: "
-                                 "evaluate an earlier checkpoint.")
+                raise ValueError(f"the scores of item {item['id']} are not finite, so the weights "
+                                 "are broken: evaluate an earlier checkpoint.")
             lengths = [[len(ending) for ending in endings] for _, endings in questions]
             truncated = inference.n_truncated(questions, model.config.block_size) > 0
             scored.append(Scored(of_item, lengths, truncated))
@@ -238,6 +233,75 @@ def computing_dtype(autocast) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# written answers
+
+
+def encode_prompt(text: str, bos: bool) -> list[int]:
+    ids = shards.get_tokenizer().encode(text)
+    if bos:
+        return [shards.BOS_ID, *ids]
+    return ids
+
+
+def make_batches(prompts: list[list[int]], rooms: list[int], batch_size: int) -> list[list[int]]:
+    """Numbers of prompts in batches of equal room (new tokens) and similar length, the longest first; prompts without
+    room in none. A batch depends on the prompts alone, not on ranks or on what an interrupted exam has done, and so
+    does rounding."""
+    order = [i for i in range(len(prompts)) if rooms[i] > 0]
+    order.sort(key=lambda i: (rooms[i], -len(prompts[i]), i))
+    batches = []
+    for i in order:
+        if not batches or len(batches[-1]) == batch_size or rooms[batches[-1][0]] != rooms[i]:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, progress: bool) -> list:
+    """Records 0 to n - 1 on every rank, None for numbers that are in no batch. answer(batch): the records of its
+    numbers; each batch is answered by one rank."""
+
+    def answer_share(share):
+        results, hidden = [], None if progress and procs.is_main else True
+        with tqdm(total=sum(map(len, share)), desc=name, leave=False, disable=hidden) as bar:
+            for batch in share:
+                with torch.no_grad():
+                    results.append(answer(batch))
+                bar.update(len(batch))
+        return results
+
+    records = [None] * n
+    for batch, results in zip(batches, processes.spread(procs, batches, answer_share), strict=True):
+        for i, record in zip(batch, results, strict=True):
+            records[i] = record
+    return records
+
+
+def check_vocabulary(model) -> None:
+    """ValueError unless the model writes ids of shards' tokenizer, with or without its multiplication tokens."""
+    size = model.config.vocab_size
+    if not shards.N_GPT2_TOKENS <= size <= shards.VOCAB_SIZE:
+        raise ValueError(f"the model's vocabulary has {size} ids, but problems are encoded with "
+                         f"GPT-2's {shards.N_GPT2_TOKENS} (or {shards.VOCAB_SIZE} with the "
+                         "multiplication tokens): evaluate a model that was trained on those.")
+
+
+def shares(**credits) -> dict:
+    """For each name the mean of its credits (None: there are none) and its 95 % interval: Wilson's (1927), which treats
+    the items as independent."""
+    result, z = {}, 1.959964
+    for name, values in credits.items():
+        n, p = len(values), mean(values)
+        result[name], result[f"{name}_interval"] = p, None
+        if n:
+            middle = p + z * z / (2 * n)
+            half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+            low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+            result[f"{name}_interval"] = [max(0.0, low), min(1.0, high)]
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # records
 
 
@@ -257,35 +321,51 @@ def write_records(name, table, folder, step: int, result: dict, timestamp: str, 
 # ----------------------------------------------------------------------------------------------------------------------
 # command line
 
+CHECKPOINT_HELP = ("a run's folder (its newest checkpoint), one of its ckpt/step_*, or a folder of "
+                   "GPT.save (required)")
+
 
 def parse_flags(benchmark, argv) -> argparse.Namespace:
     name = benchmark.NAME
     parser = argparse.ArgumentParser(
-        prog=f"{name}.py", description=f"{benchmark.TITLE} scores of a checkpoint.", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --data synthetic:400 --show 5")
+        prog=f"{name}.py", description=f"{benchmark.TITLE} scores of a checkpoint.",
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --show 5")
     add = parser.add_argument_group("what").add_argument
-    add("--checkpoint", required=True,
-        help="a run's folder (its newest checkpoint), one of its ckpt/step_*, or a folder of GPT.save (required)")
+    add("--checkpoint", required=True, help=CHECKPOINT_HELP)
     add("--data", default="", help=benchmark.DATA_HELP)
     add("--max_examples", type=int, default=0, help="items, spread evenly (0 = all)")
-    add("--bos", choices=("on", "off"), default="on", help="begin each context with <|endoftext|> (default on)")
+    add("--bos", choices=("on", "off"), default="on",
+        help="begin each context with <|endoftext|> (default on)")
     for option, settings in benchmark.OPTIONS.items():
         add(f"--{option}", **settings)
     add = parser.add_argument_group("output").add_argument
     add("--show", type=int, default=0, help="print this many items with their scores (0 = none)")
     add("--out", default="",
-        help=f"folder for {name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json, such as the run's; the step "
-        "is the checkpoint's, or 0 if it has none ('' = only print)")
+        help=f"folder for {name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json, such as "
+        "the run's; the step is the checkpoint's, or 0 if it has none ('' = only print)")
     add = parser.add_argument_group("machine").add_argument
-    add("--batch_size", type=int, default=0, help="contexts per forward pass (0 = as many as fit a fixed token budget)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA when there is one")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products (default float32)")
+    add("--batch_size", type=int, default=0,
+        help="contexts per forward pass (0 = as many as fit a fixed token budget)")
+    add_machine_flags(add)
     args = parser.parse_args(argv)
     for count in ("max_examples", "show", "batch_size"):
         if getattr(args, count) < 0:
             parser.error(f"--{count} {getattr(args, count)}: give 0 or more.")
     return args
+
+
+def add_machine_flags(add) -> None:
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="auto = CUDA when there is one")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="of the matrix products (default float32)")
+
+
+def load_checkpoint(path, device) -> tuple[GPT, Path, int | None, Path | None]:
+    """(model, its folder, step or None, its run's folder or None) of a --checkpoint argument."""
+    folder, step, run = runs.resolve_checkpoint(path, lambda text: print(text, file=sys.stderr))
+    return GPT.load(folder, device), folder, step, run
 
 
 def main(benchmark, argv=None) -> int:
@@ -295,27 +375,30 @@ def main(benchmark, argv=None) -> int:
     try:
         if args.out:
             procs.on_main(lambda: runs.make_folder(args.out, "--out"))
-        folder, step, _ = runs.resolve_checkpoint(args.checkpoint, lambda text: print(text, file=sys.stderr))
-        step = step or 0
+        model, folder, step, _ = load_checkpoint(args.checkpoint, procs.device)
         items = procs.on_main(lambda: benchmark.load(args.data, args.max_examples))
-        stop = processes.StopRequest()
-        model = GPT.load(folder, procs.device)
         _, autocast = processes.autocast_for(procs.device, args.dtype)
         own = {option: getattr(args, option) for option in benchmark.OPTIONS}
-        result = benchmark.evaluate(model, items, procs, bos=args.bos == "on", batch_size=args.batch_size or None,
-                                    autocast=autocast, stop=stop, progress=True, **own)
+        result = benchmark.evaluate(
+            model, items, procs, bos=args.bos == "on", batch_size=args.batch_size or None,
+            autocast=autocast, stop=processes.StopRequest(), progress=True, **own)
         if result is None:
             raise KeyboardInterrupt
         if procs.is_main:
-            metrics = result["metrics"]
-            if args.show:
-                print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
-            print(f"{benchmark.TITLE}, {metrics['n']:,} items of {args.data or benchmark.OFFICIAL} | {folder}")
-            print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, {metrics['seconds']:.1f} s, "
-                  f"chance {benchmark.CHANCE:.4f}\n{benchmark.table(metrics)}")
-            if args.out:
-                benchmark.write_records(args.out, step, result, runs.now())
-                print(f"records of step {step} are in {args.out}")
+            report(benchmark, args, folder, items, result)
+        if procs.is_main and args.out:
+            benchmark.write_records(args.out, step or 0, result, runs.now())
+            print(f"records of step {step or 0} are in {args.out}")
     finally:
         procs.close()
     return 0
+
+
+def report(benchmark, args, folder, items: list[dict], result: dict) -> None:
+    """Print --show items and the metrics."""
+    if args.show:
+        print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
+    metrics, source = result["metrics"], args.data or benchmark.OFFICIAL
+    print(f"{benchmark.TITLE}, {metrics['n']:,} items of {source} | {folder}")
+    print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, "
+          f"{metrics['seconds']:.1f} s, chance {benchmark.CHANCE:.4f}\n{benchmark.table(metrics)}")

@@ -20,19 +20,23 @@ looked for, and counted. The texts of an item are
 each in three spellings: as it stands, without apostrophes, and without any punctuation (`don't`, `dont`; `1,000`,
 `1000`), so a document may have lost its punctuation or had it replaced. Passages that more than 10 items of a benchmark
 share are its boilerplate and left out, as GPT-3 left out those of more than 10 documents, unless an item has no other.
+
+Fine-tuning never reads GSM8K's test split, with or without a guard: `is_test_question` knows its questions by heart.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from lab import disk
+from lab import disk, sources
 
 NGRAM = 13  # words, as in GPT-3
 MIN_WORDS = 6  # the shortest text that is looked for as a whole
@@ -43,7 +47,7 @@ LOG = "decontamination.jsonl"
 WHOLE = np.dtype([("opening", "<u8"), ("hash", "<u8"), ("words", "<i4"), ("item", "<i4")])
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # the guard
 
 
@@ -63,54 +67,64 @@ class Guard:
         guard, passages, wholes = cls(), [], []
         guard.ids, guard.benchmarks, guard.settings = [], {}, {"rule": RULE}
         for name, path in files.items():
+            flag = f"--decontaminate {name}={path}"
             if name not in READERS:
-                raise ValueError(f"--decontaminate {name}={path}: no such benchmark; name one of {', '.join(READERS)}.")
+                raise ValueError(f"{flag}: no such benchmark; name one of {', '.join(READERS)}.")
             if not Path(path).is_file():
-                raise FileNotFoundError(f"--decontaminate {name}={path}: no such file; check the path.")
+                raise FileNotFoundError(f"{flag}: no such file; check the path.")
             items = dict(READERS[name](Path(path)))
             if not items:
-                raise ValueError(f"--decontaminate {name}={path} holds no items: give the benchmark's own file.")
-            hashes, owners, short = _enter(list(items.values()), len(guard.ids))
+                raise ValueError(f"{flag} holds no items: give the benchmark's own file.")
+            hashes, owners, short = _hash_items(list(items.values()), len(guard.ids))
             passages.append(_without_boilerplate(hashes, owners))
             wholes.append(short)
-            guarded = np.union1d(owners, short["item"])
-            guard.settings[name] = disk.sha256_file(path)
-            guard.benchmarks[name] = {"file": Path(path).name, "sha256": guard.settings[name], "items": len(items),
-                                      "items_too_short": len(items) - len(guarded)}
+            n_guarded = len(np.union1d(owners, short["item"]))
+            digest = disk.sha256_file(path)
+            guard.settings[name] = digest
+            guard.benchmarks[name] = {"file": Path(path).name, "sha256": digest, "items": len(items),
+                                      "items_too_short": len(items) - n_guarded}
             guard.ids += [f"{name}/{item}" for item in items]
-        guard._passages = _Set(*map(np.concatenate, zip(*passages, strict=True)))
+        guard._passages = _HashTable(*map(np.concatenate, zip(*passages, strict=True)))
         guard._wholes = np.concatenate(wholes)
-        guard._openings = _Set(guard._wholes["opening"], np.arange(len(guard._wholes)))
+        guard._openings = _HashTable(guard._wholes["opening"], np.arange(len(guard._wholes)))
         return guard
 
     def hits(self, text: str | bytes) -> list[str]:
         """Ids of the items that contaminate a text, in the order of `ids`; [] for a clean one."""
-        return self.hits_batch([text.encode(errors="replace") if isinstance(text, str) else text]).get(0, [])
+        if isinstance(text, str):
+            text = text.encode(errors="replace")
+        return self.hits_batch([text]).get(0, [])
 
     def hits_batch(self, documents: list[bytes]) -> dict[int, list[str]]:
         """{number in the list: what `hits` returns} of the contaminated ones among UTF-8 documents. Far faster."""
-        found: dict[int, set[int]] = {}
-        bounds = np.cumsum([len(utf8) + 1 for utf8 in documents])
+        items_of: dict[int, set[int]] = {}
+        ends = np.cumsum([len(utf8) + 1 for utf8 in documents])
         for words, last in _passages(b"\n".join(documents)):
-            matches = [(word, NGRAM, item) for word, item in self._passages.pairs(words.hashes(NGRAM))]
-            if len(self._wholes):
-                openings = words.hashes(MIN_WORDS)
-                if not last:  # the words at the end are seen again, together with what comes after them
-                    openings = openings[: MIN_WORDS - NGRAM]
-                for word, number in self._openings.pairs(openings):
-                    _, whole, n, item = self._wholes[number].tolist()
-                    if words.hash(word, n) == whole:
-                        matches.append((word, n, item))
-            for word, n, item in matches:
-                document = int(np.searchsorted(bounds, words.positions[word], "right"))
-                if words.positions[word + n - 1] < bounds[document]:  # else it runs on into the next one
-                    found.setdefault(document, set()).add(item)
-        return {document: [self.ids[item] for item in sorted(found[document])] for document in sorted(found)}
+            for word, n, item in self._matches(words, last):
+                document = int(np.searchsorted(ends, words.positions[word], "right"))
+                if words.positions[word + n - 1] < ends[document]:  # else it runs on into the next
+                    items_of.setdefault(document, set()).add(item)
+        ids_of = lambda document: [self.ids[item] for item in sorted(items_of[document])]
+        return {document: ids_of(document) for document in sorted(items_of)}
+
+    def _matches(self, words: _Words, last: bool) -> Iterator[tuple[int, int, int]]:
+        """(first word, number of words, item) of each passage and each whole text of an item."""
+        for word, item in self._passages.pairs(words.hashes(NGRAM)):
+            yield word, NGRAM, item
+        if not len(self._wholes):
+            return
+        openings = words.hashes(MIN_WORDS)
+        if not last:  # the words at the end come again, together with those after them
+            openings = openings[: MIN_WORDS - NGRAM]
+        for word, number in self._openings.pairs(openings):
+            _, whole, n, item = self._wholes[number].tolist()
+            if words.hash(word, n) == whole:
+                yield word, n, item
 
 
-class _Set:
-    """Hashes -> values: sorted pairs, and a Bloom filter of two bits per hash, its highest and its lowest digits, that
-    answers "no" to nearly every other hash at once."""
+class _HashTable:
+    """Hashes -> values: sorted pairs behind a Bloom filter of two bits per hash, made of its highest and its lowest
+    digits, which answers "no" to nearly every other hash at once."""
 
     def __init__(self, hashes: np.ndarray, values: np.ndarray):
         order = np.argsort(hashes, kind="stable")
@@ -119,24 +133,25 @@ class _Set:
         self.shift, self.mask = np.uint64(64 - log_bits), np.uint64(2**log_bits - 1)
         self.filter = np.zeros(2 ** (log_bits - 3), np.uint8)
         for bits in (self.hashes >> self.shift, self.hashes & self.mask):
-            np.bitwise_or.at(self.filter, bits >> np.uint64(3), np.uint8(1) << (bits & np.uint64(7)).astype(np.uint8))
+            places = np.uint8(1) << (bits & np.uint64(7)).astype(np.uint8)
+            np.bitwise_or.at(self.filter, bits >> np.uint64(3), places)
 
-    def _set(self, bits: np.ndarray) -> np.ndarray:
-        """Which of these bits are set."""
+    def _is_set(self, bits: np.ndarray) -> np.ndarray:
         bytes_ = self.filter[(bits >> np.uint64(3)).view(np.int64)]
         return (bytes_ >> (bits & np.uint64(7)).astype(np.uint8) & 1).view(bool)
 
     def pairs(self, hashes: np.ndarray) -> Iterator[tuple[int, int]]:
-        """(number in `hashes`, value) of those that are in the set."""
-        maybe = np.flatnonzero(self._set(hashes >> self.shift))
-        maybe = maybe[self._set(hashes[maybe] & self.mask)]
-        left, right = (np.searchsorted(self.hashes, hashes[maybe], side) for side in ("left", "right"))
-        for number, begin, end in zip(maybe.tolist(), left.tolist(), right.tolist(), strict=True):
+        """(number in `hashes`, value) of those that are in the table."""
+        maybe = np.flatnonzero(self._is_set(hashes >> self.shift))
+        maybe = maybe[self._is_set(hashes[maybe] & self.mask)]
+        begins = np.searchsorted(self.hashes, hashes[maybe], "left")
+        ends = np.searchsorted(self.hashes, hashes[maybe], "right")
+        for number, begin, end in zip(maybe.tolist(), begins.tolist(), ends.tolist(), strict=True):
             for value in self.values[begin:end].tolist():
                 yield number, value
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # hashes. Two polynomials modulo 2**64: of a word over its letters, of a passage over its words. Prefix sums turn each
 # into a difference and a product, which numpy does for a whole chunk at a time.
 
@@ -176,12 +191,15 @@ class _Words:
     def hashes(self, n: int) -> np.ndarray:
         """uint64: of the passages of n words, by their first word."""
         count = max(0, len(self.words) - n + 1)
-        return _finish(self.sums[n : n + count] - self.sums[:count], WORD_POWERS[TOP : TOP - count : -1])
+        sums = self.sums[n : n + count] - self.sums[:count]
+        return _finish(sums, WORD_POWERS[TOP : TOP - count : -1])
 
     def hash(self, word: int, n: int) -> int | None:
         """The same for one passage; None where the words end before it."""
-        if word + n < len(self.sums):
-            return int(_finish(self.sums[word + n : word + n + 1] - self.sums[word], WORD_POWERS[TOP - word])[0])
+        if word + n >= len(self.sums):
+            return None
+        sums = self.sums[word + n : word + n + 1] - self.sums[word]
+        return int(_finish(sums, WORD_POWERS[TOP - word])[0])
 
 
 def _finish(sums: np.ndarray, powers: np.ndarray) -> np.ndarray:
@@ -205,60 +223,47 @@ def _hash_words(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _passages(data: bytes) -> Iterator[tuple[_Words, bool]]:
     """(words, whether they are the last) per chunk; each begins with the NGRAM - 1 words before it, so that every
-    passage lies in one of them, and in one only."""
-    view, at = np.frombuffer(data, np.uint8), 0
-    kept = np.empty(0, np.uint64), np.empty(0, np.int64)
-    last = False
+    passage lies in exactly one of them."""
+    view, start, last = np.frombuffer(data, np.uint8), 0, False
+    kept_words, kept_positions = np.empty(0, np.uint64), np.empty(0, np.int64)
     while not last:
-        end, last = at + CHUNK, at + CHUNK >= len(view)
-        if not last:  # end between words; one of 256 letters is none that a benchmark has
-            between = np.flatnonzero(LETTERS[view[end - 256 : end]] == 0)
-            end -= 255 - int(between[-1]) if len(between) else 0
-        hashes, positions = _hash_words(view[at:end])
-        words = _Words(np.concatenate([kept[0], hashes]), np.concatenate([kept[1], positions + at]))
+        end = start + CHUNK
+        last = end >= len(view)
+        if not last:
+            # cut at a word boundary; a "word" of 256 letters is cut anywhere (no benchmark holds one)
+            separators = np.flatnonzero(LETTERS[view[end - 256 : end]] == 0)
+            if len(separators):
+                end -= 255 - int(separators[-1])
+        hashes, positions = _hash_words(view[start:end])
+        words = _Words(np.append(kept_words, hashes), np.append(kept_positions, positions + start))
         yield words, last
-        kept, at = (words.words[1 - NGRAM :], words.positions[1 - NGRAM :]), end
+        kept_words, kept_positions = words.words[1 - NGRAM :], words.positions[1 - NGRAM :]
+        start = end
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # benchmarks
 
 
-def _enter(items: list[list[str]], first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _hash_items(items: list[list[str]], first: int) -> tuple[np.ndarray, ...]:
     """The texts of each item -> hashes and items of its passages, sorted by hash, each pair once; and its WHOLEs.
 
     Items count from `first`."""
     hashes, owners, wholes = [], [], []
-    batch, batch_owners, size = [], [], 0
-
-    def flush():
-        [(words, _)] = _passages(b"\n".join(batch))
-        bounds = np.cumsum([len(utf8) + 1 for utf8 in batch])
-        text = np.searchsorted(bounds, words.positions, "right")  # which one a word is in
-        counts = np.bincount(text, minlength=len(batch))
+    for texts, items_of_texts in _spelled_batches(items, first):
+        [(words, _)] = _passages(b"\n".join(texts))
+        ends = np.cumsum([len(utf8) + 1 for utf8 in texts])
+        text = np.searchsorted(ends, words.positions, "right")  # which one a word is in
+        counts = np.bincount(text, minlength=len(texts))
         begins = np.cumsum(counts) - counts
         passages = words.hashes(NGRAM)
         inside = np.flatnonzero(text[: len(passages)] == text[NGRAM - 1 :])
-        new = _unique_pairs(passages[inside], np.array(batch_owners)[text[inside]])
+        new = _unique_pairs(passages[inside], np.array(items_of_texts)[text[inside]])
         hashes.append(new[0])
         owners.append(new[1])
         for i in np.flatnonzero((counts >= MIN_WORDS) & (counts < NGRAM)).tolist():
             word, n = int(begins[i]), int(counts[i])
-            wholes.append((words.hash(word, MIN_WORDS), words.hash(word, n), n, batch_owners[i]))
-
-    for item, texts in enumerate(items, first):
-        for spelling in dict.fromkeys(spelling for text in texts for spelling in _spellings(text)):
-            utf8 = spelling.encode(errors="replace")
-            if len(utf8) >= CHUNK:
-                raise ValueError(f"--decontaminate: item {item - first:,} has {len(utf8):,} bytes, more than any "
-                                 "benchmark's: give the benchmark's own file.")
-            if size + len(utf8) >= CHUNK:
-                flush()
-                batch, batch_owners, size = [], [], 0
-            batch.append(utf8)
-            batch_owners.append(item)
-            size += len(utf8) + 1
-    flush()
+            wholes.append((words.hash(word, MIN_WORDS), words.hash(word, n), n, items_of_texts[i]))
     hashes, owners = _unique_pairs(np.concatenate(hashes), np.concatenate(owners))
     return hashes, owners, np.array(list(dict.fromkeys(wholes)), WHOLE)
 
@@ -272,67 +277,110 @@ def _unique_pairs(hashes: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, n
     return hashes[new], owners[new]
 
 
+def _spelled_batches(items: list[list[str]], first: int) -> Iterator[tuple[list[bytes], list[int]]]:
+    """(different spellings of the items' texts, the item of each), at most CHUNK bytes at a time."""
+    batch, owners, size = [], [], 0
+    for item, texts in enumerate(items, first):
+        spellings = [spelling for text in texts for spelling in _spellings(text)]
+        for spelling in dict.fromkeys(spellings):
+            utf8 = spelling.encode(errors="replace")
+            if len(utf8) >= CHUNK:
+                raise ValueError(f"--decontaminate: item {item - first:,} has {len(utf8):,} bytes, more than any "
+                                 "benchmark's: give the benchmark's own file.")
+            if size + len(utf8) >= CHUNK:
+                yield batch, owners
+                batch, owners, size = [], [], 0
+            batch.append(utf8)
+            owners.append(item)
+            size += len(utf8) + 1
+    yield batch, owners
+
+
 def _spellings(text: str) -> tuple[str, str, str]:
     return text, re.sub("['’ʼ`]", "", text), re.sub(r"[^\sA-Za-z0-9]", "", text)
 
 
 def _without_boilerplate(hashes: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Leaves out what more than MAX_SHARING items share, except of an item that would have nothing left."""
-    bounds = np.flatnonzero(np.diff(hashes, prepend=hashes[:1] + np.uint64(1), append=hashes[-1:] + np.uint64(1)) != 0)
-    sharing = np.diff(bounds)
+    _, sharing = np.unique(hashes, return_counts=True)
     rare = np.repeat(sharing <= MAX_SHARING, sharing)
     kept = rare | ~np.isin(owners, owners[rare])
     return hashes[kept], owners[kept]
 
 
-# each reader yields (id, texts) of the items of a file; the ids are those of the evaluation of that benchmark
+# Each reader yields (id, texts) of the items of a file; the ids are those of the evaluation of that benchmark.
 
 
-def _read_lines(path: Path, kind: str, fields: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
-    """(line, record) of a jsonl file; `kind` says what it should be."""
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, 1):
-            if line.isspace():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"--decontaminate: line {number:,} of {path} is not JSON ({error}): give the file as "
-                                 "it was published.") from error
-            if not isinstance(record, dict) or any(field not in record for field in fields):
-                raise ValueError(f"--decontaminate: line {number:,} of {path} has no fields {', '.join(fields)}: that "
-                                 f"is not {kind}.")
-            yield number, record
+def _checked(records, benchmark: str, *fields: str) -> Iterator[tuple]:
+    """The (place, record) pairs of a benchmark's file, each with these fields. ValueError names the first without."""
+    for place, record in records:
+        if isinstance(record, sources.BadRecord):
+            raise ValueError(f"--decontaminate: {record}: give the file as it was published.") from record
+        if not isinstance(record, dict) or any(field not in record for field in fields):
+            raise ValueError(f"--decontaminate: {place} has no fields {', '.join(fields)}: that is not "
+                             f"{benchmark}.")
+        yield place, record
 
 
 def _gsm8k(path: Path) -> Iterator[tuple[str, list[str]]]:
-    for line, record in _read_lines(path, "GSM8K", ("question", "answer")):
+    for place, record in _checked(sources.read_records(path), "GSM8K", "question", "answer"):
         question = str(record["question"])
         digest = hashlib.sha256(question.strip().encode(errors="replace")).hexdigest()
-        yield f"{line:05d}-{digest[:8]}", [question]
+        yield f"{place.number:05d}-{digest[:8]}", [question]
 
 
 def _hellaswag(path: Path) -> Iterator[tuple[str, list[str]]]:
-    for line, record in _read_lines(path, "HellaSwag", ("ctx", "endings")):
+    for place, record in _checked(sources.read_records(path), "HellaSwag", "ctx", "endings"):
         texts = [f"{record['ctx']} {ending}" for ending in record["endings"]]
-        name = "#".join(str(record[key]) for key in ("source_id", "ind") if record.get(key) is not None) or str(line)
+        names = [str(record[key]) for key in ("source_id", "ind") if record.get(key) is not None]
+        name = "#".join(names) or str(place.number)
         yield name, texts + [re.sub(r"\[[a-z]+\]", " ", text) for text in texts]
 
 
 def _ewok(path: Path) -> Iterator[tuple[str, list[str]]]:
-    import ewok  # only here: it knows the encrypted zip, and it imports torch
-
-    for item in ewok.load(path):
-        yield item["id"], [f"{item[context]} {item[target]}" for context in ("Context1", "Context2")
-                           for target in ("Target1", "Target2")]
+    fields = "Domain", "Context1", "Context2", "Target1", "Target2"
+    for _, record in _checked(sources.read_zip(path, "EWOK_PASSWORD"), "EWoK", *fields):
+        columns = {key: "" if value is None else str(value) for key, value in record.items()}
+        content = sorted((key.lower(), value) for key, value in columns.items())
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        texts = [f"{record[context]} {record[target]}" for context in fields[1:3] for target in fields[3:]]
+        yield f"{record['Domain']}-{digest[:12]}", texts
 
 
 READERS = {"gsm8k": _gsm8k, "hellaswag": _hellaswag, "ewok": _ewok}
-FILES = {"gsm8k": ("gsm8k/test.jsonl", "gsm8k_test.jsonl"), "hellaswag": ("hellaswag_val.jsonl",),
-         "ewok": ("ewok*.zip",)}  # what each is called in a folder
+FILES = {  # what each is called in a folder
+    "gsm8k": ("gsm8k/test.jsonl", "gsm8k_test.jsonl"),
+    "hellaswag": ("hellaswag_val.jsonl",),
+    "ewok": ("ewok*.zip",),
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# GSM8K's test questions, for fine-tuning. 48-bit hashes, not text, of the 1,319 questions of openai/grade-school-math's
+# test.jsonl: enough to recognise one whatever its file's name, format and order, and its own case, punctuation and
+# spacing. Another question is taken for one of them with a chance of 5e-12. Rewordings pass; the guard sees to those.
+
+TEST_QUESTIONS = Path(__file__).with_name("gsm8k_test_hashes.txt")  # one per line, in ascending order
+# of the published test.jsonl
+TEST_FILE_SHA256 = "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
 
 
-# ------------------------------------------------------------------------------------------------------------
+def question_hash(text: str) -> str:
+    """12 hex digits that name a question by its ASCII letters and digits, in lower case."""
+    letters = re.sub(r"[^a-z0-9]", "", text.lower())
+    return hashlib.blake2b(letters.encode(), digest_size=6).hexdigest()
+
+
+@functools.cache
+def test_question_hashes() -> frozenset[str]:
+    return frozenset(TEST_QUESTIONS.read_text().split())
+
+
+def is_test_question(text: str) -> bool:
+    """Whether a text is one of GSM8K's test questions."""
+    return question_hash(text) in test_question_hashes()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # for the scripts
 
 
@@ -353,33 +401,44 @@ def find_files(values: list[str]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for value in values:
         name, equals, path = value.partition("=")
-        if equals and not Path(value).exists():
-            found = {name: Path(path).expanduser()}
-        elif not Path(value).is_dir():
-            raise ValueError(f"--decontaminate {value} is no folder: name the benchmark, as in gsm8k={value}.")
-        else:
-            matches = {name: sorted(path for pattern in patterns for path in Path(value).glob(pattern))
-                       for name, patterns in FILES.items()}
-            found = {name: paths[0] for name, paths in matches.items() if paths}
-            if not found:
-                names = ", ".join(pattern for patterns in FILES.values() for pattern in patterns)
-                raise ValueError(f"--decontaminate {value} holds none of {names}: name a file, as in gsm8k=FILE.")
-        for name, path in found.items():
+        named = {name: Path(path).expanduser()}
+        if not equals or Path(value).exists():
+            named = _files_in(value)
+        for name, path in named.items():
             if files.setdefault(name, path) != path:
-                raise ValueError(f"--decontaminate names {name} twice ({files[name]} and {path}): keep one.")
+                raise ValueError(f"--decontaminate names {name} twice ({files[name]} and {path}): "
+                                 "keep one.")
+    return files
+
+
+def _files_in(folder: str) -> dict[str, Path]:
+    if not Path(folder).is_dir():
+        raise ValueError(f"--decontaminate {folder} is no folder: name the benchmark, as in "
+                         f"gsm8k={folder}.")
+    files = {}
+    for name, patterns in FILES.items():
+        for pattern in patterns:
+            for path in sorted(Path(folder).glob(pattern)):
+                files.setdefault(name, path)
+    if not files:
+        names = ", ".join(pattern for patterns in FILES.values() for pattern in patterns)
+        raise ValueError(f"--decontaminate {folder} holds none of {names}: name a file, as in "
+                         "gsm8k=FILE.")
     return files
 
 
 def log_lines(document: int | str, tokens: int, hits: list[str]) -> bytes:
     """Lines of decontamination.jsonl for one dropped document: one per benchmark. document: its number or name; tokens:
     its plain GPT-2 tokens, the same in every condition; hits: as from `Guard.hits`."""
-    lines: dict[str, list[str]] = {}
+    items_of: dict[str, list[str]] = {}
     for hit in hits:
         name, item = hit.split("/", 1)
-        lines.setdefault(name, []).append(item)
-    return b"".join(
-        json.dumps({"document": document, "tokens": tokens, "benchmark": name, "items": items}).encode() + b"\n"
-        for name, items in lines.items())
+        items_of.setdefault(name, []).append(item)
+    lines = b""
+    for name, items in items_of.items():
+        line = {"document": document, "tokens": tokens, "benchmark": name, "items": items}
+        lines += json.dumps(line).encode() + b"\n"
+    return lines
 
 
 def summary(guard: Guard, log: bytes) -> dict:
@@ -387,20 +446,17 @@ def summary(guard: Guard, log: bytes) -> dict:
 
     {"rule", "documents_dropped", "plain_tokens_dropped", "benchmarks": {name: {"file", "sha256", "items",
     "items_too_short", "documents_dropped", "items_hit_total", "items_hit": the first LISTED ids}}}"""
-    dropped: dict = {}
-    documents = dict.fromkeys(guard.benchmarks, 0)
+    tokens_of, documents = {}, Counter()
     items = {name: set() for name in guard.benchmarks}
     for line in log.splitlines():
         record = json.loads(line)
-        dropped[record["document"]] = record["tokens"]
+        tokens_of[record["document"]] = record["tokens"]
         documents[record["benchmark"]] += 1
         items[record["benchmark"]].update(record["items"])
-    return {
-        "rule": RULE,
-        "documents_dropped": len(dropped),
-        "plain_tokens_dropped": sum(dropped.values()),
-        "benchmarks": {
-            name: record | {"documents_dropped": documents[name], "items_hit_total": len(items[name]),
-                            "items_hit": sorted(items[name])[:LISTED]}
-            for name, record in guard.benchmarks.items()},
-    }
+    benchmarks = {}
+    for name, about in guard.benchmarks.items():
+        hit = sorted(items[name])
+        benchmarks[name] = about | {"documents_dropped": documents[name], "items_hit_total": len(hit),
+                                    "items_hit": hit[:LISTED]}
+    return {"rule": RULE, "documents_dropped": len(tokens_of), "plain_tokens_dropped": sum(tokens_of.values()),
+            "benchmarks": benchmarks}

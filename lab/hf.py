@@ -5,6 +5,7 @@ hf.py owns Hugging Face in and out: weights, configuration, and the folder that 
     python model.py import openai-community/gpt2 gpt2
 """
 
+import argparse
 import functools
 import math
 import os
@@ -221,26 +222,42 @@ def _load_gpt2(source: str):
 # python model.py export | import
 
 
-def export_checkpoint(args) -> None:
-    folder, step, _ = runs.resolve_checkpoint(args.checkpoint, flag="export")
+def main(argv) -> None:
+    parser = argparse.ArgumentParser(prog="model.py", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command")
+    export = commands.add_parser("export", allow_abbrev=False, help="checkpoint -> folder for transformers")
+    export.add_argument("checkpoint", help="a run's folder (its newest whole checkpoint), or a checkpoint's folder")
+    export.add_argument("out_dir", type=Path, help="folder to make")
+    take = commands.add_parser("import", allow_abbrev=False, help="Hugging Face GPT-2 -> checkpoint")
+    take.add_argument("source", help="folder, or name on the hub")
+    take.add_argument("out_dir", type=Path, help="folder to make")
+    take.add_argument("--new_vocab_size", type=int, default=0,
+                      help="tokens (0 = the source's; 50349 = room for the multiplication tokens)")
+    args = parser.parse_args(argv)
+    if args.command == "export":
+        export_checkpoint(args.checkpoint, args.out_dir)
+    else:
+        import_checkpoint(args.source, args.out_dir, args.new_vocab_size or None)
+
+
+def export_checkpoint(checkpoint: str, out_dir: Path) -> None:
+    folder, step, _ = runs.resolve_checkpoint(checkpoint, flag="export")
     model = GPT.load(folder)
     # The multiplication tokens go along, unless their ids mean something else in this model.
     reserved = any(last == shards.FIRST_MUL_ID for _, last in model.config.unused_ids)
     mul_tokens = reserved and model.config.vocab_size >= shards.VOCAB_SIZE
     write_tokenizer = functools.partial(shards.write_hf_tokenizer, mul_tokens=mul_tokens)
-    for warning in export_hf(model, args.out_dir, write_tokenizer):
+    for warning in export_hf(model, out_dir, write_tokenizer):
         print(f"WARNING: {warning}")
     source = str(folder) if step is None else f"{folder} (step {step})"
-    print(f"wrote {args.out_dir}: {source}, {model.num_params()['total']:,} parameters; "
+    print(f"wrote {out_dir}: {source}, {model.num_params()['total']:,} parameters; "
           "transformers reloads it with equal logits")
 
 
-def import_checkpoint(args) -> None:
-    check_new_folder(args.out_dir)
-    model = import_hf(args.source, args.new_vocab_size or None)
-    model.save(args.out_dir)
-    print(f"wrote {args.out_dir}: {args.source}, {model.num_params()['total']:,} parameters, vocabulary "
-          f"{model.config.vocab_size}; use it with train_gpt.py --init_from, sft.py --init, or an eval's --checkpoint")
-
-
-COMMANDS = {"export": export_checkpoint, "import": import_checkpoint}
+def import_checkpoint(source: str, out_dir: Path, vocab_size: int | None) -> None:
+    check_new_folder(out_dir)
+    model = import_hf(source, vocab_size)
+    model.save(out_dir)
+    print(f"wrote {out_dir}: {source}, {model.num_params()['total']:,} parameters, vocabulary "
+          f"{model.config.vocab_size}; "
+          "use it with train_gpt.py --init_from, sft.py --init, or an eval's --checkpoint")

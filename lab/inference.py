@@ -13,22 +13,25 @@ import math
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
+from itertools import compress
 from operator import index
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from lab import trees
 from lab.loss import CHUNK_ROWS, mask_logits, workspace, write_logits
 from model import Context, GPTConfig, Linear, causal_attention, check, packed_linear, seeded_generator
 
 
 def can_pack(weight) -> bool:
     """x86 CPUs, fp32, no autocast, a torch built with oneDNN."""
-    return (weight.device.type == "cpu" and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-            and torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
-            and all(hasattr(torch.ops.mkldnn, op) for op in ("_reorder_linear_weight", "_linear_pointwise")))
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    ops = "_reorder_linear_weight", "_linear_pointwise"
+    built = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, op) for op in ops)
+    return built and platform.machine() in ("x86_64", "AMD64")
 
 
 def pack(weight):
@@ -63,13 +66,14 @@ def packed_weights(module):
 # experiments/bench); CUDA: (assumption).
 SCORE_TOKENS = {"cpu": 2048, "cuda": 16_384}
 HEAD_COLUMNS = {"cpu": 2048}
-PACK_ROWS = 128  # tokens from which on packing a weight for one product saves more than it costs (measured: 0.7 at 160)
+PACK_ROWS = 128  # tokens from which on packing a weight for one product pays (measured: 0.7 of the time at 160)
 
 
 def n_truncated(items, block_size: int) -> int:
     """How many (item, ending) pairs are longer than block_size + 1 tokens, so that the model does not see all of their
     context. items as in score_endings."""
-    return sum(len(context) + len(ending) > block_size + 1 for context, endings in items for ending in endings)
+    limit = block_size + 1
+    return sum(len(context) + len(ending) > limit for context, endings in items for ending in endings)
 
 
 def score_endings(model, items, batch_size=None, batch_tokens=None) -> list[list[torch.Tensor]]:
@@ -114,18 +118,19 @@ def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None) -> I
 
 
 def _check_items(items, config: GPTConfig) -> None:
+    limit, n_ids = config.block_size, config.padded_vocab_size
     for i, (context, endings) in enumerate(items):
-        check(len(context), f"item {i} has an empty context, so nothing predicts its endings' first tokens; start the "
-                            "context with BOS")
+        check(len(context), f"item {i} has an empty context, so nothing predicts its endings' first "
+                            "tokens; start the context with BOS")
         for ending in endings:
-            check(len(ending), f"item {i} has an empty ending; give every ending at least one token")
-            check(len(ending) <= config.block_size,
-                  f"item {i} has an ending of {len(ending)} tokens but the model's block_size is {config.block_size}; "
-                  "leave the item out or use a model with a larger block_size")
+            n = len(ending)
+            check(n, f"item {i} has an empty ending; give every ending at least one token")
+            check(n <= limit, f"item {i} has an ending of {n} tokens but the model's block_size is "
+                              f"{limit}; leave the item out or use a model with a larger block_size")
         for ids in (context, *endings):
             for token in (min(ids), max(ids)):
-                check(0 <= token < config.padded_vocab_size,
-                      f"item {i} has token id {token}, outside this model's {config.padded_vocab_size} ids; "
+                check(0 <= token < n_ids,
+                      f"item {i} has token id {token}, outside this model's {n_ids} ids; "
                       "encode it with the tokenizer of the model's training data")
 
 
@@ -136,7 +141,9 @@ def _score_batches(model, items, batches):
         pairs = []  # what the model sees of context + ending, ending
         for i in batch:
             context, endings = items[i]
-            pairs += [([*context, *ending][-model.config.block_size - 1 :], ending) for ending in endings]
+            for ending in endings:
+                visible = [*context, *ending][-model.config.block_size - 1 :]
+                pairs.append((visible, ending))
         scores = iter(score(model, pairs))
         for i in batch:
             yield i, [next(scores) for _ in items[i][1]]
@@ -149,26 +156,59 @@ def _score_rows(model, pairs):
         tokens = torch.tensor([visible[:-1]], device=weight.device)
         x = model.hidden(tokens)[0, -len(ending) :]
         rows, targets = torch.arange(len(ending)), torch.tensor(ending)
-        scores.append(_head_log_probs(x, weight, rows, targets, model.config.masked_ranges).cpu())
+        scores.append(_head_log_probs(x, weight, rows, targets, model.config.masked_ranges))
     return scores
 
 
+def _score_trees(model, pairs):
+    """Scores of all pairs (visible tokens, ending) by one forward pass, in which a shared beginning stands once."""
+    if not pairs:
+        return []
+    weight = model.transformer["wte"].weight
+    tensor = functools.partial(torch.tensor, device=weight.device)
+    grown = trees.grow([visible[:-1] for visible, _ in pairs], model.config.n_embd)
+    predictors, targets = [], []
+    for nodes, (_, ending) in zip(grown.nodes_of, pairs, strict=True):
+        predictors += nodes[-len(ending) :]
+        targets += ending
+    queries, row_of = torch.tensor(predictors).unique(return_inverse=True)
+    queries = queries.to(weight.device)
+    tokens, ends = tensor(grown.tokens), tensor(grown.ends)
+    all_nodes = torch.arange(len(tokens), device=weight.device)
+
+    x, rope = model.embed(tokens[None], positions=tensor(grown.depths)[None])
+    context = Context(rope, trees.attention(grown.spans, ends, all_nodes))
+    *blocks, last = model.transformer["h"]
+    packing = packed_weights if len(tokens) >= PACK_ROWS else nullcontext
+    for block in blocks:
+        with packing(block):
+            x = block(x, context)
+    # Of the last block only the outputs that predict an ending's token are needed.
+    context = Context(rope, trees.attention(grown.spans, ends, queries), queries)
+    with packing(last):
+        x = last(x, context)
+    x = model.transformer["ln_f"](x)[0]
+    scores = _head_log_probs(x, weight, row_of, torch.tensor(targets), model.config.masked_ranges)
+    return list(scores.split([len(ending) for _, ending in pairs]))
+
+
 def _head_log_probs(x, weight, rows, targets, masked_ranges) -> torch.Tensor:
-    """log p (E,) fp32 of targets (E,) after the hidden states x (N, C) numbered rows (E,), ascending; both on the CPU.
+    """log p (E,) fp32 of targets (E,) after the hidden states x (N, C) numbered rows (E,); all but x on the CPU.
 
     At most CHUNK_ROWS x HEAD_COLUMNS logits are alive. Products in x's dtype or the autocast's, softmax in fp32."""
     device, dtype = x.device.type, x.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
+    scores = torch.empty(len(rows))
     with torch.autocast(device, enabled=False):
-        N, chunk = len(x), min(len(x), CHUNK_ROWS.get(device, 4096))
-        weight, out = weight.to(dtype), []
-        edges = torch.searchsorted(rows, torch.arange(0, N + chunk, chunk)).tolist()
-        for start, (first, last) in zip(range(0, N, chunk), pairwise(edges), strict=True):
+        weight = weight.to(dtype)
+        chunk = CHUNK_ROWS.get(device, 4096)
+        for start in range(0, len(x), chunk):
+            inside = (start <= rows) & (rows < start + chunk)
+            at, wanted = (v.to(x.device) for v in (rows[inside] - start, targets[inside]))
             x_rows = x[start : start + chunk].to(dtype)
-            at = rows[first:last] - start
-            out.append(_chunk_log_probs(x_rows, weight, at, targets[first:last], masked_ranges))
-        return torch.cat(out)
+            scores[inside] = _chunk_log_probs(x_rows, weight, at, wanted, masked_ranges).cpu()
+    return scores
 
 
 def _chunk_log_probs(x, weight, rows, targets, masked_ranges):
@@ -176,14 +216,10 @@ def _chunk_log_probs(x, weight, rows, targets, masked_ranges):
     V = len(weight)
     width = min(V, HEAD_COLUMNS.get(x.device.type, V))
     buffer = workspace(len(x), width, x.device).flatten()
-    targets, order = targets.sort(stable=True)
-    rows = rows[order].to(x.device)
-    cuts = torch.searchsorted(targets, torch.arange(0, V + width, width)).tolist()
-    targets = targets.to(x.device)
     chosen = torch.empty(len(targets), device=x.device)
     largest = torch.full((len(x), 1), torch.finfo(torch.float32).min, device=x.device)
     total = torch.zeros(len(x), 1, device=x.device)
-    for left, (first, last) in zip(range(0, V, width), pairwise(cuts), strict=True):
+    for left in range(0, V, width):
         columns = weight[left : left + width]
         padding = [(max(a - left, 0), max(b - left, 0)) for a, b in masked_ranges]
         if len(x) >= PACK_ROWS and can_pack(columns):
@@ -192,159 +228,14 @@ def _chunk_log_probs(x, weight, rows, targets, masked_ranges):
         else:
             logits = buffer[: len(x) * len(columns)].view(len(x), -1)
             write_logits(logits, x, columns, padding)
-        chosen[first:last] = logits[rows[first:last], targets[first:last] - left]
+        inside = (left <= targets) & (targets < left + width)
+        column = (targets - left).clamp(0, len(columns) - 1)
+        chosen = torch.where(inside, logits[rows, column], chosen)
         new = torch.maximum(largest, logits.amax(1, keepdim=True))
         total = total * (largest - new).exp_() + logits.sub_(new).exp_().sum(1, keepdim=True)
         largest = new
     log_sum = (largest + total.log_())[:, 0]
-    return (chosen - log_sum[rows])[order.argsort().to(x.device)]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# many endings of shared contexts, as trees of tokens
-
-QUERY_ROWS = 64  # nodes whose attention is computed at a time on a CPU (measured)
-PAD_TREES = {"cpu": 0, "cuda": 64}  # multiple to which trees are padded to attend together; 0: one after the other
-TREE_TOKENS = 4096  # a tree is not grown beyond this: its mask has the square of its tokens as entries
-
-
-def _score_trees(model, pairs):
-    """Scores of all pairs (visible tokens, ending) by one forward pass, in which a shared beginning stands once."""
-    if not pairs:
-        return []
-    weight = model.transformer["wte"].weight
-    tokens, depths, ends, trees, nodes_of = _grow_trees([visible[:-1] for visible, _ in pairs], model.config.n_embd)
-    predictors, targets = [], []
-    for nodes, (_, ending) in zip(nodes_of, pairs, strict=True):
-        predictors += nodes[-len(ending) :]
-        targets += ending
-    queries, row_of = torch.tensor(predictors).unique(return_inverse=True)
-    row_of, order = row_of.sort(stable=True)
-    targets = torch.tensor(targets)[order]
-
-    tokens, depths, ends, queries = (torch.as_tensor(v, device=weight.device) for v in (tokens, depths, ends, queries))
-    attend = _attend_in_turn
-    if pad := PAD_TREES.get(weight.device.type, PAD_TREES["cuda"]):
-        attend = functools.partial(_attend_padded, pad=pad)
-    x, rope = model.embed(tokens[None], positions=depths[None])
-    context = Context(rope, attend(trees, ends, torch.arange(len(tokens), device=weight.device)))
-    *blocks, last = model.transformer["h"]
-    packing = packed_weights if len(tokens) >= PACK_ROWS else nullcontext
-    for block in blocks:
-        with packing(block):
-            x = block(x, context)
-    # Of the last block only the outputs that predict an ending's token are needed.
-    with packing(last):
-        x = last(x, Context(rope, attend(trees, ends, queries), queries))
-    x = model.transformer["ln_f"](x)[0]
-    log_probs = _head_log_probs(x, weight, row_of, targets, model.config.masked_ranges).cpu()
-    return list(log_probs[order.argsort()].split([len(ending) for _, ending in pairs]))
-
-
-def _grow_trees(sequences: list[list[int]], n_embd: int):
-    """Lays token sequences out as trees, in which a shared beginning stands once.
-
-    A node sees itself and its ancestors. Nodes are numbered depth first, so node j is an ancestor of i, or i itself,
-    when j <= i < ends[j]. A sequence joins the tree of the one before it in sorted order if the 24 C^2 FLOPs per layer
-    and shared token that it saves are more than the 8 C of each new pair of nodes in one tree's mask.
-    Returns tokens, depths, ends, one entry per node; (first, last + 1) nodes of each tree; each sequence's nodes."""
-    tokens, depths, ends, starts = [], [], [], []
-    nodes_of: list[list[int]] = [[]] * len(sequences)
-    path, previous = [], []  # the nodes and the tokens of the sequence before
-    for s in sorted(range(len(sequences)), key=sequences.__getitem__):
-        sequence = sequences[s]
-        shared = _shared_length(previous, sequence)
-        new = len(sequence) - shared
-        size = len(tokens) - starts[-1] if starts else 0
-        costly = 3 * n_embd * shared <= size * new or size + new > TREE_TOKENS
-        if not starts or (new and costly):
-            starts.append(len(tokens))
-            shared, new = 0, len(sequence)
-        for node in path[shared:]:
-            ends[node] = len(tokens)
-        path = path[:shared] + list(range(len(tokens), len(tokens) + new))
-        tokens += sequence[shared:]
-        depths += range(shared, len(sequence))
-        ends += [0] * new
-        nodes_of[s], previous = path, sequence
-    for node in path:
-        ends[node] = len(tokens)
-    return tokens, depths, ends, list(pairwise([*starts, len(tokens)])), nodes_of
-
-
-def _shared_length(a, b) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
-
-
-def _visible(queries, keys, ends):
-    """Whether node queries[..., i] sees node keys[..., j], as bool (..., i, j)."""
-    queries, before = queries.unsqueeze(-1), keys.unsqueeze(-2)
-    return (before <= queries) & (queries < ends[keys].unsqueeze(-2))
-
-
-def _attend_in_turn(trees, ends, rows):
-    """The `attend` of a Context for trees that stand in one row: q (1, H, R, dh) of the nodes `rows` (R,), ascending;
-    k and v (1, H, N, dh) of all nodes."""
-    pieces = []  # (which of q, which of k and v, mask)
-    for first, last in trees:
-        start, stop = torch.searchsorted(rows, torch.tensor([first, last])).tolist()
-        for at in range(start, stop, QUERY_ROWS):
-            queries = slice(at, min(at + QUERY_ROWS, stop))
-            keys = slice(first, int(rows[queries][-1]) + 1)  # depth first: no node sees a later one
-            mask = _visible(rows[queries], torch.arange(keys.start, keys.stop), ends)
-            pieces.append((queries, keys, mask[None, None]))
-
-    def attend(q, k, v):
-        outputs = []
-        for queries, keys, mask in pieces:
-            y = F.scaled_dot_product_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask)
-            outputs.append(y.transpose(1, 2))
-        return torch.cat(outputs, 1).transpose(1, 2)
-
-    return attend
-
-
-def _attend_padded(trees, ends, rows, pad):
-    """The same in few launches: trees of about the same size, padded to a multiple of `pad`, attend together."""
-    bounds = torch.tensor([first for first, _ in trees] + [trees[-1][1]], device=rows.device)
-    starts = torch.searchsorted(rows, bounds).tolist()
-    groups = {}
-    for (first, last), (start, stop) in zip(trees, pairwise(starts), strict=True):
-        n_keys, n_queries = last - first, stop - start
-        widths = -(-n_keys // pad) * pad, -(-n_queries // pad) * pad
-        groups.setdefault(widths, []).append((first, n_keys, start, n_queries))
-    pieces, places = [], []
-    for (keys_width, queries_width), group in groups.items():
-        first, n_keys, start, n_queries = torch.tensor(group, device=rows.device).T
-        keys, real_keys = _stack_ranges(first, n_keys, keys_width)
-        queries, real_queries = _stack_ranges(start, n_queries, queries_width)
-        mask = _visible(rows[queries], keys, ends) & real_keys[:, None]
-        pieces.append((queries, keys, mask[:, None], real_queries.flatten().nonzero()[:, 0]))
-        places.append(queries[real_queries])
-    order = torch.cat(places).argsort()
-
-    def attend(q, k, v):
-        q, k, v = (z[0].transpose(0, 1) for z in (q, k, v))  # (N, H, dh)
-        outputs = []
-        for queries, keys, mask, real in pieces:
-            q_piece, k_piece, v_piece = (z.transpose(1, 2) for z in (q[queries], k[keys], v[keys]))
-            y = F.scaled_dot_product_attention(q_piece, k_piece, v_piece, mask)
-            outputs.append(y.transpose(1, 2).flatten(0, 1)[real])
-        return torch.cat(outputs)[order].transpose(0, 1)[None]
-
-    return attend
-
-
-def _stack_ranges(firsts, sizes, width):
-    """Stacks the ranges first .. first + size - 1 into a matrix (ranges, width), each padded with its last value; also
-    the mask of real entries."""
-    column = torch.arange(width, device=firsts.device)
-    size = sizes[:, None]
-    return firsts[:, None] + torch.minimum(column, size - 1), column < size
+    return chosen - log_sum[rows]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -382,13 +273,17 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
     does, by its own length, every row of a model that is not attention_only.
     Memory: 2 * n_layer * n_embd numbers per row and position, for all prompts at once; on a CPU also a copy of the
     weights while it runs. ValueError for bad input, or where the logits are not numbers."""
-    prompts = _check_generate(model, prompts, max_new_tokens, temperature, top_k, top_p, stop_ids, stop_strings, decode)
+    prompts = _check_generate(
+        model, prompts, max_new_tokens, temperature, top_k, top_p, stop_ids, stop_strings, decode)
     row_ids = range(len(prompts)) if row_ids is None else list(row_ids)
-    check(len(row_ids) == len(prompts),
-          f"there are {len(prompts)} prompts but {len(row_ids)} row_ids; give one for each")
+    check(len(row_ids) == len(prompts), f"there are {len(prompts)} prompts but {len(row_ids)} row_ids; "
+                                        "give one for each")
+    if max_new_tokens == 0:
+        return [Completion([], "length") for _ in prompts]
     generators = [seeded_generator(f"{seed}/{row}") for row in row_ids]
     stop_ids, stop_strings = set(map(int, stop_ids)), list(stop_strings)
-    tail = max((len(s.encode()) for s in stop_strings), default=0) + 3  # ids whose text can hold a new stop string
+    longest = max((len(s.encode()) for s in stop_strings), default=0)
+    tail = longest + 3  # ids whose text can hold a new stop string
     new, stopped = [[] for _ in prompts], ["length"] * len(prompts)
 
     def extend(rows, logits) -> list[bool]:
@@ -409,67 +304,70 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
         return [stopped[r] == "length" and len(new[r]) < max_new_tokens for r in rows]
 
     limit, device = model.config.block_size, model.transformer["wte"].weight.device
-    cached, recomputed = [], []  # place i of the cache holds row cached[i]
-    for r in sorted(range(len(prompts)) if max_new_tokens else [], key=lambda r: len(prompts[r])):
-        rows = cached if model.attention_only and len(prompts[r]) <= limit else recomputed
-        rows.append(r)
-    n_rows = len(cached) + len(recomputed)
-    packing = model.attention_only and max_new_tokens * min(n_rows, 4) >= PACK_FROM
+    cached, at_once = [], 1  # place i of the cache holds row cached[i]; a model with memory reads row by row
+    by_length = sorted(range(len(prompts)), key=lambda r: len(prompts[r]))
+    if model.attention_only:
+        cached = [r for r in by_length if len(prompts[r]) <= limit]
+        at_once = max(1, PREFILL_TOKENS.get(device.type, 2048) // limit)
+    recomputed = by_length[len(cached) :]
+    packing = model.attention_only and max_new_tokens * min(len(prompts), 4) >= PACK_FROM
     with packed_weights(model) if packing else nullcontext():
         if cached:
             width = min(len(prompts[cached[-1]]) + max_new_tokens - 1, limit)
             cache = _new_cache(model, len(cached), width)
             logits = _prefill(model, [prompts[r] for r in cached], cache)
         while cached:
-            goes_on = extend(cached, logits)
-            fits = [len(prompts[r]) + len(new[r]) <= limit for r in cached]
-            recomputed += [r for r, on, fit in zip(cached, goes_on, fits, strict=True) if on and not fit]
-            cached = compact(cached, [on and fit for on, fit in zip(goes_on, fits, strict=True)], cache)
+            keep = extend(cached, logits)
+            for i, r in enumerate(cached):
+                if keep[i] and len(prompts[r]) + len(new[r]) > limit:
+                    recomputed.append(r)
+                    keep[i] = False
+            cached = compact(cached, keep, cache)
             if cached:
                 ends = [len(prompts[r]) + len(new[r]) - 1 for r in cached]
                 logits = _decode_step(model, [new[r][-1] for r in cached], ends, cache)
 
-        # Once a row is longer than block_size, each token moves all positions: nothing in a cache stays valid. Windows
-        # of block_size tokens run together; rows of a model with memory run one by one.
-        at_once = max(1, PREFILL_TOKENS.get(device.type, 2048) // limit) if model.attention_only else 1
+        # Once a row is longer than block_size, each token moves all positions: nothing in a cache stays valid.
         for start in range(0, len(recomputed), at_once):
             rows = recomputed[start : start + at_once]
             while rows:
                 windows = torch.tensor([(prompts[r] + new[r])[-limit:] for r in rows], device=device)
-                goes_on = extend(rows, model.head(model.hidden(windows)[:, -1]))
-                rows = [r for r, on in zip(rows, goes_on, strict=True) if on]
+                keep = extend(rows, model.head(model.hidden(windows)[:, -1]))
+                rows = list(compress(rows, keep))
     return [Completion(*c) for c in zip(new, stopped, strict=True)]
 
 
-def _check_generate(model, prompts, max_new_tokens, temperature, top_k, top_p, stop_ids, stop_strings, decode) -> list:
+def _check_generate(model, prompts, max_new_tokens, temperature, top_k, top_p, stop_ids, stop_strings, decode):
     """The prompts as lists of int; ValueError, in one sentence, for bad input."""
     if isinstance(prompts, torch.Tensor):
         prompts = prompts.tolist()
     try:
         prompts = [list(map(index, p)) for p in prompts]
     except TypeError as e:
-        raise ValueError("prompts must be lists of whole numbers, one list per prompt, or a (B, T) int64 tensor; "
-                         "put a single prompt into a list") from e
+        raise ValueError("prompts must be lists of whole numbers, one list per prompt, or a (B, T) int64 "
+                         "tensor; put a single prompt into a list") from e
     vocab_size = model.config.vocab_size
     for i, p in enumerate(prompts):
-        check(p, f"prompt {i} is empty, there is no token to continue; start from at least one, such as <|endoftext|>")
-        check(0 <= min(p) <= max(p) < vocab_size, f"prompt {i} has ids from {min(p)} to {max(p)}; "
-                                                  f"use ids of at least 0 and below vocab_size {vocab_size}")
+        check(p, f"prompt {i} is empty; start from at least one token, such as <|endoftext|>")
+        check(0 <= min(p) <= max(p) < vocab_size,
+              f"prompt {i} has ids from {min(p)} to {max(p)}; "
+              f"use ids of at least 0 and below vocab_size {vocab_size}")
     check(max_new_tokens >= 0, f"max_new_tokens is {max_new_tokens}; use 0 or more")
-    check(0 <= temperature < math.inf, f"temperature is {temperature}; use 0 for greedy or a finite number above it")
+    check(0 <= temperature < math.inf, f"temperature is {temperature}; use 0 for greedy, or more")
     check(top_k is None or top_k >= 1, f"top_k is {top_k}; use at least 1, or None for all ids")
-    check(top_p is None or 0 < top_p <= 1, f"top_p is {top_p}; use a number above 0 and up to 1, or None for all ids")
+    check(top_p is None or 0 < top_p <= 1, f"top_p is {top_p}; use a number above 0 and up to 1, or None")
     check(not isinstance(stop_ids, int), f"stop_ids is {stop_ids}; put it into a list")
     check(not isinstance(stop_strings, str) and "" not in stop_strings,
           f"stop_strings is {stop_strings!r}; use a list of strings that are not empty")
-    check(decode or not stop_strings, "stop_strings need the text of the ids; pass decode, a function from ids to text")
+    check(decode or not stop_strings, "stop_strings need text; pass decode, a function from ids to text")
     return prompts
 
 
 def choose_tokens(logits, u, temperature, top_k, top_p) -> torch.Tensor:
     """logits (N, V), u (N,) fp64 in [0, 1), unused when temperature is 0 -> ids (N,) int64; see generate."""
     best, ids = logits.max(1, keepdim=True)
-    check(not best.isnan().any(), "the model's logits are not numbers; use a checkpoint from before its loss diverged")
+    check(not best.isnan().any(), "the model's logits are not numbers; "
+                                  "use a checkpoint from before its loss diverged")
     if temperature == 0:
         return ids.squeeze(1)
     if logits.device.type not in ("cpu", "cuda"):  # no fp64 elsewhere
@@ -487,7 +385,7 @@ def choose_tokens(logits, u, temperature, top_k, top_p) -> torch.Tensor:
     total = weights.cumsum(1, dtype=torch.float64)
     end = total[:, -1:].contiguous()
     at = torch.searchsorted(total, u.to(total.device)[:, None] * end, right=True)
-    at = torch.minimum(at, torch.searchsorted(total, end))  # a product that rounds up to end is beyond every id
+    at = torch.minimum(at, torch.searchsorted(total, end))  # where the product rounds up to end
     if ids is not None:
         at = ids.gather(1, at)
     return at.squeeze(1)

@@ -1,9 +1,19 @@
-"""sources.py owns rows out of files and the hub: parquet, jsonl[.gz, .zst], txt, `synthetic:N`."""
+"""sources.py owns rows that come from somewhere else: files, zips, datasets on the hub, and `synthetic:N`.
+
+    for first, texts in read_batches(open_source(args)):        # documents to pretrain on; args: --dataset and others
+    for place, record in read_records("test.jsonl.gz"):         # dicts: benchmarks, conversations, programs
+    for place, record in read_zip("ewok.zip", "EWOK_PASSWORD"):
+    for record in hub_records("openai/gsm8k", "main", "train"):
+
+What a suffix means stands in two tables, DOCUMENT_READERS and RECORD_READERS. A file that is damaged or cut off, or a
+stream that breaks, is an error: it must never look like the end of the data.
+"""
 
 from __future__ import annotations
 
 import argparse
-import codecs
+import contextlib
+import getpass
 import glob
 import io
 import json
@@ -11,6 +21,8 @@ import os
 import re
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,117 +30,167 @@ from typing import NamedTuple
 
 from lab import disk, synthetic
 
-BATCH_BYTES = 2**20  # text tokenised in one go; larger gains nothing (measured), smaller costs calls
-MAX_DOCUMENT_BYTES = 2**25  # 32 MiB: with tiktoken, whose ids come as a list, one of 59 MB took 1.4 GB (measured)
+BATCH_BYTES = 2**20  # text tokenised in one go; more gains nothing (measured), less costs calls
+MAX_DOCUMENT_BYTES = 2**25  # tiktoken gives ids as a list: 59 MB of text took 1.4 GB (measured)
+MAX_LINE_BYTES = 2 * MAX_DOCUMENT_BYTES  # JSON escapes some characters, and a line has other fields
 RETRY_WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new attempt after a network error
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
-EMPTY, NOT_TEXT, TOO_LONG = "empty", "not text or not valid UTF-8", f"longer than {MAX_DOCUMENT_BYTES:,} bytes"
+EMPTY, NOT_TEXT = "empty", "not text or not valid UTF-8"
+TOO_LONG = f"longer than {MAX_DOCUMENT_BYTES:,} bytes"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, to be quoted in a sentence of ours."""
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0].rstrip(".")
+
+
+def reader_of(table: dict[str, Callable], path) -> Callable:
+    """The entry of a {suffix: reader} table for a file. ValueError when there is none."""
+    for suffix, reader in table.items():
+        if str(path).endswith(suffix):
+            return reader
+    raise ValueError(f"{path} is none of {', '.join(table)}: convert it to one of these.")
+
+
+@contextlib.contextmanager
+def damage_in(path):
+    """Turns what a damaged file raises inside the block into one sentence."""
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, EOFError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read ({first_line(error)}): check its permissions; if it is damaged or "
+                         "cut off, download it again.") from error
+
+
+def decompressed(f, path):
+    """A binary file unpacked by its suffix. Arrow checks each gzip member and zstd frame to its end, checksum included
+    (the zstandard package accepts a file that was cut off)."""
+    import pyarrow
+
+    kinds = {".gz": "gzip", ".zst": "zstd"}
+    suffix = Path(path).suffix
+    if suffix not in kinds:
+        return f
+    return io.BufferedReader(pyarrow.CompressedInputStream(f, kinds[suffix]), 2**20)
+
+
+def lines_of(f, path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of the lines of a text file that are not blank."""
+    f = decompressed(f, path)
+    for number, line in enumerate(iter(lambda: f.readline(MAX_LINE_BYTES), b""), 1):
+        if len(line) == MAX_LINE_BYTES:
+            raise ValueError(f"line {number:,} of {path} has {MAX_LINE_BYTES:,} bytes or more: split it up.")
+        if not line.isspace():
+            yield number, line
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# documents: which files
 
 
 class Source(NamedTuple):
-    """kind "hub", "local" or "synthetic"; record: what meta.json says about it; documents: how many, None = unknown."""
+    """What --dataset names, opened by `open_source`."""
 
-    kind: str
+    kind: str  # "hub", "local" or "synthetic"
     files: list[str]
-    field: str
-    record: dict
-    seed: int
-    documents: int | None  # in the source, or --max_docs if that is less
+    field: str  # --text_field
+    record: dict  # what meta.json says about the source
+    seed: int  # of synthetic documents
+    documents: int | None  # in the source, or --max_docs if that is less; None = unknown
     stop: int | None  # --max_docs
     counts: dict[str, int]  # documents of the files read so far: a restart need not open them again
 
 
-def iter_documents(args: argparse.Namespace, start: int = 0) -> Iterator[tuple[int, str]]:
-    """(number, text) of every document of `--dataset` from number `start` on. ValueError / OSError in one sentence."""
-    for first, documents in read_batches(open_source(args), start):
-        for number, document in enumerate(documents, first):
-            if isinstance(document, bytes):
-                yield number, document.decode()
-            elif args.bad_documents == "error":
-                raise ValueError(bad_document(number, document))
-
-
-def bad_document(number: int, why: str) -> str:
-    return f"document {number:,} (counted from 0) is {why}: repair it, or pass --bad_documents skip."
-
-
 def open_source(args: argparse.Namespace) -> Source:
-    """Find the files, check that the first document can be read, and pin what will be read."""
-    stop = args.max_docs or None
-    if args.dataset == ["synthetic"]:
+    """Find the files, check that the first document can be read, and pin what will be read.
+
+    args: the prepare scripts' flags. ValueError / OSError in one sentence."""
+    names, stop = args.dataset, args.max_docs or None
+    if names == ["synthetic"]:
         if not (args.max_docs or args.target_tokens):
             raise ValueError("--dataset synthetic has no end: pass --max_docs or --target_tokens.")
         record = {"kind": "synthetic", "seed": args.synthetic_seed}
         return Source("synthetic", [], args.text_field, record, args.synthetic_seed, stop, stop, {})
-    if len(args.dataset) == 1 and not _is_local(args.dataset[0]):
-        source = _open_hub(args, args.dataset[0])
-    elif len(args.dataset) == 1 and Path(args.dataset[0]).is_dir():
+    if len(names) == 1 and is_hub_name(names[0]):
+        source = _open_hub(args, names[0])
+    elif len(names) == 1 and Path(names[0]).is_dir():
         try:
-            files, _ = _resolve_with_datasets(args.dataset[0], None, args.split, None)
+            files, _ = _resolve_with_datasets(names[0], None, args.split, None)
         except OSError as error:
-            raise ValueError(f"--dataset {args.dataset[0]} holds no data files: name them with a glob.") from error
+            raise ValueError(f"--dataset {names[0]} holds no data files: name them with a glob.") from error
         source = _open_local(args, files)
     else:
-        files = []
-        for pattern in args.dataset:
-            found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-            files += [path for path in found if Path(path).is_file()]
-            if not found:
-                raise FileNotFoundError(f"--dataset {pattern}: no such file or glob; check the path.")
-        source = _open_local(args, files)
+        source = _open_local(args, _glob_files(names))
     if stop:
         source = source._replace(stop=stop, documents=min(stop, source.documents or stop))
     if next(read_batches(source), None) is None:
-        raise ValueError(f"--dataset {' '.join(args.dataset)} holds no documents: give files that do.")
+        raise ValueError(f"--dataset {' '.join(names)} holds no documents: give files that do.")
     return source
 
 
-def _is_local(name: str) -> bool:
-    return Path(name).exists() or name.endswith(SUFFIXES) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+def is_hub_name(name: str) -> bool:
+    """Whether a name that the user gave stands for a dataset on the hub rather than for a file."""
+    is_file = Path(name).exists() or name.endswith((*DOCUMENT_READERS, *RECORD_READERS))
+    return not is_file and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
+
+
+def _glob_files(patterns: list[str]) -> list[str]:
+    files = []
+    for pattern in patterns:
+        paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        if not paths:
+            raise FileNotFoundError(f"--dataset {pattern}: no such file or glob; check the path.")
+        files += [path for path in paths if Path(path).is_file()]
+    return files
 
 
 def _open_local(args: argparse.Namespace, files: list[str]) -> Source:
-    if unknown := [path for path in files if not path.endswith(SUFFIXES)]:
-        raise ValueError(f"{unknown[0]} is none of {', '.join(SUFFIXES)}: convert it to one of these.")
+    readers = [reader_of(DOCUMENT_READERS, path) for path in files]
+
+    def describe(path: str) -> dict:
+        with damage_in(path):
+            size, digest = os.path.getsize(path), disk.sha256_file(path)
+        return {"name": Path(path).name, "bytes": size, "sha256": digest}
+
     with ThreadPoolExecutor(max_workers=min(8, args.num_proc)) as pool:
-        digests = list(pool.map(_local_digest, files))
-    record = {"kind": "local", "files": [
-        {"name": Path(path).name, "bytes": os.path.getsize(path), "sha256": digest}
-        for path, digest in zip(files, digests, strict=True)]}
+        record = {"kind": "local", "files": list(pool.map(describe, files))}
     documents = 0
-    for path in files:
-        if path.endswith(".parquet"):
-            with _readable(path):
-                documents += _parquet_file(open(path, "rb"), path, args.text_field).metadata.num_rows
-    if not all(path.endswith(".parquet") for path in files):
-        documents = None
+    for path, reader in zip(files, readers, strict=True):
+        if reader is _read_parquet:
+            with damage_in(path):
+                file = _parquet_file(open(path, "rb"), path, args.text_field)
+                documents += file.metadata.num_rows
+    if any(reader is not _read_parquet for reader in readers):
+        documents = None  # only parquet says how many rows it has
     return Source("local", files, args.text_field, record, 0, documents, None, {})
-
-
-def _local_digest(path: str) -> str:
-    try:
-        return disk.sha256_file(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
 
 
 def _open_hub(args: argparse.Namespace, name: str) -> Source:
     """The files of one revision of a hub dataset; `datasets` knows which belong to a configuration and split."""
-    import huggingface_hub
 
     def resolve(_):
-        revision = huggingface_hub.HfApi().dataset_info(name, revision=args.revision, timeout=20).sha
+        revision = hub_revision(name, args.revision)
         yield revision, *_resolve_with_datasets(name, args.config, args.split, revision)
 
     revision, files, documents = next(with_retries(resolve, 0, lambda _: 0, RETRY_WAITS[:3]))
-    if unknown := [path for path in files if not path.endswith(SUFFIXES)]:
-        raise ValueError(f"--dataset {name} is stored as {unknown[0]}, not {', '.join(SUFFIXES)}: give local files.")
-    record = {"kind": "hub", "revision": revision, "files": [path.split("/", 3)[-1] for path in files]}
+    for path in files:
+        reader_of(DOCUMENT_READERS, path)  # or refuse it now
+    names = [path.split("/", 3)[-1] for path in files]
+    record = {"kind": "hub", "revision": revision, "files": names}
     return Source("hub", files, args.text_field, record, 0, documents, None, {})
 
 
+def hub_revision(name: str, revision: str | None = None) -> str:
+    """The commit that a revision of a hub dataset (None: its main branch) stands for now."""
+    import huggingface_hub
+
+    return huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=20).sha
+
+
 def _resolve_with_datasets(name: str, config: str | None, split: str, revision: str | None):
-    """(paths, documents or None) of a split of a hub dataset or of a local folder. ValueError when there is no such."""
+    """(paths, documents or None) of a split of a hub dataset or of a local folder. ValueError without such a split."""
     import datasets
 
     builder = datasets.load_dataset_builder(name, config, revision=revision)
@@ -139,6 +201,14 @@ def _resolve_with_datasets(name: str, config: str | None, split: str, revision: 
     return files[split], getattr(info, "num_examples", None) or None
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# documents: their texts
+
+
+def bad_document(number: int, why: str) -> str:
+    return f"document {number:,} (counted from 0) is {why}: repair it, or pass --bad_documents skip."
+
+
 def read_batches(source: Source, start: int = 0) -> Iterator[tuple[int, list[bytes | str]]]:
     """Lists of about BATCH_BYTES of documents from number `start` on, as (number of the first, list).
 
@@ -147,7 +217,8 @@ def read_batches(source: Source, start: int = 0) -> Iterator[tuple[int, list[byt
     if source.kind == "synthetic":
         batches = _read_synthetic(source.seed, start)
     elif source.kind == "hub":
-        batches = with_retries(lambda first: _read_files(source, first), start, lambda item: item[0] + len(item[1]))
+        read = lambda first: _read_files(source, first)
+        batches = with_retries(read, start, lambda batch: batch[0] + len(batch[1]))
     else:
         batches = _read_files(source, start)
     for first, documents in batches:
@@ -166,15 +237,18 @@ def _read_synthetic(seed: int, start: int):
 def _read_files(source: Source, start: int):
     first = 0  # number of the file's first document
     for path in source.files:
-        known = source.counts.get(path)
-        if known is None or first + known > start:
+        count = source.counts.get(path)
+        if count is None or first + count > start:
             position = first
-            read = _read_parquet if path.endswith(".parquet") else _read_txt if path.endswith(".txt") else _read_jsonl
-            with _readable(path, remote=source.kind == "hub"), _open_file(source, path) as f:
-                for count, documents in read(f, path, source.field, max(0, start - first)):
+            reader = reader_of(DOCUMENT_READERS, path)
+            guard = damage_in(path)
+            if source.kind == "hub":
+                guard = contextlib.nullcontext()  # errors of the network are for `with_retries`
+            with guard, _open_file(source, path) as f:
+                for n, documents in reader(f, path, source.field, max(0, start - first)):
                     if documents is not None:
                         yield position, documents
-                    position += count
+                    position += n
             source.counts[path] = position - first
         first += source.counts[path]
 
@@ -187,43 +261,24 @@ def _open_file(source: Source, path: str):
     return open(path, "rb")
 
 
-class _readable:
-    """Turns what a damaged local file raises into one sentence; a remote file's errors go to `with_retries`."""
-
-    def __init__(self, path: str, remote: bool = False):
-        self.path, self.remote = path, remote
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        import pyarrow
-
-        if not self.remote and isinstance(error, (OSError, EOFError, pyarrow.ArrowException)):
-            raise ValueError(
-                f"{self.path} cannot be read ({first_line(error)}): it is damaged or cut off; download it again."
-            ) from error
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-# each reader yields (number of documents, their list, or None for documents before `skip`)
+# Each reader takes (open file, path, field, skip) and yields (number of documents, their list); the list is None for
+# documents among the first `skip`.
 
 
 def _parquet_file(f, path: str, field: str):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(f, buffer_size=2**20, pre_buffer=False)  # page by page: a row group may exceed the memory
+    # page by page: a row group may exceed the memory
+    file = pq.ParquetFile(f, buffer_size=2**20, pre_buffer=False)
     schema = file.schema_arrow
     if field not in schema.names:
         raise ValueError(f"{path} has no column {field!r}: pass --text_field with one of {', '.join(schema.names)}.")
     kind = schema.field(field).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
-                                       pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)):
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text_kinds = pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()
+    if kind not in (*text_kinds, pa.null()):
         raise ValueError(f"column {field!r} of {path} holds {kind}, not text: pass another --text_field.")
     return file
 
@@ -244,17 +299,20 @@ def _read_parquet(f, path: str, field: str, skip: int):
             if skip:
                 cut = min(skip, len(column))
                 yield cut, None
-                column, skip = column.slice(cut), skip - cut
+                column = column.slice(cut)
+                skip -= cut
             if len(column):
                 yield len(column), _utf8_list(column)
 
 
 def _utf8_list(column) -> list[bytes | str]:
-    """An Arrow array of text as UTF-8 bytes; the check runs in C++ at 10 GB/s unless it finds something."""
+    """An Arrow array of text as UTF-8 bytes; its check runs in C++ at 10 GB/s, and only a bad batch is checked again
+    document by document."""
     import pyarrow as pa
 
-    large = column.type in (pa.large_string(), pa.large_binary())
-    text, plain = (pa.large_string(), pa.large_binary()) if large else (pa.string(), pa.binary())
+    text, plain = pa.string(), pa.binary()
+    if column.type in (pa.large_string(), pa.large_binary()):
+        text, plain = pa.large_string(), pa.large_binary()
     if column.type not in (text, plain):  # dictionary, string view, null
         column = column.cast(plain)
     values = column.view(plain).to_pylist()
@@ -270,7 +328,7 @@ def _utf8_list(column) -> list[bytes | str]:
 
 def _checked(value) -> bytes | str:
     """A document's UTF-8 bytes, or why it is unusable."""
-    if not value and isinstance(value, (str, bytes)):
+    if value in ("", b""):
         return EMPTY
     try:
         utf8 = value.encode() if isinstance(value, str) else value
@@ -281,30 +339,12 @@ def _checked(value) -> bytes | str:
 
 
 def _read_txt(f, path: str, field: str, skip: int):
-    data = f.read(MAX_DOCUMENT_BYTES + 1)
-    yield 1, None if skip else [_checked(data)]
-
-
-def _decompressed(f, name: str):
-    """A binary file's lines, unpacked by its suffix."""
-    import pyarrow
-
-    kind = {".gz": "gzip", ".zst": "zstd"}.get(Path(name).suffix)
-    if kind is None:
-        return f
-    # unlike the zstandard package, Arrow notices a file that was cut off
-    return io.BufferedReader(pyarrow.CompressedInputStream(f, kind), 2**20)
+    yield 1, None if skip else [_checked(f.read(MAX_DOCUMENT_BYTES + 1))]
 
 
 def _read_jsonl(f, path: str, field: str, skip: int):
-    f = _decompressed(f, path)
-    documents, size, seen = [], 0, False
-    limit = 2 * MAX_DOCUMENT_BYTES  # JSON escapes, and other fields
-    for number, line in enumerate(iter(lambda: f.readline(limit), b""), 1):
-        if len(line) == limit:
-            raise ValueError(f"line {number:,} of {path} is longer than {limit:,} bytes: split it up.")
-        if line.isspace():
-            continue
+    documents, size, has_field = [], 0, False
+    for number, line in lines_of(f, path):
         if skip:
             skip -= 1
             yield 1, None
@@ -316,12 +356,13 @@ def _read_jsonl(f, path: str, field: str, skip: int):
             continue
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"line {number:,} of {path} is not JSON ({first_line(error)}): repair or remove it."
-            ) from error
-        if not isinstance(record, dict) or (field not in record and not seen):
-            has = f"it has {', '.join(record)}" if isinstance(record, dict) else "it is not an object"
-            raise ValueError(f"line {number:,} of {path} has no field {field!r} ({has}): pass another --text_field.")
-        seen = True
+                f"line {number:,} of {path} is not JSON ({first_line(error)}): repair or remove it.") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"line {number:,} of {path} is not an object with fields: repair or remove it.")
+        if field not in record and not has_field:
+            raise ValueError(f"line {number:,} of {path} has no field {field!r} (it has {', '.join(record)}): pass "
+                             "another --text_field.")
+        has_field = True
         documents.append(_checked(record.get(field)))
         size += len(line)
         if size >= BATCH_BYTES or len(documents) >= 4096:
@@ -331,13 +372,21 @@ def _read_jsonl(f, path: str, field: str, skip: int):
         yield len(documents), documents
 
 
-def with_retries(attempt: Callable[[int], Iterator], position: int, after: Callable, waits=None) -> Iterator:
+DOCUMENT_READERS = {
+    ".parquet": _read_parquet,
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".jsonl.zst": _read_jsonl,
+    ".txt": _read_txt,
+}
+
+
+def with_retries(attempt: Callable, position: int, after: Callable, waits=None) -> Iterator:
     """Yield from attempt(position); after a network error wait, and go on from where the last item ended.
 
-    after(item): the position behind an item. Whatever else goes wrong, and the last failed attempt, is a ValueError:
-    a stream that ends early must never look like the end of the data.
+    after(item): the position behind an item. Whatever else goes wrong, and the last failed attempt, is a ValueError.
     """
-    waits, failures = RETRY_WAITS if waits is None else waits, 0
+    waits, failures = waits or RETRY_WAITS, 0
     while True:
         try:
             for item in attempt(position):
@@ -362,7 +411,7 @@ def may_pass(error: BaseException | None) -> bool:
     """Whether trying again may help: connections, time-outs, cut-off bodies, HTTP 408, 429 and 5xx."""
     import pyarrow
 
-    libraries = "urllib3 requests httpx httpx2 httpcore httpcore2 aiohttp http".split()  # of datasets' several versions
+    libraries = "urllib3 requests httpx httpx2 httpcore httpcore2 aiohttp http".split()  # of all `datasets` versions
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None:
@@ -381,67 +430,61 @@ def may_pass(error: BaseException | None) -> bool:
 # records: rows with several fields, for benchmarks, conversations and programs
 
 
+class Place(str):
+    """Where a record stands, as in "test.jsonl line 5", to begin a sentence with; `number` is the line or row."""
+
+    def __new__(cls, path, unit: str, number: int):
+        place = super().__new__(cls, f"{path} {unit} {number:,}")
+        place.number = number
+        return place
+
+
 class BadRecord(ValueError):
-    """A line that is not JSON. `place` says where; the message says why, in words that follow the place."""
+    """A line that is not JSON. `place` says where; `why` follows the place in a sentence."""
 
     def __init__(self, place: str, why: str):
         super().__init__(f"{place} {why}")
         self.place, self.why = place, why
 
 
-def read_records(path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[str, object]]:
-    """Yield (place, record) of a *.jsonl[.gz|.zst] or *.parquet file; `place` names the line or row in a sentence.
+def read_records(path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[Place, object]]:
+    """Yield (place, record) of a *.jsonl[.gz|.zst] or *.parquet file.
 
     A line that is not JSON yields a BadRecord as its record: the caller raises it, or counts it and goes on. Blank
     lines are passed over. columns: those to read of a parquet file, as far as it has them. FileNotFoundError when
     there is no such file; ValueError when it is damaged or of another kind."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file: check the path.")
-    reader = next((read for suffix, read in RECORD_READERS.items() if path.name.endswith(suffix)), None)
-    if reader is None:
-        raise ValueError(f"{path} is none of {', '.join(RECORD_READERS)}: convert it to one of these.")
-    yield from reader(path, columns)
+        raise FileNotFoundError(f"{path}: no such file; check the path.")
+    reader = reader_of(RECORD_READERS, path)
+    with damage_in(path):
+        yield from reader(path, columns)
 
 
-def _jsonl_records(path: Path, columns) -> Iterator[tuple[str, object]]:
-    import pyarrow
+def _jsonl_records(path: Path, columns) -> Iterator[tuple[Place, object]]:
+    with open(path, "rb") as f:
+        for number, line in lines_of(f, path):
+            place = Place(path, "line", number)
+            yield place, _parsed(place, line)
 
-    number = 0
+
+def _parsed(place: Place, line: bytes | str) -> object:
     try:
-        with open(path, "rb") as f:
-            for number, line in enumerate(_decompressed(f, path.name), 1):
-                if line.isspace():
-                    continue
-                place = f"{path}, line {number:,}"
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                try:
-                    yield place, json.loads(line)
-                except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-                    yield place, BadRecord(place, f"is not JSON ({first_line(error)})")
-    except (OSError, EOFError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read after line {number:,} ({first_line(error)}): it is damaged or cut "
-                         "off; get it again.") from error
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        return BadRecord(place, f"is not JSON ({first_line(error)})")
 
 
-def _parquet_records(path: Path, columns) -> Iterator[tuple[str, object]]:
-    import pyarrow
+def _parquet_records(path: Path, columns) -> Iterator[tuple[Place, object]]:
     import pyarrow.parquet as pq
 
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if columns is not None:
-                names = [name for name in columns if name in names]
-            for batch in file.iter_batches(1024, columns=names):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number:,}", record
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read after row {number:,} ({first_line(error)}): it is damaged; "
-                         "get it again.") from error
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if columns is not None:
+            names = [name for name in columns if name in names]
+        rows = (row for batch in file.iter_batches(1024, columns=names) for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield Place(path, "row", number), row
 
 
 RECORD_READERS = {
@@ -452,13 +495,69 @@ RECORD_READERS = {
 }
 
 
-def hub_records(name: str, config: str | None, split: str, revision: str | None = None) -> Iterator[dict]:
-    """The rows of a dataset on the hub, streamed, or of the copy that `datasets` keeps. ValueError without either."""
+def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
+    """Yield (place, record), as read_records does, for each line of a zip's jsonl files.
+
+    An encrypted zip is opened in memory, with the password in that environment variable or one typed on a terminal.
+    Benchmarks are encrypted to keep their text out of corpora, so no error may hold any of it. A decoding error holds
+    what it failed on, and an exception raised inside an `except` block carries the original one: the blocks below only
+    note what went wrong."""
+    fault, contents = None, {}
     try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist()
+                       if re.fullmatch(r"(?!__MACOSX).*\.jsonl", member.filename, re.IGNORECASE)]
+            password = None
+            if any(member.flag_bits & 1 for member in members):
+                password = _password(path, password_variable)
+            for member in members:
+                contents[f"{path}/{member.filename}"] = archive.read(member, password).decode("utf-8-sig")
+    except zipfile.BadZipFile as error:
+        fault = "is not a whole zip file: get it again"
+        if "CRC" in str(error):
+            fault = f"does not open with this password: correct {password_variable}"
+    except UnicodeDecodeError:
+        fault = "holds a file that is not UTF-8 text: get it again"
+    except NotImplementedError:
+        fault = "has an encryption or compression that Python cannot read: pack it again with zip -e"
+    except (RuntimeError, EOFError, zlib.error):  # zlib: it passed the check of the first byte
+        fault = f"does not open with this password: correct {password_variable}"
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror}): check the path"
+    if fault is None and not contents:
+        fault = "has no .jsonl file: give the zip as it was published"
+    if fault is not None:
+        raise ValueError(f"{path} {fault}.")
+    for name, text in contents.items():
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                place = Place(name, "line", number)
+                yield place, _parsed(place, line)
+
+
+def _password(path, variable: str) -> bytes:
+    password = os.environ.get(variable, "")
+    if not password and sys.stdin is not None and sys.stdin.isatty():
+        password = getpass.getpass(f"password of {path}: ")
+    if not password:
+        raise ValueError(f"{path} is encrypted and no password was given: set {variable}.")
+    return password.encode()
+
+
+def hub_records(name: str, config: str | None, split: str, revision=None) -> Iterator[dict]:
+    """The rows of a dataset on the hub, streamed, or of the copy that `datasets` keeps. ValueError without either."""
+    with hub_errors(name):
         import datasets
 
         yield from datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
-    except Exception as error:  # whatever the network and three libraries come up with
+
+
+@contextlib.contextmanager
+def hub_errors(name: str):
+    """Turns whatever the network and three libraries raise inside the block into one sentence."""
+    try:
+        yield
+    except Exception as error:
         raise ValueError(f"{name} cannot be read from the hub ({first_line(error)}): check the name and the network, "
                          "or give local files.") from error
 

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from lab import disk, optim, processes, runs
+from lab.mirrors import open_mirrors
 from model import GPT
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ class Run:
         if self.procs.is_main:
             hidden = None  # shown when stderr is a terminal
             try:
-                mirrors = runs.open_mirrors(
+                mirrors = open_mirrors(
                     self.folder, self.record, step, args.wandb_project, args.tensorboard)
             except ValueError:
                 if is_new:

@@ -14,7 +14,8 @@ from model import GPT, GPTConfig
 
 torch.set_num_threads(1)
 
-TINY = dict(vocab_size=211, block_size=24, n_layer=3, n_head=4, n_embd=32, unused_ids=((90, 97),), padded_vocab_size=224)
+TINY = dict(vocab_size=211, block_size=24, n_layer=3, n_head=4, n_embd=32, unused_ids=((90, 97),),
+            padded_vocab_size=224)
 
 
 class RunningMean(nn.Module):
@@ -128,15 +129,16 @@ def test_statistics_of_a_mixed_model(kind):
     attention, memory, _ = net.gate_stats(torch.tensor([some_ids(12, 1)]))
     assert set(memory) == {"largest_activation"}
     assert {"gate_mean", "first_token_attention", "largest_activation"} < set(attention)
-    matrices = 2 * (12 * 32 * 32 + 32 * 4) + sum(p.numel() for p in net.transformer["h"][1].parameters() if p.dim() == 2)
+    own = sum(p.numel() for p in net.transformer["h"][1].parameters() if p.dim() == 2)
+    matrices = 2 * (12 * 32 * 32 + 32 * 4) + own
     assert net.flops_per_token(16) == 6 * (matrices + 211 * 32) + 2 * 12 * 32 * 16
     assert net.num_params()["gate"] == 2 * 32 * 4
 
 
 @KINDS
 def test_training_and_packed_rows(kind):
-    """The loss trains every weight outside a detached write; rows that hold several conversations are refused, because a
-    memory would carry one over to the next."""
+    """The loss trains every weight; rows that hold several conversations are refused, because a memory would carry one
+    over to the next."""
     net = with_memory(kind)
     idx = torch.tensor([some_ids(24, 1), some_ids(24, 2)])
     net(idx, idx).backward()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import model as m
-from lab import hf, inference
+from lab import hf, inference, trees
 from lab.inference import iter_scores, score_endings
 from model import GPT, GPTConfig
 
@@ -227,11 +227,11 @@ def test_small_pieces_and_padding_change_nothing(pad, monkeypatch):
     net = lively(arch="speedrun", attn_gate="elementwise", gate_pos="value")
     items = make_items(30, seed=9)
     want = one_by_one(net, items)
-    monkeypatch.setitem(inference.PAD_TREES, "cpu", pad)
+    monkeypatch.setitem(trees.PAD_TREES, "cpu", pad)
     monkeypatch.setitem(inference.HEAD_COLUMNS, "cpu", 13)  # so that some pieces are padding ids alone
     monkeypatch.setitem(inference.CHUNK_ROWS, "cpu", 11)
-    monkeypatch.setattr(inference, "QUERY_ROWS", 3)
-    monkeypatch.setattr(inference, "TREE_TOKENS", 30)
+    monkeypatch.setattr(trees, "QUERY_ROWS", 3)
+    monkeypatch.setattr(trees, "TREE_TOKENS", 30)
     for kwargs in ({}, dict(batch_size=1), dict(batch_size=7)):
         got = score_endings(net, items, **kwargs)
         assert_same(got, want)
@@ -243,23 +243,23 @@ def test_trees_share_every_beginning_once(monkeypatch):
     """The cost of an item: as many nodes as its sequences have different beginnings, less the last tokens, which are
     no inputs; and nodes see exactly themselves and what is before them in their sequence."""
     sequences = [c + e[:-1] for c, endings in make_items(6, seed=10) for e in endings]
-    tokens, depths, ends, trees, nodes_of = inference._grow_trees(sequences, n_embd=10**9)
+    tokens, depths, ends, spans, nodes_of = trees.grow(sequences, n_embd=10**9)
     assert len(tokens) == len({tuple(s[: i + 1]) for s in sequences for i in range(len(s))})
-    assert [a for a, _ in trees] + [len(tokens)] == [0] + [b for _, b in trees]
+    assert [a for a, _ in spans] + [len(tokens)] == [0] + [b for _, b in spans]
     nodes = torch.arange(len(tokens))
-    visible = inference._visible(nodes, nodes, torch.tensor(ends))
+    visible = trees.visible(nodes, nodes, torch.tensor(ends))
     for sequence, nodes in zip(sequences, nodes_of, strict=True):
         assert [tokens[i] for i in nodes] == sequence and [depths[i] for i in nodes] == list(range(len(sequence)))
         for i, node in enumerate(nodes):
             assert visible[node].nonzero()[:, 0].tolist() == nodes[: i + 1]
     # With little to save, items stay apart, and identical sequences together.
-    tokens, _, _, trees, nodes_of = inference._grow_trees(
+    tokens, _, _, spans, nodes_of = trees.grow(
         [[1, *range(2, 40)], [1, *range(40, 80)], [1, *range(2, 40)]], 8)
-    assert trees == [(0, 39), (39, 80)] and nodes_of[0] == nodes_of[2]
+    assert spans == [(0, 39), (39, 80)] and nodes_of[0] == nodes_of[2]
     # Nor does the limit on a tree's size part them.
-    monkeypatch.setattr(inference, "TREE_TOKENS", 20)
-    _, _, _, trees, nodes_of = inference._grow_trees([[*range(30)], [*range(31)], [*range(30)]], 10**9)
-    assert trees == [(0, 30), (30, 61)] and nodes_of[0] == nodes_of[2]
+    monkeypatch.setattr(trees, "TREE_TOKENS", 20)
+    _, _, _, spans, nodes_of = trees.grow([[*range(30)], [*range(31)], [*range(30)]], 10**9)
+    assert spans == [(0, 30), (30, 61)] and nodes_of[0] == nodes_of[2]
     monkeypatch.undo()
 
     # One pass of a HellaSwag-shaped item: context + endings - 4 inputs, and logits for the endings' tokens alone.

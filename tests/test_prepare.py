@@ -225,19 +225,25 @@ def test_every_format_gives_the_same_bytes(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["c.parquet", "c.jsonl.gz", "synthetic", "two"])
-def test_iter_documents_from_any_start(tmp_path, name):
+def test_documents_from_any_start(tmp_path, name):
     """Where a resumed run continues: document k is document k whether or not the ones before it were read."""
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "c.parquet", row_group_size=53)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     argv = {"synthetic": ["synthetic", "--max_docs", "310"], "two": [str(tmp_path / "c.parquet")] * 2}.get(name)
     args = parse("--dataset", *(argv or [str(tmp_path / name)]), "--out_dir", "unused")
-    expected = list(sources.iter_documents(args))
+    source = sources.open_source(args)
+
+    def read(start):
+        return [(number, utf8.decode()) for first, batch in sources.read_batches(source._replace(counts={}), start)
+                for number, utf8 in enumerate(batch, first)]
+
+    expected = read(0)
     assert [number for number, _ in expected] == list(range(len(expected)))
     texts = {"two": TEXTS * 2, "synthetic": list(synthetic.documents(0, 0, 310))}.get(name, TEXTS)
     assert [text for _, text in expected] == texts
     for start in (0, 1, 52, 53, 54, 300, len(expected) - 1, len(expected), len(expected) + 5):
-        assert list(sources.iter_documents(args, start)) == expected[start:]
+        assert read(start) == expected[start:]
 
 
 def parse(*argv):
@@ -257,6 +263,15 @@ def test_prefilter_misses_no_product():
         text = "".join(draw.choices(pieces, k=6))
         if injector.spans(text):
             assert any(sign.search(text.encode()) for sign in prepare_fineweb.SIGNS), text
+
+
+def test_torch_is_not_needed(tmp_path):
+    """Machines that only prepare data need no torch: neither script imports it."""
+    code = ("import sys, prepare_bos_rows, prepare_fineweb; flags = '--dataset synthetic --max_docs 300'.split(); "
+            "prepare_fineweb.main([*flags, '--out_dir', sys.argv[1]]); "
+            "prepare_bos_rows.main([*flags, '--out_dir', sys.argv[2]]); "
+            "sys.exit('torch' in sys.modules)")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a"), str(tmp_path / "b")], check=True, cwd=REPO)
 
 
 def test_empty_intervention_is_announced(tmp_path, capsys):

@@ -10,25 +10,21 @@ import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from conftest import ENV, REPO, exact, exposures, losses, records, weights
 
 import inject_mul
 import sft
-from lab import conversations, disk, gsm8k_test_hashes, inference, runs, shards, synthetic
+from lab import conversations, decontaminate, disk, inference, runs, shards, synthetic
 from model import GPT, GPTConfig
 
-REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared" / "data"
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 EOS = "<|endoftext|>"
-MEASURED = set("timestamp tokens_per_sec mfu peak_mem_bytes step_seconds train_seconds eval_seconds "
-               "eval_seconds_total wall_seconds".split())
 needs_gsm8k = pytest.mark.skipif(not (SHARED / "gsm8k").is_dir(), reason="no ../shared/data/gsm8k here")
 
 
@@ -272,26 +268,6 @@ def run(base, talk, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     assert sft.main(flags_of(base, talk, out, "--save_every", 3, "--keep_last", 0)) == 0
     return out
-
-
-def records(run, kind="train"):
-    return [r for r in runs.read_jsonl(Path(run) / "scalars.jsonl") if r["type"] == kind]
-
-
-def losses(run):
-    return np.array([r["train_loss_opt_step_mean"] for r in records(run)])
-
-
-def exact(run):
-    return [{k: v for k, v in r.items() if k not in MEASURED} for r in runs.read_jsonl(Path(run) / "scalars.jsonl")]
-
-
-def weights(run):
-    return (runs.list_checkpoints(run)[-1] / "model.safetensors").read_bytes()
-
-
-def exposures(run, rank=0):
-    return runs.read_jsonl(Path(run) / "exposures" / f"exposures_rank{rank:04d}.jsonl")
 
 
 def test_loss_is_the_mean_over_all_trained_tokens_of_the_step(base, talk, run):
@@ -565,18 +541,18 @@ def test_transition_moves_from_one_source_to_the_other(tmp_path):
 
 def test_known_test_question_hashes():
     """Number of test questions that training recognises: 1,319, none of them a synthetic problem."""
-    assert len(gsm8k_test_hashes._hashes()) == gsm8k_test_hashes.N_QUESTIONS == 1319
-    assert not any(gsm8k_test_hashes.is_test_question(item["question"]) for item in synthetic.gsm8k_items(500))
+    assert len(decontaminate.test_question_hashes()) == 1319
+    assert not any(decontaminate.is_test_question(item["question"]) for item in synthetic.gsm8k_items(500))
 
 
 @needs_gsm8k
 def test_the_published_split_is_told_apart():
     """Of 1,319 test questions all are recognised, respaced and in capitals too; of 7,473 train questions none."""
     read = lambda name: [json.loads(line)["question"] for line in open(SHARED / "gsm8k" / f"{name}.jsonl")]
-    assert all(gsm8k_test_hashes.is_test_question(q) for q in read("test"))
-    assert all(gsm8k_test_hashes.is_test_question("  " + q.upper().replace(" ", "\n").replace(",", "")) for q in
+    assert all(decontaminate.is_test_question(q) for q in read("test"))
+    assert all(decontaminate.is_test_question("  " + q.upper().replace(" ", "\n").replace(",", "")) for q in
                read("test"))
-    assert not any(gsm8k_test_hashes.is_test_question(q) for q in read("train"))
+    assert not any(decontaminate.is_test_question(q) for q in read("train"))
 
 
 @needs_gsm8k
@@ -603,7 +579,8 @@ def test_no_disguise_of_the_test_file_is_read(base, tmp_path):
 def test_a_question_of_the_test_split_is_refused_or_dropped(tmp_path, monkeypatch):
     """The same with a stand-in for a test question: an error at its line; dropped and named under --decontaminate."""
     secret = "How many of the seven purple lanterns were lit when the twelve boats came home last night?"
-    monkeypatch.setattr(gsm8k_test_hashes, "_hashes", lambda: frozenset([gsm8k_test_hashes.question_hash(secret)]))
+    hashes = frozenset([decontaminate.question_hash(secret)])
+    monkeypatch.setattr(decontaminate, "test_question_hashes", lambda: hashes)
     rows = [chat("Hi", f"Hello {i}") for i in range(20)]
     talk = write_jsonl(tmp_path / "talk.jsonl", [*rows, chat(secret, "5"), chat("Well: " + secret, "So 5.")])
     with pytest.raises(ValueError, match="line 21 holds a question of GSM8K's test split"):
@@ -716,7 +693,7 @@ def test_bad_files_and_models(base, tmp_path, monkeypatch):
              (("--data", "synthetic"), "belongs to --stage gsm8k"),
              (("--data", tmp_path / "other.parquet"), "row 1 has no field 'messages'"),
              (("--data", tmp_path / "latin.jsonl"), "line 1 is not JSON"),
-             (("--stage", "gsm8k", "--data", "synthetic:0"), "synthetic[:N]"),
+             (("--stage", "gsm8k", "--data", "synthetic:0"), "at least 1"),
              (("--init", tmp_path / "empty"), "is neither a run"), (("--init", tmp_path / "none"), "is not a folder"),
              (("--init", tmp_path / "plain", "--condition", "mul_tokens"), "--condition mul_tokens needs 50,349"),
              (("--init", tmp_path / "small"), "fewer than GPT-2's 50,257")]
@@ -735,7 +712,7 @@ def test_bad_files_and_models(base, tmp_path, monkeypatch):
         raise OSError("We couldn't connect\nto the hub.")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
-    with pytest.raises(ValueError, match="allenai/tulu-3-sft-mixture could not be read from the hub .*--data.$"):
+    with pytest.raises(ValueError, match="allenai/tulu-3-sft-mixture cannot be read from the hub .*local files.$"):
         sft.main(["--stage", "tulu", "--init", str(base), "--out_dir", str(tmp_path / "hub")])
 
 

@@ -14,15 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ENV, REPO, tiny_documents, write_dataset
+from conftest import ENV, REPO, exact, exposures, losses, records, tiny_documents, weights, write_dataset
 
 import train_gpt
 from lab import data_order, runs, shards, training
+from lab.mirrors import open_mirrors
 
 TINY = [*"--n_layer 2 --n_head 2 --n_embd 16 --seq_len 32 --micro_batch_size 2 --total_batch_tokens 256 "
         "--learning_rate 1e-2 --results_csv".split(), ""]
-MEASURED = {"timestamp", "tokens_per_sec", "mfu", "peak_mem_bytes", "step_seconds", "train_seconds", "eval_seconds",
-            "eval_seconds_total", "wall_seconds", "seconds"}
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +36,8 @@ def command(data, out, *flags, ranks=1):
     launch = [sys.executable]
     if ranks > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    script = [str(REPO / "train_gpt.py"), "--data_dir", str(data), "--out_dir", str(out)]
-    return [*launch, *script, *TINY, *map(str, flags)]
+    own = ["--data_dir", str(data), "--out_dir", str(out)]
+    return [*launch, str(REPO / "train_gpt.py"), *own, *TINY, *map(str, flags)]
 
 
 def train(data, out, *flags, ranks=1):
@@ -47,25 +46,8 @@ def train(data, out, *flags, ranks=1):
     return done.stdout
 
 
-def records(run, kind="train"):
-    return [r for r in runs.read_jsonl(Path(run) / "scalars.jsonl") if r["type"] == kind]
-
-
-def exact(run):
-    """All records but what a clock or the memory counter measured."""
-    return [{k: v for k, v in r.items() if k not in MEASURED} for r in runs.read_jsonl(Path(run) / "scalars.jsonl")]
-
-
-def weights(run):
-    return (runs.list_checkpoints(run)[-1] / "model.safetensors").read_bytes()
-
-
 def checksums(run):
-    return [r["checksum"] for r in runs.read_jsonl(Path(run) / "exposures" / "exposures_rank0000.jsonl")]
-
-
-def losses(run):
-    return np.array([r["train_loss_opt_step_mean"] for r in records(run)])
+    return [r["checksum"] for r in exposures(run)]
 
 
 @pytest.fixture(scope="session")
@@ -407,7 +389,7 @@ def test_tensorboard_after_a_resume(tmp_path, checkpoint):
         found = list((tmp_path / "tensorboard").glob("*"))
         if found and checkpoint is not None:
             (tmp_path / "ckpt" / f"step_{checkpoint:06d}").mkdir(parents=True)
-        [(write, close)] = runs.open_mirrors(tmp_path, {}, first_step, tensorboard=True)
+        [(write, close)] = open_mirrors(tmp_path, {}, first_step, tensorboard=True)
         for step in steps:
             write({"type": "train", "step": step, "loss": value})
         close()
@@ -427,7 +409,7 @@ def test_wandb_without_login(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "init", init)
     record = {"started": "", "flags": {}, "data": {}, "parameters": {}}
     with pytest.raises(ValueError, match="No API key .*: run wandb login, set WANDB_MODE=offline, or drop the flag.$"):
-        runs.open_mirrors(tmp_path, record, 0, wandb_project="p")
+        open_mirrors(tmp_path, record, 0, wandb_project="p")
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -696,7 +678,7 @@ def break_data(data, tmp_path, how):
 
 REFUSALS = {
     "missing data_dir": (None, ("--data_dir", "/nonexistent/x"), "make it with python prepare_fineweb.py"),
-    "empty data_dir": (lambda d: [p.unlink() for p in d.iterdir()], (), "no token files"),
+    "empty data_dir": (lambda d: [p.unlink() for p in d.iterdir()], (), "has no train files"),
     "no val": (lambda d: edit_meta(d, drop_val), (), "has no val shards"),
     "truncated shard": (lambda d: truncate(d / "train_000001.bin", -2), (), "truncated or edited"),
     "odd bytes": (lambda d: truncate(d / "train_000001.bin", -1), (), "odd number of bytes"),

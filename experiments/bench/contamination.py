@@ -67,7 +67,7 @@ def planted(guard: decontaminate.Guard, files: dict[str, Path], hosts: list[byte
     for name, path in files.items():
         items = dict(decontaminate.READERS[name](path))
         if name == "hellaswag":  # the right ending alone, with and without marks
-            labels = [record["label"] for _, record in decontaminate._read_lines(path, name, ("label",))]
+            labels = [record["label"] for _, record in sources.read_records(path)]
             items = {item: texts[int(label) :: 4] for (item, texts), label in zip(items.items(), labels, strict=True)}
         for disguise, change in DISGUISES.items():
             plants = [(f"{name}/{item}", change(text)) for item, texts in items.items() for text in texts]
