@@ -1,49 +1,129 @@
 """
-The network: GPTConfig, GPT (two architectures, gated attention), the chunked loss, sampling, and its files on disk.
+model.py owns the network: GPTConfig, GPT (two architectures, gated attention), initialisation, its files.
 
     python model.py                                        # parameters and FLOPs of the 124M shape
     python model.py --n_layer 6 --n_head 6 --n_embd 384 --attn_gate headwise
+    python model.py export experiments/runs/<run> gpt2_hf  # checkpoint -> folder for transformers
+    python model.py import openai-community/gpt2 gpt2      # Hugging Face GPT-2 -> checkpoint
 
 `gpt2` is GPT-2 exactly (learned positions, LayerNorm, tanh-GELU, tied head): weights copy to and from Hugging Face.
 `speedrun` is the October-2024 NanoGPT speedrun shape: RoPE, RMSNorm without gain, QK-norm, ReLU^2, no biases,
 zero-initialised output projections; use it with --n_head 6 at --n_embd 768 (heads of 128).
 
-`GPT.save(folder)` writes `model.safetensors` (the tied weight once) and `model.json` (format, version, config).
-
 >>> model = GPT(GPTConfig(attn_gate="headwise"), seed=0)
->>> loss = model(idx, targets)          # idx, targets (B, T) int64; targets of -100 are not scored
->>> nll = model.per_token_loss(idx, targets)   # (B, T) fp32, for evaluation
->>> scores = model.score_endings([(context_ids, [ending_ids, other_ending_ids])])   # log p of each ending's tokens
->>> texts = model.generate([prompt_ids, other_prompt_ids], 100, temperature=0.8, stop_ids=[50256])   # Completions
+>>> loss = model(idx, targets)                # idx, targets (B, T) int64; targets of -100 are not scored
+>>> nll = model.per_token_loss(idx, targets)  # (B, T) fp32, for evaluation; lab/inference.py scores and samples
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import math
-import threading
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-FORMAT = {"format": "moonshotgpt-model", "version": 1}
-ARCHS = ("gpt2", "speedrun")
-GATES = ("none", "headwise", "elementwise", "const")
-GATE_POSITIONS = ("sdpa", "value")
-GATE_ACTIVATIONS = ("sigmoid", "ns_sigmoid")
-GATE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-IGNORE = -100  # a target that is not scored, as in F.cross_entropy
+from lab import processes
+from lab.loss import chunked_cross_entropy, mask_logits, tie
 
-# Rows of logits alive at once. CPU: 1.41, 1.31, 1.29, 1.27 CPU-s for 128, 256, 512, 1024 of them (measured, 1 thread,
-# 1,024 rows, V 50304, C 384; torch 2.13's F.linear_cross_entropy: 8.3). CUDA: (assumption).
-CHUNK_ROWS = {"cpu": 1024, "cuda": 4096}
+FORMAT = {"format": "moonshotgpt-model", "version": 1}
+GATE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def check(condition, sentence: str) -> None:
+    """ValueError with the sentence, unless the condition holds."""
+    if not condition:
+        raise ValueError(sentence)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# configuration
+# configuration: tables of what its names mean, from which flags and GPTConfig take their choices; then GPTConfig
+
+
+class Linear(nn.Linear):
+    packed = None  # the weight in oneDNN's own layout, while inference.packed_weights is open
+
+    def reset_parameters(self):
+        """Nothing: GPT draws every weight by name, and the global generator is left alone."""
+
+    def forward(self, x):
+        return super().forward(x) if self.packed is None else packed_linear(x, self.packed, self.bias)
+
+
+def packed_linear(x, packed, bias):
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+class Embedding(nn.Embedding):
+    packed = None  # as in Linear, for the head
+    reset_parameters = Linear.reset_parameters
+
+
+class Gate(NamedTuple):
+    """A gate g = activation(z) on attention (Qiu et al., arXiv:2505.06708). z broadcasts to (B, T, H, dh)."""
+
+    name: str  # of its parameter or module in Attention, and so in checkpoints
+    make: Callable  # GPTConfig -> that parameter or module
+    read: Callable  # (what `make` made, the block's normalised input x (B, T, C), GPTConfig) -> z
+
+
+def project(gate, x, config):
+    """(B, T, H, 1 or dh)"""
+    return gate(x).unflatten(-1, (config.n_head, -1))
+
+
+GATES = {
+    "none": None,
+    "headwise": Gate("gate", lambda c: Linear(c.n_embd, c.n_head, bias=False), project),
+    "elementwise": Gate("gate", lambda c: Linear(c.n_embd, c.n_embd, bias=False), project),
+    "const": Gate("gate_table", lambda c: nn.Parameter(torch.empty(c.n_head, c.head_dim)), lambda table, *_: table),
+}
+GATE_ACTIVATIONS = {
+    "sigmoid": torch.sigmoid,  # (0, 1)
+    "ns_sigmoid": lambda z: 0.5 + 0.5 * torch.sigmoid(z),  # "non-sparse", (0.5, 1): never closes
+}
+GATE_POSITIONS = ("sdpa", "value")  # each is a call of Attention.gated
+
+
+class Arch(NamedTuple):
+    """What an architecture is made of."""
+
+    norm: Callable  # width -> module
+    bias: bool  # in the linear layers
+    activation: Callable  # of the MLP
+    rope: bool  # True: rotary positions and QK-norm; False: learned positions (wpe)
+    init: Callable  # (weight, its name, GPTConfig, generator): draws a matrix that is no gate's
+
+
+def init_gpt2(weight, name, config, generator):
+    """Normal 0.02; what writes into the residual stream 0.02 / sqrt(2 n_layer) (GPT-2 paper, section 2.3)."""
+    std = 0.02 / math.sqrt(2 * config.n_layer) if "c_proj" in name else 0.02
+    weight.normal_(0.0, std, generator=generator)
+
+
+def init_speedrun(weight, name, config, generator):
+    """Uniform +-1/sqrt(n_embd), as torch's Linear; what writes into the residual stream stays zero."""
+    if "c_proj" not in name:
+        bound = 1 / math.sqrt(config.n_embd)
+        weight.uniform_(-bound, bound, generator=generator)
+
+
+ARCHS = {
+    "gpt2": Arch(
+        norm=nn.LayerNorm, bias=True,
+        activation=functools.partial(F.gelu, approximate="tanh"), rope=False, init=init_gpt2),
+    "speedrun": Arch(
+        norm=functools.partial(nn.RMSNorm, elementwise_affine=False), bias=False,
+        activation=lambda x: F.relu(x).square(), rope=True, init=init_speedrun),
+}
+CHOICES = dict(arch=ARCHS, attn_gate=GATES, gate_pos=GATE_POSITIONS, gate_act=GATE_ACTIVATIONS)
 
 
 @dataclass
@@ -51,7 +131,7 @@ class GPTConfig:
     """Shape of a model. Ranges in `unused_ids` are half-open, clipped to the vocabulary; together with ids from
     `vocab_size` to `padded_vocab_size` they are padding: their logit is -inf in every loss, score and sample."""
 
-    vocab_size: int = 50349  # GPT-2's 50257, 47 unused ids, 45 multiplication tokens: the same in every arm
+    vocab_size: int = 50349  # in every arm: GPT-2's 50257, 47 unused, 45 multiplication tokens
     block_size: int = 1024
     n_layer: int = 12
     n_head: int = 12
@@ -71,22 +151,19 @@ class GPTConfig:
             self.padded_vocab_size = self.vocab_size
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "padded_vocab_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; give a whole number of at least 1")
-        for name, known in (("arch", ARCHS), ("attn_gate", GATES), ("gate_pos", GATE_POSITIONS),
-                            ("gate_act", GATE_ACTIVATIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; use one of {', '.join(known)}")
-        works = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
-        if self.arch == "speedrun":
-            works = [h for h in works if self.n_embd // h % 2 == 0]
-        if self.n_head not in works:
-            why = "heads of equal size" if self.arch == "gpt2" else "heads of equal and even size (RoPE turns pairs)"
-            raise ValueError(f"n_embd {self.n_embd} does not split into {self.n_head} {why}; "
-                             + (f"use n_head {', '.join(map(str, works))}" if works else "use an even n_embd"))
-        if self.padded_vocab_size < self.vocab_size:
-            raise ValueError(f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}; "
-                             "give at least vocab_size, or leave it out")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            check(whole and value >= 1, f"{name} is {value!r}; give a whole number of at least 1")
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            check(value in list(known), f"unknown {name} {value!r}; use one of {', '.join(known)}")
+        unit, size = (2, "equal and even size (RoPE turns pairs)") if ARCHS[self.arch].rope else (1, "equal size")
+        possible = [n for n in range(1, self.n_embd + 1) if self.n_embd % (unit * n) == 0]
+        advice = ", ".join(map(str, possible)) or "1 and an even n_embd"
+        check(self.n_head in possible, f"n_embd {self.n_embd} does not split into {self.n_head} heads of {size}; "
+                                       f"use n_head {advice}")
+        check(self.padded_vocab_size >= self.vocab_size,
+              f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}; "
+              "give at least vocab_size, or leave it out")
         self.unused_ids = tuple((int(a), int(b)) for a, b in self.unused_ids)
 
     @property
@@ -96,192 +173,24 @@ class GPTConfig:
     @property
     def masked_ranges(self) -> list[tuple[int, int]]:
         """Half-open ranges of padding ids within the padded vocabulary."""
-        clipped = [(max(a, 0), min(b, self.vocab_size)) for a, b in self.unused_ids]
-        return [(a, b) for a, b in [*clipped, (self.vocab_size, self.padded_vocab_size)] if a < b]
+        ranges = [(max(a, 0), min(b, self.vocab_size)) for a, b in self.unused_ids]
+        ranges.append((self.vocab_size, self.padded_vocab_size))
+        return [(a, b) for a, b in ranges if a < b]
 
     def to_dict(self) -> dict:
         """JSON-ready; `from_dict` gives the same configuration back."""
-        return {**asdict(self), "unused_ids": [list(r) for r in self.unused_ids]}
+        return {**asdict(self), "unused_ids": [list(ids) for ids in self.unused_ids]}
 
     @classmethod
     def from_dict(cls, values: dict) -> "GPTConfig":
-        known = [f.name for f in fields(cls)]
-        if wrong := sorted(set(values) ^ set(known)):
-            raise ValueError(f"the model's configuration has missing or unknown entries ({', '.join(wrong)}); "
-                             "use a file written by this version's GPT.save")
+        wrong = sorted(set(values) ^ {f.name for f in fields(cls)})
+        check(not wrong, f"the model's configuration has missing or unknown entries ({', '.join(wrong)}); "
+                         "use a file written by this version's GPT.save")
         return cls(**values)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# the loss: head, softmax and their gradients, a chunk of rows at a time
-
-_local = threading.local()
-
-
-def workspace(rows: int, cols: int, device: torch.device) -> torch.Tensor:
-    """(rows, cols) fp32, uninitialised. On a CPU one buffer per thread is kept, because a fresh one of 100 MB
-    page-faults at every step; a GPU has a caching allocator. Nothing saved for backward may point into it."""
-    if device.type != "cpu":
-        return torch.empty(rows, cols, device=device)
-    if getattr(_local, "buffer", None) is None or _local.buffer.numel() < rows * cols:
-        with torch.inference_mode(False):  # a buffer born in inference mode could not be written in training
-            _local.buffer = torch.empty(rows * cols, device=device)
-    return _local.buffer[: rows * cols].view(rows, cols)
-
-
-def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype):
-    """NLL of each row, and the gradients of sum(row_weight * nll), with at most CHUNK_ROWS rows of logits alive.
-
-    x (N, C), weight (V, C), targets (N,) with IGNORE allowed, row_weight (N,) fp32 or None for no gradients.
-    Products in `dtype`, softmax in fp32. Returns nll (N,) fp32, 0 where ignored, grad_x (N, C), grad_w (V, C)."""
-    N, V = x.size(0), weight.size(0)
-    chunk = max(1, min(N, CHUNK_ROWS.get(x.device.type, 4096)))
-    buffer = workspace(chunk, V, x.device)
-    nll = torch.empty(N, device=x.device)
-    want_grad = row_weight is not None
-    grad_x = torch.empty_like(x) if want_grad else None
-    grad_w = torch.empty_like(weight) if want_grad and N else (torch.zeros_like(weight) if want_grad else None)
-    w = weight.to(dtype)
-    safe_targets = targets.clamp(min=0).unsqueeze(1)
-    for start in range(0, N, chunk):
-        rows = slice(start, min(start + chunk, N))
-        x_rows = x[rows].to(dtype)
-        logits = buffer[: x_rows.size(0)]
-        if dtype == torch.float32:
-            torch.mm(x_rows, w.t(), out=logits)
-        else:
-            logits.copy_(x_rows @ w.t())
-        for a, b in masked_ranges:
-            logits[:, a:b] = -math.inf
-        t = safe_targets[rows]
-        if x.device.type == "cpu":
-            probs = torch.softmax(logits, dim=1, out=logits)
-            p = probs.gather(1, t).squeeze(1)
-            nll[rows] = p.log().neg_()
-            if (lost := p < 1e-30).any():  # underflow: rare, so these rows are formed again and scored exactly
-                z = (x_rows[lost] @ w.t()).float()
-                for a, b in masked_ranges:
-                    z[:, a:b] = -math.inf
-                nll[rows][lost] = z.logsumexp(1) - z.gather(1, t[lost]).squeeze(1)
-        else:  # the same without waiting for the device: -log p = gap - log(largest p); costs two maxima over the rows
-            gap = logits.amax(1, keepdim=True) - logits.gather(1, t)
-            probs = torch.softmax(logits, dim=1, out=logits)
-            nll[rows] = (gap - probs.amax(1, keepdim=True).log_()).squeeze(1)
-        if not want_grad:
-            continue
-        # The gradient of the logits takes their place; the row's weight goes to the two narrow factors instead.
-        dlogits = probs.scatter_add_(1, t, torch.full_like(t, -1.0, dtype=torch.float32)).to(dtype)
-        r = row_weight[rows].unsqueeze(1)
-        grad_x[rows] = (dlogits @ w) * r
-        weighted = (x[rows] * r).to(dtype)
-        if dtype != torch.float32:
-            product = dlogits.t() @ weighted
-            grad_w.copy_(product) if start == 0 else grad_w.add_(product)
-        elif start == 0:
-            torch.mm(dlogits.t(), weighted, out=grad_w)
-        else:
-            grad_w.addmm_(dlogits.t(), weighted)
-    return nll.masked_fill_(targets == IGNORE, 0.0), grad_x, grad_w
-
-
-class _HeadLoss(torch.autograd.Function):
-    """sum(nll) / denominator; forward already forms both gradients, so the logits never outlive their chunk."""
-
-    @staticmethod
-    def forward(ctx, x, weight, targets, masked_ranges, denominator, dtype):
-        row_weight = (targets != IGNORE).float() / denominator
-        nll, ctx.grad_x, ctx.grad_w = _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype)
-        ctx.save_for_backward(x, weight, targets, row_weight)
-        ctx.args = masked_ranges, dtype
-        return nll.sum() / denominator
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss):
-        x, weight, targets, row_weight = ctx.saved_tensors
-        grad_x, grad_w, ctx.grad_x, ctx.grad_w = ctx.grad_x, ctx.grad_w, None, None
-        if grad_w is None:  # a second backward under retain_graph
-            _, grad_x, grad_w = _head_chunks(x, weight, targets, ctx.args[0], row_weight, ctx.args[1])
-        if grad_loss.device.type != "cpu" or grad_loss != 1:  # on a GPU the comparison would wait for the device
-            grad_x.mul_(grad_loss)
-            grad_w.mul_(grad_loss)
-        return grad_x, grad_w, None, None, None, None
-
-
-class _Tie(torch.autograd.Function):
-    """The tied matrix, once for the embedding and once for the head. Backward adds the embedding's few sparse rows to
-    the head's dense gradient in place; autograd's own sum makes one or two more matrices of that size."""
-
-    @staticmethod
-    def forward(ctx, weight):
-        return weight.view_as(weight), weight.view_as(weight)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_embedding, grad_head):
-        return grad_head.add_(grad_embedding)
-
-
-@torch.compiler.disable  # its own kernels are the fast ones; torch.compile breaks the graph here and compiles the rest
-def chunked_cross_entropy(x, weight, targets, masked_ranges=(), denominator=None, reduce=True) -> torch.Tensor:
-    """Cross-entropy of the logits x @ weight.T, without ever holding (N, V) of them.
-
-    x (N, C), weight (V, C), targets (N,) int64, IGNORE = not scored (on a CPU it costs nothing either: a conversation's
-    questions). reduce: scalar sum(nll) / denominator (default the number of scored targets), differentiable in x and
-    weight; otherwise nll (N,) fp32 without gradient."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    with torch.autocast(device, enabled=False):
-        scored, N = targets != IGNORE, len(targets)
-        if denominator is None:
-            denominator = scored.sum().clamp(min=1)
-        if device == "cpu" and not scored.all():  # a GPU would wait for the count
-            kept = scored.nonzero().squeeze(1)
-            x, targets = x[kept], targets[kept]
-        if not reduce:
-            nll = _head_chunks(x.detach(), weight.detach(), targets, masked_ranges, None, dtype)[0]
-            return nll if len(nll) == N else nll.new_zeros(N).index_copy_(0, kept, nll)
-        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-            return _HeadLoss.apply(x, weight, targets, masked_ranges, denominator, dtype)
-        return _head_chunks(x, weight, targets, masked_ranges, None, dtype)[0].sum() / denominator
-
-
-def packed_linear(x, packed, bias):
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # blocks
-
-
-class Linear(nn.Linear):
-    packed = None  # the weight in oneDNN's own layout, while packed_weights is open
-
-    def reset_parameters(self):
-        """Nothing: GPT draws every weight by name, and the global generator is left alone."""
-
-    def forward(self, x):
-        return super().forward(x) if self.packed is None else packed_linear(x, self.packed, self.bias)
-
-
-class Embedding(nn.Embedding):
-    packed = None  # as in Linear, for the head
-
-    def reset_parameters(self):
-        """Nothing, as in Linear."""
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x), no gain."""
-
-    def forward(self, x):
-        return F.rms_norm(x, (x.size(-1),))
-
-
-def gate_activation(z: torch.Tensor, act: str) -> torch.Tensor:
-    """sigmoid: (0, 1); ns_sigmoid ("non-sparse"): (0.5, 1)."""
-    g = torch.sigmoid(z)
-    return g if act == "sigmoid" else 0.5 + 0.5 * g
 
 
 def rope_tables(block_size: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -304,81 +213,110 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+class Context(NamedTuple):
+    """What a block gets besides its input x (B, T, C). A block that is not attention may ignore all of it."""
+
+    rope: tuple | None = None  # cos, sin of the positions of x
+    attend: Callable = causal_attention  # q (B, H, R, dh), k and v (B, H, T, dh) -> (B, H, R, dh)
+    rows: torch.Tensor | None = None  # (R,) int64: the positions wanted of the result; None: all
+
+    def wanted(self, x, dim=1):
+        return x if self.rows is None else x.index_select(dim, self.rows)
+
+
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        C, bias = config.n_embd, config.arch == "gpt2"
+        C, bias = config.n_embd, ARCHS[config.arch].bias
         self.c_attn = Linear(C, 3 * C, bias=bias)
         self.c_proj = Linear(C, C, bias=bias)
-        if config.attn_gate == "headwise":
-            self.gate = Linear(C, config.n_head, bias=False)
-        elif config.attn_gate == "elementwise":
-            self.gate = Linear(C, C, bias=False)
-        elif config.attn_gate == "const":
-            self.gate_table = nn.Parameter(torch.empty(config.n_head, config.head_dim))
+        if config.attn_gate != "none":
+            gate = GATES[config.attn_gate]
+            setattr(self, gate.name, gate.make(config))
 
     def gate_values(self, x):
         """g, broadcastable to (B, T, H, dh), from the block's normalised input x (B, T, C); None without a gate."""
-        B, T, _ = x.shape
         if self.config.attn_gate == "none":
             return None
-        if self.config.attn_gate == "const":
-            return gate_activation(self.gate_table, self.config.gate_act)
-        return gate_activation(self.gate(x).view(B, T, self.config.n_head, -1), self.config.gate_act)
+        gate = GATES[self.config.attn_gate]
+        z = gate.read(getattr(self, gate.name), x, self.config)
+        return GATE_ACTIVATIONS[self.config.gate_act](z)
 
-    def qkv(self, x, rope, rows=None):
-        """q, k, v, each (B, T, H, dh), as they enter attention but for the gate. rows: see forward."""
+    def gated(self, position, y, x):
+        """y (B, T, H, dh), times the gate of x (B, T, C) if there is one at this position."""
+        if self.config.attn_gate == "none" or self.config.gate_pos != position:
+            return y
+        return y * self.gate_values(x).to(y.dtype)
+
+    def qkv(self, x, context):
+        """q (B, R, H, dh), k and v (B, T, H, dh), as they enter attention but for the gate."""
         B, T, C = x.shape
         heads = self.config.n_head, self.config.head_dim
-        if rows is None:
+        if context.rows is None:
             q, k, v = self.c_attn(x).view(B, T, 3, *heads).unbind(2)
         else:
-            w, b = self.c_attn.weight, self.c_attn.bias
-            q = F.linear(x[:, rows], w[:C], None if b is None else b[:C]).view(B, len(rows), *heads)
-            k, v = F.linear(x, w[C:], None if b is None else b[C:]).view(B, T, 2, *heads).unbind(2)
-        if rope is not None:
-            q_rope = rope if rows is None else [table[..., rows, :] for table in rope]
-            q, k = (F.rms_norm(apply_rope(z, *at), (self.config.head_dim,)) for z, at in ((q, q_rope), (k, rope)))
+            weight_q, weight_kv = self.c_attn.weight.split([C, 2 * C])
+            bias_q, bias_kv = (None, None) if self.c_attn.bias is None else self.c_attn.bias.split([C, 2 * C])
+            q = F.linear(context.wanted(x), weight_q, bias_q).view(B, -1, *heads)
+            k, v = F.linear(x, weight_kv, bias_kv).view(B, T, 2, *heads).unbind(2)
+        if context.rope is not None:
+            rope_q = [context.wanted(table, -2) for table in context.rope]
+            q = F.rms_norm(apply_rope(q, *rope_q), q.shape[-1:])
+            k = F.rms_norm(apply_rope(k, *context.rope), k.shape[-1:])
         return q, k, v
 
-    def forward(self, x, rope, attend=causal_attention, rows=None):
-        """x (B, T, C) -> (B, T, C). rows (R,) int64: only these positions ask, the result is (B, R, C), and `attend`
-        gets R queries and T keys."""
-        q, k, v = self.qkv(x, rope, rows)
-        asking = x if rows is None else x[:, rows]
-        if self.config.attn_gate != "none" and self.config.gate_pos == "value":
-            v = v * self.gate_values(x).to(v.dtype)
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)  # (B, R, H, dh)
-        if self.config.attn_gate != "none" and self.config.gate_pos == "sdpa":
-            y = y * self.gate_values(asking).to(y.dtype)
-        return self.c_proj(y.reshape(asking.shape))
+    def forward(self, x, context):
+        """x (B, T, C) -> (B, R, C)."""
+        q, k, v = self.qkv(x, context)
+        v = self.gated("value", v, x)
+        y = context.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)  # (B, R, H, dh)
+        y = self.gated("sdpa", y, context.wanted(x))
+        return self.c_proj(y.flatten(2))
+
+
+def first_token_attention(q, k) -> float:
+    """The probability that queries 1 .. T-1 give to key 0 under causal attention, mean over rows, heads and queries.
+    q, k (B, T, H, dh); scores are formed one row of the batch at a time."""
+    future = torch.ones(q.size(1), q.size(1), dtype=torch.bool, device=q.device).triu(1)
+    share = 0.0
+    for q_row, k_row in zip(q.float().transpose(1, 2), k.float().transpose(1, 2), strict=True):  # (H, T, dh)
+        scores = (q_row @ k_row.mT / math.sqrt(q.size(-1))).masked_fill(future, -math.inf)
+        share += scores.softmax(-1)[:, 1:, 0].mean().item() / len(q)
+    return share
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.arch = config.arch
-        self.c_fc = Linear(config.n_embd, config.n_inner, bias=config.arch == "gpt2")
-        self.c_proj = Linear(config.n_inner, config.n_embd, bias=config.arch == "gpt2")
+        arch = ARCHS[config.arch]
+        self.activation = arch.activation
+        self.c_fc = Linear(config.n_embd, config.n_inner, bias=arch.bias)
+        self.c_proj = Linear(config.n_inner, config.n_embd, bias=arch.bias)
 
     def forward(self, x):
-        x = self.c_fc(x)
-        return self.c_proj(F.gelu(x, approximate="tanh") if self.arch == "gpt2" else F.relu(x).square())
+        return self.c_proj(self.activation(self.c_fc(x)))
 
 
 class Block(nn.Module):
+    """Attention and MLP. A block maps x (B, T, C) and a Context to x of the same shape, and causally.
+
+    `attention_only` promises that positions meet nowhere but in context.attend, so that inference may share beginnings,
+    cache keys and pack rows. A block with memory has it False (or not at all), makes its state anew in every call, and
+    is always given whole rows, each from its first token."""
+
+    attention_only = True
+
     def __init__(self, config: GPTConfig):
         super().__init__()
-        norm = (lambda: nn.LayerNorm(config.n_embd)) if config.arch == "gpt2" else RMSNorm
-        self.ln_1 = norm()
+        norm = ARCHS[config.arch].norm
+        self.ln_1 = norm(config.n_embd)
         self.attn = Attention(config)
-        self.ln_2 = norm()
+        self.ln_2 = norm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, rope, attend=causal_attention, rows=None):
-        y = self.attn(self.ln_1(x), rope, attend, rows=rows)
-        x = (x if rows is None else x[:, rows]) + y
+    def forward(self, x, context):
+        x = context.wanted(x) + self.attn(self.ln_1(x), context)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -400,73 +338,73 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         super().__init__()
         self.config = config
+        arch = ARCHS[config.arch]
         modules = {"wte": Embedding(config.padded_vocab_size, config.n_embd)}
-        if config.arch == "gpt2":
+        if not arch.rope:
             modules["wpe"] = Embedding(config.block_size, config.n_embd)
         modules["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        modules["ln_f"] = nn.LayerNorm(config.n_embd) if config.arch == "gpt2" else RMSNorm()
+        modules["ln_f"] = arch.norm(config.n_embd)
         self.transformer = nn.ModuleDict(modules)  # names as in Hugging Face GPT-2
         device = self.transformer["wte"].weight.device
-        mask = torch.zeros(config.padded_vocab_size, dtype=torch.bool, device="cpu")
-        for a, b in config.masked_ranges:
-            mask[a:b] = True
-        self.register_buffer("padding_mask", mask.to(device), persistent=False)
-        if config.arch == "speedrun":
-            cos, sin = rope_tables(config.block_size, config.head_dim)
-            self.register_buffer("cos", cos.to(device), persistent=False)
-            self.register_buffer("sin", sin.to(device), persistent=False)
+        if arch.rope:
+            for name, table in zip(("cos", "sin"), rope_tables(config.block_size, config.head_dim), strict=True):
+                self.register_buffer(name, table.to(device), persistent=False)
         if seed is not None and device.type != "meta":
             self.init_weights(seed)
 
+    @property
+    def attention_only(self) -> bool:
+        """Whether all blocks promise it (see Block)."""
+        return all(getattr(block, "attention_only", False) for block in self.transformer["h"])
+
     @torch.no_grad()
     def init_weights(self, seed: int):
-        """gpt2: normal 0.02, residual projections 0.02 / sqrt(2 n_layer) (GPT-2 paper, section 2.3), zero biases.
-        speedrun: uniform +-1/sqrt(n_embd) as torch's Linear, zero output projections. Gates: normal 0.02; the const
-        table zeros, i.e. act(0), where the other gates also start on average. Rows from vocab_size on are zero."""
+        """Matrices by the architecture's rule; biases 0, gains 1. Gates: normal 0.02; the const table zeros, i.e.
+        act(0), where the other gates also start on average. Rows from vocab_size on are zero."""
         for name, p in self.named_parameters():
             generator = seeded_generator(f"{seed}/{name}")
             value = torch.zeros(p.shape, device="cpu")
             drawn = value[: self.config.vocab_size] if "wte" in name else value
-            if name.endswith(".bias") or name.endswith("gate_table"):
+            if name.endswith((".bias", "gate_table")):
                 pass
             elif ".ln_" in name:
                 value.fill_(1.0)
             elif ".gate." in name:
                 drawn.normal_(0.0, 0.02, generator=generator)
-            elif self.config.arch == "gpt2":
-                std = 0.02 / math.sqrt(2 * self.config.n_layer) if "c_proj" in name else 0.02
-                drawn.normal_(0.0, std, generator=generator)
-            elif "c_proj" not in name:
-                bound = 1 / math.sqrt(self.config.n_embd)
-                drawn.uniform_(-bound, bound, generator=generator)
+            else:
+                ARCHS[self.config.arch].init(drawn, name, self.config, generator)
             p.copy_(value)
 
     def embed(self, idx, wte=None, positions=None):
         """idx (B, T) -> x (B, T, C) and the RoPE tables of its positions, or None. positions (T,) or (B, T) int64, each
-        below block_size; None: 0 .. T-1."""
-        T = idx.size(1)
-        if positions is None and T > self.config.block_size:
-            raise ValueError(f"the sequence has {T} tokens but the model's block_size is {self.config.block_size}; "
-                             "shorten it or build the model with a larger block_size")
-        at = slice(T) if positions is None else positions
-        x = F.embedding(idx, self.transformer["wte"].weight) if wte is None else F.embedding(idx, wte, sparse=True)
-        if self.config.arch == "gpt2":
-            return x + self.transformer["wpe"].weight[at], None
-        return x, (self.cos[at], self.sin[at])
+        below block_size; None: 0 .. T-1. wte: the matrix's view from loss.tie, if there is one."""
+        if positions is None:
+            T, limit = idx.size(1), self.config.block_size
+            check(T <= limit, f"the sequence has {T} tokens but the model's block_size is {limit}; "
+                              "shorten it or build the model with a larger block_size")
+            positions = slice(T)
+        x = self.transformer["wte"](idx) if wte is None else F.embedding(idx, wte, sparse=True)
+        if ARCHS[self.config.arch].rope:
+            return x, (self.cos[positions], self.sin[positions])
+        return x + self.transformer["wpe"].weight[positions], None
 
-    def hidden(self, idx, wte=None):
-        """Final normalised hidden states (B, T, C): the input of the head. wte: its view from _Tie, if there is one."""
-        x, rope = self.embed(idx, wte)
+    def hidden(self, idx, wte=None, positions=None, attend=causal_attention):
+        """Final normalised hidden states (B, T, C): the input of the head. wte, positions: see embed. attend: for rows
+        that hold more than one sequence, which only attention can keep apart."""
+        check(attend is causal_attention or self.attention_only,
+              "a block of this model has inner state, which would carry over from one sequence of a row to the next; "
+              "put one sequence into each row (sft.py --packing off)")
+        x, rope = self.embed(idx, wte, positions)
+        context = Context(rope, attend)
         for block in self.transformer["h"]:
-            x = block(x, rope)
+            x = block(x, context)
         return self.transformer["ln_f"](x)
 
     def head(self, x):
         """Logits (..., padded_vocab) of hidden states (..., C); padding ids are -inf."""
         wte = self.transformer["wte"]
         logits = F.linear(x, wte.weight) if wte.packed is None else packed_linear(x, wte.packed, None)
-        for a, b in self.config.masked_ranges:  # in place: a copy of the logits costs as much as sampling from them
-            logits[..., a:b] = -math.inf
+        mask_logits(logits, self.config.masked_ranges)
         return logits
 
     def forward(self, idx, targets=None, loss_denominator=None):
@@ -478,47 +416,42 @@ class GPT(nn.Module):
         wte_in, wte_out = None, self.transformer["wte"].weight
         # Not under torch.compile, which cannot trace sparse gradients, nor on a GPU: their sum is not deterministic.
         if idx.device.type == "cpu" and not torch.compiler.is_compiling() and torch.is_grad_enabled():
-            wte_in, wte_out = _Tie.apply(wte_out)
-        return chunked_cross_entropy(self.hidden(idx, wte_in).flatten(0, 1), wte_out, targets.flatten(),
-                                     self.config.masked_ranges, loss_denominator)
+            wte_in, wte_out = tie(wte_out)
+        x = self.hidden(idx, wte_in).flatten(0, 1)
+        return chunked_cross_entropy(x, wte_out, targets.flatten(), self.config.masked_ranges, loss_denominator)
 
     @torch.no_grad()
     def per_token_loss(self, idx, targets):
         """-log p(target) in nats, (B, T) fp32, 0 where the target is -100: the loss of every validation."""
-        x = self.hidden(idx)
-        return chunked_cross_entropy(x.flatten(0, 1), self.transformer["wte"].weight, targets.flatten(),
-                                     self.config.masked_ranges, reduce=False).view(targets.shape)
+        x, wte = self.hidden(idx).flatten(0, 1), self.transformer["wte"].weight
+        nll = chunked_cross_entropy(x, wte, targets.flatten(), self.config.masked_ranges, reduce=False)
+        return nll.view(targets.shape)
 
     @torch.no_grad()
     def gate_stats(self, idx) -> list[dict]:
         """Whether the intervention is active, per layer, on a small batch idx (B, T), T >= 2.
 
-        gate_mean, gate_share_below_0.1 and gate_quantiles (of GATE_QUANTILES), all absent without a gate;
-        first_token_attention: the attention probability on position 0, mean over rows, heads and the queries after it;
-        largest_activation: the largest magnitude in the residual stream behind the layer. A sink on the first token
-        and massive activations are what gating the SDPA output is said to remove (Qiu et al., arXiv:2505.06708).
-        Scores are formed one row of the batch at a time."""
-        if idx.size(1) < 2:
-            raise ValueError("attention on the first token needs at least 2 tokens per row; pass a longer batch")
+        gate_mean, gate_share_below_0.1, gate_quantiles (of GATE_QUANTILES): absent without a gate.
+        first_token_attention: see there; absent without attention. largest_activation: the largest magnitude in the
+        residual stream behind the layer. A sink on the first token and massive activations are what gating the SDPA
+        output is said to remove (Qiu et al., arXiv:2505.06708)."""
+        check(idx.size(1) >= 2, "gate_stats needs rows of at least 2 tokens; pass a longer batch")
         x, rope = self.embed(idx)
-        future = torch.ones(idx.size(1), idx.size(1), dtype=torch.bool, device=idx.device).triu(1)
-        stats = []
+        context, stats = Context(rope), []
         for block in self.transformer["h"]:
-            normed = block.ln_1(x)
-            q, k, _ = block.attn.qkv(normed, rope)
-            share = 0.0
-            for q_row, k_row in zip(q.float().transpose(1, 2), k.float().transpose(1, 2), strict=True):
-                scores = (q_row @ k_row.mT / math.sqrt(self.config.head_dim)).masked_fill(future, -math.inf)
-                share += scores.softmax(-1)[:, 1:, 0].mean().item() / idx.size(0)
-            layer = {"first_token_attention": share}
-            g = block.attn.gate_values(normed)
+            layer, g = {}, None
+            if isinstance(getattr(block, "attn", None), Attention):
+                normed = block.ln_1(x)
+                q, k, _ = block.attn.qkv(normed, context)
+                layer["first_token_attention"] = first_token_attention(q, k)
+                g = block.attn.gate_values(normed)
             if g is not None:
                 layer["gate_mean"] = g.float().mean().item()
                 layer["gate_share_below_0.1"] = (g < 0.1).float().mean().item()
-                ordered = g.float().flatten().sort().values  # torch.quantile refuses more than 2**24 values
+                ordered = g.float().flatten().sort().values  # torch.quantile takes at most 2**24
                 at = [round(q * (len(ordered) - 1)) for q in GATE_QUANTILES]
                 layer["gate_quantiles"] = ordered[at].tolist()
-            x = block(x, rope)
+            x = block(x, context)
             layer["largest_activation"] = x.abs().max().item()
             stats.append(layer)
         return stats
@@ -528,20 +461,21 @@ class GPT(nn.Module):
         GPT-2); non_embedding: total less token and position embeddings; gate; padding: what total leaves out."""
         counts = {name: p.numel() for name, p in self.named_parameters()}
         padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
-        total = sum(counts.values()) - padding
-        embedding = sum(n for name, n in counts.items() if ".wte." in name or ".wpe." in name) - padding
+        total = sum(counts.values())
+        body = sum(n for name, n in counts.items() if ".wte." not in name and ".wpe." not in name)
         gate = sum(n for name, n in counts.items() if ".gate" in name)
-        return {"total": total, "non_embedding": total - embedding, "gate": gate, "padding": padding}
+        return {"total": total - padding, "non_embedding": body, "gate": gate, "padding": padding}
 
     def flops_per_token(self, seq_len: int) -> int:
         """Training FLOPs (forward + backward) per token: 6 per weight of every matrix product (blocks, gates, and the
-        head over the logical vocabulary), plus 12 * n_layer * n_embd * seq_len for attention.
+        head over the logical vocabulary), plus 12 * n_embd * seq_len for the attention of each block that has one.
         PaLM (arXiv:2204.02311), appendix B; like there, attention is counted as if not causal. Embedding look-ups,
         norms, biases and activations count nothing."""
-        matrices = sum(p.numel() for name, p in self.transformer["h"].named_parameters()
+        c, blocks = self.config, self.transformer["h"]
+        matrices = sum(p.numel() for name, p in blocks.named_parameters()
                        if p.dim() == 2 and not name.endswith("gate_table"))
-        c = self.config
-        return 6 * (matrices + c.vocab_size * c.n_embd) + 12 * c.n_layer * c.n_embd * seq_len
+        attentions = sum(isinstance(module, Attention) for module in blocks.modules())
+        return 6 * (matrices + c.vocab_size * c.n_embd) + 12 * attentions * c.n_embd * seq_len
 
     def save(self, folder):
         """Writes model.safetensors and model.json into folder, which is made if needed."""
@@ -556,18 +490,17 @@ class GPT(nn.Module):
     @staticmethod
     def load_config(folder) -> GPTConfig:
         """The configuration in folder, which save wrote; errors as load's."""
-        folder, fix = Path(folder), "pass a folder written by this version's GPT.save"
+        path, advice = Path(folder) / "model.json", "pass a folder that this GPT.save wrote"
         for name in ("model.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} has no {name}; {fix}")
+            if not path.with_name(name).is_file():
+                raise FileNotFoundError(f"{folder} has no {name}; {advice}")
         try:
-            meta = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            meta = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as e:
-            raise ValueError(f"{folder / 'model.json'} is not readable as JSON ({e}); {fix}") from e
-        found = {k: meta.get(k) for k in FORMAT} if isinstance(meta, dict) else meta
-        if found != FORMAT or not isinstance(meta.get("config"), dict):
-            raise ValueError(f"{folder / 'model.json'} is not a {FORMAT['format']} file of version {FORMAT['version']} "
-                             f"(found {found!r}); {fix}")
+            raise ValueError(f"{path} is not readable as JSON ({e}); {advice}") from e
+        label = {key: meta.get(key) for key in FORMAT} if isinstance(meta, dict) else meta
+        check(label == FORMAT and isinstance(meta.get("config"), dict),
+              f"{path} is not a {FORMAT['format']} file of version {FORMAT['version']} (found {label!r}); {advice}")
         return GPTConfig.from_dict(meta["config"])
 
     @classmethod
@@ -576,91 +509,52 @@ class GPT(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        folder = Path(folder)
         model = cls(cls.load_config(folder), seed=None)
+        path = Path(folder) / "model.safetensors"
         try:
-            state = load_file(folder / "model.safetensors")
+            state = load_file(path)
         except SafetensorError as e:
-            raise ValueError(f"{folder / 'model.safetensors'} is damaged or of another format ({e}); "
+            raise ValueError(f"{path} is damaged or of another format ({e}); "
                              "pass a folder written by this version's GPT.save") from e
-        load_exactly(model, state, folder / "model.safetensors")
+        load_exactly(model, state, path)
         return model.to(device)
 
 
 def load_exactly(model: GPT, state: dict, source) -> None:
     """Copies state into model's weights; ValueError unless names and shapes are exactly the model's."""
-    own = model.state_dict()
-    if wrong := sorted(set(own) ^ set(state)):
-        raise ValueError(f"{source} does not hold this model's weights (missing or extra: {', '.join(wrong[:4])}"
-                         f"{' ...' if len(wrong) > 4 else ''}); use the configuration it was saved with")
-    for name, value in state.items():
-        if value.shape != own[name].shape:
-            raise ValueError(f"{source}: {name} has shape {tuple(value.shape)}, the configuration says "
-                             f"{tuple(own[name].shape)}; use the configuration it was saved with")
+    expected, given = ({name: tuple(t.shape) for name, t in d.items()} for d in (model.state_dict(), state))
+    for name in sorted(expected | given):
+        shape, own = given.get(name), expected.get(name)  # None: absent
+        check(shape == own, f"{source}: {name} has shape {shape}, the configuration says {own}; "
+                            "use the configuration it was saved with")
     model.load_state_dict(state)
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ("export", "import"):
+        from lab import hf  # only here: the network itself needs none of it
+
+        return hf.main(argv)
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Print the parameters and training FLOPs of a shape; or export to, import from Hugging Face.",
-        epilog="examples: python model.py --n_layer 12 --n_head 6 --arch speedrun --attn_gate elementwise\n"
-        "          python model.py export experiments/runs/<run> gpt2_hf\n"
-        "          python model.py import openai-community/gpt2 gpt2")
-    shape = parser.add_argument_group("shape")
-    defaults = GPTConfig()
-    for name, unit in (("vocab_size", "tokens"), ("block_size", "tokens"), ("n_layer", "blocks"), ("n_head", "heads"),
-                       ("n_embd", "channels")):
-        shape.add_argument(f"--{name}", type=int, default=getattr(defaults, name), help=f"{unit} (default %(default)s)")
-    arms = parser.add_argument_group("arms")
-    arms.add_argument("--arch", choices=ARCHS, default="gpt2", help="architecture (default %(default)s)")
-    arms.add_argument("--attn_gate", choices=GATES, default="none", help="attention gate; none = off (default)")
-    arms.add_argument("--seq_len", type=int, default=None, help="tokens, for the FLOPs (default: block_size)")
-    commands = parser.add_subparsers(dest="command", title="commands (none: print the shape)",
-                                     metavar="export | import")
-    export = commands.add_parser("export", allow_abbrev=False, help="checkpoint -> folder for transformers")
-    export.add_argument("checkpoint", help="a run's folder (its newest whole checkpoint), or a checkpoint's folder")
-    export.add_argument("out_dir", help="folder to make")
-    take = commands.add_parser("import", allow_abbrev=False, help="Hugging Face GPT-2 -> checkpoint for --init_from, "
-                               "sft.py and the evals")
-    take.add_argument("source", help="folder, or name on the hub")
-    take.add_argument("out_dir", help="folder to make")
-    take.add_argument("--new_vocab_size", type=int, default=0,
-                      help="tokens (0 = the source's; 50349 = room for the multiplication tokens)")
-    args = vars(parser.parse_args(argv))
-    command, out_dir = args.pop("command"), Path(args.pop("out_dir", ""))
-    if command == "export":
-        from lab import hf, runs, shards  # only here: model.py itself needs none of them
-
-        folder, step, _ = runs.resolve_checkpoint(args["checkpoint"], flag="export")
-        model = GPT.load(folder)
-        whole = (model.config.vocab_size >= shards.VOCAB_SIZE  # and not another's tokens at those ids
-                 and any(b == shards.FIRST_MUL_ID for _, b in model.config.unused_ids))
-        for warning in hf.export_hf(model, out_dir, lambda to: shards.write_hf_tokenizer(to, mul_tokens=whole)):
-            print(f"WARNING: {warning}")
-        print(f"wrote {out_dir}: {folder}{'' if step is None else f' (step {step})'}, {model.num_params()['total']:,} "
-              "parameters; transformers reloads it with equal logits")
-        return
-    if command == "import":
-        from lab import hf
-
-        hf.check_new_folder(out_dir)
-        model = hf.import_hf(args["source"], args["new_vocab_size"] or None)
-        model.save(out_dir)
-        print(f"wrote {out_dir}: {args['source']}, {model.num_params()['total']:,} parameters, vocabulary "
-              f"{model.config.vocab_size}; "
-              "use it with train_gpt.py --init_from, sft.py --init, or an eval's --checkpoint")
-        return
-    seq_len = args.pop("seq_len") or args["block_size"]
+        prog="model.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="model.py [flags] | export CHECKPOINT OUT_DIR | import SOURCE OUT_DIR",
+        description=__doc__)
+    add = parser.add_argument
+    units = dict(vocab_size="tokens", block_size="tokens", n_layer="blocks", n_head="heads", n_embd="channels")
+    for name, unit in units.items():
+        add(f"--{name}", type=int, default=getattr(GPTConfig, name), help=f"{unit} (default %(default)s)")
+    add("--arch", choices=ARCHS, default="gpt2", help="architecture (default %(default)s)")
+    add("--attn_gate", choices=GATES, default="none", help="attention gate; none = off (default)")
+    add("--seq_len", type=int, help="tokens, for the FLOPs (default: block_size)")
+    shape = vars(parser.parse_args(argv))
+    seq_len = shape.pop("seq_len") or shape["block_size"]
     with torch.device("meta"):
-        model = GPT(GPTConfig(**args))
+        model = GPT(GPTConfig(**shape))
     for name, count in model.num_params().items():
         print(f"{name + ' parameters':<28} {count:>15,}")
     print(f"{'training FLOPs per token':<28} {model.flops_per_token(seq_len):>15,}   at {seq_len} tokens per sequence")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"model.py: {error}") from None
+    processes.exit_in_a_sentence(main, "model.py")

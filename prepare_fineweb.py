@@ -1,25 +1,24 @@
-"""prepare_fineweb.py owns documents: where they come from (`iter_documents`) and how they become stream shards.
+"""prepare_fineweb.py owns the way from documents to stream shards, and the token account that closes it.
 
     python prepare_fineweb.py --out_dir data/fineweb --target_tokens 10_000_000_000 --num_proc 16      # from the hub
     python prepare_fineweb.py --dataset 'corpus/*.parquet' more.jsonl.zst --out_dir data/mine --num_proc 4
     python prepare_fineweb.py --dataset synthetic --target_tokens 2_000_000 --out_dir data/toy      # no network
     python prepare_fineweb.py --dataset synthetic --target_tokens 2_000_000 --out_dir data/mul --condition mul_tokens
 
-Reads documents; writes a dataset folder (shards.py): train_*.bin, val_*.bin, val_documents.npz and, last, meta.json.
-Every document is [50256] + bpe(text). About 1 % of the documents, chosen by a hash of their text, are held out in
-val_*.bin: the same ones in every condition. Before that, --decontaminate drops the documents that hold items of a
-benchmark (decontaminate.py) and lists them in decontamination.jsonl. Kill it at any moment and run it again with
---resume: the result is byte-identical to an uninterrupted run, as it is for every --num_proc and --tokenizer_backend.
+Reads documents (lab/sources.py); writes a dataset folder (lab/shards.py): train_*.bin, val_*.bin, val_documents.npz
+and, last, meta.json. Every document is [50256] + bpe(text). About 1 % of the documents, chosen by a hash of their text,
+are held out in val_*.bin: the same ones in every condition. Before that, --decontaminate drops the documents that hold
+items of a benchmark and lists them in decontamination.jsonl (lab/decontaminate.py). Kill it at any moment and run it
+again with --resume: the result is byte-identical to an uninterrupted run, as it is for every --num_proc and
+--tokenizer_backend.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -30,58 +29,89 @@ from typing import NamedTuple
 import numpy as np
 
 import inject_mul
-from lab import decontaminate, shards, sources
+from lab import decontaminate, processes, runs, shards, sources
+from lab.token_files import check
+from lab.tokenizer import BACKENDS, BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer, tokenizer_hash
 
 IN_FLIGHT_BYTES = 2**25  # text that workers hold at once, however many they are
-MAX_WORKERS = 16  # one reader cannot feed more, and each holds 27 MB of gigatoken's tables and as much cache (measured)
+# one reader cannot feed more workers, and each holds 27 MB of gigatoken's tables and as much cache (measured)
+MAX_WORKERS = 16
 COMMIT_SECONDS = 1.0  # work a kill may cost; one commit is a few fsyncs
-SIGNS = [re.compile(sign.pattern.encode()) for sign in inject_mul.SIGNS]  # a text without one holds no product
+SETTINGS = """text_field condition inject shard_tokens val_shards val_fraction max_docs
+              target_tokens""".split()  # flags that decide the bytes
+# of all documents so far, committed with the tokens; "plain" counts GPT-2 tokens, the same in every condition
+COUNTS = """documents held_out dropped docs_with_products bytes_read
+            tokens_read tokens_dropped plain_train plain_held_out""".split()
+# a text without any of these holds no product
+SIGNS = [re.compile(sign.pattern.encode()) for sign in inject_mul.SIGNS]
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that both prepare scripts share."""
     group = parser.add_argument_group("documents")
-    group.add_argument("--dataset", nargs="+", default=["HuggingFaceFW/fineweb-edu"], metavar="NAME|PATH|GLOB",
-                       help="a Hugging Face dataset (streamed), a folder, local files or globs *.parquet "
-                            "*.jsonl[.gz|.zst] *.txt (a file is one document), or 'synthetic' "
-                            "(default: HuggingFaceFW/fineweb-edu)")
-    group.add_argument("--config", default="sample-10BT", help="configuration on the hub (default: sample-10BT)")
-    group.add_argument("--split", default="train", help="split on the hub (default: train)")
-    group.add_argument("--revision", help="commit, tag or branch on the hub (default: main, resolved and recorded)")
-    group.add_argument("--text_field", default="text", help="column or JSON field with the text (default: text)")
-    group.add_argument("--synthetic_seed", type=int, default=0, help="world of --dataset synthetic (default: 0)")
-    group.add_argument("--max_docs", type=int, default=0, help="documents to read (default: 0 = all)")
-    group.add_argument("--target_tokens", type=int, default=0,
-                       help="train tokens: stop after the document that reaches it, fail if the source has fewer. "
-                            "Plain GPT-2 tokens in every condition, so that all stop alike (default: 0 = off)")
-    group.add_argument("--bad_documents", choices=["error", "skip"], default="error",
-                       help="empty, not UTF-8 or over 32 MiB: stop, or leave out and count (default: error)")
+    add = group.add_argument
+    add("--dataset", nargs="+", default=["HuggingFaceFW/fineweb-edu"], metavar="NAME|PATH|GLOB",
+        help="a Hugging Face dataset (streamed), a folder, local files or globs *.parquet "
+             "*.jsonl[.gz|.zst] *.txt (a file is one document), or 'synthetic' "
+             "(default: HuggingFaceFW/fineweb-edu)")
+    add("--config", default="sample-10BT", help="configuration on the hub (default: %(default)s)")
+    add("--split", default="train", help="split on the hub (default: %(default)s)")
+    add("--revision", help="commit or branch on the hub (default: main, resolved and recorded)")
+    add("--text_field", default="text", help="column or JSON field with the text (default: text)")
+    add("--synthetic_seed", type=int, default=0, help="world of --dataset synthetic (default: 0)")
+    add("--max_docs", type=int, default=0, help="documents to read (default: 0 = all)")
+    add("--target_tokens", type=int, default=0,
+        help="train tokens: stop after the document that reaches it, fail if the source has fewer; "
+             "plain GPT-2 tokens in every condition, so that all stop alike (default: 0 = off)")
+    add("--bad_documents", choices=["error", "skip"], default="error",
+        help="empty, not UTF-8 or over 32 MiB: stop, or leave out and count (default: error)")
     decontaminate.add_argument(group)
 
-    group = parser.add_argument_group("tokens")
-    group.add_argument("--tokenizer", choices=["gpt2"], default="gpt2", help="gpt2 is the only one")
-    group.add_argument("--tokenizer_backend", choices=["auto", "tiktoken", "gigatoken"], default="auto",
-                       help="auto: gigatoken if installed and equal to tiktoken on a probe; never changes a byte")
-    group.add_argument("--condition", choices=["baseline", "mul_tokens"], default="baseline",
-                       help="mul_tokens: whole products such as 6*9=54 become one token (default: baseline)")
-    group.add_argument("--inject", choices=["weak", "strict"],
-                       help="with mul_tokens: weak also takes products without their result (default: weak)")
+    add = parser.add_argument_group("tokens").add_argument
+    add("--tokenizer", choices=["gpt2"], default="gpt2", help="gpt2 is the only one")
+    add("--tokenizer_backend", choices=BACKENDS, default="auto",
+        help="auto: gigatoken if installed and equal to tiktoken on a probe; never changes a byte")
+    add("--condition", choices=["baseline", "mul_tokens"], default="baseline",
+        help="mul_tokens: whole products such as 6*9=54 become one token (default: baseline)")
+    add("--inject", choices=["weak", "strict"],
+        help="with mul_tokens: weak also takes products without their result (default: weak)")
 
-    group = parser.add_argument_group("output")
-    group.add_argument("--out_dir", required=True, help="folder of the dataset, created; must not hold another one")
-    group.add_argument("--shard_tokens", type=int, default=100_000_000, help="tokens per shard (default: 100_000_000)")
-    group.add_argument("--val_shards", type=int, default=1,
-                       help="hold out about this many shards of plain GPT-2 tokens at most (default: 1; 0 = none)")
-    group.add_argument("--val_fraction", type=float, default=0.01,
-                       help="share of the documents held out, by hash, until the cap (default: 0.01)")
-    group.add_argument("--num_proc", type=int, default=1,
-                       help="tokenising workers, at most 16 (threads: tokenizers run outside the interpreter lock); "
-                            "1 = the reader does it all (default: 1)")
-    group.add_argument("--resume", action="store_true", help="continue a killed or interrupted run of the same command")
+    add = parser.add_argument_group("output").add_argument
+    add("--out_dir", required=True, help="folder of the dataset, created; must not hold another")
+    add("--shard_tokens", type=int, default=100_000_000, help="per shard (default: 100_000_000)")
+    add("--val_shards", type=int, default=1,
+        help="hold out about this many shards of plain GPT-2 tokens at most (default: 1; 0 = none)")
+    add("--val_fraction", type=float, default=0.01,
+        help="share of the documents held out, by hash, until the cap (default: 0.01)")
+    add("--num_proc", type=int, default=1,
+        help="tokenising workers, at most 16 (threads: tokenizers run outside the interpreter "
+             "lock); 1 = the reader does it all (default: 1)")
+    add("--resume", action="store_true", help="continue a killed run of the same command")
+
+
+def check_at_least(args: argparse.Namespace, **least: int) -> None:
+    """ValueError for a flag below its least value."""
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value < low:
+            raise ValueError(f"--{name} must be {low} or more, not {value}.")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """ValueError in one sentence; fills in --inject."""
+    check_at_least(args, num_proc=1, shard_tokens=2, val_shards=0)
+    check_at_least(args, max_docs=0, target_tokens=0, synthetic_seed=0)
+    check(0 < args.val_fraction < 1,
+          f"--val_fraction must lie between 0 and 1, not {args.val_fraction}",
+          "pass --val_shards 0 to hold out nothing")
+    if args.condition == "mul_tokens":
+        args.inject = args.inject or "weak"
+    check(args.condition == "mul_tokens" or not args.inject,
+          "--inject does nothing in the baseline", "add --condition mul_tokens or drop --inject")
 
 
 # ------------------------------------------------------------------------------------------------------------
-# tokens
+# text -> tokens
 
 
 class Tokenized(NamedTuple):
@@ -94,60 +124,75 @@ class Tokenized(NamedTuple):
     utf8_bytes: np.ndarray  # int64 (n,)
     digests: list[bytes]
     selected: np.ndarray  # bool (n,): belongs to the held-out share by its hash
-    mul_bytes: dict[int, list[int]]  # document -> original UTF-8 bytes of the text behind each of its mul tokens
+    mul_bytes: dict[int, list[int]]  # document -> original UTF-8 bytes behind each of its mul tokens
     hits: dict[int, list[str]]  # document -> benchmark items that contaminate it
     bad: list[tuple[int, str]]  # (number, why)
     end: int  # number of the document after the batch
 
 
-def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str | None, val_fraction: float,
-             guard: decontaminate.Guard | None = None):
+def cut_at_products(texts: list[bytes], mode: str) -> tuple[list, list, list, dict]:
+    """Cut documents at their products, which the injector finds in a mode, weak or strict.
+
+    Returns the pieces of text; the special id before each; which piece is the first of each document; and {document:
+    original UTF-8 bytes of each of its products}.
+    """
+    injector = inject_mul.MulExpressionInjector(mode)
+    pieces, specials, first_pieces, mul_bytes = [], [], [], {}
+    for i, utf8 in enumerate(texts):
+        first_pieces.append(len(pieces))
+        specials.append(BOS_ID)
+        if any(sign.search(utf8) for sign in SIGNS):
+            text, last = utf8.decode(), 0
+            for start, end, a, b in injector.spans(text):
+                pieces.append(text[last:start].encode())
+                specials.append(MulFactTokens.id_of(a, b))
+                mul_bytes.setdefault(i, []).append(len(text[start:end].encode()))
+                last = end
+            utf8 = text[last:].encode()
+        pieces.append(utf8)
+    return pieces, specials, first_pieces, mul_bytes
+
+
+def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str | None,
+             val_fraction: float, guard: decontaminate.Guard | None = None) -> Tokenized:
     """One item of `read_batches` -> Tokenized. A pure function, so that any number of workers gives the same bytes."""
-    tokenizer = shards.get_tokenizer(backend)
-    injector = inject_mul.MulExpressionInjector(inject) if inject else None
-    bad = [(first + i, document) for i, document in enumerate(documents) if isinstance(document, str)]
-    numbers = np.arange(first, first + len(documents))
-    if bad:
-        numbers = np.setdiff1d(numbers, [number for number, _ in bad])
-    texts = [document for document in documents if isinstance(document, bytes)]
-    digests = [shards.document_hash(text) for text in texts]
+    tokenizer = get_tokenizer(backend)
+    texts, numbers, bad = [], [], []
+    for number, document in enumerate(documents, first):
+        if isinstance(document, bytes):
+            texts.append(document)
+            numbers.append(number)
+        else:
+            bad.append((number, document))
     hits = guard.hits_batch(texts) if guard else {}
 
-    # A document is cut at its products; every piece is tokenised on its own and follows a special id: BOS or a product.
-    pieces, specials, document_at, mul_bytes = texts, shards.BOS_ID, np.arange(len(texts)), {}
-    if injector:
-        pieces, specials, document_at = [], [], []
-        for i, utf8 in enumerate(texts):
-            document_at.append(len(pieces))
-            specials.append(shards.BOS_ID)
-            last = 0
-            if any(sign.search(utf8) for sign in SIGNS):
-                text = utf8.decode()
-                for start, end, a, b in injector.spans(text):
-                    pieces.append(text[last:start].encode())
-                    specials.append(shards.MulFactTokens.id_of(a, b))
-                    mul_bytes.setdefault(i, []).append(len(text[start:end].encode()))
-                    last = end
-                if last:
-                    utf8 = text[last:].encode()
-            pieces.append(utf8)
+    # every piece of text is tokenised on its own and follows a special id: BOS or a product
+    pieces, specials, first_pieces, mul_bytes = texts, BOS_ID, np.arange(len(texts)), {}
+    if inject:
+        pieces, specials, first_pieces, mul_bytes = cut_at_products(texts, inject)
     tokens, piece_lengths = tokenizer.encode_batch(pieces)
-    at = np.cumsum(piece_lengths) - piece_lengths + np.arange(len(pieces))  # where the special ids go
+    special_at = np.cumsum(piece_lengths) - piece_lengths + np.arange(len(pieces))
     ids = np.empty(len(tokens) + len(pieces), np.uint16)
     is_text = np.ones(len(ids), bool)
-    is_text[at] = False
-    ids[is_text], ids[at] = tokens, specials
-    lengths = np.add.reduceat(piece_lengths + 1, document_at) if texts else piece_lengths
+    is_text[special_at] = False
+    ids[is_text] = tokens
+    ids[special_at] = specials
+
+    lengths = piece_lengths
+    if texts:
+        lengths = np.add.reduceat(piece_lengths + 1, first_pieces)
     baseline_tokens = lengths.copy()
     if mul_bytes:
-        baseline_tokens[list(mul_bytes)] = tokenizer.encode_batch([texts[i] for i in mul_bytes])[1] + 1
+        _, plain_lengths = tokenizer.encode_batch([texts[i] for i in mul_bytes])
+        baseline_tokens[list(mul_bytes)] = plain_lengths + 1
     utf8_bytes = np.array([len(text) for text in texts], np.int64)
+    digests = [shards.document_hash(text) for text in texts]
     selected = shards.is_held_out(digests, val_fraction)
-    return Tokenized(ids, numbers, lengths, baseline_tokens, utf8_bytes, digests, selected, mul_bytes, hits, bad,
-                     first + len(documents))
+    return Tokenized(ids, np.array(numbers, np.int64), lengths, baseline_tokens, utf8_bytes, digests, selected,
+                     mul_bytes, hits, bad, end=first + len(documents))
 
 
-def tokenized_batches(args: argparse.Namespace, source: sources.Source, start: int, guard=None) -> Iterator[Tokenized]:
+def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> Iterator[Tokenized]:
     """Batches in document order; at most 2 x num_proc, or IN_FLIGHT_BYTES of text, or one, in memory."""
     settings = (args.tokenizer_backend, args.inject, args.val_fraction, guard)
     if args.num_proc == 1:
@@ -160,8 +205,8 @@ def tokenized_batches(args: argparse.Namespace, source: sources.Source, start: i
         for first, documents in sources.read_batches(source, start):
             size = sum(map(len, documents))
             while pending and (len(pending) == 2 * workers or in_flight + size > IN_FLIGHT_BYTES):
-                done, future = pending.popleft()
-                in_flight -= done
+                finished_size, future = pending.popleft()
+                in_flight -= finished_size
                 yield future.result()
             pending.append((size, pool.submit(tokenize, first, documents, *settings)))
             in_flight += size
@@ -178,11 +223,14 @@ def tokenized_batches(args: argparse.Namespace, source: sources.Source, start: i
 class StreamTrain:
     """What becomes of the documents that are not held out: a plain stream. prepare_bos_rows.py packs rows instead."""
 
+    def __init__(self, args: argparse.Namespace):
+        self.shard_tokens = args.shard_tokens  # of train shards
+
     def settings(self) -> dict:
         """What decides the bytes, and the format's fields of meta.json."""
         return {"format": "stream"}
 
-    def add(self, writer: shards.DatasetWriter, ids: np.ndarray, lengths: np.ndarray, utf8_bytes: np.ndarray) -> None:
+    def add(self, writer, ids: np.ndarray, lengths: np.ndarray, utf8_bytes: np.ndarray) -> None:
         """Documents as they come: ids (N,), tokens and original bytes per document."""
         writer.write("train", ids, lengths, utf8_bytes)
 
@@ -191,25 +239,11 @@ class StreamTrain:
         return {}
 
     def restore(self, state: dict) -> None:
-        pass
+        """Continue from `state`; {} begins."""
 
-    def finish(self, writer: shards.DatasetWriter) -> dict:
-        """After the last document: write what is left, return fields for meta.json with `tokens_cropped_total`."""
-        return {"tokens_cropped_total": 0}
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """ValueError in one sentence; fills in --inject."""
-    for name, low in (("num_proc", 1), ("shard_tokens", 2), ("val_shards", 0), ("max_docs", 0), ("target_tokens", 0),
-                      ("synthetic_seed", 0)):
-        if getattr(args, name) < low:
-            raise ValueError(f"--{name} must be {low} or more, not {getattr(args, name)}.")
-    if not 0 < args.val_fraction < 1:
-        raise ValueError(f"--val_fraction must lie between 0 and 1, not {args.val_fraction} (--val_shards 0: no val).")
-    if args.condition == "baseline" and args.inject:
-        raise ValueError("--inject does nothing in the baseline: add --condition mul_tokens or drop --inject.")
-    if args.condition == "mul_tokens":
-        args.inject = args.inject or "weak"
+    def finish(self, writer: shards.DatasetWriter) -> tuple[dict, dict]:
+        """After the last document: write what is left. Returns (entries of the token account, fields of meta.json)."""
+        return {"cropped": 0}, {"tokens_cropped_total": 0}
 
 
 def prepare(args: argparse.Namespace, train) -> dict:
@@ -222,187 +256,185 @@ def prepare(args: argparse.Namespace, train) -> dict:
     check_arguments(args)
     guard = decontaminate.from_argument(args.decontaminate)
     source = sources.open_source(args)
-    tokenizer = shards.get_tokenizer(args.tokenizer_backend)
-    names = "text_field condition inject shard_tokens val_shards val_fraction max_docs target_tokens".split()
-    settings = {name: getattr(args, name) for name in names}
-    settings |= {"source": source.record, "tokenizer_sha256": shards.tokenizer_hash(), **train.settings()}
+    get_tokenizer(args.tokenizer_backend)  # a missing one is noticed before a folder is made
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings |= {"source": source.record, "tokenizer_sha256": tokenizer_hash(), **train.settings()}
     if guard:
         settings["decontaminate"] = guard.settings
-    writer = shards.DatasetWriter(args.out_dir, settings, args.shard_tokens, args.val_shards, args.resume)
+    writer = shards.DatasetWriter(args.out_dir, settings, args.shard_tokens, args.val_shards,
+                                  args.resume, train.shard_tokens)
     if writer.complete:
         print(f"{args.out_dir} is already finished.")
         return shards.read_meta(args.out_dir)
 
-    # everything a kill may not forget, handed to writer.commit together with the tokens it describes
-    state = {"documents": 0, "held_out": 0, "dropped": 0, "tokens_read": 0, "tokens_dropped": 0, "plain_train": 0,
-             "plain_held_out": 0, "bytes_read": 0, "docs_with_products": 0, "products": {}, "seconds": 0.0,
-             "train": {}} | writer.state
+    state = dict.fromkeys(COUNTS, 0) | {"products": {}, "seconds": 0.0, "train": {}} | writer.state
     train.restore(state["train"])
     held_out = writer.held_out_hashes()
     if guard:
-        writer.append(decontaminate.LOG, b"")  # an empty one says that nothing was found
-    cap = args.val_shards * args.shard_tokens
-    started = committed = time.time()
-    seconds_before = state["seconds"]
-    signals = []
-    total, unit = (args.target_tokens, "tok") if args.target_tokens else (source.documents, "doc")
-    key = "plain_train" if args.target_tokens else "documents"
-    every = 0.5 if sys.stderr.isatty() else 10  # seconds between two lines of the bar
-    bar = tqdm(total=total, initial=state[key], unit=unit, unit_scale=True, mininterval=every)
-    tokens_at_start = state["tokens_read"]
+        writer.append(decontaminate.LOG, b"")  # without a line: no document was contaminated
+    started = time.time() - state["seconds"]  # as if a killed run had ended just now
 
     def commit():
-        nonlocal committed
-        state["train"], state["seconds"] = train.state(), seconds_before + time.time() - started
+        state["train"], state["seconds"] = train.state(), time.time() - started
         writer.commit(state)
-        committed = time.time()
 
-    def on_signal(number, _):
-        signals.append(number)
-        if len(signals) > 1:  # the user does not want to wait for the batch
-            raise KeyboardInterrupt
-
-    in_main = threading.current_thread() is threading.main_thread()
-    previous = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
+    counted, total, unit = "documents", source.documents, "doc"
+    if args.target_tokens:
+        counted, total, unit = "plain_train", args.target_tokens, "tok"
+    interval = 0.5 if sys.stderr.isatty() else 10  # seconds between two lines
+    bar = tqdm(total=total, initial=state[counted], unit=unit, unit_scale=True, mininterval=interval)
+    batches = tokenized_batches(args, source, state["documents"], guard)
+    stop = processes.StopRequest()
     try:
-        reached = args.target_tokens and state["plain_train"] >= args.target_tokens  # before a kill
-        for batch in () if reached else tokenized_batches(args, source, state["documents"], guard):
-            _add_batch(args, batch, writer, train, state, held_out, cap)
-            if args.bad_documents == "error" and batch.bad and batch.bad[0][0] < state["documents"]:
-                raise ValueError(sources.bad_document(*batch.bad[0]))
-            reached = args.target_tokens and state["plain_train"] >= args.target_tokens
-            bar.update(state[key] - bar.n)
-            rate = (state["tokens_read"] - tokens_at_start) / (time.time() - started)
-            bar.set_postfix_str(f"{state['tokens_read']:,} tokens read, {rate / 1e6:.2f} M/s", refresh=False)
-            if signals or reached or writer.closed_since_commit() or time.time() - committed > COMMIT_SECONDS:
-                commit()
-            if signals or reached:
-                break
-        bar.close()
-        if signals:
-            raise KeyboardInterrupt
-        commit()
-        if args.target_tokens > state["plain_train"]:
-            raise ValueError(
-                f"the source gives {state['plain_train']:,} train tokens, not --target_tokens {args.target_tokens:,}: "
-                f"delete {args.out_dir} and run again with more documents or a lower target."
-            )
-        if args.val_shards and not state["held_out"]:
-            raise ValueError(
-                f"none of {state['documents']:,} documents was held out at --val_fraction {args.val_fraction}: delete "
-                f"{args.out_dir} and raise --val_fraction, or pass --val_shards 0."
-            )
-        fields = train.finish(writer)
-        if guard:
-            fields["decontamination"] = decontaminate.summary(guard, writer.appended(decontaminate.LOG))
-        meta = _meta(args, source, tokenizer, writer, state, fields, seconds_before + time.time() - started)
-        return writer.finish(meta | train.settings() | fields)
+        with bar, contextlib.closing(batches):
+            while not stop.asked and not target_reached(args, state):
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                add_batch(args, batch, writer, train, state, held_out)
+                for number, why in batch.bad:
+                    if args.bad_documents == "error" and number < state["documents"]:
+                        raise ValueError(sources.bad_document(number, why))
+                bar.update(state[counted] - bar.n)
+                rate = state["tokens_read"] / (time.time() - started) / 1e6
+                bar.set_postfix_str(f"{state['tokens_read']:,} tokens read, {rate:.2f} M/s", refresh=False)
+                if writer.commit_is_due(COMMIT_SECONDS):
+                    commit()
+            commit()
+            if stop.asked:
+                raise KeyboardInterrupt
+            check_enough(args, state)
+            entries, fields = train.finish(writer)
+            if guard:
+                log = writer.appended(decontaminate.LOG)
+                fields["decontamination"] = decontaminate.summary(guard, log)
+            meta = meta_fields(args, source, writer, state, entries, time.time() - started)
+            return writer.finish(meta | train.settings() | fields)
     except (ValueError, OSError):
         writer.abandon()
         raise
     finally:
-        bar.close()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        stop.restore()
 
 
-def _add_batch(args, batch: Tokenized, writer, train, state: dict, held_out: set, cap: int) -> None:
-    """Hold out, drop or pass on each document, and stop after the one that reaches --target_tokens."""
-    n = len(batch.lengths)
-    to_val, dropped = np.zeros(n, bool), np.zeros(n, bool)
-    dropped[list(batch.hits)] = True
-    plain = state["plain_held_out"]
-    for i in np.flatnonzero(batch.selected & ~dropped).tolist() if cap else []:
+def target_reached(args: argparse.Namespace, state: dict) -> bool:
+    return 0 < args.target_tokens <= state["plain_train"]
+
+
+TRAIN, VAL, DROPPED = range(3)  # where a document goes
+
+
+def assign(args, batch: Tokenized, state: dict, held_out: set[bytes]) -> np.ndarray:
+    """Where the documents of a batch go, up to the one that reaches --target_tokens: int8 (up to n,)."""
+    place = np.full(len(batch.lengths), TRAIN, np.int8)
+    place[list(batch.hits)] = DROPPED
+    cap, plain = args.val_shards * args.shard_tokens, state["plain_held_out"]
+    for i in np.flatnonzero(batch.selected & (place == TRAIN)).tolist():
         if plain < cap:
-            to_val[i] = True
+            place[i] = VAL
             plain += int(batch.baseline_tokens[i])
             held_out.add(batch.digests[i])
-        else:
-            dropped[i] = batch.digests[i] in held_out  # its text is in val: training on it would leak
-    to_train = ~(to_val | dropped)
-    end, bad = batch.end, len(batch.bad)
+        elif batch.digests[i] in held_out:  # its text is in val: training on it would leak
+            place[i] = DROPPED
     if args.target_tokens:
-        reached = state["plain_train"] + np.cumsum(batch.baseline_tokens * to_train) >= args.target_tokens
-        if reached.any():
-            n = int(np.argmax(reached)) + 1
-            end = int(batch.numbers[n - 1]) + 1
-            bad = sum(number < end for number, _ in batch.bad)
-            for mask in (to_val, dropped, to_train):
-                mask[n:] = False
+        plain_train = state["plain_train"] + np.cumsum(batch.baseline_tokens * (place == TRAIN))
+        place = place[: np.searchsorted(plain_train, args.target_tokens) + 1]
+    return place
 
-    ends = np.cumsum(batch.lengths)
+
+def add_batch(args, batch: Tokenized, writer, train, state: dict, held_out: set[bytes]) -> None:
+    """Write, pass on or drop each document, up to the one that reaches --target_tokens, and count."""
+    place = assign(args, batch, state, held_out)
+    n = len(place)
+    lengths, utf8_bytes = batch.lengths[:n], batch.utf8_bytes[:n]
+    baseline_tokens = batch.baseline_tokens[:n]
+    to_train, to_val, dropped = place == TRAIN, place == VAL, place == DROPPED
+
+    ends = np.cumsum(lengths)
     for i in np.flatnonzero(to_val).tolist():
-        ids = batch.ids[ends[i] - batch.lengths[i] : ends[i]]
-        writer.write_val_document(ids, batch.digests[i], int(batch.baseline_tokens[i]), int(batch.utf8_bytes[i]),
+        ids = batch.ids[ends[i] - lengths[i] : ends[i]]
+        writer.write_val_document(ids, batch.digests[i], int(baseline_tokens[i]), int(utf8_bytes[i]),
                                   batch.mul_bytes.get(i, ()))
     for i, items in batch.hits.items():
         if i < n:
-            line = decontaminate.log_lines(int(batch.numbers[i]), int(batch.baseline_tokens[i]), items)
+            line = decontaminate.log_lines(int(batch.numbers[i]), int(baseline_tokens[i]), items)
             writer.append(decontaminate.LOG, line)
-    whole = to_train.all()
-    ids = batch.ids if whole else batch.ids[np.repeat(to_train, batch.lengths)]
+    ids = batch.ids[: lengths.sum()]
+    if not to_train.all():
+        ids = ids[np.repeat(to_train, lengths)]
     if len(ids):
-        train.add(writer, ids, batch.lengths[to_train], batch.utf8_bytes[to_train])
+        train.add(writer, ids, lengths[to_train], utf8_bytes[to_train])
 
     if args.inject:
-        with_products = [i for i in batch.mul_bytes if to_train[i]]
-        state["docs_with_products"] += len(with_products)
-        for token, count in zip(*np.unique(ids[ids >= shards.FIRST_MUL_ID], return_counts=True), strict=True):
-            name = shards.MulFactTokens.id_to_token[int(token)]
-            state["products"][name] = state["products"].get(name, 0) + int(count)
-    state["documents"] = end
+        state["docs_with_products"] += sum(i < n and bool(to_train[i]) for i in batch.mul_bytes)
+        mul_ids, counts = np.unique(ids[ids >= FIRST_MUL_ID], return_counts=True)
+        for token, count in zip(mul_ids.tolist(), counts.tolist(), strict=True):
+            name = MulFactTokens.id_to_token[token]
+            state["products"][name] = state["products"].get(name, 0) + count
     state["held_out"] += int(to_val.sum())
-    state["dropped"] += int(dropped.sum()) + bad
-    state["tokens_read"] += int(batch.lengths[:n].sum())
-    state["tokens_dropped"] += int(batch.lengths[dropped].sum())
-    state["bytes_read"] += int(batch.utf8_bytes[:n].sum())
-    state["plain_train"] += int(batch.baseline_tokens[to_train].sum())
-    state["plain_held_out"] += int(batch.baseline_tokens[to_val].sum())
+    state["tokens_read"] += int(lengths.sum())
+    state["tokens_dropped"] += int(lengths[dropped].sum())
+    state["bytes_read"] += int(utf8_bytes.sum())
+    state["plain_train"] += int(baseline_tokens[to_train].sum())
+    state["plain_held_out"] += int(baseline_tokens[to_val].sum())
+    state["documents"] = batch.end
+    if target_reached(args, state):
+        state["documents"] = int(batch.numbers[n - 1]) + 1
+    unusable = sum(number < state["documents"] for number, _ in batch.bad)
+    state["dropped"] += int(dropped.sum()) + unusable
 
 
-def _meta(args, source: sources.Source, tokenizer, writer, state: dict, fields: dict, seconds: float) -> dict:
-    """The fields of meta.json that are not the writer's or the train side's; ValueError unless the account closes."""
-    account = {
-        "tokens_read": state["tokens_read"],
-        "train_written": writer.tokens("train"),
-        "held_out": writer.tokens("val"),
-        "cropped": fields["tokens_cropped_total"],
-        "dropped": state["tokens_dropped"],
-    }
+def check_enough(args: argparse.Namespace, state: dict) -> None:
+    """ValueError when the source ended before --target_tokens, or nothing was held out."""
+    target, tokens = args.target_tokens, state["plain_train"]
+    check(tokens >= target,
+          f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
+          f"delete {args.out_dir} and run again with more documents or a lower target")
+    check(state["held_out"] or not args.val_shards,
+          f"none of {state['documents']:,} documents was held out at --val_fraction {args.val_fraction}",
+          f"delete {args.out_dir} and raise --val_fraction, or pass --val_shards 0")
+
+
+def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict, seconds: float) -> dict:
+    """The fields of meta.json that are not the writer's or the train side's; ValueError unless the account closes.
+
+    entries: what the train side adds to the account, which says where every token that was read has gone.
+    """
+    from importlib.metadata import version
+
+    written = writer.tokens("train")
+    account = {"tokens_read": state["tokens_read"], "train_written": written,
+               "held_out": writer.tokens("val"), "cropped": 0, "dropped": state["tokens_dropped"]}
+    account |= entries
     read, *parts = account.values()
-    if read != sum(parts):
-        raise ValueError(
-            f"the token account does not close: {account} (read minus the rest is {read - sum(parts)}); nothing was "
-            f"presented as finished. Delete {args.out_dir}, prepare again, and report this if it happens twice."
-        )
-    if not writer.tokens("train"):
-        raise ValueError(
-            f"all {state['documents']:,} documents were held out or dropped: delete {args.out_dir} and lower "
-            "--val_fraction, or pass --val_shards 0."
-        )
-    from importlib.metadata import version  # 0.02 s
-
+    rest = read - sum(parts)
+    check(rest == 0,
+          f"the token account does not close: {account} (read minus all others is {rest})",
+          f"delete {args.out_dir}, prepare again, and report this if it happens twice")
+    check(written,
+          f"all {state['documents']:,} documents were held out or dropped",
+          f"delete {args.out_dir} and lower --val_fraction, or pass --val_shards 0")
+    on_hub = source.kind == "hub"
     products = sum(state["products"].values())
+    backend = get_tokenizer(args.tokenizer_backend).backend
+    packages = ["numpy", "tiktoken", "pyarrow"]
+    if backend != "tiktoken":
+        packages.append(backend)
+    if on_hub:
+        packages += ["datasets", "huggingface_hub"]
+    code = runs.code_state()
     return {
         "dataset": " ".join(args.dataset),
-        "config": args.config if source.kind == "hub" else None,
-        "split": args.split if source.kind == "hub" else None,
+        "config": args.config if on_hub else None,
+        "split": args.split if on_hub else None,
         "text_field": args.text_field,
         "source": source.record,
-        "tokenizer": args.tokenizer,
-        "tokenizer_backend": tokenizer.backend,
-        "tokenizer_sha256": shards.tokenizer_hash(),
-        "vocab_size": shards.VOCAB_SIZE,
-        "dtype": "uint16",
-        "bos_token_id": shards.BOS_ID,
-        "doc_format": "[bos] + tokens",
-        "shard_tokens": args.shard_tokens,
-        "val_shards": args.val_shards,
-        "val_fraction": args.val_fraction,
-        "condition": args.condition,
-        "inject": args.inject,
+        "tokenizer": args.tokenizer, "tokenizer_backend": backend, "tokenizer_sha256": tokenizer_hash(),
+        "vocab_size": VOCAB_SIZE, "dtype": "uint16", "bos_token_id": BOS_ID, "doc_format": "[bos] + tokens",
+        "shard_tokens": args.shard_tokens, "val_shards": args.val_shards, "val_fraction": args.val_fraction,
+        "condition": args.condition, "inject": args.inject,
         "mul_tokens_in_train": products,
-        "mul_token_rate": products / writer.tokens("train"),
+        "mul_token_rate": products / written,
         "mul_token_counts": dict(sorted(state["products"].items())),
         "docs_with_mul_tokens": state["docs_with_products"],
         "docs_processed": state["documents"],
@@ -411,58 +443,65 @@ def _meta(args, source: sources.Source, tokenizer, writer, state: dict, fields: 
         "utf8_bytes_processed": state["bytes_read"],
         "plain_tokens_in_train": state["plain_train"],
         "token_account": account,
-        "elapsed_seconds": round(seconds, 3),
-        "throughput_tokens_per_sec": round(read / seconds),
-        "versions": {name: version(name) for name in _packages(source, tokenizer)},
-        **git_commit(),
+        "elapsed_seconds": round(seconds, 3), "throughput_tokens_per_sec": round(read / seconds),
+        "versions": {name: version(name) for name in packages},
+        "git_commit": code["git_commit"], "git_dirty": code["git_dirty"],
     }
 
 
-def _packages(source: sources.Source, tokenizer) -> list[str]:
-    return ["numpy", "tiktoken", "pyarrow"] + [tokenizer.backend] * (tokenizer.backend != "tiktoken") + (
-        ["datasets", "huggingface_hub"] if source.kind == "hub" else [])
-
-
-def git_commit() -> dict:
-    """{"git_commit": hash or None, "git_dirty": whether tracked files differ from it or None}."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = [*git, "status", "--porcelain", "--untracked-files=no"]
-        dirty = bool(subprocess.run(status, capture_output=True, text=True, check=True).stdout)
-    except (OSError, subprocess.CalledProcessError):
-        return {"git_commit": None, "git_dirty": None}
-    return {"git_commit": commit, "git_dirty": dirty}
+# ------------------------------------------------------------------------------------------------------------
+# command line
 
 
 def print_summary(args: argparse.Namespace, meta: dict) -> None:
     """What was written, and one decoded sample: with a product in it where there is one."""
-    tokenizer, folder = shards.get_tokenizer(args.tokenizer_backend), Path(args.out_dir)
     for split in ("train", "val"):
         files = [record for record in meta["data_files"] if record["split"] == split]
         if files:
-            tokens, size = (sum(record[name] for record in files) for name in ("tokens", "utf8_bytes"))
-            print(f"{split:5}  {len(files):4} files  {sum(record['documents'] for record in files):11,} documents  "
+            names = ("documents", "tokens", "utf8_bytes")
+            documents, tokens, size = (sum(record[name] for record in files) for name in names)
+            print(f"{split:5}  {len(files):4} files  {documents:11,} documents  "
                   f"{tokens:15,} tokens  {size / tokens:.3f} bytes/token")
-    account = meta["token_account"]
-    print(f"read {account['tokens_read']:,} tokens = " + " + ".join(f"{n:,} {k}" for k, n in account.items()
-                                                                    if k != "tokens_read"))
+    read, *parts = meta["token_account"].items()
+    listed = " + ".join(f"{n:,} {name}" for name, n in parts)
+    print(f"read {read[1]:,} tokens = {listed}")
+    rate = meta["throughput_tokens_per_sec"] / 1e6
     print(f"documents: {meta['docs_processed']:,} read, {meta['docs_held_out']:,} held out, "
           f"{meta['docs_dropped']:,} dropped; {meta['elapsed_seconds']:.1f} s, "
-          f"{meta['throughput_tokens_per_sec'] / 1e6:.2f} M tokens/s ({meta['tokenizer_backend']})")
-    if found := meta.get("decontamination"):
-        counts = ", ".join(f"{name} {record['documents_dropped']:,} ({record['items_hit_total']:,} of "
-                           f"{record['items']:,} items)" for name, record in found["benchmarks"].items())
-        print(f"contaminated and dropped: {found['documents_dropped']:,} documents, "
-              f"{found['plain_tokens_dropped']:,} tokens: {counts}")
+          f"{rate:.2f} M tokens/s ({meta['tokenizer_backend']})")
+    if report := meta.get("decontamination"):
+        counts = []
+        for name, record in report["benchmarks"].items():
+            hit, items = record["items_hit_total"], record["items"]
+            counts.append(f"{name} {record['documents_dropped']:,} ({hit:,} of {items:,} items)")
+        print(f"contaminated and dropped: {report['documents_dropped']:,} documents, "
+              f"{report['plain_tokens_dropped']:,} tokens: {', '.join(counts)}")
     if meta["condition"] == "mul_tokens":
-        print(f"products: {meta['mul_tokens_in_train']:,} in {meta['docs_with_mul_tokens']:,} train documents, "
+        products, documents = meta["mul_tokens_in_train"], meta["docs_with_mul_tokens"]
+        print(f"products: {products:,} in {documents:,} train documents, "
               f"{meta['mul_token_rate']:.2e} of all train tokens")
-        if not meta["mul_tokens_in_train"]:
-            print("WARNING: no product was found, so this dataset equals the baseline: the intervention is absent.")
-    first = np.memmap(folder / "train_000000.bin", dtype="<u2", mode="r")[: 2**22]
-    at = max(0, int(np.argmax(first >= shards.FIRST_MUL_ID)) - 32)
-    print(f"sample: {tokenizer.decode(first[at : at + 96])!r}")
+        if not products:
+            print("WARNING: no product was found, so this dataset equals the baseline: "
+                  "the intervention is absent.")
+    first = np.memmap(Path(args.out_dir) / "train_000000.bin", dtype="<u2", mode="r")[: 2**22]
+    start = max(0, int(np.argmax(first >= FIRST_MUL_ID)) - 32)
+    sample = get_tokenizer(args.tokenizer_backend).decode(first[start : start + 96])
+    print(f"sample: {sample!r}")
+
+
+def run(args: argparse.Namespace, train) -> None:
+    """`prepare` for a command line: errors as one sentence with exit status 1, ctrl-C with 130."""
+    try:
+        print_summary(args, prepare(args, train))
+    except KeyboardInterrupt:
+        print(f"stopped; run the same command again with --resume to continue {args.out_dir}.",
+              file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"writing {args.out_dir} failed ({error.strerror or error}): free some space or check "
+                 "the disk, then run the same command again with --resume.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -472,21 +511,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_source_arguments(parser)
     args = parser.parse_args(argv)
-    run(args, StreamTrain())
-
-
-def run(args: argparse.Namespace, train) -> None:
-    """`prepare` for a command line: errors as one sentence with exit status 1, Ctrl-C with 130."""
-    try:
-        print_summary(args, prepare(args, train))
-    except KeyboardInterrupt:
-        print(f"stopped; run the same command again with --resume to continue {args.out_dir}.", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
-    except OSError as error:
-        sys.exit(f"writing {args.out_dir} failed ({error.strerror or error}): free some space or check the disk, then "
-                 "run the same command again with --resume.")
+    run(args, StreamTrain(args))
 
 
 if __name__ == "__main__":

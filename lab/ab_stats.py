@@ -1,6 +1,6 @@
 """ab_stats.py owns the statistics of an A/B: intervals, tests, power, verdicts. It reads and writes nothing.
 
-    python -c "import ab_stats; print(ab_stats.paired([3.301, 3.299, 3.302], [3.291, 3.292, 3.294]))"
+    python -c "from lab import ab_stats; print(ab_stats.paired([3.301, 3.299, 3.302], [3.291, 3.292, 3.294]))"
     python experiments/bench/coverage.py --check       # shows by simulation that what is claimed here holds
 
 A value is one number of one run (a val loss, an accuracy). Runs of equal seed share initial weights and the order of
@@ -15,18 +15,18 @@ thousands through the functions that users call). Bad input is a ValueError of o
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 from scipy import optimize, special
 
+from lab.ab_power import check_share, n_needed, noncentrality, rounding_of, sd_of, values_of
+
 EXACT_PAIRS = 20  # up to here all 2^n sign flips are counted, above DRAWS random ones
-EXACT_SPLITS = 20_000  # up to so many ways to split the runs in two arms are all counted (8 + 8 runs: 12,870)
+EXACT_SPLITS = 20_000  # up to so many splits of the runs in two arms are all counted (8 + 8: 12,870)
 DRAWS = 100_000
 DRAW_SEED = 0
-LARGE_N = 200  # from so many pairs on n_needed takes the normal limit plus z^2 / 2 (Guenther 1981), at most 1 off
-SEED_FLOOR = 0.05  # hierarchical_bootstrap: least seed variance, as a share of what item noise alone would give
+SEED_FLOOR = 0.05  # least seed variance of hierarchical_bootstrap, as a share of the rest's
 
 # ----------------------------------------------------------------------------------------------------------------------
 # arms over seeds
@@ -53,31 +53,27 @@ def paired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None =
     rounded to 4 decimals do that with two seeds), so interval, mde and n_for are nan and p is p_sign_flip, which needs
     no spread. Arms that are equal in every pair have the interval [0, 0] and p = 1.
     """
-    a, b = _values(a, "a"), _values(b, "b")
+    a, b = values_of(a, "a"), values_of(b, "b")
     if a.shape != b.shape:
-        raise ValueError(f"a has shape {a.shape}, b {b.shape}: pairs need the same seeds in both; use unpaired() else.")
-    _check_share(alpha, "alpha")
+        raise ValueError(
+            f"a has shape {a.shape}, b {b.shape}: pairs need the same seeds in both; use unpaired() else.")
+    check_share(alpha, "alpha")
     n = a.shape[-1]
-    d = b - a
-    delta, sd = d.mean(-1), _sd(d)
-    rounding = np.maximum(_rounding(a), _rounding(b))
-    flat = np.asarray(sd <= rounding) & (n > 1)  # equal but for rounding of b - a
-    equal = np.asarray(np.abs(d).max(-1) <= rounding)
+    differences = b - a
+    delta, sd = differences.mean(-1), sd_of(differences)
+    rounding = np.maximum(rounding_of(a), rounding_of(b))
+    flat = np.asarray(sd <= rounding) & (n > 1)  # no spread but the rounding of b - a
+    equal = np.asarray(np.abs(differences).max(-1) <= rounding)
     sd, delta = np.where(flat, 0.0, sd), np.where(equal, 0.0, delta)
-    se = sd / math.sqrt(n)
-    flips = sign_flip(np.where(flat[..., None], delta[..., None], d))
-    low, high, p = _t_interval(delta, se, n - 1, alpha, flat, equal, flips)
-    detectable = np.where(flat, np.nan, sd) * (_ncp(n - 1, False, alpha, power) / math.sqrt(n) if n > 1 else math.nan)
-    stats = {"n": n, "mean_a": a.mean(-1), "sd_a": _sd(a), "mean_b": b.mean(-1), "sd_b": _sd(b), "delta": delta,
-             "ci_low": low, "ci_high": high, "p": p, "p_sign_flip": flips, "correlation": _correlation(a, b),
-             "sd_diff": sd, "se": se, "df": n - 1, "mde": detectable,
-             "n_for": _each(lambda x, s, f: math.nan if f else n_needed(x, s, alpha, power) if x else math.inf,
-                            np.abs(delta), sd, flat | (n < 2)),
-             "n_for_effect": None, "degenerate": flat, "alpha": alpha, "power": power}
-    if effect is not None:
-        stats["n_for_effect"] = _each(lambda s, f: math.nan if f else n_needed(effect, s, alpha, power), sd,
-                                      flat | (n < 2))
-    return _plain(stats)
+    flips = sign_flip(np.where(flat[..., None], delta[..., None], differences))
+    result = {
+        "n": n, "mean_a": a.mean(-1), "sd_a": sd_of(a), "mean_b": b.mean(-1), "sd_b": sd_of(b),
+        "delta": delta, "p_sign_flip": flips, "correlation": _correlation(a, b),
+        "sd_diff": sd, "se": sd / math.sqrt(n), "df": n - 1, "degenerate": flat,
+        "alpha": alpha, "power": power}
+    result |= _inference(result, equal, flips)
+    result |= _plan(result, flat | (n < 2), True, effect)
+    return _plain(result)
 
 
 def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None = None) -> dict:
@@ -89,38 +85,72 @@ def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None
     p_sign_flip and correlation = nan. n_for and n_for_effect are runs in each arm. An arm of one run has no spread, so
     interval and p are nan then. No spread in either arm, but a difference: interval nan and p = p_permutation.
     """
-    a, b = _values(a, "a"), _values(b, "b")
+    a, b = values_of(a, "a"), values_of(b, "b")
     if a.shape[:-1] != b.shape[:-1]:
         raise ValueError(f"a has shape {a.shape}, b {b.shape}: all axes but the last must agree.")
-    _check_share(alpha, "alpha")
+    check_share(alpha, "alpha")
     n_a, n_b = a.shape[-1], b.shape[-1]
-    delta = b.mean(-1) - a.mean(-1)
-    sd_a, sd_b = _sd(a), _sd(b)
-    rounding = np.maximum(_rounding(a), _rounding(b))
+    smaller = min(n_a, n_b)
+    delta, sd_a, sd_b = b.mean(-1) - a.mean(-1), sd_of(a), sd_of(b)
+    rounding = np.maximum(rounding_of(a), rounding_of(b))
     flat = np.asarray((sd_a <= rounding) & (sd_b <= rounding))
     equal = flat & (np.abs(delta) <= rounding)
     delta = np.where(equal, 0.0, delta)
     var_a, var_b = np.where(flat, 0.0, sd_a**2) / n_a, np.where(flat, 0.0, sd_b**2) / n_b
-    se = np.sqrt(var_a + var_b)
+    se, df = np.sqrt(var_a + var_b), np.full(flat.shape, np.nan)
+    if smaller > 1:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            df = se**4 / (var_a**2 / (n_a - 1) + var_b**2 / (n_b - 1))
+    permuted, unknown = _permutation(a, b), np.full_like(delta, np.nan)
+    sd_diff = np.where(flat, 0.0, np.sqrt(sd_a**2 + sd_b**2))
+    result = {
+        "n": smaller, "n_a": n_a, "n_b": n_b, "mean_a": a.mean(-1), "sd_a": sd_a, "mean_b": b.mean(-1), "sd_b": sd_b,
+        "delta": delta, "p_sign_flip": unknown, "p_permutation": permuted, "correlation": unknown,
+        "sd_diff": sd_diff, "se": se, "df": df, "degenerate": flat, "alpha": alpha, "power": power}
+    result |= _inference(result, equal, permuted)
+    result |= _plan(result, flat | (smaller < 2), False, effect)
+    return _plain(result)
+
+
+def _inference(result: dict, equal, p_flat) -> dict:
+    """ci_low, ci_high, two-sided p of a t test; for arms without spread nan, nan, p_flat, for equal ones 0, 0, 1."""
+    delta, se, df, flat = (result[key] for key in ("delta", "se", "df", "degenerate"))
     with np.errstate(invalid="ignore", divide="ignore"):
-        df = se**4 / (var_a**2 / (n_a - 1) + var_b**2 / (n_b - 1)) if min(n_a, n_b) > 1 else np.full_like(se, np.nan)
-    permuted = _permutation(a, b)
-    low, high, p = _t_interval(delta, se, df, alpha, flat, equal, permuted)
-    sd = np.where(flat, 0.0, np.sqrt(sd_a**2 + sd_b**2))
-    unknown = flat | (min(n_a, n_b) < 2)
-    stats = {"n": min(n_a, n_b), "n_a": n_a, "n_b": n_b, "mean_a": a.mean(-1), "sd_a": sd_a, "mean_b": b.mean(-1),
-             "sd_b": sd_b, "delta": delta, "ci_low": low, "ci_high": high, "p": p,
-             "p_sign_flip": np.full_like(delta, np.nan), "p_permutation": permuted,
-             "correlation": np.full_like(delta, np.nan), "sd_diff": sd, "se": se, "df": df,
-             "mde": _each(lambda s, f, u: math.nan if u else s * _ncp(round(f, 2), False, alpha, power), se, df,
-                          unknown),
-             "n_for": _each(lambda x, s, u: math.nan if u else n_needed(x, s, alpha, power, False) if x else math.inf,
-                            np.abs(delta), sd, unknown),
-             "n_for_effect": None, "degenerate": flat, "alpha": alpha, "power": power}
+        half = special.stdtrit(df, 1 - result["alpha"] / 2) * se
+        p = np.minimum(1.0, 2 * special.stdtr(df, -np.abs(delta) / se))
+    half = np.where(flat, np.where(equal, 0.0, np.nan), half)
+    p = np.where(flat, np.where(equal, 1.0, p_flat), p)
+    return {"ci_low": delta - half, "ci_high": delta + half, "p": p}
+
+
+def _plan(result: dict, unknown, pairs: bool, effect: float | None) -> dict:
+    """mde, n_for and n_for_effect; nan where the spread is unknown."""
+    alpha, power = result["alpha"], result["power"]
+    spread, root = result["se"], 1.0
+    if pairs:
+        spread, root = result["sd_diff"], math.sqrt(result["n"])
+
+    def smallest(spread, df, unknown):
+        if unknown:
+            return math.nan
+        return spread * (noncentrality(round(df, 2), False, alpha, power) / root)
+
+    def runs_for(effect, sd, unknown):
+        if unknown:
+            return math.nan
+        return n_needed(effect, sd, alpha, power, pairs)
+
+    def runs_for_delta(delta, sd, unknown):
+        if delta == 0 and not unknown:
+            return math.inf
+        return runs_for(delta, sd, unknown)
+
+    sd = result["sd_diff"]
+    n_for = _each(runs_for_delta, np.abs(result["delta"]), sd, unknown)
+    plan = {"mde": _each(smallest, spread, result["df"], unknown), "n_for": n_for, "n_for_effect": None}
     if effect is not None:
-        stats["n_for_effect"] = _each(lambda s, u: math.nan if u else n_needed(effect, s, alpha, power, False), sd,
-                                      unknown)
-    return _plain(stats)
+        plan["n_for_effect"] = _each(runs_for, effect, sd, unknown)
+    return plan
 
 
 def sign_flip(differences) -> float | np.ndarray:
@@ -129,53 +159,73 @@ def sign_flip(differences) -> float | np.ndarray:
 
     Exact for n <= 20 and any symmetric distribution (Fisher, The Design of Experiments, 1935, section 21). Above,
     100,000 random flips with a fixed seed, the observed one counted among them, so that p is never 0.
+    sign_flip([1, 2, 3]) is 0.25: of 8 ways, only all plus and all minus are as far from 0.
+
+    scipy.stats.permutation_test gives the same p where no two sums tie, but takes 500 times as long at 20 pairs
+    (measured), and of losses rounded to 4 decimals, whose sums do tie, it gives two in five A/Bs another p.
     """
-    d = _values(differences, "differences")
+    d = values_of(differences, "differences")
     n = d.shape[-1]
     flat = d.reshape(-1, n)
     # sums that are equal on paper differ by rounding, and count as ties. 1e-9 of the largest possible sum is far above
     # rounding, the one of b - a included, and far below what a run's noise could hit by chance
-    slack = 1e-9 * np.abs(flat).sum(1)
-    observed = np.abs(flat.sum(1)) - slack
+    observed = np.abs(flat.sum(1)) - 1e-9 * np.abs(flat).sum(1)
     if n > EXACT_PAIRS:
-        rng = np.random.default_rng(DRAW_SEED)
-        count = np.ones(len(flat))
-        for start in range(0, DRAWS, 5_000):
-            signs = rng.integers(0, 2, (min(5_000, DRAWS - start), n)) * 2.0 - 1
-            count += (np.abs(flat @ signs.T) >= observed[:, None]).sum(1)
-        p = count / (DRAWS + 1)
+        p = _random_flips(flat, observed)
     else:
-        p = np.empty(len(flat))
-        rows = max(1, 2**22 >> n)
-        for start in range(0, len(flat), rows):
-            part = flat[start : start + rows]
-            sums = part[:, :1]  # the first sign stays: flipping all of them changes no distance from 0
-            for i in range(1, n):
-                sums = np.concatenate([sums + part[:, i : i + 1], sums - part[:, i : i + 1]], axis=1)
-            p[start : start + rows] = (np.abs(sums) >= observed[start : start + rows, None]).mean(1)
+        p = _all_flips(flat, observed)
     return _plain({"p": p.reshape(d.shape[:-1])})["p"]
 
 
+def _random_flips(d: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """(A/Bs,) p of d (A/Bs, n) over DRAWS random flips and the observed one."""
+    rng = np.random.default_rng(DRAW_SEED)
+    count = np.ones(len(d))
+    for start in range(0, DRAWS, 5_000):
+        signs = rng.integers(0, 2, (min(5_000, DRAWS - start), d.shape[1])) * 2.0 - 1
+        count += (np.abs(d @ signs.T) >= observed[:, None]).sum(1)
+    return count / (DRAWS + 1)
+
+
+def _all_flips(d: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """(A/Bs,) p of d (A/Bs, n) over all 2^n flips, some A/Bs at a time."""
+    n = d.shape[1]
+    p = np.empty(len(d))
+    step = max(1, 2**22 >> n)
+    for start in range(0, len(d), step):
+        rows = slice(start, start + step)
+        sums = d[rows, :1]  # the first sign stays: flipping all of them changes no distance from 0
+        for i in range(1, n):
+            sums = np.concatenate([sums + d[rows, i : i + 1], sums - d[rows, i : i + 1]], axis=1)
+        p[rows] = (np.abs(sums) >= observed[rows, None]).mean(1)
+    return p
+
+
 def _permutation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Two-sided p of the difference of means over splits of the runs into arms of these sizes."""
+    """Two-sided p of the difference of means over splits of the runs into arms of these sizes. (scipy's doubles the
+    smaller tail; here both tails are counted, which differs where the arms are of unequal size.)"""
     n_a, n = a.shape[-1], a.shape[-1] + b.shape[-1]
     both = np.concatenate([a, b], axis=-1).reshape(-1, n)
-    both = both - both.mean(1, keepdims=True)  # then the sum of arm a says it all
+    # centred, so the mean difference is proportional to arm a's sum
+    both = both - both.mean(1, keepdims=True)
     exact = math.comb(n, n_a) <= EXACT_SPLITS
     if exact:
-        chosen = np.array(list(combinations(range(n), n_a)))
+        splits = np.array(list(combinations(range(n), n_a)))
     else:
         rng = np.random.default_rng(DRAW_SEED)
-        chosen = rng.permuted(np.tile(np.arange(n), (EXACT_SPLITS, 1)), axis=1)[:, :n_a]
-    member = np.zeros((len(chosen), n))
-    np.put_along_axis(member, chosen, 1.0, axis=1)
+        splits = rng.permuted(np.tile(np.arange(n), (EXACT_SPLITS, 1)), axis=1)[:, :n_a]
+    member = np.zeros((len(splits), n))
+    np.put_along_axis(member, splits, 1.0, axis=1)
     slack = 1e-9 * np.abs(both).sum(1) + 1e-15 * np.abs(a).max(-1).reshape(-1) * n
     observed = np.abs(both[:, :n_a].sum(1)) - slack
-    p = np.empty(len(both))
-    rows = max(1, 2**22 // len(member))
-    for start in range(0, len(both), rows):
-        far = np.abs(both[start : start + rows] @ member.T) >= observed[start : start + rows, None]
-        p[start : start + rows] = far.mean(1) if exact else (far.sum(1) + 1) / (EXACT_SPLITS + 1)
+    count = np.empty(len(both))
+    step = max(1, 2**22 // len(member))
+    for start in range(0, len(both), step):
+        rows = slice(start, start + step)
+        count[rows] = (np.abs(both[rows] @ member.T) >= observed[rows, None]).sum(1)
+    p = count / len(splits)
+    if not exact:
+        p = (count + 1) / (len(splits) + 1)  # the observed split counts as one of them
     return p.reshape(a.shape[:-1])
 
 
@@ -186,24 +236,29 @@ def equivalence(a, b, delta: float, alpha: float = 0.05, paired_seeds: bool = Tr
     verdict: "equivalent" when p < alpha, which is when that interval lies inside ± delta, else "inconclusive". Choose
     delta before looking: it is the smallest difference that would matter. paired_seeds=False: Welch instead of pairs.
     """
-    stats = paired(a, b, 2 * alpha) if paired_seeds else unpaired(a, b, 2 * alpha)
+    test = unpaired
+    if paired_seeds:
+        test = paired
+    stats = test(a, b, 2 * alpha)
     p = _tost(stats, delta)
     names = np.where(p < alpha, "equivalent", "inconclusive")
-    return _plain({"p": p, "ci_low": stats["ci_low"], "ci_high": stats["ci_high"], "margin": delta, "n": stats["n"],
-                   "verdict": names})
+    interval = {key: stats[key] for key in ("ci_low", "ci_high", "n")}
+    return _plain({"p": p, **interval, "margin": delta, "verdict": names})
 
 
 def _tost(stats: dict, margin: float) -> np.ndarray:
     """p of equivalence within ± margin, from delta, se and df of paired() or unpaired(); nan where there is no spread,
     unless the arms are equal (0)."""
     if not (isinstance(margin, (int, float)) and math.isfinite(margin) and margin > 0):
-        raise ValueError(f"the equivalence margin is {margin!r}: give a positive number in the unit of the metric.")
+        raise ValueError(f"the equivalence margin is {margin!r}: give a positive number in the metric's unit.")
     if "se" not in stats or "df" not in stats:
         raise ValueError("equivalence needs se and df: give what paired() or unpaired() returned.")
     delta, se, df = (np.asarray(stats[k], dtype=float) for k in ("delta", "se", "df"))
     with np.errstate(invalid="ignore", divide="ignore"):
         # both tails as lower tails, which keep their digits
-        p = np.maximum(special.stdtr(df, -(delta + margin) / se), special.stdtr(df, (delta - margin) / se))
+        above = special.stdtr(df, -(delta + margin) / se)
+        below = special.stdtr(df, (delta - margin) / se)
+    p = np.maximum(above, below)
     return np.where(se > 0, p, np.where((se == 0) & (delta == 0), 0.0, np.nan))
 
 
@@ -224,15 +279,18 @@ def verdict(stats: dict, better: str = "lower", equivalence_margin: float | None
     """
     if better not in ("lower", "higher"):
         raise ValueError(f'better is {better!r}: give "lower" (a loss) or "higher" (an accuracy).')
-    alpha = stats.get("alpha", 0.05) if alpha is None else alpha
-    _check_share(alpha, "alpha")
+    if alpha is None:
+        alpha = stats.get("alpha", 0.05)
+    check_share(alpha, "alpha")
     delta, p = np.asarray(stats["delta"], dtype=float), np.asarray(stats["p"], dtype=float)
     usable = (stats["n"] >= 2) & np.isfinite(p)
-    found = np.asarray(np.where((delta < 0) == (better == "lower"), "better", "worse"))
-    out = np.where(usable & (p < alpha) & (delta != 0), found, "inconclusive")
+    direction = np.where((delta < 0) == (better == "lower"), "better", "worse")
+    words = np.where(usable & (p < alpha) & (delta != 0), direction, "inconclusive")
     if equivalence_margin is not None:
-        out = np.where(usable & (_tost(stats, equivalence_margin) < alpha), "equivalent", out)
-    return str(out) if out.ndim == 0 else out
+        words = np.where(usable & (_tost(stats, equivalence_margin) < alpha), "equivalent", words)
+    if words.ndim == 0:
+        return str(words)
+    return words
 
 
 def holm(pvalues):
@@ -244,133 +302,23 @@ def holm(pvalues):
     if isinstance(pvalues, dict):
         return dict(zip(pvalues, holm(list(pvalues.values())), strict=True))
     p = np.array([math.nan if x is None else x for x in pvalues], dtype=float)
-    if ((p < 0) | (p > 1)).any():
-        raise ValueError(f"{p[(p < 0) | (p > 1)][0]} is no p-value: give numbers from 0 to 1, or nan for no test.")
+    wrong = p[(p < 0) | (p > 1)]
+    if len(wrong):
+        raise ValueError(f"{wrong[0]} is no p-value: give numbers from 0 to 1, or nan for no test.")
     made = np.flatnonzero(~np.isnan(p))
     order = made[np.argsort(p[made], kind="stable")]
     steps = p[order] * np.arange(len(order), 0, -1)
-    p[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(order) else steps
+    p[order] = np.minimum(1.0, np.maximum.accumulate(steps))
     return p.tolist()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# planning: how many seeds, how small an effect
-
-
-def sd_of_difference(sd: float, correlation: float = 0.0) -> float:
-    """sd of b - a within a pair of runs, each with spread sd, whose seeds correlate: sd * sqrt(2 (1 - r))."""
-    if not -1 <= correlation <= 1:
-        raise ValueError(f"correlation {correlation} is not between -1 and 1: give the r of seed pairs, 0 if unknown.")
-    return sd * math.sqrt(2 * (1 - correlation))
-
-
-def mde(n: int, sd_diff: float, alpha: float = 0.05, power: float = 0.8, paired: bool = True, sides: int = 2,
-        equal_var: bool = False) -> float:
-    """Minimum detectable effect: the true difference that n pairs find significant with probability `power`.
-
-    sd_diff: sd of b - a within one pair of runs: sd_of_difference(sd, r). paired=False: n runs in each arm, unmatched,
-    sd_diff = sd_of_difference(sd, 0), for Welch's test as unpaired() does it (equal_var=True: for Student's, which
-    finds 12 % smaller effects with three runs per arm, if the arms spread alike). sides=1: the direction was declared
-    before. From the noncentral t: the normal approximation is 2.0 times too small for three pairs. nan for n = 1.
-    """
-    _check_n(n)
-    _check_spread(sd_diff)
-    return math.nan if n < 2 else sd_diff * _ncp(*_design(n, paired, equal_var), alpha, power, sides) / math.sqrt(n)
-
-
-def n_needed(effect: float, sd_diff: float, alpha: float = 0.05, power: float = 0.8, paired: bool = True,
-             sides: int = 2, equal_var: bool = False) -> int:
-    """The fewest pairs (paired=False: runs in each arm) that find a true difference `effect` with probability `power`.
-
-    Arguments as in mde(), of which this is the inverse. At least 2, as one pair shows nothing.
-    """
-    if not (math.isfinite(effect) and effect != 0):
-        raise ValueError(f"effect {effect}: no number of seeds detects it; give the smallest difference that matters.")
-    _check_spread(sd_diff)
-    effect = abs(effect)
-    ratio = sd_diff * _ncp(math.inf, False, alpha, power, sides) / effect
-    if ratio > 1e100:
-        raise ValueError(f"effect {effect:g} is too small beside a spread of {sd_diff:g}: no number of seeds detects "
-                         "it; give the smallest difference that matters.")
-    limit = ratio**2  # a little too low, always
-    if limit >= LARGE_N:
-        return math.ceil(limit + float(special.ndtri(1 - alpha / sides)) ** 2 / (2 if paired else 4))
-    n = max(2, math.ceil(limit))
-    while sd_diff * _ncp(*_design(n, paired, equal_var), alpha, power, sides) > effect * math.sqrt(n):
-        n += 1
-    return n
-
-
-def power_of(effect: float, n: int, sd_diff: float, alpha: float = 0.05, paired: bool = True, sides: int = 2,
-             equal_var: bool = False) -> float:
-    """Probability that n pairs find a true difference `effect` significant; arguments as in mde(). nan for n = 1."""
-    _check_n(n)
-    _check_spread(sd_diff)
-    if n < 2:
-        return math.nan
-    ncp = abs(effect) * math.sqrt(n) / sd_diff if sd_diff else math.inf if effect else 0.0
-    return _power(ncp, *_design(n, paired, equal_var), alpha, sides)
-
-
-def _design(n: int, paired: bool, equal_var: bool) -> tuple[int, bool]:
-    """(degrees of freedom, is it Welch's test)."""
-    return (n - 1, False) if paired else (2 * n - 2, not equal_var)
-
-
-def _power(ncp: float, df: float, welch: bool, alpha: float, sides: int) -> float:
-    """P(|T| > critical) for T noncentral t, by its definition (z + ncp) / s, s^2 = chi^2_df / df: an integral over the
-    quantiles of s. (scipy's noncentral t gives nan for df = 1 and a large ncp.)"""
-    limit, weight = _limits(df, welch, alpha, sides)
-    tail = special.ndtr(ncp - limit) + (special.ndtr(-ncp - limit) if sides == 2 else 0.0)
-    return float(weight @ tail)
-
-
-@lru_cache(maxsize=1024)
-def _limits(df: float, welch: bool, alpha: float, sides: int) -> tuple[np.ndarray, np.ndarray]:
-    """(critical value * s, weight) at the nodes of the integral over s.
-
-    Welch, equal arms of df / 2: the critical value depends on the share u of the one arm in s_a^2 + s_b^2, which is
-    Beta(df / 4, df / 4) when the arms spread alike, and does not depend on s (the sum)."""
-    if df == math.inf:
-        return -special.ndtri(np.array([alpha / sides])), np.ones(1)
-    x, weight = _legendre(200)
-    s = np.sqrt(2 * special.gammaincinv(df / 2, x) / df)
-    if not welch:
-        return -special.stdtrit(df, alpha / sides) * s, weight
-    x, weight_u = _legendre(40)
-    u = special.betaincinv(df / 4, df / 4, x)
-    critical = -special.stdtrit(df / 2 / (u**2 + (1 - u) ** 2), alpha / sides)
-    return np.outer(critical, s).ravel(), np.outer(weight_u, weight).ravel()
-
-
-@lru_cache(maxsize=2)
-def _legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre nodes and weights on 0..1."""
-    x, weight = np.polynomial.legendre.leggauss(nodes)
-    return (x + 1) / 2, weight / 2
-
-
-@lru_cache(maxsize=65536)
-def _ncp(df: float, welch: bool, alpha: float, power: float, sides: int = 2) -> float:
-    """The noncentrality (effect / standard error) at which a t test has this power."""
-    _check_share(alpha, "alpha")
-    _check_share(power, "power")
-    if power <= alpha:
-        raise ValueError(f"power {power} is not above alpha {alpha}: a test without effect has that; ask for more.")
-    if sides not in (1, 2):
-        raise ValueError(f"sides is {sides}: give 1 or 2.")
-    high = 4.0
-    while _power(high, df, welch, alpha, sides) < power:
-        high *= 2
-    return optimize.brentq(lambda x: _power(x, df, welch, alpha, sides) - power, 0.0, high, xtol=1e-10)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # benchmark items
 
 
-def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot: int = 2000, seed: int = 0,
-                           alpha: float = 0.05) -> dict:
+def hierarchical_bootstrap(
+    credit_a, credit_b, clusters, categories=None, n_boot: int = 2000, seed: int = 0, alpha: float = 0.05
+) -> dict:
     """Delta of a benchmark's score, with an interval for new seeds AND new items of the same kind.
 
     credit_a, credit_b: (n_seeds, n_items), credit of an item in 0..1 (ties may give a fraction), row s of both from
@@ -381,97 +329,124 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
     very checkpoints, new items only), se_seeds, se_items (the two parts of the standard error), alpha.
     One seed, or seeds that agree on every item (copies of a run): ci_low, ci_high, p are nan.
 
-    How. D = credit_b - credit_a is a crossed layout: D_si = delta + seed_s + item_i + rest_si. Its mean varies by
-    var(seed)/S + var(item) part + var(rest) part. Three to eight seeds cannot be resampled: with S = 3 one resample in
-    nine repeats one run three times, the spread comes out (S-1)/S too small and its own uncertainty is ignored (Davison
-    & Hinkley 1997, Bootstrap Methods and their Application, 2.3 and 3.8; a plain pigeonhole bootstrap, Owen 2007,
-    arXiv:0712.1111, counts rest_si three times besides). So the seeds get what is exact for them, items are resampled:
-      seeds   V_seed = var over seeds of their mean D / S; estimates (seed + rest) part, with S - 1 degrees of freedom:
+    How. D_si = credit_b - credit_a = delta + seed_s + item_i + rest_si. Three to eight seeds cannot be resampled: the
+    spread comes out (S-1)/S too small, its own uncertainty is ignored (Davison & Hinkley 1997, Bootstrap Methods and
+    their Application, 2.3 and 3.8), and a pigeonhole bootstrap (Owen 2007, arXiv:0712.1111) counts rest_si thrice. So
+    the seeds get what is exact for them, and items are resampled:
+      seeds   V_seed, the variance of the seeds' means / S, is the (seed + rest) part with S - 1 degrees of freedom:
               sqrt(V_seed) * t_{S-1}. Without item effects this alone is the paired t test.
-      items   clusters are resampled within categories, seeds and arms together (Miller 2024, arXiv:2411.00640, on
-              clustered items). These draws spread by V_item, the (item + rest) part; each is scaled by
-              sqrt(C / (C-1)) (Rao & Wu 1988) and by a draw of sqrt(df / chi^2_df), as few clusters are also few. The
-              rest part, V_rest, is in V_seed already: draws shrink by sqrt(1 - V_rest / V_item).
-    The distribution of delta is the sum of both, n_boot draws of the one with the whole t curve of the other: ci is its
-    alpha/2 and 1 - alpha/2 quantiles, p twice its tail beyond 0. Adding a t and a nearly normal part this way
-    (Behrens-Fisher) covers a little more than 1 - alpha, at worst about 98 % for 95 % with three seeds
-    (experiments/bench/coverage.py measures it; a plain bootstrap covers 81 to 100 % there). V_seed is
-    kept at V_rest / 20 or more, as only luck makes it smaller.
+      items   clusters are resampled within categories, seeds and arms together (Miller 2024, arXiv:2411.00640). These
+              draws spread by V_item, the (item + rest) part; each is scaled by sqrt(C / (C-1)) (Rao & Wu 1988) and by
+              a draw of sqrt(df / chi^2_df), as few clusters are also few. The rest part, V_rest, is in V_seed already:
+              draws shrink by sqrt(1 - V_rest / V_item).
+    The distribution of delta is their sum: n_boot draws of the one with the whole t curve of the other. ci is its
+    alpha/2 and 1 - alpha/2 quantiles, p twice its tail beyond 0. It covers a little more than 1 - alpha (Behrens-
+    Fisher), at worst about 98 % for 95 % with three seeds, where a plain bootstrap covers 81 to 100 %
+    (experiments/bench/coverage.py). V_seed is kept at V_rest / 20 or more, as only luck makes it smaller.
     A category with one cluster says nothing about its own variance and gets the average of the others.
     """
     a, b = (np.asarray(x, dtype=float) for x in (credit_a, credit_b))
     if a.ndim != 2 or a.shape != b.shape or 0 in a.shape:
-        raise ValueError(f"credits have shapes {a.shape} and {b.shape}: give (n_seeds, n_items) for the same items.")
+        raise ValueError(
+            f"credits have shapes {a.shape} and {b.shape}: give (n_seeds, n_items) for the same items.")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("credits hold nan or infinite values: leave out items that were not scored, in both arms.")
-    _check_share(alpha, "alpha")
+        raise ValueError("credits hold nan or infinite values: leave out unscored items in both arms.")
+    check_share(alpha, "alpha")
     if n_boot < 100:
         raise ValueError(f"n_boot is {n_boot}: give at least 100 resamples, 2000 for a report.")
     n_seeds, n_items = a.shape
-    groups = np.zeros(n_items, int) if categories is None else _labels(categories, n_items, "categories")
+    groups = np.zeros(n_items, int)
+    if categories is not None:
+        groups = _labels(categories, n_items, "categories")
     n_groups = int(groups.max()) + 1
     texts = _labels(clusters, n_items, "clusters")
     texts = np.unique(groups * (int(texts.max()) + 1) + texts, return_inverse=True)[1].reshape(-1)
     difference = b - a
     n_clusters = int(texts.max()) + 1
-    totals = np.stack([np.bincount(texts, row, n_clusters) for row in difference])  # (S, C) sums of D
+    totals = [np.bincount(texts, row, n_clusters) for row in difference]
+    totals = np.stack(totals)  # (S, C) sums of D
     sizes = np.bincount(texts, minlength=n_clusters)
     group_of = np.zeros(n_clusters, int)
     group_of[texts] = groups
 
+    # the items' part, category by category
     rng = np.random.default_rng(seed)
-    per_seed, v_item, v_rest, v_item_squared = np.zeros(n_seeds), 0.0, 0.0, 0.0
-    draws, lonely = np.zeros(n_boot), 0
-    for g in range(n_groups):
-        member = group_of == g
+    per_seed, draws = np.zeros(n_seeds), np.zeros(n_boot)
+    v_item, v_rest, v_item_squared, n_single = 0.0, 0.0, 0.0, 0
+    for group in range(n_groups):
+        member = group_of == group
         t, n, c = totals[:, member], sizes[member], int(member.sum())
         weight = 1 / (n.sum() * n_groups)  # of one item in the score
         means = t.sum(1) / n.sum()
         per_seed += means / n_groups
         if c == 1:
-            lonely += 1
+            n_single += 1
             continue
-        residual = (t - means[:, None] * n) * weight  # (S, c), sums to 0 over the clusters of each seed
+        residual = (t - means[:, None] * n) * weight  # (S, c), a seed's clusters sum to 0
         common = residual.mean(0)
         v = c / (c - 1) * float(common @ common)
         v_item, v_item_squared = v_item + v, v_item_squared + v * v / (c - 1)
         if n_seeds > 1:
-            v_rest += c / (c - 1) * float(((residual - common) ** 2).sum()) / ((n_seeds - 1) * n_seeds)
+            squares = float(((residual - common) ** 2).sum())
+            v_rest += c / (c - 1) * squares / ((n_seeds - 1) * n_seeds)
         draws += math.sqrt(c / (c - 1)) * _resample(common, n_boot, rng)
-    if lonely == n_groups:
-        raise ValueError("every category has one cluster only: nothing to resample; give finer clusters.")
-    share = n_groups / (n_groups - lonely)
+    if n_single == n_groups:
+        raise ValueError("every category has one cluster: nothing to resample; give finer clusters.")
+    share = n_groups / (n_groups - n_single)
     v_item, v_rest, draws = v_item * share, v_rest * share, draws * math.sqrt(share)
     if v_item > 0:
         df = (v_item / share) ** 2 / v_item_squared
         draws *= np.sqrt(df / rng.chisquare(df, n_boot))
 
-    delta = float(per_seed.mean())
-    v_seed = float(per_seed.var(ddof=1)) / n_seeds if n_seeds > 1 else math.nan
+    # the seeds' part
+    delta, v_seed = float(per_seed.mean()), math.nan
+    if n_seeds > 1:
+        v_seed = float(per_seed.var(ddof=1)) / n_seeds
     v_pure = max(0.0, v_item - v_rest)
+    items_low, items_high = np.quantile(draws, [alpha / 2, 1 - alpha / 2]).tolist()
+    result = {
+        "delta": delta, "ci_low": math.nan, "ci_high": math.nan, "p": math.nan,
+        "n": n_seeds, "n_items": n_items, "n_clusters": n_clusters,
+        "ci_items_low": delta + items_low, "ci_items_high": delta + items_high,
+        "se_seeds": math.sqrt(v_seed), "se_items": math.sqrt(v_pure), "alpha": alpha}
+    if n_seeds == 1:
+        return result
+    if not difference.any():
+        return result | {"ci_low": 0.0, "ci_high": 0.0, "p": 1.0}
     tiny = (8 * np.finfo(float).eps) ** 2
-    out = {"delta": delta, "ci_low": math.nan, "ci_high": math.nan, "p": math.nan, "n": n_seeds, "n_items": n_items,
-           "n_clusters": n_clusters, "ci_items_low": delta + float(np.quantile(draws, alpha / 2)),
-           "ci_items_high": delta + float(np.quantile(draws, 1 - alpha / 2)), "se_seeds": math.sqrt(v_seed),
-           "se_items": math.sqrt(v_pure), "alpha": alpha}
-    if n_seeds > 1 and not difference.any():
-        return out | {"ci_low": 0.0, "ci_high": 0.0, "p": 1.0}
-    if n_seeds == 1 or (v_seed <= tiny and v_rest <= tiny):
-        return out
+    if v_seed <= tiny and v_rest <= tiny:
+        return result
+
+    # the sum of both: quantiles and tails
+    if v_item > 0:
+        draws = draws * math.sqrt(v_pure / v_item)
     scale = math.sqrt(max(v_seed, SEED_FLOOR * v_rest))
-    shifts = draws * math.sqrt(v_pure / v_item) if v_item > 0 else draws
-    below = lambda x: float(special.stdtr(n_seeds - 1, (x - shifts) / scale).mean())  # P(delta* - delta < x)
-    reach = (-special.stdtrit(n_seeds - 1, alpha / 4) + 1) * scale + float(np.abs(shifts).max())
-    low, high = (optimize.brentq(lambda x, q=q: below(x) - q, -reach, reach, xtol=1e-7 * scale)
-                 for q in (alpha / 2, 1 - alpha / 2))
-    tail = min(below(-delta), float(special.stdtr(n_seeds - 1, (delta + shifts) / scale).mean()))
-    return out | {"ci_low": delta + low, "ci_high": delta + high, "p": min(1.0, 2 * tail)}
+    df = n_seeds - 1
+    reach = (-special.stdtrit(df, alpha / 4) + 1) * scale + float(np.abs(draws).max())
+    low = _quantile_of_sum(draws, scale, df, alpha / 2, reach)
+    high = _quantile_of_sum(draws, scale, df, 1 - alpha / 2, reach)
+    tail = min(_below(-delta, draws, scale, df), _below(delta, -draws, scale, df))
+    return result | {"ci_low": delta + low, "ci_high": delta + high, "p": min(1.0, 2 * tail)}
+
+
+def _below(x: float, draws: np.ndarray, scale: float, df: int) -> float:
+    """P(draw + scale * t_df < x), the draws equally likely."""
+    return float(special.stdtr(df, (x - draws) / scale).mean())
+
+
+def _quantile_of_sum(draws: np.ndarray, scale: float, df: int, q: float, reach: float) -> float:
+    """The x within +- reach at which _below is q."""
+    return optimize.brentq(lambda x: _below(x, draws, scale, df) - q, -reach, reach, xtol=1e-7 * scale)
 
 
 def _resample(residual: np.ndarray, n_boot: int, rng: np.random.Generator) -> np.ndarray:
     """(n_boot,) sums of as many clusters drawn with replacement as there are, 32 MB of indices at a time."""
-    c, rows = len(residual), max(1, 2**22 // len(residual))
-    parts = [residual[rng.integers(0, c, (min(rows, n_boot - i), c))].sum(1) for i in range(0, n_boot, rows)]
+    n_clusters = len(residual)
+    step = max(1, 2**22 // n_clusters)
+    parts = []
+    for start in range(0, n_boot, step):
+        drawn = rng.integers(0, n_clusters, (min(step, n_boot - start), n_clusters))
+        parts.append(residual[drawn].sum(1))
     return np.concatenate(parts)
 
 
@@ -484,108 +459,27 @@ def mcnemar(correct_a, correct_b) -> dict:
     It speaks of these two checkpoints and new items, never of the treatment: that takes seeds.
     Returns p, b, c, n, delta (mean credit of b - a).
     """
-    a, b = _values(correct_a, "correct_a"), _values(correct_b, "correct_b")
+    a, b = values_of(correct_a, "correct_a"), values_of(correct_b, "correct_b")
     if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(f"credits have shapes {a.shape} and {b.shape}: give one number per item, same items in both.")
+        raise ValueError(
+            f"credits have shapes {a.shape} and {b.shape}: give one number per item, same items in both.")
     only_a, only_b = int((a > b + 1e-12).sum()), int((b > a + 1e-12).sum())
-    fewer, total = min(only_a, only_b), only_a + only_b
-    p = min(1.0, 2 * float(special.bdtr(fewer, total, 0.5))) if total else 1.0
+    p, uneven = 1.0, only_a + only_b
+    if uneven:
+        p = min(1.0, 2 * float(special.bdtr(min(only_a, only_b), uneven, 0.5)))
     return {"p": p, "b": only_a, "c": only_b, "n": len(a), "delta": float((b - a).mean())}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# A/A: how much a seed alone changes
-
-
-def noise_floor(values, alpha: float = 0.05, correlation: float | None = None, power: float = 0.8,
-                n_pairs=(3, 5, 8)) -> dict:
-    """The spread of equal runs that differ by seed alone, and what an A/B can see above it.
-
-    values: (n,) one metric of n >= 2 runs of the same arm. correlation: of seed pairs, where an A/B has measured it.
-    Returns n, mean, sd, sd_low, sd_high (chi-square interval of the sd: with 4 runs 0.57 to 3.7 times it), band_low,
-    band_high (prediction interval: ONE new run of the same arm lies inside with probability 1 - alpha),
-    mde {pairs: smallest detectable difference} for unrelated pairs, mde_paired (the same at `correlation`, else None),
-    correlation, alpha, power.
-    """
-    x = _values(values, "values")
-    if x.ndim != 1 or len(x) < 2:
-        raise ValueError(f"a noise floor needs at least two runs, got shape {x.shape}: train more seeds (4 or more).")
-    _check_share(alpha, "alpha")
-    n, mean, sd = len(x), float(x.mean()), float(_sd(x))
-    sd = 0.0 if sd <= _rounding(x) else sd
-    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * sd * math.sqrt(1 + 1 / n)
-    # chi-square quantiles are 2 * gammaincinv(df / 2, q)
-    low, high = (sd * math.sqrt((n - 1) / 2 / special.gammaincinv((n - 1) / 2, q)) for q in (1 - alpha / 2, alpha / 2))
-    table = lambda r: {k: mde(k, sd_of_difference(sd, r), alpha, power) for k in n_pairs}
-    return {"n": n, "mean": mean, "sd": sd, "sd_low": float(low), "sd_high": float(high), "band_low": mean - half,
-            "band_high": mean + half, "mde": table(0.0),
-            "mde_paired": None if correlation is None else table(correlation), "correlation": correlation,
-            "alpha": alpha, "power": power}
-
-
-def in_band(value: float, noise: dict) -> bool:
-    """Does one new run lie in the band of noise_floor()?"""
-    value = float(_values([value], "value")[0])
-    slack = _rounding(np.array([noise["mean"]]))  # runs without spread give a band of one point
-    return bool(noise["band_low"] - slack <= value <= noise["band_high"] + slack)
-
-
-def prediction_p(value: float, noise: dict) -> float:
-    """Two-sided p of one new run against noise_floor(): how often an equal run would be at least as far off."""
-    value = float(_values([value], "value")[0])
-    n, distance = noise["n"], abs(value - noise["mean"])
-    if noise["sd"] == 0:
-        return 1.0 if in_band(value, noise) else 0.0
-    return 2 * float(special.stdtr(n - 1, -distance / (noise["sd"] * math.sqrt(1 + 1 / n))))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # small parts
 
 
-def _values(values, name: str) -> np.ndarray:
-    """(..., n) floats, n >= 1, all finite."""
-    try:
-        x = np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} holds something that is no number: give one number per run.") from None
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"{name} is {'one number' if x.ndim == 0 else 'empty'}: give a list of one number per run.")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} holds nan or infinite values: leave those runs out and say so.")
-    return x
-
-
 def _labels(labels, n: int, name: str) -> np.ndarray:
     """(n,) labels of any kind -> 0, 1, 2, ..."""
     labels = np.asarray(labels)
     if labels.shape != (n,):
-        raise ValueError(f"{name} has shape {labels.shape}, the credits have {n} items: give one label per item.")
+        raise ValueError(f"{name} has shape {labels.shape} for {n} items: give one label per item.")
     return np.unique(labels, return_inverse=True)[1].reshape(-1)
-
-
-def _check_share(x: float, name: str) -> None:
-    if not 0 < x < 1:
-        raise ValueError(f"{name} is {x}: give a number between 0 and 1.")
-
-
-def _check_n(n: int) -> None:
-    if n < 1 or n != int(n):
-        raise ValueError(f"n is {n}: give a whole number of pairs, at least 1.")
-
-
-def _check_spread(sd: float) -> None:
-    if not (math.isfinite(sd) and sd >= 0):
-        raise ValueError(f"the sd of a difference is {sd}: give a number of at least 0.")
-
-
-def _sd(x: np.ndarray) -> np.ndarray:
-    return x.std(-1, ddof=1) if x.shape[-1] > 1 else np.full(x.shape[:-1], np.nan)
-
-
-def _rounding(x: np.ndarray) -> np.ndarray:
-    """What rounding alone can put between values that are equal on paper."""
-    return 4 * np.finfo(float).eps * np.abs(x).max(-1)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -596,21 +490,18 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.clip((x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1)), -1, 1)
 
 
-def _t_interval(delta, se, df, alpha: float, flat, equal, p_flat):
-    """(low, high, two-sided p); for arms without spread nan, nan, p_flat, for equal ones 0, 0, 1."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        half = special.stdtrit(df, 1 - alpha / 2) * se if np.all(np.asarray(df) > 0) or np.ndim(df) else se * np.nan
-        p = np.minimum(1.0, 2 * special.stdtr(df, -np.abs(delta) / se))
-    half = np.where(flat, np.where(equal, 0.0, np.nan), half)
-    return delta - half, delta + half, np.where(flat, np.where(equal, 1.0, p_flat), p)
+def _each(function, *arrays) -> np.ndarray:
+    """function on every element; arrays broadcast."""
+    arrays = np.broadcast_arrays(*arrays)
+    rows = zip(*(array.ravel().tolist() for array in arrays), strict=True)
+    return np.array([function(*row) for row in rows]).reshape(arrays[0].shape)
 
 
-def _each(f, *arrays) -> np.ndarray:
-    """f on every element; arrays broadcast."""
-    parts = np.broadcast_arrays(*arrays)
-    return np.array([f(*x) for x in zip(*(p.ravel().tolist() for p in parts), strict=True)]).reshape(parts[0].shape)
-
-
-def _plain(stats: dict) -> dict:
+def _plain(result: dict) -> dict:
     """0-d arrays and numpy scalars as Python's own, which json knows."""
-    return {k: v.item() if isinstance(v, (np.ndarray, np.generic)) and np.ndim(v) == 0 else v for k, v in stats.items()}
+    plain = {}
+    for key, value in result.items():
+        if isinstance(value, (np.ndarray, np.generic)) and np.ndim(value) == 0:
+            value = value.item()
+        plain[key] = value
+    return plain

@@ -1,75 +1,98 @@
-"""answers.py owns the prompt template and the number that a text gives as its answer."""
+r"""answers.py owns the prompt template and the number that a text gives as its answer.
+
+    strict    the number after the first `####` that has one on its line: GSM8K's own `#### (\-?[0-9\.\,]+)`, first
+              match. Also read: `#### $29.00`, `3/4`, `1 1/2`, `1e3`, `25%` (as 25), `-$3`, text after the number, and
+              `#### 6*9=54` as 54. An expression without a result (`#### 6*9`) is no answer
+    flexible  the last number of the text
+
+Digits of a literal `<MUL_6_9_54>` are never read: expand the token first (MulExpressionInjector.expand).
+"""
 
 import re
 from fractions import Fraction
 
+SCORER = "gsm8k-1"  # a change that changes a score must change this name
 USER, ASSISTANT = "User:", "Assistant:"
 MARK = "####"
-MAX_DIGITS = 1000  # of a number, and of an exponent's value: what is beyond is no answer, and costs no time
+MAX_DIGITS = 1000  # of a number, and of an exponent's value; more is no answer and costs no time
 
 
 def render_prompt(question: str) -> str:
-    """The prompt of one question; what the assistant says follows with a space before it."""
+    """The prompt of one question. The answer follows after a space."""
     return f"{USER} {question}\n{ASSISTANT}"
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# answers out of text
 
 BLANK = r"[^\S\n]*"
 CURRENCY = r"(?:\\?[$€£¥₹][^\S\n]?)"
 NUMBER = r"(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 OPERATOR = r"(?:\*\*|[-*×·x+÷^/])"
-# A sign is one only where nothing that could be subtracted from stands before it; 1.2.3 and 2½ hold no number.
-AMOUNT = (rf"(?P<sign>(?<![\w)\]%])[-+])?{CURRENCY}?(?P<sign2>(?<![\w)\]%])[-+])?(?<![0-9])(?<![0-9][.,])"
-          rf"(?:(?P<whole>[0-9]+)[ ](?=[0-9]+/[0-9]))?(?P<top>{NUMBER})(?: ?/ ?(?P<bottom>{NUMBER}))?"
+# `-` is a sign only if no operand precedes it: in `5-3` it is a subtraction
+SIGN = r"(?<![\w)\]%])[-+]"
+# 1.2.3 and 2½ hold no number
+AMOUNT = (rf"(?P<sign>{SIGN})?{CURRENCY}?(?P<sign2>{SIGN})?(?<![0-9])(?<![0-9][.,])"
+          rf"(?:(?P<whole>[0-9]+)[ ](?=[0-9]+/[0-9]))?"
+          rf"(?P<top>{NUMBER})(?: ?/ ?(?P<bottom>{NUMBER}))?"
           r"(?!(?:[.,]|[eE][-+]?)?[0-9]|[²³¼-¾⅐-⅞])")
 ANY_AMOUNT = re.compile(AMOUNT)
 # an amount that is not the head of an expression
-STRICT = re.compile(rf"{BLANK}(?P<loose>[-+](?=\s))?{BLANK}{AMOUNT}(?!{BLANK}%?{BLANK}{OPERATOR}{BLANK}[$(]?[0-9])")
+STRICT = re.compile(rf"{BLANK}(?P<loose>[-+](?=\s))?{BLANK}{AMOUNT}"
+                    rf"(?!{BLANK}%?{BLANK}{OPERATOR}{BLANK}[$(]?[0-9])")
 OPERAND = rf"\(?{CURRENCY}?[-+]?{NUMBER}%?\)?"
 EXPRESSION = rf"(?:<<)?{OPERAND}(?:{BLANK}{OPERATOR}{BLANK}{OPERAND})+"
 RESTATED = re.compile(rf"{BLANK}{EXPRESSION}{BLANK}={BLANK}")
-SPOKEN = re.compile(rf"(?<![\w.,])(?:<<)?{OPERAND}(?:{BLANK}(?:{OPERATOR}|times|multiplied by|plus){BLANK}{OPERAND})+"
+SPOKEN_OPERATOR = rf"(?:{OPERATOR}|times|multiplied by|plus)"
+SPOKEN = re.compile(rf"(?<![\w.,])(?:<<)?{OPERAND}(?:{BLANK}{SPOKEN_OPERATOR}{BLANK}{OPERAND})+"
                     rf"(?:{BLANK}(?:=|equals\b|is\b))?")
 LITERAL_MUL = re.compile(r"<MUL_[0-9_]*>?")
 SAME_SIGN = str.maketrans("−–‐‑﹣－", "------")
 
 
 def extract_answer(text: str, rule: str = "strict") -> Fraction | None:
-    """The number that a text gives as its answer, or None. rule: "strict" or "flexible", see the head of this file.
+    """The number that a text gives as its answer, or None. rule: "strict" or "flexible"."""
+    if rule not in RULES:
+        raise ValueError(f"rule is {rule!r}: use {' or '.join(RULES)}.")
+    return amount(RULES[rule](normalised(text)))
 
-    Digits of a literal `<MUL_6_9_54>` are never read: expand the token first (MulExpressionInjector.expand)."""
-    text = LITERAL_MUL.sub("\0", text).translate(SAME_SIGN)
-    if rule == "flexible":
-        found = list(ANY_AMOUNT.finditer(text))
-        return amount(found[-1]) if found else None
-    if rule != "strict":
-        raise ValueError(f"rule is {rule!r}: use strict or flexible.")
+
+def normalised(text: str) -> str:
+    """The text without multiplication tokens, and with one kind of minus."""
+    return LITERAL_MUL.sub("\0", text).translate(SAME_SIGN)
+
+
+def after_mark(text: str) -> re.Match | None:
     for mark in re.finditer("#{4,}", text):
         at = mark.end()
         while restated := RESTATED.match(text, at):
             at = restated.end()
-        if found := STRICT.match(text, at):
-            return amount(found)
+        if match := STRICT.match(text, at):
+            return match
     return None
+
+
+def last_amount(text: str) -> re.Match | None:
+    *_, last = [None, *ANY_AMOUNT.finditer(text)]
+    return last
+
+
+RULES = {"strict": after_mark, "flexible": last_amount}
 
 
 def first_number(text: str) -> Fraction | None:
     """A probe's answer: the first number before a newline that is not an operand of an expression, or None."""
-    line = LITERAL_MUL.sub("\0", text).partition("\n")[0].translate(SAME_SIGN)
-    found = ANY_AMOUNT.search(SPOKEN.sub(" ", line))
-    return amount(found) if found else None
+    line = normalised(text).partition("\n")[0]
+    return amount(ANY_AMOUNT.search(SPOKEN.sub(" ", line)))
 
 
-def amount(match: re.Match) -> Fraction | None:
-    """The value of a match of AMOUNT; None when it divides by zero or is larger than anybody means."""
+def amount(match: re.Match | None) -> Fraction | None:
+    """The value of a match of AMOUNT; None without one, or if it divides by zero or has too many digits."""
+    if match is None:
+        return None
     top, bottom = number(match["top"]), number(match["bottom"] or "1")
     if top is None or not bottom:
         return None
     value = top / bottom + int(match["whole"] or 0)
     minuses = [match["sign"], match["sign2"], match.groupdict().get("loose")].count("-")
-    return -value if minuses % 2 else value
+    return value * (-1) ** minuses
 
 
 def number(text: str) -> Fraction | None:
@@ -87,5 +110,6 @@ def answer_text(value: Fraction | None) -> str | None:
     millionths = value * 10**6
     if millionths.denominator != 1 or value.denominator == 1:
         return str(value)
+    sign = "-" if value < 0 else ""
     digits = f"{abs(millionths.numerator):07d}"
-    return f"{'-' if value < 0 else ''}{digits[:-6]}.{digits[-6:].rstrip('0')}"
+    return f"{sign}{digits[:-6]}.{digits[-6:].rstrip('0')}"

@@ -1,16 +1,29 @@
-"""hf.py owns Hugging Face in and out: weights, configuration, and the folder that transformers loads."""
+"""
+hf.py owns Hugging Face in and out: weights, configuration, and the folder that transformers loads.
 
+    python model.py export experiments/runs/<run> gpt2_hf
+    python model.py import openai-community/gpt2 gpt2
+"""
+
+import argparse
+import functools
 import math
 import os
+import shutil
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from model import GPT, GPTConfig, load_exactly
+from lab import runs, shards
+from model import GPT, GPTConfig, check, load_exactly
 
 # Hugging Face stores these as Conv1D, (in, out): always transposed, by name. By shape, square ones would be missed.
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+SHAPE = ("n_layer", "n_head", "n_embd", "n_inner")  # what both sides call alike
+CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that old files hold
+END_OF_TEXT = 50256  # <|endoftext|>
+SILENT_LOGIT = -1000.0  # of an exported padding id; GPT-2's own logits stay above about -200
 
 
 def from_hf_state(model: GPT, hf_state: dict) -> GPT:
@@ -19,42 +32,40 @@ def from_hf_state(model: GPT, hf_state: dict) -> GPT:
     A vocabulary of at most config.vocab_size rows is taken; rows beyond it become zero. A zero row's logit is 0, far
     above GPT-2's usual ones, so ids that are never trained afterwards belong in config.unused_ids. ValueError for a
     head that is not the token rows."""
-    if model.config.arch != "gpt2" or model.config.attn_gate != "none":
-        raise ValueError("Hugging Face weights fit arch gpt2 without a gate only; use arch='gpt2', attn_gate='none'")
-    state, head = {}, hf_state.get("lm_head.weight")
+    c = model.config
+    check(c.arch == "gpt2" and c.attn_gate == "none",
+          "Hugging Face weights fit only arch='gpt2' with attn_gate='none'; use these")
+    state = {}
     for name, value in hf_state.items():
-        name = name.removeprefix("transformer.")
-        if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):  # tied copy; causal masks
-            continue
-        state["transformer." + name] = value.t() if name.endswith(CONV1D) else value
+        if name.endswith(CONV1D):
+            value = value.t()
+        if name != "lm_head.weight" and not name.endswith(CAUSAL_MASKS):
+            state["transformer." + name.removeprefix("transformer.")] = value
     wte = state.get("transformer.wte.weight")
     if wte is not None:
-        if head is not None and not torch.equal(head, wte):
-            raise ValueError("the weights have a head of their own (lm_head.weight is not wte.weight), and this model "
-                             "shares one matrix between the two; use a GPT-2 with tie_word_embeddings=True")
-        missing = model.config.vocab_size - wte.size(0)
-        if missing < 0:
-            raise ValueError(f"the weights have {wte.size(0)} token rows, more than vocab_size "
-                             f"{model.config.vocab_size}; use vocab_size={wte.size(0)}")
-        rows = missing + model.config.padded_vocab_size - model.config.vocab_size
-        state["transformer.wte.weight"] = F.pad(wte, (0, 0, 0, rows))
+        check(torch.equal(hf_state.get("lm_head.weight", wte), wte),
+              "the weights have a head of their own (lm_head.weight is not wte.weight), and this "
+              "model shares one matrix between the two; use a GPT-2 with tie_word_embeddings=True")
+        check(len(wte) <= c.vocab_size, f"the weights have {len(wte)} token rows, more than "
+                                        f"vocab_size {c.vocab_size}; use vocab_size={len(wte)}")
+        state["transformer.wte.weight"] = F.pad(wte, (0, 0, 0, c.padded_vocab_size - len(wte)))
     load_exactly(model, state, "the Hugging Face state")
     return model
 
 
 def to_hf_state(model: GPT) -> dict[str, torch.Tensor]:
     """A GPT2LMHeadModel state dict (n_inner and vocab_size as in the config, padding rows dropped), as copies."""
-    if model.config.arch != "gpt2" or model.config.attn_gate != "none":
-        raise ValueError("only arch gpt2 without a gate has a Hugging Face form; save this model with GPT.save")
-    state = {}
-    for name, value in model.state_dict().items():
-        value = value[: model.config.vocab_size] if name.endswith("wte.weight") else value
-        state[name] = (value.t() if name.endswith(CONV1D) else value).clone().contiguous()
+    c = model.config
+    check(c.arch == "gpt2" and c.attn_gate == "none" and model.attention_only,
+          "only arch='gpt2' with attn_gate='none' (without a gate) has a Hugging Face form; use GPT.save")
+    state = dict(model.state_dict())
+    state["transformer.wte.weight"] = state["transformer.wte.weight"][: c.vocab_size]
+    for name, value in state.items():
+        if name.endswith(CONV1D):
+            value = value.t()
+        state[name] = value.clone().contiguous()
     state["lm_head.weight"] = state["transformer.wte.weight"]
     return state
-
-
-SILENT_LOGIT = -1000.0  # what an exported padding id scores; GPT-2's own logits stay above about -200
 
 
 def silent_row(model: GPT) -> torch.Tensor | None:
@@ -63,23 +74,28 @@ def silent_row(model: GPT) -> torch.Tensor | None:
     Hugging Face's GPT-2 has no mask over padding ids, and a zero row's logit of 0 would win every softmax. The head
     reads h = gain * z + bias with sum(z) = 0, so (1 / gain) . h = sum(bias / gain) is a constant, and w a multiple of
     1 / gain. It must be small enough to survive bf16's rounding; with untrained biases (all 0) there is none."""
-    ln = model.transformer["ln_f"]
-    gain, bias = ln.weight.detach().double(), ln.bias.detach().double()
+    norm = model.transformer["ln_f"]
+    gain, bias = norm.weight.detach().double(), norm.bias.detach().double()
     if gain.abs().min() == 0:
         return None
     constant = (bias / gain).sum()
     noise = 2.0**-9 * (1 + bias / gain).norm()  # of bf16 rows, relative to the multiple
-    return (SILENT_LOGIT / constant / gain).float() if constant.abs() > 2 * noise else None
+    if constant.abs() <= 2 * noise:
+        return None
+    return (SILENT_LOGIT / constant / gain).float()
 
 
 def check_new_folder(out_dir: Path) -> None:
     """ValueError unless out_dir can be made, or is an empty folder."""
-    there = next(path for path in (out_dir.absolute(), *out_dir.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "cannot be written to" if there.is_dir() else "is a file"
-        raise ValueError(f"{out_dir} cannot be made, because {there} {why}; choose another folder")
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise ValueError(f"{out_dir} is not empty; choose another folder, or delete it")
+    existing = out_dir.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    advice = "choose another folder"
+    check(existing.is_dir(), f"{out_dir} cannot be made, because {existing} is a file; {advice}")
+    check(os.access(existing, os.W_OK | os.X_OK),
+          f"{out_dir} cannot be made, because {existing} cannot be written to; {advice}")
+    check(existing != out_dir.absolute() or not any(out_dir.iterdir()),
+          f"{out_dir} is not empty; {advice}, or delete it")
 
 
 def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
@@ -89,54 +105,70 @@ def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
 
     ValueError for an architecture or gate that GPT-2 cannot represent, an out_dir that exists or cannot be made, a
     vocabulary that the tokenizer's ids exceed, or unequal logits."""
-    import shutil
-
-    from safetensors.torch import save_file
-    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
-
     out_dir, c, warnings = Path(out_dir), model.config, []
     check_new_folder(out_dir)
-    state, end = to_hf_state(model), 50256 if c.vocab_size > 50256 else None  # <|endoftext|>
-    if end is None and write_tokenizer is not None:
-        raise ValueError(f"the model's vocabulary of {c.vocab_size} lacks ids of GPT-2's tokenizer (0 to 50256), which "
-                         "an exported folder holds; train it with vocab_size of at least 50257")
+    state = to_hf_state(model)
     del state["lm_head.weight"]
+    check(write_tokenizer is None or c.vocab_size > END_OF_TEXT,
+          f"the model's vocabulary of {c.vocab_size} lacks ids of GPT-2's tokenizer, which the folder "
+          f"holds (0 to {END_OF_TEXT}); train with vocab_size of at least {END_OF_TEXT + 1}")
     unused = [i for a, b in c.masked_ranges for i in range(a, min(b, c.vocab_size))]
     if unused:
         row = silent_row(model)
-        state["transformer.wte.weight"][unused] = 0.0 if row is None else row
         if row is None:
-            warnings.append(f"the {len(unused)} padding ids score 0 in the exported model, because its last norm has "
-                            "(nearly) no bias: mask them yourself before a softmax; generate() suppresses them")
+            row = torch.zeros(c.n_embd)
+            warnings.append(
+                f"the {len(unused)} padding ids score 0 in the exported model, because its last norm "
+                "has (nearly) no bias: mask them before a softmax; generate() suppresses them")
+        state["transformer.wte.weight"][unused] = row
     tmp = out_dir.with_name(out_dir.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
     try:
-        config = GPT2Config(
-            vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head,
-            n_inner=c.n_inner, activation_function="gelu_new", layer_norm_epsilon=1e-5, tie_word_embeddings=True,
-            bos_token_id=end, eos_token_id=end, architectures=["GPT2LMHeadModel"])
-        config.save_pretrained(tmp)
-        GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end,
-                         suppress_tokens=unused or None).save_pretrained(tmp)
-        save_file(state, tmp / "model.safetensors", metadata={"format": "pt"})
+        _write_folder(tmp, c, state, unused)
         if write_tokenizer is not None:
             write_tokenizer(tmp)
-        reloaded = GPT2LMHeadModel.from_pretrained(tmp).eval()
-        ids = torch.randint(c.vocab_size, (2, min(c.block_size, 64)), generator=torch.Generator().manual_seed(0))
-        ids = torch.where(torch.isin(ids, torch.tensor(unused)), 0, ids) if unused else ids
-        with torch.no_grad():
-            ours, theirs = model.eval()(ids)[..., : c.vocab_size], reloaded(ids).logits
-        scored = ours > -math.inf
-        worst = (ours - theirs)[scored].abs().max().item()
-        if not worst <= 1e-4 * max(1.0, ours[scored].abs().max().item()):
-            raise ValueError(f"the exported model's logits differ by {worst:.1e} from this one's; nothing was written, "
-                             "please report it with the checkpoint's model.json")
+        _compare_logits(model, tmp, unused)
         tmp.replace(out_dir)
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
     return warnings
+
+
+def _write_folder(folder: Path, c: GPTConfig, state: dict, unused: list[int]) -> None:
+    from safetensors.torch import save_file
+    from transformers import GenerationConfig, GPT2Config
+
+    end = END_OF_TEXT if c.vocab_size > END_OF_TEXT else None
+    shape = {name: getattr(c, name) for name in SHAPE}
+    config = GPT2Config(
+        **shape, vocab_size=c.vocab_size, n_positions=c.block_size,
+        activation_function="gelu_new", layer_norm_epsilon=1e-5, tie_word_embeddings=True,
+        bos_token_id=end, eos_token_id=end, architectures=["GPT2LMHeadModel"])
+    config.save_pretrained(folder)
+    sampling = GenerationConfig(
+        bos_token_id=end, eos_token_id=end, pad_token_id=end, suppress_tokens=unused or None)
+    sampling.save_pretrained(folder)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def _compare_logits(model: GPT, folder: Path, unused: list[int]) -> None:
+    """ValueError unless transformers' model in folder has model's logits, on random ids."""
+    from transformers import GPT2LMHeadModel
+
+    c = model.config
+    shape, generator = (2, min(c.block_size, 64)), torch.Generator().manual_seed(0)
+    ids = torch.randint(c.vocab_size, shape, generator=generator)
+    ids[torch.isin(ids, torch.tensor(unused))] = 0
+    ours = model.eval()(ids)[..., : c.vocab_size]
+    theirs = GPT2LMHeadModel.from_pretrained(folder).eval()(ids).logits
+    scored = ours > -math.inf
+    worst = (ours - theirs)[scored].abs().max().item()
+    check(worst <= 1e-4 * max(1.0, ours[scored].abs().max().item()),
+          f"the exported model's logits differ by {worst:.1e} from this one's, so nothing was "
+          "written; please report it with the checkpoint's model.json")
 
 
 def import_hf(source: str, vocab_size: int | None = None) -> GPT:
@@ -149,36 +181,88 @@ def import_hf(source: str, vocab_size: int | None = None) -> GPT:
     import transformers
 
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # its report on weights that do not fit is an error here, in a sentence
+    transformers.logging.set_verbosity_error()  # weights that do not fit are an error here
     try:
-        hf = transformers.AutoConfig.from_pretrained(source)
-        if hf.model_type != "gpt2":
-            raise ValueError(f"it is a {hf.model_type} model")
-        expected = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
-                    "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-        if wrong := [f"{k} {getattr(hf, k)}" for k, v in expected.items() if getattr(hf, k) != v]:
-            raise ValueError(f"this GPT-2 differs in {', '.join(wrong)}")
-        net, report = transformers.GPT2LMHeadModel.from_pretrained(
-            source, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True)
-        for fault in ("missing", "mismatched", "unexpected"):
-            names = sorted(key if isinstance(key, str) else key[0] for key in report[f"{fault}_keys"])
-            # old files hold the causal masks
-            if names := [name for name in names if not name.endswith((".attn.bias", ".attn.masked_bias"))]:
-                raise ValueError(f"{fault} weights: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}")
+        net = _load_gpt2(source)
     except Exception as error:  # whatever transformers, torch and safetensors come up with
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{source} cannot be imported ({reason}); name a folder that holds a Hugging Face GPT-2, or a "
-                         "GPT-2 on the hub such as openai-community/gpt2") from error
+        raise ValueError(f"{source} cannot be imported ({reason}); name a folder that holds a Hugging Face "
+                         "GPT-2, or a GPT-2 on the hub such as openai-community/gpt2") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
-    n_old = hf.vocab_size
+    c = net.config
+    n_old = c.vocab_size
     first_new = 0 if n_old == GPTConfig.vocab_size else n_old
     unused = tuple((max(a, first_new), b) for a, b in GPTConfig.unused_ids if first_new <= b)
-    model = GPT(GPTConfig(vocab_size=vocab_size or n_old, block_size=hf.n_positions, n_layer=hf.n_layer,
-                          n_head=hf.n_head, n_embd=hf.n_embd, n_inner=hf.n_inner or 4 * hf.n_embd,
-                          unused_ids=unused), seed=None)
-    from_hf_state(model, net.state_dict())
+    shape = {name: getattr(c, name) for name in SHAPE}
+    config = GPTConfig(
+        **shape, vocab_size=vocab_size or n_old, block_size=c.n_positions, unused_ids=unused)
+    model = from_hf_state(GPT(config, seed=None), net.state_dict())
     with torch.no_grad():
         wte = model.transformer["wte"].weight
-        wte[n_old : model.config.vocab_size] = wte[:n_old].mean(0)
+        wte[n_old : config.vocab_size] = wte[:n_old].mean(0)
     return model
+
+
+def _load_gpt2(source: str):
+    """The GPT2LMHeadModel in source, in fp32; an error unless it is what GPTConfig(arch="gpt2") builds, and whole."""
+    from transformers import AutoConfig, GPT2LMHeadModel
+
+    config = AutoConfig.from_pretrained(source)
+    check(config.model_type == "gpt2", f"it is a {config.model_type} model")
+    expected = dict(
+        activation_function="gelu_new", layer_norm_epsilon=1e-5, scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    for name, value in expected.items():
+        own = getattr(config, name)
+        check(own == value, f"this GPT-2 has {name} {own}, not {value}")
+    net, report = GPT2LMHeadModel.from_pretrained(
+        source, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True)
+    for fault in ("missing", "mismatched", "unexpected"):
+        names = sorted(key if isinstance(key, str) else key[0] for key in report[f"{fault}_keys"])
+        names = [name for name in names if not name.endswith(CAUSAL_MASKS)]
+        check(not names, f"{fault} weights: {', '.join(names[:4])}")
+    return net
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# python model.py export | import
+
+
+def main(argv) -> None:
+    parser = argparse.ArgumentParser(prog=f"model.py {argv[0]}", allow_abbrev=False)
+    add = parser.add_argument
+    if argv[0] == "export":
+        add("checkpoint", help="a run's folder (its newest whole checkpoint), or a checkpoint's folder")
+        add("out_dir", type=Path, help="folder to make, for transformers")
+        args = parser.parse_args(argv[1:])
+        return export_checkpoint(args.checkpoint, args.out_dir)
+    add("source", help="Hugging Face GPT-2: a folder, or a name on the hub")
+    add("out_dir", type=Path, help="folder to make, for --init_from, sft.py and the evals")
+    add("--new_vocab_size", type=int, default=0,
+        help="tokens (0 = the source's; 50349 = room for the multiplication tokens)")
+    args = parser.parse_args(argv[1:])
+    return import_checkpoint(args.source, args.out_dir, args.new_vocab_size or None)
+
+
+def export_checkpoint(checkpoint: str, out_dir: Path) -> None:
+    folder, step, _ = runs.resolve_checkpoint(checkpoint, flag="export")
+    model = GPT.load(folder)
+    # The multiplication tokens go along, unless their ids mean something else in this model.
+    reserved = any(last == shards.FIRST_MUL_ID for _, last in model.config.unused_ids)
+    mul_tokens = reserved and model.config.vocab_size >= shards.VOCAB_SIZE
+    write_tokenizer = functools.partial(shards.write_hf_tokenizer, mul_tokens=mul_tokens)
+    for warning in export_hf(model, out_dir, write_tokenizer):
+        print(f"WARNING: {warning}")
+    source = str(folder) if step is None else f"{folder} (step {step})"
+    print(f"wrote {out_dir}: {source}, {model.num_params()['total']:,} parameters; "
+          "transformers reloads it with equal logits")
+
+
+def import_checkpoint(source: str, out_dir: Path, vocab_size: int | None) -> None:
+    check_new_folder(out_dir)
+    model = import_hf(source, vocab_size)
+    model.save(out_dir)
+    print(f"wrote {out_dir}: {source}, {model.num_params()['total']:,} parameters, vocabulary "
+          f"{model.config.vocab_size}; "
+          "use it with train_gpt.py --init_from, sft.py --init, or an eval's --checkpoint")

@@ -1,6 +1,6 @@
 """processes.py owns ranks and what they run on: collectives, stop requests, the machine, its peak FLOP/s.
 
-torch is imported where it is used, so that a script without it can be stopped and can fail in the same way.
+torch is imported where it is used, so that scripts without it stop and fail in the same way.
 """
 
 from __future__ import annotations
@@ -36,13 +36,7 @@ class Processes:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
-    device: torch.device | None = None  # None: CPU
-
-    def __post_init__(self):
-        if self.device is None:
-            import torch
-
-            self.device = torch.device("cpu")
+    device: torch.device | None = None
 
     @property
     def is_main(self) -> bool:
@@ -94,18 +88,22 @@ class Processes:
 
         For work that the others can rely on, such as verified or downloaded files. An error on rank 0 is raised on all.
         """
-        results = []
-        self.on_main(lambda: results.append(function()))
+        result = None
+
+        def first():
+            nonlocal result
+            result = function()
+
+        self.on_main(first)
         if not self.is_main:
-            results.append(function())
-        return results[0]
+            result = function()
+        return result
 
     def close(self) -> None:
         if self.world_size > 1:
             import torch
 
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+            torch.distributed.destroy_process_group()
 
 
 def spread(procs: Processes, items: list, work) -> list | None:
@@ -145,9 +143,10 @@ def start_processes(device: str = "auto") -> Processes:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.device(device)
     if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: this torch sees no CUDA device; "
+                             "use --device cpu or install a CUDA build.")
         count = torch.cuda.device_count()
-        if not count:
-            raise ValueError("--device cuda: this torch sees no CUDA device; use --device cpu or install a CUDA build.")
         if local_rank >= count:
             raise ValueError(f"local rank {local_rank} has no GPU ({count} found): lower --nproc_per_node.")
         where = torch.device("cuda", local_rank)
@@ -166,7 +165,7 @@ def start_processes(device: str = "auto") -> Processes:
 
 
 class StopRequest:
-    """SIGTERM and the first ctrl-C ask a script to finish its step, save and leave; a second ctrl-C leaves at once."""
+    """SIGTERM and the first ctrl-C ask a script to finish its step, save and exit; a second ctrl-C exits at once."""
 
     def __init__(self):
         self.asked = False
@@ -181,7 +180,7 @@ class StopRequest:
         self.asked = True
 
     def restore(self) -> None:
-        """Give the signals back to who handled them before."""
+        """Restore the signal handlers of before."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
@@ -189,7 +188,7 @@ class StopRequest:
 def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
     """Run a script's main() and exit with its status, or with 1 and one sentence on stderr after a user's mistake.
 
-    ctrl-C exits with 130 and says `interrupted`. An error that all ranks share is printed once.
+    ctrl-C exits with 130 and prints `interrupted`. An error that all ranks share is printed once.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     try:
@@ -247,20 +246,11 @@ def machine_state(device: torch.device) -> dict:
         names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].split(":", 1)[1].strip() if names else cpu
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "cuda": torch.version.cuda,
-    }
-    hardware = {
-        "host": platform.node(),
-        "system": platform.platform(),
-        "cpu": cpu,
-        "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": gpu,
-    }
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"numpy": numpy.__version__, "cuda": torch.version.cuda}
+    hardware = {"host": platform.node(), "system": platform.platform()}
+    hardware |= {"cpu": cpu, "cpu_count": os.cpu_count()}
+    hardware |= {"torch_threads": torch.get_num_threads(), "gpu": gpu}
     return {"versions": versions, "hardware": hardware}
 
 

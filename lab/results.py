@@ -17,13 +17,13 @@ from lab import disk, runs
 
 # document 003's columns, then ours; flags follow (condition_columns)
 COLUMNS = (
-    "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
-    "sequence_length num_iterations warmdown_iters final_val_loss best_val_loss train_time_ms ms_per_step gpu_name "
-    "n_gpus notes "
-    "arch optimizer condition n_layer n_embd parameters final_train_loss final_val_bits_per_byte final_val_loss_bos "
-    "final_val_bits_per_byte_bos tokens_seen unique_tokens epochs flops_total data_fingerprint val_fingerprint "
-    "muon_lr hellaswag_accuracy hellaswag_accuracy_norm hellaswag_accuracy_norm_bytes eval_official_sum "
-    "eval_official_mean"
+    "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size "
+    "device_batch_size sequence_length num_iterations warmdown_iters final_val_loss best_val_loss "
+    "train_time_ms ms_per_step gpu_name n_gpus notes "
+    "arch optimizer condition n_layer n_embd parameters final_train_loss final_val_bits_per_byte "
+    "final_val_loss_bos final_val_bits_per_byte_bos tokens_seen unique_tokens epochs flops_total "
+    "data_fingerprint val_fingerprint muon_lr hellaswag_accuracy hellaswag_accuracy_norm "
+    "hellaswag_accuracy_norm_bytes eval_official_sum eval_official_mean"
 ).split()
 
 # document 003's columns that hold a flag under another name. batch_size counts sequences
@@ -36,8 +36,9 @@ FLAG_OF = {
 
 
 def condition_columns(flags: dict, unused_flags=()) -> dict:
-    """Columns for every flag that can change a result, but for those that 003 has under another name, and
-    `unused_flags`: the flags without effect in this arm, such as gate_act without a gate."""
+    """Columns for every flag that can change a result, except those that 003 has under another name.
+
+    `unused_flags` names the flags without effect in this arm, such as gate_act without a gate."""
     renamed = FLAG_OF.values()
     columns = {flag: value for flag, value in runs.conditions(flags).items() if flag not in renamed}
     return {**columns, "unused_flags": " ".join(unused_flags)}
@@ -45,22 +46,31 @@ def condition_columns(flags: dict, unused_flags=()) -> dict:
 
 @functools.cache
 def trainer_flags() -> re.Pattern:
-    """Matches the names of train_gpt.py's flags. They are read from its source and that of the rooms it imports,
-    add("--beta1", ...), because importing it needs torch. A hole of an f-string, f"--{name}_every", is any word."""
+    """Matches the names of train_gpt.py's flags.
+
+    They are read from the source of the trainer and of the rooms it imports, where they appear as add("--seq_len", ...)
+    or, in a table, as "--beta1": ..., because importing the trainer needs torch. A hole of an f-string, as in
+    f"--{name}_every", stands for any word, but not for a whole name.
+    """
     trainer = (runs.REPO / "train_gpt.py").read_text(encoding="utf-8")
-    sources = [trainer]
+    modules = set()
     for node in ast.walk(ast.parse(trainer)):
         if isinstance(node, ast.ImportFrom):
-            rooms = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            paths = (runs.REPO / f"{room.replace('.', '/')}.py" for room in rooms if room.startswith("lab."))
-            sources += [path.read_text(encoding="utf-8") for path in paths if path.exists()]
-    names = re.findall(r'\badd(?:_argument)?\(\s*f?"--([^"\s]+)"', "\n".join(sources))
-    return re.compile("|".join(re.sub(r"\{.*?\}", r"\\w+", name) for name in sorted(set(names))))
+            modules.update([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
+    sources = [trainer]
+    for path in runs.REPO.glob("lab/*.py"):
+        if f"lab.{path.stem}" in modules:
+            sources.append(path.read_text(encoding="utf-8"))
+    names = re.findall(r'(?:\badd(?:_argument)?\(\s*f?|(?="--\w+":))"--([^"\s]+)"', "\n".join(sources))
+    patterns = {re.sub(r"\{.*?\}", r"\\w+", name) for name in names}
+    return re.compile("|".join(sorted(patterns - {r"\w+"})))
 
 
 def is_condition(column: str) -> bool:
-    """Whether a column, of our table or of one made by hand, is a flag that can change a result. Others are results, or
-    a stranger's own."""
+    """Whether a column is a flag that can change a result, in our table or in one made by hand.
+
+    All others are results, or columns that somebody added.
+    """
     flag = FLAG_OF.get(column, column)
     return runs.has_effect(flag) and trainer_flags().fullmatch(flag) is not None
 
@@ -95,10 +105,11 @@ def read_results(path, flag: str = "--results") -> list[dict]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
             for row in csv.DictReader(f):
-                rows.append({k.strip(): v.strip() for k, v in row.items() if k and isinstance(v, str)})
+                cells = ((k, v) for k, v in row.items() if k and isinstance(v, str))
+                rows.append({column.strip(): cell.strip() for column, cell in cells})
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{flag} {path} cannot be read ({error}): name a results.csv.") from None
     if not any("final_val_loss" in row for row in rows):
-        raise ValueError(f"{flag} {path} has no rows with a column final_val_loss: name a results.csv "
-                         "that train_gpt.py wrote.")
+        raise ValueError(f"{flag} {path} has no rows with a column final_val_loss: "
+                         "name a results.csv that train_gpt.py wrote.")
     return rows

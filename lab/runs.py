@@ -38,22 +38,22 @@ ANOTHER = "name folders that train_gpt.py wrote."
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
 
-# Flags that cannot change a result beyond rounding, or whose effect is compared instead: data by its fingerprint.
-# --resume, the gate of compare_runs.py and the columns of results.csv derive from this list; there is no other. A new
-# flag counts unless it is named here.
+# Flags that cannot change a result beyond rounding, or whose effect is compared instead, as data is by its fingerprint.
+# What --resume may change, what the gate of compare_runs.py ignores and what results.csv leaves out derive from this
+# list, the only one. A new flag counts unless it is named here.
 NO_EFFECT = frozenset([
     # names, notes and output
-    *"out_dir name notes config resume results_csv save_every keep_last log_every wandb_project tensorboard".split(),
-    *"sample_every sample_tokens".split(),
-    # how it is computed
+    *"out_dir name notes config resume results_csv save_every keep_last log_every".split(),
+    *"wandb_project tensorboard sample_every sample_tokens".split(),
+    # how the same numbers are computed
     *"micro_batch_size eval_batch_size num_workers device compile deterministic peak_flops".split(),
-    # where the data lies, and checks of it
+    # where the data is, and checks of it
     *"data data_dir val_data_dir decontaminate verify_data max_epochs".split(),
 ])
 
 
 def has_effect(flag: str) -> bool:
-    """Whether a flag can change a result. `<benchmark>_data` and the like name data, which is compared by checksum."""
+    """Whether a flag can change a result. Flags like <benchmark>_data name data, which is compared by checksum."""
     return flag not in NO_EFFECT and not flag.endswith("_data")
 
 
@@ -80,7 +80,7 @@ def _git(*arguments: str) -> str:
 
 
 def code_files() -> list[Path]:
-    """The repo's own modules: top-level scripts and lab/."""
+    """The repo's own modules: the scripts and lab/."""
     return sorted([*REPO.glob("*.py"), *REPO.glob("lab/*.py")])
 
 
@@ -94,7 +94,8 @@ def code_state() -> dict:
     digest = hashlib.sha256()
     for path in code_files():
         if path in imported:
-            digest.update(path.relative_to(REPO).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+            name = path.relative_to(REPO).as_posix()
+            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return {
         "git_commit": _git("rev-parse", "HEAD").strip() or None,
         "git_dirty": bool(_git("status", "--porcelain", "--", "*.py").strip()),
@@ -112,14 +113,17 @@ def make_folder(path, flag: str) -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{flag} {path} cannot be made ({error.strerror}): name another folder.") from None
+        why = f"{flag} {path} cannot be made ({error.strerror})"
+        raise ValueError(f"{why}: name another folder.") from None
 
 
 def create_run(folder: Path, config: dict) -> None:
     """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
-    leftovers = {"exposures", "ckpt", "code", "config.json.tmp"}  # of a start that was killed before config.json
+    # a start that was killed before it wrote config.json leaves only these
+    leftovers = {"exposures", "ckpt", "code", "config.json.tmp"}
     if folder.exists() and {path.name for path in folder.iterdir()} - leftovers:
-        raise ValueError(f"{folder} already exists: pass --resume auto to continue it, or choose another --out_dir.")
+        raise ValueError(f"{folder} already exists: "
+                         "pass --resume auto to continue it, or choose another --out_dir.")
     code = folder / "code"
     try:
         for path in (folder / "exposures", folder / "ckpt", code / "lab"):
@@ -190,7 +194,8 @@ def trim_records(folder: Path, last_step: int) -> None:
     path = folder / "step_metrics.json"
     if path.exists():
         table = json.loads(path.read_text())
-        disk.write_json(path, {step: scores for step, scores in table.items() if int(step) <= last_step})
+        kept = {step: scores for step, scores in table.items() if int(step) <= last_step}
+        disk.write_json(path, kept)
 
 
 def update_step_metrics(folder: Path, step: int, **scores) -> None:
@@ -202,68 +207,12 @@ def update_step_metrics(folder: Path, step: int, **scores) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# other places that show a run. scalars.jsonl stays the record
-
-
-def open_mirrors(folder: Path, config: dict, first_step: int, wandb_project="", tensorboard=False) -> list[tuple]:
-    """[(write(record), close())] for each tracker asked for. A number of a record of type "val" appears as val/<name>.
-
-    A resumed run continues its wandb run, and its TensorBoard curves are cut after first_step, the checkpoint's;
-    without a checkpoint they begin anew. ValueError when a package is not installed or wandb is not logged in.
-    """
-    mirrors = []
-    if tensorboard:
-        mirrors.append(_tensorboard(folder, first_step))
-    if wandb_project:
-        mirrors.append(_wandb(folder, config, wandb_project))
-    return mirrors
-
-
-def _numbers(record: dict) -> dict:
-    kind = record.get("type", "train")
-    return {f"{kind}/{k}": v for k, v in record.items() if k != "step" and isinstance(v, (int, float))}
-
-
-def _tensorboard(folder: Path, first_step: int) -> tuple:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("--tensorboard needs a package: pip install tensorboard, or drop the flag.") from error
-    if list_checkpoints(folder):
-        first_step += 1  # everything of the checkpoint's own step was recorded before it was saved
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
-
-    def write(record):
-        for name, value in _numbers(record).items():
-            writer.add_scalar(name, value, record["step"])
-
-    return write, writer.close
-
-
-def _wandb(folder: Path, config: dict, project: str) -> tuple:
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError("--wandb_project needs a package: pip install wandb, or drop the flag.") from error
-    identity = hashlib.sha256(f"{folder.name} {config['started']}".encode()).hexdigest()[:16]
-    where = {"project": project, "name": folder.name, "dir": str(folder)}
-    settings = {**config["flags"], **config["data"], **config["parameters"]}
-    try:
-        run = wandb.init(**where, id=identity, resume="allow", config=settings)
-    except wandb.errors.Error as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ValueError(f"--wandb_project {project}: wandb does not start ({reason}): run wandb login, "
-                         "set WANDB_MODE=offline, or drop the flag.") from error
-    run.define_metric("*", step_metric="step")
-    return lambda record: run.log({**_numbers(record), "step": record["step"]}), run.finish
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # reading a run
 
 TRAIN_FIELDS = (
-    "step train_loss_opt_step_mean grad_norm_l2_preclip tokens_per_sec step_seconds peak_mem_bytes".split()
-)
+    "step train_loss_opt_step_mean grad_norm_l2_preclip tokens_per_sec step_seconds "
+    "peak_mem_bytes"
+).split()
 
 
 def read_json(path: Path):
@@ -271,20 +220,21 @@ def read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): restore the file, or leave this run out.") from None
+        hint = "restore the file, or leave this run out."
+        raise ValueError(f"{path} cannot be read ({error}): {hint}") from None
 
 
 def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) -> list[dict]:
     """Records of a JSONL file, [] when there is none; a torn last line (a killed writer) is left out.
 
-    Other broken lines: ValueError, or with `notes` they are left out, too, and noted there as the torn one is.
-    step: parse only lines that contain it (files with a line per item are read for one step alone).
+    notes: None: another broken line is a ValueError. A list: broken lines are left out, and described there.
+    step: parse only the lines that contain it, as a file with a line per item and step is read for one step.
     """
     path = Path(path)
     if not path.exists():
         return []
     wanted = step is not None and re.compile(rf'"step": *{step}\b')
-    decode = json.JSONDecoder().raw_decode  # json.loads looks for encodings and spaces first, which doubles the time
+    decode = json.JSONDecoder().raw_decode  # twice as fast as json.loads, which looks for encodings first
     records, broken, line, count = [], [], "\n", 0
     with open(path, encoding="utf-8", errors="replace") as f:
         for count, line in enumerate(f, 1):
@@ -306,7 +256,8 @@ def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) ->
     if notes is not None and torn:
         notes.append(f"{path.name}: the last line ({count}) is torn and left out")
     if notes is not None and broken:
-        notes.append(f"{path.name}: {len(broken)} broken lines are left out, the first is line {broken[0]}")
+        lines = f"{len(broken)} broken lines are left out, the first is line {broken[0]}"
+        notes.append(f"{path.name}: {lines}")
     return records
 
 
@@ -341,7 +292,8 @@ def by_step(records: list[dict], name: str, notes: list[str]) -> dict[int, dict]
         if isinstance(step, int) and 0 <= step < 2**53:
             table[step] = record
     if len(table) < len(records):
-        notes.append(f"{name}: {len(records) - len(table)} records repeat a step or have none; the last counts")
+        lost = f"{len(records) - len(table)} records repeat a step or have none"
+        notes.append(f"{name}: {lost}; the last counts")
     return dict(sorted(table.items()))
 
 
@@ -354,11 +306,11 @@ def read_config(folder) -> dict:
 
 
 def read_run(folder) -> dict:
-    """One run, finished or not, read as far as its files are whole.
+    """Read a run, finished or not, as far as its files are whole.
 
-    {"folder", "name", "config", "flags", "seed", "summary" (None: unfinished), "train" (field -> float array), "val"
-    (step -> record), "benchmarks" (name -> step -> record), "gsm8k" (record or None), "notes" (faults of its files)}.
-    ValueError when the folder is no run or its config.json is no run's.
+    Returns {"folder", "name", "config", "flags", "seed", "summary" (None: unfinished), "train" (field -> float array),
+    "val" (step -> record), "benchmarks" (name -> step -> record), "gsm8k" (record or None), "notes" (faults of its
+    files)}. ValueError when the folder is not a run or its config.json not a run's.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -367,17 +319,20 @@ def read_run(folder) -> dict:
         config["data"]["fingerprint"], config["code"]["code_sha256"]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{folder / 'config.json'} is not a run's record ({reason}): {ANOTHER}") from None
+        path = folder / "config.json"
+        raise ValueError(f"{path} is not a run's record ({reason}): {ANOTHER}") from None
     notes: list[str] = []
     for key in ("model", "parameters", "hardware", "versions"):
         if not isinstance(config.setdefault(key, {}), dict):
             value = json.dumps(config[key])[:40]
             notes.append(f"config.json: {key} is {value} and counts as not recorded")
             config[key] = {}
-    run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": flags, "seed": seed}
+    name = folder.resolve().name
+    run = {"folder": folder, "name": name, "config": config, "flags": flags, "seed": seed}
     run["summary"] = _read_summary(folder, notes)
     run |= _read_scalars(folder, notes)
-    last, steps = max(run["train"]["step"], default=0), number((run["summary"] or {}).get("steps"))
+    last = max(run["train"]["step"], default=0)
+    steps = number((run["summary"] or {}).get("steps"))
     if last < steps:
         notes.append(f"scalars.jsonl ends at step {last:.0f} of {steps:.0f}")
     run["benchmarks"] = {}
@@ -397,7 +352,8 @@ def _read_summary(folder: Path, notes: list[str]) -> dict | None:
         return None
     try:
         summary = read_json(folder / "summary.json")
-        if isinstance(summary.get("results_row") or {}, dict) and isinstance(summary.get("warnings") or [], list):
+        row, warnings = summary.get("results_row") or {}, summary.get("warnings") or []
+        if isinstance(row, dict) and isinstance(warnings, list):
             return summary
     except (ValueError, AttributeError):
         pass
@@ -414,7 +370,9 @@ def _read_scalars(folder: Path, notes: list[str]) -> dict:
         kinds.setdefault(record.get("type"), []).append(record)
     train = by_step(kinds.get("train", []), "scalars.jsonl, train", notes)
     val = by_step(kinds.get("val", []), "scalars.jsonl, val", notes)
-    arrays = {field: numbers([record.get(field) for record in train.values()]) for field in TRAIN_FIELDS}
+    arrays = {}
+    for field in TRAIN_FIELDS:
+        arrays[field] = numbers([record.get(field) for record in train.values()])
     for field, values in arrays.items():
         bad = arrays["step"][~np.isfinite(values)]
         if len(bad):
@@ -449,12 +407,12 @@ def expand(patterns: list[str], flag: str) -> list[Path]:
 
 
 def checkpoint_path(folder, step: int) -> Path:
-    """Where a run keeps the checkpoint of a step."""
+    """Where a run keeps its checkpoint of a step."""
     return Path(folder) / "ckpt" / f"step_{step:06d}"
 
 
 def step_of(path) -> int:
-    """The step in the name of a checkpoint folder, step_000500, or of another file of one step."""
+    """The step in the name of a checkpoint folder, step_000500, or of a file, val_documents_000500.npz."""
     return int(Path(path).stem.rpartition("_")[2])
 
 
@@ -490,7 +448,7 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
             shutil.rmtree(final)
         os.replace(tmp, final)
         disk.fsync_path(ckpt)
-    except Exception as error:  # torch and safetensors wrap a full disk's OSError in errors of their own
+    except Exception as error:  # torch and safetensors wrap a full disk's OSError in their own
         shutil.rmtree(tmp, ignore_errors=True)
         raise ValueError(f"saving {final} failed ({error}): {FREE_SPACE}") from error
     if keep_last > 0:
@@ -521,8 +479,8 @@ def find_checkpoint(folder, which: str, warn=print) -> Path | None:
         path = checkpoint_path(folder, int(which))
         if path not in checkpoints:
             steps = ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints) or "none"
-            raise ValueError(f"{folder} has no checkpoint of step {which} (there: {steps}): pass one of these or "
-                             "--resume auto.")
+            raise ValueError(f"{folder} has no checkpoint of step {which} (there: {steps}): "
+                             "pass one of these or --resume auto.")
         check_checkpoint(path)
         return path
     for path in reversed(checkpoints):
@@ -532,22 +490,22 @@ def find_checkpoint(folder, which: str, warn=print) -> Path | None:
         except ValueError as error:
             warn(f"WARNING: {error}; falling back to the checkpoint before it.")
     if checkpoints:
-        raise ValueError(f"{folder}: none of its {len(checkpoints)} checkpoints is whole; start again with "
-                         "another --out_dir.")
+        raise ValueError(f"{folder}: none of its {len(checkpoints)} checkpoints is whole; "
+                         "start again with another --out_dir.")
     return None
 
 
-def resolve_checkpoint(path, warn=print, flag: str = "--checkpoint") -> tuple[Path, int | None, Path | None]:
+def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
     """What a --checkpoint argument means: (folder with the model's files, step or None, run's folder or None).
 
     path: a run's folder (its newest whole checkpoint is taken), one of its ckpt/step_* folders, or a folder that
-    GPT.save wrote by itself (no step, no run). FileNotFoundError or ValueError in one sentence for anything else; it
-    calls the argument `flag`.
+    GPT.save wrote by itself (no step, no run). FileNotFoundError or ValueError in one sentence, about the argument
+    `flag`, for anything else.
     """
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{flag} {path} is not a folder: name a run's, or one in its ckpt/.")
-    folder = path.resolve()  # so that "." has a name and parents, too
+    folder = path.resolve()  # so that "." has a name and parents too
     in_a_run = folder.parent.name == "ckpt" and folder.name.startswith("step_")
     if in_a_run or (folder / "manifest.json").exists():
         try:
@@ -562,8 +520,8 @@ def resolve_checkpoint(path, warn=print, flag: str = "--checkpoint") -> tuple[Pa
     if (folder / "ckpt").is_dir():
         newest = find_checkpoint(path, "auto", warn)
         if newest is None:
-            raise ValueError(f"{flag} {path} has no checkpoint yet: let the run save one (--save_every), "
-                             "or name another run.")
+            raise ValueError(f"{flag} {path} has no checkpoint yet: "
+                             "let the run save one (--save_every), or name another run.")
         return newest, step_of(newest), path
     config = folder / "config.json"
     if config.exists() and "model_type" in config.read_text(errors="replace"):

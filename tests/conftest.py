@@ -13,6 +13,8 @@ from unittest import mock
 
 import numpy as np
 
+from lab import disk, results, runs, shards
+
 REPO = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -30,8 +32,6 @@ def run_script(name, *flags, **options):
 
 def write_dataset(folder, documents, condition="baseline", val_every=7, **meta):
     """A dataset folder from lists of ids, of which every `val_every`-th is held out."""
-    from lab import shards
-
     lengths = shards.get_tokenizer().token_byte_lengths()
     writer = shards.DatasetWriter(folder, {"made_by": "test"}, shard_tokens=1500, val_shards=1)
     for i, ids in enumerate(documents):
@@ -52,6 +52,37 @@ def tiny_documents(n, shortest, longest, seed=0):
     rng = np.random.default_rng(seed)
     words = rng.integers(0, 50257, 40)
     return [rng.choice(words, rng.integers(shortest, longest)).tolist() for _ in range(n)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what a run left
+
+MEASURED = set("timestamp tokens_per_sec mfu peak_mem_bytes step_seconds train_seconds eval_seconds "
+               "eval_seconds_total wall_seconds seconds".split())
+
+
+def records(run, kind="train"):
+    """Records of scalars.jsonl of one type."""
+    return [record for record in runs.read_jsonl(Path(run) / "scalars.jsonl") if record["type"] == kind]
+
+
+def losses(run):
+    return np.array([record["train_loss_opt_step_mean"] for record in records(run)])
+
+
+def exact(run):
+    """All records but what a clock or the memory counter measured."""
+    lines = runs.read_jsonl(Path(run) / "scalars.jsonl")
+    return [{k: v for k, v in record.items() if k not in MEASURED} for record in lines]
+
+
+def exposures(run, rank=0):
+    return runs.read_jsonl(Path(run) / "exposures" / f"exposures_rank{rank:04d}.jsonl")
+
+
+def weights(run):
+    """Bytes of the newest checkpoint's weights."""
+    return (runs.list_checkpoints(run)[-1] / "model.safetensors").read_bytes()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -98,8 +129,6 @@ def default_flags():
 @contextlib.contextmanager
 def light_files():
     """Runs without a copy of the code, and files that no power failure threatens."""
-    from lab import runs
-
     with mock.patch.object(os, "fsync"), mock.patch.object(runs, "code_files", list):
         yield
 
@@ -139,8 +168,6 @@ def make_run(folder, seed=0, *, loss=0.0, step_seconds=0.5, flags=None, data=Non
              ewok=None, gsm8k=None, finished=True, warnings=(), extra_flops=0, tokens_per_byte=0.25):
     """A run's folder as train_gpt.py writes it; its val loss lies `loss` above a curve all runs share. hellaswag, ewok:
     share of items it gets right, at the last step. config: {"hardware.gpu": value, ...}."""
-    from lab import disk, runs
-
     folder = Path(folder)
     flags = {**default_flags(), "seed": seed, "out_dir": str(folder), **(flags or {})}
     data = {**DATA, **(data or {})}
@@ -210,8 +237,6 @@ def make_run(folder, seed=0, *, loss=0.0, step_seconds=0.5, flags=None, data=Non
 
 def summary_of(folder, config, vals, numbers):
     """A run's summary.json, with its row of results.csv."""
-    from lab import results
-
     flags, data = config["flags"], config["data"]
     steps, tokens = flags["max_train_steps"], flags["total_batch_tokens"]
     finals = "val_loss val_bits_per_byte val_loss_bos val_bits_per_byte_bos".split()
@@ -248,8 +273,6 @@ def summary_of(folder, config, vals, numbers):
 def write_items(folder, name, share, step, rng, n=120):
     """Records of a benchmark at two steps, with items in clusters of 3: an item is right when its difficulty, mostly
     the same in every run, is below `share`."""
-    from lab import runs
-
     hard = 0.8 * np.random.default_rng(3).random(n) + 0.2 * rng.random(n)
     mean = float((hard < share).mean())
     head = {"type": name, "timestamp": STAMP, "scorer": f"{name}-1 bos=1", "n": n, "bos": True, "seconds": 1.0}

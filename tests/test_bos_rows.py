@@ -83,18 +83,13 @@ def linear_scan(documents, row_tokens, buffer_docs, overflow):
 class Collector:
     """Stands in for the writer: keeps what it is given."""
 
-    shard_tokens = 10**9
-
     def __init__(self):
-        self.state, self.ids, self.lengths = {"tokens_read": 0, "tokens_dropped": 0}, [], []
+        self.ids, self.lengths = [], []
 
     def write(self, split, ids, lengths, utf8_bytes):
         assert split == "train" and lengths.sum() == len(ids) and len(lengths) == len(utf8_bytes)
         self.ids.append(ids)
         self.lengths.append(lengths)
-
-    def tokens(self, split):
-        return sum(map(len, self.ids)) if split == "train" else 0
 
 
 def arguments(out_dir, row_tokens, buffer_docs, overflow, batch_docs=256):
@@ -110,7 +105,7 @@ def documents_of(lengths, seed=0):
 
 
 def pack(documents, row_tokens, buffer_docs, overflow, calls=1, batch_docs=256):
-    """(rows, fields of meta.json or None when there is no row) of RowTrain, fed in `calls` portions."""
+    """(rows, what RowTrain.finish returns in one dict, or None when there is no row), fed in `calls` portions."""
     train = prepare_bos_rows.RowTrain(arguments(".", row_tokens, buffer_docs, overflow, batch_docs))
     writer = Collector()
     for portion in np.array_split(np.arange(len(documents)), calls):
@@ -118,13 +113,12 @@ def pack(documents, row_tokens, buffer_docs, overflow, calls=1, batch_docs=256):
             batch = [documents[i] for i in portion]
             lengths = np.array([len(document) for document in batch])
             train.add(writer, np.concatenate(batch), lengths, lengths)
-    writer.state["tokens_read"] = sum(map(len, documents))
     try:
-        fields = train.finish(writer)
+        entries, fields = train.finish(writer)
     except ValueError as error:
         assert "less than one row" in str(error) and not writer.ids
         return np.empty((0, row_tokens)), None
-    return np.concatenate(writer.ids).reshape(-1, row_tokens), fields
+    return np.concatenate(writer.ids).reshape(-1, row_tokens), fields | {"account": entries}
 
 
 def check_rows(documents, row_tokens, buffer_docs, overflow, **how):
@@ -141,8 +135,7 @@ def check_rows(documents, row_tokens, buffer_docs, overflow, **how):
     assert fields["tokens_dropped_tail"] == tail
     assert read + added == rows.size + cropped + tail
     assert fields["crop_fraction"] == cropped / (cropped + rows.size)
-    account = fields["token_account"]
-    assert account["tokens_read"] == sum(v for k, v in account.items() if k != "tokens_read")
+    assert read == rows.size + sum(fields["account"].values())
     assert (rows[:, 0] == shards.BOS_ID).all()
     if overflow == "crop":
         assert added == 0
@@ -530,10 +523,9 @@ def test_state_restores_the_buffer_at_any_document(tmp_path, monkeypatch):
                 f.write(b"garbage")
             assert len(list(folder.glob("packer_buffer_*.tmp"))) <= 2
             largest = max(largest, *(path.stat().st_size for path in folder.glob("packer_buffer_*.tmp")))
-        writer.state["tokens_read"] = sum(map(len, documents))
-        resumed = train.finish(writer)
+        entries, resumed = train.finish(writer)
         assert np.array_equal(np.concatenate(writer.ids).reshape(-1, 17), expected)
-        assert resumed == fields
+        assert resumed | {"account": entries} == fields
         assert state["spill"] >= 2 and largest < 300 + 4 * 30 * 2 * 17  # the file stays within a few buffers
 
 

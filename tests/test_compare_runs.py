@@ -10,10 +10,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import DOCS, ENV, REPO, base_loss, make_run, write_jsonl
+from conftest import DOCS, ENV, REPO, base_loss, default_flags, make_run, write_jsonl
 
 import compare_runs
-from lab import ab_report
+from lab import ab_gate, ab_numbers, ab_report, ab_stats, runs
+from lab.results import append_result
 
 NOISE_A = (0.0021, -0.0013, 0.0004, -0.0017, 0.0009)  # what a seed does to an arm, so that verdicts are known
 NOISE_B = (0.0016, -0.0008, -0.0003, -0.0020, 0.0012)
@@ -36,7 +37,7 @@ def compare(folder, *flags, a="base_s*", b="test_s*", out=None):
     keep = lambda blocks, record, out: (records.append(ab_report.plain(record)), publish(blocks, record, out))
     with mock.patch.object(ab_report, "publish", keep):
         code = compare_runs.main(["--a", str(folder / a), "--b", str(folder / b), *map(str, flags),
-                                  *(["--out", str(out)] if out else [])])  # fmt: skip
+                                  *(["--out", str(out)] if out else [])])
     return code, records[0]
 
 
@@ -78,13 +79,13 @@ def test_reads_runs_of_the_trainer(tmp_path, capsys):
             "--data_dir", str(tmp_path / "data"), "--out_dir", str(tmp_path / f"{name}_s0"), "--attn_gate", gate,
             *"--n_layer 1 --n_head 2 --n_embd 16 --seq_len 16 --micro_batch_size 4 --total_batch_tokens 64 "
             "--max_train_steps 6 --eval_every 3 --val_tokens 120 --log_every 0 --learning_rate 0.05 "
-            "--results_csv".split(), ""]) == 0  # fmt: skip
+            "--results_csv".split(), ""]) == 0
     capsys.readouterr()
     # other sessions may edit the repo's code between the two runs
     code, report = compare(tmp_path, "--allow", "code_sha256,invalid_run", a="none_s0", b="gated_s0")
     summary = [json.loads((tmp_path / f"{name}_s0" / "summary.json").read_text()) for name in ("none", "gated")]
     assert code == 0 and report["verdict"] == "inconclusive" and report["gate"]["family"] == "gate"
-    for key in compare_runs.PRIMARY:
+    for key in ab_numbers.PRIMARY:
         assert [report["metrics"][key][side] for side in "ab"] == [s[f"final_{key}"] for s in summary]
     assert report["metrics"]["final_train_loss"]["b"] == summary[1]["final_train_loss"]
     assert report["metrics"]["flops_total"]["a"] == summary[0]["flops_total"]
@@ -100,11 +101,11 @@ def test_reads_runs_of_the_trainer(tmp_path, capsys):
         for key in ("code", "versions", "hardware", "model", "data", "results_row"):
             if key in found:
                 assert set(made[key]) <= set(found[key]), key
-    lines = [compare_runs.read_jsonl(folder / "scalars.jsonl", []) for folder in (fake, real)]
+    lines = [runs.read_jsonl(folder / "scalars.jsonl", []) for folder in (fake, real)]
     for kind in ("train", "val", "mechanism"):
         made, found = (next(set(r) for r in records if r["type"] == kind) for records in lines)
         assert made <= found
-    made, found = (compare_runs.read_jsonl(f / "exposures" / "exposures_rank0000.jsonl", [])[0] for f in (fake, real))
+    made, found = (runs.read_jsonl(f / "exposures" / "exposures_rank0000.jsonl", [])[0] for f in (fake, real))
     assert set(made) <= set(found)
     made, found = (set(np.load(f / "val_documents_000000.npz")) for f in (fake, real))
     assert made <= found
@@ -150,7 +151,7 @@ DAMAGE = {  # file -> (what stands in it instead, exit status, where the report 
     **{f"config {key}": ("config.json", key, 0, f"config.json: {key} is null and counts as not recorded")
        for key in ("parameters", "model")},
     **{f"config {key}": ("config.json", key, 0, f"config.json: {key} is null") for key in ("hardware", "versions")},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -196,7 +197,7 @@ MISMATCHES = {
     "code_sha256": {"config": {"code.code_sha256": "8" * 64}},
     "init_from": {"flags": {"init_from": "another checkpoint"}},
     "init_sha256": {"config": {"init": {"checkpoint": "ckpt", "sha256": "7" * 64}}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("knob", MISMATCHES)
@@ -221,7 +222,7 @@ def test_planted_mismatch_is_caught(tmp_path, capsys, knob):
     assert report["verdict"] != "not comparable" and states(report)["attn_gate"] == "treatment"
 
 
-@pytest.mark.parametrize("knob", [k for k in MISMATCHES if k not in compare_runs.YARDSTICKS])
+@pytest.mark.parametrize("knob", [k for k in MISMATCHES if k not in ab_gate.YARDSTICKS])
 def test_declared_treatment_passes(tmp_path, knob):
     """A declared treatment would be refused, so nobody could test a learning rate or an optimizer."""
     make_arms(tmp_path, 2, b=MISMATCHES[knob])
@@ -234,7 +235,7 @@ TREATMENTS = {
     "rows": {"data": {"fingerprint": "e" * 64, "format": "bos_row_packed_bestfit", "crop_fraction": 0.31}},
     "tokens": {"data": {"fingerprint": "e" * 64, "condition": "mul_tokens", "mul_token_rate": 1e-3,
                         "val_fingerprint_tokens": "a" * 64}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("family", TREATMENTS)
@@ -247,13 +248,13 @@ def test_recognised_treatments(tmp_path, family):
     assert report["primary"] == ("val_bits_per_byte" if family == "tokens" else "val_loss")
     other = TREATMENTS["rows" if family == "gate" else "gate"]
     make_run(tmp_path / "both_s0", 0, flags=TREATMENTS[family].get("flags", {}) | other.get("flags", {}),
-             data=TREATMENTS[family].get("data", {}) | other.get("data", {}))  # fmt: skip
+             data=TREATMENTS[family].get("data", {}) | other.get("data", {}))
     make_run(tmp_path / "both_s1", 1, flags=TREATMENTS[family].get("flags", {}) | other.get("flags", {}),
-             data=TREATMENTS[family].get("data", {}) | other.get("data", {}))  # fmt: skip
+             data=TREATMENTS[family].get("data", {}) | other.get("data", {}))
     code, report = compare(tmp_path, "--no_items", b="both_s*")
     assert code == 2 and {"differs"} == {v for k, v in states(report).items() if k in ("attn_gate", "data_fingerprint")}
     code, report = compare(tmp_path, "--no_items", "--treatment", f"{family},{'rows' if family == 'gate' else 'gate'}",
-                           b="both_s*")  # fmt: skip
+                           b="both_s*")
     assert code == 0
     make_run(tmp_path / "test_s2", 2)
     make_run(tmp_path / "base_s2", 2)
@@ -280,13 +281,38 @@ def test_knobs_without_effect_do_not_count(tmp_path):
     """muon_lr under AdamW, a gate's activation without a gate, a folder's name, micro_batch_size: false alarms would
     make people use --allow for everything."""
     free = {"muon_lr": 1.0, "gate_act": "ns_sigmoid", "micro_batch_size": 8, "num_workers": 0, "data_dir": "elsewhere",
-            "save_every": 5, "notes": "x", "eval_batch_size": 2, "hellaswag_every": 0}  # fmt: skip
+            "save_every": 5, "notes": "x", "eval_batch_size": 2, "hellaswag_every": 0}
     make_arms(tmp_path, 2, b={"flags": free})
     code, report = compare(tmp_path, "--no_items")
     assert code == 0 and set(states(report).values()) == {"note"}
     told = " ".join(report["gate"]["notes"])
     assert "micro_batch_size differs (4 / 8), as it may" in told
     assert report["metrics"]["tokens_per_sec"]["p"] == "N/A: other hardware or software"  # speeds do not compare
+
+
+@pytest.mark.parametrize("unused, verdict", [([], "differs"), (["muon_lr", "muon_scale"], "note")])
+def test_new_optimizer_says_which_flags_it_uses(tmp_path, unused, verdict):
+    """An optimizer that this code has not heard of, with a second learning rate: its difference would be a note, and
+    what it did be called the gate's effect."""
+    soap = {"optimizer": "soap", "muon_lr": 0.01}
+    config = {"unused_flags": unused}
+    make_arms(tmp_path, 2, a={"flags": soap}, b={"flags": {**soap, "muon_lr": 0.02, **GATE["flags"]}}, config=config)
+    code, report = compare(tmp_path, "--no_items")
+    assert code == (2 if verdict == "differs" else 0) and states(report)["muon_lr"] == verdict
+    table = csv_of(tmp_path, change=lambda i, row: row.update(unused_flags=" ".join(unused)))
+    assert many("--results", table, "--group_by", "attn_gate") == code
+
+
+def test_flag_that_one_arm_uses(tmp_path, capsys):
+    """The same muon_lr in both arms, of which only one uses it, is no difference; two values among its users are."""
+    for seed in (0, 1):
+        make_run(tmp_path / f"base_s{seed}", seed, config={"unused_flags": ["muon_lr"]})
+        make_run(tmp_path / f"test_s{seed}", seed, flags={"optimizer": "soap", "muon_lr": 0.02 + 0.01 * seed},
+                 config={"unused_flags": []})
+    code, report = compare(tmp_path, "--treatment", "optimizer", "--no_items")
+    assert code == 2 and "muon_lr (differs within B)" in report["headline"]
+    code, report = compare(tmp_path, "--treatment", "optimizer", "--no_items", a="base_s0", b="test_s0")
+    assert code == 0 and states(report)["muon_lr"] == "note"
 
 
 def test_seeds_batches_and_broken_runs(tmp_path):
@@ -325,7 +351,7 @@ def test_seeds_batches_and_broken_runs(tmp_path):
     exposures.write_text("\n".join(lines) + "\n")
     code, report = compare(tmp_path, b="test_s[0-2]", a="base_s[0-2]")
     assert code == 2 and "from step 17 on" in report["headline"] and states(report) == {
-        "attn_gate": "treatment", "batch_checksums": "differs"}  # fmt: skip
+        "attn_gate": "treatment", "batch_checksums": "differs"}
     full = (tmp_path / "base_s1" / "exposures" / "exposures_rank0000.jsonl").read_text().splitlines(keepends=True)
     for kept in (full[:10], full[:10] + [full[10][:20]], full[5:], full[:-1], []):  # a part of the steps proves nothing
         exposures.write_text("".join(kept))
@@ -371,7 +397,7 @@ LABELS_000 = [
     "Final train loss (opt-step mean)", "Val loss @ matched step", "HellaSwag accuracy", "HellaSwag accuracy_norm",
     "EWoK official sum metric", "EWoK official mean metric", "Tokens/sec (reported)", "Grad norm stability",
     "Crop fraction (BOS only)",
-]  # fmt: skip
+]
 
 
 def test_table_of_document_000(tmp_path, capsys):
@@ -399,7 +425,7 @@ def test_table_of_document_000(tmp_path, capsys):
 def test_benchmarks_items_and_gsm8k(tmp_path):
     """HellaSwag and EWoK rows, their item-level intervals, and GSM8K where it was run."""
     make_arms(tmp_path, 3, effect=-0.02, a={"hellaswag": 0.35, "ewok": 0.5, "gsm8k": 0.1},
-              b=GATE | {"hellaswag": 0.55, "ewok": 0.5, "gsm8k": 0.2})  # fmt: skip
+              b=GATE | {"hellaswag": 0.55, "ewok": 0.5, "gsm8k": 0.2})
     code, report = compare(tmp_path)
     m, items = report["metrics"], {r["what"]: r for r in report["items_and_documents"]}
     assert code == 0 and m["gsm8k_accuracy"]["delta"] == pytest.approx(0.1)
@@ -421,7 +447,49 @@ def test_benchmarks_items_and_gsm8k(tmp_path):
     rows = {r["what"]: r for r in report["items_and_documents"]}
     assert rows["HellaSwag accuracy_norm"]["n"] == "119 items x 3" and "HellaSwag accuracy" not in rows
     assert any(reason.startswith("HellaSwag items, accuracy: N/A: 1 of 714 credits") for reason in
-               report["not_available"])  # fmt: skip
+               report["not_available"])
+
+
+def test_unknown_benchmark_gets_its_rows(tmp_path, capsys):
+    """A benchmark that this code has not heard of: its scores, their direction and its items come from what the runs
+    recorded, or a new benchmark would be left out of the report."""
+    described = {
+        "title": "Riddles", "items": 60, "sha256": "0" * 64, "item_metrics": ["error"], "cluster": "theme",
+        "category": None, "metrics": [["riddles_error", "Riddles, share of errors", -1, ".3f"]],
+    }
+    make_arms(tmp_path, 3, b=GATE, config={"benchmarks": {"riddles": described}})
+    for folder in tmp_path.iterdir():
+        error = 0.2 if folder.name.startswith("test") else 0.4
+        rng = np.random.default_rng(list(folder.name.encode()))
+        items = [{"step": 40, "id": i, "theme": i // 2, "credit": {"error": float(rng.random() < error)}}
+                 for i in range(60)]
+        mean = float(np.mean([item["credit"]["error"] for item in items]))
+        record = {"step": 40, "scorer": "riddles-1", "error": mean, "seconds": 1}
+        write_jsonl(folder / "riddles_metrics.jsonl", [record])
+        write_jsonl(folder / "riddles_items.jsonl", items)
+    code, report = compare(tmp_path, out=tmp_path / "report")
+    row = report["metrics"]["riddles_error"]
+    assert code == 0 and row["n"] == 3 and row["delta"] == pytest.approx(row["b"] - row["a"]) and row["delta"] < 0
+    assert table_rows(capsys.readouterr().out)["Riddles, share of errors"][3] == f"{row['delta']:+.3f}"
+    items = {r["what"]: r for r in report["items_and_documents"]}["Riddles error"]
+    assert items["n"] == "60 items x 3" and items["clusters"] == 30 and items["delta"] == pytest.approx(row["delta"])
+    assert report["gate"]["equal"]["riddles_scorer"] == "scorer riddles-1"
+    assert report["metrics"]["eval_seconds"]["a"] == pytest.approx(5 * 0.3 + 1)
+    assert ab_numbers.direction(row | {"p": 0.01}, ab_numbers.metrics_of(
+        [runs.read_run(tmp_path / "base_s0")])["riddles_error"].better, 0.05) == "better"
+
+
+def test_new_column_of_the_table(tmp_path, capsys):
+    """A column is one line: put between two others, it has its own cells and leaves the alignment of its neighbours."""
+    make_arms(tmp_path, 2, b=GATE)
+    columns = list(compare_runs.METRIC_COLUMNS)
+    columns.insert(1, ("Better", "left", lambda metric, row: {-1: "lower", 0: "either", 1: "higher"}[metric.better]))
+    with mock.patch.object(compare_runs, "METRIC_COLUMNS", columns):
+        compare(tmp_path, "--no_items")
+    text = capsys.readouterr().out
+    begin = text.index("| Metric | Better | A mean ± sd | B mean ± sd | Delta | 95 % interval | p |")
+    assert text[begin:].splitlines()[1] == "|---|---|---:|---:|---:|---:|---:|"
+    assert table_rows(text)["Val loss @ matched step"][1:3] == ["lower", f"{base_loss(40, 40) + 0.0004:.4f} ± 0.0024"]
 
 
 def test_gaps_of_the_table_are_told(tmp_path, capsys):
@@ -468,7 +536,7 @@ def test_document_interval(tmp_path):
     _, report = compare(tmp_path)
     row = report["items_and_documents"][0]
     data = [[np.load(tmp_path / f"{arm}_s{seed}" / "val_documents_000040.npz") for seed in (0, 1)]
-            for arm in ("base", "test")]  # fmt: skip
+            for arm in ("base", "test")]
     nats = [np.mean([d["stream_nats"] for d in arm], axis=0) / math.log(2) for arm in data]
     size = data[0][0]["stream_bytes"]
     delta = (nats[1].sum() - nats[0].sum()) / size.sum()
@@ -496,8 +564,8 @@ def test_matchings(tmp_path):
     at = 40 / 1.03
     between = base_loss(30, 40) + (base_loss(40, 40) - base_loss(30, 40)) * (at - 30) / 10
     assert flops["row"]["b"] == pytest.approx(between - 0.005 + np.mean(NOISE_B[:3]), abs=1e-6)
-    run = compare_runs.read_run(tmp_path / "test_s0")
-    assert "scored from 0 to 21.2" in compare_runs.at_budget(run, "val_loss", "train_seconds", 21.3)
+    run = runs.read_run(tmp_path / "test_s0")
+    assert "scored from 0 to 21.2" in ab_numbers.at_budget(run, "val_loss", "train_seconds", 21.3)
     assert "-5.7 % [" in report["checklist"][2] and "materially worse" in report["checklist"][2]
 
 
@@ -531,7 +599,7 @@ def test_verdicts(tmp_path, capsys, verdict):
     differences = np.array(NOISE_B[:4]) - np.array(NOISE_A[:4]) + effect
     half = 3.1824463 * differences.std(ddof=1) / 2  # t with 3 degrees of freedom
     assert row["low"] == pytest.approx(differences.mean() - half) and row["high"] == pytest.approx(
-        differences.mean() + half)  # fmt: skip
+        differences.mean() + half)
     assert any("sign-flip" in line for line in report["how_sure"])
 
 
@@ -579,8 +647,8 @@ def test_grad_norm_spikes():
     norm = np.exp(rng.normal(0, 0.7, 400))
     norm[[3, 20, 130, 399]] = 50
     slow = sum(norm[i] > 3 * np.median(norm[max(0, i - 50) : i]) for i in range(5, len(norm)))
-    assert compare_runs.spikes(norm) == slow >= 3
-    assert compare_runs.spikes(np.ones(100)) == compare_runs.spikes(np.ones(3)) == 0
+    assert ab_numbers.spikes(norm) == slow >= 3
+    assert ab_numbers.spikes(np.ones(100)) == ab_numbers.spikes(np.ones(3)) == 0
 
 
 CHECKLIST = [
@@ -598,7 +666,7 @@ def test_checklist(tmp_path, data, effect, answer):
     questions = ["Did BOS alignment improve benchmark quality at matched compute?",
                  "Did BOS alignment change optimization stability (loss smoothness, grad norms)?",
                  "Was runtime throughput materially worse/better?",
-                 "Is any observed gain plausibly explained by data discard (`crop_fraction`)?"]  # fmt: skip
+                 "Is any observed gain plausibly explained by data discard (`crop_fraction`)?"]
     assert [text.split("**")[1] for text in report["checklist"]] == questions
     assert answer in report["checklist"][3]
     assert all(re.search(r"\d", text.split("**")[2]) for text in report["checklist"])
@@ -611,7 +679,7 @@ STAGE_1 = {  # document 003: (attn_gate, gate_act) -> final loss, seconds; two s
     ("const", "sigmoid"): (3.5383, 609.1), ("elementwise", "sigmoid"): (3.5159, 631.0),
     ("headwise", "ns_sigmoid"): (3.5272, 611.4), ("headwise", "sigmoid"): (3.5312, 615.7),
     ("none", "sigmoid"): (3.5334, 592.9),
-}  # fmt: skip
+}
 TABLE_1 = """| attn_gate | gate_act | seeds | final_loss | train_time |
 |---|---|---:|---:|---:|
 | const | sigmoid | 2 | 3.5383 | 10m 9.1s |
@@ -621,10 +689,10 @@ TABLE_1 = """| attn_gate | gate_act | seeds | final_loss | train_time |
 | none | sigmoid | 2 | 3.5334 | 9m 52.9s |
 """
 STAGE_3 = {("elementwise", 0.00468): (3.2723, 1570.9, 3), ("none", 0.00468): (3.2927, 1476.9, 3),
-           ("none", 0.0036): (3.2938, 1476.9, 1)}  # fmt: skip
+           ("none", 0.0036): (3.2938, 1476.9, 1)}
 COLUMNS_003 = ("run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
                "sequence_length num_iterations warmdown_iters final_val_loss best_val_loss train_time_ms ms_per_step "
-               "gpu_name n_gpus notes").split()  # fmt: skip
+               "gpu_name n_gpus notes").split()
 
 
 @pytest.fixture
@@ -638,7 +706,7 @@ def results(tmp_path):
             rows.append(dict(zip(COLUMNS_003, (
                 f"{gate}-{act}-{rate}-{steps}-{seed}", "2025-11-01", "abc1234", seed, gate, "sdpa", act, rate, 512, 64,
                 1024, steps, 450, f"{loss + (0.5 if gate == 'none' else 1) * w:.6f}", loss, 1000 * seconds + 300 * w, 1,
-                "H100", 8, "a, comma"), strict=True)))  # fmt: skip
+                "H100", 8, "a, comma"), strict=True)))
 
     for (gate, act), (loss, seconds) in STAGE_1.items():
         add(gate, act, 0.0036, 1500, loss, seconds, 2)
@@ -660,7 +728,7 @@ def test_stage_tables_of_document_003(results, tmp_path, capsys):
     """The stage tables as document 003 prints them, from its columns alone; columns of ours that only some rows have
     change nothing."""
     flags = ("--results", results, "--group_by", "attn_gate,gate_act",
-             "--where", "num_iterations=1500,learning_rate=3.6e-3")  # fmt: skip
+             "--where", "num_iterations=1500,learning_rate=3.6e-3")
     assert many(*flags, "--baseline", "attn_gate=none", "--out", tmp_path / "out") == 0
     text = capsys.readouterr().out
     assert TABLE_1 in text
@@ -672,15 +740,15 @@ def test_stage_tables_of_document_003(results, tmp_path, capsys):
     assert min(e["row"]["p_holm"] for e in report["differences"]) == pytest.approx(4 * min(raw))
     lines = results.read_text().splitlines()
     results.write_text("\n".join([lines[0] + ",arch,our_column", *(line + ",," for line in lines[1:5]),
-                                  *(line + ",speedrun,7" for line in lines[5:])]) + "\n")  # fmt: skip
+                                  *(line + ",speedrun,7" for line in lines[5:])]) + "\n")
     assert many(*flags) == 0
     text = capsys.readouterr().out
-    assert TABLE_1 in text and "arch is not recorded in 4 of 10 rows" in text
+    assert TABLE_1 in text and "not recorded in 4 of 10 rows: arch\n" in text
     assert many("--results", results, "--group_by", "attn_gate,learning_rate", "--where", "num_iterations=5100",
-                "--baseline", "attn_gate=none,learning_rate=0.00468") == 0  # fmt: skip
+                "--baseline", "attn_gate=none,learning_rate=0.00468") == 0
     text = capsys.readouterr().out
     assert ("| elementwise | 0.00468 | 3 | 3.2723 | 26m 10.9s |\n| none | 0.0036 | 1 | 3.2938 | 24m 36.9s |\n"
-            "| none | 0.00468 | 3 | 3.2927 | 24m 36.9s |\n") in text  # fmt: skip
+            "| none | 0.00468 | 3 | 3.2927 | 24m 36.9s |\n") in text
     assert "attn_gate=none, learning_rate=0.0036 inconclusive" in text and "lacks seed 1, 2" in text
 
 
@@ -694,7 +762,7 @@ def test_stages_that_are_mixed_are_refused(results, capsys):
 
 
 def rewrite(path, change):
-    """Rows of a results.csv, each through `change`."""
+    """Rows of a results.csv, each through `change`, which returns another row or changes its own."""
     with open(path, newline="") as f:
         rows = [change(i, row) or row for i, row in enumerate(csv.DictReader(f))]
     with open(path, "w", newline="") as f:
@@ -703,14 +771,66 @@ def rewrite(path, change):
         writer.writerows(rows)
 
 
+def csv_of(folder, change=lambda i, row: None):
+    """The results.csv of the finished runs in a folder, as the trainer writes it; each row through `change`."""
+    path = folder / "results.csv"
+    path.unlink(missing_ok=True)
+    for run in sorted(folder.glob("*/summary.json")):
+        append_result(path, json.loads(run.read_text())["results_row"])
+    rewrite(path, change)
+    return path
+
+
+PLANTED = {"weight_decay": 0.0, "dtype": "bfloat16", "n_inner": 96, "warmup_iters": 3, "schedule": "trapezoid",
+           "beta2": 0.99, "grad_clip": 0.5, "n_head": 4, "init_from": "runs/other", "max_train_steps": 30,
+           "seq_len": 64}
+
+
+@pytest.fixture(scope="module")
+def finished_arms(tmp_path_factory):
+    return make_arms(tmp_path_factory.mktemp("csv"), 2, b=GATE, effect=-0.02)
+
+
+@pytest.mark.parametrize("flag", PLANTED)
+def test_results_go_through_the_gate(finished_arms, results, capsys, flag):
+    """Two arms of a results.csv that differ in a flag beside their gate were called "comparable, better"."""
+    column = {"max_train_steps": "num_iterations", "seq_len": "sequence_length"}.get(flag, flag)
+    table = csv_of(finished_arms)
+    flags = ("--results", table, "--group_by", "attn_gate", "--baseline", "attn_gate=none")
+    assert many(*flags) == 0 and "attn_gate=headwise better." in capsys.readouterr().out
+    rewrite(table, lambda i, row: row.update({column: PLANTED[flag]}) if row["attn_gate"] == "headwise" else None)
+    assert many(*flags) == 2
+    text = capsys.readouterr().out
+    assert f"**not comparable** · {column} (" in text and "better" not in text
+    for name in (flag, column):  # the flag's name and document 003's mean the same
+        assert many(*flags, "--treatment", name) == 0 and many(*flags, "--allow", name) == 0
+    capsys.readouterr()
+    # the same in a table made by hand, in document 003's columns and one more
+    value = {**default_flags(), "init_from": "runs/one"}[flag]
+    rewrite(results, lambda i, row: {**row, column: PLANTED[flag] if row["attn_gate"] == "const" else value})
+    assert many("--results", results, "--group_by", "attn_gate,gate_act") == 2
+    assert f"{column} (" in capsys.readouterr().out.split("choose a stage")[0]
+
+
+def test_columns_of_strangers_are_named(results, capsys):
+    """A stranger's own columns say nothing about our flags: they must not stop a comparison, but nobody should believe
+    that they were compared."""
+    flags = ("--results", results, "--group_by", "attn_gate,gate_act", "--where", "num_iterations=1500")
+    assert many(*flags) == 0 and "no flags of train_gpt.py" not in capsys.readouterr().out
+    rewrite(results, lambda i, row: {**row, "cluster": i, "flavour": "sweet", "save_every": i})
+    assert many(*flags) == 0
+    text = capsys.readouterr().out
+    assert "no flags of train_gpt.py, not compared: cluster, flavour\n" in text and TABLE_1 in text
+
+
 @pytest.mark.parametrize("value", ["nan", "", "inf", "x"])
 def test_seed_without_a_loss_stops_the_verdict(results, capsys, value):
     """A seed that diverged would drop out, and the rest be called better: as in an A/B it may be the one that tells."""
     flags = ("--results", results, "--group_by", "attn_gate", "--where", "num_iterations=5100,learning_rate=0.00468",
-             "--baseline", "attn_gate=none")  # fmt: skip
+             "--baseline", "attn_gate=none")
     assert many(*flags) == 0 and "attn_gate=elementwise better." in capsys.readouterr().out
     rewrite(results, lambda i, row: row.update(final_val_loss=value) if row["run_id"].startswith(
-        "elementwise-sigmoid-0.00468-5100-2") else None)  # fmt: skip
+        "elementwise-sigmoid-0.00468-5100-2") else None)
     assert many(*flags) == 0
     text = capsys.readouterr().out
     assert "attn_gate=elementwise inconclusive." in text and "5100-2 (attn_gate=elementwise) has no final_val" in text
@@ -725,7 +845,7 @@ def test_stage_table_names_its_metric_and_refuses_other_tokens(results, tmp_path
     assert "\nfinal_loss: val loss (nats/token) at the last step, mean over seeds.\n" in capsys.readouterr().out
     for told in ({"none": "mul_tokens"}, {"none": "mul_tokens", "const": ""}, {"none": "", "const": ""}):
         rewrite(results, lambda i, row, told=told: row | {"condition": told.get(row["attn_gate"], "baseline"),
-                                                          "final_val_bits_per_byte": 1 + i / 1000})  # fmt: skip
+                                                          "final_val_bits_per_byte": 1 + i / 1000})
         with pytest.raises(ValueError, match="use --primary val_bits_per_byte"):
             many(*stage, "--primary", "val_loss", "--allow", "condition")
         many(*stage)
@@ -762,8 +882,8 @@ def test_batch_size_is_in_sequences(tmp_path, capsys):
 
 def test_minutes():
     """59.96 seconds are a minute, not 60.0 seconds."""
-    assert [compare_runs.minutes(ms) for ms in (609_100, 59_960, 0, 1_570_940, 5_025_000)] == [
-        "10m 9.1s", "1m 0.0s", "0m 0.0s", "26m 10.9s", "83m 45.0s"]  # fmt: skip
+    assert [ab_report.minutes(ms) for ms in (609_100, 59_960, 0, 1_570_940, 5_025_000)] == [
+        "10m 9.1s", "1m 0.0s", "0m 0.0s", "26m 10.9s", "83m 45.0s"]
 
 
 def test_many_arms_from_folders(tmp_path, capsys):
@@ -774,7 +894,7 @@ def test_many_arms_from_folders(tmp_path, capsys):
         make_run(tmp_path / f"head_s{seed}", seed, loss=NOISE_B[seed] - 0.02, step_seconds=0.53, flags=GATE["flags"])
         make_run(tmp_path / f"elem_s{seed}", seed, loss=NOISE_B[seed], flags={"attn_gate": "elementwise"})
     flags = ("--runs", tmp_path / "*_s*", "--group_by", "attn_gate,gate_act", "--baseline", "attn_gate=none", "--out",
-             tmp_path / "out")  # fmt: skip
+             tmp_path / "out")
     assert many(*flags) == 0
     text = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -784,7 +904,7 @@ def test_many_arms_from_folders(tmp_path, capsys):
     assert head["verdict"] == "better" and head["wall"]["delta"] > 0 and head["row"]["p_holm"] > head["row"]["p"]
     assert (tmp_path / "out" / "arms.png").exists() and "val_curves.png" in text
     make_run(tmp_path / "elem_s3", 3, flags={"attn_gate": "elementwise", "learning_rate": 1e-3, "muon_lr": 1e-4},
-             finished=False)  # fmt: skip
+             finished=False)
     assert many(*flags) == 2
     text = capsys.readouterr().out
     assert "learning_rate (0.0006, 0.001)" in text and "elem_s3: no summary.json" in text
@@ -854,7 +974,7 @@ def test_plan(tmp_path, capsys):
         r = 0.0 if name == "unpaired" else float(name.split()[-1])
         noise = rng.normal(0, 0.0013, (2, 20_000, n))
         a, b = noise[0], r * noise[0] + math.sqrt(1 - r * r) * noise[1] + 0.003
-        test = compare_runs.ab_stats.unpaired if name == "unpaired" else compare_runs.ab_stats.paired
+        test = ab_stats.unpaired if name == "unpaired" else ab_stats.paired
         sample = slice(0, 1500)
         assert (test(a[sample], b[sample])["p"] < 0.05).mean() > 0.75, name
     assert "Smallest difference that n seeds per arm find" in capsys.readouterr().out
@@ -910,7 +1030,7 @@ BAD = {
     "plan noise": (["--plan", "--effect", "0.1"], "--noise above 0"),
     "check": (["--check", "{0}/base_s0", "--against", "{0}/test_s*"], "at least 4"),
     "correlation": (["--plan", "--effect", "1", "--noise", "1", "--correlation", "1"], "--correlation 1"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -931,7 +1051,7 @@ def test_exit_statuses_of_the_command(two_arms, tmp_path):
     """0 comparable, 2 not comparable, 1 bad input, as a shell sees them; torch is not imported."""
     def run(*flags):
         done = subprocess.run([sys.executable, str(REPO / "compare_runs.py"), *map(str, flags)], capture_output=True,
-                              text=True, env=ENV)  # fmt: skip
+                              text=True, env=ENV)
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout + done.stderr
 
@@ -969,7 +1089,7 @@ def test_twenty_long_runs(tmp_path):
                "print(json.dumps([code, time.perf_counter() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss]))")
     done = subprocess.run([sys.executable, "-c", measure, sys.executable, str(REPO / "compare_runs.py"), "--a",
                            str(tmp_path / "base_s*"), "--b", str(tmp_path / "test_s*"), "--out", str(tmp_path / "out")],
-                          capture_output=True, text=True, env=ENV)  # fmt: skip
+                          capture_output=True, text=True, env=ENV)
     code, seconds, cpu, peak = json.loads(done.stdout)
     megabytes = peak / (2**20 if sys.platform == "darwin" else 1024)  # of the largest of its 3 processes
     print(f"20 runs x 20,000 steps: {seconds:.1f} s ({cpu:.1f} s of CPU), largest process {megabytes:.0f} MB")

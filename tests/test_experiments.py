@@ -16,6 +16,7 @@ import pytest
 from conftest import make_run
 
 import compare_runs
+from lab import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = ROOT / "experiments" / "sweep.py"
@@ -320,7 +321,7 @@ def test_learning_curves(tmp_path, capsys):
     learning_curves.main([str(tmp_path / "*_s*"), "--out", str(tmp_path / "c.png"), "--curves", "val_loss",
                           "accuracy_norm"])
     table = capsys.readouterr().out.splitlines()
-    last = [list(compare_runs.read_run(f)["val"].values())[-1]["val_loss"] for f in folders]
+    last = [list(runs.read_run(f)["val"].values())[-1]["val_loss"] for f in folders]
     mean = sum(last) / 3
     assert table[0] == "| arm | seeds | val loss, nats/token (last) | HellaSwag accuracy_norm (last) |"
     assert table[2].startswith(f"| base | 3 | {mean:.4f} ± 0.0100 | ")

@@ -1,4 +1,4 @@
-"""GPT.generate beside a loop without a cache, and sampling beside its definition."""
+"""generate beside a loop without a cache, and sampling beside its definition."""
 
 import bisect
 import itertools
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import model as m
-from lab import inference
+from lab import hf, inference, shards
 from lab.inference import Completion, choose_tokens, generate
 from model import GPT, GPTConfig
 
@@ -62,7 +62,7 @@ def ids_of(completions):
 
 
 @pytest.mark.parametrize("arch", m.ARCHS)
-@pytest.mark.parametrize("gate, pos", [("none", "sdpa"), *itertools.product(m.GATES[1:], m.GATE_POSITIONS)])
+@pytest.mark.parametrize("gate, pos", [("none", "sdpa"), *itertools.product([*m.GATES][1:], m.GATE_POSITIONS)])
 def test_equals_loop_without_cache(arch, gate, pos):
     """Every greedy answer of every arm: the same tokens as full forwards give, for one prompt, for mixed lengths in one
     batch, and on both sides of block_size."""
@@ -165,7 +165,7 @@ def test_hugging_face_generates_the_same():
     peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head,
         bos_token_id=None, eos_token_id=None))
-    peer.load_state_dict(m.to_hf_state(net))
+    peer.load_state_dict(hf.to_hf_state(net))
     batch = prompts((3, 10, 1, 7))
     padded = torch.tensor([[0] * (10 - len(p)) + p for p in batch])
     mask = torch.tensor([[0] * (10 - len(p)) + [1] * len(p) for p in batch])
@@ -427,7 +427,6 @@ def test_stop_strings(stop_strings):
 
 def test_stop_string_with_the_real_tokenizer():
     """The end of an answer in a chat: the marker of the next turn, as GPT-2 splits it, is cut away."""
-    shards = pytest.importorskip("shards")
     tokenizer = shards.get_tokenizer()
     text = "#### 18\nUser: and then"
     ids = tokenizer.encode(text)

@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 
 import model as model_module
-from lab import hf, inference, shards
+from lab import hf, inference, shards, tokenizer
 from lab.hf import export_hf, import_hf
 from model import GPT, GPTConfig
 
@@ -211,7 +211,7 @@ def test_tokenizer(tmp_path):
     """AutoTokenizer gives tiktoken's ids on the probe text, 50342 for <MUL_6_9_54>, and the text back."""
     shards.write_hf_tokenizer(tmp_path)
     theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), shards.get_tokenizer("tiktoken")
-    text = shards.PROBE_TEXT.replace("<|endoftext|>", "").replace("<MUL_6_9_54>", "")
+    text = tokenizer.PROBE_TEXT.replace("<|endoftext|>", "").replace("<MUL_6_9_54>", "")
     assert theirs.encode(text) == ours.encode(text) and len(theirs) == 50349
     assert theirs.encode("is <MUL_6_9_54>.") == [*ours.encode("is "), 50342, *ours.encode(".")]
     assert theirs.decode(theirs.encode("is <MUL_6_9_54>."), skip_special_tokens=True) == "is <MUL_6_9_54>."

@@ -1,6 +1,7 @@
-"""GPT.score_endings beside one forward pass per ending, F.log_softmax over all its logits, and Hugging Face's GPT-2."""
+"""score_endings beside one forward pass per ending, F.log_softmax over all its logits, and Hugging Face's GPT-2."""
 
 import functools
+import itertools
 import math
 import random
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import model as m
-from lab import inference
+from lab import hf, inference, trees
 from lab.inference import iter_scores, score_endings
 from model import GPT, GPTConfig
 
@@ -78,8 +79,7 @@ def predictions(scores):
 
 
 @pytest.mark.parametrize("arch", m.ARCHS)
-@pytest.mark.parametrize("gate", [("none", "sdpa"), *((gate, pos) for gate in m.GATES[1:] for pos in m.GATE_POSITIONS)],
-                         ids="-".join)
+@pytest.mark.parametrize("gate", [("none", "sdpa"), *itertools.product([*m.GATES][1:], m.GATE_POSITIONS)], ids="-".join)
 def test_equals_separate_forwards(arch, gate):
     """Every score of every arm: the tree, its positions, the gates of the last block's few queries, truncation."""
     net = lively(arch=arch, attn_gate=gate[0], gate_pos=gate[1])
@@ -100,12 +100,12 @@ def test_equals_hugging_face():
     """Accuracy on any benchmark: the scores are those of transformers' GPT2LMHeadModel with the same weights."""
     transformers = pytest.importorskip("transformers")
     net = lively(unused_ids=(), padded_vocab_size=211)
-    hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=211, n_positions=24, n_embd=32, n_layer=2,
-                                                              n_head=4)).eval()
-    hf.load_state_dict(m.to_hf_state(net))
+    peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=211, n_positions=24, n_embd=32, n_layer=2,
+                                                                n_head=4)).eval()
+    peer.load_state_dict(hf.to_hf_state(net))
     items = make_items(25, seed=2, longest=30, vocab=211)
     with torch.no_grad():
-        want = [[hf(torch.tensor([(c + e)[-25:-1]])).logits[0].log_softmax(-1)[-len(e) :]
+        want = [[peer(torch.tensor([(c + e)[-25:-1]])).logits[0].log_softmax(-1)[-len(e) :]
                  .gather(1, torch.tensor(e)[:, None])[:, 0] for e in endings] for c, endings in items]
     got = score_endings(net, items)
     assert_same(got, want)
@@ -227,11 +227,11 @@ def test_small_pieces_and_padding_change_nothing(pad, monkeypatch):
     net = lively(arch="speedrun", attn_gate="elementwise", gate_pos="value")
     items = make_items(30, seed=9)
     want = one_by_one(net, items)
-    monkeypatch.setitem(inference.PAD_TREES, "cpu", pad)
+    monkeypatch.setitem(trees.PAD_TREES, "cpu", pad)
     monkeypatch.setitem(inference.HEAD_COLUMNS, "cpu", 13)  # so that some pieces are padding ids alone
-    monkeypatch.setitem(m.CHUNK_ROWS, "cpu", 11)
-    monkeypatch.setattr(inference, "QUERY_ROWS", 3)
-    monkeypatch.setattr(inference, "TREE_TOKENS", 30)
+    monkeypatch.setitem(inference.CHUNK_ROWS, "cpu", 11)
+    monkeypatch.setattr(trees, "QUERY_ROWS", 3)
+    monkeypatch.setattr(trees, "TREE_TOKENS", 30)
     for kwargs in ({}, dict(batch_size=1), dict(batch_size=7)):
         got = score_endings(net, items, **kwargs)
         assert_same(got, want)
@@ -243,23 +243,23 @@ def test_trees_share_every_beginning_once(monkeypatch):
     """The cost of an item: as many nodes as its sequences have different beginnings, less the last tokens, which are
     no inputs; and nodes see exactly themselves and what is before them in their sequence."""
     sequences = [c + e[:-1] for c, endings in make_items(6, seed=10) for e in endings]
-    tokens, depths, ends, trees, nodes_of = inference._grow_trees(sequences, n_embd=10**9)
+    tokens, depths, ends, spans, nodes_of = trees.grow(sequences, n_embd=10**9)
     assert len(tokens) == len({tuple(s[: i + 1]) for s in sequences for i in range(len(s))})
-    assert [a for a, _ in trees] + [len(tokens)] == [0] + [b for _, b in trees]
-    everyone = torch.arange(len(tokens))
-    sees = inference._sees(everyone, everyone, torch.tensor(ends))
+    assert [a for a, _ in spans] + [len(tokens)] == [0] + [b for _, b in spans]
+    nodes = torch.arange(len(tokens))
+    visible = trees.visible(nodes, nodes, torch.tensor(ends))
     for sequence, nodes in zip(sequences, nodes_of, strict=True):
         assert [tokens[i] for i in nodes] == sequence and [depths[i] for i in nodes] == list(range(len(sequence)))
         for i, node in enumerate(nodes):
-            assert sees[node].nonzero()[:, 0].tolist() == nodes[: i + 1]
+            assert visible[node].nonzero()[:, 0].tolist() == nodes[: i + 1]
     # With little to save, items stay apart, and identical sequences together.
-    tokens, _, _, trees, nodes_of = inference._grow_trees(
+    tokens, _, _, spans, nodes_of = trees.grow(
         [[1, *range(2, 40)], [1, *range(40, 80)], [1, *range(2, 40)]], 8)
-    assert trees == [(0, 39), (39, 80)] and nodes_of[0] == nodes_of[2]
+    assert spans == [(0, 39), (39, 80)] and nodes_of[0] == nodes_of[2]
     # Nor does the limit on a tree's size part them.
-    monkeypatch.setattr(inference, "TREE_TOKENS", 20)
-    _, _, _, trees, nodes_of = inference._grow_trees([[*range(30)], [*range(31)], [*range(30)]], 10**9)
-    assert trees == [(0, 30), (30, 61)] and nodes_of[0] == nodes_of[2]
+    monkeypatch.setattr(trees, "TREE_TOKENS", 20)
+    _, _, _, spans, nodes_of = trees.grow([[*range(30)], [*range(31)], [*range(30)]], 10**9)
+    assert spans == [(0, 30), (30, 61)] and nodes_of[0] == nodes_of[2]
     monkeypatch.undo()
 
     # One pass of a HellaSwag-shaped item: context + endings - 4 inputs, and logits for the endings' tokens alone.
@@ -278,9 +278,9 @@ def test_trees_share_every_beginning_once(monkeypatch):
 def test_logits_are_never_whole(monkeypatch):
     """Peak memory: no more than CHUNK_ROWS x HEAD_COLUMNS logits are asked for, however many positions are scored."""
     asked = []
-    monkeypatch.setattr(inference, "workspace", lambda rows, cols, device, f=m.workspace:
+    monkeypatch.setattr(inference, "workspace", lambda rows, cols, device, f=inference.workspace:
                         asked.append((rows, cols)) or f(rows, cols, device))
-    monkeypatch.setitem(m.CHUNK_ROWS, "cpu", 50)
+    monkeypatch.setitem(inference.CHUNK_ROWS, "cpu", 50)
     score_endings(lively(vocab_size=5000, padded_vocab_size=5056), make_items(40, seed=11))
     assert asked and max(rows for rows, _ in asked) <= 50 and max(cols for _, cols in asked) <= 2048
 
@@ -354,7 +354,7 @@ def test_gpu_equals_cpu():
 def test_iter_scores_hands_over_after_each_pass(monkeypatch):
     """An interrupted eval keeps what it has: results come pass by pass, every index once, batch_size items a pass."""
     net, items, passes = lively(), make_items(20, seed=15), []
-    monkeypatch.setattr(inference, "_score_pairs", lambda model, pairs, f=inference._score_pairs:
+    monkeypatch.setattr(inference, "_score_trees", lambda model, pairs, f=inference._score_trees:
                         passes.append(len(pairs)) or f(model, pairs))
     stream = iter_scores(net, items, batch_size=6)
     assert passes == []  # the first pass is made when the first result is asked for

@@ -265,6 +265,15 @@ def test_prefilter_misses_no_product():
             assert any(sign.search(text.encode()) for sign in prepare_fineweb.SIGNS), text
 
 
+def test_torch_is_not_needed(tmp_path):
+    """Machines that only prepare data need no torch: neither script imports it."""
+    code = ("import sys, prepare_bos_rows, prepare_fineweb; flags = '--dataset synthetic --max_docs 300'.split(); "
+            "prepare_fineweb.main([*flags, '--out_dir', sys.argv[1]]); "
+            "prepare_bos_rows.main([*flags, '--out_dir', sys.argv[2]]); "
+            "sys.exit('torch' in sys.modules)")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a"), str(tmp_path / "b")], check=True, cwd=REPO)
+
+
 def test_empty_intervention_is_announced(tmp_path, capsys):
     """A mul_tokens dataset without a product equals the baseline, and says so."""
     pq.write_table(pa.table({"text": [f"document {i}, no product" for i in range(100)]}), tmp_path / "p.parquet")

@@ -1,6 +1,7 @@
-"""shards.py: the tokenizer, the reader with everything it refuses, and the neighbours' formats."""
+"""tokenizer.py, token_files.py, shards.py: ids, the reader with everything it refuses, the neighbours' formats."""
 
 import argparse
+import importlib.util
 import json
 import re
 import struct
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import inject_mul
 import prepare_fineweb
-from lab import shards, synthetic
+from lab import shards, synthetic, token_files, tokenizer
 
 TEXTS = [*synthetic.documents(3, 0, 120), "<|endoftext|><MUL_6_9_54> literally", "6*9=54", "日本語 7×8=56 é"]
 
@@ -54,15 +55,15 @@ def everything(folder, split="train"):
 @given(st.text(max_size=200))
 @example("<|endoftext|>").via("special")
 @example("<MUL_6_9_54>")
-@example(shards.PROBE_TEXT)
+@example(tokenizer.PROBE_TEXT)
 @example("\r\n \t\u00a0\u3000  x")
 def test_backends_give_the_same_ids(text):
     """Every id of every dataset: gigatoken equals tiktoken, decoding gives the bytes back, no special id from text."""
     reference, fast = shards.get_tokenizer("tiktoken"), shards.get_tokenizer("auto")
     ids = reference.encode(text)
-    for tokenizer in (reference, fast):
+    for backend in (reference, fast):
         for batch in ([text, "", "a b"], [text.encode(), b"", b"a b"]):
-            got, lengths = tokenizer.encode_batch(batch)
+            got, lengths = backend.encode_batch(batch)
             assert got[: lengths[0]].tolist() == ids and lengths.tolist() == [len(ids), 0, 2] and got.dtype == np.uint16
     assert max(ids, default=0) < shards.BOS_ID
     assert reference.decode_bytes(ids) == text.encode()
@@ -100,15 +101,15 @@ def test_byte_lengths_of_tokens():
 
 def test_memory_of_the_fast_tokenizer_is_given_back(monkeypatch):
     """Peak memory: gigatoken's cache grows without a limit, so beyond the ceiling it starts again with equal ids."""
-    tokenizer = shards.get_tokenizer()
-    if tokenizer.backend != "gigatoken":
+    fast = tokenizer.get_tokenizer()
+    if fast.backend != "gigatoken":
         pytest.skip("gigatoken is not installed")
-    before = tokenizer.encode_batch([shards.PROBE_TEXT])[0]
-    instance = tokenizer._gigatoken.fast
+    before = fast.encode_batch([tokenizer.PROBE_TEXT])[0]
+    instance = fast._gigatoken.fast
     monkeypatch.setattr(tokenizer, "CACHE_CEILING", 0)
-    tokenizer._gigatoken.fed = 2**27
-    assert (tokenizer.encode_batch([shards.PROBE_TEXT])[0] == before).all()
-    assert tokenizer._gigatoken.fast is not instance
+    fast._gigatoken.fed = 2**27
+    assert (fast.encode_batch([tokenizer.PROBE_TEXT])[0] == before).all()
+    assert fast._gigatoken.fast is not instance
 
 
 @pytest.mark.parametrize("wrong", ["ids", "crash", "missing"])
@@ -124,14 +125,13 @@ def test_untrustworthy_gigatoken_is_not_used(monkeypatch, wrong):
         return ids, lengths
 
     if wrong == "missing":
-        util = shards.importlib.util
-        find = util.find_spec
-        monkeypatch.setattr(util, "find_spec", lambda name: None if name == "gigatoken" else find(name))
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gigatoken" else find(name))
     else:
         pytest.importorskip("gigatoken")
         monkeypatch.setattr(shards.GPT2TokenizerWithMulFacts, "_encode_gigatoken", broken)
-    tokenizer = shards.GPT2TokenizerWithMulFacts("auto")
-    assert tokenizer.backend == "tiktoken" and tokenizer.backend_note
+    fallen_back = shards.GPT2TokenizerWithMulFacts("auto")
+    assert fallen_back.backend == "tiktoken" and fallen_back.backend_note
     with pytest.raises(ValueError, match="--tokenizer_backend gigatoken"):
         shards.GPT2TokenizerWithMulFacts("gigatoken")
     with pytest.raises(ValueError, match="unknown"):
@@ -254,6 +254,17 @@ def test_neighbours_formats(folders, tmp_path):
     assert shards.open_dataset(folder["npy"])[0].fingerprint != shards.open_dataset(folder["npy"], "val")[0].fingerprint
 
 
+def test_a_format_is_one_entry(tmp_path, monkeypatch):
+    """The tokens read from a format that this lab does not know yet: one function in one table."""
+    def toy(path):
+        return (4, path.stat().st_size // 2 - 2) if path.read_bytes()[:4] == b"TOY!" else None
+
+    monkeypatch.setattr(token_files, "FILE_FORMATS", {"toy": toy, **token_files.FILE_FORMATS})
+    (tmp_path / "train.bin").write_bytes(b"TOY!" + np.arange(9, dtype="<u2").tobytes())
+    files, meta = shards.open_dataset(tmp_path)
+    assert files.source == "toy" and meta is None and files.slice(0, 99).tolist() == list(range(9))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # what the reader refuses
 
@@ -300,7 +311,7 @@ def refusals():
         (folder / "train_0.npy").write_bytes(b"not numpy")
 
     return {
-        "empty folder": (remove("*"), "train", "no train files .* no token files at all.*prepare_fineweb.py"),
+        "empty folder": (remove("*"), "train", "no train files .*prepare_fineweb.py"),
         "no val": (neighbour([1, 2, 3]), "val", "no val files .*--val_data_dir"),
         "no val shards": (lambda f: _without_val(f), "val", "no val shards: prepare with --val_shards 1"),
         "missing shard": (remove("train_000001.bin"), "train", "listed in meta.json but missing"),

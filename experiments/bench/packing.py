@@ -126,7 +126,7 @@ def with_tokens(buffer_docs: int, n_documents: int) -> tuple[float, int]:
         train.add(writer, batch, lengths, lengths)
         seconds += time.process_time() - start
         tokens += len(batch)
-        held.append(tokenizer._resident_bytes())
+        held.append(tokenizer.resident_bytes())
     return tokens / 1e6 / seconds, max(held) - held[0]
 
 

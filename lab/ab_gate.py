@@ -1,0 +1,435 @@
+"""ab_gate.py decides whether arms are comparable: everything that differs between them must be the treatment.
+
+    checked = gate(members_of({"A": runs_a, "B": runs_b}), treatment=["attn_gate"], allow=[])
+
+Run folders and rows of a results.csv pass through the same gate. It compares the settings of an arm's members: every
+flag that can change a result (runs.conditions), the model, the data, the code and the scorers. Double seeds, crashed
+runs and unequal batches are faults: never a treatment, but --allow lets each of them pass by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+from lab import ab_report, runs
+
+DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
+OFF = (None, 0, "", "none", False)  # an older run that lacks a flag equals one that has it off
+RECOGNISED = {  # treatments that need no declaration; a difference in the first setting is their sign
+    "gate": ("attn_gate", "gate_pos", "gate_act"),
+    "rows": ("data_format", "crop_fraction", "data_fingerprint"),
+    "tokens": ("condition", "mul_token_rate", "data_fingerprint", "val_fingerprint_tokens"),
+}
+FAMILIES = {  # names for several settings in --treatment and --allow
+    **RECOGNISED,
+    "data": (*RECOGNISED["rows"], *RECOGNISED["tokens"]),
+    "data_dir": (*RECOGNISED["rows"], *RECOGNISED["tokens"]),
+    "condition": RECOGNISED["tokens"],
+    "size": ("n_layer", "n_head", "n_embd", "n_inner"),
+}
+FAULTS = ("treatment", "seed", "incomplete", "invalid_run", "batch_checksums")  # no settings
+YARDSTICKS = {  # what measures, or what is broken: never a treatment. Every <benchmark>_scorer belongs here, too
+    *FAULTS, "scorer", "code_sha256", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
+}
+# For runs older than config.json's "unused_flags", and for strangers' CSVs: flag -> (the flag that
+# switches it off, its values that do, what those have that use it)
+UNUSED = {
+    "gate_pos": ("attn_gate", OFF, "a gate"),
+    "gate_act": ("attn_gate", OFF, "a gate"),
+    "muon_lr": ("optimizer", ("adamw",), "Muon"),
+    "muon_scale": ("optimizer", ("adamw",), "Muon"),
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# members of an arm
+
+
+def members_of(arms: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Arms of runs (runs.read_run) as arms of members."""
+    return {arm: [of_run(run) for run in own] for arm, own in arms.items()}
+
+
+def of_run(run: dict) -> dict:
+    """A run's folder as a member of an arm.
+
+    {"name", "seed", "settings" (equal unless they are the treatment), "unused" (flags without effect in this run),
+    "machine" (spoils the comparison of speeds, not of losses), "micro_batch_size", "tokens" (identifies the
+    tokenisation), "run" (None for a row of a results.csv)}
+    """
+    config, flags = run["config"], run["flags"]
+    settings = settings_of(run)
+    machine = {key: config["hardware"].get(key) for key in ("gpu", "cpu", "torch_threads")}
+    machine |= {"world_size": config.get("world_size"), "torch": config["versions"].get("torch")}
+    machine |= {key: flags.get(key) for key in ("compile", "deterministic")}
+    return {
+        "name": run["name"], "seed": run["seed"], "settings": settings,
+        "unused": unused_flags(settings, config.get("unused_flags")),
+        "machine": machine, "micro_batch_size": flags.get("micro_batch_size"),
+        "tokens": settings["val_fingerprint_tokens"], "run": run,
+    }
+
+
+def settings_of(run: dict) -> dict:
+    """Flags, model, data, code and scorers of a run's folder."""
+    config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
+    settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
+    for key, built in config["model"].items():
+        asked = settings.get(key, built)
+        if key not in DERIVED:
+            settings[key] = built if asked == built else f"{asked} (model: {built})"
+    settings |= {f"data_{key}": data.get(key) for key in ("fingerprint", "format")}
+    val = ("val_fingerprint_documents", "val_fingerprint_tokens", "val_documents")
+    settings |= {key: data.get(key) for key in ("crop_fraction", "mul_token_rate", *val)}
+    settings["condition"] = data.get("condition") or run["flags"].get("condition")
+    settings["code_sha256"] = config["code"]["code_sha256"]
+    start = config.get("init")
+    settings["init_sha256"] = start.get("sha256") if isinstance(start, dict) else None
+    for name, records in run["benchmarks"].items():
+        if records:
+            settings[f"{name}_scorer"] = scorer_of(records[max(records)])
+    if run["gsm8k"]:
+        settings["gsm8k_scorer"] = scorer_of(run["gsm8k"])
+    return settings
+
+
+def scorer_of(record: dict) -> str:
+    """The rule and the items behind a benchmark's score, as text."""
+    keys = "scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature".split()
+    return ", ".join(f"{key} {record[key]}" for key in keys if key in record)
+
+
+def unused_flags(settings: dict, recorded: list[str] | None) -> set[str]:
+    """Flags that a run does not use: as recorded, else by the table UNUSED."""
+    if recorded is not None:
+        return set(recorded)
+    return {flag for flag, (switch, off, _) in UNUSED.items() if settings.get(switch) in off}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the gate
+
+
+def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[str], same_seeds: bool = True) -> dict:
+    """What differs between and within arms (name -> members), and whether it is the treatment.
+
+    treatment: settings or families that may differ; None: recognise one family. same_seeds: other seeds are a fault,
+    not a note. Returns {"ok", "family", "treatment" (in words), "differences": [{"knob", "state" (treatment | differs |
+    allowed | note), "values": {arm: [...]}, "mixed" (arms whose own members differ), "why"}], "equal": {setting:
+    value}, "notes", "missing", "other_machine", "other_tokens"}. ValueError for a name that is no setting.
+    """
+    members = [member for arm in arms.values() for member in arm]
+    names = list(dict.fromkeys(name for member in members for name in member["settings"]))
+    scorers = {name for name in names if name.endswith("_scorer")}
+    yardsticks, families = YARDSTICKS | scorers, FAMILIES | {"scorer": tuple(scorers)}
+    check_names("--treatment", treatment or [], {*names, *families} - yardsticks)
+    check_names("--allow", allow, {*names, *families, *yardsticks})
+    declared = {name for given in treatment or [] for name in families.get(given, (given,))}
+    allowed = {name for given in allow for name in families.get(given, (given,))}
+
+    differences, equal = [], {}
+    for name in names:
+        compare_setting(name, arms, differences, equal)
+    mark_consequences(differences, members)
+    counting = [d for d in differences if d["state"] == "differs" and not d["mixed"]]
+    changed = {d["knob"] for d in counting} - allowed
+    family = recognise(changed)
+    if treatment is None:
+        declared = set(RECOGNISED.get(family, ()))
+    for d in differences:
+        if d["state"] == "differs":
+            judge(d, declared, allowed, treatment is not None, yardsticks)
+    if treatment and not changed & declared:
+        why = f"the declared treatment ({', '.join(treatment)}) does not differ"
+        differences.append(fault("treatment", {arm: ["equal"] for arm in arms}, why))
+
+    notes, missing = [], []
+    differences += check_seeds(arms, same_seeds, missing)
+    differences += check_finished(arms, notes, missing)
+    differences += check_batches(arms, notes)
+    for d in differences:
+        if d["knob"] in allowed and d["knob"] in FAULTS:
+            d["state"] = "allowed"
+    other_machine = compare_machines(arms, notes)
+    words = [f"{d['knob']} {by_arm(d['values'])}" for d in differences if d["state"] == "treatment"]
+    return {
+        "ok": not any(d["state"] == "differs" for d in differences), "family": family,
+        "treatment": "; ".join(words), "differences": differences, "equal": equal, "notes": notes,
+        "missing": missing, "other_machine": other_machine,
+        "other_tokens": len(distinct(member["tokens"] for member in members)) > 1,
+    }
+
+
+def check_names(flag: str, given: list[str], known: set[str]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"{flag} {', '.join(unknown)}: use {', '.join(sorted(known))}.")
+
+
+def compare_setting(name: str, arms: dict[str, list[dict]], differences: list[dict], equal: dict) -> None:
+    """Put one setting among the differences or the equal ones."""
+    values = {arm: recorded(members, "settings", name) for arm, members in arms.items()}
+    every = flat(values)
+    if name.endswith("_scorer"):  # a benchmark that was not run has N/A rows, and that is no fault
+        every = [value for value in every if value is not None]
+    if len(every) == 1 or (None in every and all(value in OFF for value in every)):
+        equal[name] = every[0]
+        return
+    mixed = [arm for arm, own in values.items() if len(own) > 1]
+    why = f"differs within {' and '.join(mixed)}" if mixed else ""
+    differences.append({"knob": name, "state": "differs", "values": values, "mixed": mixed, "why": why})
+
+
+def recorded(members: list[dict], field: str, name: str) -> list:
+    """Distinct values of a setting. A folder that lacks it has None; a row of a results.csv does not record it."""
+    return distinct(m[field].get(name) for m in members if name in m[field] or m["run"])
+
+
+def mark_consequences(differences: list[dict], members: list[dict]) -> None:
+    """Turn differences that have no effect, or only follow from another one, into notes."""
+    changed = {d["knob"] for d in differences}
+    for d in differences:
+        name = d["knob"]
+        users = [member for member in members if name not in member["unused"]]
+        if len(users) < len(members) and len(recorded(users, "settings", name)) < 2:
+            *_, feature = UNUSED.get(name, ("a use for it",))
+            d.update(state="note", why=f"only the arms with {feature} use it")
+        elif name == "muon_lr" and "learning_rate" in changed and follows(members, name, 0.1, "learning_rate"):
+            d.update(state="note", why="is 0.1 x learning_rate")
+        elif name == "n_inner" and "n_embd" in changed and follows(members, name, 4, "n_embd"):
+            d.update(state="note", why="is 4 x n_embd")
+
+
+def follows(members: list[dict], name: str, factor: float, other: str) -> bool:
+    """Whether a setting is this multiple of another one in every member."""
+    for member in members:
+        values = [member["settings"].get(key) for key in (name, other)]
+        try:
+            value, base = map(float, values)  # a results.csv has text
+        except (TypeError, ValueError):
+            return False
+        if not math.isclose(value, factor * base):
+            return False
+    return True
+
+
+def recognise(changed: set[str]) -> str | None:
+    """The family that explains all of these differences, if there is one."""
+    for name, family in RECOGNISED.items():
+        signs = set(family[:1])
+        if name == "rows":  # packing may keep the format and crop more
+            signs.add("crop_fraction")
+        if changed & signs and changed <= set(family):
+            return name
+    return None
+
+
+def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yardsticks: set[str]) -> None:
+    """Decide whether a difference is the treatment, is allowed, or stays one that counts; and why."""
+    name = d["knob"]
+    if name in allowed:
+        d.update(state="allowed", why=d["why"] or "by --allow")
+    elif name in declared and not d["mixed"]:
+        d.update(state="treatment", why="declared" if is_declared else "recognised")
+    elif d["why"]:
+        return
+    elif is_declared:
+        d["why"] = "not the declared treatment"
+    elif name in yardsticks:
+        d["why"] = "not part of a recognised treatment; --allow it if it does no harm"
+    else:
+        d["why"] = f"not part of a recognised treatment; if it is what you test: --treatment {name}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# faults
+
+
+def fault(name: str, values: dict, why: str) -> dict:
+    """A difference that is no setting: something is amiss."""
+    return {"knob": name, "state": "differs", "values": values, "mixed": [], "why": why}
+
+
+def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str]) -> list[dict]:
+    """A seed that an arm has twice is a fault; one that it lacks is missing, and with same_seeds a fault, too."""
+    seeds = {}
+    for arm, members in arms.items():
+        seeds[arm] = sorted(member["seed"] for member in members if member["seed"] is not None)
+    every = sorted(set().union(*seeds.values()))
+    twice, lacking = [], []
+    for arm, own in seeds.items():
+        twice += [f"{arm} has seed {seed} twice" for seed in every if own.count(seed) > 1]
+        left = [str(seed) for seed in every if seed not in own]
+        if left:
+            lacking.append(f"{arm} lacks seed {', '.join(left)}")
+    missing += lacking
+    why = twice
+    if same_seeds:
+        why = twice + lacking
+    values = {arm: [", ".join(map(str, own))] for arm, own in seeds.items()}
+    return [fault("seed", values, "; ".join(why))] if why else []
+
+
+def is_incomplete(run: dict) -> str:
+    return "no summary.json, so it is unfinished or crashed" if run["summary"] is None else ""
+
+
+def is_invalid(run: dict) -> str:
+    summary = run["summary"] or {}
+    return " ".join(map(str, summary.get("warnings") or []))
+
+
+def check_finished(arms: dict[str, list[dict]], notes: list[str], missing: list[str]) -> list[dict]:
+    """Damaged files are notes. An unfinished run is a fault, and so is one that calls itself invalid."""
+    folders = {arm: [m["run"] for m in members if m["run"]] for arm, members in arms.items()}
+    for own in folders.values():
+        notes += [f"{run['name']}: {note}" for run in own for note in run["notes"]]
+    faults = []
+    for name, problem in (("incomplete", is_incomplete), ("invalid_run", is_invalid)):
+        why, values = [], {}
+        for arm, own in folders.items():
+            bad = [run for run in own if problem(run)]
+            why += [f"{run['name']}: {problem(run)}" for run in bad]
+            values[arm] = [", ".join(run["name"] for run in bad) or "none"]
+        missing += why
+        if why:
+            faults.append(fault(name, values, "; ".join(why)))
+    return faults
+
+
+def check_batches(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
+    """Runs of one seed, data and batch size must have read the same tokens at every step, by their checksums."""
+    first, *others = arms.values()
+    unequal, unproved, proved = [], [], 0
+    for member in [member for arm in others for member in arm if member["run"]]:
+        counterpart = next((m for m in first if m["seed"] == member["seed"]), None)
+        if counterpart is None or not same_order(counterpart, member):
+            continue  # other batches by design, or by a difference that has a name already
+        pair = f"{counterpart['name']} and {member['name']}"
+        step = first_other_batch(counterpart["run"], member["run"])
+        if step is None:
+            unproved.append(pair)
+        elif step > 0:
+            unequal.append(f"{pair} from step {step} on")
+        else:
+            proved += 1
+    if proved:
+        pairs = ab_report.count(proved, "pair")
+        notes.append(f"{pairs} of runs read the same tokens at every step (checksums equal)")
+    why = []
+    if unequal:
+        why.append(f"other tokens in {', '.join(unequal)}")
+    if unproved:
+        why.append(f"exposures/ of {', '.join(unproved)} miss some or all steps, so equal batches cannot be proved")
+    word = "unequal" if unequal else "unknown"
+    return [fault("batch_checksums", {arm: [word] for arm in arms}, "; ".join(why))] if why else []
+
+
+def same_order(a: dict, b: dict) -> bool:
+    keys = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")
+    return all(a["settings"].get(key) == b["settings"].get(key) for key in keys)
+
+
+def first_other_batch(a: dict, b: dict) -> int | None:
+    """The first step at which two runs read other tokens; 0: none up to the end of the shorter one; None: not recorded
+    for every step of it."""
+    tables = [read_checksums(run) for run in (a, b)]
+    common = tables[0].keys() & tables[1].keys()
+    other = [step for step in common if tables[0][step] != tables[1][step]]
+    if other:
+        return min(other)
+    ends = []
+    for run, table in zip((a, b), tables, strict=True):
+        recorded_steps = max(table, default=0)  # an unfinished run has made what it recorded
+        ends.append(runs.number((run["summary"] or {}).get("steps", recorded_steps)))
+    steps = sum(step <= min(ends) for step in common)
+    return 0 if all(end > 0 for end in ends) and steps >= min(ends) else None
+
+
+def read_checksums(run: dict) -> dict[int, str]:
+    """{step: checksum of the step's tokens}."""
+    table = {}
+    for record in runs.read_jsonl(run["folder"] / "exposures" / "exposures_rank0000.jsonl", notes=[]):
+        step, checksum = record.get("step"), record.get("checksum")
+        if isinstance(step, int) and step > 0 and checksum:
+            table[step] = checksum
+    return table
+
+
+def compare_machines(arms: dict[str, list[dict]], notes: list[str]) -> bool:
+    """Whether hardware, software or micro-batches differ: no fault, but a note, because it spoils speeds."""
+    names = dict.fromkeys(name for members in arms.values() for m in members for name in m["machine"])
+    differing = []
+    for name in names:
+        values = {arm: recorded(members, "machine", name) for arm, members in arms.items()}
+        if len(flat(values)) > 1:
+            differing.append(f"{name} ({by_arm(values)})")
+    if differing:
+        notes.append(f"hardware or software differs: {'; '.join(differing)}: speed, time and memory do not compare")
+    micro = {arm: distinct(m["micro_batch_size"] for m in members) for arm, members in arms.items()}
+    if len(flat(micro)) > 1:
+        notes.append(f"micro_batch_size differs ({by_arm(micro)}), as it may: the tokens of a step do not depend on "
+                     "it; speed and memory do, so they do not compare")
+    return bool(differing) or len(flat(micro)) > 1
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# in words
+
+
+def distinct(values) -> list:
+    return list({json.dumps(v, sort_keys=True, default=str): v for v in values}.values())
+
+
+def flat(values: dict[str, list]) -> list:
+    return distinct(value for own in values.values() for value in own)
+
+
+def short(value) -> str:
+    """A setting's value as text; hashes are cut."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text[:8] + "…" if re.fullmatch(r"[0-9a-f]{32,}", text) else text
+
+
+def by_arm(values: dict[str, list]) -> str:
+    """{"A": [1], "B": [2]} as '1 / 2', and once where the arms agree."""
+    return " / ".join(distinct(map(in_words, values.values())))
+
+
+def in_words(own: list) -> str:
+    """An arm's values as '1 and 2'."""
+    return " and ".join(map(short, own))
+
+
+def trouble_of(checked: dict, spell=by_arm) -> list[str]:
+    """Every difference that counts: 'name (its values, or what is wrong)'."""
+    sentences = []
+    for d in checked["differences"]:
+        detail = spell(d["values"])
+        if d["knob"] in FAULTS or (d["mixed"] and spell is by_arm):
+            detail = d["why"]
+        if d["state"] == "differs":
+            sentences.append(f"{d['knob']} ({detail})")
+    return sentences
+
+
+def gate_blocks(checked: dict) -> list[tuple]:
+    """What differs, what is equal, and notes, as blocks of a report."""
+    differences, equal = checked["differences"], checked["equal"]
+    blocks: list[tuple] = [("h2", "Is it a fair comparison?")]
+    if differences:
+        columns = [("Knob", "left", lambda d: d["knob"])]
+        for arm in differences[0]["values"]:
+            columns.append((arm, "left", lambda d, arm=arm: in_words(d["values"][arm]) or "not recorded"))
+        columns.append(("State", "left", lambda d: d["state"]))
+        columns.append(("Why", "left", lambda d: d["why"] or d["state"]))
+        blocks += [("p", "What differs:"), ab_report.table(columns, differences)]
+    else:
+        blocks.append(("p", "Nothing differs."))
+    settings = [f"{name} {short(value)}" for name, value in sorted(equal.items()) if value not in OFF]
+    if settings:
+        blocks.append(("p", f"Equal in every run: {', '.join(settings)}."))
+    if checked["notes"]:
+        blocks.append(("ul", checked["notes"]))
+    return blocks

@@ -1,0 +1,182 @@
+"""ab_items.py compares checkpoints item by item and document by document: would others of the kind differ as much?
+
+    rows = documents(pairs, step, alpha=0.05)         # bits/byte of the held-out documents
+    rows, reasons = items(pairs, steps, alpha=0.05)   # benchmarks
+
+pairs: runs of arm A and arm B of equal seed. A row has "what", "a", "b", "delta", "low", "high", "n" and "how" (what
+the interval is over). Its interval is about these checkpoints; the verdict of a comparison is about seeds.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+from scipy import special
+
+from lab import ab_report, ab_stats, runs
+from lab.ab_numbers import benchmarks_of
+
+# ----------------------------------------------------------------------------------------------------------------------
+# documents
+
+
+def documents(pairs: list[tuple[dict, dict]], step: int | None, alpha: float) -> list[dict] | str:
+    """Bits/byte with an interval over documents: a row per view, or why there is none (str)."""
+    if step is None:
+        return "not run"
+    if not pairs:
+        return "no pair of equal seed"
+    name = f"val_documents_{step:06d}.npz"
+    try:
+        data = [[read_documents(run["folder"] / name) for run in pair] for pair in pairs]
+    except FileNotFoundError:
+        return f"no val_documents file of step {step}"
+    except ValueError as error:
+        return str(error)
+    sides = [side for pair in data for side in pair]
+    if len({(side["doc_hash"], len(side["stream_nats"])) for side in sides}) > 1:
+        return "the runs scored other documents"
+    rows = []
+    for view in ("stream", "bos"):
+        if all(f"{view}_nats" in side for side in sides):
+            rows += document_row(view, data, alpha)
+    return rows or "no finite number"
+
+
+def read_documents(path: Path) -> dict:
+    """{"stream_nats": (documents,), ..., "doc_hash": bytes}; fine-tuning has no "bos_...". ValueError: damaged."""
+    try:
+        with np.load(path) as f:
+            names = ["stream_nats", "stream_bytes"]
+            if "bos_nats" in f:
+                names += ["bos_nats", "bos_bytes"]
+            table = np.stack([f[name].astype(float) for name in names]).reshape(len(names), -1)
+            doc_hash = b""
+            if "doc_hash" in f:
+                doc_hash = f["doc_hash"].tobytes()
+        return {**dict(zip(names, table, strict=True)), "doc_hash": doc_hash}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
+        name, kind = f"{path.parent.name}/{path.name}", type(error).__name__
+        raise ValueError(f"{name} is broken ({kind}: {error})") from None
+
+
+def document_row(view: str, data: list[list[dict]], alpha: float) -> list[dict]:
+    """The row of one view, or none when its numbers are not finite. A ratio of sums, mean over pairs; its standard
+    error is from the linearised residual of each document (a document is a cluster of tokens)."""
+    ratios, residuals = [], []
+    for side in (0, 1):
+        nats = np.mean([pair[side][f"{view}_nats"] for pair in data], axis=0)
+        size = np.mean([pair[side][f"{view}_bytes"] for pair in data], axis=0)
+        bits, total = nats / math.log(2), size.sum()
+        ratio = float(bits.sum() / total) if total > 0 else math.nan
+        ratios.append(ratio)
+        residuals.append((bits - ratio * size) / max(total, 1))
+    n = int((size > 0).sum())
+    if n < 2 or not all(map(math.isfinite, ratios)):
+        return []
+    delta = ratios[1] - ratios[0]
+    error = math.sqrt(n / (n - 1) * ((residuals[1] - residuals[0]) ** 2).sum())
+    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error
+    return [{
+        "what": f"Val bits/byte, {view} view",
+        "a": ratios[0], "b": ratios[1], "delta": delta, "low": delta - half, "high": delta + half,
+        "n": f"{n} documents x {len(data)}",
+        "how": "documents, for these checkpoints",
+    }]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# items of benchmarks
+
+
+def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[list[dict], list[str]]:
+    """Benchmarks item by item: (a row per metric, reasons for what is missing)."""
+    rows, reasons = [], []
+    every = [run for pair in pairs for run in pair]
+    for name, benchmark in benchmarks_of(every).items():
+        if not benchmark["item_metrics"]:
+            continue
+        title, step = benchmark["title"], steps.get(name)
+        if step is None or not pairs:
+            reason = "not run" if step is None else "no pair of equal seed"
+            reasons.append(f"{title} items: N/A: {reason}")
+            continue
+        tables = [[read_items(run, name, step) for run in pair] for pair in pairs]
+        recorded = [set(table) for pair in tables for table in pair]
+        ids = sorted(set.intersection(*recorded))
+        most = max(map(len, recorded))
+        if len(ids) < most or not ids:
+            end = "the others are left out" if ids else "N/A: not recorded"
+            reasons.append(f"{title} items: {len(ids)} of {most} at step {step} are in every run's "
+                           f"file; {end}")
+        for metric in benchmark["item_metrics"] if ids else ():
+            rows += metric_row(metric, benchmark, tables, ids, reasons, alpha)
+    return rows, reasons
+
+
+def read_items(run: dict, name: str, step: int) -> dict[str, dict]:
+    """{item id: record} of one evaluation. A run repeats every item at every evaluation, so other lines are skipped."""
+    table = {}
+    for record in runs.read_jsonl(run["folder"] / f"{name}_items.jsonl", [], step):
+        has_credit = isinstance(record.get("credit"), dict)
+        if record.get("step") == step and "id" in record and has_credit:
+            table[str(record["id"])] = record
+    return table
+
+
+def credit_of(record: dict, metric: str) -> float:
+    credit = record["credit"]
+    return runs.number(credit.get(metric, credit.get(f"eval_{metric}")))  # EWoK's is eval_...
+
+
+def metric_row(metric: str, benchmark: dict, tables: list, ids: list[str], reasons: list[str],
+               alpha: float) -> list[dict]:
+    """The row of one item metric; none, and a reason, when a credit is no number."""
+    title, first = benchmark["title"], tables[0][0]
+    credit = [[[credit_of(pair[side][i], metric) for i in ids] for pair in tables] for side in (0, 1)]
+    a, b = np.array(credit)  # (pairs, items) each
+    bad = int((~np.isfinite([a, b])).sum())
+    if bad:
+        reasons.append(f"{title} items, {metric}: N/A: {bad} of {a.size + b.size} credits are no finite "
+                       "number")
+        return []
+    clusters = [str(first[i].get(benchmark["cluster"], i)) for i in ids]
+    categories = None
+    if benchmark["category"]:
+        categories = [str(first[i].get(benchmark["category"])) for i in ids]
+    row = item_row(a, b, clusters, categories, alpha)
+    return [{"what": f"{title} {metric}", "n": f"{len(ids)} items x {len(tables)}", **row}]
+
+
+def item_row(a: np.ndarray, b: np.ndarray, clusters: list, categories: list | None, alpha: float) -> dict:
+    """Credit (pairs, items) of both arms as a row; with one pair its items alone, and McNemar's test."""
+    row = {"a": mean_credit(a, categories), "b": mean_credit(b, categories)}
+    row["delta"] = row["b"] - row["a"]
+    try:
+        boot = ab_stats.hierarchical_bootstrap(a, b, clusters, categories, alpha=alpha)
+    except ValueError as error:  # a single cluster
+        return {**row, "low": f"N/A: {error}", "high": "N/A", "how": "N/A"}
+    n = boot["n_clusters"]
+    row |= {"delta": boot["delta"], "clusters": n, "stats": boot}
+    if len(a) > 1:
+        row |= {"low": boot["ci_low"], "high": boot["ci_high"], "p": boot["p"]}
+        return {**row, "how": f"seeds and {n} clusters of items"}
+    test = ab_stats.mcnemar(a[0], b[0])
+    row |= {"low": boot["ci_items_low"], "high": boot["ci_items_high"], "p": test["p"]}
+    words = f"McNemar {test['b']} against {test['c']} items, p {ab_report.form_p(test['p'])}"
+    how = f"{n} clusters of items, for these two checkpoints; {words}"
+    return {**row, "mcnemar": test, "how": how}
+
+
+def mean_credit(credit: np.ndarray, categories: list | None) -> float:
+    """Mean over items; where there are categories, the mean of their means."""
+    if categories is None:
+        return float(credit.mean())
+    names = np.array(categories)
+    means = [float(credit[:, names == name].mean()) for name in set(categories)]
+    return statistics.fmean(means)

@@ -1,0 +1,423 @@
+"""ab_numbers.py owns a comparison's numbers: the metrics of a run, their differences between arms, and at equal cost.
+
+    metrics = metrics_of(runs)                       # {key: Metric}: losses, benchmarks, stability, cost
+    steps, (a, b) = score_arms([runs_a, runs_b], metrics)
+    row = difference(a["val_loss"], b["val_loss"], alpha=0.05)
+
+A number that cannot be had is the reason why (str), everywhere; a report prints it as "N/A: reason". Benchmarks are
+data: their rows, directions and fields come from config.json, so a new one needs no line here.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import NamedTuple
+
+import numpy as np
+
+from lab import ab_stats, runs
+
+
+class Metric(NamedTuple):
+    label: str
+    better: int  # -1 lower, +1 higher, 0 neither
+    form: str  # format of its numbers
+    kind: str  # nats | bits (of val text) | stability | speed | fixed (follows from the settings) | benchmark
+    benchmark: str = ""
+
+
+LOSSES = (
+    ("final_train_loss", "Final train loss (opt-step mean)", -1, ".4f", "nats"),
+    ("val_loss", "Val loss @ matched step", -1, ".4f", "nats"),
+    ("val_bits_per_byte", "Val bits/byte", -1, ".4f", "bits"),
+    ("val_loss_bos", "Val loss, bos view", -1, ".4f", "nats"),
+    ("val_bits_per_byte_bos", "Val bits/byte, bos view", -1, ".4f", "bits"),
+)
+STABILITY_AND_COST = (
+    ("tokens_per_sec", "Tokens/sec (reported)", 1, ",.0f", "speed"),
+    ("grad_norm_stability", "Grad norm stability", -1, ".4f", "stability"),
+    ("crop_fraction", "Crop fraction (BOS only)", 0, ".4f", "fixed"),
+    ("grad_norm_mean", "Grad norm, mean", 0, ".4f", "stability"),
+    ("grad_norm_max", "Grad norm, max", -1, ".4f", "stability"),
+    ("grad_norm_spikes", "Grad norm, spikes", -1, ".1f", "stability"),
+    ("loss_roughness", "Loss smoothness (sd of step-to-step change)", -1, ".4f", "stability"),
+    ("train_seconds", "Train seconds", -1, ",.1f", "speed"),
+    ("eval_seconds", "Eval seconds", 0, ",.1f", "speed"),
+    ("wall_seconds", "Wall-clock seconds (train + eval)", -1, ",.1f", "speed"),
+    ("peak_mem_gb", "Peak memory (GB)", -1, ",.3f", "speed"),
+    ("parameters", "Parameters", 0, ",.0f", "fixed"),
+    ("flops_total", "Training FLOPs", 0, ".4g", "fixed"),
+    ("tokens_seen", "Tokens seen", 0, ",.0f", "fixed"),
+    ("unique_tokens", "Unique tokens", 0, ",.0f", "fixed"),
+    ("epochs", "Epochs", 0, ".4f", "fixed"),
+)
+RULES = ("official", "full", "paper")  # EWoK's, each with a sum and a mean over the target's tokens
+BENCHMARKS = {  # for runs older than config.json's "benchmarks"[name]["metrics"]; gsm8k's records have no steps
+    "hellaswag": {
+        "title": "HellaSwag",
+        "metrics": [(f"hellaswag_{rule}", f"HellaSwag {rule}", 1, ".4f") for rule in
+                    ("accuracy", "accuracy_norm", "accuracy_norm_bytes", "accuracy_plain")],
+        "item_metrics": ("accuracy", "accuracy_norm", "accuracy_norm_bytes"),
+        "cluster": "cluster", "category": None,
+    },
+    "ewok": {
+        "title": "EWoK",
+        "metrics": [(f"eval_{rule}_{per}", f"EWoK {rule} {per} metric", 1, ".4f")
+                    for rule in RULES for per in ("sum", "mean")],
+        "item_metrics": ("official_sum", "official_mean", "paper_sum", "paper_mean"),
+        "cluster": "cluster", "category": "category",
+    },
+    "gsm8k": {
+        "item_metrics": (),
+        "metrics": [("gsm8k_accuracy", "GSM8K accuracy (strict)", 1, ".4f"),
+                    ("gsm8k_accuracy_flexible", "GSM8K accuracy (flexible)", 1, ".4f")],
+    },
+}
+ROWS_000 = (  # the rows that document 000 asks for, in its order: they come first, also where nothing was run
+    "final_train_loss val_loss hellaswag_accuracy hellaswag_accuracy_norm eval_official_sum eval_official_mean "
+    "tokens_per_sec grad_norm_stability crop_fraction"
+).split()
+PRIMARY = ("val_loss", "val_bits_per_byte", "val_loss_bos", "val_bits_per_byte_bos")
+UNIT = {key: "bits/byte" if "bits" in key else "nats/token" for key in PRIMARY}
+SHORT = {key: label.split(" @")[0].replace("Val", "val") for key, label, *_ in LOSSES if key in PRIMARY}
+
+
+def benchmarks_of(every: list[dict]) -> dict[str, dict]:
+    """{name: {"title", "metrics", "item_metrics", "cluster", "category"}} of all benchmarks that some run describes."""
+    known = dict(BENCHMARKS)
+    for run in every:
+        described = run["config"].get("benchmarks") or {}
+        for name, benchmark in described.items():
+            if "metrics" in benchmark:
+                defaults = {"title": name, "item_metrics": (), "cluster": None, "category": None}
+                known[name] = defaults | benchmark
+    return known
+
+
+def metrics_of(every: list[dict]) -> dict[str, Metric]:
+    """All metrics of these runs, in the order of the table."""
+    table = {key: Metric(*rest) for key, *rest in LOSSES}
+    for name, benchmark in benchmarks_of(every).items():
+        for key, label, better, form in benchmark["metrics"]:
+            table[key] = Metric(label, better, form, "benchmark", name)
+    table |= {key: Metric(*rest) for key, *rest in STABILITY_AND_COST}
+    return {key: table[key] for key in dict.fromkeys([*ROWS_000, *table]) if key in table}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the numbers of a run
+
+
+def score_arms(arms: list[list[dict]], metrics: dict[str, Metric]) -> tuple[dict, list[dict]]:
+    """(the step compared, by kind of record; per arm: metric -> seed -> number or reason)."""
+    every = [run for arm in arms for run in arm]
+    steps = {"val": common_step([run["val"] for run in every])}
+    for name in benchmarks_of(every):
+        if name != "gsm8k":
+            steps[name] = common_step([run["benchmarks"].get(name, {}) for run in every])
+    steps["train"] = min((int(max(run["train"]["step"], default=0)) for run in every), default=0)
+    by_arm = []
+    for arm in arms:
+        table = {run["seed"]: scores(run, steps, metrics) for run in arm}
+        by_arm.append({key: {seed: row[key] for seed, row in table.items()} for key in metrics})
+    return steps, by_arm
+
+
+def common_step(records: list[dict]) -> int | None:
+    """The last step scored by all (step -> record each), but for those that scored nothing of the kind at all."""
+    scored = [set(steps) for steps in records if steps]
+    if not scored:
+        return None
+    return max(set.intersection(*scored), default=None)
+
+
+def number_or(value, reason: str):
+    """value as a finite float, or why there is none (str): `reason` where there is no value at all."""
+    x = runs.number(value)
+    if math.isfinite(x):
+        return x
+    if value is None:
+        return reason
+    return "not a finite number"
+
+
+def scores(run: dict, steps: dict, metrics: dict[str, Metric]) -> dict:
+    """Every metric of a run at these steps (kind of record -> step or None): a number or a reason."""
+    last = steps["val"]
+    if last is None:
+        last = steps["train"]
+    val = run["val"].get(steps["val"], {})
+    out = {}
+    for key in PRIMARY:
+        reason = missing_reason(run["val"], val)
+        if key in val:  # the trainer writes NaN as null
+            reason = "not a finite number"
+        out[key] = number_or(val.get(key), reason)
+    for key, metric in metrics.items():
+        if metric.kind == "benchmark":
+            out[key] = benchmark_score(run, key, metric.benchmark, steps.get(metric.benchmark))
+    out |= logged_scores(run, last, val)
+    out |= evaluation_seconds(run, last, out["train_seconds"])
+    return out | facts(run, last)
+
+
+def missing_reason(records: dict, record: dict) -> str:
+    if records and not record:
+        return "no step that all runs scored"
+    return "not run"
+
+
+def benchmark_score(run: dict, key: str, name: str, step: int | None):
+    """A benchmark's score. Its records name the key with or without the benchmark's own name before it."""
+    records = run["benchmarks"].get(name, {})
+    record = records.get(step, {})
+    if name == "gsm8k":
+        record = run["gsm8k"] or {}
+    value = record.get(key, record.get(key.removeprefix(f"{name}_")))
+    return number_or(value, missing_reason(records, record))
+
+
+def logged_scores(run: dict, last: int, val: dict) -> dict:
+    """What the training steps up to `last` logged. The norms and the loss's smoothness leave out the warmup."""
+    train = run["train"]
+    inside = train["step"] <= last
+    steady = inside & (train["step"] > runs.number(run["flags"].get("warmup_iters")))
+
+    def kept(key: str, where: np.ndarray) -> np.ndarray:
+        return train[key][where & np.isfinite(train[key])]
+
+    def of(values: np.ndarray, statistic, at_least: int = 1) -> float:
+        return statistic(values) if len(values) >= at_least else math.nan
+
+    loss = train["train_loss_opt_step_mean"][inside]
+    norm = kept("grad_norm_l2_preclip", steady)
+    changes = np.diff(kept("train_loss_opt_step_mean", steady))
+    seconds = train["step_seconds"][inside].sum()
+    out = {
+        # the last 2 %: one step's loss is mostly its batch's noise
+        "final_train_loss": of(loss[-max(1, len(loss) // 50):], np.mean),
+        "tokens_per_sec": of(kept("tokens_per_sec", inside), np.median),
+        "grad_norm_stability": of(norm, lambda x: x.std(ddof=1) / x.mean(), at_least=2),
+        "grad_norm_mean": of(norm, np.mean),
+        "grad_norm_max": of(norm, np.max),
+        "grad_norm_spikes": of(norm, spikes),
+        "loss_roughness": of(changes, lambda x: x.std(ddof=1), at_least=2),
+        "peak_mem_gb": of(kept("peak_mem_bytes", inside), np.max) / 1e9,
+        "train_seconds": runs.number(val.get("train_seconds", seconds)),
+    }
+    if not inside.any():
+        return dict.fromkeys(out, "no train records")
+    return {key: number_or(value, "") for key, value in out.items()}
+
+
+def spikes(norm: np.ndarray, window: int = 50, factor: float = 3.0) -> int:
+    """Steps whose value exceeds `factor` times the median of the `window` values before (at least 5)."""
+    count = sum(int(norm[i] > factor * np.median(norm[:i])) for i in range(5, min(window, len(norm))))
+    if len(norm) > window:
+        medians = np.median(np.lib.stride_tricks.sliding_window_view(norm[:-1], window), axis=1)
+        count += int((norm[window:] > factor * medians).sum())
+    return count
+
+
+def evaluation_seconds(run: dict, last: int, train_seconds) -> dict:
+    total = 0.0
+    benchmarks = dict.fromkeys(BENCHMARKS, {}) | run["benchmarks"]  # in a fixed order: sums of floats depend on it
+    for records in (run["val"], *benchmarks.values()):
+        for step, record in records.items():
+            seconds = runs.number(record.get("eval_seconds", record.get("seconds")))
+            if step <= last and math.isfinite(seconds):
+                total += seconds
+    wall = train_seconds
+    if not isinstance(train_seconds, str):
+        wall = train_seconds + total
+    return {"eval_seconds": total, "wall_seconds": wall}
+
+
+def facts(run: dict, last: int) -> dict:
+    """What follows from the settings and the data."""
+    config, data = run["config"], run["config"]["data"]
+    tokens = last * runs.number(config.get("tokens_per_step"))
+    values = {
+        "parameters": config["parameters"].get("total"),
+        "tokens_seen": tokens,
+        "flops_total": tokens * runs.number(config.get("flops_per_token")),
+        **{key: data.get(key) for key in ("unique_tokens", "epochs", "crop_fraction")},
+    }
+    out = {}
+    for key, value in values.items():
+        reason = "not packed rows" if key == "crop_fraction" else "not recorded"
+        x = runs.number(value)
+        out[key] = x if math.isfinite(x) else reason
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# differences
+
+
+def finished(arm: list[dict]) -> list[dict]:
+    """The runs that a statistic uses: the finished ones (all, when none is), the first of each seed."""
+    chosen = [run for run in arm if run["summary"] is not None] or arm
+    first: dict = {}
+    for run in chosen:
+        first.setdefault(run["seed"], run)
+    return list(first.values())
+
+
+def difference(a: dict, b: dict, alpha: float) -> dict:
+    """B - A of one metric; a, b: seed -> number or reason. Pairs where seeds are common, else unpaired.
+
+    {"paired", "pairs" (seed -> delta), "n", "used" (pairs, or runs of both arms), "stats" (what ab_stats returned, or
+    None), "lacking" (seeds whose number is missing), "a", "sd_a", "b", "sd_b", "delta", "low", "high", "p"}; a number
+    that cannot be had is "N/A: reason".
+    """
+    known = [{seed: value for seed, value in arm.items() if isinstance(value, float)} for arm in (a, b)]
+    common = sorted(set(known[0]) & set(known[1]))
+    if common:
+        known = [{seed: arm[seed] for seed in common} for arm in known]
+    xs, ys = (list(arm.values()) for arm in known)
+    seeds = set(a) & set(b) or set(a) | set(b)
+    lacking = {seed for seed in seeds for arm in (a, b) if isinstance(arm.get(seed), str)}
+    row = {
+        "paired": bool(common), "pairs": {seed: known[1][seed] - known[0][seed] for seed in common},
+        "n": min(len(xs), len(ys)), "used": len(common) or len(xs) + len(ys), "stats": None,
+        "lacking": sorted(lacking),
+    }
+    for side, arm, values in (("a", a, xs), ("b", b, ys)):
+        reason = next((value for value in arm.values() if isinstance(value, str)), "not run")
+        row[side] = statistics.fmean(values) if values else f"N/A: {reason}"
+        row[f"sd_{side}"] = statistics.stdev(values) if len(values) > 1 else None
+    if not xs or not ys:
+        return row | dict.fromkeys(("delta", "low", "high", "p"), row["b"] if xs else row["a"])
+    row["delta"] = row["b"] - row["a"]
+    if row["n"] < 2:
+        return without_interval(row, "N/A: one seed")
+    test = ab_stats.paired if common else ab_stats.unpaired
+    stats = test(xs, ys, alpha)
+    row |= {"values_a": xs, "values_b": ys, "stats": stats}
+    return row | {"low": stats["ci_low"], "high": stats["ci_high"], "p": stats["p"]}
+
+
+def without_interval(row: dict, reason: str) -> dict:
+    return row | dict.fromkeys(("low", "high", "p"), reason)
+
+
+def compare_metrics(a: dict, b: dict, metrics: dict[str, Metric], primary: str, checked: dict, alpha: float) -> dict:
+    """{metric: difference(...)} without what the gate forbids, all p but the primary's adjusted by Holm.
+    a, b: metric -> seed -> number or reason."""
+    rows = {}
+    for key, metric in metrics.items():
+        row = difference(a[key], b[key], alpha)
+        is_number = isinstance(row["delta"], float)
+        if metric.kind == "fixed":
+            row = without_interval(row, "N/A: fixed")
+        elif metric.kind == "nats" and checked["other_tokens"] and is_number:
+            row = without_interval(row, "N/A: other tokens, see bits/byte")
+            row["delta"] = row["p"]
+        elif metric.kind == "speed" and checked["other_machine"] and is_number:
+            row = without_interval(row, "N/A: other hardware or software")
+        rows[key] = row
+    for row, p in holm([row for key, row in rows.items() if key != primary]):
+        row |= {"p_raw": row["p"], "p": p}
+    return rows
+
+
+def holm(rows: list[dict]) -> list[tuple[dict, float]]:
+    """(row, p adjusted together with the others') of every row that has a p."""
+    tested = [row for row in rows if isinstance(row["p"], float) and math.isfinite(row["p"])]
+    adjusted = ab_stats.holm([row["p"] for row in tested])
+    return list(zip(tested, map(float, adjusted), strict=True))
+
+
+def verdict_of(row: dict, margin: float, p: float | None = None) -> str:
+    """better | worse | equivalent | inconclusive, for a loss. p: adjusted, where it was."""
+    if row["stats"] is None or row["lacking"]:  # seeds that have no number may be the very ones that went wrong
+        return "inconclusive"
+    stats = row["stats"]
+    if p is not None:
+        stats = stats | {"p": p}
+    return ab_stats.verdict(stats, "lower", margin or None)
+
+
+def direction(row: dict, better: int, alpha: float) -> str:
+    """What may be said of B by the p that stands in the table, which Holm's correction may have raised."""
+    if isinstance(row["p"], str) or row["lacking"]:
+        return "cannot be said"
+    if not row["p"] < alpha:
+        return "no clear change"
+    if better == 0:
+        return "changed"
+    return "better" if better * row["delta"] > 0 else "worse"
+
+
+def primary_of(asked: str | None, checked: dict) -> str:
+    """The metric of the verdict. ValueError for one that means nothing between the arms' tokens."""
+    if asked and UNIT[asked] == "nats/token" and checked["other_tokens"]:
+        raise ValueError(f"--primary {asked} counts nats per token, but the arms' tokens differ or are not all "
+                         f"recorded: use --primary {asked.replace('val_loss', 'val_bits_per_byte')}.")
+    if asked:
+        return asked
+    return "val_bits_per_byte" if checked["other_tokens"] else "val_loss"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# at equal cost
+
+MATCHINGS = (  # name, axis of the val records, the budget in words
+    ("equal steps (tokens)", "step", "step {:.0f}"),
+    ("equal FLOPs", "flops_total", "{:.6g} FLOPs"),
+    ("equal wall-clock (training)", "train_seconds", "{:,.1f} s"),
+)
+
+
+def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: dict, margin: float,
+              alpha: float) -> list[dict]:
+    """The primary metric of arms [A, B] at equal steps, FLOPs and training seconds: {"name", "row", "verdict",
+    "budget"} each. The budget is what the cheapest run spent; costlier runs are read off their val curve at it."""
+    matched = []
+    for name, axis, words in MATCHINGS:
+        budget = runs.number(step)
+        if axis != "step":
+            budget = min((spent(run, axis) for arm in arms for run in arm), default=math.nan)
+        a, b = ({run["seed"]: at_budget(run, metric, axis, budget) for run in arm} for arm in arms)
+        row = difference(a, b, alpha)
+        if axis == "train_seconds" and checked["other_machine"] and isinstance(row["delta"], float):
+            row = without_interval(row, "N/A: other hardware or software") | {"stats": None}
+        verdict = verdict_of(row, margin) if checked["ok"] else "not comparable"
+        in_words = "N/A: not run"
+        if math.isfinite(budget):
+            in_words = words.format(budget)
+        matched.append({"name": name, "row": row, "verdict": verdict, "budget": in_words})
+    return matched
+
+
+def spent(run: dict, axis: str) -> float:
+    """What a run had spent of `axis` at its last evaluation."""
+    return max((runs.number(record.get(axis)) for record in run["val"].values()), default=math.nan)
+
+
+def at_budget(run: dict, metric: str, axis: str, budget: float):
+    """A run's metric at a budget of `axis` (step, flops_total, train_seconds), linear between two evaluations; outside
+    the scored range a reason (str), as nothing is extrapolated."""
+    if axis == "step" or not math.isfinite(budget):
+        return number_or(run["val"].get(budget, {}).get(metric), "not run")
+    points = [(runs.number(r.get(axis)), runs.number(r.get(metric))) for r in run["val"].values()]
+    points = sorted(point for point in points if all(map(math.isfinite, point)))
+    if not points:
+        return "not run"
+    first, last = points[0][0], points[-1][0]
+    if not first <= budget * (1 + 1e-12) or not budget <= last * (1 + 1e-12):
+        return f"{run['name']} is scored from {first:.4g} to {last:.4g}"
+    return float(np.interp(budget, *zip(*points, strict=True)))
+
+
+def curve_points(arm: list[dict], metric: str, axis: str) -> list[list[list[float]]]:
+    """Per run [[x, y], ...] at the steps, but for 0, that all of the arm's runs scored."""
+    if not arm:
+        return []
+    steps = sorted(set.intersection(*(set(run["val"]) for run in arm)) - {0})
+    records = [[run["val"][step] for step in steps] for run in arm]
+    table = np.array([[[runs.number(r.get(key)) for key in (axis, metric)] for r in own] for own in records])
+    table = table.reshape(len(arm), len(steps), 2)
+    return table[:, np.isfinite(table).all(axis=(0, 2))].tolist()

@@ -1,0 +1,412 @@
+"""benchmarks.py owns what benchmarks do alike: scoring and writing over ranks, records, the command line.
+
+A likelihood benchmark is one file of its own rules at the top level, such as hellaswag.py, and one word in
+train_gpt.BENCHMARKS. The trainer's flags and log line, config.json, the records and the rows of compare_runs.py follow
+from what the file defines:
+
+    NAME          of flags (--<NAME>_every, --<NAME>_data) and files (<NAME>_metrics.jsonl, <NAME>_items.jsonl)
+    TITLE         what people call it
+    METRICS       (key, label, better, format) for each row of a report. key: as in step_metrics.json, which is
+                  evaluate()'s key with or without `<NAME>_` before it. better: 1 higher, -1 lower, 0 neither
+    SHOWN         evaluate()'s keys in the trainer's log line
+    ITEM_METRICS  keys of a record's "credit" that a report compares item by item, without `eval_`
+    CLUSTER       field of a record; items with the same value are not independent (None: all are)
+    CATEGORY      field of a record; metrics are averaged within each value first (None: over all items)
+    DATA_HELP     what --data accepts
+
+    load(source, max_examples) -> items       each a dict with "id". source "": the official data; "synthetic[:n]":
+                                              made on the spot. ValueError or OSError in one sentence
+    check_length(items, block_size)           ValueError when a model of this block_size cannot score the items
+    evaluate(model, items, procs, *, bos, autocast, stop)
+                                              {"metrics": {...}, "items": [record, ...]}; None when stopped. metrics has
+                                              n, truncated, scorer, dtype, items_sha256 and seconds, a record id and
+                                              credit
+    write_records(folder, step, result, timestamp)
+
+For main(), its command line, the file also defines OFFICIAL (the official data in a few words), CHANCE, OPTIONS (flags
+of its own: {name: arguments of add_argument}), table(metrics) and show(items, records); both return text.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import http.client
+import json
+import math
+import os
+import sys
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lab import disk, inference, processes, runs, shards
+from model import GPT
+
+# ----------------------------------------------------------------------------------------------------------------------
+# items
+
+
+def spread_evenly(items: list, n: int) -> list:
+    """n of the items at equal distances; all of them for n = 0 or if there are no more."""
+    if n < 0:
+        raise ValueError(f"max_examples is {n}: give 0 for all items, or how many.")
+    if n == 0 or n >= len(items):
+        return items
+    return [items[i * len(items) // n] for i in range(n)]
+
+
+def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
+    """The same structure in GPT-2's ids. rendered: for every item its questions (context, [ending, ...]) as text. bos:
+    each context begins with <|endoftext|>."""
+    texts = []
+    for questions in rendered:
+        for context, endings in questions:
+            texts += [context, *endings]
+    ids, lengths = shards.get_tokenizer().encode_batch(texts)
+    pieces = (piece.tolist() for piece in np.split(ids, np.cumsum(lengths)[:-1]))
+    start = [shards.BOS_ID] if bos else []
+    encoded = []
+    for questions in rendered:
+        encoded.append([])
+        for _, endings in questions:
+            context = start + next(pieces)
+            encoded[-1].append((context, [next(pieces) for _ in endings]))
+    return encoded
+
+
+def check_length(items: list[dict], render, block_size: int) -> None:
+    """ValueError for endings that a model of this block_size cannot score. render: as in score()."""
+    refuse_long(items, encode([render(item) for item in items], bos=True), block_size)
+
+
+def refuse_long(items: list[dict], encoded: list[list[tuple]], block_size: int) -> None:
+    too_long = {}
+    for item, questions in zip(items, encoded, strict=True):
+        longest = max(len(ending) for _, endings in questions for ending in endings)
+        if longest > block_size:
+            too_long[item["id"]] = longest
+    if too_long:
+        name = max(too_long, key=too_long.get)
+        longest = too_long[name]
+        raise ValueError(f"{len(too_long)} of {len(items)} items have an ending longer than the "
+                         f"model's block_size of {block_size} (item {name}: {longest} tokens): "
+                         f"take a model with a block_size of at least {longest}, or leave those "
+                         "items out.")
+
+
+def describe(benchmark, items: list[dict]) -> dict:
+    """The benchmark in a run's config.json: its items, and all that a report needs to know about its metrics."""
+    return {
+        "items": len(items),
+        "sha256": hashlib.sha256(json.dumps(items).encode()).hexdigest(),
+        "title": benchmark.TITLE,
+        "metrics": [list(metric) for metric in benchmark.METRICS],
+        "item_metrics": list(benchmark.ITEM_METRICS),
+        "cluster": benchmark.CLUSTER,
+        "category": benchmark.CATEGORY,
+    }
+
+
+def download(url: str, sha256: str, title: str) -> Path:
+    """The file at `url`, kept in $XDG_CACHE_HOME/moonshotgpt (~/.cache/moonshotgpt). ValueError when it cannot be had
+    or is another one."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moonshotgpt"
+    path = folder / url.rpartition("/")[2]
+    instead = f"pass --data with a local copy of {path.name}, or --data synthetic."
+    try:
+        if path.exists() and disk.sha256_file(path) == sha256:
+            return path
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            content = answer.read()
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        raise ValueError(f"{title} is not in {folder} and {url} cannot be read ({error}): "
+                         f"{instead}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{url} gave {len(content)} bytes with another checksum than the official "
+                         f"file: {instead}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # another run may download at the same time
+        private = path.with_name(f"{path.name}.{os.getpid()}")
+        disk.write_whole(private, content)
+        os.replace(private, path)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error.strerror}): set XDG_CACHE_HOME, or "
+                         f"{instead}") from error
+    return path
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# scores
+
+
+class Scored(NamedTuple):
+    """What a model gives the questions of one item. A question is a context with its endings."""
+
+    sums: list[list[float]]  # [question][ending] log p, summed over the ending's tokens, nats
+    lengths: list[list[int]]  # [question][ending] tokens
+    truncated: bool  # whether the model saw only the last part of a context
+
+
+def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
+          autocast=contextlib.nullcontext, stop=None, progress=False) -> list[Scored] | None:
+    """What the model gives each item, in the order of items, on every rank; each item is scored by one rank. None
+    when a rank's stop.asked became true, which is looked at between forward passes.
+
+    render(item): the item's questions as text, [(context, [ending, ...]), ...]. model: a GPT or its compiled wrapper;
+    it stays in its mode. batch_size: contexts per forward pass (None: as many as fit a budget of tokens). autocast: a
+    function that gives the context to compute in. name: of the progress bar. Draws no random numbers. ValueError: an
+    ending longer than block_size, a vocabulary without GPT-2's ids, scores that are not finite."""
+    model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
+    size = model.config.vocab_size
+    if size < shards.N_GPT2_TOKENS:
+        raise ValueError(f"the model's vocabulary has {size} ids, but items are encoded with "
+                         f"GPT-2's {shards.N_GPT2_TOKENS}: evaluate a model that was trained on those.")
+
+    def score_share(share):
+        encoded = encode([render(item) for item in share], bos)
+        refuse_long(share, encoded, model.config.block_size)
+        queue = [question for questions in encoded for question in questions]
+        with progress_bar(len(queue), name, progress and procs.rank == 0) as bar:
+            sums = sum_log_probs(model, queue, batch_size, autocast, stop, bar)
+        if sums is None:
+            return None
+        scored, rest = [], iter(sums)
+        for item, questions in zip(share, encoded, strict=True):
+            of_item = [next(rest) for _ in questions]
+            if not all(math.isfinite(value) for values in of_item for value in values):
+                raise ValueError(f"the scores of item {item['id']} are not finite, so the weights "
+                                 "are broken: evaluate an earlier checkpoint.")
+            lengths = [[len(ending) for ending in endings] for _, endings in questions]
+            truncated = inference.n_truncated(questions, model.config.block_size) > 0
+            scored.append(Scored(of_item, lengths, truncated))
+        return scored
+
+    return processes.spread(procs, items, score_share)
+
+
+def sum_log_probs(model, queue, batch_size, autocast, stop, bar) -> list[list[float]] | None:
+    """Summed log-prob of each ending of each (context, endings); None when asked to stop.
+
+    fsum makes the sums of the fp32 values exact to the last fp64 bit, so equal values give equal sums, and equal means
+    for endings of any length: ties stay ties."""
+    sums, was_training = [None] * len(queue), model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast():
+            for i, endings in inference.iter_scores(model, queue, batch_size):
+                sums[i] = [math.fsum(tokens.tolist()) for tokens in endings]
+                bar.update()
+                if stop is not None and stop.asked:
+                    return None
+    finally:
+        model.train(was_training)
+    return sums
+
+
+def progress_bar(total: int, name: str, visible: bool) -> tqdm:
+    """Shown on terminals only; None means that to tqdm."""
+    return tqdm(total=total, desc=name, leave=False, disable=None if visible else True)
+
+
+def mean(values: list[float]) -> float | None:
+    if not values:
+        return None
+    return math.fsum(values) / len(values)
+
+
+def standard_error(groups: list[list[float]]) -> float | None:
+    """Of the mean of the groups' means, as if items were independent; compare_runs.py resamples clusters instead.
+    None when a group has fewer than two values."""
+    if any(len(values) < 2 for values in groups):
+        return None
+    variances = []
+    for values in groups:
+        n, center = len(values), mean(values)
+        variances.append(math.fsum((value - center) ** 2 for value in values) / (n - 1) / n)
+    return math.sqrt(math.fsum(variances)) / len(groups)
+
+
+def computing_dtype(autocast) -> str:
+    """The dtype of the products under `autocast`; softmax is fp32 and sums are fp64 in any case."""
+    with autocast():
+        for kind in ("cuda", "cpu", "mps"):
+            if torch.is_autocast_enabled(kind):
+                return str(torch.get_autocast_dtype(kind)).removeprefix("torch.")
+    return "float32"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# written answers
+
+
+def encode_prompt(text: str, bos: bool) -> list[int]:
+    ids = shards.get_tokenizer().encode(text)
+    if bos:
+        return [shards.BOS_ID, *ids]
+    return ids
+
+
+def make_batches(prompts: list[list[int]], rooms: list[int], batch_size: int) -> list[list[int]]:
+    """Numbers of prompts in batches of equal room (new tokens) and similar length, the longest first; prompts without
+    room in none. A batch depends on the prompts alone, not on ranks or on what an interrupted exam has done, and so
+    does rounding."""
+    order = [i for i in range(len(prompts)) if rooms[i] > 0]
+    order.sort(key=lambda i: (rooms[i], -len(prompts[i]), i))
+    batches = []
+    for i in order:
+        if not batches or len(batches[-1]) == batch_size or rooms[batches[-1][0]] != rooms[i]:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, progress: bool) -> list:
+    """Records 0 to n - 1 on every rank, None for numbers that are in no batch. answer(batch): the records of its
+    numbers; each batch is answered by one rank."""
+
+    def answer_share(share):
+        results = []
+        with progress_bar(sum(map(len, share)), name, progress and procs.is_main) as bar:
+            for batch in share:
+                with torch.no_grad():
+                    results.append(answer(batch))
+                bar.update(len(batch))
+        return results
+
+    records = [None] * n
+    for batch, results in zip(batches, processes.spread(procs, batches, answer_share), strict=True):
+        for i, record in zip(batch, results, strict=True):
+            records[i] = record
+    return records
+
+
+def check_vocabulary(model) -> None:
+    """ValueError unless the model writes ids of shards' tokenizer, with or without its multiplication tokens."""
+    size = model.config.vocab_size
+    if not shards.N_GPT2_TOKENS <= size <= shards.VOCAB_SIZE:
+        raise ValueError(f"the model's vocabulary has {size} ids, but problems are encoded with "
+                         f"GPT-2's {shards.N_GPT2_TOKENS} (or {shards.VOCAB_SIZE} with the "
+                         "multiplication tokens): evaluate a model that was trained on those.")
+
+
+def shares(**credits) -> dict:
+    """For each name the mean of its credits (None: there are none) and its 95 % interval: Wilson's (1927), which treats
+    the items as independent."""
+    result, z = {}, 1.959964
+    for name, values in credits.items():
+        n, p = len(values), mean(values)
+        result[name], result[f"{name}_interval"] = p, None
+        if n:
+            middle = p + z * z / (2 * n)
+            half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+            low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+            result[f"{name}_interval"] = [max(0.0, low), min(1.0, high)]
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# records
+
+
+def write_records(name, table, folder, step: int, result: dict, timestamp: str, **more) -> None:
+    """Write evaluate()'s result into a run's folder: one line in <name>_metrics.jsonl, one per item in
+    <name>_items.jsonl, and the metrics of `table` (METRICS) and `more` in step_metrics.json. A step that is already
+    there is replaced. Items are written first, so that a step in the metrics has all of its items."""
+    folder, metrics = Path(folder), result["metrics"]
+    items = [{"step": step, **record} for record in result["items"]]
+    runs.replace_step(folder / f"{name}_items.jsonl", step, items)
+    line = {"type": name, "step": step, "timestamp": timestamp, **metrics}
+    runs.replace_step(folder / f"{name}_metrics.jsonl", step, [line])
+    scores = {key: metrics[key.removeprefix(f"{name}_")] for key, *_ in table}
+    runs.update_step_metrics(folder, step, **scores, **more)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# command line
+
+CHECKPOINT_HELP = ("a run's folder (its newest checkpoint), one of its ckpt/step_*, or a folder of "
+                   "GPT.save (required)")
+
+
+def parse_flags(benchmark, argv) -> argparse.Namespace:
+    name = benchmark.NAME
+    parser = argparse.ArgumentParser(
+        prog=f"{name}.py", description=f"{benchmark.TITLE} scores of a checkpoint.",
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --show 5")
+    add = parser.add_argument_group("what").add_argument
+    add("--checkpoint", required=True, help=CHECKPOINT_HELP)
+    add("--data", default="", help=benchmark.DATA_HELP)
+    add("--max_examples", type=int, default=0, help="items, spread evenly (0 = all)")
+    add("--bos", choices=("on", "off"), default="on",
+        help="begin each context with <|endoftext|> (default on)")
+    for option, settings in benchmark.OPTIONS.items():
+        add(f"--{option}", **settings)
+    add = parser.add_argument_group("output").add_argument
+    add("--show", type=int, default=0, help="print this many items with their scores (0 = none)")
+    add("--out", default="",
+        help=f"folder for {name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json, such as "
+        "the run's; the step is the checkpoint's, or 0 if it has none ('' = only print)")
+    add = parser.add_argument_group("machine").add_argument
+    add("--batch_size", type=int, default=0,
+        help="contexts per forward pass (0 = as many as fit a fixed token budget)")
+    add_machine_flags(add)
+    args = parser.parse_args(argv)
+    for count in ("max_examples", "show", "batch_size"):
+        if getattr(args, count) < 0:
+            parser.error(f"--{count} {getattr(args, count)}: give 0 or more.")
+    return args
+
+
+def add_machine_flags(add) -> None:
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="auto = CUDA when there is one")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="of the matrix products (default float32)")
+
+
+def load_checkpoint(path, device) -> tuple[GPT, Path, int | None, Path | None]:
+    """(model, its folder, step or None, its run's folder or None) of a --checkpoint argument."""
+    folder, step, run = runs.resolve_checkpoint(path, lambda text: print(text, file=sys.stderr))
+    return GPT.load(folder, device), folder, step, run
+
+
+def main(benchmark, argv=None) -> int:
+    """The command line of a benchmark's own file: score a checkpoint, print the result, write the records."""
+    args = parse_flags(benchmark, argv)
+    procs = processes.start_processes(args.device)
+    try:
+        if args.out:
+            procs.on_main(lambda: runs.make_folder(args.out, "--out"))
+        model, folder, step, _ = load_checkpoint(args.checkpoint, procs.device)
+        items = procs.on_main(lambda: benchmark.load(args.data, args.max_examples))
+        _, autocast = processes.autocast_for(procs.device, args.dtype)
+        own = {option: getattr(args, option) for option in benchmark.OPTIONS}
+        result = benchmark.evaluate(
+            model, items, procs, bos=args.bos == "on", batch_size=args.batch_size or None,
+            autocast=autocast, stop=processes.StopRequest(), progress=True, **own)
+        if result is None:
+            raise KeyboardInterrupt
+        if procs.is_main:
+            report(benchmark, args, folder, items, result)
+        if procs.is_main and args.out:
+            benchmark.write_records(args.out, step or 0, result, runs.now())
+            print(f"records of step {step or 0} are in {args.out}")
+    finally:
+        procs.close()
+    return 0
+
+
+def report(benchmark, args, folder, items: list[dict], result: dict) -> None:
+    """Print --show items and the metrics."""
+    if args.show:
+        print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
+    metrics, source = result["metrics"], args.data or benchmark.OFFICIAL
+    print(f"{benchmark.TITLE}, {metrics['n']:,} items of {source} | {folder}")
+    print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, "
+          f"{metrics['seconds']:.1f} s, chance {benchmark.CHANCE:.4f}\n{benchmark.table(metrics)}")

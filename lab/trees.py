@@ -1,0 +1,135 @@
+"""
+trees.py owns token sequences laid out as trees, in which a shared beginning stands once, and attention within them.
+
+Endings of one context, and contexts that begin alike, are scored in one forward pass of as many tokens as they have
+different beginnings (lab/inference.py).
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+QUERY_ROWS = 64  # nodes whose attention is computed at a time on a CPU (measured)
+PAD_TREES = {"cpu": 0, "cuda": 64}  # multiple to which trees are padded to attend together; 0: one after the other
+TREE_TOKENS = 4096  # a tree is not grown beyond this: its mask has the square of its tokens as entries
+
+
+class Trees(NamedTuple):
+    """A node sees itself and its ancestors. Nodes are numbered depth first, so node j is an ancestor of node i, or i
+    itself, when j <= i < ends[j]."""
+
+    tokens: list[int]  # of each node
+    depths: list[int]  # of each node: its position in its sequence
+    ends: list[int]  # of each node: one more than its last descendant
+    spans: list[tuple[int, int]]  # of each tree: its first node and one more than its last
+    nodes_of: list[list[int]]  # of each sequence
+
+
+def grow(sequences: list[list[int]], n_embd: int) -> Trees:
+    """A sequence joins the tree of the one before it in sorted order if the 24 C^2 FLOPs per layer and shared token
+    that it saves are more than the 8 C of each new pair of nodes in one tree's mask."""
+    tokens, depths, ends, starts = [], [], [], []
+    nodes_of: list[list[int]] = [[]] * len(sequences)
+    path, previous = [], []  # the nodes and the tokens of the sequence before
+    for s in sorted(range(len(sequences)), key=sequences.__getitem__):
+        sequence = sequences[s]
+        shared = _shared_length(previous, sequence)
+        new = len(sequence) - shared
+        size = len(tokens) - starts[-1] if starts else 0
+        costly = 3 * n_embd * shared <= size * new or size + new > TREE_TOKENS
+        if not starts or (new and costly):
+            starts.append(len(tokens))
+            shared, new = 0, len(sequence)
+        for node in path[shared:]:
+            ends[node] = len(tokens)
+        path = path[:shared] + list(range(len(tokens), len(tokens) + new))
+        tokens += sequence[shared:]
+        depths += range(shared, len(sequence))
+        ends += [0] * new
+        nodes_of[s], previous = path, sequence
+    for node in path:
+        ends[node] = len(tokens)
+    return Trees(tokens, depths, ends, list(pairwise([*starts, len(tokens)])), nodes_of)
+
+
+def _shared_length(a, b) -> int:
+    """How many tokens two sequences have in common at their beginning."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+def visible(queries, keys, ends):
+    """Whether node queries[..., i] sees node keys[..., j], as bool (..., i, j)."""
+    queries, before = queries.unsqueeze(-1), keys.unsqueeze(-2)
+    return (before <= queries) & (queries < ends[keys].unsqueeze(-2))
+
+
+def attention(spans, ends, rows):
+    """The `attend` of a Context for trees that stand in one row: q (1, H, R, dh) of the nodes `rows` (R,), ascending; k
+    and v (1, H, N, dh) of all nodes. ends (N,) and rows on the device of q."""
+    if pad := PAD_TREES.get(rows.device.type, PAD_TREES["cuda"]):
+        return _attend_padded(spans, ends, rows, pad)
+    return _attend_in_turn(spans, ends, rows)
+
+
+def _attend_in_turn(spans, ends, rows):
+    pieces = []  # (which of q, which of k and v, mask)
+    for first, last in spans:
+        start, stop = torch.searchsorted(rows, torch.tensor([first, last])).tolist()
+        for at in range(start, stop, QUERY_ROWS):
+            queries = slice(at, min(at + QUERY_ROWS, stop))
+            keys = slice(first, int(rows[queries][-1]) + 1)  # depth first: no node sees a later one
+            mask = visible(rows[queries], torch.arange(keys.start, keys.stop), ends)
+            pieces.append((queries, keys, mask[None, None]))
+
+    def attend(q, k, v):
+        outputs = []
+        for queries, keys, mask in pieces:
+            y = F.scaled_dot_product_attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask)
+            outputs.append(y.transpose(1, 2))
+        return torch.cat(outputs, 1).transpose(1, 2)
+
+    return attend
+
+
+def _attend_padded(spans, ends, rows, pad):
+    """In few launches: trees of about the same size, padded to a multiple of `pad`, attend together."""
+    bounds = torch.tensor([first for first, _ in spans] + [spans[-1][1]], device=rows.device)
+    starts = torch.searchsorted(rows, bounds).tolist()
+    groups = {}
+    for (first, last), (start, stop) in zip(spans, pairwise(starts), strict=True):
+        n_keys, n_queries = last - first, stop - start
+        widths = -(-n_keys // pad) * pad, -(-n_queries // pad) * pad
+        groups.setdefault(widths, []).append((first, n_keys, start, n_queries))
+    pieces, places = [], []
+    for (keys_width, queries_width), group in groups.items():
+        first, n_keys, start, n_queries = torch.tensor(group, device=rows.device).T
+        keys, real_keys = _stack_ranges(first, n_keys, keys_width)
+        queries, real_queries = _stack_ranges(start, n_queries, queries_width)
+        mask = visible(rows[queries], keys, ends) & real_keys[:, None]
+        pieces.append((queries, keys, mask[:, None], real_queries.flatten().nonzero()[:, 0]))
+        places.append(queries[real_queries])
+    order = torch.cat(places).argsort()
+
+    def attend(q, k, v):
+        q, k, v = (z[0].transpose(0, 1) for z in (q, k, v))  # (N, H, dh)
+        outputs = []
+        for queries, keys, mask, real in pieces:
+            q_piece, k_piece, v_piece = (z.transpose(1, 2) for z in (q[queries], k[keys], v[keys]))
+            y = F.scaled_dot_product_attention(q_piece, k_piece, v_piece, mask)
+            outputs.append(y.transpose(1, 2).flatten(0, 1)[real])
+        return torch.cat(outputs)[order].transpose(0, 1)[None]
+
+    return attend
+
+
+def _stack_ranges(firsts, sizes, width):
+    """Stacks the ranges first .. first + size - 1 into a matrix (ranges, width), each padded with its last value; also
+    the mask of real entries."""
+    column = torch.arange(width, device=firsts.device)
+    size = sizes[:, None]
+    return firsts[:, None] + torch.minimum(column, size - 1), column < size

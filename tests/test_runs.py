@@ -1,0 +1,200 @@
+"""runs.py, results.py, processes.py, disk.py: what a run leaves on disk, and how scripts start and end."""
+
+import contextlib
+import csv
+import json
+import signal
+import threading
+
+import pytest
+import torch
+from conftest import make_run, write_jsonl
+
+from lab import disk, processes, results, runs
+
+COLUMNS_003 = (
+    "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
+    "sequence_length num_iterations warmdown_iters final_val_loss best_val_loss train_time_ms ms_per_step gpu_name "
+    "n_gpus notes"
+).split()
+
+# ----------------------------------------------------------------------------------------------------------------------
+# flags and results.csv
+
+
+def test_a_flag_counts_unless_it_is_named():
+    """Flags that decide a result and that --resume or the gate would let pass: none."""
+    flags = {"weight_decay": 0.1, "a_new_flag": 1, "seed": 3, "out_dir": "x", "micro_batch_size": 4, "new_data": "x"}
+    assert runs.conditions(flags) == {"weight_decay": 0.1, "a_new_flag": 1, "seed": 3}
+    columns = results.condition_columns({**flags, "max_train_steps": 9}, ["gate_pos", "gate_act"])
+    assert columns == {"weight_decay": 0.1, "a_new_flag": 1, "seed": 3, "unused_flags": "gate_pos gate_act"}
+
+
+def test_results_keep_every_cell(tmp_path):
+    """Cells of an older or a hand-edited results.csv that a new row would cost: none; and 003's columns come first."""
+    path = tmp_path / "results.csv"
+    path.write_text("\ufeffmood,run_id,seed\nfine,old_s0,0\n", encoding="utf-8")
+    row = {"run_id": "new_s1", "final_val_loss": 3.5, **results.condition_columns({"beta1": 0.9, "seed": 1})}
+    results.append_result(path, row)
+    results.append_result(path, {**row, "run_id": "newer_s1", "beta3": 0.5})
+    with path.open(newline="") as f:
+        reader = csv.DictReader(f)
+        old, new, newer = reader
+        columns = reader.fieldnames
+    assert columns[: len(COLUMNS_003)] == COLUMNS_003 and columns[len(COLUMNS_003)] == "arch"
+    assert columns.index("eval_official_mean") < columns.index("beta1") < columns.index("mood")
+    assert (old["mood"], old["run_id"], old["seed"], old["beta1"]) == ("fine", "old_s0", "0", "")
+    assert (new["run_id"], new["beta1"], new["final_val_loss"], new["mood"]) == ("new_s1", "0.9", "3.5", "")
+    assert newer["beta3"] == "0.5" and sorted(p.name for p in tmp_path.iterdir()) == ["results.csv"]
+    assert results.read_results(path)[1]["run_id"] == "new_s1"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# records
+
+
+def test_records_are_taken_back_to_a_step(tmp_path):
+    """Steps that a resumed run would have twice, or lose: none. A nested "step" is not the record's."""
+    make_run(tmp_path / "r", hellaswag=0.5)
+    folder, before = tmp_path / "r", runs.read_run(tmp_path / "r")
+    path = folder / "scalars.jsonl"
+    kept = [line for line in path.open() if json.loads(line)["step"] <= 20]
+    with path.open("a") as f:
+        f.write('{"type": "train", "step": 41, "torn')
+    write_jsonl(folder / "more.jsonl", [{"step": 3, "inner": {"step": 99}}, {"step": 99, "inner": {"step": 3}}])
+    runs.trim_records(folder, 20)
+    assert path.read_text() == "".join(kept)
+    assert runs.read_jsonl(folder / "more.jsonl") == [{"step": 3, "inner": {"step": 99}}]
+    after = runs.read_run(folder)
+    assert list(after["val"].items()) == list(before["val"].items())[:3] and after["benchmarks"]["hellaswag"] == {}
+    assert list(json.loads((folder / "step_metrics.json").read_text())) == ["0", "10", "20"]
+    assert sorted(runs.step_of(path) for path in folder.glob("val_documents_*.npz")) == [0, 10, 20]
+
+
+def test_broken_lines(tmp_path):
+    """A line that a disk fault broke would drop out of a mean in silence: a trainer stops, a comparison notes it."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"step": 1}\n[1]\n{"step": 2}\n{"step": 3, "torn')
+    with pytest.raises(ValueError, match="broken line"):
+        runs.read_jsonl(path)
+    with pytest.raises(ValueError, match="broken line"):
+        runs.rewrite_jsonl(path, lambda step: step > 1)
+    notes = []
+    assert runs.read_jsonl(path, notes) == [{"step": 1}, {"step": 2}] and len(notes) == 2
+    assert runs.read_jsonl(path, [], step=2) == [{"step": 2}]
+    path.write_text('{"step": 1}\n{"step": 3, "torn')
+    assert runs.read_jsonl(path) == [{"step": 1}] and runs.read_jsonl(tmp_path / "none") == []
+
+
+def test_nan_is_written_as_null(tmp_path):
+    """NaN is not JSON: another reader would refuse the whole file."""
+    seen = []
+    writer = runs.JsonlWriter(tmp_path / "a.jsonl", [(seen.append, lambda: seen.append("closed"))])
+    writer.write(step=1, loss=float("nan"), mfu=float("inf"), x=0.5)
+    writer.close()
+    record = {"step": 1, "loss": None, "mfu": None, "x": 0.5}
+    assert runs.read_jsonl(tmp_path / "a.jsonl") == [record] and seen == [record, "closed"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    """Bytes of an old result that a failed write costs: 0."""
+    path = tmp_path / "a.json"
+    disk.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), disk.replacing(path) as f:
+        f.write(b"half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_checkpoints_are_named_once(tmp_path):
+    """The step that a checkpoint's name stands for, also beyond six digits; the order is that of the steps."""
+    for step in (2, 10, 1_234_567):
+        path = runs.checkpoint_path(tmp_path, step)
+        path.mkdir(parents=True)
+        assert runs.step_of(path) == step
+    assert [runs.step_of(path) for path in runs.list_checkpoints(tmp_path)] == [2, 10, 1_234_567]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# processes
+
+
+class Rank(processes.Processes):
+    """A rank whose collectives go through memory: rank 0's broadcast is what the other one gets."""
+
+    sent: list
+
+    def broadcast(self, value):
+        if self.is_main:
+            self.sent.append(value)
+        return self.sent[-1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_rank_0_goes_first(fails):
+    """A rank that waits for ever for one that failed, or that reads a file before it is whole: none."""
+    Rank.sent, done = [], []
+
+    def work(rank):
+        done.append(rank)
+        if fails:
+            raise OSError("no file")
+        return rank
+
+    for rank in (0, 1):
+        expected = pytest.raises(processes.SharedError, match="no file") if fails else contextlib.nullcontext()
+        with expected:
+            assert Rank(rank, rank, 2).main_first(lambda rank=rank: work(rank)) == rank
+    assert done == ([0] if fails else [0, 1])
+
+
+def test_autocast():
+    """The dtype that a run records is the one it computes in."""
+    cpu = torch.device("cpu")
+    name, context = processes.autocast_for(cpu)
+    with context():
+        assert name == "float32" and not torch.is_autocast_enabled("cpu")
+    name, context = processes.autocast_for(cpu, "bfloat16")
+    for _ in range(2):  # one factory serves every batch
+        with context():
+            assert name == "bfloat16" and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("error, rank, code, words", [
+    (None, 0, 0, ""), (ValueError("bad --x: pass 1"), 0, 1, "t.py: bad --x: pass 1"),
+    (FileNotFoundError("no file"), 1, 1, "t.py: no file"), (processes.SharedError("all"), 0, 1, "t.py: all"),
+    (processes.SharedError("all"), 1, 1, ""), (KeyboardInterrupt(), 0, 130, "t.py: stopped"),
+    (KeyboardInterrupt(), 1, 130, ""),
+])
+def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
+    """Lines on the screen of a user who mistyped: one, on any number of ranks; and the exit status says what it was."""
+    monkeypatch.setenv("RANK", str(rank))
+
+    def main():
+        if error is not None:
+            raise error
+        return 0
+
+    with pytest.raises(SystemExit) as exit_:
+        processes.exit_in_a_sentence(main, "t.py", interrupted="stopped")
+    printed = capsys.readouterr().err.strip()
+    if isinstance(exit_.value.code, str):  # the interpreter prints it and exits with 1
+        assert (1, exit_.value.code) == (code, words)
+    else:
+        assert (exit_.value.code, printed) == (code, words)
+
+
+def test_stop_request():
+    """A first ctrl-C that loses the step, or a second one that is ignored; and the handlers of before come back."""
+    before = signal.getsignal(signal.SIGINT)
+    stop = processes.StopRequest()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.asked
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    stop.restore()
+    assert signal.getsignal(signal.SIGINT) is before
+    thread = threading.Thread(target=processes.StopRequest)  # not allowed to handle signals, and need not
+    thread.start()
+    thread.join()
