@@ -80,7 +80,7 @@ def _git(*arguments: str) -> str:
 
 
 def code_files() -> list[Path]:
-    """The repo's own code: the scripts, and lab/ with its data files."""
+    """The scripts, and lab/ with its data files: what a run's code/ holds."""
     return sorted([*REPO.glob("*.py"), *REPO.glob("lab/*.*")])
 
 
