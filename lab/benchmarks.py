@@ -1,26 +1,30 @@
-"""benchmarks.py owns what every likelihood benchmark does alike: scoring over ranks, records, the command line.
+"""benchmarks.py owns what benchmarks do alike: scoring and writing over ranks, records, the command line.
 
-A benchmark is one file of its own rules at the top level, such as hellaswag.py, and one word in train_gpt.BENCHMARKS.
-The trainer's flags and log line, config.json, the records and the rows of compare_runs.py follow from its names:
+A likelihood benchmark is one file of its own rules at the top level, such as hellaswag.py, and one word in
+train_gpt.BENCHMARKS. The trainer's flags and log line, config.json, the records and the rows of compare_runs.py follow
+from what the file defines:
 
-    NAME          in flags (--<NAME>_every, --<NAME>_data) and files (<NAME>_metrics.jsonl, <NAME>_items.jsonl)
-    TITLE         in what is printed
-    METRICS       (key, label, better, format) for each row of a report; key: as in step_metrics.json, with or without
-                  `<NAME>_` before evaluate()'s name; better: 1 for higher, -1 for lower, 0 for neither
-    SHOWN         names of evaluate()'s metrics in the trainer's log line
-    ITEM_METRICS  names of the credits that a report compares item by item
-    CLUSTER       field of an item's record: items with the same value depend on each other. None: all independent
-    CATEGORY      field of an item's record: metrics are means over its values. None: means over items
+    NAME          of flags (--<NAME>_every, --<NAME>_data) and files (<NAME>_metrics.jsonl, <NAME>_items.jsonl)
+    TITLE         what people call it
+    METRICS       (key, label, better, format) for each row of a report. key: as in step_metrics.json, which is
+                  evaluate()'s key with or without `<NAME>_` before it. better: 1 higher, -1 lower, 0 neither
+    SHOWN         evaluate()'s keys in the trainer's log line
+    ITEM_METRICS  keys of a record's "credit" that a report compares item by item, without `eval_`
+    CLUSTER       field of a record; items with the same value are not independent (None: all are)
+    CATEGORY      field of a record; metrics are averaged within each value first (None: over all items)
     DATA_HELP     what --data accepts
 
-    load(source, max_examples=0)             items; source "": the official ones. ValueError, OSError: one sentence
-    check_length(items, block_size)          ValueError when a model of this block_size cannot score them
-    evaluate(model, items, procs=None, *, bos, autocast, stop)
-                                             {"metrics": {name: ...}, "items": [record of each item]}, or None: stopped
+    load(source, max_examples) -> items       each a dict with "id". source "": the official data; "synthetic[:n]":
+                                              made on the spot. ValueError or OSError in one sentence
+    check_length(items, block_size)           ValueError when a model of this block_size cannot score the items
+    evaluate(model, items, procs, *, bos, autocast, stop)
+                                              {"metrics": {...}, "items": [record, ...]}; None when stopped. metrics has
+                                              n, truncated, scorer, dtype, items_sha256 and seconds, a record id and
+                                              credit
     write_records(folder, step, result, timestamp)
 
-A module that passes itself to main() also has OFFICIAL (the official items in a few words), CHANCE, OPTIONS (its own
-flags as {name: arguments of add_argument}), table(metrics) and show(items, records), which return text.
+For main(), its command line, the file also defines OFFICIAL (the official data in a few words), CHANCE, OPTIONS (flags
+of its own: {name: arguments of add_argument}), table(metrics) and show(items, records); both return text.
 """
 
 import argparse
@@ -167,8 +171,7 @@ def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
         encoded = encode([render(item) for item in share], bos)
         refuse_long(share, encoded, model.config.block_size)
         queue = [question for questions in encoded for question in questions]
-        hidden = None if progress and procs.rank == 0 else True
-        with tqdm(total=len(queue), unit="context", desc=name, leave=False, disable=hidden) as bar:
+        with progress_bar(len(queue), name, progress and procs.rank == 0) as bar:
             sums = sum_log_probs(model, queue, batch_size, autocast, stop, bar)
         if sums is None:
             return None
@@ -203,6 +206,11 @@ def sum_log_probs(model, queue, batch_size, autocast, stop, bar) -> list[list[fl
     finally:
         model.train(was_training)
     return sums
+
+
+def progress_bar(total: int, name: str, visible: bool) -> tqdm:
+    """Shown on terminals only; None means that to tqdm."""
+    return tqdm(total=total, desc=name, leave=False, disable=None if visible else True)
 
 
 def mean(values: list[float]) -> float | None:
@@ -262,8 +270,8 @@ def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, pr
     numbers; each batch is answered by one rank."""
 
     def answer_share(share):
-        results, hidden = [], None if progress and procs.is_main else True
-        with tqdm(total=sum(map(len, share)), desc=name, leave=False, disable=hidden) as bar:
+        results = []
+        with progress_bar(sum(map(len, share)), name, progress and procs.is_main) as bar:
             for batch in share:
                 with torch.no_grad():
                     results.append(answer(batch))

@@ -80,8 +80,9 @@ def _git(*arguments: str) -> str:
 
 
 def code_files() -> list[Path]:
-    """The repo's own modules: the scripts and lab/."""
-    return sorted([*REPO.glob("*.py"), *REPO.glob("lab/*.py")])
+    """The scripts and lab/ with its data files: what a run's code/ holds."""
+    patterns = ("*.py", "lab/*.py", "lab/*.css", "lab/*.txt")
+    return sorted(path for pattern in patterns for path in REPO.glob(pattern))
 
 
 def code_state() -> dict:
