@@ -156,11 +156,11 @@ class GPTConfig:
         for name, known in CHOICES.items():
             value = getattr(self, name)
             check(value in list(known), f"unknown {name} {value!r}; use one of {', '.join(known)}")
-        unit = 2 if ARCHS[self.arch].rope else 1  # RoPE turns pairs of channels
+        unit, size = (2, "equal and even size (RoPE turns pairs)") if ARCHS[self.arch].rope else (1, "equal size")
         possible = [n for n in range(1, self.n_embd + 1) if self.n_embd % (unit * n) == 0]
         advice = ", ".join(map(str, possible)) or "1 and an even n_embd"
-        check(self.n_head in possible, f"n_embd {self.n_embd} does not split into {self.n_head} heads of equal size, "
-                                       f"each a multiple of {unit}; use n_head {advice}")
+        check(self.n_head in possible, f"n_embd {self.n_embd} does not split into {self.n_head} heads of {size}; "
+                                       f"use n_head {advice}")
         check(self.padded_vocab_size >= self.vocab_size,
               f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}; "
               "give at least vocab_size, or leave it out")
