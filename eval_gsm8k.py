@@ -143,7 +143,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
     """{"metrics": {...}, "items": [record per problem, in the order of items]}, the same on every rank and for any
     number of ranks.
 
-    model: a GPT or its compiled wrapper; fp32 unless autocast, a function giving the context to compute in, says other.
+    model: a GPT or its compiled wrapper. autocast: a function that gives the context to compute in (default: fp32).
     items: from load(), or {"question", "answer"} rows. temperature 0: greedy; otherwise each problem draws from
     (seed, its id). done: {id: record} of an earlier try, the same on every rank; save(records) is called after each
     batch on the rank that did it. ValueError: a vocabulary that is not GPT-2's, options out of range."""
@@ -361,7 +361,7 @@ def examine(args, procs) -> None:
 
     done = procs.on_main(open_out)
     if done and procs.is_main:
-        print(f"going on with an interrupted exam: {len(done)} of {len(items)} problems are done", file=sys.stderr)
+        print(f"continuing an interrupted exam: {len(done)} of {len(items)} problems are done", file=sys.stderr)
     with append_partial(out, procs.rank, key) as save:
         exam = evaluate(model, items, procs, **settings, autocast=autocast, done=done, save=save,
                         progress=True)
