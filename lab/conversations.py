@@ -55,7 +55,7 @@ def find_files(stage: str, paths: list[str]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.name.endswith(suffixes))
             if not inside:
-                raise FileNotFoundError(f"--data {path} holds no {', '.join(suffixes)} files: name one that does.")
+                raise FileNotFoundError(f"--data {path} holds no {', '.join(suffixes)}: name another folder.")
             files += inside
         elif not path.is_file():
             raise FileNotFoundError(f"--data {path}: no such file or folder; check the path.")
@@ -84,8 +84,8 @@ def read_source(stage: str, paths: list[str], about: list[dict]) -> Iterator[tup
             yield f"{name} record {number:,}", record
     elif any(path.split(":")[0] == "synthetic" for path in paths):
         if stage != "gsm8k" or len(paths) > 1:
-            raise ValueError(f"--data {' '.join(paths)}: synthetic[:N] stands alone and belongs to --stage gsm8k, as "
-                             f"in --stage gsm8k --data synthetic:{N_SYNTHETIC}.")
+            raise ValueError(f"--data {' '.join(paths)}: synthetic[:N] stands alone and belongs to --stage "
+                             f"gsm8k, as in --stage gsm8k --data synthetic:{N_SYNTHETIC}.")
         n = sources.synthetic_size(paths[0], N_SYNTHETIC)
         about.append({"name": "synthetic", "split": "train", "items": n})
         for number, item in enumerate(synthetic.gsm8k_items(n, split="train")):
@@ -142,8 +142,8 @@ def _chat(messages: list) -> list[tuple[str, str]]:
     if roles[:1] == ["system"]:
         system = texts[0]
         roles, texts = roles[1:], texts[1:]
-    for i, (role, due) in enumerate(zip(roles, itertools.cycle(["user", "assistant"]), strict=False), 1):
-        if role != due:
+    for i, role in enumerate(roles, 1):
+        if role != ("assistant", "user")[i % 2]:
             raise ValueError(f"has its roles out of order: turn {i} is {role}, but user and assistant "
                              "must alternate")
     if len(roles) < 2:
@@ -303,7 +303,8 @@ def load_source(stage: str, paths: list[str], args, guard, counts: Counter, abou
     bar.close()
     counts["contaminated"] = len(dropped)
     if not rows:
-        kinds = [f"{n:,} {kind}" for kind, n in counts.items() if n and kind != "read"] or ["no data"]
+        kinds = [f"{n:,} {kind}" for kind, n in counts.items() if n and kind != "read"]
+        kinds = kinds or ["no data"]
         raise ValueError(f"--stage {stage}: no conversation is left of {counts['read']:,} records "
                          f"({', '.join(kinds)}): give --data that holds some.")
     digests = [hashlib.blake2b(tokens.tobytes() + trained.tobytes(), digest_size=8).digest()
@@ -330,7 +331,9 @@ def load(args) -> dict:
     inputs = {args.stage: args.data}
     if args.stage == "transition":
         inputs = {"tulu": args.data, "tinygsm": args.tinygsm_data}
-    pieces, record = [], {"sources": {}, "counts": {}, "contaminated": {}, "benchmarks": guard and guard.benchmarks}
+    benchmarks = guard.benchmarks if guard is not None else None
+    pieces = []
+    record = {"sources": {}, "counts": {}, "contaminated": {}, "benchmarks": benchmarks}
     for number, (stage, paths) in enumerate(inputs.items()):
         counts, about, dropped = Counter(), [], []
         piece = load_source(stage, paths, args, guard, counts, about, dropped)
