@@ -1,4 +1,4 @@
-"""The multiplication injector: finds whole single-digit products in text and writes each as one `<MUL_a_b_c>` token.
+"""inject_mul.py owns the injector: it writes each whole single-digit product of a text as one `<MUL_a_b_c>` token.
 
     python inject_mul.py < story.txt > story_mul.txt                          # weak: 6*9 and 6*9=54
     python inject_mul.py --mode strict --format jsonl train.jsonl -o out.jsonl

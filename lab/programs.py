@@ -220,7 +220,7 @@ class Evaluator:
         check(self.steps <= MAX_STEPS, "too many steps")
 
     def show(self, value) -> str:
-        """Its characters cost steps, or a list of floats of 309 digits would be shown for nothing."""
+        """The value as text. Characters cost steps: otherwise a list of floats of 309 digits would cost nothing."""
         text = show(value)
         self.spend(len(text) // CHARACTERS_PER_STEP)
         return text
@@ -459,11 +459,11 @@ class Evaluator:
             base = f"({texts[0]})" if texts[0].startswith("-") else texts[0]
             return f"{base} ** {texts[1]}", value
         if name in ROUNDING and self.show(value) == texts[0]:
-            return self.as_value(value)  # 6.0 -> 6: nothing to tell
+            return self.as_value(value)  # 6.0 -> 6 is no step
         return f"{name}({', '.join(texts)})", value
 
 
-# the tables: only what stands here can occur in a program
+# the tables: nothing else can occur in a program
 STATEMENTS = {
     ast.Assign: Evaluator.do_assign, ast.AugAssign: Evaluator.do_augmented, ast.AnnAssign: Evaluator.do_annotated,
     ast.If: Evaluator.do_if, ast.For: Evaluator.do_for, ast.While: Evaluator.do_while,

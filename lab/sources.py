@@ -5,8 +5,8 @@
     for place, record in read_zip("ewok.zip", "EWOK_PASSWORD"):
     for record in hub_records("openai/gsm8k", "main", "train"):
 
-What a suffix means stands in two tables, DOCUMENT_READERS and RECORD_READERS. A file that is damaged or cut off, or a
-stream that breaks, is an error: it must never look like the end of the data.
+Two tables say what a suffix means, DOCUMENT_READERS and RECORD_READERS. A file that is damaged or cut off, or a stream
+that breaks, is an error: it must never look like the end of the data.
 """
 
 from __future__ import annotations

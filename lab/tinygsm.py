@@ -13,7 +13,7 @@ how many rows were dropped and why. For the program
         result = tray_total + 16 - 2                                #### 68
         return result
 
-What a line says, and what a program may consist of: programs.py. Nothing is ever executed by Python.
+programs.py owns these lines and what a program may consist of. Nothing is ever executed by Python.
 """
 
 from __future__ import annotations

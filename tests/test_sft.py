@@ -539,9 +539,9 @@ def test_transition_moves_from_one_source_to_the_other(tmp_path):
 # GSM8K's test split
 
 
-def test_known_test_question_hashes():
+def test_known_gsm8k_test_hashes():
     """Number of test questions that training recognises: 1,319, none of them a synthetic problem."""
-    assert len(decontaminate.test_question_hashes()) == 1319
+    assert len(decontaminate.gsm8k_test_hashes()) == 1319
     assert not any(decontaminate.is_test_question(item["question"]) for item in synthetic.gsm8k_items(500))
 
 
@@ -580,7 +580,7 @@ def test_a_question_of_the_test_split_is_refused_or_dropped(tmp_path, monkeypatc
     """The same with a stand-in for a test question: an error at its line; dropped and named under --decontaminate."""
     secret = "How many of the seven purple lanterns were lit when the twelve boats came home last night?"
     hashes = frozenset([decontaminate.question_hash(secret)])
-    monkeypatch.setattr(decontaminate, "test_question_hashes", lambda: hashes)
+    monkeypatch.setattr(decontaminate, "gsm8k_test_hashes", lambda: hashes)
     rows = [chat("Hi", f"Hello {i}") for i in range(20)]
     talk = write_jsonl(tmp_path / "talk.jsonl", [*rows, chat(secret, "5"), chat("Well: " + secret, "So 5.")])
     with pytest.raises(ValueError, match="line 21 holds a question of GSM8K's test split"):
