@@ -165,7 +165,7 @@ class GPTConfig:
         for name, known in CHOICES.items():
             value = getattr(self, name)
             check(value in list(known), f"unknown {name} {value!r}; use one of {', '.join(known)}")
-        unit, size = (2, "even size (RoPE turns pairs)") if ARCHS[self.arch].rope else (1, "equal size")
+        unit, size = (2, "equal, even size") if ARCHS[self.arch].rope else (1, "equal size")
         possible = [n for n in range(1, self.n_embd + 1) if self.n_embd % (unit * n) == 0]
         advice = ", ".join(map(str, possible)) or "1 and an even n_embd"
         check(self.n_head in possible, f"n_embd {self.n_embd} does not split into {self.n_head} heads of {size}; "
