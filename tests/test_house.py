@@ -277,7 +277,6 @@ def test_riddles_are_recognised(code, what):
     assert len(messages) == (what is not None) and all(message.startswith(what) for message in messages)
 
 
-@pytest.mark.xfail(reason="synthetic.py and tinygsm.py are being rewritten")
 def test_no_riddles():
     """`list * bool`, and expressions or lambdas for a side effect: none."""
     lines = []
@@ -287,7 +286,6 @@ def test_no_riddles():
     assert not lines, "\n".join(lines)
 
 
-@pytest.mark.xfail(reason="synthetic.py and tinygsm.py are being rewritten")
 def test_no_formatter_is_told_off():
     """`# fmt: skip` in the house: none, as no formatter runs here."""
     assert [path.name for path in modules().values() if "# fmt:" in path.read_text(encoding="utf-8")] == []
