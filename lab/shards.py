@@ -84,7 +84,8 @@ class DatasetWriter:
 
     settings: everything that decides the bytes; resuming with other settings is refused.
     train_shard_tokens: tokens per train shard, where they are not shard_tokens (rows).
-    Attributes: complete (nothing left to do), state (of the last commit, {} at first)."""
+    Attributes: complete (nothing left to do), state (of the last commit, {} at first), mul_counts (train tokens of each
+    product, in order of their ids)."""
 
     def __init__(self, out_dir, settings: dict, shard_tokens: int, val_shards: int,
                  resume: bool = False, train_shard_tokens: int | None = None):
@@ -92,6 +93,7 @@ class DatasetWriter:
         self.shard_tokens = {"train": train_shard_tokens or shard_tokens, "val": shard_tokens}
         self.settings = json.loads(json.dumps(settings))  # as a later --resume will read them
         self.complete, self.state = False, {}
+        self.mul_counts = np.zeros(VOCAB_SIZE - FIRST_MUL_ID, np.int64)
         self.files = []  # a record per shard, in order of creation; complete ones have a sha256
         self._open = {}  # split -> (handle, running sha256, record) of its unfinished shard
         self._side = {}  # name -> handle of other files that grow in step with the shards
@@ -132,6 +134,8 @@ class DatasetWriter:
         """Put the folder back to what the last commit recorded, and go on from there."""
         self._refuse_other_settings(progress["settings"])
         self.state, self.files = progress["state"], progress["files"]
+        check("mul_counts" in progress, f"{self.dir} was begun by another version", "delete it and prepare again")
+        self.mul_counts += progress["mul_counts"]
         lengths = dict(progress["val_lengths"])  # bytes of each file that stays
         unfinished = [record for record in self.files if not record["complete"]]
         for record in self.files:
@@ -173,6 +177,9 @@ class DatasetWriter:
 
         A document may straddle shards; it is counted where it begins. The last of `val_shards` val files takes all of
         the document that crosses the cap."""
+        if split == "train":
+            ranks = ids[ids >= FIRST_MUL_ID] - FIRST_MUL_ID
+            self.mul_counts += np.bincount(ranks, minlength=len(self.mul_counts))
         starts = np.cumsum(lengths) - lengths
         done = 0
         while done < len(ids):
@@ -238,7 +245,8 @@ class DatasetWriter:
         for handle in self._handles():
             os.fsync(handle.fileno())
         lengths = {self._partial(name).name: handle.tell() for name, handle in self._side.items()}
-        progress = {"settings": self.settings, "state": state, "files": self.files, "val_lengths": lengths}
+        progress = {"settings": self.settings, "state": state, "files": self.files,
+                    "val_lengths": lengths, "mul_counts": self.mul_counts.tolist()}
         disk.write_whole(self.dir / "progress.json", json.dumps(progress, indent=1).encode())
         self.state = state
         self._shard_closed, self._committed = False, time.monotonic()

