@@ -21,7 +21,6 @@ buffer and crowd out those that would fit: cropping climbs during the pass (see 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import sys
 import zipfile
@@ -33,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 import prepare_fineweb
-from lab import disk, shards
+from lab import disk
 from lab.token_files import check
 from lab.tokenizer import BOS_ID, get_tokenizer
 
@@ -179,7 +178,7 @@ class RowTrain:
         self.bos_added += 1
         return document[: 2 * room], BOS + document[2 * room :]
 
-    def _write(self, writer: shards.DatasetWriter, pieces: list[bytes], rows: list[tuple]) -> None:
+    def _write(self, writer, pieces: list[bytes], rows: list[tuple]) -> None:
         """Finished rows, as BestFit.add returns them, into the writer and into the report."""
         if not rows:
             return
@@ -203,7 +202,7 @@ class RowTrain:
         """What `restore` needs after a kill, JSON-able; the buffer goes to packer_buffer_<commits>.tmp.
 
         The file before stays until the next call: a kill before progress.json names the new one does no harm."""
-        self.remove_buffers(keep=self._buffer_path())
+        remove_buffers(self.args.out_dir, keep=self._buffer_path())
         self.commits += 1
         buffered = self.packer.buffered()
         tokens = b"".join(document for _, document in buffered)
@@ -217,12 +216,12 @@ class RowTrain:
     def restore(self, state: dict) -> None:
         """Continue from `state`; {} begins. ValueError when the buffer's file is damaged."""
         if not state:
-            self.remove_buffers()
+            remove_buffers(self.args.out_dir)
             return
         self.commits, self.bos_added = state["commits"], state["bos_added"]
         self.rows, self.bin_rows = state["rows"], state["bin_rows"]
         path = self._buffer_path()
-        self.remove_buffers(keep=path)
+        remove_buffers(self.args.out_dir, keep=path)
         try:
             with np.load(path) as arrays:
                 lengths, self.bins = arrays["lengths"], arrays["bins"]
@@ -239,12 +238,7 @@ class RowTrain:
     def _buffer_path(self) -> Path:
         return Path(self.args.out_dir) / f"packer_buffer_{self.commits:06d}.tmp"
 
-    def remove_buffers(self, keep: Path | None = None) -> None:
-        for path in Path(self.args.out_dir).glob("packer_buffer_*.tmp"):
-            if path != keep:
-                path.unlink()
-
-    def finish(self, writer: shards.DatasetWriter) -> tuple[dict, dict]:
+    def finish(self, writer) -> tuple[dict, dict]:
         """Write what is left. Returns (entries of the token account, fields of meta.json)."""
         self._write(writer, *self.packer.add((), last=True))
         written, cropped = self.rows * self.row_tokens, int(self.bins[:, 1].sum())
@@ -259,6 +253,12 @@ class RowTrain:
             "tokens_dropped_tail": tail, "bos_added_total": self.bos_added,
             "packing_report": packing_report(self.bins, self.bin_rows, self.rows, self.row_tokens),
         }
+
+
+def remove_buffers(out_dir, keep: Path | None = None) -> None:
+    for path in Path(out_dir).glob("packer_buffer_*.tmp"):
+        if path != keep:
+            path.unlink()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -309,14 +309,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--batch_docs", type=int, default=256, help="handed over at once; never changes a row (default: 256)")
     add("--shard_rows", type=int, default=0, help="rows per train shard (default: 0 = as --shard_tokens)")
     args = parser.parse_args(argv)
-    try:
-        train = RowTrain(args)
-    except ValueError as error:
-        sys.exit(str(error))
-    prepare_fineweb.run(args, train)
-    with contextlib.suppress(OSError):
-        train.remove_buffers()
-    print_report(shards.read_meta(args.out_dir))
+    meta = prepare_fineweb.run(args, RowTrain)
+    remove_buffers(args.out_dir)
+    print_report(meta)
 
 
 if __name__ == "__main__":

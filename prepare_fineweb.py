@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import re
 import sys
 import time
@@ -32,9 +33,7 @@ from lab import decontaminate, processes, runs, shards, sources
 from lab.token_files import check
 from lab.tokenizer import BACKENDS, BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer, tokenizer_hash
 
-IN_FLIGHT_BYTES = 2**25  # text that workers hold at once, however many they are
-# one reader cannot feed more workers, and each holds 27 MB of gigatoken's tables and as much cache (measured)
-MAX_WORKERS = 16
+MAX_WORKERS = 16  # that one reader can feed; each holds 27 MB of gigatoken's tables and as much cache (measured)
 COMMIT_SECONDS = 1.0  # work a kill may cost; one commit is a few fsyncs
 # flags that decide the bytes
 SETTINGS = "text_field condition inject shard_tokens val_shards val_fraction max_docs target_tokens".split()
@@ -59,8 +58,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add("--synthetic_seed", type=int, default=0, help="world of --dataset synthetic (default: 0)")
     add("--max_docs", type=int, default=0, help="documents to read (default: 0 = all)")
     add("--target_tokens", type=int, default=0,
-        help="train tokens, counted as plain GPT-2's in every condition, so that all stop alike: stop after the "
-             "document that reaches it, fail if the source has fewer (default: 0 = off)")
+        help="train tokens (plain GPT-2's in every condition): stop after the document that reaches it, "
+             "fail if the source has fewer (default: 0 = off)")
     add("--bad_documents", choices=["error", "skip"], default="error",
         help="empty, not UTF-8 or over 32 MiB: stop, or leave out and count (default: error)")
     decontaminate.add_argument(group)
@@ -77,11 +76,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--out_dir", required=True, help="folder of the dataset, created; must not hold another")
     add("--shard_tokens", type=int, default=100_000_000, help="per shard (default: 100_000_000)")
-    add("--val_shards", type=int, default=1,
-        help="hold out at most about this many shards of plain GPT-2 tokens (default: 1; 0 = none)")
-    add("--val_fraction", type=float, default=0.01,
-        help="share of the documents held out, by hash, until the cap (default: 0.01)")
-    add("--num_proc", type=int, default=1, help="tokenising threads, at most 16; 1 = the reader itself (default: 1)")
+    add("--val_shards", type=int, default=1, help="hold out at most so many (default: 1; 0 = none)")
+    add("--val_fraction", type=float, default=0.01, help="share of documents held out (default: 0.01)")
+    add("--num_proc", type=int, default=1, help="tokenising threads, at most 16 (default: 1)")
     add("--resume", action="store_true", help="continue a killed run of the same command")
 
 
@@ -137,13 +134,10 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
              val_fraction: float, guard: decontaminate.Guard | None = None) -> Tokenized:
     """One item of `read_batches` -> Tokenized. A pure function, so that any number of workers gives the same bytes."""
     tokenizer = get_tokenizer(backend)
-    texts, numbers, bad = [], [], []
-    for number, document in enumerate(documents, first):
-        if isinstance(document, bytes):
-            texts.append(document)
-            numbers.append(number)
-        else:
-            bad.append((number, document))
+    numbered = list(enumerate(documents, first))
+    bad = [(number, why) for number, why in numbered if isinstance(why, str)]
+    numbers = [number for number, document in numbered if isinstance(document, bytes)]
+    texts = [document for document in documents if isinstance(document, bytes)]
     hits = guard.hits_batch(texts) if guard else {}
 
     # every piece of text is tokenised on its own and follows a special id
@@ -172,25 +166,21 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
 
 
 def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> Iterator[Tokenized]:
-    """Batches in document order; at most 2 x num_proc, or IN_FLIGHT_BYTES of text, or one, in memory."""
+    """Batches in document order; at most 2 x num_proc in memory."""
     settings = (args.tokenizer_backend, args.inject, args.val_fraction, guard)
     if args.num_proc == 1:
         for first, documents in sources.read_batches(source, start):
             yield tokenize(first, documents, *settings)
         return
     workers = min(args.num_proc, MAX_WORKERS)
-    pool, pending, in_flight = ThreadPoolExecutor(max_workers=workers), deque(), 0
+    pool, pending = ThreadPoolExecutor(max_workers=workers), deque()
     try:
         for first, documents in sources.read_batches(source, start):
-            size = sum(map(len, documents))
-            while pending and (len(pending) == 2 * workers or in_flight + size > IN_FLIGHT_BYTES):
-                finished_size, future = pending.popleft()
-                in_flight -= finished_size
-                yield future.result()
-            pending.append((size, pool.submit(tokenize, first, documents, *settings)))
-            in_flight += size
+            if len(pending) == 2 * workers:
+                yield pending.popleft().result()
+            pending.append(pool.submit(tokenize, first, documents, *settings))
         while pending:
-            yield pending.popleft()[1].result()
+            yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -200,7 +190,7 @@ def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> I
 
 
 class StreamTrain:
-    """Where the documents go that are not held out: a plain stream. prepare_bos_rows.RowTrain packs rows instead."""
+    """Where documents go that are not held out: a plain stream. prepare_bos_rows.RowTrain packs rows instead."""
 
     def __init__(self, args: argparse.Namespace):
         self.shard_tokens = args.shard_tokens  # of train shards
@@ -264,16 +254,17 @@ def prepare(args: argparse.Namespace, train) -> dict:
         writer.commit(state)
         return time.time() - began
 
-    counted, total, unit = "documents", source.documents, "doc"
+    target, counted, total, unit = math.inf, "documents", source.documents, "doc"
     if args.target_tokens:
-        counted, total, unit = "plain_train", args.target_tokens, "tok"
+        target = args.target_tokens
+        counted, total, unit = "plain_train", target, "tok"
     interval = 0.5 if sys.stderr.isatty() else 10  # seconds between two lines
     bar = tqdm(total=total, initial=state[counted], unit=unit, unit_scale=True, mininterval=interval)
     batches = tokenized_batches(args, source, state["documents"], guard)
     stop, pause = processes.StopRequest(), COMMIT_SECONDS
     try:
         with bar, contextlib.closing(batches):
-            while not (stop.asked or target_reached(args, state)):
+            while not stop.asked and state["plain_train"] < target:
                 batch = next(batches, None)
                 if batch is None:
                     break
@@ -289,8 +280,9 @@ def prepare(args: argparse.Namespace, train) -> dict:
             commit()
             if stop.asked:
                 raise KeyboardInterrupt
-            target, tokens = args.target_tokens, state["plain_train"]
-            check(tokens >= target, f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
+            tokens = state["plain_train"]
+            check(target == math.inf or tokens >= target,
+                  f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
                   f"delete {args.out_dir} and run again with more documents or a lower target")
             check(state["held_out"] or not args.val_shards,
                   f"none of {state['documents']:,} documents was held out at --val_fraction {args.val_fraction}",
@@ -306,10 +298,6 @@ def prepare(args: argparse.Namespace, train) -> dict:
         raise
     finally:
         stop.restore()
-
-
-def target_reached(args: argparse.Namespace, state: dict) -> bool:
-    return 0 < args.target_tokens <= state["plain_train"]
 
 
 TRAIN, VAL, DROPPED = range(3)  # where a document goes
@@ -364,7 +352,7 @@ def add_batch(args, batch: Tokenized, writer, train, state: dict, held_out: set[
     state["plain_train"] += int(baseline_tokens[to_train].sum())
     state["plain_held_out"] += int(baseline_tokens[to_val].sum())
     state["documents"] = batch.end
-    if target_reached(args, state):
+    if 0 < args.target_tokens <= state["plain_train"]:
         state["documents"] = int(batch.numbers[n - 1]) + 1
     unusable = sum(number < state["documents"] for number, _ in batch.bad)
     state["dropped"] += int(dropped.sum()) + unusable
@@ -434,31 +422,31 @@ def print_summary(args: argparse.Namespace, meta: dict) -> None:
           f"{meta['docs_dropped']:,} dropped; {meta['elapsed_seconds']:.1f} s, "
           f"{rate:.2f} M tokens/s ({meta['tokenizer_backend']})")
     if report := meta.get("decontamination"):
-        print(f"contaminated and dropped: {report['documents_dropped']:,} documents, "
-              f"{report['plain_tokens_dropped']:,} tokens")
         for name, record in report["benchmarks"].items():
-            print(f"    {name}: {record['documents_dropped']:,} documents, "
-                  f"{record['items_hit_total']:,} of {record['items']:,} items")
+            print(f"contaminated and dropped: {record['documents_dropped']:,} documents for "
+                  f"{record['items_hit_total']:,} of {record['items']:,} items of {name}")
     if meta["condition"] == "mul_tokens":
         products, documents = meta["mul_tokens_in_train"], meta["docs_with_mul_tokens"]
         print(f"products: {products:,} in {documents:,} train documents, "
               f"{meta['mul_token_rate']:.2e} of all train tokens")
         if not products:
-            print("WARNING: no product was found, so this dataset equals the baseline: "
-                  "the intervention is absent.")
+            print("WARNING: without products this dataset equals the baseline: the intervention is absent.")
     first = np.memmap(Path(args.out_dir) / "train_000000.bin", dtype="<u2", mode="r")[: 2**22]
     start = max(0, int(np.argmax(first >= FIRST_MUL_ID)) - 32)
     sample = get_tokenizer(args.tokenizer_backend).decode(first[start : start + 96])
     print(f"sample: {sample!r}")
 
 
-def run(args: argparse.Namespace, train) -> None:
-    """`prepare` for a command line: errors as one sentence with exit status 1, ctrl-C with 130."""
+def run(args: argparse.Namespace, train_side) -> dict:
+    """`prepare` for a command line: errors as one sentence with exit status 1, ctrl-C with 130.
+
+    train_side: the class, StreamTrain or another. Returns meta.json."""
     try:
-        print_summary(args, prepare(args, train))
+        meta = prepare(args, train_side(args))
+        print_summary(args, meta)
+        return meta
     except KeyboardInterrupt:
-        print(f"stopped; run the same command again with --resume to continue {args.out_dir}.",
-              file=sys.stderr)
+        print(f"stopped; to continue {args.out_dir}, run it again with --resume.", file=sys.stderr)
         sys.exit(130)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
@@ -473,7 +461,7 @@ def main(argv: list[str] | None = None) -> None:
         epilog="example: python prepare_fineweb.py --dataset 'corpus/*.parquet' --out_dir data/mine --num_proc 4")
     add_source_arguments(parser)
     args = parser.parse_args(argv)
-    run(args, StreamTrain(args))
+    run(args, StreamTrain)
 
 
 if __name__ == "__main__":

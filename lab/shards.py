@@ -78,20 +78,18 @@ class DatasetWriter:
     """Writes a dataset folder so that a kill at any moment loses at most the work since the last `commit`.
 
     Tokens are appended to `<name>.bin.partial`; `commit(state)` flushes them to disk and records their lengths and the
-    caller's `state` (a JSON-able dict) in progress.json. `resume=True` cuts the partial files back to those lengths and
-    hands `state` back. A full shard is flushed and renamed. `finish(meta)` writes val_documents.npz and, last,
-    meta.json.
+    caller's `state` (a JSON-able dict) in progress.json. `resume=True` cuts the files back to those lengths and hands
+    `state` back. A full shard is flushed and renamed. `finish(meta)` writes val_documents.npz and, last, meta.json.
 
-    settings: everything that decides the bytes; resuming with other settings is refused.
-    train_shard_tokens: tokens per train shard, where they are not shard_tokens (rows).
-    Attributes: complete (nothing left to do), state (of the last commit, {} at first), mul_counts (train tokens of each
-    product, in order of their ids)."""
+    settings: what decides the bytes; resuming with others is refused. train_shard_tokens: if not shard_tokens (rows).
+    Attributes: complete (nothing left to do), state (of the last commit, {} at first), mul_counts (of the train tokens,
+    in order of their ids)."""
 
     def __init__(self, out_dir, settings: dict, shard_tokens: int, val_shards: int,
                  resume: bool = False, train_shard_tokens: int | None = None):
         self.dir, self.val_shards = Path(out_dir), val_shards
         self.shard_tokens = {"train": train_shard_tokens or shard_tokens, "val": shard_tokens}
-        self.settings = json.loads(json.dumps(settings))  # as a later --resume will read them
+        self.settings = json.loads(json.dumps(settings))  # as --resume will read them
         self.complete, self.state = False, {}
         self.mul_counts = np.zeros(VOCAB_SIZE - FIRST_MUL_ID, np.int64)
         self.files = []  # a record per shard, in order of creation; complete ones have a sha256
@@ -103,19 +101,19 @@ class DatasetWriter:
             (self.dir / ".writable").unlink()
         except OSError as error:
             fault = f"--out_dir {self.dir} is not writable ({error.strerror})"
-            raise ValueError(f"{fault}: choose another --out_dir.") from error
+            raise ValueError(f"{fault}: choose another.") from error
         names = sorted(path.name for path in self.dir.iterdir())
         if "meta.json" in names:
-            check(resume, f"{self.dir} already holds a finished dataset", "choose another --out_dir, or delete it")
+            check(resume, f"{self.dir} already holds a finished dataset", "choose another, or delete it")
             self._refuse_other_settings(read_meta(self.dir).get("settings", {}))
             self._remove_progress()  # left by a kill after meta.json was written
             self.complete = True
         elif "progress.json" in names:
-            check(resume, f"{self.dir} holds an unfinished prepare", "pass --resume to continue it, or delete it")
+            check(resume, f"{self.dir} holds an unfinished prepare", "pass --resume, or delete it")
             self._load(json.loads((self.dir / "progress.json").read_text()))
         else:
             foreign = ", ".join(name for name in names if name.endswith((".bin", ".npy", ".bin.partial")))
-            check(not foreign, f"{self.dir} holds {foreign} of something else", "choose an empty --out_dir")
+            check(not foreign, f"{self.dir} holds {foreign} of something else", "choose another")
             self._remove_progress()  # left by a kill before the first commit
             self.append(VAL_DOCUMENTS, b"")
             self.append(VAL_MUL_BYTES, b"")
@@ -127,8 +125,8 @@ class DatasetWriter:
             was, now = recorded.get(name), self.settings.get(name)
             if was != now:
                 changed.append(f"{name} was {was!r}, now {now!r}")
-        check(not changed, f"{self.dir} was begun with other settings ({', '.join(changed)})",
-              "repeat those, or choose another --out_dir")
+        fault = f"{self.dir} was begun with other settings ({', '.join(changed)})"
+        check(not changed, fault, "repeat those, or choose another --out_dir")
 
     def _load(self, progress: dict) -> None:
         """Put the folder back to what the last commit recorded, and go on from there."""
@@ -137,29 +135,27 @@ class DatasetWriter:
         check("mul_counts" in progress, f"{self.dir} was begun by another version", "delete it and prepare again")
         self.mul_counts += progress["mul_counts"]
         lengths = dict(progress["val_lengths"])  # bytes of each file that stays
-        unfinished = [record for record in self.files if not record["complete"]]
         for record in self.files:
-            final, partial = self.dir / record["name"], self._partial(record["name"])
-            if record["complete"]:
-                lengths[final.name] = 2 * record["tokens"]
-                continue
-            lengths[partial.name] = 2 * record["tokens"]
-            if final.exists():  # killed between the rename and the next commit
-                os.replace(final, partial)
+            path, partial = self.dir / record["name"], self._partial(record["name"])
+            if not record["complete"]:
+                if path.exists():  # killed between the rename and the next commit
+                    os.replace(path, partial)
+                path = partial
+            lengths[path.name] = 2 * record["tokens"]
         for name, length in lengths.items():
             path = self.dir / name
             whole = path.exists() and path.stat().st_size >= length
-            check(whole, f"{path} is missing or shorter than recorded", f"delete {self.dir} and prepare again")
+            check(whole, f"{path} is missing or shorter than recorded", "delete all and prepare again")
             if path.suffix == ".partial":
                 os.truncate(path, length)
-        for pattern in ("train_*.bin*", "val_*.bin*", "*.jsonl.partial"):
-            for path in self.dir.glob(pattern):
-                if path.name not in lengths:  # begun after the last commit
-                    path.unlink()
-        for record in unfinished:
-            path = self._partial(record["name"])
-            digest = disk.sha256_file(path, hashlib.sha256())
-            self._open[record["split"]] = open(path, "ab", buffering=0), digest, record
+        for path in self._glob("train_*.bin*", "val_*.bin*", "*.jsonl.partial"):
+            if path.name not in lengths:  # begun after the last commit
+                path.unlink()
+        for record in self.files:
+            if not record["complete"]:
+                path = self._partial(record["name"])
+                digest = disk.sha256_file(path, hashlib.sha256())
+                self._open[record["split"]] = open(path, "ab", buffering=0), digest, record
         for name in progress["val_lengths"]:
             self.append(name.removesuffix(".partial"), b"")
         self._shard_closed, self._committed = False, time.monotonic()
@@ -167,8 +163,11 @@ class DatasetWriter:
     def _partial(self, name: str) -> Path:
         return self.dir / f"{name}.partial"
 
+    def _glob(self, *patterns: str) -> list[Path]:
+        return [path for pattern in patterns for path in self.dir.glob(pattern)]
+
     def held_out_hashes(self) -> set[bytes]:
-        """Hashes of the documents held out so far, to keep their duplicates out of train."""
+        """Of the documents held out so far, to keep their duplicates out of train."""
         records = np.frombuffer(self.appended(VAL_DOCUMENTS), VAL_RECORD)
         return {record["hash"].tobytes() for record in records}
 
@@ -233,7 +232,6 @@ class DatasetWriter:
         return self._partial(name).read_bytes()
 
     def tokens(self, split: str) -> int:
-        """Tokens written to a split so far."""
         return sum(record["tokens"] for record in self.files if record["split"] == split)
 
     def commit_is_due(self, seconds: float) -> bool:
@@ -265,7 +263,7 @@ class DatasetWriter:
             path, written = self.dir / record["name"], 2 * record["tokens"]
             size = path.stat().st_size
             check(size == written, f"something else changed {path} ({size:,} bytes, not {written:,})",
-                  f"delete {self.dir} and prepare again")
+                  "delete all and prepare again")
         for name, handle in self._side.items():
             handle.close()
             if name not in (VAL_DOCUMENTS, VAL_MUL_BYTES):
@@ -312,9 +310,8 @@ class DatasetWriter:
 
     def _remove_progress(self) -> None:
         (self.dir / "progress.json").unlink(missing_ok=True)
-        for pattern in ("val_*.partial", "*.jsonl.partial"):
-            for path in self.dir.glob(pattern):
-                path.unlink()
+        for path in self._glob("val_*.partial", "*.jsonl.partial"):
+            path.unlink()
 
 
 def _write_all(handle, data: memoryview) -> None:
@@ -349,14 +346,17 @@ def _own_files(folder: Path, split: str, meta: dict, row_tokens: int | None) -> 
     for record in meta["data_files"]:
         if record["split"] == split:
             path, expected = folder / record["name"], record["tokens"]
-            check(path.exists(), f"{path} is listed in meta.json but missing", AGAIN, FileNotFoundError)
+            fault = f"{path} is listed in meta.json but missing"
+            check(path.exists(), fault, AGAIN, FileNotFoundError)
             offset, tokens = token_files.headerless_layout(path)
             holds = f"{path} holds {tokens:,} tokens, not"
             check(tokens == expected, f"{holds} the {expected:,} of meta.json (truncated or edited)", AGAIN)
             check(not row_tokens or tokens % row_tokens == 0,
                   f"{holds} a multiple of row_tokens {row_tokens}", "prepare the rows again")
             files.append(TokenFile(path, offset, tokens, record["sha256"]))
-    remedy = {"val": "prepare with --val_shards 1, or pass --val_data_dir"}.get(split, AGAIN)
+    remedy = AGAIN
+    if split == "val":
+        remedy = "prepare with --val_shards 1, or pass --val_data_dir"
     check(files, f"{folder} has no {split} shards", remedy, FileNotFoundError)
     return files
 
@@ -368,8 +368,8 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     verify: read every file once and compare its sha256 (about 1.5 GB/s a core), or, without meta.json, check every
     token; `False` checks names and sizes only. Raises ValueError / FileNotFoundError in one sentence."""
     folder, meta, row_tokens = Path(data_dir), None, None
-    check(folder.is_dir(), f"--data_dir {folder} does not exist",
-          f"make it with python prepare_fineweb.py --out_dir {folder}", FileNotFoundError)
+    remedy = f"make it with python prepare_fineweb.py --out_dir {folder}"
+    check(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
     if (folder / "meta.json").exists():
         meta = read_meta(folder)
         needed = N_GPT2_TOKENS
@@ -383,22 +383,23 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
             row_tokens = meta["row_tokens"]
         files = _own_files(folder, split, meta, row_tokens)
     else:
-        check(not (folder / "progress.json").exists(),
-              f"{folder} holds an unfinished dataset", "run the same prepare command again with --resume")
+        finished = not (folder / "progress.json").exists()
+        check(finished, f"{folder} holds an unfinished dataset", "run its prepare again with --resume")
         files, source = token_files.neighbours_files(folder, split)
     digests = [f"unverified {file.path.name} {file.path.stat().st_size}" for file in files]
     if verify:
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             digests = list(pool.map(lambda file: file.verify(vocab_size), files))
-    fingerprint = _fingerprint([(file.tokens, digest) for file, digest in zip(files, digests, strict=True)])
+    counts = [file.tokens for file in files]
+    fingerprint = _fingerprint(list(zip(counts, digests, strict=True)))
     if meta:
         fingerprint = meta["fingerprint"]
     tokens = TokenFiles(files, source, row_tokens, fingerprint)
     if row_tokens:
         for path, ids in zip(tokens.paths, tokens.maps, strict=True):
             good = ids[::row_tokens] == BOS_ID
-            check(good.all(), f"row {np.argmin(good):,} of {path} does not start with BOS ({BOS_ID})",
-                  "prepare the rows again")
+            fault = f"row {np.argmin(good):,} of {path} does not start with BOS ({BOS_ID})"
+            check(good.all(), fault, "prepare the rows again")
     return tokens, meta
 
 
@@ -438,9 +439,7 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
         check(np.array_equal(sums, documents["utf8_bytes"][:n_docs]),
               f"{path} does not agree with the val tokens on the documents' bytes", AGAIN)
         documents["hash"] = documents["hash"][:n_docs]
-    return {
-        "tokens": tokens, "token_bytes": token_bytes,
-        "doc_starts": starts, "doc_hash": documents.get("hash"),
-        "fingerprint_documents": meta["val_fingerprint_documents"],
-        "fingerprint_tokens": meta["val_fingerprint_tokens"],
-    }
+    return {"tokens": tokens, "token_bytes": token_bytes,
+            "doc_starts": starts, "doc_hash": documents.get("hash"),
+            "fingerprint_documents": meta["val_fingerprint_documents"],
+            "fingerprint_tokens": meta["val_fingerprint_tokens"]}

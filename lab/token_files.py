@@ -38,7 +38,7 @@ def _npy_layout(path: Path) -> tuple[int, int] | None:
     try:
         array = np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable .npy file ({error}): download it again.") from error
+        raise ValueError(f"{path} is not a readable .npy ({error}): download it again.") from error
     check(array.dtype == np.uint16 and array.ndim == 1,
           f"{path} holds {array.dtype} of shape {array.shape}, not a row of uint16",
           "convert it with numpy's astype('uint16') and save it again")
@@ -55,16 +55,16 @@ def _llmc_layout(path: Path) -> tuple[int, int] | None:
         return None
     again = "write it again with GPT-2's uint16 tokenizer, or remove the header"
     check(magic == LLMC_MAGIC, f"{path} has a header whose magic is {magic}, not {LLMC_MAGIC}", again)
-    check(version == LLMC_VERSION, f"{path} is an llm.c file of version {version}, not {LLMC_VERSION}", again)
+    check(version == LLMC_VERSION, f"{path} has llm.c version {version}, not {LLMC_VERSION}", again)
     stored = (path.stat().st_size - LLMC_HEADER_BYTES) // 2
     check(stored == tokens,
-          f"{path} was cut off: it should hold {tokens:,} tokens but has {stored:,}", "download it again")
+          f"{path} was cut off: it should hold {tokens:,} tokens but has {stored:,}", "get it again")
     return LLMC_HEADER_BYTES, tokens
 
 
 def headerless_layout(path: Path) -> tuple[int, int]:
     size = path.stat().st_size
-    check(size % 2 == 0, f"{path} has an odd number of bytes ({size:,}), so it was cut off or is not uint16",
+    check(size % 2 == 0, f"{path} has an odd number of bytes ({size:,}), which uint16 never has",
           "write or download it again")
     return 0, size // 2
 
@@ -90,19 +90,17 @@ class TokenFile(NamedTuple):
         return np.asarray(data.view(np.ndarray))
 
     def verify(self, vocab_size: int) -> str:
-        """The file's sha256. ValueError unless it is the one expected or, where none is, all tokens are below
-        vocab_size."""
+        """The file's sha256. ValueError unless it is the one expected or, where none is, all tokens fit."""
         actual = disk.sha256_file(self.path)
         if self.sha256 is not None:
-            check(actual == self.sha256,
-                  f"{self.path} does not match its checksum in meta.json (edited or damaged)", AGAIN)
+            check(actual == self.sha256, f"{self.path} does not match its checksum in meta.json", AGAIN)
             return actual
         data = self.memmap()
         for start in range(0, self.tokens, 2**24):
             block = data[start : start + 2**24]
             first = int(np.argmax(block >= vocab_size))  # 0 also when there is none
-            check(block[first] < vocab_size,
-                  f"{self.path} has token {block[first]} at position {start + first:,}, not below {vocab_size:,}",
+            where = f"{self.path} has token {block[first]} at position {start + first:,}"
+            check(block[first] < vocab_size, f"{where}, not below {vocab_size:,}",
                   "prepare the data again with GPT-2's tokenizer, or raise --vocab_size")
         return actual
 
@@ -112,8 +110,11 @@ def neighbours_files(folder: Path, split: str) -> tuple[list[TokenFile], str]:
 
     FileNotFoundError when there is none; ValueError when one is empty or damaged, or formats are mixed."""
     paths = [*folder.glob(f"*{split}*.bin"), *folder.glob(f"*{split}*.npy")]
-    remedy = {"val": "add one, or pass --val_data_dir"}.get(split, "make it with python prepare_fineweb.py")
-    check(paths, f"{folder} has no {split} files *{split}*.bin or *{split}*.npy", remedy, FileNotFoundError)
+    remedy = "make them with python prepare_fineweb.py"
+    if split == "val":
+        remedy = "add one, or pass --val_data_dir"
+    fault = f"{folder} has no {split} files *{split}*.bin or *{split}*.npy"
+    check(paths, fault, remedy, FileNotFoundError)
     files, formats = [], set()
     for path in sorted(paths):
         check(path.stat().st_size, f"{path} is empty", AGAIN)
@@ -136,7 +137,7 @@ class TokenFiles:
 
     Attributes: paths, n_tokens, row_tokens (None for a stream; seq_len + 1 for rows), fingerprint, source (format)."""
 
-    def __init__(self, files: list[TokenFile], source: str, row_tokens: int | None = None, fingerprint=""):
+    def __init__(self, files: list[TokenFile], source: str, row_tokens: int | None, fingerprint: str):
         self.paths = [file.path for file in files]
         self.source, self.row_tokens, self.fingerprint = source, row_tokens, fingerprint
         self.maps = [file.memmap() for file in files]
@@ -144,17 +145,18 @@ class TokenFiles:
         self.n_tokens = self._bounds[-1]
 
     def n_sequences(self, seq_len: int) -> int:
-        """Training sequences of seq_len + 1 tokens: rows, or stream windows with stride seq_len (targets never repeat).
+        """Sequences of seq_len + 1 tokens: rows, or stream windows with stride seq_len (targets never repeat).
 
         ValueError when rows were packed for another seq_len, or the data is shorter than one sequence."""
         if self.row_tokens is not None:
             packed = self.row_tokens - 1
-            check(seq_len == packed, f"these rows were packed for --seq_len {packed}, not {seq_len}",
+            fault = f"these rows were packed for --seq_len {packed}, not {seq_len}"
+            check(seq_len == packed, fault,
                   f"pass --seq_len {packed}, or run prepare_bos_rows.py --seq_len {seq_len}")
             return self.n_tokens // self.row_tokens
         n = (self.n_tokens - 1) // seq_len
-        check(n >= 1, f"{self.n_tokens:,} tokens are less than one sequence of seq_len {seq_len} + 1",
-              "lower --seq_len or prepare more data")
+        fault = f"{self.n_tokens:,} tokens are less than one sequence of seq_len {seq_len} + 1"
+        check(n >= 1, fault, "lower --seq_len or prepare more data")
         return n
 
     def read(self, indices, seq_len: int, out: np.ndarray | None = None) -> np.ndarray:

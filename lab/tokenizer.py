@@ -64,13 +64,11 @@ class MulFactTokens:
     facts = [(a, b, a * b) for a in range(1, 10) for b in range(a, 10)]
     tokens = [f"<MUL_{a}_{b}_{c}>" for a, b, c in facts]
     token_to_id = {token: FIRST_MUL_ID + rank for rank, token in enumerate(tokens)}
-    id_to_token = {i: token for token, i in token_to_id.items()}
-    pair_to_id = {(a, b): FIRST_MUL_ID + rank for rank, (a, b, _) in enumerate(facts)}
 
     @classmethod
     def id_of(cls, a: int, b: int) -> int:
         """Id of the product of two digits 1..9, in either order."""
-        return cls.pair_to_id[min(a, b), max(a, b)]
+        return cls.token_to_id[f"<MUL_{min(a, b)}_{max(a, b)}_{a * b}>"]
 
 
 def _load_gpt2_ranks() -> dict[bytes, int]:
@@ -118,20 +116,18 @@ class GPT2TokenizerWithMulFacts:
                 fault = f"--tokenizer_backend gigatoken: {self.backend_note}"
                 raise ValueError(f"{fault}; pip install gigatoken, or use auto.")
         self._bytes = [b""] * VOCAB_SIZE
-        for token, i in self._ranks.items():
-            self._bytes[i] = token
+        self._bytes[: len(self._ranks)] = sorted(self._ranks, key=self._ranks.get)
         self._bytes[BOS_ID] = b"<|endoftext|>"
-        for i, token in MulFactTokens.id_to_token.items():
-            self._bytes[i] = token.encode()
+        self._bytes[FIRST_MUL_ID:] = [token.encode() for token in MulFactTokens.tokens]
 
     def encode(self, text: str, mul_tokens: bool = False) -> list[int]:
         """Ids of a text; with mul_tokens, `<MUL_a_b_c>` (an injector's output) becomes its id."""
         if not mul_tokens:
             return self._tiktoken.encode_ordinary(text)
-        ids = []
+        ids, known = [], MulFactTokens.token_to_id
         for piece in re.split(r"(<MUL_[1-9]_[1-9]_[0-9]{1,2}>)", text):
-            if piece in MulFactTokens.token_to_id:
-                ids.append(MulFactTokens.token_to_id[piece])
+            if piece in known:
+                ids.append(known[piece])
             else:
                 ids += self._tiktoken.encode_ordinary(piece)
         return ids
@@ -139,7 +135,7 @@ class GPT2TokenizerWithMulFacts:
     def encode_batch(self, texts: list[str] | list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Many texts (str, or their UTF-8): (ids uint16 (N,), lengths int64 (len(texts),)), without BOS or mul ids.
 
-        Threads tokenise side by side: neither backend holds the interpreter lock, but for gigatoken's main thread."""
+        Worker threads tokenise side by side: none of them holds the interpreter lock."""
         if not texts:
             return np.empty(0, np.uint16), np.empty(0, np.int64)
         if self.backend == "gigatoken":
@@ -154,7 +150,7 @@ class GPT2TokenizerWithMulFacts:
         ids = np.asarray(ids, dtype=np.int64)
         unused = (ids >= N_GPT2_TOKENS) & (ids < FIRST_MUL_ID)
         bad = ids[(ids < 0) | (ids >= VOCAB_SIZE) | unused]
-        if len(bad):
+        if bad.size:
             raise ValueError(f"id {bad[0]} stands for no text: use ids 0..50256 and 50304..50348.")
         return b"".join(map(self._bytes.__getitem__, ids.tolist()))
 
@@ -168,8 +164,7 @@ class GPT2TokenizerWithMulFacts:
         Documents of a val set carry the exact length of what a mul id replaced (`shards.open_val`)."""
         lengths = np.array([len(token) for token in self._bytes], np.uint16)
         lengths[BOS_ID] = 0
-        for a, b, c in MulFactTokens.facts:
-            lengths[MulFactTokens.id_of(a, b)] = len(f"{a}*{b}={c}")
+        lengths[FIRST_MUL_ID:] = [len(f"{a}*{b}={c}") for a, b, c in MulFactTokens.facts]
         return lengths
 
     def _gigatoken_fault(self) -> str:
@@ -215,13 +210,11 @@ class GPT2TokenizerWithMulFacts:
 
 def resident_bytes() -> int:
     """Memory this process holds now; where /proc is missing (macOS), the most it ever held."""
-    try:
-        with open("/proc/self/statm") as f:
-            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
+    if not Path("/proc/self/statm").exists():
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @functools.cache
