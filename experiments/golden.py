@@ -28,6 +28,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -299,9 +300,9 @@ def run_tasks(checkout: Path, work: Path, tasks: list[Task], before: dict, jobs:
     results: dict[str, dict] = {}
     left = {task.key: task for task in tasks}
     running = {}
-    try:
-        bar = tqdm(total=len(tasks), desc=label, unit="task", dynamic_ncols=True, disable=None)
-        with bar, ThreadPoolExecutor(jobs) as pool:
+    bar = tqdm(total=len(tasks), desc=label, unit="task", dynamic_ncols=True, disable=None)
+    with bar, ThreadPoolExecutor(jobs) as pool:
+        try:
             while left or running:
                 ready = [key for key in left if before[key] <= set(results)]
                 for key in ready[: jobs - len(running)]:
@@ -312,9 +313,9 @@ def run_tasks(checkout: Path, work: Path, tasks: list[Task], before: dict, jobs:
                     results[key] = future.result()
                     bar.set_postfix_str(key)
                     bar.update()
-    finally:
-        for worker in started:
-            worker.close()
+        finally:
+            for worker in started:
+                worker.close()
     return results
 
 
@@ -511,6 +512,7 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the work folder is removed
     try:
         sys.exit(main())
     except (ValueError, RuntimeError) as error:

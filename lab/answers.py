@@ -1,7 +1,5 @@
 r"""answers.py owns the prompt template and the number that a text gives as its answer.
 
-Two rules find it:
-
     strict    the number after the first `####` that has one on its line: GSM8K's own `#### (\-?[0-9\.\,]+)`, first
               match. Also read: `#### $29.00`, `3/4`, `1 1/2`, `1e3`, `25%` (as 25), `-$3`, text after the number, and
               `#### 6*9=54` as 54. An expression without a result (`#### 6*9`) is no answer
@@ -23,9 +21,6 @@ def render_prompt(question: str) -> str:
     """The prompt of one question. The answer follows after a space."""
     return f"{USER} {question}\n{ASSISTANT}"
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# answers out of text
 
 BLANK = r"[^\S\n]*"
 CURRENCY = r"(?:\\?[$€£¥₹][^\S\n]?)"
@@ -56,13 +51,10 @@ def extract_answer(text: str, rule: str = "strict") -> Fraction | None:
     """The number that a text gives as its answer, or None. rule: "strict" or "flexible"."""
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}: use {' or '.join(RULES)}.")
-    match = RULES[rule](plain(text))
-    if match is None:
-        return None
-    return amount(match)
+    return amount(RULES[rule](normalised(text)))
 
 
-def plain(text: str) -> str:
+def normalised(text: str) -> str:
     """The text without multiplication tokens, and with one kind of minus."""
     return LITERAL_MUL.sub("\0", text).translate(SAME_SIGN)
 
@@ -78,10 +70,8 @@ def after_mark(text: str) -> re.Match | None:
 
 
 def last_amount(text: str) -> re.Match | None:
-    matches = list(ANY_AMOUNT.finditer(text))
-    if not matches:
-        return None
-    return matches[-1]
+    *_, last = [None, *ANY_AMOUNT.finditer(text)]
+    return last
 
 
 RULES = {"strict": after_mark, "flexible": last_amount}
@@ -89,15 +79,14 @@ RULES = {"strict": after_mark, "flexible": last_amount}
 
 def first_number(text: str) -> Fraction | None:
     """A probe's answer: the first number before a newline that is not an operand of an expression, or None."""
-    line = plain(text).partition("\n")[0]
-    match = ANY_AMOUNT.search(SPOKEN.sub(" ", line))
+    line = normalised(text).partition("\n")[0]
+    return amount(ANY_AMOUNT.search(SPOKEN.sub(" ", line)))
+
+
+def amount(match: re.Match | None) -> Fraction | None:
+    """The value of a match of AMOUNT; None without one, or if it divides by zero or has too many digits."""
     if match is None:
         return None
-    return amount(match)
-
-
-def amount(match: re.Match) -> Fraction | None:
-    """The value of a match of AMOUNT; None when it divides by zero or has too many digits."""
     top, bottom = number(match["top"]), number(match["bottom"] or "1")
     if top is None or not bottom:
         return None

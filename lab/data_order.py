@@ -1,16 +1,19 @@
 """data_order.py owns the order of data: which sequences step s reads, on any number of ranks, and what is scored.
 
 Position is a pure function of (dataset fingerprint, seed, step). Sequences are numbered over all shards; epoch e visits
-them in a permutation of its own; step s takes entries [s*S, (s+1)*S) of the epochs laid end to end, S =
+them in a permutation of its own. Step s takes entries [s*S, (s+1)*S) of the epochs laid end to end, where S =
 total_batch_tokens / seq_len; ranks and micro-batches cut that list by arithmetic. So the tokens of step s are the same
 for any world size and micro-batch size and after any resume, every sequence is read once per epoch, and no loader state
 is saved. Callers: train_gpt.py, sft.py, experiments/bench/loader.py.
+
+A *sequence* is seq_len + 1 tokens of the data, by number; an *entry* is a place in the epochs laid end to end.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +22,10 @@ import numpy as np
 import torch
 
 IGNORE = -100  # target that is not scored
+ORDERS = ("shuffled", "sequential")
 
 
-def epoch_order(fingerprint: str, seed: int, epoch: int, n: int, data_order: str = "shuffled") -> np.ndarray:
+def epoch_order(fingerprint: str, seed: int, epoch: int, n: int, data_order="shuffled") -> np.ndarray:
     """Order in which an epoch visits its n sequences: uint32 (n,), a permutation of 0..n-1.
 
     Sorting raw Philox words, whose stream numpy guarantees, keeps the order the same for every numpy version
@@ -47,7 +51,8 @@ def token_checksum(sequences: np.ndarray, first_position: int) -> int:
     speed of blake2b or crc32 (measured), so that the proof costs less than reading.
     """
     z = np.einsum("ij,j->i", sequences, _checksum_weights(sequences.shape[1])).view(np.uint64)
-    z = z + np.arange(first_position + 1, first_position + 1 + len(z), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    positions = np.arange(first_position + 1, first_position + 1 + len(z), dtype=np.uint64)
+    z = z + positions * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
     return int((z ^ (z >> np.uint64(31))).sum(dtype=np.uint64))
@@ -61,30 +66,31 @@ class StepLoader:
     "epochs" of each, "checksum" of this rank's share.
     """
 
-    def __init__(self, files, *, seq_len: int, sequences_per_step: int, seed: int, data_order: str = "shuffled",
-                 rank: int = 0, world_size: int = 1, start_step: int = 0, stop_step: int | None = None,
-                 num_workers: int = 1, pin_memory: bool = False):  # fmt: skip
-        self.files, self.seq_len, self.per_step, self.seed, self.data_order = (
-            files,
-            seq_len,
-            sequences_per_step,
-            seed,
-            data_order,
-        )
+    def __init__(self, files, *, seq_len: int, sequences_per_step: int, seed: int, data_order="shuffled",
+                 rank=0, world_size=1, start_step=0, stop_step: int | None = None, num_workers=1,
+                 pin_memory=False):
+        self.files, self.seq_len, self.per_step = files, seq_len, sequences_per_step
+        self.seed, self.data_order = seed, data_order
         self.n = files.n_sequences(seq_len)
         self.share = sequences_per_step // world_size
         self.offset = rank * self.share
-        self.pin_memory, self.step, self.stop_step = pin_memory, start_step, stop_step
+        self.pin_memory = pin_memory
+        self.step = start_step
         self._orders, self._lock = {}, threading.Lock()
-        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="loader") if num_workers else None
+        self._pool = None
+        if num_workers:
+            self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="loader")
         self._ahead: deque = deque()
-        self._next_submitted, self._depth = start_step, num_workers + 1
+        self._depth = num_workers + 1
+        self._next_submitted = start_step
+        self._stop_step = math.inf if stop_step is None else stop_step
 
     def _order(self, epoch: int) -> np.ndarray:
         with self._lock:
             if epoch not in self._orders:
-                self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}  # keep at most two
-                self._orders[epoch] = epoch_order(self.files.fingerprint, self.seed, epoch, self.n, self.data_order)
+                recent = {e: order for e, order in self._orders.items() if e >= epoch - 1}  # two at most
+                recent[epoch] = epoch_order(self.files.fingerprint, self.seed, epoch, self.n, self.data_order)
+                self._orders = recent
             return self._orders[epoch]
 
     def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,26 +98,28 @@ class StepLoader:
         first = step * self.per_step + self.offset
         epoch, at = divmod(first, self.n)
         if at + self.share <= self.n:
-            return np.full(self.share, epoch), self._order(epoch)[at : at + self.share].astype(np.int64)
-        epochs, places = np.divmod(first + np.arange(self.share, dtype=np.int64), self.n)  # the step straddles epochs
-        return epochs, np.array(
-            [self._order(e)[i] for e, i in zip(epochs.tolist(), places.tolist(), strict=True)], np.int64
-        )
+            sequences = self._order(epoch)[at : at + self.share].astype(np.int64)
+            return np.full(self.share, epoch), sequences
+        # the step straddles epochs
+        epochs, places = np.divmod(first + np.arange(self.share, dtype=np.int64), self.n)
+        pairs = zip(epochs.tolist(), places.tolist(), strict=True)
+        return epochs, np.array([self._order(epoch)[place] for epoch, place in pairs], np.int64)
 
     def read_step(self, step: int) -> dict:
         """The batch of any step (see the class)."""
         epochs, sequences = self.positions(step)
-        tokens = torch.empty((self.share, self.seq_len + 1), dtype=torch.int64, pin_memory=self.pin_memory)
+        shape = self.share, self.seq_len + 1
+        tokens = torch.empty(shape, dtype=torch.int64, pin_memory=self.pin_memory)
         array = self.files.read(sequences, self.seq_len, out=tokens.numpy())
-        return {"step": step, "tokens": tokens, "sequences": sequences, "epochs": epochs,
-                "checksum": token_checksum(array, self.offset)}  # fmt: skip
+        checksum = token_checksum(array, self.offset)
+        return {"step": step, "tokens": tokens, "sequences": sequences, "epochs": epochs, "checksum": checksum}
 
     def next_step(self) -> dict:
         """The next step's batch; reading goes on in the background."""
         step, self.step = self.step, self.step + 1
         if self._pool is None:
             return self.read_step(step)
-        while len(self._ahead) < self._depth and (self.stop_step is None or self._next_submitted < self.stop_step):
+        while len(self._ahead) < self._depth and self._next_submitted < self._stop_step:
             self._ahead.append(self._pool.submit(self.read_step, self._next_submitted))
             self._next_submitted += 1
         return self._ahead.popleft().result()
@@ -121,7 +129,7 @@ class StepLoader:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-# ----------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------------
 # validation rows
 
 
@@ -152,5 +160,6 @@ def val_batches(val: dict, starts: np.ndarray, lengths: np.ndarray, batch_size: 
         inside = np.arange(where.shape[1]) < lengths[rows, None]
         tokens = val["tokens"][np.minimum(where, len(val["tokens"]) - 1)].astype(np.int64)
         tokens[~inside] = 0
-        x, y = tokens[:, :-1], np.where(inside, tokens, IGNORE)[:, 1:]
-        yield torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.ascontiguousarray(y)), where[:, 1:]
+        x = np.ascontiguousarray(tokens[:, :-1])
+        y = np.ascontiguousarray(np.where(inside, tokens, IGNORE)[:, 1:])
+        yield torch.from_numpy(x), torch.from_numpy(y), where[:, 1:]

@@ -20,9 +20,10 @@ from model import GPT, GPTConfig, check, load_exactly
 
 # Hugging Face stores these as Conv1D, (in, out): always transposed, by name. By shape, square ones would be missed.
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+SHAPE = ("n_layer", "n_head", "n_embd", "n_inner")  # what both sides call alike
 CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that old files hold
 END_OF_TEXT = 50256  # <|endoftext|>
-SILENT_LOGIT = -1000.0  # what an exported padding id scores; GPT-2's own logits stay above about -200
+SILENT_LOGIT = -1000.0  # of an exported padding id; GPT-2's own logits stay above about -200
 
 
 def from_hf_state(model: GPT, hf_state: dict) -> GPT:
@@ -33,7 +34,7 @@ def from_hf_state(model: GPT, hf_state: dict) -> GPT:
     head that is not the token rows."""
     c = model.config
     check(c.arch == "gpt2" and c.attn_gate == "none",
-          "Hugging Face weights fit arch gpt2 without a gate only; use arch='gpt2', attn_gate='none'")
+          "Hugging Face weights fit only arch='gpt2' with attn_gate='none'; use these")
     state = {}
     for name, value in hf_state.items():
         if name.endswith(CONV1D):
@@ -43,10 +44,10 @@ def from_hf_state(model: GPT, hf_state: dict) -> GPT:
     wte = state.get("transformer.wte.weight")
     if wte is not None:
         check(torch.equal(hf_state.get("lm_head.weight", wte), wte),
-              "the weights have a head of their own (lm_head.weight is not wte.weight), and this model "
-              "shares one matrix between the two; use a GPT-2 with tie_word_embeddings=True")
-        check(len(wte) <= c.vocab_size, f"the weights have {len(wte)} token rows, more than vocab_size "
-                                        f"{c.vocab_size}; use vocab_size={len(wte)}")
+              "the weights have a head of their own (lm_head.weight is not wte.weight), and this "
+              "model shares one matrix between the two; use a GPT-2 with tie_word_embeddings=True")
+        check(len(wte) <= c.vocab_size, f"the weights have {len(wte)} token rows, more than "
+                                        f"vocab_size {c.vocab_size}; use vocab_size={len(wte)}")
         state["transformer.wte.weight"] = F.pad(wte, (0, 0, 0, c.padded_vocab_size - len(wte)))
     load_exactly(model, state, "the Hugging Face state")
     return model
@@ -56,7 +57,7 @@ def to_hf_state(model: GPT) -> dict[str, torch.Tensor]:
     """A GPT2LMHeadModel state dict (n_inner and vocab_size as in the config, padding rows dropped), as copies."""
     c = model.config
     check(c.arch == "gpt2" and c.attn_gate == "none" and model.attention_only,
-          "only arch gpt2 without a gate has a Hugging Face form; save this model with GPT.save")
+          "only arch='gpt2' with attn_gate='none' (without a gate) has a Hugging Face form; use GPT.save")
     state = dict(model.state_dict())
     state["transformer.wte.weight"] = state["transformer.wte.weight"][: c.vocab_size]
     for name, value in state.items():
@@ -109,15 +110,16 @@ def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
     state = to_hf_state(model)
     del state["lm_head.weight"]
     check(write_tokenizer is None or c.vocab_size > END_OF_TEXT,
-          f"the model's vocabulary of {c.vocab_size} lacks ids of GPT-2's tokenizer (0 to {END_OF_TEXT}), which "
-          f"an exported folder holds; train it with vocab_size of at least {END_OF_TEXT + 1}")
+          f"the model's vocabulary of {c.vocab_size} lacks ids of GPT-2's tokenizer, which the folder "
+          f"holds (0 to {END_OF_TEXT}); train with vocab_size of at least {END_OF_TEXT + 1}")
     unused = [i for a, b in c.masked_ranges for i in range(a, min(b, c.vocab_size))]
     if unused:
         row = silent_row(model)
         if row is None:
             row = torch.zeros(c.n_embd)
-            warnings.append(f"the {len(unused)} padding ids score 0 in the exported model, because its last norm has "
-                            "(nearly) no bias: mask them yourself before a softmax; generate() suppresses them")
+            warnings.append(
+                f"the {len(unused)} padding ids score 0 in the exported model, because its last norm "
+                "has (nearly) no bias: mask them before a softmax; generate() suppresses them")
         state["transformer.wte.weight"][unused] = row
     tmp = out_dir.with_name(out_dir.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
@@ -139,14 +141,15 @@ def _write_folder(folder: Path, c: GPTConfig, state: dict, unused: list[int]) ->
     from transformers import GenerationConfig, GPT2Config
 
     end = END_OF_TEXT if c.vocab_size > END_OF_TEXT else None
-    shape = {name: getattr(c, name) for name in ("vocab_size", "n_embd", "n_layer", "n_head", "n_inner")}
-    GPT2Config(
-        **shape, n_positions=c.block_size, activation_function="gelu_new", layer_norm_epsilon=1e-5,
-        tie_word_embeddings=True, bos_token_id=end, eos_token_id=end, architectures=["GPT2LMHeadModel"],
-    ).save_pretrained(folder)
-    GenerationConfig(
-        bos_token_id=end, eos_token_id=end, pad_token_id=end, suppress_tokens=unused or None,
-    ).save_pretrained(folder)
+    shape = {name: getattr(c, name) for name in SHAPE}
+    config = GPT2Config(
+        **shape, vocab_size=c.vocab_size, n_positions=c.block_size,
+        activation_function="gelu_new", layer_norm_epsilon=1e-5, tie_word_embeddings=True,
+        bos_token_id=end, eos_token_id=end, architectures=["GPT2LMHeadModel"])
+    config.save_pretrained(folder)
+    sampling = GenerationConfig(
+        bos_token_id=end, eos_token_id=end, pad_token_id=end, suppress_tokens=unused or None)
+    sampling.save_pretrained(folder)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -156,15 +159,16 @@ def _compare_logits(model: GPT, folder: Path, unused: list[int]) -> None:
     from transformers import GPT2LMHeadModel
 
     c = model.config
-    ids = torch.randint(c.vocab_size, (2, min(c.block_size, 64)), generator=torch.Generator().manual_seed(0))
+    shape, generator = (2, min(c.block_size, 64)), torch.Generator().manual_seed(0)
+    ids = torch.randint(c.vocab_size, shape, generator=generator)
     ids[torch.isin(ids, torch.tensor(unused))] = 0
     ours = model.eval()(ids)[..., : c.vocab_size]
     theirs = GPT2LMHeadModel.from_pretrained(folder).eval()(ids).logits
     scored = ours > -math.inf
     worst = (ours - theirs)[scored].abs().max().item()
     check(worst <= 1e-4 * max(1.0, ours[scored].abs().max().item()),
-          f"the exported model's logits differ by {worst:.1e} from this one's; nothing was written, "
-          "please report it with the checkpoint's model.json")
+          f"the exported model's logits differ by {worst:.1e} from this one's, so nothing was "
+          "written; please report it with the checkpoint's model.json")
 
 
 def import_hf(source: str, vocab_size: int | None = None) -> GPT:
@@ -177,21 +181,22 @@ def import_hf(source: str, vocab_size: int | None = None) -> GPT:
     import transformers
 
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # its report on weights that do not fit is an error here, in a sentence
+    transformers.logging.set_verbosity_error()  # weights that do not fit are an error here
     try:
         net = _load_gpt2(source)
     except Exception as error:  # whatever transformers, torch and safetensors come up with
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{source} cannot be imported ({reason}); name a folder that holds a Hugging Face GPT-2, or a "
-                         "GPT-2 on the hub such as openai-community/gpt2") from error
+        raise ValueError(f"{source} cannot be imported ({reason}); name a folder that holds a Hugging Face "
+                         "GPT-2, or a GPT-2 on the hub such as openai-community/gpt2") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     c = net.config
     n_old = c.vocab_size
     first_new = 0 if n_old == GPTConfig.vocab_size else n_old
     unused = tuple((max(a, first_new), b) for a, b in GPTConfig.unused_ids if first_new <= b)
-    shape = {name: getattr(c, name) for name in ("n_layer", "n_head", "n_embd", "n_inner")}
-    config = GPTConfig(**shape, block_size=c.n_positions, vocab_size=vocab_size or n_old, unused_ids=unused)
+    shape = {name: getattr(c, name) for name in SHAPE}
+    config = GPTConfig(
+        **shape, vocab_size=vocab_size or n_old, block_size=c.n_positions, unused_ids=unused)
     model = from_hf_state(GPT(config, seed=None), net.state_dict())
     with torch.no_grad():
         wte = model.transformer["wte"].weight
@@ -205,10 +210,12 @@ def _load_gpt2(source: str):
 
     config = AutoConfig.from_pretrained(source)
     check(config.model_type == "gpt2", f"it is a {config.model_type} model")
-    expected = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
-                "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+    expected = dict(
+        activation_function="gelu_new", layer_norm_epsilon=1e-5, scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     for name, value in expected.items():
-        check(getattr(config, name) == value, f"this GPT-2 has {name} {getattr(config, name)}, not {value}")
+        own = getattr(config, name)
+        check(own == value, f"this GPT-2 has {name} {own}, not {value}")
     net, report = GPT2LMHeadModel.from_pretrained(
         source, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True)
     for fault in ("missing", "mismatched", "unexpected"):
@@ -223,21 +230,19 @@ def _load_gpt2(source: str):
 
 
 def main(argv) -> None:
-    parser = argparse.ArgumentParser(prog="model.py", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command")
-    export = commands.add_parser("export", allow_abbrev=False, help="checkpoint -> folder for transformers")
-    export.add_argument("checkpoint", help="a run's folder (its newest whole checkpoint), or a checkpoint's folder")
-    export.add_argument("out_dir", type=Path, help="folder to make")
-    take = commands.add_parser("import", allow_abbrev=False, help="Hugging Face GPT-2 -> checkpoint")
-    take.add_argument("source", help="folder, or name on the hub")
-    take.add_argument("out_dir", type=Path, help="folder to make")
-    take.add_argument("--new_vocab_size", type=int, default=0,
-                      help="tokens (0 = the source's; 50349 = room for the multiplication tokens)")
-    args = parser.parse_args(argv)
-    if args.command == "export":
-        export_checkpoint(args.checkpoint, args.out_dir)
-    else:
-        import_checkpoint(args.source, args.out_dir, args.new_vocab_size or None)
+    parser = argparse.ArgumentParser(prog=f"model.py {argv[0]}", allow_abbrev=False)
+    add = parser.add_argument
+    if argv[0] == "export":
+        add("checkpoint", help="a run's folder (its newest whole checkpoint), or a checkpoint's folder")
+        add("out_dir", type=Path, help="folder to make, for transformers")
+        args = parser.parse_args(argv[1:])
+        return export_checkpoint(args.checkpoint, args.out_dir)
+    add("source", help="Hugging Face GPT-2: a folder, or a name on the hub")
+    add("out_dir", type=Path, help="folder to make, for --init_from, sft.py and the evals")
+    add("--new_vocab_size", type=int, default=0,
+        help="tokens (0 = the source's; 50349 = room for the multiplication tokens)")
+    args = parser.parse_args(argv[1:])
+    return import_checkpoint(args.source, args.out_dir, args.new_vocab_size or None)
 
 
 def export_checkpoint(checkpoint: str, out_dir: Path) -> None:

@@ -48,8 +48,9 @@ def condition_columns(flags: dict, unused_flags=()) -> dict:
 def trainer_flags() -> re.Pattern:
     """Matches the names of train_gpt.py's flags.
 
-    They are read from the source of the trainer and of the rooms it imports, where they appear as add("--beta1", ...),
-    because importing the trainer needs torch. A hole of an f-string, as in f"--{name}_every", stands for any word.
+    They are read from the source of the trainer and of the rooms it imports, where they appear as add("--seq_len", ...)
+    or, in a table, as "--beta1": ..., because importing the trainer needs torch. A hole of an f-string, as in
+    f"--{name}_every", stands for any word, but not for a whole name.
     """
     trainer = (runs.REPO / "train_gpt.py").read_text(encoding="utf-8")
     modules = set()
@@ -60,9 +61,9 @@ def trainer_flags() -> re.Pattern:
     for path in runs.REPO.glob("lab/*.py"):
         if f"lab.{path.stem}" in modules:
             sources.append(path.read_text(encoding="utf-8"))
-    names = re.findall(r'\badd(?:_argument)?\(\s*f?"--([^"\s]+)"', "\n".join(sources))
+    names = re.findall(r'(?:\badd(?:_argument)?\(\s*f?|(?="--\w+":))"--([^"\s]+)"', "\n".join(sources))
     patterns = {re.sub(r"\{.*?\}", r"\\w+", name) for name in names}
-    return re.compile("|".join(sorted(patterns)))
+    return re.compile("|".join(sorted(patterns - {r"\w+"})))
 
 
 def is_condition(column: str) -> bool:

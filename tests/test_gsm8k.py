@@ -256,7 +256,7 @@ def test_broken_files(tmp_path):
         with pytest.raises(ValueError, match=message):
             g.load(tmp_path / name)
     for missing in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(FileNotFoundError, match="is not a file: name a jsonl"):
+        with pytest.raises(FileNotFoundError, match="no such file"):
             g.load(missing)
     for count in ("synthetic:x", "synthetic:0", "synthetic:-1", "synthetic:1.5"):
         with pytest.raises(ValueError, match="at least 1, as in synthetic:"):
@@ -789,7 +789,7 @@ def test_failed_write_leaves_the_old_result(checkpoint, monkeypatch):
 
 @pytest.mark.parametrize("flags, message", [
     (["--checkpoint", "nowhere"], "nowhere"), (["--checkpoint", "."], "neither a run"),
-    (["--checkpoint", "{run}", "--data", "none.jsonl"], "is not a file"),
+    (["--checkpoint", "{run}", "--data", "none.jsonl"], "no such file"),
     (["--checkpoint", "{run}", "--data", "synthetic:0"], "at least 1"),
     (["--checkpoint", "{run}", "--data", "synthetic:2", "--out", "{run}/config.json"], "--out .* cannot be made"),
     (["--checkpoint", "{small}", "--data", "synthetic:2"], "vocabulary has 300 ids")])
@@ -843,7 +843,7 @@ def test_ctrl_c_and_errors_from_the_shell(checkpoint, tmp_path):
     assert "Traceback" not in errors and not (checkpoint / "gsm8k_results.json").exists()
     done = subprocess.run([*script, *flags], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    assert "going on with an interrupted exam" in done.stderr
+    assert "continuing an interrupted exam" in done.stderr
     assert json.loads((checkpoint / "gsm8k_results.json").read_text())["resumed"] >= 1
     done = subprocess.run([*script, "--checkpoint", str(tmp_path / "none")], capture_output=True, text=True, env=env)
     assert done.returncode == 1 and done.stderr.startswith("eval_gsm8k.py: ") and done.stderr.count("\n") == 1

@@ -281,6 +281,25 @@ def test_gate_formula(gate, pos):
     assert g.min() >= 0.5
 
 
+def test_a_line_in_a_table_is_an_activation(monkeypatch, capsys):
+    """A new activation is computed as its line says (another one was trained silently before), a new gate as its entry
+    says, checked against hand-made values; flags follow the tables, and a name that is in none cannot be built."""
+    x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(2))
+    with pytest.raises(ValueError, match="unknown gate_act 'tanh'"):
+        GPTConfig(**TINY, attn_gate="const", gate_act="tanh")
+    monkeypatch.setitem(m.GATE_ACTIVATIONS, "tanh", torch.tanh)
+    monkeypatch.setitem(m.GATES, "first", m.Gate("gate", lambda c: m.Linear(1, c.n_head), lambda gate, x, c:
+                                                 gate(x[..., :1])[..., None]))
+    attn = lively(GPTConfig(**TINY, attn_gate="first", gate_act="tanh")).transformer["h"][0].attn
+    want = (x[..., :1] * attn.gate.weight[:, 0] + attn.gate.bias).tanh()
+    assert torch.allclose(attn.gate_values(x)[..., 0], want, atol=1e-6) and want.min() < 0
+    m.main(["--attn_gate", "first"])
+    assert "gate parameters" in capsys.readouterr().out
+    monkeypatch.setitem(m.GATES, "promised", None)  # listed, but nothing behind the name
+    with pytest.raises(AttributeError):
+        GPT(GPTConfig(**TINY, attn_gate="promised"))
+
+
 @pytest.mark.parametrize("arch", m.ARCHS)
 @pytest.mark.parametrize("pos", m.GATE_POSITIONS)
 def test_causality(arch, pos):

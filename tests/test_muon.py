@@ -310,13 +310,13 @@ def test_groups_of_the_real_model():
 def test_bad_settings_are_named():
     """Wrong names and shapes: a ValueError with the allowed values."""
     for call, words in [
-        (lambda: build_optimizers(tiny_model(), optimizer="sgd", learning_rate=1), "adamw, muon or muon_all"),
+        (lambda: build_optimizers(tiny_model(), optimizer="sgd", learning_rate=1), "adamw, muon, muon_all"),
         (lambda: Muon(make_params(), adjust_lr_fn="rms"), "original, match_rms_adamw, sqrt_max"),
         (lambda: Muon(make_params([(4,)])), r"shape \(4,\)"),
         (lambda: Muon([{"params": make_params([(4, 4)]), "qkv": True}]), r"\(3 d, d\)"),
         (lambda: Muon(make_params(), rank=2, world_size=2), "rank 2"),
         (lambda: build_optimizers(torch.nn.LayerNorm(4), optimizer="muon", learning_rate=1), "no matrix"),
-        (lambda: lr_multiplier(0, schedule="linear", max_steps=10), "cosine or trapezoid"),
+        (lambda: lr_multiplier(0, schedule="linear", max_steps=10), "cosine, trapezoid"),
         (lambda: lr_multiplier(0, max_steps=10, decay_frac=1.5), "between 0 and 1"),
     ]:
         with pytest.raises(ValueError, match=words):

@@ -50,7 +50,7 @@ def tokenized(turns, seq_len=10**6, bos=True, injector=None, strip_notes=False):
     """(tokens, trained, bytes, counts) of one conversation."""
     counts = Counter()
     [row] = conversations.tokenize([turns], seq_len=seq_len, bos=bos, injector=injector, strip_notes=strip_notes,
-                                   counts=counts)  # fmt: skip
+                                   counts=counts)
     return *row, counts
 
 
@@ -58,7 +58,7 @@ def as_data(rows):
     """What load returns, as far as batches need it, from rows of `tokenize`."""
     lengths = np.array([len(tokens) for tokens, *_ in rows])
     return {"tokens": np.concatenate([r[0] for r in rows]), "trained": np.concatenate([r[1] for r in rows]),
-            "lengths": lengths, "offsets": np.concatenate([[0], np.cumsum(lengths)])}  # fmt: skip
+            "lengths": lengths, "offsets": np.concatenate([[0], np.cumsum(lengths)])}
 
 
 def shown(row):
@@ -88,7 +88,7 @@ def test_mask_golden_multi_turn():
     """Share of trained tokens that are an answer's or its EOS: must be 1, in every turn; and none is missing."""
     row = tokenized([("Be brief.\n\nHi", "Hello."), ("6 * 9?", "54")])
     assert shown(row) == (f"{EOS}User: Be brief.\n\nHi\nAssistant:[[ Hello.{EOS}]]"
-                          f"User: 6 * 9?\nAssistant:[[ 54{EOS}]]")  # fmt: skip
+                          f"User: 6 * 9?\nAssistant:[[ 54{EOS}]]")
     turns = conversations.exchanges("tulu", {"messages": [{"role": "system", "content": " Be brief.\n"},
                                                           *chat("Hi ", "\nHello. ", "6 * 9?", "54")["messages"]]})
     assert turns == [("Be brief.\n\nHi", "Hello."), ("6 * 9?", "54")]
@@ -134,9 +134,9 @@ def test_mul_tokens_touch_products_of_the_answer_only():
     plain = tokenized([("What is 6*9?", GSM)], strip_notes=True)
     mul = tokenized([("What is 6*9?", GSM)], strip_notes=True, injector=weak)
     assert shown(plain) == (f"{EOS}User: What is 6*9?\nAssistant:[[ He has 6 * 9 = 54 and 12/4 = $3.\n"
-                            f"So 5 bags * 7 = 35, 3*4, 6*9=55.\n#### 54{EOS}]]")  # fmt: skip
+                            f"So 5 bags * 7 = 35, 3*4, 6*9=55.\n#### 54{EOS}]]")
     assert shown(mul) == (f"{EOS}User: What is 6*9?\nAssistant:[[ He has <MUL_6_9_54> and 12/4 = $3.\n"
-                          f"So 5 bags * 7 = <MUL_5_7_35>, <MUL_3_4_12>, 6*9=55.\n#### 54{EOS}]]")  # fmt: skip
+                          f"So 5 bags * 7 = <MUL_5_7_35>, <MUL_3_4_12>, 6*9=55.\n#### 54{EOS}]]")
     assert mul[3]["mul_tokens"] == 3 and (mul[0] >= shards.FIRST_MUL_ID).sum() == 3 and plain[3]["mul_tokens"] == 0
     assert plain[2] == mul[2] == len(conversations.ANNOTATION.sub("", " " + GSM))  # bytes that bits/byte divides by
     literal = tokenized([("q", "say <MUL_6_9_54>")], injector=weak)
@@ -197,7 +197,7 @@ def test_first_fit_leaves_few_holes():
 
 
 @pytest.mark.parametrize("shape", [{"arch": "gpt2"}, {"arch": "speedrun", "attn_gate": "headwise"},
-                                   {"arch": "gpt2", "attn_gate": "elementwise", "gate_pos": "value"}])  # fmt: skip
+                                   {"arch": "gpt2", "attn_gate": "elementwise", "gate_pos": "value"}])
 def test_no_position_sees_another_conversation(shape):
     """Hidden states of a conversation when its neighbours in the row are changed: bit for bit the same; and the same to
     1e-5 as when it is alone in its row, without a mask."""
@@ -250,7 +250,7 @@ def talk(tmp_path_factory):
 def flags_of(base, talk, out, *flags):
     return ["--stage", "tulu", "--init", str(base), "--data", str(talk), "--out_dir", str(out), "--val_fraction", "0.2",
             "--total_batch_conversations", "12", "--learning_rate", "1e-2", "--max_train_steps", "8",
-            "--eval_every", "4", "--micro_batch_size", "2", *map(str, flags)]  # fmt: skip
+            "--eval_every", "4", "--micro_batch_size", "2", *map(str, flags)]
 
 
 @pytest.fixture(autouse=True)
@@ -298,7 +298,7 @@ def test_loss_is_independent_of_packing_and_micro_batch(base, talk, run, tmp_pat
     """Losses of 8 steps, gradient norms and val losses, without packing and in micro-batches of 1 and 5: to 1e-5 at the
     first step and 1e-4 after 7 updates; checksums of every step equal."""
     variants = {"single": ("--packing", "off"), "one": ("--micro_batch_size", 1, "--eval_batch_size", 7),
-                "five": ("--micro_batch_size", 5, "--packing", "off")}  # fmt: skip
+                "five": ("--micro_batch_size", 5, "--packing", "off")}
     for name, flags in variants.items():
         assert sft.main(flags_of(base, talk, tmp_path / name, "--save_every", 0, *flags)) == 0
     for name in variants:
@@ -388,7 +388,7 @@ def test_resume_needs_no_init_and_refuses_changes(base, talk, run, tmp_path):
 def test_a_run_folder_tells_everything(base, talk, run, tmp_path, capsys):
     """Files and fields of a finished run; a checkpoint that evaluations take; --config repeats it."""
     for name in ("config.json", "code/sft.py", "log.txt", "scalars.jsonl", "summary.json", "step_metrics.json",
-                 "val_documents_000008.npz", "exposures/exposures_rank0000.jsonl"):  # fmt: skip
+                 "val_documents_000008.npz", "exposures/exposures_rank0000.jsonl"):
         assert (run / name).exists(), name
     config, summary = (json.loads((run / name).read_text()) for name in ("config.json", "summary.json"))
     assert config["init"]["model_sha256"] == disk.sha256_file(base / "model.safetensors")
@@ -421,7 +421,7 @@ def test_a_run_folder_tells_everything(base, talk, run, tmp_path, capsys):
 def test_samples_show_held_out_answers_and_change_nothing(base, talk, run, tmp_path):
     """Losses and weights with printed samples: bit for bit the same; the prompts end where an answer begins."""
     assert sft.main(flags_of(base, talk, tmp_path / "s", "--save_every", 0, "--sample_every", 4,
-                             "--sample_tokens", 3)) == 0  # fmt: skip
+                             "--sample_tokens", 3)) == 0
     assert exact(tmp_path / "s") == exact(run) and weights(tmp_path / "s") == weights(run)
     samples = [line for line in (tmp_path / "s" / "log.txt").read_text().splitlines() if "| sample" in line]
     assert len(samples) == 4 and all("Assistant:' -> " in line for line in samples)
@@ -452,7 +452,7 @@ def test_order_visits_everything_once_per_epoch_and_is_the_same_in_both_conditio
     """Times a conversation is read in three epochs: 3 each, and in the same order whatever the tokens."""
     path = gsm8k_file(tmp_path)
     arms = [conversations.load(args_of("--stage", "gsm8k", "--data", path, "--condition", condition, "--seq_len", 60))
-            for condition in ("baseline", "mul_tokens")]  # fmt: skip
+            for condition in ("baseline", "mul_tokens")]
     usable = np.flatnonzero((arms[0]["lengths"] > 0) & ~arms[0]["held_out"])
     plans = [conversations.plan_order(arm, 3 * len(usable), 0, (0, 1)) for arm in arms]
     assert np.array_equal(*plans)
@@ -551,7 +551,7 @@ def test_the_published_split_is_told_apart():
     read = lambda name: [json.loads(line)["question"] for line in open(SHARED / "gsm8k" / f"{name}.jsonl")]
     assert all(decontaminate.is_test_question(q) for q in read("test"))
     assert all(decontaminate.is_test_question("  " + q.upper().replace(" ", "\n").replace(",", "")) for q in
-               read("test"))  # fmt: skip
+               read("test"))
     assert not any(decontaminate.is_test_question(q) for q in read("train"))
 
 
@@ -569,7 +569,7 @@ def test_no_disguise_of_the_test_file_is_read(base, tmp_path):
              ("tulu", test): "is GSM8K's test file", ("gsm8k", tmp_path / "innocent.jsonl"): "is GSM8K's test file",
              ("gsm8k", tmp_path / "innocent.parquet"): "row 1 holds a question of GSM8K's test split",
              ("gsm8k", tmp_path / "mixed.jsonl.gz"): "line 31 holds a question of GSM8K's test split",
-             ("tulu", tmp_path / "chat.jsonl"): "line 2 holds a question of GSM8K's test split"}  # fmt: skip
+             ("tulu", tmp_path / "chat.jsonl"): "line 2 holds a question of GSM8K's test split"}
     for (stage, path), says in cases.items():
         with pytest.raises(ValueError, match=says):
             sft.main(["--stage", stage, "--init", str(base), "--data", str(path), "--out_dir", str(tmp_path / "run")])
@@ -587,7 +587,7 @@ def test_a_question_of_the_test_split_is_refused_or_dropped(tmp_path, monkeypatc
         conversations.load(args_of("--data", talk, "--eval_every", 0))
     hidden = {"messages": [{"role": "system", "content": "Think."}, *chat(f" {secret.upper()}\n", "5")["messages"]]}
     for stage, record in (("tulu", hidden), ("gsm8k", {"question": secret, "answer": "#### 5"}),
-                          ("tinygsm", {"question": secret, "code": "x"})):  # fmt: skip
+                          ("tinygsm", {"question": secret, "code": "x"})):
         path = write_jsonl(tmp_path / f"{stage}.jsonl", [record])
         with pytest.raises(ValueError, match="line 1 holds a question of GSM8K's test split"):
             conversations.load(args_of("--stage", stage, "--data", path, "--eval_every", 0))
@@ -611,10 +611,10 @@ def test_learns_the_format_and_to_stop(tmp_path):
     assert sft.main(["--stage", "gsm8k", "--init", str(base), "--data", "synthetic:400", "--out_dir",
                      str(tmp_path / "run"), "--max_train_steps", "100", "--total_batch_conversations", "16",
                      "--learning_rate", "2e-2", "--micro_batch_size", "16", "--eval_every", "0", "--condition",
-                     "mul_tokens", "--optimizer", "muon"]) == 0  # fmt: skip
+                     "mul_tokens", "--optimizer", "muon"]) == 0
     model = GPT.load(runs.list_checkpoints(tmp_path / "run")[-1])
     prompts = [[shards.BOS_ID, *encode(render_prompt(item["question"]))]
-               for item in synthetic.gsm8k_items(20, split="test")]  # fmt: skip
+               for item in synthetic.gsm8k_items(20, split="test")]
     done = inference.generate(model, prompts, 60, temperature=0.0, stop_ids=(shards.BOS_ID,))
     texts = [shards.get_tokenizer().decode(c.ids) for c in done]
     assert sum(c.stopped == "stop_id" for c in done) >= 16, texts
@@ -626,7 +626,7 @@ def test_warnings_of_an_absent_treatment(base, tmp_path):
     """A mul_tokens run whose data holds no product says so in its summary."""
     path = write_jsonl(tmp_path / "plain.jsonl", [chat("Hi", f"Hello {i}") for i in range(10)])
     assert sft.main(["--stage", "tulu", "--init", str(base), "--data", str(path), "--out_dir", str(tmp_path / "run"),
-                     "--max_train_steps", "1", "--eval_every", "0", "--condition", "mul_tokens"]) == 0  # fmt: skip
+                     "--max_train_steps", "1", "--eval_every", "0", "--condition", "mul_tokens"]) == 0
     [warning] = json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
     assert "no multiplication token" in warning
 
@@ -640,12 +640,12 @@ BAD_FILES = {  # content of a jsonl file, flags, what the sentence says
     "broken json": (lines(GOOD, '{"messages": ['), (), "line 2 is not JSON"),
     "not an object": (lines(GOOD, "[1]"), (), "line 2 is not an object"),
     "no messages": (lines({"text": "x"}), (), "line 1 has no field 'messages'"),
-    "messages a string": (lines({"messages": "x"}), (), "line 1 has a field 'messages' that is str, not a list"),
+    "messages a string": (lines({"messages": "x"}), (), "line 1 has a field 'messages' that is str, not"),
     "two users": (lines(GOOD, {"messages": [GOOD["messages"][0]] * 2}), (),
-                  "line 2 has its roles out of order: message 1 is user after user"),
-    "assistant first": (lines({"messages": GOOD["messages"][::-1]}), (), "message 0 is assistant after nothing"),
+                  "line 2 has its roles out of order: turn 2 is user"),
+    "assistant first": (lines({"messages": GOOD["messages"][::-1]}), (), "turn 1 is assistant"),
     "late system": (lines({"messages": [*GOOD["messages"], {"role": "system", "content": "x"}]}), (),
-                    "message 2 is system after assistant"),
+                    "turn 3 is system"),
     "unknown role": (lines({"messages": [{"role": "tool", "content": "x"}]}), (), "has role 'tool' in message 0"),
     "no role": (lines({"messages": [{"content": "x"}]}), (), "has role None in message 0"),
     "content a list": (lines({"messages": [{"role": "user", "content": ["x"]}]}), (), "content that is list"),
@@ -654,7 +654,7 @@ BAD_FILES = {  # content of a jsonl file, flags, what the sentence says
     "unanswered": (lines({"messages": [*GOOD["messages"], GOOD["messages"][0]]}), (), "no assistant answers the last"),
     "empty": ("", (), "no conversation is left of 0 records"),
     "gsm8k without answer": (lines({"question": "x"}), ("--stage", "gsm8k"), "line 1 has no field 'answer'"),
-    "gsm8k number": (lines({"question": "x", "answer": 5}), ("--stage", "gsm8k"), "'answer' that is int, not text"),
+    "gsm8k number": (lines({"question": "x", "answer": 5}), ("--stage", "gsm8k"), "'answer' that is int, not"),
     "all too long": (lines(*[chat("word " * 100, "x")] * 4), (), "4 are too long for --seq_len 64"),
     "nothing held out": (lines(GOOD), ("--val_fraction", "0"), "holds out none of 1 conversations"),
     "seq_len": (lines(GOOD), ("--seq_len", "65"), "block_size 64"),
@@ -696,7 +696,7 @@ def test_bad_files_and_models(base, tmp_path, monkeypatch):
              (("--stage", "gsm8k", "--data", "synthetic:0"), "at least 1"),
              (("--init", tmp_path / "empty"), "is neither a run"), (("--init", tmp_path / "none"), "is not a folder"),
              (("--init", tmp_path / "plain", "--condition", "mul_tokens"), "--condition mul_tokens needs 50,349"),
-             (("--init", tmp_path / "small"), "fewer than GPT-2's 50,257")]  # fmt: skip
+             (("--init", tmp_path / "small"), "fewer than GPT-2's 50,257")]
     for flags, says in cases:
         argv = ["--stage", "tulu", "--init", base, "--data", good, "--out_dir", tmp_path / "run", *flags]
         with pytest.raises((ValueError, FileNotFoundError)) as caught:
@@ -704,7 +704,7 @@ def test_bad_files_and_models(base, tmp_path, monkeypatch):
         assert says in str(caught.value) and "\n" not in str(caught.value), (flags, str(caught.value))
         assert not (tmp_path / "run").exists()
     plain = ["--stage", "tulu", "--init", tmp_path / "plain", "--data", good, "--out_dir", tmp_path / "run",
-             "--eval_every", "0", "--max_train_steps", "1"]  # fmt: skip
+             "--eval_every", "0", "--max_train_steps", "1"]
     assert sft.main(list(map(str, plain))) == 0  # plain GPT-2's vocabulary does for the baseline
     import huggingface_hub
 
@@ -721,7 +721,7 @@ def test_malformed_conversations_can_be_skipped(base, tmp_path):
     path = write_jsonl(tmp_path / "x.jsonl", [chat("Hi", f"Hello {i}") for i in range(10)])
     path.write_text(path.read_text() + lines("{", {"messages": []}))
     flags = ["--stage", "tulu", "--init", base, "--data", path, "--out_dir", tmp_path / "run", "--max_train_steps", 1,
-             "--eval_every", 0, "--bad_conversations", "skip"]  # fmt: skip
+             "--eval_every", 0, "--bad_conversations", "skip"]
     assert sft.main(list(map(str, flags))) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["data"]["counts"]["tulu"]["malformed"] == 2 and config["data"]["conversations"] == 10
@@ -734,7 +734,7 @@ def test_malformed_conversations_can_be_skipped(base, tmp_path):
     ["--stage", "tulu", "--init", "x", "--mix_end", "0.5"], ["--stage", "tulu", "--init", "x", "--tinygsm_data", "y"],
     ["--stage", "transition", "--init", "x", "--mix_start", "2"], ["--resume", "auto"],
     ["--stage", "tulu", "--init", "x", "--resume", "soon", "--out_dir", "y"],
-])  # fmt: skip
+])
 def test_wrong_flags_end_with_status_2(flags, capsys):
     """Exit status and lines on stderr of a wrong flag: 2, a line of usage and one sentence."""
     with pytest.raises(SystemExit) as caught:
@@ -745,5 +745,5 @@ def test_wrong_flags_end_with_status_2(flags, capsys):
 def test_the_script_itself_exits_cleanly(tmp_path):
     """Exit status and stderr of a missing checkpoint, from the command line: 1 and one line."""
     done = subprocess.run([sys.executable, str(REPO / "sft.py"), "--stage", "gsm8k", "--data", "synthetic:10", "--init",
-                           str(tmp_path / "none")], capture_output=True, text=True, env=ENV, cwd=REPO)  # fmt: skip
+                           str(tmp_path / "none")], capture_output=True, text=True, env=ENV, cwd=REPO)
     assert done.returncode == 1 and done.stderr.startswith("sft.py: ") and done.stderr.count("\n") == 1

@@ -19,11 +19,9 @@ import train_gpt
 from lab import data_order, runs, shards
 from lab.mirrors import open_mirrors
 
-TINY = (
-    "--n_layer 2 --n_head 2 --n_embd 16 --seq_len 32 --micro_batch_size 2 --total_batch_tokens 256 "
-    "--learning_rate 1e-2 --results_csv".split()
-    + [""]
-)
+TINY = [*"--n_layer 2 --n_head 2 --n_embd 16 --seq_len 32 --micro_batch_size 2 --total_batch_tokens 256 "
+        "--learning_rate 1e-2 --results_csv".split(), ""]
+
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
@@ -226,13 +224,13 @@ def test_evaluation_sampling_and_logging_leave_training_alone(data, base, tmp_pa
     out = tmp_path / "quiet"
     train(data, out, "--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 3, "--sample_every", 4,
           "--sample_tokens", 5,
-          "--log_every", 1, "--num_workers", 0, "--save_every", 0, "--keep_last", 0)  # fmt: skip
+          "--log_every", 1, "--num_workers", 0, "--save_every", 0, "--keep_last", 0)
     assert losses(out).tolist() == losses(base).tolist()
     assert weights(out) == weights(base)
 
 
 SCORED = ("--hellaswag_every", 8, "--hellaswag_data", "synthetic:9", "--ewok_every", 12, "--ewok_data", "synthetic:22",
-          "--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5)  # fmt: skip
+          "--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5)
 
 
 def step_metrics(run):
@@ -257,13 +255,13 @@ def test_benchmarks_are_recorded(scored):
     """HellaSwag at steps 8, 16, 24 (9 items each), EWoK at 12, 24 (22 items); their seconds are in the wall-clock and
     not in the training time; the originals' key names are in step_metrics.json."""
     lines = {name: runs.read_jsonl(scored / f"{name}.jsonl") for name in
-             ("hellaswag_metrics", "hellaswag_items", "ewok_metrics", "ewok_items")}  # fmt: skip
+             ("hellaswag_metrics", "hellaswag_items", "ewok_metrics", "ewok_items")}
     assert [r["step"] for r in lines["hellaswag_metrics"]] == [8, 16, 24] and len(lines["hellaswag_items"]) == 27
     assert [r["step"] for r in lines["ewok_metrics"]] == [12, 24] and len(lines["ewok_items"]) == 44
     table = step_metrics(scored)
     assert set(table) == {"0", "8", "10", "12", "16", "20", "24"}
     assert {"val_loss", "hellaswag_accuracy", "hellaswag_accuracy_norm", "eval_official_sum", "eval_official_mean",
-            "eval_full_sum", "eval_margin_official_sum", "ewok_by_category"} <= set(table["24"])  # fmt: skip
+            "eval_full_sum", "eval_margin_official_sum", "ewok_by_category"} <= set(table["24"])
     assert table["24"]["hellaswag_accuracy"] == records(scored, "hellaswag")[-1]["accuracy"]
     summary, trained = json.loads((scored / "summary.json").read_text()), records(scored)
     spent = sum(r["eval_seconds"] for kind in ("val", "hellaswag", "ewok") for r in records(scored, kind))
@@ -318,7 +316,7 @@ def test_init_from(data, base, tmp_path, capsys):
     config = json.loads((tmp_path / "next" / "config.json").read_text())
     assert config["model"]["n_embd"] == 16 and len(config["init"]["sha256"]) == 64
     for change, why in ((["--n_embd", "32"], "drop --n_embd 32"), (["--seq_len", "64"], "lower --seq_len"),
-                        (["--init_from", "nowhere"], "is not a folder")):  # fmt: skip
+                        (["--init_from", "nowhere"], "is not a folder")):
         with pytest.raises(SystemExit):
             train_gpt.main([*free, "--out_dir", str(tmp_path / "no"), *change])
         assert why in capsys.readouterr().err
@@ -368,7 +366,7 @@ def test_mirrors_show_the_jsonl(data, base, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out, env = tmp_path / "shown", {**ENV, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5, "--tensorboard",
-             "--wandb_project", "test")  # fmt: skip
+             "--wandb_project", "test")
     done = subprocess.run(command(data, out, *flags), capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     assert losses(out).tolist() == losses(base).tolist()
@@ -598,7 +596,7 @@ REFUSALS = {
     "out_dir": (None, ("--out_dir", "/proc/nothing/here"), "choose another --out_dir"),
     "small vocab": (None, ("--vocab_size", 1000), "--vocab_size"),
     "resume nothing": (None, ("--resume", "5"), "not a run"),
-}  # fmt: skip
+}
 
 
 def edit_meta(folder, change):
@@ -692,4 +690,4 @@ def test_non_finite_loss_stops_with_step_and_data(data, tmp_path):
     ):
         train_gpt_main(data, tmp_path / "nan", "--max_train_steps", 8, "--learning_rate", 1e30,
           "--save_every", 1, "--keep_last", 0,
-                       "--eval_every", 0, "--grad_clip", 0, "--warmup_iters", 0)  # fmt: skip
+                       "--eval_every", 0, "--grad_clip", 0, "--warmup_iters", 0)

@@ -1,0 +1,535 @@
+"""training.py owns what the trainers do alike: shared flags, a run opened, resumed, saved and closed, sums over ranks.
+
+The story of a run and its step stand in train_gpt.py and sft.py, in the same order of sections. Here are the parts that
+leave nothing to choose. "Step s" is what s optimizer updates made; everything of step s is recorded before it is saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lab import disk, optim, processes, runs
+from lab.mirrors import open_mirrors
+from model import GPT
+
+# ----------------------------------------------------------------------------------------------------------------------
+# flags
+
+
+def add_run_arguments(parser, *, name: str, save_every: int):
+    """Adds the group "run folder" and returns it. name: what --name consists of when it is not given."""
+    group = parser.add_argument_group("run folder")
+    add = group.add_argument
+    add("--out_dir", help="the run's folder (default experiments/runs/<date>_<name>_s<seed>)")
+    add("--name", default="", help=f"name in the default --out_dir (default: {name})")
+    add("--config", help="config.json of a run whose flags become the defaults")
+    add("--resume", default="",
+        help="auto (newest whole checkpoint, or start) or a step; needs --out_dir ('' = new run)")
+    add("--save_every", type=int, default=save_every,
+        help="steps between checkpoints (default %(default)s; 0 = only the last)")
+    add("--keep_last", type=int, default=2, help="checkpoints kept (default %(default)s; 0 = all)")
+    add("--log_every", type=int, default=10,
+        help="steps between lines in log.txt (0 = none); scalars.jsonl has every step")
+    add("--notes", default="", help="free text for config.json and results.csv")
+    add("--wandb_project", default="",
+        help="also show scalars.jsonl in this Weights & Biases project ('' = off)")
+    add("--tensorboard", action="store_true", help="also write TensorBoard events into the run's folder")
+    return group
+
+
+def add_machine_arguments(parser) -> None:
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA when there is one")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
+        help="autocast; auto = bfloat16 on CUDA that has it")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto = on CUDA only")
+    add("--deterministic", action="store_true",
+        help="CUDA: slower, deterministic kernels for bit-exact resume (CPU always is)")
+    add("--peak_flops", type=float, default=0.0,
+        help="FLOP/s per rank that MFU is measured against (0 = data sheet; measured on CPU)")
+
+
+def take_defaults(parser, argv, skip=()) -> dict | None:
+    """Makes the flags of a run the parser's defaults: of the run that --resume continues, else of --config.
+
+    Returns that run's config.json, None when there is none. skip: flags that are not taken."""
+    first, _ = parser.parse_known_args(argv)
+    if first.resume and not first.out_dir:
+        parser.error("--resume needs --out_dir: name the run's folder.")
+    if first.resume not in ("", "auto") and not first.resume.isdigit():
+        parser.error(f"--resume {first.resume}: give auto or the number of a checkpointed step.")
+    source = first.config
+    if first.resume and (Path(first.out_dir) / "config.json").exists():
+        source = Path(first.out_dir) / "config.json"
+    if not source:
+        return None
+    try:
+        record = json.loads(Path(source).read_text(encoding="utf-8"))
+        flags = dict(record["flags"])
+        derived = list(record.get("derived", ()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        parser.error(f"{source} is not a run's config.json ({error!r}): "
+                     f"name one that {parser.prog} wrote.")
+    unknown = sorted(set(flags) - set(vars(first)))
+    if unknown:
+        parser.error(f"{source} has unknown flags ({', '.join(unknown)}): pass them by hand.")
+    for name in ("out_dir", "resume", "config", "name", *derived, *skip):
+        flags.pop(name, None)
+    parser.set_defaults(**flags)
+    return record
+
+
+NEEDS = {
+    "a whole number of at least 1": lambda value: value >= 1,
+    "0 or more": lambda value: value >= 0,
+    "a number above 0": lambda value: 0 < value < math.inf,
+    "a share from 0 to 1": lambda value: 0 <= value <= 1,
+}
+
+
+def check_flags(parser, args, need: str, names: str) -> None:
+    """Ends with a usage error when a flag in names is not what NEEDS[need] asks for."""
+    for name in names.split():
+        value = getattr(args, name)
+        if not NEEDS[need](value):
+            parser.error(f"--{name} {value}: give {need}.")
+
+
+def check_shared_flags(parser, args) -> None:
+    check_flags(parser, args, "a whole number of at least 1", "micro_batch_size sample_tokens")
+    check_flags(parser, args, "0 or more",
+                "eval_every eval_batch_size sample_every save_every keep_last log_every "
+                "warmdown_iters grad_clip seed peak_flops " + optim.number_flags())
+    check_flags(parser, args, "a number above 0", "learning_rate")
+
+
+def fill_in(args, name: str) -> None:
+    """Values of shared flags that derive from others; config.json records what the run used."""
+    args.eval_batch_size = args.eval_batch_size or args.micro_batch_size
+    args.name = args.name or name
+    folder = f"{datetime.date.today()}_{args.name}_s{args.seed}"
+    args.out_dir = args.out_dir or str(runs.REPO / "experiments" / "runs" / folder)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# machine
+
+
+def prepare_machine(args, device):
+    """Allocator, precision and determinism as the flags say; resolves args.dtype. Returns the autocast to compute in,
+    a function that makes the context."""
+    processes.tune_allocator()
+    args.dtype, autocast = processes.autocast_for(device, args.dtype)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return autocast
+
+
+def compiles(args, device) -> bool:
+    return args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# a run
+
+
+@dataclass
+class State:
+    """What a checkpoint holds beside weights, optimizers and RNG (trainer.json). A new field is saved and restored."""
+
+    step: int = 0
+    tokens_seen: int = 0  # by the network, on all ranks
+    trained_seen: int = 0  # those that the loss was taken of
+    flops: int = 0
+    train_seconds: float = 0.0  # of training steps, over all resumes
+    eval_seconds: float = 0.0
+    wall_seconds: float = 0.0  # with saves and logs
+    due: list[str] = field(default_factory=list)  # evaluations of this step that are not made yet
+
+
+@dataclass
+class Run:
+    """A run while it trains: what the loop and its bookkeeping share. open_files adds stop (the request to), exposures
+    and bar, and on rank 0 scalars and log_file."""
+
+    script: str  # its name, for messages
+    args: argparse.Namespace
+    procs: processes.Processes
+    record: dict  # config.json
+    model: GPT
+    optimizers: list
+    autocast: object  # makes the context of a forward pass
+
+    def __post_init__(self):
+        self.folder = Path(self.args.out_dir)
+        self.state = State()
+        self.saved_step = -1  # of the newest checkpoint
+
+    def open_files(self, is_new: bool) -> None:
+        """Opens the records to append to, takes over the stop signals, starts the clock."""
+        args, step = self.args, self.state.step
+        self.stop = processes.StopRequest()
+        self.clock_zero = time.perf_counter() - self.state.wall_seconds
+        exposures = self.folder / "exposures"
+        exposures.mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
+        self.exposures = runs.JsonlWriter(exposures / f"exposures_rank{self.procs.rank:04d}.jsonl")
+        hidden = True
+        if self.procs.is_main:
+            hidden = None  # shown when stderr is a terminal
+            try:
+                mirrors = open_mirrors(
+                    self.folder, self.record, step, args.wandb_project, args.tensorboard)
+            except ValueError:
+                if is_new:
+                    shutil.rmtree(self.folder)  # new and empty; left behind, it would block the retry
+                raise
+            self.scalars = runs.JsonlWriter(self.folder / "scalars.jsonl", mirrors)
+            self.log_file = open(self.folder / "log.txt", "a", encoding="utf-8")
+        self.bar = tqdm(total=args.max_train_steps, initial=step, unit="step",
+                        dynamic_ncols=True, disable=hidden)
+
+    def log(self, message: str) -> None:
+        """Prints a line and adds it to log.txt, on rank 0."""
+        if self.procs.is_main:
+            tqdm.write(message, file=sys.stdout)
+            self.log_file.write(message + "\n")
+            self.log_file.flush()
+
+    def save(self) -> None:
+        """Writes a checkpoint of the present step."""
+        self.state.wall_seconds = time.perf_counter() - self.clock_zero
+        rng_states = self.procs.gather(rng_state(self.procs.device))
+
+        def write(folder: Path) -> None:
+            self.model.save(folder)
+            torch.save([one.state_dict() for one in self.optimizers], folder / "optimizer.pt")
+            torch.save(rng_states, folder / "rng.pt")
+            disk.write_json(folder / "trainer.json", asdict(self.state))
+
+        tensors = list(self.model.parameters())
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                tensors += [value for value in state.values() if torch.is_tensor(value)]
+        size = int(1.05 * sum(t.numel() * t.element_size() for t in tensors)) + 2**20
+        step, keep = self.state.step, self.args.keep_last
+        path = self.procs.on_main(
+            lambda: str(runs.save_checkpoint(self.folder, step, write, size, keep)))
+        self.saved_step = step
+        self.log(f"step {step:6d} | saved {path}")
+
+    def load(self, checkpoint: str) -> None:
+        """Continues from a checkpoint that save() wrote."""
+        folder, device = Path(checkpoint), self.procs.device
+        self.model.load_state_dict(GPT.load(folder, device).state_dict())
+        states = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+        rng_states = torch.load(folder / "rng.pt", weights_only=True)
+        # training draws nothing from these generators; restored so that it stays so
+        if self.procs.rank < len(rng_states):
+            set_rng_state(rng_states[self.procs.rank], device)
+        values = json.loads((folder / "trainer.json").read_text())
+        known = {one.name for one in fields(State)}
+        self.state = State(**{name: value for name, value in values.items() if name in known})
+        self.saved_step = self.state.step
+
+    def clock(self) -> dict:
+        """Seconds so far over all resumes: of training steps, of evaluations, and of everything with saves and logs."""
+        return {"train_seconds": round(self.state.train_seconds, 3),
+                "eval_seconds_total": round(self.state.eval_seconds, 3),
+                "wall_seconds": round(time.perf_counter() - self.clock_zero, 3)}
+
+    def close(self) -> None:
+        self.bar.close()
+        self.exposures.close()
+        if self.procs.is_main:
+            self.scalars.close()
+
+
+def rng_state(device) -> dict:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict, device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# a run begins: new, or continued from its newest whole checkpoint
+
+
+def config_before(args) -> dict | None:
+    """config.json of the run that --resume continues; None for a new run."""
+    folder = Path(args.out_dir)
+    if args.resume and (folder / "config.json").exists():
+        return runs.read_config(folder)
+    if args.resume not in ("", "auto"):
+        raise ValueError(f"--resume {args.resume}: {folder} is not a run (no config.json); use --resume auto.")
+    if (folder / "config.json").exists():  # create_run would find out only when the data is read
+        raise ValueError(f"{folder} already exists: pass --resume auto to continue it, or choose another --out_dir.")
+    return None
+
+
+def is_finished(args) -> bool:
+    """Whether the run to resume has ended; then this is printed."""
+    finished = bool(args.resume) and (Path(args.out_dir) / "summary.json").exists()
+    if finished:
+        print(f"{args.out_dir} is already finished (it has a summary.json): nothing to do.")
+    return finished
+
+
+def describe(args, procs, model, flops_per_token: int, unused_flags: list[str]) -> dict:
+    """The part of config.json that every trainer's run has."""
+    peak = args.peak_flops or processes.peak_flops(procs.device)
+    return {
+        "flags": dict(vars(args)), "unused_flags": unused_flags, "argv": sys.argv,
+        "started": runs.now(), "code": runs.code_state(),
+        **processes.machine_state(procs.device), "world_size": procs.world_size,
+        "model": model.config.to_dict(), "parameters": model.num_params(),
+        "flops_per_token": flops_per_token, "peak_flops": peak if math.isfinite(peak) else None,
+    }
+
+
+def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
+    """Makes the run's folder, or continues `before`, its config.json, where its newest whole checkpoint ends.
+
+    same: {what must not change on resume: where config.json has it, a tuple of keys}. parser: see refuse_changes."""
+
+    def open_folder() -> tuple[str, list[str]]:
+        """(the checkpoint or "", lines for the log)"""
+        if before is None:
+            runs.create_run(run.folder, run.record)
+            return "", []
+        refuse_changes(before, run.record, same, parser)
+        messages = []
+        if before["code"]["code_sha256"] != run.record["code"]["code_sha256"]:
+            messages.append("WARNING: the code has changed since the run began; what follows may not be bit-exact.")
+        checkpoint = runs.find_checkpoint(run.folder, run.args.resume, warn=messages.append)
+        if checkpoint is None:
+            runs.trim_records(run.folder, -1)
+            return "", [*messages, "no checkpoint yet: starting at step 0"]
+        runs.trim_records(run.folder, runs.step_of(checkpoint))
+        return str(checkpoint), [*messages, f"resumed from {checkpoint}"]
+
+    args, procs = run.args, run.procs
+    if before is not None:
+        run.record["started"] = before["started"]  # by which wandb knows the run again
+    checkpoint, messages = procs.on_main(open_folder)
+    if args.eval_every:
+        run.state.due = ["val"]
+    if checkpoint:
+        run.load(checkpoint)
+    run.open_files(is_new=before is None)
+    counts = ", ".join(f"{name} {count:,}" for name, count in run.record["parameters"].items())
+    run.log(f"run {run.folder} | {procs.world_size} x {procs.device.type} | {args.dtype} | "
+            f"{counts} parameters")
+    for message in messages:
+        run.log(message)
+
+
+def refuse_changes(before: dict, record: dict, same: dict, parser) -> None:
+    """ValueError when a resumed run would go on with another result. parser: its defaults stand for flags that did not
+    exist when the run began."""
+
+    def look_up(config, keys):
+        for key in keys:
+            config = config.get(key, {})
+        return config
+
+    changed = []
+    for flag, value in sorted(runs.conditions(record["flags"]).items()):
+        value_before = before["flags"].get(flag, parser.get_default(flag))
+        if value_before != value:
+            changed.append(f"{flag}: {value_before!r} -> {value!r}")
+    for name, keys in same.items():
+        if look_up(before, keys) != look_up(record, keys):
+            changed.append(name)
+    if changed:
+        raise ValueError(f"--resume would change the run ({', '.join(changed)}): "
+                         "repeat its flags, or choose another --out_dir.")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# a step: what follows the backward passes
+
+
+def sum_over_ranks(procs, loss: torch.Tensor, stop) -> tuple[float, bool]:
+    """(the ranks' losses added up in float64, whether any rank was asked to stop)."""
+    values = [loss.item(), float(stop.asked)]
+    values = torch.tensor(values, dtype=torch.float64, device=sums_device(procs))
+    loss, asked = procs.sum(values).tolist()
+    return loss, asked > 0
+
+
+def sum_checksums(procs, checksum: int) -> int:
+    """The ranks' checksums added up modulo 2**64: int64 sums wrap around."""
+    value = torch.tensor(np.uint64(checksum).astype(np.int64).item(), device=sums_device(procs))
+    return procs.sum(value).item() % 2**64
+
+
+def sums_device(procs) -> torch.device:
+    """Where small sums over ranks are formed: MPS has no float64."""
+    return procs.device if procs.device.type == "cuda" else torch.device("cpu")
+
+
+def reduce_gradients(procs, params) -> torch.Tensor:
+    """Adds up every gradient over all ranks, in one all-reduce of all in a row, so that the order of additions never
+    changes. Returns the L2 norm of all."""
+    if procs.world_size > 1:
+        for p in params:
+            if p.grad is None:  # this rank had no row in the step
+                p.grad = torch.zeros_like(p)
+        flat = procs.sum(torch.cat([p.grad.flatten() for p in params]))
+        for p, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
+            p.grad.copy_(piece.view_as(p))
+    return torch.nn.utils.get_total_norm([p.grad for p in params])
+
+
+def refuse_non_finite(run: Run, loss: float, grad_norm: torch.Tensor, what_was_read: str) -> None:
+    """Ends a run that has diverged, before its weights take the update."""
+    norm = grad_norm.item()
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    checkpoints = runs.list_checkpoints(run.folder)
+    last = checkpoints[-1] if checkpoints else "none"
+    raise processes.SharedError(
+        f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on "
+        f"{what_was_read}; the last good checkpoint is {last}: start again with a lower "
+        "--learning_rate or a longer --warmup_iters.")
+
+
+def clip_and_step(optimizers, params, grad_norm: torch.Tensor, grad_clip: float) -> None:
+    """Scales the gradients to a norm of at most grad_clip (0 = off), updates the weights, frees the gradients."""
+    if grad_clip:
+        torch.nn.utils.clip_grads_with_norm_(params, grad_clip, grad_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def finish_step(run: Run, started: float, tokens: int, trained_tokens: int, flops: int) -> float:
+    """Counts the step once the device has finished it. Returns its seconds."""
+    if run.procs.device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    run.state.step += 1
+    run.state.tokens_seen += tokens
+    run.state.trained_seen += trained_tokens
+    run.state.flops += flops
+    run.state.train_seconds += seconds
+    return seconds
+
+
+def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch, **more) -> None:
+    """The step's line in scalars.jsonl, the progress bar, and every --log_every steps a line in log.txt."""
+    if not run.procs.is_main:
+        return
+    args, state = run.args, run.state
+    is_cuda = run.procs.device.type == "cuda"
+    peak_memory = torch.cuda.max_memory_allocated() if is_cuda else processes.peak_rss_bytes()
+    peak_flops = run.procs.world_size * (run.record["peak_flops"] or math.nan)
+    weights = [p.detach() for p in run.model.parameters() if p.requires_grad]
+    norm, speed = grad_norm.item(), tokens / seconds
+    run.scalars.write(
+        type="train", step=state.step, timestamp=runs.now(), lr=lr,
+        train_loss_opt_step_mean=loss, grad_norm_l2_preclip=norm,
+        param_norm_l2=torch.nn.utils.get_total_norm(weights).item(),
+        tokens_seen_global=state.tokens_seen, tokens_per_sec=round(speed, 1),
+        mfu=round(flops / seconds / peak_flops, 4), peak_mem_bytes=peak_memory,
+        step_seconds=round(seconds, 6), flops_total=state.flops, epoch=round(epoch, 6), **more)
+    run.bar.update()
+    run.bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tok/s")
+    if is_due(args.log_every, state.step):
+        steps_left = args.max_train_steps - state.step
+        left = datetime.timedelta(seconds=round(steps_left * state.train_seconds / state.step))
+        run.log(f"step {state.step:6d}/{args.max_train_steps} | loss {loss:.4f} | lr {lr:.3e} | "
+                f"norm {norm:.3f} | {speed:,.0f} tok/s | {left} left")
+
+
+def is_due(every: int, step: int, last: int | None = None) -> bool:
+    """Whether what happens `every` steps (0 = never), and after the last one, happens now."""
+    return every > 0 and (step % every == 0 or step == last)
+
+
+def finish_evaluation(run: Run, started: float) -> dict:
+    """Takes the first evaluation off state.due, once it is made. Returns the fields that its record in scalars.jsonl
+    has beside its scores."""
+    state, seconds = run.state, time.perf_counter() - started
+    state.due.pop(0)
+    state.eval_seconds += seconds
+    return {"step": state.step, "timestamp": runs.now(), "tokens_seen_global": state.tokens_seen,
+            "flops_total": state.flops, "eval_seconds": round(seconds, 3), **run.clock()}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# a run ends
+
+
+def is_complete(run: Run) -> bool:
+    return run.state.step == run.args.max_train_steps and not run.state.due
+
+
+def leave(run: Run) -> None:
+    """Saves a run that was asked to stop and prints how to continue it."""
+    if run.saved_step != run.state.step:
+        run.save()
+    run.log(f"stopped at step {run.state.step} of {run.args.max_train_steps}, saved; continue with: "
+            f"python {run.script} --out_dir {run.folder} --resume auto")
+
+
+def final_numbers(run: Run, scalars: list[dict], val_fields: str) -> dict:
+    """Numbers of summary.json that every trainer has: last and best losses, and the training time."""
+    trained = [record for record in scalars if record["type"] == "train"]
+    vals = [record for record in scalars if record["type"] == "val"]
+    # the last 2 %: one step's loss is mostly its batch's noise
+    tail = trained[-max(1, len(trained) // 50) :]
+    losses = [record["train_loss_opt_step_mean"] for record in tail]
+    numbers = {"final_train_loss": float(np.mean(losses))}
+    for name in val_fields.split():
+        numbers[f"final_{name}"] = vals[-1].get(name) if vals else None
+    numbers["best_val_loss"] = min((record["val_loss"] for record in vals), default=None)
+    milliseconds = 1000 * run.state.train_seconds
+    numbers["train_time_ms"] = round(milliseconds)
+    numbers["ms_per_step"] = round(milliseconds / run.args.max_train_steps, 3)
+    return numbers
+
+
+def write_summary(run: Run, summary: dict) -> None:
+    """Logs the warnings and the last line, and writes summary.json, with which the run is finished."""
+    state = run.state
+    state.wall_seconds = time.perf_counter() - run.clock_zero
+    for warning in summary["warnings"]:
+        run.log(f"WARNING: {warning}")
+    summary |= {
+        "steps": run.args.max_train_steps, "finished": runs.now(),
+        "eval_seconds": round(state.eval_seconds, 3), "wall_seconds": round(state.wall_seconds, 3)}
+    disk.write_json(run.folder / "summary.json", summary)
+    final = []
+    for name in ("train_loss", "val_loss", "val_bits_per_byte"):
+        value = summary[f"final_{name}"]
+        if value is not None:
+            final.append(f"{name} {value:.4f}")
+    run.log(f"finished {state.step} steps: {state.train_seconds:.1f} s of training, "
+            f"{state.eval_seconds:.1f} s of evaluation, {state.wall_seconds:.1f} s in all | "
+            + ", ".join(final))
