@@ -25,20 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import disk, token_files
+from lab import disk, token_files, tokenizer
 from lab.token_files import AGAIN, TokenFile, TokenFiles, check
-from lab.tokenizer import (  # noqa: F401  (document 002's public names stay importable from here)
-    BOS_ID,
-    FIRST_MUL_ID,
-    N_GPT2_TOKENS,
-    PROBE_TEXT,
-    VOCAB_SIZE,
-    GPT2TokenizerWithMulFacts,
-    MulFactTokens,
-    get_tokenizer,
-    tokenizer_hash,
-    write_hf_tokenizer,
-)
+from lab.tokenizer import BOS_ID, FIRST_MUL_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
+
+GPT2TokenizerWithMulFacts = tokenizer.GPT2TokenizerWithMulFacts  # document 002's names
+MulFactTokens = tokenizer.MulFactTokens
 
 FORMAT_VERSION = 1
 FORMATS = ("stream", "bos_row_packed_bestfit")  # of prepare_fineweb.py, of prepare_bos_rows.py
