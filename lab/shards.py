@@ -159,7 +159,7 @@ class DatasetWriter:
         return [path for pattern in patterns for path in self.dir.glob(pattern)]
 
     def held_out_hashes(self) -> set[bytes]:
-        """Of the documents held out so far, to keep their duplicates out of train."""
+        """Those of all documents held out so far, to keep their duplicates out of train."""
         records = np.frombuffer(self.appended(VAL_DOCUMENTS), VAL_RECORD)
         return {record["hash"].tobytes() for record in records}
 
