@@ -414,7 +414,7 @@ def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alp
             line = {k: 100 * row[k] / abs(row["a"]) for k in ("delta", "low", "high")}
             line["label"] = metric.label.split(" (")[0].split(" @")[0]
             line["better"] = metric.better
-            line["said"] = direction(row, metric.better, alpha)
+            line["verdict"] = direction(row, metric.better, alpha)
             forest[panel].append(line)
     png = ab_report.plot_forest(forest)
     if png:
