@@ -53,7 +53,7 @@ def members_of(arms: dict[str, list[dict]]) -> dict[str, list[dict]]:
 
 def of_run(run: dict) -> dict:
     """A run's folder as a member of an arm: {"name", "seed", "settings" (equal unless they are the treatment: flags,
-    model, data, code, scorers), "unused" (flags without effect in this run), "machine" (spoils the comparison of speeds,
+    model, data, code, scorers), "unused" (flags without effect in this run), "machine" (spoils comparisons of speed,
     not of losses), "micro_batch_size", "tokens" (the tokenisation), "run" (None for a row of a results.csv)}."""
     config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
     settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
@@ -243,7 +243,9 @@ def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str
         if left:
             lacking.append(f"{arm} lacks seed {', '.join(left)}")
     missing += lacking
-    why = twice + lacking if same_seeds else twice
+    why = twice
+    if same_seeds:
+        why = twice + lacking
     values = {arm: [", ".join(map(str, own))] for arm, own in seeds.items()}
     return [fault("seed", values, "; ".join(why))] if why else []
 

@@ -19,9 +19,6 @@ from scipy import special
 from lab import ab_report, ab_stats, runs
 from lab.ab_numbers import benchmarks_of
 
-# ----------------------------------------------------------------------------------------------------------------------
-# documents
-
 
 def documents(pairs: list[tuple[dict, dict]], step: int | None, alpha: float) -> list[dict] | str:
     """Bits/byte with an interval over documents: a row per view, or why there is none (str)."""
@@ -82,10 +79,6 @@ def document_row(view: str, data: list[list[dict]], alpha: float) -> list[dict]:
         "low": delta - half, "high": delta + half,
         "n": f"{n} documents x {len(data)}", "how": "documents, for these checkpoints",
     }]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# items of benchmarks
 
 
 def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[list[dict], list[str]]:

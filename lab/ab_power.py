@@ -17,10 +17,6 @@ from scipy import optimize, special
 LARGE_N = 200  # from here on n_needed takes the normal limit plus z^2 / 2 (Guenther 1981): at most 1 off
 FIX = "give the smallest difference that matters"
 
-# ----------------------------------------------------------------------------------------------------------------------
-# how many seeds, how small an effect
-
-
 def sd_of_difference(sd: float, correlation: float = 0.0) -> float:
     """sd of b - a within a pair of runs, each with spread sd, whose seeds correlate: sd * sqrt(2 (1 - r))."""
     if not -1 <= correlation <= 1:
@@ -29,9 +25,9 @@ def sd_of_difference(sd: float, correlation: float = 0.0) -> float:
 
 
 def mde(n: int, sd_diff: float, alpha=0.05, power=0.8, paired: bool = True) -> float:
-    """Minimum detectable effect: the true difference that n pairs find significant with probability `power`, two-sided.
+    """Minimum detectable effect: the true difference that n pairs find significant with this power, two-sided.
 
-    sd_diff: sd of b - a within one pair of runs: sd_of_difference(sd, r). paired=False: n unmatched runs in each arm and
+    sd_diff: sd of b - a within one pair of runs: sd_of_difference(sd, r). paired=False: n unmatched runs per arm and
     Welch's test, with sd_of_difference(sd, 0). From the noncentral t: the normal approximation is 2.0 times too small
     for three pairs. nan for n = 1. mde(3, 0.001) is 0.00326.
     """
@@ -69,7 +65,7 @@ def _design(n: int, paired: bool) -> tuple[int, bool]:
 
 
 def _power(ncp: float, df: float, welch: bool, alpha: float) -> float:
-    """P(|T| > critical) for T noncentral t, (z + ncp) / s with s^2 = chi^2_df / df: an integral over the quantiles of s.
+    """P(|T| > critical) for T noncentral t, (z + ncp) / s with s^2 = chi^2_df / df: an integral over quantiles of s.
     (scipy's noncentral t gives nan for df = 1 and a large ncp, and has no Welch.)"""
     limit, weight = _limits(df, welch, alpha)
     return float(weight @ (special.ndtr(ncp - limit) + special.ndtr(-ncp - limit)))

@@ -112,8 +112,8 @@ def plot_pairs(pairs: dict, mean: tuple | None, x_label: str, mean_label: str) -
 
 def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
     """Changes in percent with their intervals, a panel with its own scale per group (val losses move by 1 %, benchmarks
-    by 10 %). groups: title -> rows of {"label", "delta", "low", "high" (percent), "better": -1, 0, +1, "verdict": better,
-    worse, changed or another word, by the adjusted p, which the unadjusted interval does not know}."""
+    by 10 %). groups: title -> rows of {"label", "delta", "low", "high" (percent), "better": -1, 0, +1, "verdict"
+    (better, worse, changed or another word, by the adjusted p, which the interval does not know)}."""
     groups = {title: rows for title, rows in groups.items() if rows}
     if not groups:
         return None
@@ -244,10 +244,6 @@ def to_html(blocks: list[tuple], title: str) -> str:
     css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     body = "\n".join(HTML[kind](*content) for kind, *content in blocks)
     return PAGE.format(title=html.escape(title), css=css, body=body)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# files
 
 
 def plain(value):

@@ -74,10 +74,9 @@ def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None
     """Two arms whose seeds do not match: Welch's test, which lets the arms differ in spread and in number of runs.
 
     a: (..., n_a), b: (..., n_b). Keys as in paired(), with n_a, n_b, n = the smaller, df = Welch-Satterthwaite's,
-    sd_diff = sqrt(sd_a^2 + sd_b^2), p_permutation (two-sided, by the difference of means over all ways to split the
-    runs into arms of these sizes, or 20,000 random ones), p_sign_flip and correlation = nan; n_for and n_for_effect
-    are runs in each arm. An arm of one run has no spread, so interval and p are nan. No spread in either arm, but a
-    difference: interval nan and p = p_permutation.
+    sd_diff = sqrt(sd_a^2 + sd_b^2), p_permutation (two-sided, by the difference of means over all splits of the runs
+    into such arms, or 20,000 random ones), p_sign_flip and correlation = nan; n_for and n_for_effect are runs per arm.
+    An arm of one run: interval and p are nan. No spread in either, but a difference: interval nan, p = p_permutation.
     """
     a, b = values_of(a, "a"), values_of(b, "b")
     if a.shape[:-1] != b.shape[:-1]:
@@ -119,10 +118,10 @@ def _inference(result: dict, equal, p_flat) -> dict:
 
 def _plan(result: dict, unknown, pairs: bool, effect: float | None) -> dict:
     """mde, n_for and n_for_effect; nan where the spread is unknown."""
-    alpha, power = result["alpha"], result["power"]
+    alpha, power, sd = (result[key] for key in ("alpha", "power", "sd_diff"))
     spread, root = result["se"], 1.0
     if pairs:
-        spread, root = result["sd_diff"], math.sqrt(result["n"])
+        spread, root = sd, math.sqrt(result["n"])
 
     def smallest(spread, df, unknown):
         return math.nan if unknown else spread * (noncentrality(round(df, 2), False, alpha, power) / root)
@@ -135,7 +134,6 @@ def _plan(result: dict, unknown, pairs: bool, effect: float | None) -> dict:
             return math.inf
         return runs_for(delta, sd, unknown)
 
-    sd = result["sd_diff"]
     n_for = _each(runs_for_delta, np.abs(result["delta"]), sd, unknown)
     plan = {"mde": _each(smallest, spread, result["df"], unknown), "n_for": n_for, "n_for_effect": None}
     if effect is not None:
@@ -303,18 +301,17 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
     One seed, or seeds that agree on every item (copies of a run): ci_low, ci_high, p are nan.
 
     How. D_si = credit_b - credit_a = delta + seed_s + item_i + rest_si. Resampling three to eight seeds makes the
-    spread (S-1)/S too small (Davison & Hinkley 1997, Bootstrap Methods and their Application, 2.3 and 3.8), and a
-    pigeonhole bootstrap (Owen 2007, arXiv:0712.1111) counts rest_si thrice. So only items are resampled:
-      seeds   V_seed, the variance of the seeds' means / S, is the (seed + rest) part with S - 1 degrees of freedom:
-              sqrt(V_seed) * t_{S-1}. Without item effects this alone is the paired t test.
+    spread too small (Davison & Hinkley 1997, Bootstrap Methods and their Application, 2.3 and 3.8), and a pigeonhole
+    bootstrap (Owen 2007, arXiv:0712.1111) counts rest_si thrice. So only items are resampled:
+      seeds   V_seed, the variance of the seeds' means / S, is the (seed + rest) part: sqrt(V_seed) * t_{S-1}. Without
+              item effects this alone is the paired t test. At least V_rest / 20, as only luck makes it smaller.
       items   clusters are resampled within categories, seeds and arms together (Miller 2024, arXiv:2411.00640). These
               draws spread by V_item, the (item + rest) part; each is scaled by sqrt(C / (C-1)) (Rao & Wu 1988) and by
-              a draw of sqrt(df / chi^2_df), as few clusters are also few. V_rest, the rest part, is in V_seed already:
-              draws shrink by sqrt(1 - V_rest / V_item).
-    delta is distributed as their sum: n_boot draws of the one with the whole t curve of the other. ci is its alpha/2
-    and 1 - alpha/2 quantiles, p twice its tail beyond 0. It covers at worst about 98 % for 95 % with three seeds, where
-    a plain bootstrap covers 81 to 100 % (experiments/bench/coverage.py). V_seed is kept at V_rest / 20 or more, as only
-    luck makes it smaller. A category with one cluster gets the average variance of the others.
+              sqrt(df / chi^2_df), as few clusters are also few. They shrink by sqrt(1 - V_rest / V_item), as V_rest is
+              in V_seed already. A category with one cluster gets the average variance of the others.
+    delta is distributed as their sum: n_boot draws with the whole t curve of the seeds. ci is its alpha/2 and
+    1 - alpha/2 quantiles, p twice its tail beyond 0. At worst it covers about 98 % for 95 % with three seeds, where a
+    plain bootstrap covers 81 to 100 % (experiments/bench/coverage.py).
     """
     a, b = (np.asarray(x, dtype=float) for x in (credit_a, credit_b))
     if a.ndim != 2 or a.shape != b.shape or 0 in a.shape:
