@@ -100,8 +100,7 @@ def check(rows, source) -> list[dict]:
     items = []
     for number, row in rows:
         if fault := fault_of(row):
-            raise ValueError(f"{source}, line {number} {fault}: repair or remove it, or name "
-                             "another --data.")
+            raise ValueError(f"{source}, line {number} {fault}: repair or remove it, or name another --data.")
         question = row["question"].strip()
         name = f"{number:05d}-{hashlib.sha256(question.encode()).hexdigest()[:8]}"
         gold = extract_answer(row["answer"])
@@ -144,7 +143,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
     """{"metrics": {...}, "items": [record per problem, in the order of items]}, the same on every rank and for any
     number of ranks.
 
-    model: a GPT or its compiled wrapper; fp32 unless autocast, a function giving the context to compute in, says other.
+    model: a GPT or its compiled wrapper. autocast: a function that gives the context to compute in (default: fp32).
     items: from load(), or {"question", "answer"} rows. temperature 0: greedy; otherwise each problem draws from
     (seed, its id). done: {id: record} of an earlier try, the same on every rank; save(records) is called after each
     batch on the rank that did it. ValueError: a vocabulary that is not GPT-2's, options out of range."""
@@ -152,8 +151,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
     model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     benchmarks.check_vocabulary(model)
     if max_new_tokens < 1 or batch_size < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}: give "
-                         "at least 1.")
+        raise ValueError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}: give at least 1.")
     if not items or "gold" not in items[0]:
         items = check(enumerate(items, 1), "the items")
     prompts = [benchmarks.encode_prompt(render_prompt(item["question"]), bos) for item in items]
@@ -186,13 +184,8 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
     decoding = "greedy" if temperature == 0 else "sampled"
     metrics = summarise(records) | {
         "rules": RULES,
-        "bos": bos,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "batch_size": batch_size,
+        "bos": bos, "max_new_tokens": max_new_tokens, "temperature": temperature,
+        "top_k": top_k, "top_p": top_p, "seed": seed, "batch_size": batch_size,
         "short_room": sum(0 < room < max_new_tokens for room in rooms),
         "stop": ["<|endoftext|>", USER],
         "template": render_prompt("{question}"),
@@ -221,17 +214,10 @@ def mark(item: dict, prompt_tokens: int, completion: str, tokens: int, stopped: 
         "accuracy_unexpanded": float(extract_answer(completion) == gold),
     }
     return {
-        "id": item["id"],
-        "cluster": item["cluster"],
-        "question": item["question"],
-        "prompt_tokens": prompt_tokens,
-        "completion": completion,
-        "tokens": tokens,
-        "stopped": stopped,
-        "gold": answer_text(gold),
-        "strict": answer_text(strict),
-        "flexible": answer_text(flexible),
-        "credit": credit,
+        **{key: item[key] for key in ("id", "cluster", "question")},
+        "prompt_tokens": prompt_tokens, "completion": completion, "tokens": tokens,
+        "stopped": stopped, "gold": answer_text(gold), "strict": answer_text(strict),
+        "flexible": answer_text(flexible), "credit": credit,
     }
 
 
@@ -320,46 +306,24 @@ def report(result: dict) -> str:
 
 
 def parse_flags(argv) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="eval_gsm8k.py", description="GSM8K and arithmetic probes of a checkpoint.",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        epilog="example: python eval_gsm8k.py --checkpoint experiments/runs/<run> --show 3")
-    add = parser.add_argument_group("what").add_argument
-    add("--checkpoint", required=True, help=benchmarks.CHECKPOINT_HELP)
-    add("--data", default="",
-        help="jsonl[.gz] file, or synthetic[:n] ('' = openai/gsm8k, main, test, from the hub)")
-    add("--max_examples", type=int, default=0, help="problems, spread evenly (0 = all)")
-    add("--bos", choices=("on", "off"), default="on",
-        help="begin each prompt with <|endoftext|> (default on)")
-    add("--probes", choices=("on", "off"), default="on",
-        help="the arithmetic probes, too (default on)")
-    add = parser.add_argument_group("decoding of the exam; the probes are greedy").add_argument
-    add("--max_new_tokens", type=int, default=256,
-        help="tokens at most, and never beyond block_size (default 256)")
+    parser = benchmarks.make_parser(
+        "eval_gsm8k", "GSM8K accuracy and arithmetic probes",
+        data="jsonl[.gz] file, or synthetic[:n] ('' = openai/gsm8k, main, test, from the hub)",
+        out="folder for the three files ('' = the checkpoint's run, or its own folder)",
+        batch="problems at once (default 32); no effect on results but rounding", batch_size=32)
+    add = parser.add_argument_group("exam; the probes are greedy").add_argument
+    add("--max_new_tokens", type=int, default=256, help="tokens at most, and never beyond block_size (default 256)")
     add("--temperature", type=float, default=0.0, help="0 = greedy (default)")
     add("--top_k", type=int, default=0, help="ids to draw from (0 = all)")
     add("--top_p", type=float, default=1.0, help="probability to draw from (1 = all)")
     add("--seed", type=int, default=0, help="of sampling; without effect when greedy (default 0)")
-    add = parser.add_argument_group("output").add_argument
-    add("--show", type=int, default=0, help="print this many problems and completions (0 = none)")
-    add("--out", default="",
-        help="folder for the three files ('' = the checkpoint's run, or its own folder)")
-    add("--resume", choices=("on", "off"), default="on",
-        help="continue this exam if it was interrupted (default on)")
-    add = parser.add_argument_group("machine").add_argument
-    add("--batch_size", type=int, default=32,
-        help="problems at once (default 32); no effect on results but rounding")
-    benchmarks.add_machine_flags(add)
-    args = parser.parse_args(argv)
-    lowest = {"max_examples": 0, "top_k": 0, "show": 0, "max_new_tokens": 1, "batch_size": 1}
-    for name, low in lowest.items():
-        if getattr(args, name) < low:
-            parser.error(f"--{name} {getattr(args, name)}: give {low} or more.")
+    add("--resume", choices=("on", "off"), default="on", help="continue this exam if it was interrupted (default on)")
+    add("--probes", choices=("on", "off"), default="on", help="the arithmetic probes, too (default on)")
+    args = benchmarks.parse_counts(parser, argv, top_k=0, max_new_tokens=1, batch_size=1)
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         parser.error("--temperature is 0 (greedy) or more, --top_p above 0 and up to 1.")
     if args.temperature == 0 and (args.top_k or args.top_p < 1):
-        parser.error("--top_k and --top_p do nothing when greedy: give a --temperature above 0, or "
-                     "drop them.")
+        parser.error("--top_k and --top_p do nothing when greedy: give a --temperature above 0, or drop them.")
     return args
 
 
@@ -397,32 +361,25 @@ def examine(args, procs) -> None:
 
     done = procs.on_main(open_out)
     if done and procs.is_main:
-        print(f"going on with an interrupted exam: {len(done)} of {len(items)} problems are done",
-              file=sys.stderr)
+        print(f"continuing an interrupted exam: {len(done)} of {len(items)} problems are done", file=sys.stderr)
     with append_partial(out, procs.rank, key) as save:
         exam = evaluate(model, items, procs, **settings, autocast=autocast, done=done, save=save,
                         progress=True)
     files, probed = {FILES[0]: jsonl(exam["items"])}, None
     if args.probes == "on":
-        answers = probes.evaluate(model, procs, bos=settings["bos"], autocast=autocast,
-                                  progress=True)
+        answers = probes.evaluate(model, procs, bos=settings["bos"], autocast=autocast, progress=True)
         files[FILES[1]], probed = jsonl(answers["items"]), answers["metrics"]
     if not procs.is_main:
         return
     result = {
-        "type": "gsm8k",
-        "model": (run or folder).name,
-        "checkpoint": str(folder),
-        "step": step,
+        "type": "gsm8k", "model": (run or folder).name, "checkpoint": str(folder), "step": step,
         "condition": condition_of(run),
         **exam["metrics"],
         "data": args.data or "openai/gsm8k main test",
         "data_sha256": disk.sha256_file(args.data) if Path(args.data).is_file() else None,
         "checkpoint_sha256": checkpoint_sha256,
         "probes": probed,
-        "dtype": args.dtype,
-        "resumed": len(done),
-        "world_size": procs.world_size,
+        "dtype": args.dtype, "resumed": len(done), "world_size": procs.world_size,
         "timestamp": runs.now(),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "code": {name: value for name, value in code.items() if name != "git_diff"},
@@ -439,8 +396,7 @@ def examine(args, procs) -> None:
     for record in exam["items"][: args.show]:
         print(f"problem {record['id']}: {record['question']}\n"
               f"  wrote ({record['stopped']}): {record['completion']!r}\n"
-              f"  strict {record['strict']}, flexible {record['flexible']}, "
-              f"right {record['gold']}\n")
+              f"  strict {record['strict']}, flexible {record['flexible']}, right {record['gold']}\n")
     print(f"{report(result)}\nrecords are in {out}")
 
 

@@ -106,8 +106,7 @@ def read_hub() -> list[tuple[str, dict]]:
 
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
-    # without a network it warns six times, in half a minute, before it gives up
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)  # without a network it warns six times in half a minute
     try:
         rows = datasets.load_dataset(HUB, split="test", token=os.environ.get("HF_TOKEN") or None)
         return [(f"{HUB}, row {number}", row) for number, row in enumerate(rows, 1)]
@@ -115,9 +114,8 @@ def read_hub() -> list[tuple[str, dict]]:
         fault = type(error).__name__
     finally:
         logger.setLevel(level)
-    raise ValueError(f"{HUB} cannot be read from the Hugging Face hub ({fault}): accept its terms "
-                     f"at https://huggingface.co/datasets/{HUB} and set HF_TOKEN, or pass --data "
-                     "with its zip.")
+    raise ValueError(f"{HUB} cannot be read from the Hugging Face hub ({fault}): accept its terms at "
+                     f"https://huggingface.co/datasets/{HUB} and set HF_TOKEN, or pass --data with its zip.")
 
 
 def check(rows: list[tuple[str, object]], source: str) -> list[dict]:
@@ -130,13 +128,11 @@ def check(rows: list[tuple[str, object]], source: str) -> list[dict]:
         if fault := fault_of(columns):
             raise ValueError(f"{where} {fault}")
         domain = domain_of(columns)
-        # A hash over all columns: 17 of EWoK-core's items repeat another's text and differ in
-        # their template or version
+        # A hash over all columns: 17 of EWoK-core's items repeat another's text and differ in their template or version
         texts = {key: "" if value is None else str(value) for key, value in columns.items()}
         name = f"{domain}-{short_hash(json.dumps(sorted(texts.items())))}"
         if name in place_of:
-            raise ValueError(f"{where} is the same item as {place_of[name]} (id {name}): remove "
-                             "one.")
+            raise ValueError(f"{where} is the same item as {place_of[name]} (id {name}): remove one.")
         place_of[name] = where
         item = {"id": name, "cluster": cluster_of(columns, name), "Domain": domain}
         items.append(item | {field: columns[field.lower()] for field in TEXT_FIELDS})
@@ -152,8 +148,7 @@ def fault_of(columns) -> str | None:
     if not isinstance(columns, dict):
         return "is not a JSON object: correct or remove it."
     if missing := [name for name in FIELDS if name.lower() not in columns]:
-        return (f"has no column {', '.join(missing)}: name a file with EWoK's columns "
-                f"{', '.join(FIELDS)}.")
+        return f"has no column {', '.join(missing)}: name a file with EWoK's columns {', '.join(FIELDS)}."
     for name in FIELDS:
         text = columns[name.lower()]
         if not isinstance(text, str) or not text.strip():
@@ -216,8 +211,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, autocast
     begun = time.perf_counter()
     if not items or "id" not in items[0]:
         items = check([(f"item {i}", item) for i, item in enumerate(items, 1)], "the list of items")
-    scored = benchmarks.score(NAME, model, items, questions, procs, bos=bos, autocast=autocast,
-                              **options)
+    scored = benchmarks.score(NAME, model, items, questions, procs, bos=bos, autocast=autocast, **options)
     if scored is None:
         return None
     marked = [mark(item, answer) for item, answer in zip(items, scored, strict=True)]

@@ -1,8 +1,7 @@
 """
 model.py owns the network: GPTConfig, GPT (two architectures, gated attention), initialisation, its files.
 
-    python model.py                                        # parameters and FLOPs of the 124M shape
-    python model.py --n_layer 6 --n_head 6 --n_embd 384 --attn_gate headwise
+    python model.py --attn_gate headwise                   # parameters and FLOPs of the 124M shape
     python model.py export experiments/runs/<run> gpt2_hf  # checkpoint -> folder for transformers
     python model.py import openai-community/gpt2 gpt2      # Hugging Face GPT-2 -> checkpoint
 
@@ -89,7 +88,18 @@ GATE_ACTIVATIONS = {
     "sigmoid": torch.sigmoid,  # (0, 1)
     "ns_sigmoid": lambda z: 0.5 + 0.5 * torch.sigmoid(z),  # "non-sparse", (0.5, 1): never closes
 }
-GATE_POSITIONS = ("sdpa", "value")  # each is a call of Attention.gated
+
+
+def gate_output(attention, x, context, q, k, v):
+    y = context.attention(q, k, v)
+    return y * attention.gate_values(context.wanted(x)).to(y.dtype)
+
+
+def gate_value(attention, x, context, q, k, v):
+    return context.attention(q, k, v * attention.gate_values(x).to(v.dtype))
+
+
+GATE_POSITIONS = {"sdpa": gate_output, "value": gate_value}
 
 
 class Arch(NamedTuple):
@@ -149,21 +159,19 @@ class GPTConfig:
             self.n_inner = 4 * self.n_embd
         if self.padded_vocab_size is None:
             self.padded_vocab_size = self.vocab_size
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "padded_vocab_size"):
+        for name in "vocab_size block_size n_layer n_head n_embd n_inner padded_vocab_size".split():
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            check(whole and value >= 1, f"{name} is {value!r}; give a whole number of at least 1")
+            check(type(value) is int and value >= 1, f"{name} is {value!r}; give a whole number of at least 1")
         for name, known in CHOICES.items():
             value = getattr(self, name)
             check(value in list(known), f"unknown {name} {value!r}; use one of {', '.join(known)}")
-        unit, size = (2, "equal and even size (RoPE turns pairs)") if ARCHS[self.arch].rope else (1, "equal size")
+        unit, size = (2, "equal, even size") if ARCHS[self.arch].rope else (1, "equal size")
         possible = [n for n in range(1, self.n_embd + 1) if self.n_embd % (unit * n) == 0]
         advice = ", ".join(map(str, possible)) or "1 and an even n_embd"
         check(self.n_head in possible, f"n_embd {self.n_embd} does not split into {self.n_head} heads of {size}; "
                                        f"use n_head {advice}")
-        check(self.padded_vocab_size >= self.vocab_size,
-              f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}; "
-              "give at least vocab_size, or leave it out")
+        check(self.padded_vocab_size >= self.vocab_size, f"padded_vocab_size {self.padded_vocab_size} is below "
+                                                         f"vocab_size {self.vocab_size}; leave it out")
         self.unused_ids = tuple((int(a), int(b)) for a, b in self.unused_ids)
 
     @property
@@ -223,6 +231,10 @@ class Context(NamedTuple):
     def wanted(self, x, dim=1):
         return x if self.rows is None else x.index_select(dim, self.rows)
 
+    def attention(self, q, k, v):
+        """attend, but of (B, T, H, dh) and so on."""
+        return self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
 
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
@@ -242,12 +254,6 @@ class Attention(nn.Module):
         gate = GATES[self.config.attn_gate]
         z = gate.read(getattr(self, gate.name), x, self.config)
         return GATE_ACTIVATIONS[self.config.gate_act](z)
-
-    def gated(self, position, y, x):
-        """y (B, T, H, dh), times the gate of x (B, T, C) if there is one at this position."""
-        if self.config.attn_gate == "none" or self.config.gate_pos != position:
-            return y
-        return y * self.gate_values(x).to(y.dtype)
 
     def qkv(self, x, context):
         """q (B, R, H, dh), k and v (B, T, H, dh), as they enter attention but for the gate."""
@@ -269,9 +275,10 @@ class Attention(nn.Module):
     def forward(self, x, context):
         """x (B, T, C) -> (B, R, C)."""
         q, k, v = self.qkv(x, context)
-        v = self.gated("value", v, x)
-        y = context.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)  # (B, R, H, dh)
-        y = self.gated("sdpa", y, context.wanted(x))
+        if self.config.attn_gate == "none":
+            y = context.attention(q, k, v)
+        else:
+            y = GATE_POSITIONS[self.config.gate_pos](self, x, context, q, k, v)
         return self.c_proj(y.flatten(2))
 
 
@@ -289,21 +296,19 @@ def first_token_attention(q, k) -> float:
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        arch = ARCHS[config.arch]
-        self.activation = arch.activation
-        self.c_fc = Linear(config.n_embd, config.n_inner, bias=arch.bias)
-        self.c_proj = Linear(config.n_inner, config.n_embd, bias=arch.bias)
+        self.config = config
+        self.c_fc = Linear(config.n_embd, config.n_inner, bias=ARCHS[config.arch].bias)
+        self.c_proj = Linear(config.n_inner, config.n_embd, bias=ARCHS[config.arch].bias)
 
     def forward(self, x):
-        return self.c_proj(self.activation(self.c_fc(x)))
+        return self.c_proj(ARCHS[self.config.arch].activation(self.c_fc(x)))
 
 
 class Block(nn.Module):
     """Attention and MLP. A block maps x (B, T, C) and a Context to x of the same shape, and causally.
 
-    `attention_only` promises that positions meet nowhere but in context.attend, so that inference may share beginnings,
-    cache keys and pack rows. A block with memory has it False (or not at all), makes its state anew in every call, and
-    is always given whole rows, each from its first token."""
+    `attention_only` promises that positions meet in context.attend alone, so that inference may share beginnings and
+    cache keys. A block with memory has it False, makes its state anew in every call, and is given whole sequences."""
 
     attention_only = True
 
@@ -404,8 +409,7 @@ class GPT(nn.Module):
         """Logits (..., padded_vocab) of hidden states (..., C); padding ids are -inf."""
         wte = self.transformer["wte"]
         logits = F.linear(x, wte.weight) if wte.packed is None else packed_linear(x, wte.packed, None)
-        mask_logits(logits, self.config.masked_ranges)
-        return logits
+        return mask_logits(logits, self.config.masked_ranges)
 
     def forward(self, idx, targets=None, loss_denominator=None):
         """idx (B, T) int64. Without targets: logits (B, T, padded_vocab). With targets (B, T) int64: the scalar
@@ -415,7 +419,7 @@ class GPT(nn.Module):
             return self.head(self.hidden(idx))
         wte_in, wte_out = None, self.transformer["wte"].weight
         # Not under torch.compile, which cannot trace sparse gradients, nor on a GPU: their sum is not deterministic.
-        if idx.device.type == "cpu" and not torch.compiler.is_compiling() and torch.is_grad_enabled():
+        if idx.is_cpu and not torch.compiler.is_compiling() and torch.is_grad_enabled():
             wte_in, wte_out = tie(wte_out)
         x = self.hidden(idx, wte_in).flatten(0, 1)
         return chunked_cross_entropy(x, wte_out, targets.flatten(), self.config.masked_ranges, loss_denominator)
@@ -432,9 +436,8 @@ class GPT(nn.Module):
         """Whether the intervention is active, per layer, on a small batch idx (B, T), T >= 2.
 
         gate_mean, gate_share_below_0.1, gate_quantiles (of GATE_QUANTILES): absent without a gate.
-        first_token_attention: see there; absent without attention. largest_activation: the largest magnitude in the
-        residual stream behind the layer. A sink on the first token and massive activations are what gating the SDPA
-        output is said to remove (Qiu et al., arXiv:2505.06708)."""
+        first_token_attention: see there; absent without attention. largest_activation: in the residual stream behind
+        the layer. Gating SDPA's output is said to remove sinks and massive activations (arXiv:2505.06708)."""
         check(idx.size(1) >= 2, "gate_stats needs rows of at least 2 tokens; pass a longer batch")
         x, rope = self.embed(idx)
         context, stats = Context(rope), []
@@ -514,8 +517,7 @@ class GPT(nn.Module):
         try:
             state = load_file(path)
         except SafetensorError as e:
-            raise ValueError(f"{path} is damaged or of another format ({e}); "
-                             "pass a folder written by this version's GPT.save") from e
+            raise ValueError(f"{path} is damaged or of another format ({e}); pass a folder that GPT.save wrote") from e
         load_exactly(model, state, path)
         return model.to(device)
 
@@ -534,12 +536,10 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in ("export", "import"):
         from lab import hf  # only here: the network itself needs none of it
-
         return hf.main(argv)
     parser = argparse.ArgumentParser(
         prog="model.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="model.py [flags] | export CHECKPOINT OUT_DIR | import SOURCE OUT_DIR",
-        description=__doc__)
+        usage="model.py [flags] | export CHECKPOINT OUT_DIR | import SOURCE OUT_DIR", description=__doc__)
     add = parser.add_argument
     units = dict(vocab_size="tokens", block_size="tokens", n_layer="blocks", n_head="heads", n_embd="channels")
     for name, unit in units.items():

@@ -175,12 +175,11 @@ def batch_loss(model, batch: dict, packing: bool, hidden=hidden_states, denomina
     """Sum of -log p over the trained tokens / denominator; with reduce=False each one's, (M,) fp32. Only they reach the
     head, whose products are most of a small model's work. hidden: hidden_states, or that compiled."""
     weight = model.transformer["wte"].weight
-    targets = batch["y"].flatten()[batch["where"]]
-    x, positions, segments, where, targets = (
-        tensor.to(weight.device) for tensor in
-        (batch["x"], batch["positions"], batch["segments"], batch["where"], targets))
-    states = hidden(model, x, positions, segments if packing else None)
-    states = states.flatten(0, 1).index_select(0, where)
+    device = weight.device
+    x, positions, where = (batch[name].to(device) for name in ("x", "positions", "where"))
+    segments = batch["segments"].to(device) if packing else None
+    targets = batch["y"].flatten()[batch["where"]].to(device)
+    states = hidden(model, x, positions, segments).flatten(0, 1).index_select(0, where)
     return chunked_cross_entropy(
         states, weight, targets, model.config.masked_ranges, denominator, reduce)
 

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", help="folder of train_*.bin and val_*.bin (required)")
     add("--val_data_dir", help="folder whose val files are scored instead (default: --data_dir)")
-    add("--condition", choices=("baseline", "mul_tokens"), help="refuse data of another (default: accept any)")
+    add("--condition", choices=("baseline", "mul_tokens"), help="refuse data of another condition (default: any)")
     add("--seq_len", type=int, default=1024, help="tokens that a sequence predicts (default %(default)s)")
     add("--data_order", choices=data_order.ORDERS, default="shuffled",
         help="sequences in an epoch (default %(default)s)")
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--micro_batch_size", type=int, default=10,
         help="sequences per forward pass and rank (default %(default)s); no effect on results")
-    add("--total_batch_tokens", type=int, default=491_520, help="per step over all ranks (default %(default)s)")
+    add("--total_batch_tokens", type=int, default=491_520, help="tokens per step over all ranks (default %(default)s)")
     add("--max_train_steps", type=int, default=20_000, help="optimizer steps (default %(default)s)")
     add("--seed", type=int, default=0,
         help="of weights, data order and samples, each with its own stream (default %(default)s)")

@@ -92,10 +92,9 @@ def refuse_long(items: list[dict], encoded: list[list[tuple]], block_size: int) 
     if too_long:
         name = max(too_long, key=too_long.get)
         longest = too_long[name]
-        raise ValueError(f"{len(too_long)} of {len(items)} items have an ending longer than the "
-                         f"model's block_size of {block_size} (item {name}: {longest} tokens): "
-                         f"take a model with a block_size of at least {longest}, or leave those "
-                         "items out.")
+        raise ValueError(f"{len(too_long)} of {len(items)} items have an ending longer than the model's block_size of "
+                         f"{block_size} (item {name}: {longest} tokens): take a model with a block_size of at least "
+                         f"{longest}, or leave those items out.")
 
 
 def describe(benchmark, items: list[dict]) -> dict:
@@ -122,21 +121,14 @@ def download(url: str, sha256: str, title: str) -> Path:
             return path
         with urllib.request.urlopen(url, timeout=30) as answer:
             content = answer.read()
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        raise ValueError(f"{title} is not in {folder} and {url} cannot be read ({error}): "
-                         f"{instead}") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError(f"{url} gave {len(content)} bytes with another checksum than the official "
-                         f"file: {instead}")
-    try:
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError(f"{url} gave {len(content)} bytes with another checksum than the official file: {instead}")
         folder.mkdir(parents=True, exist_ok=True)
-        # another run may download at the same time
-        private = path.with_name(f"{path.name}.{os.getpid()}")
+        private = path.with_name(f"{path.name}.{os.getpid()}")  # another run may download at the same time
         disk.write_whole(private, content)
         os.replace(private, path)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written ({error.strerror}): set XDG_CACHE_HOME, or "
-                         f"{instead}") from error
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        raise ValueError(f"{title} cannot be fetched from {url} into {folder} ({error}): {instead}") from error
     return path
 
 
@@ -329,45 +321,36 @@ def write_records(name, table, folder, step: int, result: dict, timestamp: str, 
 # ----------------------------------------------------------------------------------------------------------------------
 # command line
 
-CHECKPOINT_HELP = ("a run's folder (its newest checkpoint), one of its ckpt/step_*, or a folder of "
-                   "GPT.save (required)")
 
-
-def parse_flags(benchmark, argv) -> argparse.Namespace:
-    name = benchmark.NAME
+def make_parser(name: str, title: str, data: str, out: str, batch: str, batch_size=0) -> argparse.ArgumentParser:
+    """A parser with the flags that all benchmarks have. data, out, batch: what --data, --out and --batch_size mean."""
     parser = argparse.ArgumentParser(
-        prog=f"{name}.py", description=f"{benchmark.TITLE} scores of a checkpoint.",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --show 5")
+        prog=f"{name}.py", description=f"{title} of a checkpoint.", allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --show 3")
     add = parser.add_argument_group("what").add_argument
-    add("--checkpoint", required=True, help=CHECKPOINT_HELP)
-    add("--data", default="", help=benchmark.DATA_HELP)
+    add("--checkpoint", required=True,
+        help="a run's folder (its newest checkpoint), one of its ckpt/step_*, or a folder of GPT.save (required)")
+    add("--data", default="", help=data)
     add("--max_examples", type=int, default=0, help="items, spread evenly (0 = all)")
-    add("--bos", choices=("on", "off"), default="on",
-        help="begin each context with <|endoftext|> (default on)")
-    for option, settings in benchmark.OPTIONS.items():
-        add(f"--{option}", **settings)
+    add("--bos", choices=("on", "off"), default="on", help="begin with <|endoftext|> (default on)")
     add = parser.add_argument_group("output").add_argument
     add("--show", type=int, default=0, help="print this many items with their scores (0 = none)")
-    add("--out", default="",
-        help=f"folder for {name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json, such as "
-        "the run's; the step is the checkpoint's, or 0 if it has none ('' = only print)")
+    add("--out", default="", help=out)
     add = parser.add_argument_group("machine").add_argument
-    add("--batch_size", type=int, default=0,
-        help="contexts per forward pass (0 = as many as fit a fixed token budget)")
-    add_machine_flags(add)
+    add("--batch_size", type=int, default=batch_size, help=batch)
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA when there is one")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products (default float32)")
+    return parser
+
+
+def parse_counts(parser, argv, **lowest: int) -> argparse.Namespace:
+    """Parsed flags; an error for a flag below its lowest value."""
     args = parser.parse_args(argv)
-    for count in ("max_examples", "show", "batch_size"):
-        if getattr(args, count) < 0:
-            parser.error(f"--{count} {getattr(args, count)}: give 0 or more.")
+    for name, low in {"max_examples": 0, "show": 0, **lowest}.items():
+        if getattr(args, name) < low:
+            parser.error(f"--{name} {getattr(args, name)}: give {low} or more.")
     return args
-
-
-def add_machine_flags(add) -> None:
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-        help="auto = CUDA when there is one")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32",
-        help="of the matrix products (default float32)")
 
 
 def load_checkpoint(path, device) -> tuple[GPT, Path, int | None, Path | None]:
@@ -378,7 +361,15 @@ def load_checkpoint(path, device) -> tuple[GPT, Path, int | None, Path | None]:
 
 def main(benchmark, argv=None) -> int:
     """The command line of a benchmark's own file: score a checkpoint, print the result, write the records."""
-    args = parse_flags(benchmark, argv)
+    name = benchmark.NAME
+    parser = make_parser(
+        name, f"{benchmark.TITLE} scores", benchmark.DATA_HELP,
+        out=f"folder for {name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json, such as the run's; the step "
+        "is the checkpoint's, or 0 if it has none ('' = only print)",
+        batch="contexts per forward pass (0 = as many as fit a fixed token budget)")
+    for option, settings in benchmark.OPTIONS.items():
+        parser.add_argument(f"--{option}", **settings)
+    args = parse_counts(parser, argv, batch_size=0)
     procs = processes.start_processes(args.device)
     try:
         if args.out:

@@ -35,14 +35,14 @@ def write_logits(out, x, weight, masked_ranges):
         torch.mm(x, weight.t(), out=out)
     else:
         out.copy_(x @ weight.t())
-    mask_logits(out, masked_ranges)
-    return out
+    return mask_logits(out, masked_ranges)
 
 
 def mask_logits(logits, masked_ranges):
     """-inf at the padding ids of logits (..., V), in place: a copy costs as much as sampling from them."""
     for first, last in masked_ranges:
         logits[..., first:last] = -math.inf
+    return logits
 
 
 def _softmax_nll(logits, targets, x, weight, masked_ranges):
@@ -68,7 +68,8 @@ def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype):
     """NLL of each row, and the gradients of sum(row_weight * nll), with at most CHUNK_ROWS rows of logits alive.
 
     x (N, C), weight (V, C), targets (N,) with IGNORE allowed, row_weight (N,) fp32 or None for no gradients.
-    Products in `dtype`, softmax in fp32. Returns nll (N,) fp32, 0 where ignored, grad_x (N, C), grad_w (V, C)."""
+    Products in `dtype`, softmax in fp32. Returns nll (N,) fp32, 0 where ignored, grad_x (N, C), grad_w (V, C), the
+    latter two of use only with row_weight."""
     N, V = x.size(0), weight.size(0)
     chunk = max(1, min(N, CHUNK_ROWS.get(x.device.type, 4096)))
     buffer = workspace(chunk, V, x.device)

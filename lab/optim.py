@@ -98,13 +98,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient. Each rank orthogonalises its share and sends it around."""
         batches = self._update_momentum()
         load = [0] * self.world_size
         pending = []
         largest_first = sorted(batches.items(), key=lambda item: -item[0][0] ** 2 * item[0][1])
         for (rows, cols, device), matrices in largest_first:
-            counts = share_out(len(matrices), rows * rows * cols, load)
+            counts = share_out(len(matrices), rows * rows * cols, load)  # per rank
             dtype = self.ns_dtype or newton_schulz_dtype(device)
             updates = torch.empty(len(matrices), rows, cols, device=device, dtype=dtype)
             first = sum(counts[: self.rank])

@@ -86,8 +86,8 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
     prompts = [benchmarks.encode_prompt(prompt, bos) for _, _, prompt, _ in questions]
     needed, limit = max(map(len, prompts)) + NEW_TOKENS, model.config.block_size
     if needed > limit:
-        raise ValueError(f"the probes need {needed} tokens, but the model's block_size is {limit}: "
-                         "pass --probes off, or evaluate a model with a longer block_size.")
+        raise ValueError(f"the probes need {needed} tokens, but the model's block_size is {limit}: pass --probes off, "
+                         "or evaluate a model with a longer block_size.")
 
     def answer(batch):
         trees = []
@@ -100,9 +100,8 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
         with autocast():
             scores = inference.score_endings(model, trees)
             completions = inference.generate(
-                model, [prompts[i] for i in batch], NEW_TOKENS, temperature=0.0,
-                stop_ids=(shards.BOS_ID,), stop_strings=("\n",), decode=tokenizer.decode,
-                row_ids=batch)
+                model, [prompts[i] for i in batch], NEW_TOKENS, temperature=0.0, row_ids=batch,
+                stop_ids=(shards.BOS_ID,), stop_strings=("\n",), decode=tokenizer.decode)
         records = []
         for i, completion, endings in zip(batch, completions, scores, strict=True):
             form, item, _, _ = questions[i]
@@ -119,14 +118,11 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
     metrics = {form: {} for form in forms}
     for form in forms:
         for family in FAMILIES:
-            own = [record for record in records
-                   if record["form"] == form and record["family"] == family]
+            own = [record for record in records if (record["form"], record["family"]) == (form, family)]
             metrics[form][family] = summarise(own, len(results_of[family]), len(facts))
     metrics |= {
         "prompts": {form: prompt_of({"sum": "6*9"}, form)[0] for form in forms},
-        "seed": seed,
-        "bos": bos,
-        "max_new_tokens": NEW_TOKENS,
+        "seed": seed, "bos": bos, "max_new_tokens": NEW_TOKENS,
         "scorer": f"{SCORER} bos={int(bos)}",
         "seconds": round(time.perf_counter() - begun, 3),
     }

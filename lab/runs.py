@@ -80,8 +80,8 @@ def _git(*arguments: str) -> str:
 
 
 def code_files() -> list[Path]:
-    """The repo's own modules: the scripts and lab/."""
-    return sorted([*REPO.glob("*.py"), *REPO.glob("lab/*.py")])
+    """The scripts, and lab/ with its data files: what a run's code/ holds."""
+    return sorted([*REPO.glob("*.py"), *REPO.glob("lab/*.*")])
 
 
 def code_state() -> dict:
@@ -128,7 +128,7 @@ def create_run(folder: Path, config: dict) -> None:
     try:
         for path in (folder / "exposures", folder / "ckpt", code / "lab"):
             path.mkdir(parents=True, exist_ok=True)
-        for path in [*code_files(), *REPO.glob("lab/*.txt")]:
+        for path in code_files():
             shutil.copy2(path, code / path.relative_to(REPO))
         (code / "uncommitted.diff").write_text(config["code"]["git_diff"])
         disk.write_json(folder / "config.json", config)

@@ -116,9 +116,9 @@ json.dump({"help": help_text.getvalue(), "report": report.getvalue(), "code": co
 def test_a_third_benchmark(tmp_path):
     """Its accuracy: scored while training and by its own command, recorded, and a row of the report, item by item."""
     repo = tmp_path / "repo"
-    (repo / "lab").mkdir(parents=True)
-    for path in runs.code_files():
-        shutil.copy(path, repo / path.relative_to(runs.REPO))
+    shutil.copytree(runs.REPO / "lab", repo / "lab", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in runs.REPO.glob("*.py"):
+        shutil.copy(path, repo)
     (repo / "agreement.py").write_text(AGREEMENT)
     trainer = (repo / "train_gpt.py").read_text()
     changed = trainer.replace("BENCHMARKS = (hellaswag, ewok)", "BENCHMARKS = (hellaswag, ewok, agreement)")

@@ -843,7 +843,7 @@ def test_ctrl_c_and_errors_from_the_shell(checkpoint, tmp_path):
     assert "Traceback" not in errors and not (checkpoint / "gsm8k_results.json").exists()
     done = subprocess.run([*script, *flags], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    assert "going on with an interrupted exam" in done.stderr
+    assert "continuing an interrupted exam" in done.stderr
     assert json.loads((checkpoint / "gsm8k_results.json").read_text())["resumed"] >= 1
     done = subprocess.run([*script, "--checkpoint", str(tmp_path / "none")], capture_output=True, text=True, env=env)
     assert done.returncode == 1 and done.stderr.startswith("eval_gsm8k.py: ") and done.stderr.count("\n") == 1

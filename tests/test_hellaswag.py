@@ -361,7 +361,7 @@ BAD = [({"label": 4}, "label is 0, 1, 2 or 3"), ({"label": -1}, "label is 0"), (
        ({"endings": ["a", "b", "c", " "]}, r"empty ending \(3\)"),
        ({"endings": ["a", "[title]", "c", "d"]}, r"empty ending \(1\)"), ({"endings": ["a", "b", "c"]}, "4 endings"),
        ({"endings": "abcd"}, "4 endings"), ({"endings": ["a", "b", "c", 4]}, "4 endings"),
-       ({"ctx": " "}, "empty context"), ({"ctx": 5}, "not text"), ({"ctx_a": None}, "has no ctx_a")]  # fmt: skip
+       ({"ctx": " "}, "empty context"), ({"ctx": 5}, "not text"), ({"ctx_a": None}, "has no ctx_a")]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)

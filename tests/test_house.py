@@ -77,7 +77,6 @@ def test_pyproject_names_every_script():
 # who imports whom
 
 
-@pytest.mark.xfail(reason="rooms are still being rewritten")
 def test_imports_run_downhill():
     """Imports against the house's law, DESIGN §1: none. Scripts import rooms and the two libraries; the one that packs
     rows reads documents as the other does, and the trainer holds the benchmarks."""
@@ -278,7 +277,6 @@ def test_riddles_are_recognised(code, what):
     assert len(messages) == (what is not None) and all(message.startswith(what) for message in messages)
 
 
-@pytest.mark.xfail(reason="rooms are still being rewritten")
 def test_no_riddles():
     """`list * bool`, and expressions or lambdas for a side effect: none."""
     lines = []
@@ -288,7 +286,6 @@ def test_no_riddles():
     assert not lines, "\n".join(lines)
 
 
-@pytest.mark.xfail(reason="rooms are still being rewritten")
 def test_no_formatter_is_told_off():
     """`# fmt: skip` in the house: none, as no formatter runs here."""
     assert [path.name for path in modules().values() if "# fmt:" in path.read_text(encoding="utf-8")] == []

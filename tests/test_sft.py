@@ -539,9 +539,9 @@ def test_transition_moves_from_one_source_to_the_other(tmp_path):
 # GSM8K's test split
 
 
-def test_known_test_question_hashes():
+def test_known_gsm8k_test_hashes():
     """Number of test questions that training recognises: 1,319, none of them a synthetic problem."""
-    assert len(decontaminate.test_question_hashes()) == 1319
+    assert len(decontaminate.gsm8k_test_hashes()) == 1319
     assert not any(decontaminate.is_test_question(item["question"]) for item in synthetic.gsm8k_items(500))
 
 
@@ -580,7 +580,7 @@ def test_a_question_of_the_test_split_is_refused_or_dropped(tmp_path, monkeypatc
     """The same with a stand-in for a test question: an error at its line; dropped and named under --decontaminate."""
     secret = "How many of the seven purple lanterns were lit when the twelve boats came home last night?"
     hashes = frozenset([decontaminate.question_hash(secret)])
-    monkeypatch.setattr(decontaminate, "test_question_hashes", lambda: hashes)
+    monkeypatch.setattr(decontaminate, "gsm8k_test_hashes", lambda: hashes)
     rows = [chat("Hi", f"Hello {i}") for i in range(20)]
     talk = write_jsonl(tmp_path / "talk.jsonl", [*rows, chat(secret, "5"), chat("Well: " + secret, "So 5.")])
     with pytest.raises(ValueError, match="line 21 holds a question of GSM8K's test split"):
@@ -640,12 +640,12 @@ BAD_FILES = {  # content of a jsonl file, flags, what the sentence says
     "broken json": (lines(GOOD, '{"messages": ['), (), "line 2 is not JSON"),
     "not an object": (lines(GOOD, "[1]"), (), "line 2 is not an object"),
     "no messages": (lines({"text": "x"}), (), "line 1 has no field 'messages'"),
-    "messages a string": (lines({"messages": "x"}), (), "line 1 has a field 'messages' that is str, not a list"),
+    "messages a string": (lines({"messages": "x"}), (), "line 1 has a field 'messages' that is str, not"),
     "two users": (lines(GOOD, {"messages": [GOOD["messages"][0]] * 2}), (),
-                  "line 2 has its roles out of order: message 1 is user after user"),
-    "assistant first": (lines({"messages": GOOD["messages"][::-1]}), (), "message 0 is assistant after nothing"),
+                  "line 2 has its roles out of order: turn 2 is user"),
+    "assistant first": (lines({"messages": GOOD["messages"][::-1]}), (), "turn 1 is assistant"),
     "late system": (lines({"messages": [*GOOD["messages"], {"role": "system", "content": "x"}]}), (),
-                    "message 2 is system after assistant"),
+                    "turn 3 is system"),
     "unknown role": (lines({"messages": [{"role": "tool", "content": "x"}]}), (), "has role 'tool' in message 0"),
     "no role": (lines({"messages": [{"content": "x"}]}), (), "has role None in message 0"),
     "content a list": (lines({"messages": [{"role": "user", "content": ["x"]}]}), (), "content that is list"),
@@ -654,7 +654,7 @@ BAD_FILES = {  # content of a jsonl file, flags, what the sentence says
     "unanswered": (lines({"messages": [*GOOD["messages"], GOOD["messages"][0]]}), (), "no assistant answers the last"),
     "empty": ("", (), "no conversation is left of 0 records"),
     "gsm8k without answer": (lines({"question": "x"}), ("--stage", "gsm8k"), "line 1 has no field 'answer'"),
-    "gsm8k number": (lines({"question": "x", "answer": 5}), ("--stage", "gsm8k"), "'answer' that is int, not text"),
+    "gsm8k number": (lines({"question": "x", "answer": 5}), ("--stage", "gsm8k"), "'answer' that is int, not"),
     "all too long": (lines(*[chat("word " * 100, "x")] * 4), (), "4 are too long for --seq_len 64"),
     "nothing held out": (lines(GOOD), ("--val_fraction", "0"), "holds out none of 1 conversations"),
     "seq_len": (lines(GOOD), ("--seq_len", "65"), "block_size 64"),

@@ -14,7 +14,7 @@ import pytest
 import inject_mul
 from lab import shards, synthetic
 
-ROOT = Path(synthetic.__file__).parent
+REPO = Path(synthetic.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def test_corpus_is_the_same_everywhere(corpus):
     """Wrong number if it failed: every fingerprint and loss recorded on another Python, platform or hash seed."""
     digest = hashlib.sha256("\0".join(corpus[:1000]).encode()).hexdigest()
     assert digest == "94989188335b2228ebd8b71f5441cfeafce5695cf6e3b9c2090a8d7097414b74"
-    code = ("import hashlib, synthetic; print(hashlib.sha256('\\0'.join(synthetic.documents(0, 0, 1000)).encode())"
-            ".hexdigest())")
-    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+    code = ("import hashlib; from lab import synthetic; "
+            "print(hashlib.sha256('\\0'.join(synthetic.documents(0, 0, 1000)).encode()).hexdigest())")
+    other = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True,
                            env={"PYTHONHASHSEED": "123", "PATH": ""})
     assert other.stdout.strip() == digest
 
@@ -158,7 +158,7 @@ def test_docstring_shows_real_samples():
 def test_command_line_writes_jsonl(tmp_path):
     """Wrong number if it failed: how many items an eval reads (`--n`), or a traceback instead of a sentence."""
     def call(*args):
-        return subprocess.run([sys.executable, ROOT / "synthetic.py", *args], capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-m", "lab.synthetic", *args], capture_output=True, text=True, cwd=REPO)
 
     out = tmp_path / "items.jsonl"
     assert call("--kind", "documents", "--n", "5", "--start", "7", "--out", out).returncode == 0

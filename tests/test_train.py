@@ -1,6 +1,5 @@
 """train_gpt.py end to end on tiny models: order of data, resume, val loss, signals, records and refusals."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ import torch
 from conftest import ENV, REPO, exact, exposures, losses, records, tiny_documents, weights, write_dataset
 
 import train_gpt
-from lab import data_order, runs, shards, training
+from lab import data_order, runs, shards
 from lab.mirrors import open_mirrors
 
 TINY = [*"--n_layer 2 --n_head 2 --n_embd 16 --seq_len 32 --micro_batch_size 2 --total_batch_tokens 256 "
@@ -410,105 +409,6 @@ def test_wandb_without_login(tmp_path, monkeypatch):
     record = {"started": "", "flags": {}, "data": {}, "parameters": {}}
     with pytest.raises(ValueError, match="No API key .*: run wandb login, set WANDB_MODE=offline, or drop the flag.$"):
         open_mirrors(tmp_path, record, 0, wandb_project="p")
-
-
-# ----------------------------------------------------------------------------------------------------------
-# one place each: an optimizer, a benchmark, a checkpoint field
-
-OPTIMIZER = '''
-def momentum(params, rank, world_size, *, momentum_lr):
-    groups = [{"name": "all", "params": list(params.values()), "initial_lr": momentum_lr}]
-    return [torch.optim.SGD(groups, lr=momentum_lr, momentum=0.9)]
-
-
-OPTIMIZERS["momentum"] = Choice(momentum, {"--momentum_lr": dict(type=float, default=0.5, help="peak (default 0.5)")})
-
-
-def build_optimizers('''
-
-
-def test_an_optimizer_with_its_own_learning_rate_is_one_entry(data, tmp_path):
-    """Places a new optimizer needs: its entry. Its flag is on the command line, sets its rate, and counts as a
-    difference between runs, but not in a run of another optimizer."""
-    for path in [*REPO.glob("*.py"), *REPO.glob("lab/*.*")]:
-        (tmp_path / path.relative_to(REPO)).parent.mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / path.relative_to(REPO))
-    source = (tmp_path / "lab" / "optim.py").read_text()
-    (tmp_path / "lab" / "optim.py").write_text(source.replace("def build_optimizers(", OPTIMIZER.lstrip(), 1))
-
-    def start(name, *flags):
-        argv = [a.replace(str(REPO), str(tmp_path)) for a in command(data, tmp_path / name, *flags)]
-        argv += ["--max_train_steps", "3", "--eval_every", "0", "--warmup_iters", "0"]
-        done = subprocess.run(argv, capture_output=True, text=True, env={**ENV, "PYTHONPATH": str(tmp_path)})
-        assert done.returncode == 0, done.stderr
-        return json.loads((tmp_path / name / "config.json").read_text())
-
-    own = start("own", "--optimizer", "momentum", "--momentum_lr", "0.125")
-    assert own["flags"]["momentum_lr"] == 0.125 and runs.has_effect("momentum_lr")
-    assert {"learning_rate", "weight_decay", "beta1", "muon_lr"} <= set(own["unused_flags"])
-    assert "momentum_lr" not in own["unused_flags"]
-    states = torch.load(runs.list_checkpoints(tmp_path / "own")[-1] / "optimizer.pt", weights_only=True)
-    assert [group["initial_lr"] for state in states for group in state["param_groups"]] == [0.125]
-    assert "momentum_lr" in start("other")["unused_flags"]
-    asked = "from lab import results; print(results.is_condition('momentum_lr'), results.is_condition('x'))"
-    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, cwd=tmp_path,
-                          env={**ENV, "PYTHONPATH": str(tmp_path)})
-    assert done.stdout.split() == ["True", "False"], done.stderr
-    bad = subprocess.run([*command(data, tmp_path / "bad"), "--optimizer", "adam"], capture_output=True, text=True)
-    assert bad.returncode == 2 and "invalid choice: 'adam'" in bad.stderr
-
-
-def test_a_benchmark_is_one_module(data, base, tmp_path, monkeypatch):
-    """Places a new benchmark needs in the trainer: one word in BENCHMARKS. Flags, schedule, log line, records, the
-    column of results.csv follow, and training does not notice it."""
-    calls = []
-
-    def evaluate(model, items, procs, *, bos, autocast, stop):
-        calls.append((len(items), bos))
-        return {"metrics": {"score": 0.25, "n": len(items), "by_kind": {}}, "items": []}
-
-    def write_records(folder, step, result, timestamp):
-        runs.update_step_metrics(folder, step, toy_score=result["metrics"]["score"])
-
-    toy = SimpleNamespace(
-        NAME="toy", TITLE="Toy", METRICS=(("toy_score", "Toy score", 1, ".4f"),), SHOWN=("score",), ITEM_METRICS=(),
-        CLUSTER=None, CATEGORY=None, DATA_HELP="synthetic:N", evaluate=evaluate, write_records=write_records,
-        load=lambda source, most: [{"id": i} for i in range(int(source.split(":")[1]))][: most or None],
-        check_length=lambda items, block_size: None)
-    monkeypatch.setattr(train_gpt, "BENCHMARKS", (*train_gpt.BENCHMARKS, toy))
-    out = tmp_path / "run"
-    train_gpt_main(data, out, "--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--toy_every", 16,
-                   "--toy_data", "synthetic:9", "--toy_max_examples", 7, "--eval_bos", "off", "--notes", "n",
-                   "--results_csv", tmp_path / "results.csv")
-    assert calls == [(7, False)] * 2
-    config, summary = (json.loads((out / name).read_text()) for name in ("config.json", "summary.json"))
-    assert config["benchmarks"]["toy"]["items"] == 7
-    assert config["benchmarks"]["toy"]["metrics"] == [["toy_score", "Toy score", 1, ".4f"]]
-    assert [(r["step"], r["score"], r["n"]) for r in records(out, "toy")] == [(16, 0.25, 7), (24, 0.25, 7)]
-    assert step_metrics(out)["16"] == {"toy_score": 0.25} and summary["results_row"]["toy_score"] == 0.25
-    assert "toy_score" in (tmp_path / "results.csv").read_text().splitlines()[0].split(",")
-    assert "step     16 | toy score 0.2500 | " in (out / "log.txt").read_text()
-    assert losses(out).tolist() == losses(base).tolist() and weights(out) == weights(base)
-
-
-def test_a_checkpoint_field_is_one_line(data, tmp_path, monkeypatch):
-    """Places a field of a checkpoint needs: training.State. It is saved with a stopped run and back after --resume."""
-    larger = dataclasses.make_dataclass("State", [("spikes", int, 0)], bases=(training.State,))
-    monkeypatch.setattr(training, "State", larger)
-    seen, finish_step = [], training.finish_step
-
-    def count(run, *numbers):
-        seen.append(run.state.spikes)
-        run.state.spikes += 2
-        return finish_step(run, *numbers)
-
-    monkeypatch.setattr(training, "finish_step", count)
-    flags = ("--max_train_steps", 4, "--eval_every", 0, "--save_every", 0)
-    with monkeypatch.context() as patch:
-        patch.setattr(train_gpt.processes, "StopRequest", lambda: SimpleNamespace(asked=True))
-        train_gpt_main(data, tmp_path / "run", *flags)
-    train_gpt_main(data, tmp_path / "run", *flags, "--resume", "auto")
-    assert seen == [0, 2, 4, 6]
 
 
 @pytest.mark.gpu

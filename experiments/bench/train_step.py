@@ -66,9 +66,10 @@ def load_ours(seq_len, chunk_rows):
     import torch
 
     import model as ours
+    from lab import loss
 
     if chunk_rows:
-        ours.CHUNK_ROWS["cpu"] = chunk_rows
+        loss.CHUNK_ROWS["cpu"] = chunk_rows
     model = ours.GPT(ours.GPTConfig(block_size=seq_len, **SHAPE))
     groups = [{"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
               {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
