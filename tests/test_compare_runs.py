@@ -514,8 +514,8 @@ def test_forest_follows_the_adjusted_p(tmp_path):
     with mock.patch.object(ab_report, "plot_forest", lambda groups: (drawn.update(groups), plot(groups))[1]):
         compare(tmp_path, "--no_items", out=tmp_path / "report")
     row = next(r for r in drawn["benchmarks"] if r["label"] == "HellaSwag accuracy")
-    assert row["low"] > 0 and row["said"] == "no clear change"
-    assert next(r for r in drawn["losses"] if r["label"] == "Val loss")["said"] == "better"
+    assert row["low"] > 0 and row["verdict"] == "no clear change"
+    assert next(r for r in drawn["losses"] if r["label"] == "Val loss")["verdict"] == "better"
 
 
 def test_single_pair_gives_mcnemar_and_no_verdict(tmp_path):
