@@ -221,7 +221,7 @@ class Context(NamedTuple):
 
     def attention(self, *qkv):
         """attend, with heads behind positions: (B, T, H, dh)."""
-        return self.attend(*(z.transpose(1, 2) for z in qkv)).transpose(1, 2)
+        return self.attend(*[z.transpose(1, 2) for z in qkv]).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -523,8 +523,9 @@ def main(argv=None):
     units = dict(vocab_size="tokens", block_size="tokens", n_layer="blocks", n_head="heads", n_embd="channels")
     for name, unit in units.items():
         add(f"--{name}", type=int, default=getattr(GPTConfig, name), help=f"{unit} (default %(default)s)")
-    for name in ("arch", "attn_gate"):
-        add(f"--{name}", choices=CHOICES[name], default=getattr(GPTConfig, name), help="(default %(default)s)")
+    for name, what in dict(arch="architecture", attn_gate="attention gate").items():
+        default = getattr(GPTConfig, name)
+        add(f"--{name}", choices=CHOICES[name], default=default, help=f"{what} (default %(default)s)")
     add("--seq_len", type=int, help="tokens, for the FLOPs (default: block_size)")
     shape = vars(parser.parse_args(argv))
     seq_len = shape.pop("seq_len") or shape["block_size"]

@@ -110,7 +110,7 @@ def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
     check(write_tokenizer is None or c.vocab_size > END_OF_TEXT,
           f"the model's vocabulary of {c.vocab_size} lacks ids of GPT-2's tokenizer; "
           f"train with vocab_size of at least {END_OF_TEXT + 1}")
-    unused = [i for a, b in c.masked_ranges for i in range(a, min(b, c.vocab_size))]
+    unused = [i for first, last in c.masked_ranges for i in range(first, min(last, c.vocab_size))]
     if unused:
         row = silent_row(model)
         if row is None:

@@ -193,7 +193,7 @@ def _head_log_probs(x, model, rows, targets) -> torch.Tensor:
 
 
 def _chunk_log_probs(x, weight, rows, targets, masked_ranges):
-    """The same for all of x (R, C): a running log-sum-exp over HEAD_COLUMNS columns of logits at a time."""
+    """log p (E,) for all of x (R, C), by a running log-sum-exp over HEAD_COLUMNS columns of logits at a time."""
     V = len(weight)
     width = min(V, HEAD_COLUMNS.get(x.device.type, V))
     buffer = workspace(len(x), width, x.device).flatten()
@@ -264,7 +264,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
     new, stopped = [[] for _ in prompts], ["length"] * len(prompts)
 
     def extend(rows, logits) -> list[bool]:
-        """Gives each of rows a token, from logits (len(rows), V); whether each goes on."""
+        """Gives each of rows a token, from logits (len(rows), V). Returns which go on."""
         u = torch.zeros(len(rows), dtype=torch.float64)
         if temperature > 0:
             for i, r in enumerate(rows):
@@ -421,6 +421,12 @@ def compact(live, keep, cache) -> list:
 def _prefill(model, prompts, cache):
     """Fills the cache; logits (B, padded_vocab) after each prompt. Prompts, sorted by length, are padded at their
     end, where causal attention does not look; what that leaves in the cache is overwritten before it is seen."""
+
+    def fill_and_attend(layer, q, k, v):
+        for old, new in zip(layer, (k, v), strict=True):
+            old.copy_(new)
+        return causal_attention(q, k, v)
+
     device, states, start = cache.device, [], 0
     limit = PREFILL_TOKENS.get(device.type, 2048)
     while start < len(prompts):
@@ -432,17 +438,11 @@ def _prefill(model, prompts, cache):
         padded = [p + [p[-1]] * (T - len(p)) for p in rows]
         x, rope = model.embed(torch.tensor(padded, device=device))
         for block, layer in zip(model.transformer["h"], cache[:, :, start:end, :, :T], strict=True):
-            x = block(x, Context(rope, functools.partial(_fill_and_attend, layer)))
+            x = block(x, Context(rope, functools.partial(fill_and_attend, layer)))
         last = torch.tensor([len(p) - 1 for p in rows], device=device)
         states.append(x[torch.arange(len(rows), device=device), last])
         start = end
     return model.head(model.transformer["ln_f"](torch.cat(states)))
-
-
-def _fill_and_attend(layer, q, k, v):
-    for old, new in zip(layer, (k, v), strict=True):
-        old.copy_(new)
-    return causal_attention(q, k, v)
 
 
 def _decode_step(model, tokens, at, cache):

@@ -53,7 +53,6 @@ def grow(sequences: list[list[int]], n_embd: int) -> Trees:
     return Trees(tokens, depths, ends, list(pairwise([*starts, len(tokens)])), nodes_of)
 
 
-
 def visible(queries, keys, ends):
     """bool (..., i, j): whether node queries[..., i] sees node keys[..., j]."""
     queries, before = queries.unsqueeze(-1), keys.unsqueeze(-2)
@@ -65,10 +64,6 @@ def attention(spans, ends, rows):
     (1, H, N, dh) of all nodes. ends (N,) and rows on q's device."""
     if pad := PAD_TREES.get(rows.device.type, PAD_TREES["cuda"]):
         return _attend_padded(spans, ends, rows, pad)
-    return _attend_in_turn(spans, ends, rows)
-
-
-def _attend_in_turn(spans, ends, rows):
     pieces = []  # (which of q, which of k and v, mask)
     for first, last in spans:
         start, stop = torch.searchsorted(rows, torch.tensor([first, last])).tolist()
