@@ -45,7 +45,8 @@ ROOM_STEP = 16  # tokens: the shortest worked answer, such as " 2 + 3 = 5\n#### 
 N_SYNTHETIC = 200
 HUB = "openai/gsm8k"
 COMPLETIONS, PROBES, RESULTS = "gsm8k_completions.jsonl", "probes.jsonl", "gsm8k_results.json"
-RULES = {  # copied into every result
+PARTIAL = "gsm8k_partial.rank{}.jsonl"  # unfinished work
+RULES = {  # stated in every result
     "strict": "the number after the first #### that one follows on its line",
     "flexible": "the last number of the text",
     "mul_tokens": "<MUL_6_9_54> in a completion, one token or literal text, is read as 6*9=54 "
@@ -209,22 +210,23 @@ def jsonl(records: list[dict]) -> bytes:
 def append_partial(folder: Path, rank: int, key: str, records: list[dict]) -> None:
     """Add records to this rank's file of unfinished work, in which nothing is ever rewritten."""
     content = jsonl([{"key": key, **record} for record in records])
-    with open(folder / f"gsm8k_partial.rank{rank:04d}.jsonl", "ab") as partial:
+    with open(folder / PARTIAL.format(f"{rank:04d}"), "ab") as partial:
         partial.write(b"\n" + content)  # a kill may have torn the last line
-
-
-def partial_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("gsm8k_partial.rank*.jsonl"))
 
 
 def read_partial(folder: Path, key: str) -> dict[str, dict]:
     """{id: record} of what exams with this key have appended in folder, on however many ranks."""
     done = {}
-    for path in partial_files(folder):
+    for path in sorted(folder.glob(PARTIAL.format("*"))):
         for record in runs.read_jsonl(path, notes=[]):  # leaves out torn lines
             if record.pop("key", None) == key:
                 done[record["id"]] = record
     return done
+
+
+def drop_partial(folder: Path) -> None:
+    for path in folder.glob(PARTIAL.format("*")):
+        path.unlink()
 
 
 def report(result: dict) -> str:
@@ -284,8 +286,7 @@ def examine(args, procs) -> None:
     def open_out():
         runs.make_folder(out, "--out")
         if args.resume == "off":
-            for path in partial_files(out):
-                path.unlink()
+            drop_partial(out)
         return read_partial(out, key)
 
     done = procs.on_main(open_out)
@@ -300,10 +301,13 @@ def examine(args, procs) -> None:
         files[PROBES], probe_metrics = jsonl(probed["items"]), probed["metrics"]
     if not procs.is_main:
         return
+    config = {}
+    if run is not None and (run / "config.json").exists():
+        config = runs.read_config(run)
     result = {
         "type": "gsm8k", "model": (run or folder).name,
         "checkpoint": str(folder), "step": step,
-        "condition": condition_of(run),
+        "condition": config.get("data", {}).get("condition"),  # baseline or mul_tokens
         **exam["metrics"],
         "data": args.data or f"{HUB} main test",
         "data_sha256": disk.sha256_file(args.data) if Path(args.data).is_file() else None,
@@ -322,20 +326,12 @@ def examine(args, procs) -> None:
     except OSError as error:
         raise ValueError(f"{out} cannot be written ({error.strerror}), what was generated is kept: "
                          "free some space and run the same command again.") from error
-    for path in partial_files(out):
-        path.unlink()
+    drop_partial(out)
     for record in exam["items"][: args.show]:
         print(f"problem {record['id']}: {record['question']}\n"
               f"  wrote ({record['stopped']}): {record['completion']!r}\n"
               f"  strict {record['strict']}, flexible {record['flexible']}, right {record['gold']}\n")
     print(f"{report(result)}\nrecords are in {out}")
-
-
-def condition_of(run: Path | None) -> str | None:
-    """baseline or mul_tokens, as the run's config.json states it."""
-    if run is None or not (run / "config.json").exists():
-        return None
-    return runs.read_config(run).get("data", {}).get("condition")
 
 
 def main(argv=None) -> int:

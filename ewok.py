@@ -24,9 +24,8 @@ each with _sum and _mean, averaged over the items of a domain and then over doma
 Chance is 0.5 for each. `official` prefers the shorter target (sum) or the one with likelier words, whatever the context
 says; `paper` cannot, because it compares a target with itself (so its _sum equals its _mean).
 
-We know of no published figure for GPT-2 124M. The paper (arXiv:2405.09605) reports by its rule, summed, 0.656 for GPT-2
-XL (1.5B), 0.522 for phi-1 (1.3B), 0.802 for its best model and 0.954 for people (github.com/ewok-core/ewok-paper,
-analyses/tables/20240429_mean_accuracy_allmodels.tex).
+Published (arXiv:2405.09605; its repository's analyses/tables/20240429_mean_accuracy_allmodels.tex), as eval_paper_sum:
+GPT-2 XL 0.656, phi-1 0.522, its best model 0.802, people 0.954. We know of no figure for GPT-2 124M.
 """
 
 import contextlib
@@ -124,11 +123,18 @@ def fault_of(row) -> str | None:
 
 def make_item(place, row: dict) -> dict:
     row = normalise(row)
+    domain = domain_of(row)
     # all columns count: 17 of EWoK-core's items repeat another's text and differ in their template or version
     texts = {key.lower(): "" if value is None else str(value) for key, value in row.items()}
-    name = f"{domain_of(row)}-{short_hash(json.dumps(sorted(texts.items())))}"
-    item = {"id": name, "cluster": cluster_of(row, name)}
-    return item | {field: row[field] for field in FIELDS} | {"Domain": domain_of(row)}
+    name = f"{domain}-{short_hash(json.dumps(sorted(texts.items())))}"
+    # the template's ids are hashed unless they are numbers, because they may hold text
+    template = [str(row.get(key, "")) for key in ("metatemplateid", "templateid")]
+    if not any(template):
+        template = [name]
+    elif not all(re.fullmatch(r"\d[\d.-]*", part) for part in template):
+        template = [short_hash("\0".join(template))]
+    item = {"id": name, "cluster": "/".join([domain, *template])}
+    return item | {field: row[field] for field in FIELDS} | {"Domain": domain}
 
 
 def domain_of(row: dict) -> str:
@@ -136,17 +142,6 @@ def domain_of(row: dict) -> str:
     name = row["Domain"].strip()
     hyphenated = re.sub(r"[\s_]+", "-", name).lower()
     return hyphenated if hyphenated in DOMAINS else name
-
-
-def cluster_of(row: dict, name: str) -> str:
-    """Domain and template, whose ids are hashed unless they are numbers, because they may hold text. An item without a
-    template is its own cluster."""
-    template = [str(row.get(key, "")) for key in ("metatemplateid", "templateid")]
-    if not any(template):
-        template = [name]
-    elif not all(re.fullmatch(r"\d[\d.-]*", part) for part in template):
-        template = [short_hash("\0".join(template))]
-    return "/".join([domain_of(row), *template])
 
 
 def short_hash(text: str) -> str:
@@ -174,10 +169,10 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, autocast
     """{"metrics": {...}, "items": [record of each item]}, the same on every rank and for any number of ranks; None when
     asked to stop.
 
-    items: from load(). model, procs, autocast and the options batch_size, stop and progress: see
-    benchmarks.score, errors included. metrics: eval_<score> (the mean over domains), its _micro, its _stderr (as if
-    items were independent), ties_eval_<score> (equal comparisons: of one per item for official, two for full and
-    paper), eval_margin_<score> (the left side's mean lead in nats, over domains too), and by_category."""
+    items: from load(). model, procs, autocast and the options batch_size, stop and progress: see benchmarks.score,
+    errors included. metrics: eval_<score> (the mean over domains), its _micro (over items) and _stderr (as if items
+    were independent), ties_eval_<score> (equal comparisons), eval_margin_<score> (the left side's mean lead in nats,
+    over domains too), and by_category."""
     begun = time.perf_counter()
     scored = benchmarks.score(NAME, model, items, questions, procs, bos=bos, autocast=autocast, **options)
     if scored is None:

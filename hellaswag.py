@@ -9,10 +9,9 @@ Reads a checkpoint and the 10,042 validation items (--data, else downloaded once
 hellaswag_metrics.jsonl, hellaswag_items.jsonl and step_metrics.json, as a training run does. An item:
 
     {"ind": 24, "activity_label": "Roof shingle removal", "ctx_a": "A man is sitting on a roof.", "ctx_b": "he",
-     "ctx": "A man is sitting on a roof. he", "split": "val", "split_type": "indomain", "label": 3,
+     "ctx": "A man is sitting on a roof. he", "label": 3, "source_id": "activitynet~v_-JhWjGDPHMY", ...,
      "endings": ["is using wrap to wrap a pair of skis.", "is ripping level tiles off.",
-                 "is holding a rubik's cube.", "starts pulling up roofing on a roof."],
-     "source_id": "activitynet~v_-JhWjGDPHMY"}
+                 "is holding a rubik's cube.", "starts pulling up roofing on a roof."]}
 
 Each ending is scored after the context, in two texts:
 
@@ -30,7 +29,7 @@ head of build-nanogpt's hellaswag.py:
 
 Despite the name, the harness (0.4.13) divides by characters, not UTF-8 bytes, and so do we: 181 items are not ASCII.
 If n endings share the maximum and the right one is among them, the item counts 1/n (the harness takes the first);
-ties_<metric> counts items with such ties. In training every document began with BOS, so contexts do, too (--bos off).
+ties_<metric> counts such items. In training every document began with BOS, so contexts do, too, unless --bos off.
 """
 
 import contextlib
@@ -160,8 +159,8 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, text: st
     if text not in ("both", *TEXTS):
         raise ValueError(f"text is {text!r}: use both, {' or '.join(TEXTS)}.")
     texts = TEXTS if text == "both" else (text,)
-    scored = benchmarks.score(NAME, model, items, lambda item: questions(item, texts), procs, bos=bos,
-                              autocast=autocast, **options)
+    scored = benchmarks.score(NAME, model, items, lambda item: questions(item, texts), procs,
+                              bos=bos, autocast=autocast, **options)
     if scored is None:
         return None
     marked = [mark(item, item_scores, texts) for item, item_scores in zip(items, scored, strict=True)]
@@ -188,9 +187,8 @@ def mark(item: dict, scored: benchmarks.Scored, texts) -> tuple[dict, dict, dict
     wrong one."""
     scores = {}
     for text, sums, lengths in zip(texts, scored.sums, scored.lengths, strict=True):
-        scores[f"{text}_sum"] = sums
-        scores[f"{text}_tokens"] = lengths
-        scores[f"{text}_chars"] = [len(ending) for ending in render(item, text)[2]]
+        chars = [len(ending) for ending in render(item, text)[2]]
+        scores |= {f"{text}_sum": sums, f"{text}_tokens": lengths, f"{text}_chars": chars}
     predictions, credit, tied, margin = {}, {}, {}, {}
     for name, (text, per) in RULES.items():
         if text not in texts:
@@ -200,9 +198,9 @@ def mark(item: dict, scored: benchmarks.Scored, texts) -> tuple[dict, dict, dict
             values = [value / length for value, length in zip(values, scores[f"{text}_{per}"], strict=True)]
         best, right = max(values), values[item["label"]]
         wrong = [value for i, value in enumerate(values) if i != item["label"]]
-        tied[name] = values.count(best)
         margin[name] = right - max(wrong)
         predictions[name] = values.index(best)
+        tied[name] = values.count(best)
         credit[name] = 1 / tied[name] if right == best else 0.0
     rounded = {key: [round(value, 6) for value in row] for key, row in scores.items()}
     record = {"id": item["id"], "cluster": item["cluster"], "label": item["label"], "scores": rounded,

@@ -55,8 +55,8 @@ def numbered(rows, source) -> list[tuple[sources.Place, dict]]:
 
 
 def make_items(rows, source, fault_of, make) -> list[dict]:
-    """make(place, row) of each (place, row). ValueError, which quotes no row, for the first row in which fault_of(row)
-    finds a fault, for an id that came before, and when there are no rows."""
+    """make(place, row) of each (place, row). ValueError for the first row with a fault (fault_of(row), a sentence's
+    end), for an id that came before, and when there are no rows; it quotes no row."""
     items, place_of = [], {}
     for place, row in rows:
         if fault := fault_of(row):
@@ -73,7 +73,7 @@ def make_items(rows, source, fault_of, make) -> list[dict]:
 
 
 def fault_of(row, texts, may_be_empty=()) -> str | None:
-    """What keeps a row from having these columns of text, to follow its place in a sentence; None if it has them."""
+    """What keeps a row from having these columns of text, to follow its place in a sentence; None when nothing does."""
     if isinstance(row, sources.BadRecord):
         return row.why
     if not isinstance(row, dict):
@@ -106,10 +106,7 @@ def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
     start = [shards.BOS_ID] if bos else []
     encoded = []
     for questions in rendered:
-        encoded.append([])
-        for _, endings in questions:
-            context = start + next(pieces)
-            encoded[-1].append((context, [next(pieces) for _ in endings]))
+        encoded.append([(start + next(pieces), [next(pieces) for _ in endings]) for _, endings in questions])
     return encoded
 
 
@@ -262,10 +259,8 @@ def computing_dtype(autocast) -> str:
 
 
 def encode_prompt(text: str, bos: bool) -> list[int]:
-    ids = shards.get_tokenizer().encode(text)
-    if bos:
-        return [shards.BOS_ID, *ids]
-    return ids
+    start = [shards.BOS_ID] if bos else []
+    return start + shards.get_tokenizer().encode(text)
 
 
 def make_batches(prompts: list[list[int]], rooms: list[int], batch_size: int) -> list[list[int]]:
@@ -302,8 +297,7 @@ def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, pr
 
 
 def check_vocabulary(model, largest=shards.VOCAB_SIZE) -> None:
-    """ValueError for a model without GPT-2's ids, or with more than the `largest` vocabulary: what it writes with those
-    cannot be decoded."""
+    """ValueError for a model without GPT-2's ids, or with more ids than `largest`, which no tokenizer could decode."""
     size = model.config.vocab_size
     if not shards.N_GPT2_TOKENS <= size <= largest:
         raise ValueError(f"the model's vocabulary has {size} ids, but texts are encoded with GPT-2's "
@@ -351,7 +345,6 @@ def make_parser(name: str, title: str, data: str, out: str, batch: str, batch_si
     """A parser with the flags that all benchmarks have. data, out, batch: what --data, --out and --batch_size mean."""
     parser = argparse.ArgumentParser(
         prog=f"{name}.py", description=f"{title} of a checkpoint.", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --show 3")
     add = parser.add_argument_group("what").add_argument
     add("--checkpoint", required=True,
