@@ -120,7 +120,7 @@ def clean(text: str) -> str:
 
 
 def render(item: dict, text: str) -> tuple[str, list[str], list[str]]:
-    """(context, the continuation that is scored for each ending, the ending whose length counts) in one of TEXTS."""
+    """(context, the scored continuation of each ending, the endings whose lengths count) in one of TEXTS."""
     if text == "plain":
         return item["ctx"], [" " + ending for ending in item["endings"]], item["endings"]
     query = clean(f"{item['activity_label']}: {item['ctx_a']} {item['ctx_b'].capitalize()}")

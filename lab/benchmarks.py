@@ -55,8 +55,8 @@ def numbered(rows, source) -> list[tuple[sources.Place, dict]]:
 
 
 def make_items(rows, source, fault_of, make) -> list[dict]:
-    """make(place, row) of each (place, row). ValueError for the first row with a fault (fault_of(row), a sentence's
-    end), for an id that came before, and when there are no rows; it quotes no row."""
+    """make(place, row) of each (place, row). ValueError, which quotes no row, for the first row that has a fault, for an
+    id that came before, and when there are no rows. fault_of(row): a benchmark's own, which begins with ours below."""
     items, place_of = [], {}
     for place, row in rows:
         if fault := fault_of(row):
@@ -297,7 +297,7 @@ def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, pr
 
 
 def check_vocabulary(model, largest=shards.VOCAB_SIZE) -> None:
-    """ValueError for a model without GPT-2's ids, or with more ids than `largest`, which no tokenizer could decode."""
+    """ValueError for a model without GPT-2's ids, or with more ids than `largest`, which ours cannot decode."""
     size = model.config.vocab_size
     if not shards.N_GPT2_TOKENS <= size <= largest:
         raise ValueError(f"the model's vocabulary has {size} ids, but texts are encoded with GPT-2's "

@@ -154,7 +154,7 @@ def rank_of(scores: list[float], right: int) -> tuple[float, float, float, int]:
 
 
 def chance(n: int) -> dict:
-    """The scores of a random order of n candidates."""
+    """What a random order of n candidates scores."""
     return {"chance_mrr": math.fsum(1 / j for j in range(1, n + 1)) / n, "chance_top1": 1 / n}
 
 
