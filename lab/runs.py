@@ -36,7 +36,7 @@ REPO = Path(__file__).resolve().parents[1]
 # flags
 
 # Flags that cannot change a result beyond rounding, or whose effect is compared instead, as data is by its fingerprint.
-# Every other flag counts, also one added tomorrow, for --resume, for the gate of compare_runs.py and in results.csv.
+# Every other flag, a new one too, counts for --resume, for the gate of compare_runs.py and in results.csv.
 NO_EFFECT = frozenset((
     # names, notes and output
     "out_dir name notes config resume results_csv save_every keep_last log_every wandb_project tensorboard "
@@ -215,7 +215,7 @@ def read_json(path: Path):
 def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) -> list[dict]:
     """Records of a JSONL file, [] when there is none. A torn last line (a killed writer) is left out.
 
-    notes: None: another broken line is a ValueError. A list: broken lines are left out, and described there.
+    Another broken line is a ValueError or, when `notes` is given, left out and described there.
     step: parse only the lines that contain this step, much faster in a file of all items at all steps.
     """
     path = Path(path)
@@ -271,7 +271,7 @@ def _by_step(records: list[dict], name: str, notes: list[str]) -> dict[int, dict
 
 
 def read_config(folder) -> dict:
-    """config.json of a run. ValueError when the folder is none."""
+    """config.json of a run. ValueError when the folder is not a run."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a run (no config.json): name what train_gpt.py wrote.")
@@ -299,9 +299,10 @@ def read_run(folder) -> dict:
             notes.append(f"config.json: {key} is {value} and counts as not recorded")
             config[key] = {}
     run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": flags}
-    run |= {"seed": seed, "notes": notes, **_read_scalars(folder, notes)}
+    run |= {"seed": seed, "notes": notes}
     run["summary"] = _read_object(folder / "summary.json", "the run counts as unfinished", notes,
                                   results_row=dict, warnings=list)
+    run |= _read_scalars(folder, notes)
     last = max(run["train"]["step"], default=0)
     steps = number((run["summary"] or {}).get("steps"))
     if last < steps:
@@ -335,11 +336,9 @@ def _read_scalars(folder: Path, notes: list[str]) -> dict:
     """{"train": field -> float array over the steps, "val": step -> record}."""
     import numpy as np
 
-    kinds = {"train": [], "val": []}
-    for record in read_jsonl(folder / "scalars.jsonl", notes):
-        kinds.setdefault(record.get("type"), []).append(record)
-    train = _by_step(kinds["train"], "scalars.jsonl, train", notes)
-    val = _by_step(kinds["val"], "scalars.jsonl, val", notes)
+    records = read_jsonl(folder / "scalars.jsonl", notes)
+    train = _by_step([r for r in records if r.get("type") == "train"], "scalars.jsonl, train", notes)
+    val = _by_step([r for r in records if r.get("type") == "val"], "scalars.jsonl, val", notes)
     arrays = {}
     for field in TRAIN_FIELDS:
         arrays[field] = np.array([number(record.get(field)) for record in train.values()])
