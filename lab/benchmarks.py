@@ -43,7 +43,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, inference, processes, runs, shards
+from lab import disk, inference, processes, runs
+from lab.tokenizer import BOS_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
 from model import GPT
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -66,9 +67,9 @@ def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
     for questions in rendered:
         for context, endings in questions:
             texts += [context, *endings]
-    ids, lengths = shards.get_tokenizer().encode_batch(texts)
+    ids, lengths = get_tokenizer().encode_batch(texts)
     pieces = (piece.tolist() for piece in np.split(ids, np.cumsum(lengths)[:-1]))
-    start = [shards.BOS_ID] if bos else []
+    start = [BOS_ID] if bos else []
     encoded = []
     for questions in rendered:
         encoded.append([])
@@ -155,9 +156,9 @@ def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
     ending longer than block_size, a vocabulary without GPT-2's ids, scores that are not finite."""
     model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     size = model.config.vocab_size
-    if size < shards.N_GPT2_TOKENS:
+    if size < N_GPT2_TOKENS:
         raise ValueError(f"the model's vocabulary has {size} ids, but items are encoded with "
-                         f"GPT-2's {shards.N_GPT2_TOKENS}: evaluate a model that was trained on those.")
+                         f"GPT-2's {N_GPT2_TOKENS}: evaluate a model that was trained on those.")
 
     def score_share(share):
         encoded = encode([render(item) for item in share], bos)
@@ -237,9 +238,9 @@ def computing_dtype(autocast) -> str:
 
 
 def encode_prompt(text: str, bos: bool) -> list[int]:
-    ids = shards.get_tokenizer().encode(text)
+    ids = get_tokenizer().encode(text)
     if bos:
-        return [shards.BOS_ID, *ids]
+        return [BOS_ID, *ids]
     return ids
 
 
@@ -280,9 +281,9 @@ def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, pr
 def check_vocabulary(model) -> None:
     """ValueError unless the model writes ids of shards' tokenizer, with or without its multiplication tokens."""
     size = model.config.vocab_size
-    if not shards.N_GPT2_TOKENS <= size <= shards.VOCAB_SIZE:
+    if not N_GPT2_TOKENS <= size <= VOCAB_SIZE:
         raise ValueError(f"the model's vocabulary has {size} ids, but problems are encoded with "
-                         f"GPT-2's {shards.N_GPT2_TOKENS} (or {shards.VOCAB_SIZE} with the "
+                         f"GPT-2's {N_GPT2_TOKENS} (or {VOCAB_SIZE} with the "
                          "multiplication tokens): evaluate a model that was trained on those.")
 
 

@@ -17,6 +17,7 @@ from inject_mul import MulExpressionInjector
 from lab import benchmarks, inference, processes, shards
 from lab.answers import SCORER, answer_text, first_number, render_prompt
 from lab.benchmarks import mean, shares
+from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 
 NEW_TOKENS = 16  # room for " 6 * 9 = 54" written out
 FORMS = ("plain", "chat")
@@ -74,13 +75,13 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
     benchmarks.check_vocabulary(model)
     if unknown := set(forms) - set(FORMS):
         raise ValueError(f"unknown form of probes {', '.join(unknown)}: use {' or '.join(FORMS)}.")
-    tokenizer, items = shards.get_tokenizer(), draw(seed)
+    tokenizer, items = get_tokenizer(), draw(seed)
     results_of = {family: set() for family in FAMILIES}
     for item in items:
         results_of[item["family"]].add(item["answer"])
     results_of = {family: sorted(results) for family, results in results_of.items()}
     facts = []
-    if model.config.vocab_size >= shards.VOCAB_SIZE:
+    if model.config.vocab_size >= VOCAB_SIZE:
         facts = shards.MulFactTokens.tokens
     questions = [(form, item, *prompt_of(item, form)) for form in forms for item in items]
     prompts = [benchmarks.encode_prompt(prompt, bos) for _, _, prompt, _ in questions]
@@ -101,7 +102,7 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
             scores = inference.score_endings(model, trees)
             completions = inference.generate(
                 model, [prompts[i] for i in batch], NEW_TOKENS, temperature=0.0, row_ids=batch,
-                stop_ids=(shards.BOS_ID,), stop_strings=("\n",), decode=tokenizer.decode)
+                stop_ids=(BOS_ID,), stop_strings=("\n",), decode=tokenizer.decode)
         records = []
         for i, completion, endings in zip(batch, completions, scores, strict=True):
             form, item, _, _ = questions[i]

@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 
 from lab import disk, results, runs, shards
+from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, get_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -32,18 +33,18 @@ def run_script(name, *flags, **options):
 
 def write_dataset(folder, documents, condition="baseline", val_every=7, **meta):
     """Write a dataset folder from lists of ids; every `val_every`-th document is held out."""
-    lengths = shards.get_tokenizer().token_byte_lengths()
+    lengths = get_tokenizer().token_byte_lengths()
     writer = shards.DatasetWriter(folder, {"made_by": "test"}, shard_tokens=1500, val_shards=1)
     for i, ids in enumerate(documents):
-        ids = np.array([shards.BOS_ID, *ids], np.uint16)
+        ids = np.array([BOS_ID, *ids], np.uint16)
         count = int(lengths[ids].sum())
         if i % val_every == 0:
-            mul = [int(lengths[t]) for t in ids if t >= shards.FIRST_MUL_ID]
+            mul = [int(lengths[t]) for t in ids if t >= FIRST_MUL_ID]
             writer.write_val_document(ids, bytes([i % 256]) * 16, len(ids), count, mul)
         else:
             writer.write("train", ids, np.array([len(ids)]), np.array([count]))
     writer.commit({})
-    fields = {"format": "stream", "vocab_size": shards.VOCAB_SIZE, "condition": condition, "mul_token_rate": 0.0}
+    fields = {"format": "stream", "vocab_size": VOCAB_SIZE, "condition": condition, "mul_token_rate": 0.0}
     return writer.finish({**fields, **meta})
 
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import prepare_bos_rows
 import prepare_fineweb
 from lab import decontaminate, disk, shards, sources, synthetic
+from lab.tokenizer import get_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
 REAL = REPO.parent / "shared" / "data"
@@ -292,7 +293,7 @@ def test_planted_questions_are_dropped(corpus, benchmarks, guard, tmp_path, caps
     assert account["tokens_read"] == sum(v for k, v in account.items() if k != "tokens_read")
     found = meta["decontamination"]
     ids = [guard.ids[item].split("/")[1] for item in PLANTED.values()]
-    encode = shards.get_tokenizer().encode
+    encode = get_tokenizer().encode
     tokens = [1 + len(encode(texts[number])) for number in PLANTED]
     assert log_of(tmp_path / "d") == [{"document": number, "tokens": n, "benchmark": "gsm8k", "items": [item]}
                                       for number, n, item in zip(PLANTED, tokens, ids, strict=True)]

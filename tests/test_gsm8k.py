@@ -22,8 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval_gsm8k as g
-from lab import answers, benchmarks, disk, inference, probes, processes, runs, shards
+from lab import answers, benchmarks, disk, inference, probes, processes, runs
 from lab.inference import Completion
+from lab.tokenizer import VOCAB_SIZE, get_tokenizer
 from model import GPT, GPTConfig
 
 REPO = Path(__file__).resolve().parents[1]
@@ -289,13 +290,13 @@ def test_hub(monkeypatch):
 # ----------------------------------------------------------------------------------------------------------------------
 # the exam
 
-TOKENIZER = shards.get_tokenizer()
+TOKENIZER = get_tokenizer()
 
 
 class Fake:
     """Writes answer(prompt text) and stops, or not; asked: the arguments of each call."""
 
-    def __init__(self, answer, stopped="stop_id", block_size=256, vocab_size=shards.VOCAB_SIZE):
+    def __init__(self, answer, stopped="stop_id", block_size=256, vocab_size=VOCAB_SIZE):
         self.config = SimpleNamespace(block_size=block_size, vocab_size=vocab_size)
         self.answer, self.stopped, self.asked = answer, stopped, []
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import inject_mul
-from lab import shards, synthetic
+from lab import synthetic
+from lab.tokenizer import get_tokenizer
 
 REPO = Path(synthetic.__file__).parents[1]
 
@@ -46,7 +47,7 @@ def test_corpus_is_the_same_everywhere(corpus):
 
 def test_document_lengths_are_log_normal(corpus):
     """Wrong number if it failed: the crop fraction of rows, which needs documents longer than rows of 256 and 1024."""
-    tokenizer = shards.get_tokenizer("tiktoken")
+    tokenizer = get_tokenizer("tiktoken")
     lengths = sorted(len(tokenizer.encode(text)) for text in corpus[:2500])
     share = [sum(n > limit for n in lengths) / len(lengths) for limit in (256, 1024)]
     assert 120 <= lengths[len(lengths) // 2] <= 200
@@ -58,7 +59,7 @@ def test_document_lengths_are_log_normal(corpus):
 
 def test_products_are_right_and_frequent(corpus):
     """Wrong number if it failed: the mul-token rate of the mul_tokens arm (1e-5 made that arm vacuous in 002)."""
-    injector, tokenizer = inject_mul.MulExpressionInjector(mode="weak"), shards.get_tokenizer("tiktoken")
+    injector, tokenizer = inject_mul.MulExpressionInjector(mode="weak"), get_tokenizer("tiktoken")
     injected = sum(injector.inject(text)[1] for text in corpus[:1000])
     assert injected / sum(len(tokenizer.encode(text)) for text in corpus[:1000]) > 0.01
     text = "\n".join(corpus)
@@ -85,7 +86,7 @@ def test_hellaswag_items_are_well_formed_and_balanced(corpus):
     items = synthetic.hellaswag_items(400)
     assert items == synthetic.hellaswag_items(400) and [item["ind"] for item in items] == list(range(400))
     assert Counter(item["label"] for item in items) == {label: 100 for label in range(4)}
-    tokenizer, right, wrong = shards.get_tokenizer("tiktoken"), [], []
+    tokenizer, right, wrong = get_tokenizer("tiktoken"), [], []
     for item in items:
         assert set(item) == {"ind", "activity_label", "ctx_a", "ctx_b", "ctx", "split", "split_type", "label",
                              "endings", "source_id"}
