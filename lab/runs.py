@@ -448,7 +448,7 @@ def find_checkpoint(folder, which: str, warn=print) -> Path | None:
         path = checkpoint_path(folder, int(which))
         if path not in checkpoints:
             steps = ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints) or "none"
-            raise ValueError(f"{folder} has no checkpoint of step {which}, only {steps}: pass --resume auto.")
+            raise ValueError(f"{folder} has no checkpoint of step {which} (there: {steps}): pass --resume auto.")
         check_checkpoint(path)
         return path
     for path in reversed(checkpoints):
