@@ -14,13 +14,9 @@ report.json, PNG plots and a report.html that needs no network. Exit status: 0 c
 comparable (--check: outside), 1 bad input.
 
 The gate comes first: what differs must be the treatment, else the verdict is `not comparable`. An attention gate, rows
-or tokens that differ alone are recognised as the treatment. Anything else (an optimizer, a learning rate, a size) must
-be declared with --treatment, because a forgotten flag looks just the same. --allow lets a named difference pass, and
-the report says so. Seeds are the unit of every verdict; items and documents only add to it.
-
-Here are the flags and the report on two arms. lab/ab_gate.py decides what is comparable, lab/ab_numbers.py has the
-metrics, lab/ab_items.py compares items and documents, lab/ab_many.py has the stage tables and the noise floor,
-lab/ab_stats.py the formulas, lab/ab_report.py the page.
+or tokens that differ alone are recognised; anything else must be declared with --treatment, because a forgotten flag
+looks just the same. --allow lets a named difference pass, and the report says so. Seeds are the unit of every verdict.
+Here are the flags and the report on two arms; lab/ab_*.py hold the rest.
 """
 
 from __future__ import annotations
@@ -99,10 +95,8 @@ def metric_table(rows: dict[str, dict], metrics: dict[str, Metric], alpha: float
         examined = isinstance(row["a"], float) or isinstance(row["b"], float)
         if examined or metrics[key].benchmark != "gsm8k":
             pairs.append((metrics[key], row))
-    columns = [
-        (header, side, lambda pair, cell=cell: cell(*pair))
-        for header, side, cell in METRIC_COLUMNS
-    ]
+    columns = [(title, side, lambda pair, cell=cell: cell(*pair))
+               for title, side, cell in METRIC_COLUMNS]
     return ab_report.table(columns, pairs, alpha)
 
 
@@ -135,7 +129,13 @@ def compare_two(args) -> int:
     if checked["ok"]:
         verdict = ab_numbers.verdict_of(rows[primary], args.delta)
     matched = ab_numbers.matchings(used, steps["val"], primary, checked, args.delta, args.alpha)
-    extra, reasons = items_and_documents(pairs, steps, args)
+    rows_of_items, reasons = [], ["Items: N/A: left out (--no_items)"]
+    if args.items:
+        rows_of_items, reasons = ab_items.items(pairs, steps, args.alpha)
+    extra = ab_items.documents(pairs, steps["val"], args.alpha)
+    if isinstance(extra, str):
+        reasons, extra = [*reasons, f"Documents: N/A: {extra}"], []
+    extra = extra + rows_of_items
 
     head = headline(verdict, rows[primary], primary, checked, steps, used)
     how_sure = strength(rows[primary], primary, args)
@@ -143,21 +143,18 @@ def compare_two(args) -> int:
     allowed = allowed_in_words(checked)
     names = {arm: ab_many.label_of(own) for arm, own in arms.items()}
     blocks: list[tuple] = [
-        ("h1", f"{names['B']} against {names['A']}: {verdict}"),
-        ("verdict", head, verdict),
+        ("h1", f"{names['B']} against {names['A']}: {verdict}"), ("verdict", head, verdict),
         ("ul", summary(arms, names, primary, checked, allowed, args)),
-        ("h2", "Result"),
-        metric_table(rows, metrics, args.alpha),
+        ("h2", "Result"), metric_table(rows, metrics, args.alpha),
         ("h2", f"At equal cost: {SHORT[primary]} ({UNIT[primary]})"),
         ab_report.table(MATCHING_COLUMNS, matched, args.alpha),
         ("p", "At a budget the costlier run is read off its val curve, linearly between two evaluations. "
               "Its learning rate is not down at its end there, which counts against it: a run of that "
               "length would be fairer."),
-        ("h2", "How sure"),
-        ("ul", how_sure),
+        ("h2", "How sure"), ("ul", how_sure),
         ("h2", "Items and documents"),
-        ("p", "Seeds decide the verdict. These intervals show what depends on the items and documents "
-              "asked."),
+        ("p", "Seeds decide the verdict. These intervals show what depends on the items and "
+              "documents asked."),
     ]
     if extra:
         blocks.append(ab_report.table(ITEM_COLUMNS, extra, args.alpha))
@@ -178,17 +175,6 @@ def compare_two(args) -> int:
     }
     ab_report.publish(blocks, record, args.out)
     return 0 if checked["ok"] else 2
-
-
-def items_and_documents(pairs: list[tuple], steps: dict, args) -> tuple[list[dict], list[str]]:
-    """(rows with intervals over documents and over items, reasons for what is missing)."""
-    rows, reasons = [], ["Items: N/A: left out (--no_items)"]
-    if args.items:
-        rows, reasons = ab_items.items(pairs, steps, args.alpha)
-    documents = ab_items.documents(pairs, steps["val"], args.alpha)
-    if isinstance(documents, str):
-        return rows, [*reasons, f"Documents: N/A: {documents}"]
-    return documents + rows, reasons
 
 
 def allowed_in_words(checked: dict) -> list[str]:
@@ -243,7 +229,12 @@ def headline(verdict: str, row: dict, primary: str, checked: dict, steps: dict, 
         trouble = "; ".join(ab_gate.trouble_of(checked))
         text = f"{trouble}. What follows is no evidence about a treatment."
     elif verdict == "inconclusive" and isinstance(row["delta"], float):
-        text += " " + why_inconclusive(row)
+        why = "These seeds do not tell the arms apart."
+        if row["n"] < 2:
+            why = "One seed is no evidence: run more."
+        elif row["lacking"]:
+            why = "A seed without a number may be the very one that went wrong."
+        text += f" {why}"
     missing = [*checked["missing"], *(f"seed {seed} has no {name}" for seed in row["lacking"])]
     planned = max(runs.number(run["flags"].get("max_train_steps")) for arm in used for run in arm)
     if steps["val"] is not None and steps["val"] < planned:
@@ -251,14 +242,6 @@ def headline(verdict: str, row: dict, primary: str, checked: dict, steps: dict, 
     if missing:
         text += f" Missing: {'; '.join(missing)}."
     return f"**{verdict}** · {text}"
-
-
-def why_inconclusive(row: dict) -> str:
-    if row["n"] < 2:
-        return "One seed is no evidence: run more."
-    if row["lacking"]:
-        return "A seed without a number may be the very one that went wrong."
-    return "These seeds do not tell the arms apart."
 
 
 def strength(row: dict, primary: str, args) -> list[str]:
@@ -270,12 +253,11 @@ def strength(row: dict, primary: str, args) -> list[str]:
                 "Use at least 3 seeds per arm."]
     if paired:
         each = "pairs"
-        correlation = or_na(stats["correlation"], ".2f")
         lines = [
             f"Exact sign-flip p {form_p(stats['p_sign_flip'])} (with {n} pairs it cannot be below "
             f"{2 / 2 ** n:.4g}); it assumes no normal distribution.",
-            f"Correlation of the arms over seeds: {correlation} (N/A below 3 pairs); sd of a pair's "
-            f"difference {stats['sd_diff']:.5f} {unit}.",
+            f"Correlation of the arms over seeds: {or_na(stats['correlation'], '.2f')} (N/A below 3 pairs); "
+            f"sd of a pair's difference {stats['sd_diff']:.5f} {unit}.",
         ]
     else:
         each = "runs per arm"
@@ -295,8 +277,8 @@ def strength(row: dict, primary: str, args) -> list[str]:
         p = form_p(ab_stats.equivalence(a, b, args.delta, args.alpha, paired)["p"])
         lines.append(f"Equivalence within ± {args.delta:g} (two one-sided tests): p {p}.")
     if stats["degenerate"]:
-        lines.append("All pairs differ by exactly the same amount: no spread to estimate an interval "
-                     "from.")
+        lines.append("All pairs differ by exactly the same amount: "
+                     "no spread to estimate an interval from.")
     return lines
 
 
@@ -337,8 +319,7 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
             f"{quality}. At equal FLOPs ({flops['budget']}) {SHORT[primary]} changes by {effect}.",
         f"Did {subject} change optimization stability (loss smoothness, grad norms)?":
             f"{steadiness}.",
-        "Was runtime throughput materially worse/better?":
-            f"{speed}.",
+        "Was runtime throughput materially worse/better?": f"{speed}.",
         "Is any observed gain plausibly explained by data discard (`crop_fraction`)?":
             f"{discard(rows, primary, alpha)}. {data_read(rows)}.",
     }
@@ -364,18 +345,18 @@ def relative_speed(row: dict) -> str:
 
 def discard(rows: dict, primary: str, alpha: float) -> str:
     """Whether a gain may come from text that an arm did not read."""
-    crop = [rows["crop_fraction"][side] for side in "ab"]
-    a, b = (value if isinstance(value, float) else 0.0 for value in crop)
+    crop = rows["crop_fraction"]
+    a, b = (crop[side] if isinstance(crop[side], float) else 0.0 for side in "ab")
     if not max(a, b):
         return "No: no text was discarded in either arm"
     if direction(rows[primary], -1, alpha) != "better":
         change = f"{SHORT[primary]} {form_change(rows[primary], '.4f')}"
-        return (f"There is no clear gain to explain ({change}), though crop fraction is {a:.4f} in A "
-                f"and {b:.4f} in B")
+        return (f"There is no clear gain to explain ({change}), "
+                f"though crop fraction is {a:.4f} in A and {b:.4f} in B")
     if b > a:
-        return (f"It may be: {b:.1%} of B's text was discarded, {a:.1%} of A's, so B reads other text. "
-                "An arm that discards nothing (prepare_bos_rows.py --overflow requeue) tells the two "
-                "apart")
+        return (f"It may be: {b:.1%} of B's text was discarded, {a:.1%} of A's, so B reads other "
+                "text. An arm that discards nothing (prepare_bos_rows.py --overflow requeue) tells "
+                "the two apart")
     return f"Hardly: A discards {a:.1%}, B {b:.1%}"
 
 
@@ -410,12 +391,10 @@ def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alp
     for key, row in rows.items():
         if isinstance(row["low"], float) and math.isfinite(row["low"]) and row["a"]:
             metric = metrics[key]
-            panel = PANELS.get(metric.kind, "stability and cost")
             line = {k: 100 * row[k] / abs(row["a"]) for k in ("delta", "low", "high")}
+            line |= {"better": metric.better, "verdict": direction(row, metric.better, alpha)}
             line["label"] = metric.label.split(" (")[0].split(" @")[0]
-            line["better"] = metric.better
-            line["said"] = direction(row, metric.better, alpha)
-            forest[panel].append(line)
+            forest[PANELS.get(metric.kind, "stability and cost")].append(line)
     png = ab_report.plot_forest(forest)
     if png:
         caption = ("Every measured metric: change in percent of A, with its interval. Better, worse and "
@@ -430,56 +409,42 @@ def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alp
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="compare_runs.py",
+        prog="compare_runs.py", allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         description="Compare two arms, many arms, or a run with a noise floor.",
         epilog="example: python compare_runs.py --a 'runs/base_s*' --b 'runs/bos_s*' --out report\n"
-        "exit status: 0 comparable (--check: in the band), 2 not comparable (--check: outside), "
-        "1 bad input",
+        "exit status: 0 comparable, or in the band; 2 not comparable, or outside; 1 bad input",
     )
     add = parser.add_argument_group("two arms").add_argument
-    add("--a", nargs="+", metavar="RUNS",
-        help="the baseline's run folders: a quoted pattern, or several paths")
+    add("--a", nargs="+", metavar="RUNS", help="the baseline's run folders, or a quoted pattern")
     add("--b", nargs="+", metavar="RUNS", help="the treatment's run folders")
     add = parser.add_argument_group("many arms").add_argument
     add("--runs", nargs="+", metavar="RUNS", help="run folders of all arms (with --group_by)")
     add("--results", metavar="CSV", help="a results.csv instead of run folders (with --group_by)")
     add("--group_by", metavar="COLUMNS", help="columns that make an arm: attn_gate,gate_act")
     add("--where", metavar="COLUMN=VALUE,...", help="keep only these rows: num_iterations=1500")
-    add("--baseline", metavar="COLUMN=VALUE,...",
-        help="the arm that the others are compared with (default: none)")
+    add("--baseline", metavar="COLUMN=VALUE,...", help="the arm to compare others with (or none)")
     add = parser.add_argument_group("noise floor and planning").add_argument
-    add("--aa", nargs="+", metavar="RUNS",
-        help="at least 4 seeds of one run: sd and band of every metric")
+    add("--aa", nargs="+", metavar="RUNS", help="at least 4 seeds of one run: their spread")
     add("--check", metavar="RUN", help="whether this run lies in the band of --against")
     add("--against", nargs="+", metavar="RUNS", help="at least 4 seeds of one run (with --check)")
-    add("--plan", action="store_true",
-        help="seeds that --effect needs, with the sd from --noise or --aa")
-    add("--effect", type=float,
-        help="smallest difference worth finding, in the primary metric's unit (with --plan)")
-    add("--noise", type=float,
-        help="sd between seeds, in the primary metric's unit (with --plan; or --aa)")
-    add("--correlation", type=float,
-        help="of the arms over equal seeds, -1 to 1 (default: 0, 0.5 and 0.8 are all shown)")
+    add("--plan", action="store_true", help="seeds that --effect needs (with --noise or --aa)")
+    add("--effect", type=float, help="smallest difference worth finding (nats, bits)")
+    add("--noise", type=float, help="sd between seeds, in the same unit")
+    add("--correlation", type=float, help="of the arms over seeds, -1 to 1 (default: several)")
     add("--power", type=float, default=0.8, help="chance of finding the effect (default 0.8)")
     add = parser.add_argument_group("gate and verdict").add_argument
     add("--treatment", metavar="SETTINGS",
         help="what was changed on purpose: settings, as in attn_gate,gate_act, or one of "
         f"{', '.join(sorted(ab_gate.FAMILIES))} (default: recognise a gate, rows or tokens)")
-    add("--allow", metavar="SETTINGS",
-        help="differences to let pass; the report names them: code_sha256,incomplete")
+    add("--allow", metavar="SETTINGS", help="differences to let pass: code_sha256,incomplete")
     add("--primary", choices=ab_numbers.PRIMARY,
         help="metric of the verdict (default val_loss; val_bits_per_byte when tokens differ)")
-    add("--delta", type=float, default=0.002,
-        help="equivalence margin in the primary metric's unit (default 0.002)")
-    add("--alpha", type=float, default=0.05,
-        help="level of the tests; intervals hold 1 - alpha (default 0.05)")
+    add("--delta", type=float, default=0.002, help="margin of equivalence (default 0.002)")
+    add("--alpha", type=float, default=0.05, help="level of tests and intervals (default 0.05)")
     add = parser.add_argument_group("output").add_argument
-    add("--out", metavar="FOLDER",
-        help="for report.md, report.json, report.html and plots (default: only print)")
-    add("--no_items", dest="items", action="store_false",
-        help="leave out the bootstrap over benchmark items")
+    add("--out", metavar="FOLDER", help="for the report and its plots (default: only print)")
+    add("--no_items", dest="items", action="store_false", help="no bootstrap over benchmark items")
     return parser
 
 

@@ -37,9 +37,10 @@ from collections import Counter
 from pathlib import Path
 
 from inject_mul import MulExpressionInjector
-from lab import benchmarks, disk, inference, probes, processes, runs, shards, sources, synthetic
+from lab import benchmarks, disk, inference, probes, processes, runs, sources, synthetic
 from lab.answers import LITERAL_MUL, MARK, SCORER, USER, answer_text, extract_answer, render_prompt
 from lab.benchmarks import shares
+from lab.tokenizer import BOS_ID, get_tokenizer
 
 ROOM_STEP = 16  # tokens: the shortest worked answer, such as " 2 + 3 = 5\n#### 5" and <|endoftext|>
 N_SYNTHETIC = 200
@@ -119,7 +120,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
         raise ValueError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}: give at least 1.")
     prompts = [benchmarks.encode_prompt(render_prompt(item["question"]), bos) for item in items]
     rooms = [room_after(len(prompt), model.config.block_size, max_new_tokens) for prompt in prompts]
-    done, decode = done or {}, shards.get_tokenizer().decode
+    done, decode = done or {}, get_tokenizer().decode
 
     def answer(batch):
         ids = [items[i]["id"] for i in batch]
@@ -128,7 +129,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
         with autocast():
             completions = inference.generate(
                 model, [prompts[i] for i in batch], rooms[batch[0]], temperature=temperature,
-                top_k=top_k, top_p=top_p, seed=seed, stop_ids=(shards.BOS_ID,),
+                top_k=top_k, top_p=top_p, seed=seed, stop_ids=(BOS_ID,),
                 stop_strings=(USER,), decode=decode, row_ids=ids)
         records = []
         for i, (written, stopped) in zip(batch, completions, strict=True):

@@ -1,4 +1,4 @@
-"""The multiplication injector: finds whole single-digit products in text and writes each as one `<MUL_a_b_c>` token.
+"""inject_mul.py owns the injector: it writes each whole single-digit product of a text as one `<MUL_a_b_c>` token.
 
     python inject_mul.py < story.txt > story_mul.txt                          # weak: 6*9 and 6*9=54
     python inject_mul.py --mode strict --format jsonl train.jsonl -o out.jsonl
@@ -31,6 +31,8 @@ import re
 import sys
 from collections import Counter
 
+from lab import disk, processes
+
 # One scan per sign: a pattern that begins with a literal is searched by sre's tight single-character loop, 2.5 GB/s on
 # prose; `[1-9] ?[*×x] ?[1-9]` runs at 0.2 (measured). The rest is checked in Python, because hits are rare.
 SIGNS = [re.compile(sign + " ?[1-9]") for sign in (r"\*", "×", "x")]
@@ -49,17 +51,24 @@ OPERATOR_WORDS = frozenset("plus minus times over by divided multiplied mod modu
 CONNECTORS = frozenset("is are was equals makes gives and or".split())
 
 
+def _widened(gap: str, space: str) -> str:
+    """The gap between a product and its neighbour, "", "blank" or "newline", after one more white-space character."""
+    if gap == "newline" or space in "\r\n":
+        return "newline"
+    return "blank"
+
+
 def _free_on_the_left(text: str, start: int) -> bool:
     """Whether the product at `start` is not the tail of a larger expression. Looks no further than its neighbour."""
-    gap = ""  # what lies between the neighbour and the product: "", "blank" or "newline"
+    gap = ""
     for i in range(start - 1, -1, -1):
         char = text[i]
         if char.isspace():
-            gap = "newline" if char in "\r\n" or gap == "newline" else "blank"
+            gap = _widened(gap, char)
         elif char in OPENING:
             gap = ""
         elif char in QUOTES:
-            continue  # "6*9 or "so" 6*9, but 5' 6*9 is feet: what stands before it decides
+            continue  # what is before the mark decides: free in `so" 6*9`, not in `5' 6*9` (feet)
         elif gap == "newline":
             return char not in OPERATORS
         elif char == "=":
@@ -73,13 +82,14 @@ def _free_on_the_left(text: str, start: int) -> bool:
     return True
 
 
-def _free_on_the_right(text: str, end: int, *, result: bool, letter_x: bool, quoted: bool, list_like: bool) -> bool:
+def _free_on_the_right(text: str, end: int, *, result=True, letter_x=False, quoted=False,
+                       list_like=False) -> bool:
     """Whether the product that ends before `end` is not the head of a larger expression, or of a list item."""
     gap = ""
     for i in range(end, len(text)):
         char = text[i]
         if char.isspace():
-            gap = "newline" if char in "\r\n" or gap == "newline" else "blank"
+            gap = _widened(gap, char)
         elif char in CLOSING:
             gap = ""
         elif char in QUOTES and not gap:
@@ -89,7 +99,7 @@ def _free_on_the_right(text: str, end: int, *, result: bool, letter_x: bool, quo
             return False
         elif gap == "newline":
             return char not in OPERATORS
-        elif char in ".,;:?" or (char == "!" and result):  # 6*9! may be a factorial; 6*9=54! is an exclamation
+        elif char in ".,;:?" or (char == "!" and result):  # 6*9! may be a factorial, 6*9=54! is none
             after = text[i + 1 : i + 2]
             return not after or after.isspace() or after in CLOSING or after in QUOTES
         elif not gap:
@@ -112,52 +122,63 @@ class MulExpressionInjector:
 
     def spans(self, text: str) -> list[tuple[int, int, int, int]]:
         """Products in order as (start, end, a, b): text[start:end] is the product, a ≤ b. Linear in len(text)."""
-        found, blocked = self._annotations(text) if "<<" in text else ([], [])
+        notes, closed = [], []
+        if "<<" in text:
+            notes, closed = self._annotations(text)
+        spans = notes
         hits = sorted(hit.start() for sign in SIGNS for hit in sign.finditer(text))
-        block = 0
+        note = 0  # the first closed range that does not end before the product
         for hit in hits:
-            start = hit - 2 if text[hit - 1 : hit] == " " else hit - 1
+            start = hit - 1
+            if text[hit - 1 : hit] == " ":
+                start = hit - 2
             if start < 0 or text[start] not in DIGITS:
                 continue
-            while block < len(blocked) and blocked[block][1] <= start:
-                block += 1
-            if block < len(blocked) and blocked[block][0] <= start:
+            while note < len(closed) and closed[note][1] <= start:
+                note += 1
+            if note < len(closed) and closed[note][0] <= start:
                 continue
             product = PRODUCT.match(text, start)
             a, sign, b, c = product.groups()
-            if (c is None and self.mode == "strict") or (c is not None and c != str(int(a) * int(b))):
+            if c is None and self.mode == "strict":
+                continue
+            if c is not None and c != str(int(a) * int(b)):
                 continue
             before = text[start - 1] if start else "\n"
             list_like = before in "\r\n" and product[0][1:-1] == " * "
             if _free_on_the_left(text, start) and _free_on_the_right(
-                text, product.end(), result=bool(c), letter_x=sign == "x", quoted=before in QUOTES, list_like=list_like
-            ):
-                found.append((start, product.end(), *sorted((int(a), int(b)))))
-        return sorted(found)
+                    text, product.end(), result=c is not None, letter_x=sign == "x", quoted=before in QUOTES,
+                    list_like=list_like):
+                spans.append((start, product.end(), *sorted((int(a), int(b)))))
+        return sorted(spans)
 
     def _annotations(self, text: str) -> tuple[list[tuple], list[tuple]]:
         """GSM8K notes: (their spans with the `6*9=` before and the `54` after, ranges closed to other products)."""
-        found, blocked = [], []
+        spans, closed = [], []
         for note in ANNOTATION.finditer(text):
-            blocked.append(note.span())
+            closed.append(note.span())
             product = PRODUCT.fullmatch(note[1])
             if not product or product[4] != str(int(product[1]) * int(product[3])):
                 continue
             start, end = note.span()
             if text.startswith(product[4], end):
                 end += len(product[4])
-            if not _free_on_the_right(text, end, result=True, letter_x=False, quoted=False, list_like=False):
+            if not _free_on_the_right(text, end):
                 continue
-            a, b = sorted((int(product[1]), int(product[3])))
+            factors = sorted((int(product[1]), int(product[3])))
             repeated = EQUALS_AT_END.search(text[max(start - 8, 0) : start])  # "6 * 9 = " is 8 characters
-            first = start - len(repeated[0]) if repeated else start
-            amount = start - (text[max(start - 1, 0) : start] in ("$", "£", "€"))  # the $ of `= $<<6*9=54>>54` stays
-            if repeated and sorted(map(int, repeated.groups())) == [a, b] and _free_on_the_left(text, first):
-                start = first
-            elif not EQUALS_BEFORE.search(text[max(amount - 4, 0) : amount]) and not _free_on_the_left(text, amount):
-                continue
-            found.append((start, end, a, b))
-        return found, blocked
+            first = start
+            if repeated and sorted(map(int, repeated.groups())) == factors:
+                first = start - len(repeated[0])
+            amount = start
+            if text[max(start - 1, 0) : start] in ("$", "£", "€"):
+                amount = start - 1  # the $ of `= $<<6*9=54>>54` stays
+            is_result = EQUALS_BEFORE.search(text[max(amount - 4, 0) : amount])
+            if first < start and _free_on_the_left(text, first):
+                spans.append((first, end, *factors))
+            elif is_result or _free_on_the_left(text, amount):
+                spans.append((start, end, *factors))
+        return spans, closed
 
     def inject(self, text: str) -> tuple[str, int]:
         """(text with every span replaced by its token, number of spans). Nothing outside the spans changes."""
@@ -185,12 +206,16 @@ def _convert(text: str, injector: MulExpressionInjector, expand: bool, counts: C
         counts["tokens"] += sum(_canonical(token) != token[0] for token in TOKEN.finditer(text))
         return injector.expand(text)
     for start, end, *_ in injector.spans(text):
-        form = "annotated" if "<<" in text[start:end] else "with result" if "=" in text[start:end] else "bare"
+        form = "bare"
+        if "<<" in text[start:end]:
+            form = "annotated"
+        elif "=" in text[start:end]:
+            form = "with result"
         counts.update({"tokens": 1, form: 1})
     return injector.inject(text)[0]
 
 
-def _convert_lines(lines, text_field: str, injector: MulExpressionInjector, expand: bool, counts: Counter):
+def _convert_lines(lines, text_field: str, convert):
     """JSON lines in, JSON lines out (bytes); a line whose text does not change is passed on byte for byte."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -199,77 +224,71 @@ def _convert_lines(lines, text_field: str, injector: MulExpressionInjector, expa
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-            raise SystemExit(f"line {number} is not JSON ({error}): repair or remove it and run again.") from None
+            raise ValueError(f"line {number} is not JSON ({error}): repair or remove it.") from None
         if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
-            raise SystemExit(f"line {number} has no string field {text_field!r}: name the right one with --text_field.")
-        text = _convert(record[text_field], injector, expand, counts)
+            raise ValueError(f"line {number} has no string field {text_field!r}: pass another --text_field.")
+        text = convert(record[text_field])
         if text == record[text_field]:
             yield line
         else:
-            yield json.dumps({**record, text_field: text}).encode() + line[len(line.rstrip(b"\r\n")) :]
+            newline = line[len(line.rstrip(b"\r\n")) :]
+            yield json.dumps({**record, text_field: text}).encode() + newline
 
 
-def _write(path: str | None, chunks) -> None:
-    """Writes bytes to stdout, or to a temporary file beside `path` that is renamed when all has been written."""
-    if path is None:
-        for chunk in chunks:
-            sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
-        return
-    temporary = f"{path}.tmp{os.getpid()}"
+def _filter(args: argparse.Namespace, convert) -> None:
+    """The input through `convert` to the output: stdout, or a file that is replaced when all has been written."""
+    with open(args.input, "rb") if args.input else sys.stdin.buffer as source:
+        if args.format == "jsonl":
+            chunks = _convert_lines(source, args.text_field, convert)
+        else:
+            try:
+                text = source.read().decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"not UTF-8 at byte {error.start}: convert it, e.g. with iconv.") from None
+            chunks = [convert(text).encode("utf-8")]
+        if args.output:
+            with disk.replacing(args.output) as f:
+                f.writelines(chunks)
+        else:
+            _print(chunks)
+
+
+def _print(chunks) -> None:
     try:
-        try:
-            with open(temporary, "wb") as file:
-                file.writelines(chunks)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:  # after a success nothing is left to remove
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-    except OSError as error:
-        raise SystemExit(f"cannot write {path} ({error.strerror}): choose another -o or free some space.") from None
+        sys.stdout.buffer.writelines(chunks)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # the reader of our stdout has seen enough (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main():
     parser = argparse.ArgumentParser(
         description="Write whole single-digit products as <MUL_a_b_c> tokens. Counts go to stderr.",
-        epilog="example: python inject_mul.py --mode strict --format jsonl --text_field answer in.jsonl -o out.jsonl",
-    )
-    group = parser.add_argument_group("input and output")
-    group.add_argument("input", nargs="?", help="file to read (default: stdin)")
-    group.add_argument("-o", "--output", help="file to write, renamed into place when complete (default: stdout)")
-    group.add_argument("--format", choices=["text", "jsonl"], default="text",
-                       help="text (default): the input is one UTF-8 document, held in memory; jsonl: one per line")
-    group.add_argument("--text_field", default="text", help="jsonl: the field to convert (default: text)")
-    group = parser.add_argument_group("conversion")
-    group.add_argument("--mode", choices=["weak", "strict"], default="weak",
-                       help="weak (default): 6*9 and 6*9=54; strict: only 6*9=54")
-    group.add_argument("--expand", action="store_true", help="the way back, <MUL_6_9_54> to 6*9=54 (default: off)")
+        epilog="example: python inject_mul.py --mode strict --format jsonl --text_field answer in.jsonl -o out.jsonl")
+    add = parser.add_argument_group("input and output").add_argument
+    add("input", nargs="?", help="file to read (default: stdin)")
+    add("-o", "--output", help="file to write, renamed into place when complete (default: stdout)")
+    add("--format", choices=["text", "jsonl"], default="text",
+        help="text (default): the input is one UTF-8 document, held in memory; jsonl: one per line")
+    add("--text_field", default="text", help="jsonl: the field to convert (default: text)")
+    add = parser.add_argument_group("conversion").add_argument
+    add("--mode", choices=["weak", "strict"], default="weak",
+        help="weak (default): 6*9 and 6*9=54; strict: only 6*9=54")
+    add("--expand", action="store_true", help="the way back, <MUL_6_9_54> to 6*9=54 (default: off)")
     args = parser.parse_args()
-
     injector, counts = MulExpressionInjector(args.mode), Counter()
     try:
-        source = open(args.input, "rb") if args.input else sys.stdin.buffer
+        _filter(args, lambda text: _convert(text, injector, args.expand, counts))
     except OSError as error:
-        raise SystemExit(f"cannot read {args.input} ({error.strerror}): give a file, or pipe the text in.") from None
-    with source:
-        if args.format == "jsonl":
-            chunks = _convert_lines(source, args.text_field, injector, args.expand, counts)
-        else:
-            try:
-                text = source.read().decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise SystemExit(f"not UTF-8 at byte {error.start}: convert the input, e.g. with iconv.") from None
-            chunks = [_convert(text, injector, args.expand, counts).encode("utf-8")]
-        try:
-            _write(args.output, chunks)
-        except BrokenPipeError:  # the reader of our stdout has seen enough (| head)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    forms = ", ".join(f"{counts[form]:,} {form}" for form in ("bare", "with result", "annotated"))
-    print(f"{counts['documents']:,} documents, {counts['characters']:,} characters, {counts['tokens']:,} tokens "
-          + ("expanded" if args.expand else f"injected ({forms})"), file=sys.stderr)
+        raise ValueError(f"{error.filename or 'the output'} cannot be read or written ({error.strerror}): check its "
+                         "path and the space on its disk.") from error
+    done = "expanded"
+    if not args.expand:
+        forms = [f"{counts[form]:,} {form}" for form in ("bare", "with result", "annotated")]
+        done = f"injected ({', '.join(forms)})"
+    print(f"{counts['documents']:,} documents, {counts['characters']:,} characters, "
+          f"{counts['tokens']:,} tokens {done}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "inject_mul.py", "stopped; an output file is as it was.")

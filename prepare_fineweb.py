@@ -5,24 +5,24 @@
     python prepare_fineweb.py --dataset synthetic --target_tokens 2_000_000 --out_dir data/toy      # no network
     python prepare_fineweb.py --dataset synthetic --target_tokens 2_000_000 --out_dir data/mul --condition mul_tokens
 
-Reads documents (lab/sources.py); writes a dataset folder (lab/shards.py): train_*.bin, val_*.bin, val_documents.npz
-and, last, meta.json. Every document is [50256] + bpe(text). About 1 % of the documents, chosen by a hash of their text,
-are held out in val_*.bin: the same ones in every condition. Before that, --decontaminate drops the documents that hold
-items of a benchmark and lists them in decontamination.jsonl (lab/decontaminate.py). Kill it at any moment and run it
-again with --resume: the result is byte-identical to an uninterrupted run, as it is for every --num_proc and
---tokenizer_backend.
+Reads documents (lab/sources.py); writes a dataset folder (lab/shards.py). Every document is [50256] + bpe(text). About
+1 % of the documents, chosen by a hash of their text, are held out in val_*.bin: the same in every condition. Before it,
+--decontaminate drops the documents that hold items of a benchmark (lab/decontaminate.py). --resume after a kill gives
+the same bytes as an uninterrupted run, as do every --num_proc and --tokenizer_backend.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import re
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +34,10 @@ from lab.token_files import check
 from lab.tokenizer import BACKENDS, BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer, tokenizer_hash
 
 IN_FLIGHT_BYTES = 2**25  # text that workers hold at once, however many they are
-# one reader cannot feed more workers, and each holds 27 MB of gigatoken's tables and as much cache (measured)
-MAX_WORKERS = 16
+MAX_WORKERS = 16  # that one reader can feed; each holds 27 MB of gigatoken's tables and as much cache (measured)
 COMMIT_SECONDS = 1.0  # work a kill may cost; one commit is a few fsyncs
-SETTINGS = """text_field condition inject shard_tokens val_shards val_fraction max_docs
-              target_tokens""".split()  # flags that decide the bytes
+# flags that decide the bytes
+SETTINGS = "text_field condition inject shard_tokens val_shards val_fraction max_docs target_tokens".split()
 # of all documents so far, committed with the tokens; "plain" counts GPT-2 tokens, the same in every condition
 COUNTS = """documents held_out dropped docs_with_products bytes_read
             tokens_read tokens_dropped plain_train plain_held_out""".split()
@@ -51,9 +50,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("documents")
     add = group.add_argument
     add("--dataset", nargs="+", default=["HuggingFaceFW/fineweb-edu"], metavar="NAME|PATH|GLOB",
-        help="a Hugging Face dataset (streamed), a folder, local files or globs *.parquet "
-             "*.jsonl[.gz|.zst] *.txt (a file is one document), or 'synthetic' "
-             "(default: HuggingFaceFW/fineweb-edu)")
+        help="a Hugging Face dataset (streamed), a folder, files or globs *.parquet *.jsonl[.gz|.zst] *.txt "
+             "(a file is one document), or 'synthetic' (default: HuggingFaceFW/fineweb-edu)")
     add("--config", default="sample-10BT", help="configuration on the hub (default: %(default)s)")
     add("--split", default="train", help="split on the hub (default: %(default)s)")
     add("--revision", help="commit or branch on the hub (default: main, resolved and recorded)")
@@ -61,8 +59,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add("--synthetic_seed", type=int, default=0, help="world of --dataset synthetic (default: 0)")
     add("--max_docs", type=int, default=0, help="documents to read (default: 0 = all)")
     add("--target_tokens", type=int, default=0,
-        help="train tokens: stop after the document that reaches it, fail if the source has fewer; "
-             "plain GPT-2 tokens in every condition, so that all stop alike (default: 0 = off)")
+        help="train tokens (plain GPT-2's in every condition): stop after the document that reaches it, "
+             "fail if the source has fewer (default: 0 = off)")
     add("--bad_documents", choices=["error", "skip"], default="error",
         help="empty, not UTF-8 or over 32 MiB: stop, or leave out and count (default: error)")
     decontaminate.add_argument(group)
@@ -79,13 +77,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--out_dir", required=True, help="folder of the dataset, created; must not hold another")
     add("--shard_tokens", type=int, default=100_000_000, help="per shard (default: 100_000_000)")
-    add("--val_shards", type=int, default=1,
-        help="hold out about this many shards of plain GPT-2 tokens at most (default: 1; 0 = none)")
-    add("--val_fraction", type=float, default=0.01,
-        help="share of the documents held out, by hash, until the cap (default: 0.01)")
-    add("--num_proc", type=int, default=1,
-        help="tokenising workers, at most 16 (threads: tokenizers run outside the interpreter "
-             "lock); 1 = the reader does it all (default: 1)")
+    add("--val_shards", type=int, default=1, help="hold out at most so many (default: 1; 0 = none)")
+    add("--val_fraction", type=float, default=0.01, help="share of documents held out (default: 0.01)")
+    add("--num_proc", type=int, default=1, help="tokenising threads, at most 16 (default: 1)")
     add("--resume", action="store_true", help="continue a killed run of the same command")
 
 
@@ -93,21 +87,7 @@ def check_at_least(args: argparse.Namespace, **least: int) -> None:
     """ValueError for a flag below its least value."""
     for name, low in least.items():
         value = getattr(args, name)
-        if value < low:
-            raise ValueError(f"--{name} must be {low} or more, not {value}.")
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """ValueError in one sentence; fills in --inject."""
-    check_at_least(args, num_proc=1, shard_tokens=2, val_shards=0)
-    check_at_least(args, max_docs=0, target_tokens=0, synthetic_seed=0)
-    check(0 < args.val_fraction < 1,
-          f"--val_fraction must lie between 0 and 1, not {args.val_fraction}",
-          "pass --val_shards 0 to hold out nothing")
-    if args.condition == "mul_tokens":
-        args.inject = args.inject or "weak"
-    check(args.condition == "mul_tokens" or not args.inject,
-          "--inject does nothing in the baseline", "add --condition mul_tokens or drop --inject")
+        check(value >= low, f"--{name} must be {low} or more, not {value}", "pass another")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -124,22 +104,20 @@ class Tokenized(NamedTuple):
     utf8_bytes: np.ndarray  # int64 (n,)
     digests: list[bytes]
     selected: np.ndarray  # bool (n,): belongs to the held-out share by its hash
-    mul_bytes: dict[int, list[int]]  # document -> original UTF-8 bytes behind each of its mul tokens
+    mul_bytes: dict[int, list[int]]  # document -> original UTF-8 bytes behind each mul token
     hits: dict[int, list[str]]  # document -> benchmark items that contaminate it
     bad: list[tuple[int, str]]  # (number, why)
     end: int  # number of the document after the batch
 
 
-def cut_at_products(texts: list[bytes], mode: str) -> tuple[list, list, list, dict]:
+def cut_at_products(texts: list[bytes], mode: str) -> tuple[list[bytes], list[int], dict]:
     """Cut documents at their products, which the injector finds in a mode, weak or strict.
 
-    Returns the pieces of text; the special id before each; which piece is the first of each document; and {document:
-    original UTF-8 bytes of each of its products}.
-    """
+    Returns the pieces of text, the special id before each (BOS or a product's), and {document: original UTF-8 bytes of
+    each of its products}."""
     injector = inject_mul.MulExpressionInjector(mode)
-    pieces, specials, first_pieces, mul_bytes = [], [], [], {}
+    pieces, specials, mul_bytes = [], [], {}
     for i, utf8 in enumerate(texts):
-        first_pieces.append(len(pieces))
         specials.append(BOS_ID)
         if any(sign.search(utf8) for sign in SIGNS):
             text, last = utf8.decode(), 0
@@ -150,26 +128,23 @@ def cut_at_products(texts: list[bytes], mode: str) -> tuple[list, list, list, di
                 last = end
             utf8 = text[last:].encode()
         pieces.append(utf8)
-    return pieces, specials, first_pieces, mul_bytes
+    return pieces, specials, mul_bytes
 
 
 def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str | None,
              val_fraction: float, guard: decontaminate.Guard | None = None) -> Tokenized:
     """One item of `read_batches` -> Tokenized. A pure function, so that any number of workers gives the same bytes."""
     tokenizer = get_tokenizer(backend)
-    texts, numbers, bad = [], [], []
-    for number, document in enumerate(documents, first):
-        if isinstance(document, bytes):
-            texts.append(document)
-            numbers.append(number)
-        else:
-            bad.append((number, document))
+    numbered = list(enumerate(documents, first))
+    bad = [(number, why) for number, why in numbered if isinstance(why, str)]
+    numbers = [number for number, document in numbered if isinstance(document, bytes)]
+    texts = [document for document in documents if isinstance(document, bytes)]
     hits = guard.hits_batch(texts) if guard else {}
 
-    # every piece of text is tokenised on its own and follows a special id: BOS or a product
-    pieces, specials, first_pieces, mul_bytes = texts, BOS_ID, np.arange(len(texts)), {}
+    # every piece of text is tokenised on its own and follows a special id
+    pieces, specials, mul_bytes = texts, [BOS_ID] * len(texts), {}
     if inject:
-        pieces, specials, first_pieces, mul_bytes = cut_at_products(texts, inject)
+        pieces, specials, mul_bytes = cut_at_products(texts, inject)
     tokens, piece_lengths = tokenizer.encode_batch(pieces)
     special_at = np.cumsum(piece_lengths) - piece_lengths + np.arange(len(pieces))
     ids = np.empty(len(tokens) + len(pieces), np.uint16)
@@ -178,9 +153,8 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
     ids[is_text] = tokens
     ids[special_at] = specials
 
-    lengths = piece_lengths
-    if texts:
-        lengths = np.add.reduceat(piece_lengths + 1, first_pieces)
+    starts = np.flatnonzero(ids == BOS_ID)  # a text never becomes BOS
+    lengths = np.diff(starts, append=len(ids))
     baseline_tokens = lengths.copy()
     if mul_bytes:
         _, plain_lengths = tokenizer.encode_batch([texts[i] for i in mul_bytes])
@@ -188,8 +162,8 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
     utf8_bytes = np.array([len(text) for text in texts], np.int64)
     digests = [shards.document_hash(text) for text in texts]
     selected = shards.is_held_out(digests, val_fraction)
-    return Tokenized(ids, np.array(numbers, np.int64), lengths, baseline_tokens, utf8_bytes, digests, selected,
-                     mul_bytes, hits, bad, end=first + len(documents))
+    return Tokenized(ids, np.array(numbers, np.int64), lengths, baseline_tokens, utf8_bytes, digests,
+                     selected, mul_bytes, hits, bad, end=first + len(documents))
 
 
 def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> Iterator[Tokenized]:
@@ -205,8 +179,8 @@ def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> I
         for first, documents in sources.read_batches(source, start):
             size = sum(map(len, documents))
             while pending and (len(pending) == 2 * workers or in_flight + size > IN_FLIGHT_BYTES):
-                finished_size, future = pending.popleft()
-                in_flight -= finished_size
+                finished, future = pending.popleft()
+                in_flight -= finished
                 yield future.result()
             pending.append((size, pool.submit(tokenize, first, documents, *settings)))
             in_flight += size
@@ -221,14 +195,11 @@ def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> I
 
 
 class StreamTrain:
-    """What becomes of the documents that are not held out: a plain stream. prepare_bos_rows.py packs rows instead."""
+    """Where documents go that are not held out: a plain stream. prepare_bos_rows.RowTrain packs rows instead."""
 
     def __init__(self, args: argparse.Namespace):
         self.shard_tokens = args.shard_tokens  # of train shards
-
-    def settings(self) -> dict:
-        """What decides the bytes, and the format's fields of meta.json."""
-        return {"format": "stream"}
+        self.settings = {"format": "stream"}  # what decides the bytes; also fields of meta.json
 
     def add(self, writer, ids: np.ndarray, lengths: np.ndarray, utf8_bytes: np.ndarray) -> None:
         """Documents as they come: ids (N,), tokens and original bytes per document."""
@@ -241,24 +212,31 @@ class StreamTrain:
     def restore(self, state: dict) -> None:
         """Continue from `state`; {} begins."""
 
-    def finish(self, writer: shards.DatasetWriter) -> tuple[dict, dict]:
-        """After the last document: write what is left. Returns (entries of the token account, fields of meta.json)."""
+    def finish(self, writer) -> tuple[dict, dict]:
+        """Write what is left. Returns (entries of the token account, fields of meta.json)."""
         return {"cropped": 0}, {"tokens_cropped_total": 0}
 
 
 def prepare(args: argparse.Namespace, train) -> dict:
     """Documents -> dataset folder: the story of both prepare scripts. Returns meta.json, or raises KeyboardInterrupt.
 
-    train: see StreamTrain. Raises ValueError / FileNotFoundError / OSError in one sentence.
-    """
+    train: see StreamTrain. Raises ValueError / FileNotFoundError / OSError in one sentence."""
     from tqdm import tqdm
 
-    check_arguments(args)
+    check_at_least(args, num_proc=1, shard_tokens=2, val_shards=0)
+    check_at_least(args, max_docs=0, target_tokens=0, synthetic_seed=0)
+    check(0 < args.val_fraction < 1,
+          f"--val_fraction must lie between 0 and 1, not {args.val_fraction}",
+          "pass --val_shards 0 to hold out nothing")
+    if args.condition == "mul_tokens":
+        args.inject = args.inject or "weak"
+    elif args.inject:
+        raise ValueError("--inject needs --condition mul_tokens: add it, or drop --inject.")
     guard = decontaminate.from_argument(args.decontaminate)
     source = sources.open_source(args)
     get_tokenizer(args.tokenizer_backend)  # a missing one is noticed before a folder is made
     settings = {name: getattr(args, name) for name in SETTINGS}
-    settings |= {"source": source.record, "tokenizer_sha256": tokenizer_hash(), **train.settings()}
+    settings |= {"source": source.record, "tokenizer_sha256": tokenizer_hash(), **train.settings}
     if guard:
         settings["decontaminate"] = guard.settings
     writer = shards.DatasetWriter(args.out_dir, settings, args.shard_tokens, args.val_shards,
@@ -267,27 +245,31 @@ def prepare(args: argparse.Namespace, train) -> dict:
         print(f"{args.out_dir} is already finished.")
         return shards.read_meta(args.out_dir)
 
-    state = dict.fromkeys(COUNTS, 0) | {"products": {}, "seconds": 0.0, "train": {}} | writer.state
+    state = dict.fromkeys(COUNTS, 0) | {"seconds": 0.0, "train": {}} | writer.state
     train.restore(state["train"])
     held_out = writer.held_out_hashes()
     if guard:
         writer.append(decontaminate.LOG, b"")  # without a line: no document was contaminated
     started = time.time() - state["seconds"]  # as if a killed run had ended just now
 
-    def commit():
-        state["train"], state["seconds"] = train.state(), time.time() - started
+    def commit() -> float:
+        """Returns the seconds it took."""
+        began = time.time()
+        state["train"], state["seconds"] = train.state(), began - started
         writer.commit(state)
+        return time.time() - began
 
-    counted, total, unit = "documents", source.documents, "doc"
+    target, counted, total, unit = math.inf, "documents", source.documents, "doc"
     if args.target_tokens:
-        counted, total, unit = "plain_train", args.target_tokens, "tok"
+        target = args.target_tokens
+        counted, total, unit = "plain_train", target, "tok"
     interval = 0.5 if sys.stderr.isatty() else 10  # seconds between two lines
     bar = tqdm(total=total, initial=state[counted], unit=unit, unit_scale=True, mininterval=interval)
     batches = tokenized_batches(args, source, state["documents"], guard)
-    stop = processes.StopRequest()
+    stop, pause = processes.StopRequest(), COMMIT_SECONDS
     try:
         with bar, contextlib.closing(batches):
-            while not stop.asked and not target_reached(args, state):
+            while not stop.asked and state["plain_train"] < target:
                 batch = next(batches, None)
                 if batch is None:
                     break
@@ -298,27 +280,29 @@ def prepare(args: argparse.Namespace, train) -> dict:
                 bar.update(state[counted] - bar.n)
                 rate = state["tokens_read"] / (time.time() - started) / 1e6
                 bar.set_postfix_str(f"{state['tokens_read']:,} tokens read, {rate:.2f} M/s", refresh=False)
-                if writer.commit_is_due(COMMIT_SECONDS):
-                    commit()
+                if writer.commit_is_due(pause):
+                    pause = COMMIT_SECONDS * max(1, 20 * commit())  # commits take 5 % of the time at most
             commit()
             if stop.asked:
                 raise KeyboardInterrupt
-            check_enough(args, state)
+            tokens = state["plain_train"]
+            check(target == math.inf or tokens >= target,
+                  f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
+                  f"delete {args.out_dir} and run again with more documents or a lower target")
+            check(state["held_out"] or not args.val_shards,
+                  f"none of {state['documents']:,} documents was held out at --val_fraction {args.val_fraction}",
+                  f"delete {args.out_dir} and raise --val_fraction, or pass --val_shards 0")
             entries, fields = train.finish(writer)
             if guard:
                 log = writer.appended(decontaminate.LOG)
                 fields["decontamination"] = decontaminate.summary(guard, log)
             meta = meta_fields(args, source, writer, state, entries, time.time() - started)
-            return writer.finish(meta | train.settings() | fields)
+            return writer.finish(meta | train.settings | fields)
     except (ValueError, OSError):
         writer.abandon()
         raise
     finally:
         stop.restore()
-
-
-def target_reached(args: argparse.Namespace, state: dict) -> bool:
-    return 0 < args.target_tokens <= state["plain_train"]
 
 
 TRAIN, VAL, DROPPED = range(3)  # where a document goes
@@ -365,12 +349,7 @@ def add_batch(args, batch: Tokenized, writer, train, state: dict, held_out: set[
     if len(ids):
         train.add(writer, ids, lengths[to_train], utf8_bytes[to_train])
 
-    if args.inject:
-        state["docs_with_products"] += sum(i < n and bool(to_train[i]) for i in batch.mul_bytes)
-        mul_ids, counts = np.unique(ids[ids >= FIRST_MUL_ID], return_counts=True)
-        for token, count in zip(mul_ids.tolist(), counts.tolist(), strict=True):
-            name = MulFactTokens.id_to_token[token]
-            state["products"][name] = state["products"].get(name, 0) + count
+    state["docs_with_products"] += sum(i < n and bool(to_train[i]) for i in batch.mul_bytes)
     state["held_out"] += int(to_val.sum())
     state["tokens_read"] += int(lengths.sum())
     state["tokens_dropped"] += int(lengths[dropped].sum())
@@ -378,73 +357,52 @@ def add_batch(args, batch: Tokenized, writer, train, state: dict, held_out: set[
     state["plain_train"] += int(baseline_tokens[to_train].sum())
     state["plain_held_out"] += int(baseline_tokens[to_val].sum())
     state["documents"] = batch.end
-    if target_reached(args, state):
+    if 0 < args.target_tokens <= state["plain_train"]:
         state["documents"] = int(batch.numbers[n - 1]) + 1
     unusable = sum(number < state["documents"] for number, _ in batch.bad)
     state["dropped"] += int(dropped.sum()) + unusable
 
 
-def check_enough(args: argparse.Namespace, state: dict) -> None:
-    """ValueError when the source ended before --target_tokens, or nothing was held out."""
-    target, tokens = args.target_tokens, state["plain_train"]
-    check(tokens >= target,
-          f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
-          f"delete {args.out_dir} and run again with more documents or a lower target")
-    check(state["held_out"] or not args.val_shards,
-          f"none of {state['documents']:,} documents was held out at --val_fraction {args.val_fraction}",
-          f"delete {args.out_dir} and raise --val_fraction, or pass --val_shards 0")
-
-
 def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict, seconds: float) -> dict:
     """The fields of meta.json that are not the writer's or the train side's; ValueError unless the account closes.
 
-    entries: what the train side adds to the account, which says where every token that was read has gone.
-    """
-    from importlib.metadata import version
-
+    entries: what the train side adds to the account, which says where every token that was read has gone."""
     written = writer.tokens("train")
     account = {"tokens_read": state["tokens_read"], "train_written": written,
                "held_out": writer.tokens("val"), "cropped": 0, "dropped": state["tokens_dropped"]}
     account |= entries
     read, *parts = account.values()
     rest = read - sum(parts)
-    check(rest == 0,
-          f"the token account does not close: {account} (read minus all others is {rest})",
+    check(rest == 0, f"the token account does not close: {account} (read minus all others is {rest})",
           f"delete {args.out_dir}, prepare again, and report this if it happens twice")
-    check(written,
-          f"all {state['documents']:,} documents were held out or dropped",
+    check(written, f"all {state['documents']:,} documents were held out or dropped",
           f"delete {args.out_dir} and lower --val_fraction, or pass --val_shards 0")
-    on_hub = source.kind == "hub"
-    products = sum(state["products"].values())
     backend = get_tokenizer(args.tokenizer_backend).backend
-    packages = ["numpy", "tiktoken", "pyarrow"]
+    packages, config, split = ["numpy", "tiktoken", "pyarrow"], None, None
     if backend != "tiktoken":
         packages.append(backend)
-    if on_hub:
+    if source.kind == "hub":
         packages += ["datasets", "huggingface_hub"]
+        config, split = args.config, args.split
+    counts = dict(zip(MulFactTokens.tokens, writer.mul_counts.tolist(), strict=True))
+    counts = {name: count for name, count in counts.items() if count}
+    products = sum(counts.values())
     code = runs.code_state()
     return {
-        "dataset": " ".join(args.dataset),
-        "config": args.config if on_hub else None,
-        "split": args.split if on_hub else None,
-        "text_field": args.text_field,
-        "source": source.record,
+        "dataset": " ".join(args.dataset), "config": config, "split": split,
+        "text_field": args.text_field, "source": source.record,
         "tokenizer": args.tokenizer, "tokenizer_backend": backend, "tokenizer_sha256": tokenizer_hash(),
         "vocab_size": VOCAB_SIZE, "dtype": "uint16", "bos_token_id": BOS_ID, "doc_format": "[bos] + tokens",
         "shard_tokens": args.shard_tokens, "val_shards": args.val_shards, "val_fraction": args.val_fraction,
         "condition": args.condition, "inject": args.inject,
-        "mul_tokens_in_train": products,
-        "mul_token_rate": products / written,
-        "mul_token_counts": dict(sorted(state["products"].items())),
-        "docs_with_mul_tokens": state["docs_with_products"],
-        "docs_processed": state["documents"],
-        "docs_held_out": state["held_out"],
-        "docs_dropped": state["dropped"],
-        "utf8_bytes_processed": state["bytes_read"],
-        "plain_tokens_in_train": state["plain_train"],
+        "mul_tokens_in_train": products, "mul_token_rate": products / written,
+        "mul_token_counts": counts,
+        "docs_with_mul_tokens": state["docs_with_products"], "docs_processed": state["documents"],
+        "docs_held_out": state["held_out"], "docs_dropped": state["dropped"],
+        "utf8_bytes_processed": state["bytes_read"], "plain_tokens_in_train": state["plain_train"],
         "token_account": account,
         "elapsed_seconds": round(seconds, 3), "throughput_tokens_per_sec": round(read / seconds),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: metadata.version(name) for name in packages},
         "git_commit": code["git_commit"], "git_dirty": code["git_dirty"],
     }
 
@@ -462,40 +420,38 @@ def print_summary(args: argparse.Namespace, meta: dict) -> None:
             documents, tokens, size = (sum(record[name] for record in files) for name in names)
             print(f"{split:5}  {len(files):4} files  {documents:11,} documents  "
                   f"{tokens:15,} tokens  {size / tokens:.3f} bytes/token")
-    read, *parts = meta["token_account"].items()
-    listed = " + ".join(f"{n:,} {name}" for name, n in parts)
-    print(f"read {read[1]:,} tokens = {listed}")
+    (_, read), *parts = meta["token_account"].items()
+    print(f"read {read:,} tokens = " + " + ".join(f"{n:,} {name}" for name, n in parts))
     rate = meta["throughput_tokens_per_sec"] / 1e6
     print(f"documents: {meta['docs_processed']:,} read, {meta['docs_held_out']:,} held out, "
           f"{meta['docs_dropped']:,} dropped; {meta['elapsed_seconds']:.1f} s, "
           f"{rate:.2f} M tokens/s ({meta['tokenizer_backend']})")
     if report := meta.get("decontamination"):
-        counts = []
         for name, record in report["benchmarks"].items():
-            hit, items = record["items_hit_total"], record["items"]
-            counts.append(f"{name} {record['documents_dropped']:,} ({hit:,} of {items:,} items)")
-        print(f"contaminated and dropped: {report['documents_dropped']:,} documents, "
-              f"{report['plain_tokens_dropped']:,} tokens: {', '.join(counts)}")
+            print(f"contaminated and dropped: {record['documents_dropped']:,} documents for "
+                  f"{record['items_hit_total']:,} of {record['items']:,} items of {name}")
     if meta["condition"] == "mul_tokens":
         products, documents = meta["mul_tokens_in_train"], meta["docs_with_mul_tokens"]
         print(f"products: {products:,} in {documents:,} train documents, "
               f"{meta['mul_token_rate']:.2e} of all train tokens")
         if not products:
-            print("WARNING: no product was found, so this dataset equals the baseline: "
-                  "the intervention is absent.")
+            print("WARNING: without products this dataset equals the baseline: the intervention is absent.")
     first = np.memmap(Path(args.out_dir) / "train_000000.bin", dtype="<u2", mode="r")[: 2**22]
     start = max(0, int(np.argmax(first >= FIRST_MUL_ID)) - 32)
     sample = get_tokenizer(args.tokenizer_backend).decode(first[start : start + 96])
     print(f"sample: {sample!r}")
 
 
-def run(args: argparse.Namespace, train) -> None:
-    """`prepare` for a command line: errors as one sentence with exit status 1, ctrl-C with 130."""
+def run(args: argparse.Namespace, train_side) -> dict:
+    """`prepare` for a command line: errors as one sentence with exit status 1, ctrl-C with 130.
+
+    train_side: the class, StreamTrain or another. Returns meta.json."""
     try:
-        print_summary(args, prepare(args, train))
+        meta = prepare(args, train_side(args))
+        print_summary(args, meta)
+        return meta
     except KeyboardInterrupt:
-        print(f"stopped; run the same command again with --resume to continue {args.out_dir}.",
-              file=sys.stderr)
+        print(f"stopped; to continue {args.out_dir}, run it again with --resume.", file=sys.stderr)
         sys.exit(130)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
@@ -507,11 +463,10 @@ def run(args: argparse.Namespace, train) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Documents -> stream shards of GPT-2 tokens, with a held-out set chosen by hash.",
-        epilog="example: python prepare_fineweb.py --dataset 'corpus/*.parquet' --out_dir data/mine --num_proc 4",
-    )
+        epilog="example: python prepare_fineweb.py --dataset 'corpus/*.parquet' --out_dir data/mine --num_proc 4")
     add_source_arguments(parser)
     args = parser.parse_args(argv)
-    run(args, StreamTrain(args))
+    run(args, StreamTrain)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lab import conversations, data_order, decontaminate, disk, inference, optim, processes, runs, shards, training
+from lab import conversations, data_order, decontaminate, disk, inference, optim, processes, runs, training
 from lab.loss import chunked_cross_entropy
+from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import GPT, GPTConfig
 
 STAGES = (*conversations.STAGES, "transition")
@@ -138,13 +139,13 @@ def open_init(args, before: dict | None) -> tuple[dict, Path | None]:
         return before["init"], None
     folder, step, source = runs.resolve_checkpoint(args.init, flag="--init")
     config = GPT.load_config(folder)
-    if args.condition == "mul_tokens" and config.vocab_size < shards.VOCAB_SIZE:
+    if args.condition == "mul_tokens" and config.vocab_size < VOCAB_SIZE:
         raise ValueError(
             f"--init {folder} has {config.vocab_size:,} tokens and --condition mul_tokens needs "
-            f"{shards.VOCAB_SIZE:,}: start from a checkpoint with them, or use --condition baseline.")
-    if config.vocab_size <= shards.BOS_ID:
+            f"{VOCAB_SIZE:,}: start from a checkpoint with them, or use --condition baseline.")
+    if config.vocab_size <= BOS_ID:
         raise ValueError(
-            f"--init {folder} has {config.vocab_size:,} tokens, fewer than GPT-2's {shards.BOS_ID + 1:,}: "
+            f"--init {folder} has {config.vocab_size:,} tokens, fewer than GPT-2's {BOS_ID + 1:,}: "
             "start from another checkpoint.")
     condition = None
     if source is not None and (source / "config.json").exists():
@@ -269,8 +270,8 @@ def print_samples(run: training.Run, data: dict) -> None:
         first_answer = int(data["trained"][span].argmax())
         prompts.append(data["tokens"][span][:first_answer].tolist())
     answers = inference.generate(
-        run.model.eval(), prompts, run.args.sample_tokens, temperature=0.0, stop_ids=[shards.BOS_ID])
-    decode = shards.get_tokenizer().decode
+        run.model.eval(), prompts, run.args.sample_tokens, temperature=0.0, stop_ids=[BOS_ID])
+    decode = get_tokenizer().decode
     for prompt, answer in zip(prompts, answers, strict=True):
         run.log(f"step {run.state.step:6d} | sample {decode(prompt)!r} -> {decode(answer.ids)!r}")
 

@@ -23,6 +23,7 @@ import torch
 import ewok
 import hellaswag
 from lab import benchmarks, data_order, disk, inference, optim, processes, results, runs, shards, training
+from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
 BENCHMARKS = (hellaswag, ewok)  # scored while training: flags, log lines and records follow
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s; 0 = none)")
     add("--verify_data", choices=("full", "sizes"), default="full",
         help="before step 0 check sha256 or only sizes (default %(default)s)")
-    add("--vocab_size", type=int, default=shards.VOCAB_SIZE,
+    add("--vocab_size", type=int, default=VOCAB_SIZE,
         help="logical vocabulary (default %(default)s; 50257 = plain GPT-2)")
     add = parser.add_argument_group("model").add_argument
     add("--init_from", default="",
@@ -238,7 +239,7 @@ def evaluate_val(model, val: dict, args, procs, autocast, stop) -> tuple[dict, d
     doc_lengths = np.diff(np.append(val["doc_starts"], len(val["tokens"])))
     doc_of = np.repeat(np.arange(n_docs), doc_lengths)  # each token's document
     for view, suffix in (("stream", ""), ("bos", "_bos")):
-        starts, lengths = data_order.val_rows(val, args.seq_len, view, shards.BOS_ID)
+        starts, lengths = data_order.val_rows(val, args.seq_len, view, BOS_ID)
         mine = slice(procs.rank, None, procs.world_size)
         # nats, tokens, bytes of each document; last column: asked to stop
         sums = torch.zeros(3, n_docs + 1, dtype=torch.float64)
@@ -340,10 +341,10 @@ def record_mechanism(run: training.Run, probe: torch.Tensor | None) -> None:
 def print_samples(run: training.Run) -> None:
     step, args = run.state.step, run.args
     samples = inference.generate(
-        run.model.eval(), [[shards.BOS_ID]] * 2, args.sample_tokens,
-        temperature=0.8, top_k=50, seed=args.seed + step, stop_ids=[shards.BOS_ID])
+        run.model.eval(), [[BOS_ID]] * 2, args.sample_tokens,
+        temperature=0.8, top_k=50, seed=args.seed + step, stop_ids=[BOS_ID])
     for sample in samples:
-        run.log(f"step {step:6d} | sample {shards.get_tokenizer().decode(sample.ids)!r}")
+        run.log(f"step {step:6d} | sample {get_tokenizer().decode(sample.ids)!r}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

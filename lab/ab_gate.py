@@ -16,6 +16,7 @@ import re
 from lab import ab_report, runs
 
 DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
+SCORER = "scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature".split()
 OFF = (None, 0, "", "none", False)  # an older run that lacks a flag equals one that has it off
 RECOGNISED = {  # treatments that need no declaration; a difference in the first setting is their sign
     "gate": ("attn_gate", "gate_pos", "gate_act"),
@@ -24,8 +25,7 @@ RECOGNISED = {  # treatments that need no declaration; a difference in the first
 }
 FAMILIES = {  # names for several settings in --treatment and --allow
     **RECOGNISED,
-    "data": (*RECOGNISED["rows"], *RECOGNISED["tokens"]),
-    "data_dir": (*RECOGNISED["rows"], *RECOGNISED["tokens"]),
+    **dict.fromkeys(("data", "data_dir"), (*RECOGNISED["rows"], *RECOGNISED["tokens"])),
     "condition": RECOGNISED["tokens"],
     "size": ("n_layer", "n_head", "n_embd", "n_inner"),
 }
@@ -33,14 +33,14 @@ FAULTS = ("treatment", "seed", "incomplete", "invalid_run", "batch_checksums")  
 YARDSTICKS = {  # what measures, or what is broken: never a treatment. Every <benchmark>_scorer belongs here, too
     *FAULTS, "scorer", "code_sha256", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
 }
-# For runs older than config.json's "unused_flags", and for strangers' CSVs: flag -> (the flag that
-# switches it off, its values that do, what those have that use it)
+# For older runs and strangers' CSVs: flag -> (the flag that switches it off, its values that do, what its users have)
 UNUSED = {
     "gate_pos": ("attn_gate", OFF, "a gate"),
     "gate_act": ("attn_gate", OFF, "a gate"),
     "muon_lr": ("optimizer", ("adamw",), "Muon"),
     "muon_scale": ("optimizer", ("adamw",), "Muon"),
 }
+FOLLOWS = {"muon_lr": (0.1, "learning_rate"), "n_inner": (4, "n_embd")}  # by default
 
 # ----------------------------------------------------------------------------------------------------------------------
 # members of an arm
@@ -52,27 +52,9 @@ def members_of(arms: dict[str, list[dict]]) -> dict[str, list[dict]]:
 
 
 def of_run(run: dict) -> dict:
-    """A run's folder as a member of an arm.
-
-    {"name", "seed", "settings" (equal unless they are the treatment), "unused" (flags without effect in this run),
-    "machine" (spoils the comparison of speeds, not of losses), "micro_batch_size", "tokens" (identifies the
-    tokenisation), "run" (None for a row of a results.csv)}
-    """
-    config, flags = run["config"], run["flags"]
-    settings = settings_of(run)
-    machine = {key: config["hardware"].get(key) for key in ("gpu", "cpu", "torch_threads")}
-    machine |= {"world_size": config.get("world_size"), "torch": config["versions"].get("torch")}
-    machine |= {key: flags.get(key) for key in ("compile", "deterministic")}
-    return {
-        "name": run["name"], "seed": run["seed"], "settings": settings,
-        "unused": unused_flags(settings, config.get("unused_flags")),
-        "machine": machine, "micro_batch_size": flags.get("micro_batch_size"),
-        "tokens": settings["val_fingerprint_tokens"], "run": run,
-    }
-
-
-def settings_of(run: dict) -> dict:
-    """Flags, model, data, code and scorers of a run's folder."""
+    """A run's folder as a member of an arm: {"name", "seed", "settings" (equal unless they are the treatment: flags,
+    model, data, code, scorers), "unused" (flags without effect in this run), "machine" (spoils comparisons of speed,
+    not of losses), "micro_batch_size", "tokens" (the tokenisation), "run" (None for a row of a results.csv)}."""
     config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
     settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
     for key, built in config["model"].items():
@@ -86,18 +68,21 @@ def settings_of(run: dict) -> dict:
     settings["code_sha256"] = config["code"]["code_sha256"]
     start = config.get("init")
     settings["init_sha256"] = start.get("sha256") if isinstance(start, dict) else None
-    for name, records in run["benchmarks"].items():
-        if records:
-            settings[f"{name}_scorer"] = scorer_of(records[max(records)])
+    scored = {name: records[max(records)] for name, records in run["benchmarks"].items() if records}
     if run["gsm8k"]:
-        settings["gsm8k_scorer"] = scorer_of(run["gsm8k"])
-    return settings
+        scored["gsm8k"] = run["gsm8k"]
+    for name, record in scored.items():  # the rule and the items behind a score
+        settings[f"{name}_scorer"] = ", ".join(f"{key} {record[key]}" for key in SCORER if key in record)
 
-
-def scorer_of(record: dict) -> str:
-    """The rule and the items behind a benchmark's score, as text."""
-    keys = "scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature".split()
-    return ", ".join(f"{key} {record[key]}" for key in keys if key in record)
+    machine = {key: config["hardware"].get(key) for key in ("gpu", "cpu", "torch_threads")}
+    machine |= {"world_size": config.get("world_size"), "torch": config["versions"].get("torch")}
+    machine |= {key: run["flags"].get(key) for key in ("compile", "deterministic")}
+    return {
+        "name": run["name"], "seed": run["seed"], "settings": settings,
+        "unused": unused_flags(settings, config.get("unused_flags")),
+        "machine": machine, "micro_batch_size": run["flags"].get("micro_batch_size"),
+        "tokens": settings["val_fingerprint_tokens"], "run": run,
+    }
 
 
 def unused_flags(settings: dict, recorded: list[str] | None) -> set[str]:
@@ -195,23 +180,18 @@ def mark_consequences(differences: list[dict], members: list[dict]) -> None:
         if len(users) < len(members) and len(recorded(users, "settings", name)) < 2:
             *_, feature = UNUSED.get(name, ("a use for it",))
             d.update(state="note", why=f"only the arms with {feature} use it")
-        elif name == "muon_lr" and "learning_rate" in changed and follows(members, name, 0.1, "learning_rate"):
-            d.update(state="note", why="is 0.1 x learning_rate")
-        elif name == "n_inner" and "n_embd" in changed and follows(members, name, 4, "n_embd"):
-            d.update(state="note", why="is 4 x n_embd")
+        elif name in FOLLOWS:
+            factor, base = FOLLOWS[name]
+            if base in changed and all(is_multiple(member, name, factor, base) for member in members):
+                d.update(state="note", why=f"is {factor} x {base}")
 
 
-def follows(members: list[dict], name: str, factor: float, other: str) -> bool:
-    """Whether a setting is this multiple of another one in every member."""
-    for member in members:
-        values = [member["settings"].get(key) for key in (name, other)]
-        try:
-            value, base = map(float, values)  # a results.csv has text
-        except (TypeError, ValueError):
-            return False
-        if not math.isclose(value, factor * base):
-            return False
-    return True
+def is_multiple(member: dict, name: str, factor: float, base: str) -> bool:
+    try:  # a results.csv has text
+        value, unit = (float(member["settings"].get(key)) for key in (name, base))
+    except (TypeError, ValueError):
+        return False
+    return math.isclose(value, factor * unit)
 
 
 def recognise(changed: set[str]) -> str | None:
@@ -232,14 +212,13 @@ def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yar
         d.update(state="allowed", why=d["why"] or "by --allow")
     elif name in declared and not d["mixed"]:
         d.update(state="treatment", why="declared" if is_declared else "recognised")
-    elif d["why"]:
-        return
     elif is_declared:
-        d["why"] = "not the declared treatment"
-    elif name in yardsticks:
-        d["why"] = "not part of a recognised treatment; --allow it if it does no harm"
+        d["why"] = d["why"] or "not the declared treatment"
     else:
-        d["why"] = f"not part of a recognised treatment; if it is what you test: --treatment {name}"
+        advice = f"if it is what you test: --treatment {name}"
+        if name in yardsticks:
+            advice = "--allow it if it does no harm"
+        d["why"] = d["why"] or f"not part of a recognised treatment; {advice}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -271,13 +250,12 @@ def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str
     return [fault("seed", values, "; ".join(why))] if why else []
 
 
-def is_incomplete(run: dict) -> str:
-    return "no summary.json, so it is unfinished or crashed" if run["summary"] is None else ""
-
-
-def is_invalid(run: dict) -> str:
-    summary = run["summary"] or {}
-    return " ".join(map(str, summary.get("warnings") or []))
+BATCHES = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")  # decide a step's tokens
+NO_SUMMARY = "no summary.json, so it is unfinished or crashed"
+PROBLEMS = {  # fault -> what is wrong with a run ("": nothing)
+    "incomplete": lambda run: NO_SUMMARY if run["summary"] is None else "",
+    "invalid_run": lambda run: " ".join(map(str, (run["summary"] or {}).get("warnings") or [])),
+}
 
 
 def check_finished(arms: dict[str, list[dict]], notes: list[str], missing: list[str]) -> list[dict]:
@@ -286,7 +264,7 @@ def check_finished(arms: dict[str, list[dict]], notes: list[str], missing: list[
     for own in folders.values():
         notes += [f"{run['name']}: {note}" for run in own for note in run["notes"]]
     faults = []
-    for name, problem in (("incomplete", is_incomplete), ("invalid_run", is_invalid)):
+    for name, problem in PROBLEMS.items():
         why, values = [], {}
         for arm, own in folders.items():
             bad = [run for run in own if problem(run)]
@@ -304,7 +282,8 @@ def check_batches(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
     unequal, unproved, proved = [], [], 0
     for member in [member for arm in others for member in arm if member["run"]]:
         counterpart = next((m for m in first if m["seed"] == member["seed"]), None)
-        if counterpart is None or not same_order(counterpart, member):
+        if counterpart is None or any(
+                len(recorded([counterpart, member], "settings", key)) > 1 for key in BATCHES):
             continue  # other batches by design, or by a difference that has a name already
         pair = f"{counterpart['name']} and {member['name']}"
         step = first_other_batch(counterpart["run"], member["run"])
@@ -321,37 +300,31 @@ def check_batches(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
     if unequal:
         why.append(f"other tokens in {', '.join(unequal)}")
     if unproved:
-        why.append(f"exposures/ of {', '.join(unproved)} miss some or all steps, so equal batches cannot be proved")
+        why.append(f"exposures/ of {', '.join(unproved)} miss some or all steps, "
+                   "so equal batches cannot be proved")
     word = "unequal" if unequal else "unknown"
     return [fault("batch_checksums", {arm: [word] for arm in arms}, "; ".join(why))] if why else []
 
 
-def same_order(a: dict, b: dict) -> bool:
-    keys = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")
-    return all(a["settings"].get(key) == b["settings"].get(key) for key in keys)
-
-
 def first_other_batch(a: dict, b: dict) -> int | None:
-    """The first step at which two runs read other tokens; 0: none up to the end of the shorter one; None: not recorded
-    for every step of it."""
+    """The first step at which two runs read other tokens; 0: none in the shorter one; None: not recorded throughout."""
     tables = [read_checksums(run) for run in (a, b)]
     common = tables[0].keys() & tables[1].keys()
     other = [step for step in common if tables[0][step] != tables[1][step]]
     if other:
         return min(other)
-    ends = []
+    ends = []  # an unfinished run has made what it recorded
     for run, table in zip((a, b), tables, strict=True):
-        recorded_steps = max(table, default=0)  # an unfinished run has made what it recorded
-        ends.append(runs.number((run["summary"] or {}).get("steps", recorded_steps)))
+        ends.append(runs.number((run["summary"] or {}).get("steps", max(table, default=0))))
     steps = sum(step <= min(ends) for step in common)
     return 0 if all(end > 0 for end in ends) and steps >= min(ends) else None
 
 
 def read_checksums(run: dict) -> dict[int, str]:
     """{step: checksum of the step's tokens}."""
+    records = runs.read_jsonl(run["folder"] / "exposures" / "exposures_rank0000.jsonl", notes=[])
     table = {}
-    for record in runs.read_jsonl(run["folder"] / "exposures" / "exposures_rank0000.jsonl", notes=[]):
-        step, checksum = record.get("step"), record.get("checksum")
+    for step, checksum in [(record.get("step"), record.get("checksum")) for record in records]:
         if isinstance(step, int) and step > 0 and checksum:
             table[step] = checksum
     return table
@@ -359,7 +332,8 @@ def read_checksums(run: dict) -> dict[int, str]:
 
 def compare_machines(arms: dict[str, list[dict]], notes: list[str]) -> bool:
     """Whether hardware, software or micro-batches differ: no fault, but a note, because it spoils speeds."""
-    names = dict.fromkeys(name for members in arms.values() for m in members for name in m["machine"])
+    every = [member for members in arms.values() for member in members]
+    names = dict.fromkeys(name for member in every for name in member["machine"])
     differing = []
     for name in names:
         values = {arm: recorded(members, "machine", name) for arm, members in arms.items()}

@@ -19,9 +19,6 @@ from scipy import special
 from lab import ab_report, ab_stats, runs
 from lab.ab_numbers import benchmarks_of
 
-# ----------------------------------------------------------------------------------------------------------------------
-# documents
-
 
 def documents(pairs: list[tuple[dict, dict]], step: int | None, alpha: float) -> list[dict] | str:
     """Bits/byte with an interval over documents: a row per view, or why there is none (str)."""
@@ -39,10 +36,8 @@ def documents(pairs: list[tuple[dict, dict]], step: int | None, alpha: float) ->
     sides = [side for pair in data for side in pair]
     if len({(side["doc_hash"], len(side["stream_nats"])) for side in sides}) > 1:
         return "the runs scored other documents"
-    rows = []
-    for view in ("stream", "bos"):
-        if all(f"{view}_nats" in side for side in sides):
-            rows += document_row(view, data, alpha)
+    views = [view for view in ("stream", "bos") if all(f"{view}_nats" in side for side in sides)]
+    rows = [row for view in views for row in document_row(view, data, alpha)]
     return rows or "no finite number"
 
 
@@ -50,19 +45,16 @@ def read_documents(path: Path) -> dict:
     """{"stream_nats": (documents,), ..., "doc_hash": bytes}; fine-tuning has no "bos_...". ValueError: damaged."""
     try:
         with np.load(path) as f:
-            names = ["stream_nats", "stream_bytes"]
-            if "bos_nats" in f:
-                names += ["bos_nats", "bos_bytes"]
+            names = [name for name in ("stream_nats", "stream_bytes", "bos_nats", "bos_bytes")
+                     if name.startswith("stream") or "bos_nats" in f]
             table = np.stack([f[name].astype(float) for name in names]).reshape(len(names), -1)
-            doc_hash = b""
-            if "doc_hash" in f:
-                doc_hash = f["doc_hash"].tobytes()
+            doc_hash = f["doc_hash"].tobytes() if "doc_hash" in f else b""
         return {**dict(zip(names, table, strict=True)), "doc_hash": doc_hash}
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile, zlib and numpy each have their own for a damaged file
-        name, kind = f"{path.parent.name}/{path.name}", type(error).__name__
-        raise ValueError(f"{name} is broken ({kind}: {error})") from None
+        where, kind = f"{path.parent.name}/{path.name}", type(error).__name__
+        raise ValueError(f"{where} is broken ({kind}: {error})") from None
 
 
 def document_row(view: str, data: list[list[dict]], alpha: float) -> list[dict]:
@@ -83,22 +75,16 @@ def document_row(view: str, data: list[list[dict]], alpha: float) -> list[dict]:
     error = math.sqrt(n / (n - 1) * ((residuals[1] - residuals[0]) ** 2).sum())
     half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error
     return [{
-        "what": f"Val bits/byte, {view} view",
-        "a": ratios[0], "b": ratios[1], "delta": delta, "low": delta - half, "high": delta + half,
-        "n": f"{n} documents x {len(data)}",
-        "how": "documents, for these checkpoints",
+        "what": f"Val bits/byte, {view} view", "a": ratios[0], "b": ratios[1], "delta": delta,
+        "low": delta - half, "high": delta + half,
+        "n": f"{n} documents x {len(data)}", "how": "documents, for these checkpoints",
     }]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# items of benchmarks
 
 
 def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[list[dict], list[str]]:
     """Benchmarks item by item: (a row per metric, reasons for what is missing)."""
     rows, reasons = [], []
-    every = [run for pair in pairs for run in pair]
-    for name, benchmark in benchmarks_of(every).items():
+    for name, benchmark in benchmarks_of([run for pair in pairs for run in pair]).items():
         if not benchmark["item_metrics"]:
             continue
         title, step = benchmark["title"], steps.get(name)
@@ -108,14 +94,13 @@ def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[li
             continue
         tables = [[read_items(run, name, step) for run in pair] for pair in pairs]
         recorded = [set(table) for pair in tables for table in pair]
-        ids = sorted(set.intersection(*recorded))
-        most = max(map(len, recorded))
+        ids, most = sorted(set.intersection(*recorded)), max(map(len, recorded))
         if len(ids) < most or not ids:
             end = "the others are left out" if ids else "N/A: not recorded"
-            reasons.append(f"{title} items: {len(ids)} of {most} at step {step} are in every run's "
-                           f"file; {end}")
-        for metric in benchmark["item_metrics"] if ids else ():
-            rows += metric_row(metric, benchmark, tables, ids, reasons, alpha)
+            reasons.append(f"{title} items: {len(ids)} of {most} at step {step} are in every run's file; {end}")
+        if ids:
+            for metric in benchmark["item_metrics"]:
+                rows += metric_row(metric, benchmark, tables, ids, reasons, alpha)
     return rows, reasons
 
 
@@ -123,30 +108,26 @@ def read_items(run: dict, name: str, step: int) -> dict[str, dict]:
     """{item id: record} of one evaluation. A run repeats every item at every evaluation, so other lines are skipped."""
     table = {}
     for record in runs.read_jsonl(run["folder"] / f"{name}_items.jsonl", [], step):
-        has_credit = isinstance(record.get("credit"), dict)
-        if record.get("step") == step and "id" in record and has_credit:
+        if record.get("step") == step and "id" in record and isinstance(record.get("credit"), dict):
             table[str(record["id"])] = record
     return table
-
-
-def credit_of(record: dict, metric: str) -> float:
-    credit = record["credit"]
-    return runs.number(credit.get(metric, credit.get(f"eval_{metric}")))  # EWoK's is eval_...
 
 
 def metric_row(metric: str, benchmark: dict, tables: list, ids: list[str], reasons: list[str],
                alpha: float) -> list[dict]:
     """The row of one item metric; none, and a reason, when a credit is no number."""
+
+    def credit(record: dict) -> float:
+        given = record["credit"]
+        return runs.number(given.get(metric, given.get(f"eval_{metric}")))  # EWoK's is eval_...
+
     title, first = benchmark["title"], tables[0][0]
-    credit = [[[credit_of(pair[side][i], metric) for i in ids] for pair in tables] for side in (0, 1)]
-    a, b = np.array(credit)  # (pairs, items) each
+    a, b = np.array([[[credit(pair[side][i]) for i in ids] for pair in tables] for side in (0, 1)])
     bad = int((~np.isfinite([a, b])).sum())
     if bad:
-        reasons.append(f"{title} items, {metric}: N/A: {bad} of {a.size + b.size} credits are no finite "
-                       "number")
+        reasons.append(f"{title} items, {metric}: N/A: {bad} of {a.size + b.size} credits are no finite number")
         return []
-    clusters = [str(first[i].get(benchmark["cluster"], i)) for i in ids]
-    categories = None
+    clusters, categories = [str(first[i].get(benchmark["cluster"], i)) for i in ids], None
     if benchmark["category"]:
         categories = [str(first[i].get(benchmark["category"])) for i in ids]
     row = item_row(a, b, clusters, categories, alpha)

@@ -6,7 +6,7 @@
 
 A row of a stage is a dict of cells by column: what a results.csv records of a run, or what its folder does under the
 same names; "run" (None for a results.csv) and "member" (for ab_gate) are among them. Rows with equal cells in the
---group_by columns are an arm. Rows of both kinds pass through the same gate.
+--group_by columns are an arm.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def label_of(arm: list[dict]) -> str:
 
 
 def row_of_cells(cells: dict[str, str]) -> dict:
-    """A line of a results.csv. Its settings are the columns that hold a flag which can change a result; an empty cell
-    is not recorded, but for init_from, where it means fresh weights."""
+    """A line of a results.csv. Its settings are the columns with a flag that can change a result; an empty cell is not
+    recorded, but for init_from, where it means fresh weights."""
     settings = {}
     for column, text in cells.items():
         if column in DATA_COLUMNS and text:
@@ -66,9 +66,8 @@ def row_of_run(run: dict) -> dict:
     row |= {f"data_{key}": data.get(key) for key in ("format", "fingerprint")}
     row |= {column: flags.get(flag) for column, flag in results.FLAG_OF.items()}
     tokens, length = (runs.number(flags.get(key)) for key in ("total_batch_tokens", "seq_len"))
-    row["batch_size"] = None
-    if tokens > 0 and length > 0:
-        row["batch_size"] = int(tokens / length)  # in sequences, as in results.csv
+    known = tokens > 0 and length > 0
+    row["batch_size"] = int(tokens / length) if known else None  # in sequences, as in results.csv
     row |= (run["summary"] or {}).get("results_row") or {}
     return row | {"run_id": run["name"], "run": run, "member": ab_gate.of_run(run)}
 
@@ -97,13 +96,12 @@ def cells_in(text: str | None, flag: str) -> dict[str, str]:
     """'a=1,b=x' -> {"a": "1", "b": "x"}."""
     wanted = {}
     for part in names_in(text):
-        name, sign, value = part.partition("=")
-        name = name.strip()
+        name, sign, value = map(str.strip, part.partition("="))
         if not sign or not name:
             raise ValueError(f"{flag} {part!r}: write column=value, with commas between.")
         if name in wanted:
             raise ValueError(f"{flag} gives {name} twice: a row has one value per column.")
-        wanted[name] = cell_text(value.strip())
+        wanted[name] = cell_text(value)
     return wanted
 
 
@@ -117,8 +115,8 @@ def group_rows(rows: list[dict], columns: list[str]) -> list[dict]:
     for row in rows:
         cells = {column: cell_text(row.get(column)) for column in columns}
         name = ", ".join(f"{column}={cell or '(empty)'}" for column, cell in cells.items())
-        arm = arms.setdefault(tuple(cells.values()), {"name": name, "cells": cells, "rows": []})
-        arm["rows"].append(row)
+        new = {"name": name, "cells": cells, "rows": []}
+        arms.setdefault(tuple(cells.values()), new)["rows"].append(row)
 
     def order(cell: str) -> tuple:
         x = cell_number(cell)
@@ -136,8 +134,7 @@ def check_arms(arms: list[dict], columns: list[str], args) -> dict:
     def known(names: list[str]) -> list[str]:  # a flag or document 003's column, whichever these rows have
         return [name if name in settings else aliases.get(name, name) for name in names]
 
-    families = {*settings, *ab_gate.FAMILIES}
-    treatment = [name for name in known(columns) if name in families]
+    treatment = [name for name in known(columns) if name in {*settings, *ab_gate.FAMILIES}]
     if {"data_format", "crop_fraction"} & set(columns):
         treatment.append("rows")
     treatment += known(names_in(args.treatment))
@@ -152,10 +149,8 @@ def check_arms(arms: list[dict], columns: list[str], args) -> dict:
 
 def notes_on(rows: list[dict], compared: set[str]) -> list[str]:
     """What a results.csv does not record of some rows, and which of its columns are not compared."""
-    notes = []
-    lacking: dict[int, list[str]] = {}
-    names = dict.fromkeys(name for row in rows for name in row["member"]["settings"])
-    for name in names:
+    notes, lacking = [], {}
+    for name in dict.fromkeys(name for row in rows for name in row["member"]["settings"]):
         n = sum(name not in row["member"]["settings"] for row in rows)
         lacking.setdefault(n, []).append(name)
     lacking.pop(0, None)
@@ -173,25 +168,23 @@ def notes_on(rows: list[dict], compared: set[str]) -> list[str]:
 
 
 def read_losses(arm: dict, primary: str, missing: list[str]) -> None:
-    """Add "by_seed" (seed -> final loss or reason), "losses" and "times" to an arm, of its finished runs; what has no
-    loss is added to `missing`."""
+    """Add "by_seed" (seed -> final loss or reason), "losses" and "times" of its finished runs to an arm."""
     name = arm["name"]
     arm["rows"] = [row for row in arm["rows"] if not row["run"] or row["run"]["summary"] is not None]
-    arm |= {"by_seed": {}, "losses": [], "times": []}
+    arm |= {"by_seed": {}, "times": []}
     seeds = [cell_text(row.get("seed")) for row in arm["rows"]]
     if "" in seeds or len(set(seeds)) < len(seeds):  # unknown or double seeds: nothing to pair by
         seeds = [f"{name} row {i}" for i in range(len(seeds))]
     for seed, row in zip(seeds, arm["rows"], strict=True):
-        loss = cell_number(row.get(f"final_{primary}"))
-        time = cell_number(row.get("train_time_ms"))
+        loss, time = (cell_number(row.get(key)) for key in (f"final_{primary}", "train_time_ms"))
         if not math.isfinite(loss):
             arm["by_seed"][seed] = f"no final_{primary}"
             missing.append(f"{row.get('run_id') or 'a row'} ({name}) has no final_{primary}")
             continue
         arm["by_seed"][seed] = loss
-        arm["losses"].append(loss)
         if math.isfinite(time):
             arm["times"].append(time)
+    arm["losses"] = [loss for loss in arm["by_seed"].values() if isinstance(loss, float)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -222,7 +215,13 @@ def compare_many(args) -> int:
         read_losses(arm, primary, missing)
     baseline, compared = None, []
     if args.baseline:
-        baseline = find_baseline(arms, args.baseline)
+        wanted = cells_in(args.baseline, "--baseline").items()
+        ab_gate.check_names("--baseline", [column for column, _ in wanted], set(columns))
+        fits = [arm for arm in arms if wanted <= arm["cells"].items()]
+        if len(fits) != 1:
+            names = "; ".join(arm["name"] for arm in arms)
+            raise ValueError(f"--baseline {args.baseline} fits {len(fits)} arms: choose one of {names}.")
+        baseline = fits[0]
         others = [arm for arm in arms if arm is not baseline]
         compared = compare_with(baseline, others, primary, checked, args)
 
@@ -233,9 +232,7 @@ def compare_many(args) -> int:
         title += f" ({args.where})"
     unit = f"{SHORT[primary]} ({UNIT[primary]})"
     blocks: list[tuple] = [
-        ("h1", title),
-        ("verdict", head, word),
-        stage_table(arms, columns, primary),
+        ("h1", title), ("verdict", head, word), stage_table(arms, columns, primary),
         ("p", f"final_loss: {unit} at the last step, mean over seeds."),
     ]
     if compared:
@@ -246,8 +243,7 @@ def compare_many(args) -> int:
     blocks += ab_gate.gate_blocks(checked)
     record = {
         "mode": "group_by", "verdict": word, "headline": head, "group_by": columns, "where": where,
-        "primary": primary, "margin": args.delta, "alpha": args.alpha, "missing": missing,
-        "gate": checked,
+        "primary": primary, "margin": args.delta, "alpha": args.alpha, "missing": missing, "gate": checked,
         "arms": [{k: arm[k] for k in ("name", "by_seed", "losses", "times")} for arm in arms],
         "baseline": baseline and baseline["name"], "differences": compared,
     }
@@ -255,34 +251,21 @@ def compare_many(args) -> int:
     return 0 if checked["ok"] else 2
 
 
-def find_baseline(arms: list[dict], text: str) -> dict:
-    wanted = cells_in(text, "--baseline").items()
-    ab_gate.check_names("--baseline", [column for column, _ in wanted], set(arms[0]["cells"]))
-    fits = [arm for arm in arms if wanted <= arm["cells"].items()]
-    if len(fits) != 1:
-        names = "; ".join(arm["name"] for arm in arms)
-        raise ValueError(f"--baseline {text} fits {len(fits)} arms: choose one of {names}.")
-    return fits[0]
-
-
 def compare_with(baseline: dict, others: list[dict], primary: str, checked: dict, args) -> list[dict]:
-    """Every other arm against the baseline, with verdicts by p values that Holm adjusted together: {"name", "row"
-    (difference of the final loss), "wall" (the same at equal wall-clock), "time" (percent, or why not), "verdict"}."""
-    compared = []
-    for arm in others:
-        compared.append({
-            "name": arm["name"],
-            "row": ab_numbers.difference(baseline["by_seed"], arm["by_seed"], args.alpha),
-            "wall": at_equal_time(baseline, arm, primary, checked, args),
-            "time": time_of(arm, baseline, checked),
-        })
+    """Every other arm against the baseline, with verdicts by Holm's p: {"name", "row" (difference of the final loss),
+    "wall" (the same at equal wall-clock), "time" (percent, or why not), "verdict"} each."""
+    compared = [{
+        "name": arm["name"],
+        "row": ab_numbers.difference(baseline["by_seed"], arm["by_seed"], args.alpha),
+        "wall": at_equal_time(baseline, arm, primary, checked, args),
+        "time": time_of(arm, baseline, checked),
+    } for arm in others]
     for row, p in ab_numbers.holm([entry["row"] for entry in compared]):
         row["p_holm"] = p
     for entry in compared:
-        row = entry["row"]
         entry["verdict"] = "not comparable"
         if checked["ok"]:
-            entry["verdict"] = ab_numbers.verdict_of(row, args.delta, row.get("p_holm"))
+            entry["verdict"] = ab_numbers.verdict_of(entry["row"], args.delta, entry["row"].get("p_holm"))
     return compared
 
 
@@ -301,15 +284,14 @@ def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) 
         return None
     both = [ab_numbers.finished([row["run"] for row in side["rows"]]) for side in (baseline, arm)]
     step = ab_numbers.common_step([run["val"] for side in both for run in side])
-    matched = ab_numbers.matchings(both, step, primary, checked, args.delta, args.alpha)
-    return matched[2]["row"]
+    return ab_numbers.matchings(both, step, primary, checked, args.delta, args.alpha)[2]["row"]
 
 
 def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list) -> str:
-    def values_in_words(values: dict) -> str:
+    def in_words(values: dict) -> str:
         return ", ".join(map(ab_gate.short, ab_gate.flat(values)))
 
-    trouble = ab_gate.trouble_of(checked, values_in_words)
+    trouble = ab_gate.trouble_of(checked, in_words)
     allowed = [d["knob"] for d in checked["differences"] if d["state"] == "allowed"]
     if trouble:
         text = f"{'; '.join(trouble)}: choose a stage with --where column=value, or --allow it."
@@ -331,19 +313,16 @@ def stage_table(arms: list[dict], columns: list[str], primary: str) -> tuple:
     def mean(values: list[float], spell, reason: str) -> str:
         return spell(statistics.fmean(values)) if values else f"N/A: {reason}"
 
-    four, no_loss = "{:.4f}".format, f"no final_{primary}"
-    cells = [(name, "left", lambda arm, name=name: arm["cells"][name]) for name in columns]
     return ab_report.table([
-        *cells,
+        *((name, "left", lambda arm, name=name: arm["cells"][name]) for name in columns),
         ("seeds", "right", lambda arm: len(arm["losses"])),
-        ("final_loss", "right", lambda arm: mean(arm["losses"], four, no_loss)),
+        ("final_loss", "right", lambda arm: mean(arm["losses"], "{:.4f}".format, f"no final_{primary}")),
         ("train_time", "right", lambda arm: mean(arm["times"], minutes, "not recorded")),
     ], arms)
 
 
 def difference_table(compared: list[dict], args) -> tuple:
-    def n(entry: dict) -> str:
-        return f"{entry['row']['n']} {'pairs' if entry['row']['paired'] else 'unpaired'}"
+    units = {True: "pairs", False: "unpaired"}
 
     def wall(entry: dict) -> str:
         if entry["wall"] is None:
@@ -352,7 +331,7 @@ def difference_table(compared: list[dict], args) -> tuple:
 
     columns = [
         ("arm", "left", lambda entry: entry["name"]),
-        ("n", "right", n),
+        ("n", "right", lambda entry: f"{entry['row']['n']} {units[entry['row']['paired']]}"),
         ("delta", "right", lambda entry: form(entry["row"]["delta"], "+.4f")),
         ("{level} interval", "right", lambda entry: form_interval(entry["row"], ".4f")),
         ("p", "right", lambda entry: form_p(entry["row"]["p"])),
@@ -390,9 +369,7 @@ def curves(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
         ("step", "val_curves.png", "optimizer steps", "optimizer steps"),
         ("train_seconds", "val_wall_clock.png", "training time (seconds)", "training time"),
     ):
-        points = {}
-        for arm, members in arms.items():
-            points[arm] = ab_numbers.curve_points(members, metric, axis)
+        points = {arm: ab_numbers.curve_points(members, metric, axis) for arm, members in arms.items()}
         png = ab_report.plot_curves(points, x_label, f"{SHORT[metric]} ({UNIT[metric]})")
         if png:
             caption = f"Held-out loss against {over}: mean, and band from the lowest to the highest seed"
@@ -406,54 +383,45 @@ def curves(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
 
 def compare_noise(args) -> int:
     """--aa: what seeds alone do to every metric. --check RUN --against: does a newcomer's run lie in that band?"""
-    newcomer = None
+    patterns, flag, newcomer = args.aa, "--aa", []
     if args.check:
-        newcomer = runs.read_run(args.check)
-        itself = newcomer["folder"].resolve()
-        every = read_runs(args.against, "--against")
-        every = [run for run in every if run["folder"].resolve() != itself]
-    else:
-        every = read_runs(args.aa, "--aa")
+        patterns, flag, newcomer = args.against, "--against", [runs.read_run(args.check)]
+    itself = [run["folder"].resolve() for run in newcomer]
+    every = [run for run in read_runs(patterns, flag) if run["folder"].resolve() not in itself]
     used = ab_numbers.finished([run for run in every if run["summary"]])
     if len(used) < 4:
         raise ValueError("a noise floor needs at least 4 finished runs of different seeds, and there are "
                          f"{len(used)}: train more seeds.")
-    others, arms = [], {"noise floor": every}
+    arms = {"noise floor": every}
     if newcomer:
-        others = arms["newcomer"] = [newcomer]
+        arms["newcomer"] = newcomer
     # a newcomer may have any seed, and nothing may differ, so there is no treatment
     checked = ab_gate.gate(ab_gate.members_of(arms), [], names_in(args.allow), same_seeds=False)
-    metrics = ab_numbers.metrics_of(used + others)
-    steps, values = ab_numbers.score_arms([used, others], metrics)
+    metrics = ab_numbers.metrics_of(used + newcomer)
+    steps, values = ab_numbers.score_arms([used, newcomer], metrics)
     rows = noise_rows(values, metrics, checked, args.alpha)
     primary = args.primary or "val_loss"
     if primary not in rows:
-        raise ValueError(f"not all of these runs have a {SHORT[primary]}: train with --eval_every, "
-                         "or pass --primary.")
+        raise ValueError(f"not all runs have a {SHORT[primary]}: train with --eval_every, or pass --primary.")
 
     trouble, row = "; ".join(ab_gate.trouble_of(checked)), rows[primary]
-    seeds = f"{len(used)} seeds ({', '.join(str(run['seed']) for run in used)})"
-    floor = f"{seeds}, step {steps['val']}"
+    seeds = ", ".join(str(run["seed"]) for run in used)
+    floor = f"{len(used)} seeds ({seeds}), step {steps['val']}"
+    mode, title, word = "aa", f"Noise floor of {label_of(used)}", "comparable"
     if newcomer:
-        mode, title = "check", f"{newcomer['name']} against the noise floor of {label_of(used)}"
         word, text = judge_newcomer(rows, primary, trouble, floor, args.alpha)
-        title += f": {word}"
+        mode, title = "check", f"{newcomer[0]['name']} against the noise floor of {label_of(used)}: {word}"
     else:
-        mode, title = "aa", f"Noise floor of {label_of(used)}"
-        word = "not comparable" if trouble else "comparable"
         text = (f"{SHORT[primary]}: sd {row['sd']:.5f} {UNIT[primary]} (95 % interval "
                 f"{row['sd_low']:.5f} to {row['sd_high']:.5f}) over {floor}.")
         if checked["missing"]:
             text += f" Missing: {'; '.join(checked['missing'])}."
     if trouble:
-        text = f"{trouble}. {text}"
+        word, text = "not comparable", f"{trouble}. {text}"
     head = f"**{word}** · {text}"
     blocks = [
-        ("h1", title),
-        ("verdict", head, word),
-        noise_table(rows, metrics, bool(newcomer), args.alpha),
-        ("p", "The band is a prediction interval: one more run of another seed falls inside with this "
-              "chance."),
+        ("h1", title), ("verdict", head, word), noise_table(rows, metrics, bool(newcomer), args.alpha),
+        ("p", "The band is a prediction interval: one more run of another seed falls inside with this chance."),
     ]
     record = {
         "mode": mode, "verdict": word, "headline": head, "primary": primary, "alpha": args.alpha,
@@ -535,10 +503,8 @@ def plan_blocks(sd: float, primary: str, args, record: dict) -> list[tuple]:
     effect, alpha, power, unit = args.effect, args.alpha, args.power, UNIT[primary]
     if power <= alpha:
         raise ValueError(f"--power {power:g} is not above --alpha {alpha:g}: ask for more power.")
-    correlations = {0.0, 0.5, 0.8}
-    if args.correlation is not None:
-        correlations.add(args.correlation)
-    designs = {f"paired, seed correlation {r:g}": (r, True) for r in sorted(correlations)}
+    correlations = sorted({0.0, 0.5, 0.8, args.correlation} - {None})
+    designs = {f"paired, seed correlation {r:g}": (r, True) for r in correlations}
     designs["unpaired"] = (0.0, False)
     needed, smallest = {}, [("n", "right", str)]
     for name, (correlation, paired) in designs.items():

@@ -87,8 +87,7 @@ def benchmarks_of(every: list[dict]) -> dict[str, dict]:
     """{name: {"title", "metrics", "item_metrics", "cluster", "category"}} of all benchmarks that some run describes."""
     known = dict(BENCHMARKS)
     for run in every:
-        described = run["config"].get("benchmarks") or {}
-        for name, benchmark in described.items():
+        for name, benchmark in (run["config"].get("benchmarks") or {}).items():
             if "metrics" in benchmark:
                 defaults = {"title": name, "item_metrics": (), "cluster": None, "category": None}
                 known[name] = defaults | benchmark
@@ -158,7 +157,10 @@ def scores(run: dict, steps: dict, metrics: dict[str, Metric]) -> dict:
         if metric.kind == "benchmark":
             out[key] = benchmark_score(run, key, metric.benchmark, steps.get(metric.benchmark))
     out |= logged_scores(run, last, val)
-    out |= evaluation_seconds(run, last, out["train_seconds"])
+    out["eval_seconds"] = evaluation_seconds(run, last)
+    out["wall_seconds"] = out["train_seconds"]
+    if isinstance(out["train_seconds"], float):
+        out["wall_seconds"] += out["eval_seconds"]
     return out | facts(run, last)
 
 
@@ -179,7 +181,7 @@ def benchmark_score(run: dict, key: str, name: str, step: int | None):
 
 
 def logged_scores(run: dict, last: int, val: dict) -> dict:
-    """What the training steps up to `last` logged. The norms and the loss's smoothness leave out the warmup."""
+    """What the training steps up to `last` logged; norms and the loss's smoothness without the warmup."""
     train = run["train"]
     inside = train["step"] <= last
     steady = inside & (train["step"] > runs.number(run["flags"].get("warmup_iters")))
@@ -220,7 +222,7 @@ def spikes(norm: np.ndarray, window: int = 50, factor: float = 3.0) -> int:
     return count
 
 
-def evaluation_seconds(run: dict, last: int, train_seconds) -> dict:
+def evaluation_seconds(run: dict, last: int) -> float:
     total = 0.0
     benchmarks = dict.fromkeys(BENCHMARKS, {}) | run["benchmarks"]  # in a fixed order: sums of floats depend on it
     for records in (run["val"], *benchmarks.values()):
@@ -228,10 +230,7 @@ def evaluation_seconds(run: dict, last: int, train_seconds) -> dict:
             seconds = runs.number(record.get("eval_seconds", record.get("seconds")))
             if step <= last and math.isfinite(seconds):
                 total += seconds
-    wall = train_seconds
-    if not isinstance(train_seconds, str):
-        wall = train_seconds + total
-    return {"eval_seconds": total, "wall_seconds": wall}
+    return total
 
 
 def facts(run: dict, last: int) -> dict:
@@ -244,12 +243,9 @@ def facts(run: dict, last: int) -> dict:
         "flops_total": tokens * runs.number(config.get("flops_per_token")),
         **{key: data.get(key) for key in ("unique_tokens", "epochs", "crop_fraction")},
     }
-    out = {}
-    for key, value in values.items():
-        reason = "not packed rows" if key == "crop_fraction" else "not recorded"
-        x = runs.number(value)
-        out[key] = x if math.isfinite(x) else reason
-    return out
+    out = dict.fromkeys(values, "not recorded") | {"crop_fraction": "not packed rows"}
+    numbers = {key: runs.number(value) for key, value in values.items()}
+    return out | {key: x for key, x in numbers.items() if math.isfinite(x)}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -258,9 +254,8 @@ def facts(run: dict, last: int) -> dict:
 
 def finished(arm: list[dict]) -> list[dict]:
     """The runs that a statistic uses: the finished ones (all, when none is), the first of each seed."""
-    chosen = [run for run in arm if run["summary"] is not None] or arm
     first: dict = {}
-    for run in chosen:
+    for run in [run for run in arm if run["summary"] is not None] or arm:
         first.setdefault(run["seed"], run)
     return list(first.values())
 
@@ -268,9 +263,9 @@ def finished(arm: list[dict]) -> list[dict]:
 def difference(a: dict, b: dict, alpha: float) -> dict:
     """B - A of one metric; a, b: seed -> number or reason. Pairs where seeds are common, else unpaired.
 
-    {"paired", "pairs" (seed -> delta), "n", "used" (pairs, or runs of both arms), "stats" (what ab_stats returned, or
-    None), "lacking" (seeds whose number is missing), "a", "sd_a", "b", "sd_b", "delta", "low", "high", "p"}; a number
-    that cannot be had is "N/A: reason".
+    {"paired", "pairs" (seed -> delta), "n", "used" (pairs, or runs of both arms), "stats" (of ab_stats, or None),
+    "lacking" (seeds without a number), "a", "sd_a", "b", "sd_b", "delta", "low", "high", "p"}; a number that cannot be
+    had is "N/A: reason".
     """
     known = [{seed: value for seed, value in arm.items() if isinstance(value, float)} for arm in (a, b)]
     common = sorted(set(known[0]) & set(known[1]))
@@ -289,12 +284,12 @@ def difference(a: dict, b: dict, alpha: float) -> dict:
         row[side] = statistics.fmean(values) if values else f"N/A: {reason}"
         row[f"sd_{side}"] = statistics.stdev(values) if len(values) > 1 else None
     if not xs or not ys:
-        return row | dict.fromkeys(("delta", "low", "high", "p"), row["b"] if xs else row["a"])
+        reason = row["b"] if xs else row["a"]
+        return without_interval(row | {"delta": reason}, reason)
     row["delta"] = row["b"] - row["a"]
     if row["n"] < 2:
         return without_interval(row, "N/A: one seed")
-    test = ab_stats.paired if common else ab_stats.unpaired
-    stats = test(xs, ys, alpha)
+    stats = (ab_stats.paired if common else ab_stats.unpaired)(xs, ys, alpha)
     row |= {"values_a": xs, "values_b": ys, "stats": stats}
     return row | {"low": stats["ci_low"], "high": stats["ci_high"], "p": stats["p"]}
 
@@ -365,8 +360,7 @@ def primary_of(asked: str | None, checked: dict) -> str:
 # at equal cost
 
 MATCHINGS = (  # name, axis of the val records, the budget in words
-    ("equal steps (tokens)", "step", "step {:.0f}"),
-    ("equal FLOPs", "flops_total", "{:.6g} FLOPs"),
+    ("equal steps (tokens)", "step", "step {:.0f}"), ("equal FLOPs", "flops_total", "{:.6g} FLOPs"),
     ("equal wall-clock (training)", "train_seconds", "{:,.1f} s"),
 )
 
@@ -407,7 +401,7 @@ def at_budget(run: dict, metric: str, axis: str, budget: float):
     if not points:
         return "not run"
     first, last = points[0][0], points[-1][0]
-    if not first <= budget * (1 + 1e-12) or not budget <= last * (1 + 1e-12):
+    if first > budget * (1 + 1e-12) or budget > last * (1 + 1e-12):
         return f"{run['name']} is scored from {first:.4g} to {last:.4g}"
     return float(np.interp(budget, *zip(*points, strict=True)))
 

@@ -17,10 +17,6 @@ from scipy import optimize, special
 LARGE_N = 200  # from here on n_needed takes the normal limit plus z^2 / 2 (Guenther 1981): at most 1 off
 FIX = "give the smallest difference that matters"
 
-# ----------------------------------------------------------------------------------------------------------------------
-# how many seeds, how small an effect
-
-
 def sd_of_difference(sd: float, correlation: float = 0.0) -> float:
     """sd of b - a within a pair of runs, each with spread sd, whose seeds correlate: sd * sqrt(2 (1 - r))."""
     if not -1 <= correlation <= 1:
@@ -29,13 +25,14 @@ def sd_of_difference(sd: float, correlation: float = 0.0) -> float:
 
 
 def mde(n: int, sd_diff: float, alpha=0.05, power=0.8, paired: bool = True) -> float:
-    """Minimum detectable effect: the true difference that n pairs find significant with probability `power`.
+    """Minimum detectable effect: the true difference that n pairs find significant with this power, two-sided.
 
-    sd_diff: sd of b - a within one pair of runs: sd_of_difference(sd, r). paired=False: n runs in each arm, unmatched,
-    sd_diff = sd_of_difference(sd, 0), for Welch's test as unpaired() does it. Two-sided. From the noncentral t: the
-    normal approximation is 2.0 times too small for three pairs. nan for n = 1. mde(3, 0.001) is 0.00326.
+    sd_diff: sd of b - a within one pair of runs: sd_of_difference(sd, r). paired=False: n unmatched runs per arm and
+    Welch's test, with sd_of_difference(sd, 0). From the noncentral t: the normal approximation is 2.0 times too small
+    for three pairs. nan for n = 1. mde(3, 0.001) is 0.00326.
     """
-    _check_n(n)
+    if n < 1 or n != int(n):
+        raise ValueError(f"n is {n}: give a whole number of pairs, at least 1.")
     _check_spread(sd_diff)
     if n < 2:
         return math.nan
@@ -43,24 +40,19 @@ def mde(n: int, sd_diff: float, alpha=0.05, power=0.8, paired: bool = True) -> f
 
 
 def n_needed(effect: float, sd_diff: float, alpha=0.05, power=0.8, paired: bool = True) -> int:
-    """The fewest pairs (paired=False: runs in each arm) that find a true difference `effect` with probability `power`.
-
-    Arguments as in mde(), of which this is the inverse. At least 2, as one pair shows nothing.
-    """
+    """The fewest pairs (paired=False: runs in each arm) that find a true difference `effect` with probability `power`:
+    the inverse of mde(), of the same arguments. At least 2, as one pair shows nothing."""
     if not (math.isfinite(effect) and effect != 0):
         raise ValueError(f"effect {effect}: no number of seeds detects it; {FIX}.")
     _check_spread(sd_diff)
     effect = abs(effect)
     ratio = sd_diff * noncentrality(math.inf, False, alpha, power) / effect
     if ratio > 1e100:
-        raise ValueError(
-            f"effect {effect:g} is too small beside a spread of {sd_diff:g}: no number of seeds detects it; {FIX}.")
+        raise ValueError(f"effect {effect:g} is too small beside a spread of {sd_diff:g}: {FIX}.")
     limit = ratio**2  # a little too low, always
     if limit >= LARGE_N:
-        correction = float(special.ndtri(1 - alpha / 2)) ** 2 / 2
-        if not paired:
-            correction /= 2
-        return math.ceil(limit + correction)
+        halves = 2 if paired else 4
+        return math.ceil(limit + float(special.ndtri(1 - alpha / 2)) ** 2 / halves)
     n = max(2, math.ceil(limit))
     while sd_diff * noncentrality(*_design(n, paired), alpha, power) > effect * math.sqrt(n):
         n += 1
@@ -69,14 +61,12 @@ def n_needed(effect: float, sd_diff: float, alpha=0.05, power=0.8, paired: bool 
 
 def _design(n: int, paired: bool) -> tuple[int, bool]:
     """(degrees of freedom, is it Welch's test)."""
-    if paired:
-        return n - 1, False
-    return 2 * n - 2, True
+    return (n - 1, False) if paired else (2 * n - 2, True)
 
 
 def _power(ncp: float, df: float, welch: bool, alpha: float) -> float:
-    """P(|T| > critical) for T noncentral t, by its definition (z + ncp) / s, s^2 = chi^2_df / df: an integral over the
-    quantiles of s. (scipy's noncentral t gives nan for df = 1 and a large ncp, and has no Welch.)"""
+    """P(|T| > critical) for T noncentral t, (z + ncp) / s with s^2 = chi^2_df / df: an integral over quantiles of s.
+    (scipy's noncentral t gives nan for df = 1 and a large ncp, and has no Welch.)"""
     limit, weight = _limits(df, welch, alpha)
     return float(weight @ (special.ndtr(ncp - limit) + special.ndtr(-ncp - limit)))
 
@@ -86,7 +76,7 @@ def _limits(df: float, welch: bool, alpha: float) -> tuple[np.ndarray, np.ndarra
     """(critical value * s, weight) at the nodes of the integral over s.
 
     Welch, equal arms of df / 2: the critical value depends on the share u of the one arm in s_a^2 + s_b^2, which is
-    Beta(df / 4, df / 4) when the arms spread alike, and does not depend on s (the sum)."""
+    Beta(df / 4, df / 4) when the arms spread alike, whatever s."""
     if df == math.inf:
         return -special.ndtri(np.array([alpha / 2])), np.ones(1)
     x, weight = _legendre(200)
@@ -129,9 +119,8 @@ def noise_floor(values, alpha: float = 0.05, correlation: float | None = None, p
 
     values: (n,) one metric of n >= 2 runs of the same arm. correlation: of seed pairs, where an A/B has measured it.
     Returns n, mean, sd, sd_low, sd_high (chi-square interval of the sd: with 4 runs 0.57 to 3.7 times it), band_low,
-    band_high (prediction interval: ONE new run of the same arm lies inside with probability 1 - alpha),
-    mde {pairs: smallest detectable difference} for unrelated pairs, mde_paired (the same at `correlation`, else None),
-    correlation, alpha, power.
+    band_high (prediction interval: ONE new run of the same arm lies inside with probability 1 - alpha), alpha, power,
+    mde {pairs: smallest detectable difference} for unrelated pairs, mde_paired (at `correlation`, else None).
     """
     x = values_of(values, "values")
     if x.ndim != 1 or len(x) < 2:
@@ -148,13 +137,11 @@ def noise_floor(values, alpha: float = 0.05, correlation: float | None = None, p
     def table(r: float) -> dict:
         return {pairs: mde(pairs, sd_of_difference(sd, r), alpha, power) for pairs in n_pairs}
 
-    paired_table = None
-    if correlation is not None:
-        paired_table = table(correlation)
     return {
         "n": n, "mean": mean, "sd": sd, "sd_low": float(low), "sd_high": float(high),
         "band_low": mean - half, "band_high": mean + half, "mde": table(0.0),
-        "mde_paired": paired_table, "correlation": correlation, "alpha": alpha, "power": power}
+        "mde_paired": None if correlation is None else table(correlation),
+        "correlation": correlation, "alpha": alpha, "power": power}
 
 
 def in_band(value: float, noise: dict) -> bool:
@@ -162,15 +149,6 @@ def in_band(value: float, noise: dict) -> bool:
     value = float(values_of([value], "value")[0])
     slack = rounding_of(np.array([noise["mean"]]))  # runs without spread give a band of one point
     return bool(noise["band_low"] - slack <= value <= noise["band_high"] + slack)
-
-
-def prediction_p(value: float, noise: dict) -> float:
-    """Two-sided p of one new run against noise_floor(): how often an equal run would be at least as far off."""
-    value = float(values_of([value], "value")[0])
-    n, distance = noise["n"], abs(value - noise["mean"])
-    if noise["sd"] == 0:
-        return float(in_band(value, noise))
-    return 2 * float(special.stdtr(n - 1, -distance / (noise["sd"] * math.sqrt(1 + 1 / n))))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -195,11 +173,6 @@ def values_of(values, name: str) -> np.ndarray:
 def check_share(x: float, name: str) -> None:
     if not 0 < x < 1:
         raise ValueError(f"{name} is {x}: give a number between 0 and 1.")
-
-
-def _check_n(n: int) -> None:
-    if n < 1 or n != int(n):
-        raise ValueError(f"n is {n}: give a whole number of pairs, at least 1.")
 
 
 def _check_spread(sd: float) -> None:

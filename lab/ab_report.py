@@ -29,15 +29,11 @@ from lab import disk
 # plots: each returns PNG bytes, or None when there is nothing to draw
 
 STYLES = (  # colour, line, marker of each arm
-    ("#0072B2", "-", "o"),
-    ("#D55E00", "--", "s"),
-    ("#009E73", "-.", "^"),
-    ("#CC79A7", ":", "D"),
-    ("#56B4E9", (0, (5, 1)), "v"),
-    ("#E69F00", (0, (3, 1, 1, 1)), "P"),
-    ("#000000", (0, (1, 1)), "X"),
+    ("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"), ("#CC79A7", ":", "D"),
+    ("#56B4E9", (0, (5, 1)), "v"), ("#E69F00", (0, (3, 1, 1, 1)), "P"), ("#000000", (0, (1, 1)), "X"),
 )
 BLUE, GREY = "#0072B2", "#888888"
+MARKS = {"better": ("o", BLUE), "worse": ("s", "white"), "changed": ("s", "white")}  # verdict -> marker, filling
 ARROWS = {-1: "↓", 0: " ", 1: "↑"}  # which way a metric improves
 
 
@@ -48,13 +44,8 @@ def canvas(width: float, height: float, panels: list[int] = (1,)):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(
-        len(panels),
-        figsize=(width, height),
-        layout="constrained",
-        height_ratios=panels,
-        squeeze=False,
-    )
+    size = {"figsize": (width, height), "height_ratios": panels}
+    figure, axes = plt.subplots(len(panels), layout="constrained", squeeze=False, **size)
     for axis in axes[:, 0]:
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -71,10 +62,7 @@ def canvas(width: float, height: float, panels: list[int] = (1,)):
 def plot_curves(curves: dict[str, list[list[tuple[float, float]]]], x_label: str, y_label: str) -> bytes | None:
     """Mean curve of each arm, with a band from its lowest to its highest seed. curves: arm -> seed -> [(x, y)]; the
     seeds of an arm have as many points each, and the mean is drawn at the mean x."""
-    drawn = {}
-    for arm, seeds in curves.items():
-        if seeds and seeds[0]:
-            drawn[arm] = np.array(seeds)  # (seeds, points, 2)
+    drawn = {arm: np.array(seeds) for arm, seeds in curves.items() if seeds and seeds[0]}
     if not drawn:
         return None
     (axis,), save = canvas(5.6, 3.6)
@@ -93,17 +81,9 @@ def draw_curves(axis, drawn: dict[str, np.ndarray]) -> None:
         x, y = points[..., 0].mean(0), points[..., 1]
         plural = "s" if n_seeds > 1 else ""
         axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.18, linewidth=0)
-        axis.plot(
-            x,
-            y.mean(0),
-            color=colour,
-            linestyle=line,
-            linewidth=1.6,
-            marker=marker,
-            markersize=4,
-            markevery=max(1, n_points // 12),
-            label=f"{arm} ({n_seeds} seed{plural})",
-        )
+        axis.plot(x, y.mean(0), linestyle=line, color=colour, linewidth=1.6,
+                  marker=marker, markersize=4, markevery=max(1, n_points // 12),
+                  label=f"{arm} ({n_seeds} seed{plural})")
         first = max(n_points // 4, n_points > 2)  # the drop of the first quarter would flatten the rest
         late.append(y[:, first:].ravel())
     late = np.concatenate(late)
@@ -133,8 +113,8 @@ def plot_pairs(pairs: dict, mean: tuple | None, x_label: str, mean_label: str) -
 
 def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
     """Changes in percent with their intervals, a panel with its own scale per group (val losses move by 1 %, benchmarks
-    by 10 %). groups: title -> rows of {"label", "delta", "low", "high" (percent), "better": -1, 0, +1, "said": what the
-    adjusted p says (better, worse, changed, or nothing clear), which the unadjusted interval does not know}."""
+    by 10 %). groups: title -> rows of {"label", "delta", "low", "high" (percent), "better": -1, 0, +1, "verdict"
+    (better, worse, changed or another word, by the adjusted p, which the interval does not know)}."""
     groups = {title: rows for title, rows in groups.items() if rows}
     if not groups:
         return None
@@ -143,7 +123,10 @@ def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
     for axis, (title, rows) in zip(axes, groups.items(), strict=True):
         axis.axvline(0, color="black", linewidth=1)
         for y, row in enumerate(reversed(rows)):
-            draw_change(axis, y, row)
+            marker, filling = MARKS.get(row["verdict"], ("o", "#bbbbbb"))
+            line, colour = ("-", "black") if row["verdict"] in MARKS else (":", GREY)
+            axis.plot([row["low"], row["high"]], [y, y], line, color=colour, linewidth=1.6)
+            axis.plot(row["delta"], y, marker, markersize=5, markeredgecolor=colour, markerfacecolor=filling)
         limit = max(1.2 * max(abs(row["delta"]) for row in rows), 0.1)  # a wide interval must not squeeze the others
         left, right = axis.get_xlim()
         axis.set_xlim(max(left, -2 * limit), min(right, 2 * limit))
@@ -151,29 +134,9 @@ def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
         axis.set_yticks(range(len(rows)), labels, fontsize=8)
         axis.tick_params(axis="x", labelsize=8)
         axis.set_title(title, fontsize=9, loc="left")
-    legend = (
-        "change from A to B, %.  ↓ lower is better, ↑ higher is better\n"
-        "filled: better; square: worse or changed; grey: not clear"
-    )
-    axes[-1].set_xlabel(legend, fontsize=8)
+    axes[-1].set_xlabel("change from A to B, %.  ↓ lower is better, ↑ higher is better\n"
+                        "filled: better; square: worse or changed; grey: not clear", fontsize=8)
     return save()
-
-
-MARKS = {  # what the adjusted p says -> marker and its filling
-    "better": ("o", BLUE),
-    "worse": ("s", "white"),
-    "changed": ("s", "white"),
-}
-
-
-def draw_change(axis, y: float, row: dict) -> None:
-    """One row of plot_forest at height y."""
-    marker, filling = MARKS.get(row["said"], ("o", "#bbbbbb"))
-    line, colour = ":", GREY
-    if row["said"] in MARKS:
-        line, colour = "-", "black"
-    axis.plot([row["low"], row["high"]], [y, y], line, color=colour, linewidth=1.6)
-    axis.plot(row["delta"], y, marker, markersize=5, markeredgecolor=colour, markerfacecolor=filling)
 
 
 def plot_arms(losses: dict[str, list[float]], x_label: str) -> bytes | None:
@@ -191,13 +154,11 @@ def plot_arms(losses: dict[str, list[float]], x_label: str) -> bytes | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Markdown
+# Markdown and HTML
 
 
 def markdown_table(header, rows, text_columns) -> str:
-    rules = []
-    for i in range(len(header)):
-        rules.append("---" if i in text_columns else "---:")
+    rules = ["---" if i in text_columns else "---:" for i in range(len(header))]
     lines = ["| " + " | ".join(header) + " |", "|" + "|".join(rules) + "|"]
     for row in rows:
         cells = [str(value).replace("|", "\\|") for value in row]
@@ -217,12 +178,8 @@ MARKDOWN = {  # kind of block -> its text
 
 
 def to_markdown(blocks: list[tuple]) -> str:
-    parts = [MARKDOWN[kind](*content) + "\n" for kind, *content in blocks]
-    return "\n".join(parts)
+    return "\n".join(MARKDOWN[kind](*content) + "\n" for kind, *content in blocks)
 
-
-# ----------------------------------------------------------------------------------------------------------------------
-# HTML
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">\
@@ -249,16 +206,12 @@ def html_table(header, rows, text_columns) -> str:
         return ""
 
     head = [f"<th{kind(i)} scope=col>{inline(name)}</th>" for i, name in enumerate(header)]
-    lines = []
+    body = ""
     for row in rows:
         cells = [f"<td{kind(i, value)}>{inline(value)}</td>" for i, value in enumerate(row)]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    table = f"<table><thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        body += f"<tr>{''.join(cells)}</tr>"
+    table = f"<table><thead><tr>{''.join(head)}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="scroll" tabindex="0">{table}</div>'
-
-
-def html_list(items) -> str:
-    return "<ul>" + "".join(f"<li>{inline(item)}</li>" for item in items) + "</ul>"
 
 
 def html_image(name, caption, data) -> str:
@@ -272,21 +225,10 @@ HTML = {
     "h2": lambda text: f"<h2>{inline(text)}</h2>",
     "p": lambda text: f"<p>{inline(text)}</p>",
     "verdict": lambda text, verdict: f'<p class="verdict {verdict.split()[0]}">{inline(text)}</p>',
-    "ul": html_list,
+    "ul": lambda items: "<ul>" + "".join(f"<li>{inline(item)}</li>" for item in items) + "</ul>",
     "table": html_table,
     "img": html_image,
 }
-
-
-def to_html(blocks: list[tuple], title: str) -> str:
-    """One page without references to anything outside itself."""
-    css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-    body = "\n".join(HTML[kind](*content) for kind, *content in blocks)
-    return PAGE.format(title=html.escape(title), css=css, body=body)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# files
 
 
 def plain(value):
@@ -295,13 +237,11 @@ def plain(value):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [plain(v) for v in value]
-    if isinstance(value, (np.floating, np.integer, np.bool_)):
+    if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    return str(value)
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
@@ -309,24 +249,20 @@ def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
     if not out:
         print(to_markdown([block for block in blocks if block[0] != "img"]))
         return
-    title = blocks[0][1]
-    report = {
-        "report.json": json.dumps(plain(record), indent=2) + "\n",
-        "report.html": to_html(blocks, title),
-        "report.md": to_markdown(blocks),
-    }
-    folder = Path(out)
+    markdown, folder = to_markdown(blocks), Path(out)
+    files = {content[0]: content[2] for kind, *content in blocks if kind == "img"}
+    files["report.json"] = (json.dumps(plain(record), indent=2) + "\n").encode()
+    css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+    body = "\n".join(HTML[kind](*content) for kind, *content in blocks)
+    files["report.html"] = PAGE.format(title=html.escape(blocks[0][1]), css=css, body=body).encode()
+    files["report.md"] = markdown.encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for kind, *content in blocks:
-            if kind == "img":
-                name, _, data = content
-                disk.write_whole(folder / name, data)
-        for name, text in report.items():
-            disk.write_whole(folder / name, text.encode())
+        for name, data in files.items():
+            disk.write_whole(folder / name, data)
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written ({error.strerror}): choose another folder.") from None
-    print(report["report.md"])
+    print(markdown)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -335,17 +271,13 @@ def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
 
 def table(columns: list[tuple], rows: list, alpha: float = 0.05) -> tuple:
     """A table as a block. columns: (header, "left" | "right", cell(row)); one more entry is one more column."""
-    level = f"{100 * (1 - alpha):g} %"
-    header = [title.replace("{level}", level) for title, _, _ in columns]
-    body = [[cell(row) for _, _, cell in columns] for row in rows]
+    header = [title.replace("{level}", f"{100 * (1 - alpha):g} %") for title, _, _ in columns]
     left = {i for i, (_, side, _) in enumerate(columns) if side == "left"}
-    return "table", header, body, left
+    return "table", header, [[cell(row) for _, _, cell in columns] for row in rows], left
 
 
 def form(value, spec: str) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:{spec}}"
+    return value if isinstance(value, str) else f"{value:{spec}}"
 
 
 def form_interval(row: dict, spec: str) -> str:

@@ -5,11 +5,10 @@
 
 A value is one number of one run (a val loss, an accuracy). Runs of equal seed share initial weights and the order of
 data, so arms are compared by their differences within pairs of seeds. The seed is the unit: ten thousand items scored
-by one checkpoint say much about that checkpoint and nothing about the next seed, so one seed never gives a verdict.
+by one checkpoint say nothing about the next seed, so one seed never gives a verdict. Delta is always b - a.
 
-Delta is always b - a. Differences are taken to be about normal; the sign-flip test beside each t test is not. Where an
-argument is an array of values, leading axes are allowed and give arrays of results, one per A/B (coverage.py simulates
-thousands through the functions that users call). Bad input is a ValueError of one sentence.
+Where an argument is an array of values, leading axes are allowed and give arrays of results, one per A/B (coverage.py
+simulates thousands through the functions that users call). Bad input is a ValueError of one sentence.
 """
 
 from __future__ import annotations
@@ -36,27 +35,22 @@ def paired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None =
     """Two arms whose runs pair up by seed: paired t test, sign flips, and what this many pairs can see.
 
     a, b: (..., n) values, position i of both from seed i. effect: a difference one would want to detect (same unit).
-    Returns, in the unit of the values where not said otherwise:
-      n                 pairs
-      mean_a, sd_a, mean_b, sd_b, delta (b - a), sd_diff (sd of the n differences), se (sd_diff / sqrt n), df (n - 1)
-      ci_low, ci_high   1 - alpha interval of delta (t)
-      p                 two-sided (t)
-      p_sign_flip       two-sided; exact for n <= 20. It cannot be below 2 / 2^n: 0.25 for three pairs
-      correlation       Pearson r of the pairs; nan below three pairs (two points always lie on a line)
-      mde               the delta that this n would find with `power` at two-sided alpha, given sd_diff
-      n_for             pairs that would find a true difference as large as the observed one (inf when delta is 0).
-                        It is as unsure as delta is: plan with `effect`, what matters, not with what came out
-      n_for_effect      pairs that would find `effect`; None when no effect is given
-      degenerate        the differences have no spread, though n >= 2 (see below)
-      alpha, power      as given
-    n = 1: spread, interval and p are nan. No spread, but a difference: nothing to estimate an interval from (losses
-    rounded to 4 decimals do that with two seeds), so interval, mde and n_for are nan and p is p_sign_flip, which needs
-    no spread. Arms that are equal in every pair have the interval [0, 0] and p = 1.
+    Returns n (pairs), mean_a, sd_a, mean_b, sd_b, delta (b - a), sd_diff (of the n differences), se (sd_diff / sqrt n),
+    df (n - 1), alpha, power, and
+      ci_low, ci_high, p  1 - alpha interval of delta, and two-sided p (t)
+      p_sign_flip         two-sided; exact for n <= 20. It cannot be below 2 / 2^n: 0.25 for three pairs
+      correlation         Pearson r of the pairs; nan below three (two points always lie on a line)
+      mde                 the delta that this n would find with `power` at two-sided alpha, given sd_diff
+      n_for, n_for_effect pairs that would find a true difference as large as delta (inf when it is 0), and `effect`
+                          (else None). n_for is as unsure as delta: plan with `effect`, not with what came out
+      degenerate          the differences have no spread, though n >= 2
+    n = 1: spread, interval and p are nan. No spread, but a difference (losses rounded to 4 decimals do that with two
+    seeds): interval, mde and n_for are nan and p is p_sign_flip, which needs no spread. Arms that are equal in every
+    pair have the interval [0, 0] and p = 1.
     """
     a, b = values_of(a, "a"), values_of(b, "b")
     if a.shape != b.shape:
-        raise ValueError(
-            f"a has shape {a.shape}, b {b.shape}: pairs need the same seeds in both; use unpaired() else.")
+        raise ValueError(f"a has shape {a.shape}, b {b.shape}: pairs need equal seeds; use unpaired() else.")
     check_share(alpha, "alpha")
     n = a.shape[-1]
     differences = b - a
@@ -80,10 +74,9 @@ def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None
     """Two arms whose seeds do not match: Welch's test, which lets the arms differ in spread and in number of runs.
 
     a: (..., n_a), b: (..., n_b). Keys as in paired(), with n_a, n_b, n = the smaller, df = Welch-Satterthwaite's,
-    sd_diff = sqrt(sd_a^2 + sd_b^2) (the spread of a pair of unrelated runs), p_permutation (two-sided, over all ways to
-    split the runs into arms of these sizes, by the difference of means; random splits when there are over 20,000),
-    p_sign_flip and correlation = nan. n_for and n_for_effect are runs in each arm. An arm of one run has no spread, so
-    interval and p are nan then. No spread in either arm, but a difference: interval nan and p = p_permutation.
+    sd_diff = sqrt(sd_a^2 + sd_b^2), p_permutation (two-sided, by the difference of means over all splits of the runs
+    into such arms, or 20,000 random ones), p_sign_flip and correlation = nan; n_for and n_for_effect are runs per arm.
+    An arm of one run: interval and p are nan. No spread in either, but a difference: interval nan, p = p_permutation.
     """
     a, b = values_of(a, "a"), values_of(b, "b")
     if a.shape[:-1] != b.shape[:-1]:
@@ -125,27 +118,22 @@ def _inference(result: dict, equal, p_flat) -> dict:
 
 def _plan(result: dict, unknown, pairs: bool, effect: float | None) -> dict:
     """mde, n_for and n_for_effect; nan where the spread is unknown."""
-    alpha, power = result["alpha"], result["power"]
+    alpha, power, sd = (result[key] for key in ("alpha", "power", "sd_diff"))
     spread, root = result["se"], 1.0
     if pairs:
-        spread, root = result["sd_diff"], math.sqrt(result["n"])
+        spread, root = sd, math.sqrt(result["n"])
 
     def smallest(spread, df, unknown):
-        if unknown:
-            return math.nan
-        return spread * (noncentrality(round(df, 2), False, alpha, power) / root)
+        return math.nan if unknown else spread * (noncentrality(round(df, 2), False, alpha, power) / root)
 
     def runs_for(effect, sd, unknown):
-        if unknown:
-            return math.nan
-        return n_needed(effect, sd, alpha, power, pairs)
+        return math.nan if unknown else n_needed(effect, sd, alpha, power, pairs)
 
     def runs_for_delta(delta, sd, unknown):
         if delta == 0 and not unknown:
             return math.inf
         return runs_for(delta, sd, unknown)
 
-    sd = result["sd_diff"]
     n_for = _each(runs_for_delta, np.abs(result["delta"]), sd, unknown)
     plan = {"mde": _each(smallest, spread, result["df"], unknown), "n_for": n_for, "n_for_effect": None}
     if effect is not None:
@@ -157,48 +145,33 @@ def sign_flip(differences) -> float | np.ndarray:
     """Two-sided p of "differences are as often positive as negative": the share of all 2^n ways to flip their signs
     whose sum is at least as far from 0 as the observed one, ties included. (..., n) -> (...).
 
-    Exact for n <= 20 and any symmetric distribution (Fisher, The Design of Experiments, 1935, section 21). Above,
-    100,000 random flips with a fixed seed, the observed one counted among them, so that p is never 0.
-    sign_flip([1, 2, 3]) is 0.25: of 8 ways, only all plus and all minus are as far from 0.
-
-    scipy.stats.permutation_test gives the same p where no two sums tie, but takes 500 times as long at 20 pairs
-    (measured), and of losses rounded to 4 decimals, whose sums do tie, it gives two in five A/Bs another p.
+    Exact for n <= 20 and any symmetric distribution (Fisher, The Design of Experiments, 1935, section 21); above,
+    100,000 random flips with a fixed seed and the observed one, so that p is never 0. sign_flip([1, 2, 3]) is 0.25.
+    scipy.stats.permutation_test takes 500 times as long at 20 pairs (measured) and misjudges sums that tie, which those
+    of losses rounded to 4 decimals do.
     """
     d = values_of(differences, "differences")
     n = d.shape[-1]
     flat = d.reshape(-1, n)
-    # sums that are equal on paper differ by rounding, and count as ties. 1e-9 of the largest possible sum is far above
-    # rounding, the one of b - a included, and far below what a run's noise could hit by chance
+    # sums that are equal on paper count as ties: 1e-9 of the largest possible sum is far above rounding, and far below
+    # what a run's noise could hit by chance
     observed = np.abs(flat.sum(1)) - 1e-9 * np.abs(flat).sum(1)
     if n > EXACT_PAIRS:
-        p = _random_flips(flat, observed)
+        rng, count = np.random.default_rng(DRAW_SEED), np.ones(len(flat))
+        for start in range(0, DRAWS, 5_000):
+            signs = rng.integers(0, 2, (min(5_000, DRAWS - start), n)) * 2.0 - 1
+            count += (np.abs(flat @ signs.T) >= observed[:, None]).sum(1)
+        p = count / (DRAWS + 1)
     else:
-        p = _all_flips(flat, observed)
+        p, step = np.empty(len(flat)), max(1, 2**22 >> n)
+        for start in range(0, len(flat), step):  # some A/Bs at a time
+            rows = slice(start, start + step)
+            sums = flat[rows, :1]  # the first sign stays: flipping all of them changes no distance from 0
+            for i in range(1, n):
+                column = flat[rows, i : i + 1]
+                sums = np.concatenate([sums + column, sums - column], axis=1)
+            p[rows] = (np.abs(sums) >= observed[rows, None]).mean(1)
     return _plain({"p": p.reshape(d.shape[:-1])})["p"]
-
-
-def _random_flips(d: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """(A/Bs,) p of d (A/Bs, n) over DRAWS random flips and the observed one."""
-    rng = np.random.default_rng(DRAW_SEED)
-    count = np.ones(len(d))
-    for start in range(0, DRAWS, 5_000):
-        signs = rng.integers(0, 2, (min(5_000, DRAWS - start), d.shape[1])) * 2.0 - 1
-        count += (np.abs(d @ signs.T) >= observed[:, None]).sum(1)
-    return count / (DRAWS + 1)
-
-
-def _all_flips(d: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """(A/Bs,) p of d (A/Bs, n) over all 2^n flips, some A/Bs at a time."""
-    n = d.shape[1]
-    p = np.empty(len(d))
-    step = max(1, 2**22 >> n)
-    for start in range(0, len(d), step):
-        rows = slice(start, start + step)
-        sums = d[rows, :1]  # the first sign stays: flipping all of them changes no distance from 0
-        for i in range(1, n):
-            sums = np.concatenate([sums + d[rows, i : i + 1], sums - d[rows, i : i + 1]], axis=1)
-        p[rows] = (np.abs(sums) >= observed[rows, None]).mean(1)
-    return p
 
 
 def _permutation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -206,8 +179,7 @@ def _permutation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     smaller tail; here both tails are counted, which differs where the arms are of unequal size.)"""
     n_a, n = a.shape[-1], a.shape[-1] + b.shape[-1]
     both = np.concatenate([a, b], axis=-1).reshape(-1, n)
-    # centred, so the mean difference is proportional to arm a's sum
-    both = both - both.mean(1, keepdims=True)
+    both = both - both.mean(1, keepdims=True)  # so the mean difference is proportional to arm a's sum
     exact = math.comb(n, n_a) <= EXACT_SPLITS
     if exact:
         splits = np.array(list(combinations(range(n), n_a)))
@@ -218,8 +190,7 @@ def _permutation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     np.put_along_axis(member, splits, 1.0, axis=1)
     slack = 1e-9 * np.abs(both).sum(1) + 1e-15 * np.abs(a).max(-1).reshape(-1) * n
     observed = np.abs(both[:, :n_a].sum(1)) - slack
-    count = np.empty(len(both))
-    step = max(1, 2**22 // len(member))
+    count, step = np.empty(len(both)), max(1, 2**22 // len(member))
     for start in range(0, len(both), step):
         rows = slice(start, start + step)
         count[rows] = (np.abs(both[rows] @ member.T) >= observed[rows, None]).sum(1)
@@ -233,22 +204,20 @@ def equivalence(a, b, delta: float, alpha: float = 0.05, paired_seeds: bool = Tr
     """Two one-sided t tests (Schuirmann 1987): is the difference shown to lie within ± delta?
 
     Returns p (the larger of the two), ci_low, ci_high (the 1 - 2 alpha interval: 90 % for alpha 0.05), margin, n, and
-    verdict: "equivalent" when p < alpha, which is when that interval lies inside ± delta, else "inconclusive". Choose
-    delta before looking: it is the smallest difference that would matter. paired_seeds=False: Welch instead of pairs.
+    verdict: "equivalent" when p < alpha, which is when that interval lies inside ± delta, else "inconclusive". delta
+    is the smallest difference that would matter, chosen before looking. paired_seeds=False: Welch instead of pairs.
     """
-    test = unpaired
-    if paired_seeds:
-        test = paired
+    test = paired if paired_seeds else unpaired
     stats = test(a, b, 2 * alpha)
     p = _tost(stats, delta)
-    names = np.where(p < alpha, "equivalent", "inconclusive")
+    word = np.where(p < alpha, "equivalent", "inconclusive")
     interval = {key: stats[key] for key in ("ci_low", "ci_high", "n")}
-    return _plain({"p": p, **interval, "margin": delta, "verdict": names})
+    return _plain({"p": p, **interval, "margin": delta, "verdict": word})
 
 
 def _tost(stats: dict, margin: float) -> np.ndarray:
-    """p of equivalence within ± margin, from delta, se and df of paired() or unpaired(); nan where there is no spread,
-    unless the arms are equal (0)."""
+    """p of equivalence within ± margin, from what paired() or unpaired() returned; without spread 0 for equal arms,
+    nan for others."""
     if not (isinstance(margin, (int, float)) and math.isfinite(margin) and margin > 0):
         raise ValueError(f"the equivalence margin is {margin!r}: give a positive number in the metric's unit.")
     if "se" not in stats or "df" not in stats:
@@ -256,9 +225,7 @@ def _tost(stats: dict, margin: float) -> np.ndarray:
     delta, se, df = (np.asarray(stats[k], dtype=float) for k in ("delta", "se", "df"))
     with np.errstate(invalid="ignore", divide="ignore"):
         # both tails as lower tails, which keep their digits
-        above = special.stdtr(df, -(delta + margin) / se)
-        below = special.stdtr(df, (delta - margin) / se)
-    p = np.maximum(above, below)
+        p = np.maximum(special.stdtr(df, -(delta + margin) / se), special.stdtr(df, (delta - margin) / se))
     return np.where(se > 0, p, np.where((se == 0) & (delta == 0), 0.0, np.nan))
 
 
@@ -269,13 +236,11 @@ def verdict(stats: dict, better: str = "lower", equivalence_margin: float | None
     stats: from paired() or unpaired(). better: which way this metric improves. alpha: default the one in stats.
     The first rule that applies:
     1. one pair, one run in an arm, or no p: inconclusive, however large the difference;
-    2. with a margin, the 1 - 2 alpha interval within ± margin: equivalent. That holds also for a difference that is
-       significant: it is real, and smaller than what was said to matter;
+    2. with a margin, the 1 - 2 alpha interval within ± margin: equivalent, even if significant (real, but too small);
     3. p < alpha (the 1 - alpha interval leaves out 0): better or worse by the sign of delta;
     4. else inconclusive, which is not "no difference": look at mde for what could have been seen.
     Where there is no difference, "better" or "worse" comes with probability alpha at most, both together. A metric
-    tested among others takes its Holm-adjusted p: verdict(stats | {"p": adjusted}). p_sign_flip decides nothing, but
-    for differences without spread, where it is p: with 5 pairs it cannot be below 0.0625.
+    tested among others takes its Holm-adjusted p: verdict(stats | {"p": adjusted}).
     """
     if better not in ("lower", "higher"):
         raise ValueError(f'better is {better!r}: give "lower" (a loss) or "higher" (an accuracy).')
@@ -294,10 +259,9 @@ def verdict(stats: dict, better: str = "lower", equivalence_margin: float | None
 
 
 def holm(pvalues):
-    """p adjusted for the number of tests so that P(any false finding) <= alpha, whatever their dependence (Holm 1979).
+    """p adjusted so that P(any false finding) <= alpha, whatever the tests' dependence (Holm 1979), in the same order.
 
-    A dict gives a dict, a list (or array) a list, in the same order. nan and None are tests that were not made: they
-    stay nan and do not count.
+    A dict gives a dict, a list a list. nan and None are tests that were not made: they stay nan and do not count.
     """
     if isinstance(pvalues, dict):
         return dict(zip(pvalues, holm(list(pvalues.values())), strict=True))
@@ -316,39 +280,34 @@ def holm(pvalues):
 # benchmark items
 
 
-def hierarchical_bootstrap(
-    credit_a, credit_b, clusters, categories=None, n_boot: int = 2000, seed: int = 0, alpha: float = 0.05
-) -> dict:
+def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot: int = 2000, seed: int = 0,
+                           alpha: float = 0.05) -> dict:
     """Delta of a benchmark's score, with an interval for new seeds AND new items of the same kind.
 
     credit_a, credit_b: (n_seeds, n_items), credit of an item in 0..1 (ties may give a fraction), row s of both from
     the same seed, column i the same item. clusters: n_items labels; items of one cluster share a text (HellaSwag
     source_id) or a template (EWoK) and count as one draw. categories: n_items labels; then the score is the mean over
-    categories of the means within (EWoK's official macro-average); categories are fixed, clusters nested in them.
+    categories of the means within (EWoK's official macro-average), clusters nested in them.
     Returns delta, ci_low, ci_high, p (two-sided), n (seeds), n_items, n_clusters, ci_items_low, ci_items_high (these
     very checkpoints, new items only), se_seeds, se_items (the two parts of the standard error), alpha.
     One seed, or seeds that agree on every item (copies of a run): ci_low, ci_high, p are nan.
 
-    How. D_si = credit_b - credit_a = delta + seed_s + item_i + rest_si. Three to eight seeds cannot be resampled: the
-    spread comes out (S-1)/S too small, its own uncertainty is ignored (Davison & Hinkley 1997, Bootstrap Methods and
-    their Application, 2.3 and 3.8), and a pigeonhole bootstrap (Owen 2007, arXiv:0712.1111) counts rest_si thrice. So
-    the seeds get what is exact for them, and items are resampled:
-      seeds   V_seed, the variance of the seeds' means / S, is the (seed + rest) part with S - 1 degrees of freedom:
-              sqrt(V_seed) * t_{S-1}. Without item effects this alone is the paired t test.
+    How. D_si = credit_b - credit_a = delta + seed_s + item_i + rest_si. Resampling three to eight seeds makes the
+    spread too small (Davison & Hinkley 1997, Bootstrap Methods and their Application, 2.3 and 3.8), and a pigeonhole
+    bootstrap (Owen 2007, arXiv:0712.1111) counts rest_si thrice. So only items are resampled:
+      seeds   V_seed, the variance of the seeds' means / S, is the (seed + rest) part: sqrt(V_seed) * t_{S-1}. Without
+              item effects this alone is the paired t test. At least V_rest / 20, as only luck makes it smaller.
       items   clusters are resampled within categories, seeds and arms together (Miller 2024, arXiv:2411.00640). These
               draws spread by V_item, the (item + rest) part; each is scaled by sqrt(C / (C-1)) (Rao & Wu 1988) and by
-              a draw of sqrt(df / chi^2_df), as few clusters are also few. The rest part, V_rest, is in V_seed already:
-              draws shrink by sqrt(1 - V_rest / V_item).
-    The distribution of delta is their sum: n_boot draws of the one with the whole t curve of the other. ci is its
-    alpha/2 and 1 - alpha/2 quantiles, p twice its tail beyond 0. It covers a little more than 1 - alpha (Behrens-
-    Fisher), at worst about 98 % for 95 % with three seeds, where a plain bootstrap covers 81 to 100 %
-    (experiments/bench/coverage.py). V_seed is kept at V_rest / 20 or more, as only luck makes it smaller.
-    A category with one cluster says nothing about its own variance and gets the average of the others.
+              sqrt(df / chi^2_df), as few clusters are also few. They shrink by sqrt(1 - V_rest / V_item), as V_rest is
+              in V_seed already. A category with one cluster gets the average variance of the others.
+    delta is distributed as their sum: n_boot draws with the whole t curve of the seeds. ci is its alpha/2 and
+    1 - alpha/2 quantiles, p twice its tail beyond 0. At worst it covers about 98 % for 95 % with three seeds, where a
+    plain bootstrap covers 81 to 100 % (experiments/bench/coverage.py).
     """
     a, b = (np.asarray(x, dtype=float) for x in (credit_a, credit_b))
     if a.ndim != 2 or a.shape != b.shape or 0 in a.shape:
-        raise ValueError(
-            f"credits have shapes {a.shape} and {b.shape}: give (n_seeds, n_items) for the same items.")
+        raise ValueError(f"credits have shapes {a.shape}, {b.shape}: give (n_seeds, n_items) of the same items.")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("credits hold nan or infinite values: leave out unscored items in both arms.")
     check_share(alpha, "alpha")
@@ -361,10 +320,8 @@ def hierarchical_bootstrap(
     n_groups = int(groups.max()) + 1
     texts = _labels(clusters, n_items, "clusters")
     texts = np.unique(groups * (int(texts.max()) + 1) + texts, return_inverse=True)[1].reshape(-1)
-    difference = b - a
-    n_clusters = int(texts.max()) + 1
-    totals = [np.bincount(texts, row, n_clusters) for row in difference]
-    totals = np.stack(totals)  # (S, C) sums of D
+    difference, n_clusters = b - a, int(texts.max()) + 1
+    totals = np.stack([np.bincount(texts, row, n_clusters) for row in difference])  # (S, C) sums of D
     sizes = np.bincount(texts, minlength=n_clusters)
     group_of = np.zeros(n_clusters, int)
     group_of[texts] = groups
@@ -441,11 +398,10 @@ def _quantile_of_sum(draws: np.ndarray, scale: float, df: int, q: float, reach: 
 
 def _resample(residual: np.ndarray, n_boot: int, rng: np.random.Generator) -> np.ndarray:
     """(n_boot,) sums of as many clusters drawn with replacement as there are, 32 MB of indices at a time."""
-    n_clusters = len(residual)
-    step = max(1, 2**22 // n_clusters)
-    parts = []
+    n, parts = len(residual), []
+    step = max(1, 2**22 // n)
     for start in range(0, n_boot, step):
-        drawn = rng.integers(0, n_clusters, (min(step, n_boot - start), n_clusters))
+        drawn = rng.integers(0, n, (min(step, n_boot - start), n))
         parts.append(residual[drawn].sum(1))
     return np.concatenate(parts)
 
@@ -453,16 +409,13 @@ def _resample(residual: np.ndarray, n_boot: int, rng: np.random.Generator) -> np
 def mcnemar(correct_a, correct_b) -> dict:
     """Two single checkpoints on the same items: exact McNemar test, two-sided.
 
-    correct_a, correct_b: (n_items,) credit, 0 or 1, or a fraction for ties (1/k for k endings that tie). b counts items
-    that only a gets, c items that only b gets; with fractions, items with more credit in the one or the other (the sign
-    test). Items of equal credit say nothing. p: the binomial chance of so uneven a split of b + c at 1/2.
-    It speaks of these two checkpoints and new items, never of the treatment: that takes seeds.
-    Returns p, b, c, n, delta (mean credit of b - a).
+    correct_a, correct_b: (n_items,) credit, 0 or 1, or a fraction for ties (1/k for k endings that tie). Returns b and
+    c, the items with more credit in a and in b, p (the binomial chance of so uneven a split of b + c at 1/2), n, delta
+    (mean credit of b - a). It speaks of these two checkpoints and new items, never of the treatment: that takes seeds.
     """
     a, b = values_of(correct_a, "correct_a"), values_of(correct_b, "correct_b")
     if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(
-            f"credits have shapes {a.shape} and {b.shape}: give one number per item, same items in both.")
+        raise ValueError(f"credits have shapes {a.shape} and {b.shape}: give one number per item in both.")
     only_a, only_b = int((a > b + 1e-12).sum()), int((b > a + 1e-12).sum())
     p, uneven = 1.0, only_a + only_b
     if uneven:
@@ -499,9 +452,5 @@ def _each(function, *arrays) -> np.ndarray:
 
 def _plain(result: dict) -> dict:
     """0-d arrays and numpy scalars as Python's own, which json knows."""
-    plain = {}
-    for key, value in result.items():
-        if isinstance(value, (np.ndarray, np.generic)) and np.ndim(value) == 0:
-            value = value.item()
-        plain[key] = value
-    return plain
+    scalar = (np.ndarray, np.generic)
+    return {k: v.item() if isinstance(v, scalar) and np.ndim(v) == 0 else v for k, v in result.items()}

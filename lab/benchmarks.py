@@ -42,7 +42,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, inference, processes, runs, shards, sources
+from lab import disk, inference, processes, runs, sources
+from lab.tokenizer import BOS_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
 from model import GPT
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -55,8 +56,8 @@ def numbered(rows, source) -> list[tuple[sources.Place, dict]]:
 
 
 def make_items(rows, source, fault_of, make) -> list[dict]:
-    """make(place, row) of each (place, row). ValueError, which quotes no row, for the first row that has a fault, for an
-    id that came before, and when there are no rows. fault_of(row): a benchmark's own, which begins with ours below."""
+    """make(place, row) of each (place, row). ValueError, which quotes no row, for the first row that has a fault, for
+    an id that came before, and when there are no rows. fault_of(row): the benchmark's own, which asks ours below."""
     items, place_of = [], {}
     for place, row in rows:
         if fault := fault_of(row):
@@ -101,9 +102,9 @@ def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
     <|endoftext|>."""
     queue = [question for questions in rendered for question in questions]
     texts = [text for context, endings in queue for text in (context, *endings)]
-    ids, lengths = shards.get_tokenizer().encode_batch(texts)
+    ids, lengths = get_tokenizer().encode_batch(texts)
     pieces = (piece.tolist() for piece in np.split(ids, np.cumsum(lengths)[:-1]))
-    start = [shards.BOS_ID] if bos else []
+    start = [BOS_ID] if bos else []
     encoded = []
     for questions in rendered:
         encoded.append([(start + next(pieces), [next(pieces) for _ in endings]) for _, endings in questions])
@@ -259,8 +260,8 @@ def computing_dtype(autocast) -> str:
 
 
 def encode_prompt(text: str, bos: bool) -> list[int]:
-    start = [shards.BOS_ID] if bos else []
-    return start + shards.get_tokenizer().encode(text)
+    start = [BOS_ID] if bos else []
+    return start + get_tokenizer().encode(text)
 
 
 def make_batches(prompts: list[list[int]], rooms: list[int], batch_size: int) -> list[list[int]]:
@@ -296,12 +297,12 @@ def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, pr
     return records
 
 
-def check_vocabulary(model, largest=shards.VOCAB_SIZE) -> None:
+def check_vocabulary(model, largest=VOCAB_SIZE) -> None:
     """ValueError for a model without GPT-2's ids, or with more ids than `largest`, which ours cannot decode."""
     size = model.config.vocab_size
-    if not shards.N_GPT2_TOKENS <= size <= largest:
+    if not N_GPT2_TOKENS <= size <= largest:
         raise ValueError(f"the model's vocabulary has {size} ids, but texts are encoded with GPT-2's "
-                         f"{shards.N_GPT2_TOKENS} (or {shards.VOCAB_SIZE} with the multiplication tokens): "
+                         f"{N_GPT2_TOKENS} (or {VOCAB_SIZE} with the multiplication tokens): "
                          "evaluate a model that was trained on those.")
 
 

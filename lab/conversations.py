@@ -5,11 +5,13 @@ once: User: {q}\\nAssistant: {a}<|endoftext|>. The prompt is answers.render_prom
 tokenised apart, so that the border lies where it lies in evaluation. A system message goes before the first question,
 with a blank line between; white space around a message is dropped.
 
-Trained are the tokens of the answers and the <|endoftext|> after each, known from spans, nothing else. An answer
-without text trains its <|endoftext|> alone. GSM8K's `<<6*9=54>>` notes are taken out of its answers; under mul_tokens
-the injector sees them first and replaces what it takes as a product, so the conditions' texts differ in that only.
+The loss is taken over the tokens of the answers and the <|endoftext|> after each; the mask is built from spans, never
+from ids. An answer without text trains its <|endoftext|> alone. GSM8K's `<<6*9=54>>` notes are removed from its
+answers; under mul_tokens the injector sees them first and replaces the products among them, so the texts of the two
+conditions differ in these products only.
 
-A conversation of more than seq_len + 1 tokens loses its end, or is dropped when no trained token stays; both counted.
+A conversation of more than seq_len + 1 tokens loses its end, or is dropped when no trained token is left. Both are
+counted.
 
 Records: {"messages": [{"role", "content"}, ...]} (tulu), {"question", "answer"} (gsm8k), {"question", "code"} (tinygsm;
 tinygsm.py turns the program into worked steps, and {"question", "answer"} is what it has turned before), in the files
@@ -33,6 +35,7 @@ from inject_mul import ANNOTATION, MulExpressionInjector
 from lab import data_order, decontaminate, disk, shards, sources, synthetic, tinygsm
 from lab.answers import render_prompt
 from lab.data_order import IGNORE
+from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer
 
 STAGES = ("tulu", "gsm8k", "tinygsm")
 FIELDS = ("messages", "question", "answer", "code")
@@ -55,7 +58,7 @@ def find_files(stage: str, paths: list[str]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.name.endswith(suffixes))
             if not inside:
-                raise FileNotFoundError(f"--data {path} holds no {', '.join(suffixes)} files: name one that does.")
+                raise FileNotFoundError(f"--data {path} holds no {', '.join(suffixes)}: name another folder.")
             files += inside
         elif not path.is_file():
             raise FileNotFoundError(f"--data {path}: no such file or folder; check the path.")
@@ -84,8 +87,8 @@ def read_source(stage: str, paths: list[str], about: list[dict]) -> Iterator[tup
             yield f"{name} record {number:,}", record
     elif any(path.split(":")[0] == "synthetic" for path in paths):
         if stage != "gsm8k" or len(paths) > 1:
-            raise ValueError(f"--data {' '.join(paths)}: synthetic[:N] stands alone and belongs to --stage gsm8k, as "
-                             f"in --stage gsm8k --data synthetic:{N_SYNTHETIC}.")
+            raise ValueError(f"--data {' '.join(paths)}: synthetic[:N] stands alone and belongs to --stage "
+                             f"gsm8k, as in --stage gsm8k --data synthetic:{N_SYNTHETIC}.")
         n = sources.synthetic_size(paths[0], N_SYNTHETIC)
         about.append({"name": "synthetic", "split": "train", "items": n})
         for number, item in enumerate(synthetic.gsm8k_items(n, split="train")):
@@ -142,8 +145,8 @@ def _chat(messages: list) -> list[tuple[str, str]]:
     if roles[:1] == ["system"]:
         system = texts[0]
         roles, texts = roles[1:], texts[1:]
-    for i, (role, due) in enumerate(zip(roles, itertools.cycle(["user", "assistant"]), strict=False), 1):
-        if role != due:
+    for i, role in enumerate(roles, 1):
+        if role != ("assistant", "user")[i % 2]:
             raise ValueError(f"has its roles out of order: turn {i} is {role}, but user and assistant "
                              "must alternate")
     if len(roles) < 2:
@@ -157,8 +160,9 @@ def _chat(messages: list) -> list[tuple[str, str]]:
 
 def read_conversations(stage: str, paths: list[str], args, guard, counts: Counter, about: list, dropped: list):
     """Yield (place, digest, exchanges) of a source's conversations: 16 bytes that name the original text, the same in
-    every condition, and the exchanges as plain text. What is left out is counted in `counts`; a question of GSM8K's
-    test split goes to `dropped` when there is a guard and the data is not GSM8K's, and is an error otherwise."""
+    every condition, and the exchanges as plain text. `counts` says how many records were read and left out. A question
+    of GSM8K's test split is an error, unless there is a guard and the data is not GSM8K's: then it goes to `dropped`.
+    """
     for place, record in itertools.islice(read_source(stage, paths, about), args.max_read or None):
         counts["read"] += 1
         try:
@@ -224,7 +228,7 @@ def tokenize(conversations: list[list[tuple[str, str]]], *, seq_len: int, bos: b
     """Per conversation (tokens uint16 (n,), trained bool (n,), UTF-8 bytes of the trained text); n = 0 when dropped.
 
     Counts truncated, tokens_cut, dropped_too_long, empty_answers, tokens, trained_tokens, mul_tokens."""
-    tokenizer, eos = shards.get_tokenizer(), shards.BOS_ID
+    tokenizer, eos = get_tokenizer(), BOS_ID
     plans = []  # of each conversation its pieces: (text or one id, whether it is trained, bytes a mul id stands for)
     for turns in conversations:
         plan = [(eos, False, None)] if bos else []
@@ -246,19 +250,18 @@ def tokenize(conversations: list[list[tuple[str, str]]], *, seq_len: int, bos: b
             pieces.append(next(encoded) if isinstance(content, str) else np.array([content], np.uint16))
         tokens = np.concatenate(pieces)
         trained = np.repeat([on for _, on, _ in plan], [len(piece) for piece in pieces])
-        stands_for = byte_lengths[tokens].astype(np.int64)
-        stands_for[tokens >= shards.FIRST_MUL_ID] = [size for _, _, size in plan if size is not None]
+        n_bytes = byte_lengths[tokens].astype(np.int64)
+        n_bytes[tokens >= FIRST_MUL_ID] = [size for _, _, size in plan if size is not None]
         if len(tokens) > seq_len + 1:
-            stays = seq_len + 1
-            kind = "truncated"
-            if not trained[1:stays].any():
-                stays, kind = 0, "dropped_too_long"
+            keep, kind = seq_len + 1, "truncated"
+            if not trained[1:keep].any():
+                keep, kind = 0, "dropped_too_long"
             counts[kind] += 1
-            counts["tokens_cut"] += len(tokens) - stays
-            tokens, trained, stands_for = tokens[:stays], trained[:stays], stands_for[:stays]
+            counts["tokens_cut"] += len(tokens) - keep
+            tokens, trained, n_bytes = tokens[:keep], trained[:keep], n_bytes[:keep]
         counts.update(tokens=len(tokens), trained_tokens=int(trained.sum()),
-                      mul_tokens=int((tokens >= shards.FIRST_MUL_ID).sum()))
-        rows.append((tokens, trained, int(stands_for[trained].sum())))
+                      mul_tokens=int((tokens >= FIRST_MUL_ID).sum()))
+        rows.append((tokens, trained, int(n_bytes[trained].sum())))
     return rows
 
 
@@ -303,7 +306,8 @@ def load_source(stage: str, paths: list[str], args, guard, counts: Counter, abou
     bar.close()
     counts["contaminated"] = len(dropped)
     if not rows:
-        kinds = [f"{n:,} {kind}" for kind, n in counts.items() if n and kind != "read"] or ["no data"]
+        kinds = [f"{n:,} {kind}" for kind, n in counts.items() if n and kind != "read"]
+        kinds = kinds or ["no data"]
         raise ValueError(f"--stage {stage}: no conversation is left of {counts['read']:,} records "
                          f"({', '.join(kinds)}): give --data that holds some.")
     digests = [hashlib.blake2b(tokens.tobytes() + trained.tobytes(), digest_size=8).digest()
@@ -330,7 +334,9 @@ def load(args) -> dict:
     inputs = {args.stage: args.data}
     if args.stage == "transition":
         inputs = {"tulu": args.data, "tinygsm": args.tinygsm_data}
-    pieces, record = [], {"sources": {}, "counts": {}, "contaminated": {}, "benchmarks": guard and guard.benchmarks}
+    benchmarks = guard.benchmarks if guard is not None else None
+    pieces = []
+    record = {"sources": {}, "counts": {}, "contaminated": {}, "benchmarks": benchmarks}
     for number, (stage, paths) in enumerate(inputs.items()):
         counts, about, dropped = Counter(), [], []
         piece = load_source(stage, paths, args, guard, counts, about, dropped)
@@ -422,7 +428,7 @@ def make_batch(data: dict, rows: list[list[int]], width: int = 0) -> dict[str, t
     the number of the conversation each is of."""
     offsets = data["offsets"]
     width = max(width, *(int(sum(data["lengths"][row])) - len(row) for row in rows))
-    x = np.full((len(rows), width), shards.BOS_ID, np.int64)
+    x = np.full((len(rows), width), BOS_ID, np.int64)
     y = np.full_like(x, IGNORE)
     segments = np.full_like(x, -1)
     positions, owner = np.zeros_like(x), np.zeros_like(x)
@@ -453,6 +459,6 @@ def show(batch: dict) -> str:
         tokens.append(y[-1])
     text = ""
     for on, group in itertools.groupby(zip(tokens, trained, strict=False), key=lambda pair: pair[1]):
-        piece = shards.get_tokenizer().decode([token for token, _ in group])
+        piece = get_tokenizer().decode([token for token, _ in group])
         text += f"[[{piece}]]" if on else piece
     return text

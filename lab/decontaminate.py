@@ -8,7 +8,7 @@
     # ["gsm8k/00306-7f7b2720"]
 
 Reads the benchmarks' own files; keeps 64-bit hashes and the ids that the evaluations use, never text, and writes ids
-only. A leak is looked for in one document at a time.
+only. Each document is checked by itself.
 
 The rule. A word is a run of ASCII letters and digits, in lower case; everything else separates words: punctuation,
 white space, other scripts. An item contaminates a document when 13 successive words of the two agree (GPT-3, appendix
@@ -21,7 +21,7 @@ each in three spellings: as it stands, without apostrophes, and without any punc
 `1000`), so a document may have lost its punctuation or had it replaced. Passages that more than 10 items of a benchmark
 share are its boilerplate and left out, as GPT-3 left out those of more than 10 documents, unless an item has no other.
 
-Fine-tuning never reads GSM8K's test split, with or without a guard: `is_test_question` knows its questions by heart.
+Fine-tuning never reads GSM8K's test split, with or without a guard: `is_test_question` recognises its questions.
 """
 
 from __future__ import annotations
@@ -357,7 +357,7 @@ FILES = {  # what each is called in a folder
 # ----------------------------------------------------------------------------------------------------------------------
 # GSM8K's test questions, for fine-tuning. 48-bit hashes, not text, of the 1,319 questions of openai/grade-school-math's
 # test.jsonl: enough to recognise one whatever its file's name, format and order, and its own case, punctuation and
-# spacing. Another question is taken for one of them with a chance of 5e-12. Rewordings pass; the guard sees to those.
+# spacing. Another question is taken for one of them with a chance of 5e-12. Rewordings pass; they are for the guard.
 
 TEST_QUESTIONS = Path(__file__).with_name("gsm8k_test_hashes.txt")  # one per line, in ascending order
 # of the published test.jsonl
@@ -371,13 +371,13 @@ def question_hash(text: str) -> str:
 
 
 @functools.cache
-def test_question_hashes() -> frozenset[str]:
+def gsm8k_test_hashes() -> frozenset[str]:
     return frozenset(TEST_QUESTIONS.read_text().split())
 
 
 def is_test_question(text: str) -> bool:
     """Whether a text is one of GSM8K's test questions."""
-    return question_hash(text) in test_question_hashes()
+    return question_hash(text) in gsm8k_test_hashes()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from lab import runs, shards
+from lab import runs
+from lab.tokenizer import FIRST_MUL_ID, VOCAB_SIZE, write_hf_tokenizer
 from model import GPT, GPTConfig, check, load_exactly
 
 # Hugging Face stores these as Conv1D, (in, out): always transposed, by name. By shape, square ones would be missed.
@@ -249,9 +250,9 @@ def export_checkpoint(checkpoint: str, out_dir: Path) -> None:
     folder, step, _ = runs.resolve_checkpoint(checkpoint, flag="export")
     model = GPT.load(folder)
     # The multiplication tokens go along, unless their ids mean something else in this model.
-    reserved = any(last == shards.FIRST_MUL_ID for _, last in model.config.unused_ids)
-    mul_tokens = reserved and model.config.vocab_size >= shards.VOCAB_SIZE
-    write_tokenizer = functools.partial(shards.write_hf_tokenizer, mul_tokens=mul_tokens)
+    reserved = any(last == FIRST_MUL_ID for _, last in model.config.unused_ids)
+    mul_tokens = reserved and model.config.vocab_size >= VOCAB_SIZE
+    write_tokenizer = functools.partial(write_hf_tokenizer, mul_tokens=mul_tokens)
     for warning in export_hf(model, out_dir, write_tokenizer):
         print(f"WARNING: {warning}")
     source = str(folder) if step is None else f"{folder} (step {step})"

@@ -15,9 +15,10 @@ import math
 import time
 
 from inject_mul import MulExpressionInjector
-from lab import benchmarks, inference, processes, shards
+from lab import benchmarks, inference, processes
 from lab.answers import SCORER, answer_text, first_number, render_prompt
 from lab.benchmarks import mean, shares
+from lab.tokenizer import BOS_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer
 
 NEW_TOKENS = 16  # room for " 6 * 9 = 54" written out
 FORMS = ("plain", "chat")
@@ -74,12 +75,12 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
     begun = time.perf_counter()
     model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     benchmarks.check_vocabulary(model)
-    tokenizer, items = shards.get_tokenizer(), draw(seed)
+    tokenizer, items = get_tokenizer(), draw(seed)
     results_of = {}
     for family in FAMILIES:
         results_of[family] = sorted({item["answer"] for item in items if item["family"] == family})
-    has_facts = model.config.vocab_size >= shards.VOCAB_SIZE
-    facts = shards.MulFactTokens.tokens if has_facts else []
+    has_facts = model.config.vocab_size >= VOCAB_SIZE
+    facts = MulFactTokens.tokens if has_facts else []
     questions = [(form, item, *prompt_of(item, form)) for form in forms for item in items]
     prompts = [benchmarks.encode_prompt(prompt, bos) for _, _, prompt, _ in questions]
     needed, limit = max(map(len, prompts)) + NEW_TOKENS, model.config.block_size
@@ -99,7 +100,7 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
             scores = inference.score_endings(model, trees)
             completions = inference.generate(
                 model, [prompts[i] for i in batch], NEW_TOKENS, temperature=0.0, row_ids=batch,
-                stop_ids=(shards.BOS_ID,), stop_strings=("\n",), decode=tokenizer.decode)
+                stop_ids=(BOS_ID,), stop_strings=("\n",), decode=tokenizer.decode)
         records = []
         for i, (written, stopped), endings in zip(batch, completions, scores, strict=True):
             form, item, _, _ = questions[i]

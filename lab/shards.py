@@ -8,8 +8,7 @@ A dataset folder holds
     decontamination.jsonl  with --decontaminate: the documents that were dropped, and why (decontaminate.py)
     progress.json          only while a prepare is under way or was killed: where `--resume` continues
 
-The reader also opens folders of token files that the neighbours publish, which have no meta.json (token_files.py).
-The ids are those of tokenizer.py.
+The reader also opens folders without meta.json in the neighbours' formats (token_files.py). The ids are tokenizer.py's.
 """
 
 from __future__ import annotations
@@ -26,20 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import disk, token_files
+from lab import disk, token_files, tokenizer
 from lab.token_files import AGAIN, TokenFile, TokenFiles, check
-from lab.tokenizer import (  # noqa: F401  (document 002's public names stay importable from here)
-    BOS_ID,
-    FIRST_MUL_ID,
-    N_GPT2_TOKENS,
-    PROBE_TEXT,
-    VOCAB_SIZE,
-    GPT2TokenizerWithMulFacts,
-    MulFactTokens,
-    get_tokenizer,
-    tokenizer_hash,
-    write_hf_tokenizer,
-)
+from lab.tokenizer import BOS_ID, FIRST_MUL_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
+
+GPT2TokenizerWithMulFacts = tokenizer.GPT2TokenizerWithMulFacts  # document 002's names
+MulFactTokens = tokenizer.MulFactTokens
 
 FORMAT_VERSION = 1
 FORMATS = ("stream", "bos_row_packed_bestfit")  # of prepare_fineweb.py, of prepare_bos_rows.py
@@ -66,8 +57,7 @@ def document_hash(utf8: bytes) -> bytes:
 
 
 def is_held_out(digests: list[bytes], val_fraction: float) -> np.ndarray:
-    """bool (len(digests),): which documents belong to the held-out share, from `document_hash` alone: the same for
-    every arm, worker and restart."""
+    """bool (len(digests),): which documents belong to the held-out share, by `document_hash` alone."""
     first_halves = np.frombuffer(b"".join(digests), "<u8")[::2]
     return first_halves < np.uint64(math.ceil(val_fraction * 2.0**64))
 
@@ -79,22 +69,21 @@ def is_held_out(digests: list[bytes], val_fraction: float) -> np.ndarray:
 class DatasetWriter:
     """Writes a dataset folder so that a kill at any moment loses at most the work since the last `commit`.
 
-    Tokens are appended to `<name>.bin.partial`; `commit(state)` flushes them to disk and then records their lengths
-    together with the caller's `state` (a JSON-able dict, e.g. documents read) in progress.json. `resume=True` cuts the
-    partial files back to those lengths and hands `state` back. A full shard is flushed and renamed. `finish(meta)`
-    writes val_documents.npz and, last, meta.json.
+    Tokens are appended to `<name>.bin.partial`; `commit(state)` flushes them to disk and records their lengths and the
+    caller's `state` (a JSON-able dict) in progress.json. `resume=True` cuts the files back to those lengths and hands
+    `state` back. A full shard is flushed and renamed. `finish(meta)` writes val_documents.npz and, last, meta.json.
 
-    settings: everything that decides the bytes; resuming with other settings is refused.
-    train_shard_tokens: tokens per train shard, where they are not shard_tokens (rows).
-    Attributes: complete (nothing left to do), state (of the last commit, {} at first).
-    """
+    settings: what decides the bytes; resuming with others is refused. train_shard_tokens: if not shard_tokens (rows).
+    Attributes: complete (nothing left to do), state (of the last commit, {} at first), mul_counts (of the train tokens,
+    in order of their ids)."""
 
     def __init__(self, out_dir, settings: dict, shard_tokens: int, val_shards: int,
                  resume: bool = False, train_shard_tokens: int | None = None):
         self.dir, self.val_shards = Path(out_dir), val_shards
         self.shard_tokens = {"train": train_shard_tokens or shard_tokens, "val": shard_tokens}
-        self.settings = json.loads(json.dumps(settings))  # as a later --resume will read them
+        self.settings = json.loads(json.dumps(settings))  # as --resume will read them
         self.complete, self.state = False, {}
+        self.mul_counts = np.zeros(VOCAB_SIZE - FIRST_MUL_ID, np.int64)
         self.files = []  # a record per shard, in order of creation; complete ones have a sha256
         self._open = {}  # split -> (handle, running sha256, record) of its unfinished shard
         self._side = {}  # name -> handle of other files that grow in step with the shards
@@ -103,86 +92,98 @@ class DatasetWriter:
             disk.write_whole(self.dir / ".writable", b"")
             (self.dir / ".writable").unlink()
         except OSError as error:
-            message = f"--out_dir {self.dir} is not writable ({error.strerror}): choose another --out_dir."
-            raise ValueError(message) from error
+            fault = f"--out_dir {self.dir} is not writable ({error.strerror})"
+            raise ValueError(f"{fault}: choose another.") from error
         names = sorted(path.name for path in self.dir.iterdir())
         if "meta.json" in names:
-            check(resume, f"{self.dir} already holds a finished dataset", "choose another --out_dir, or delete it")
-            self._refuse_other_settings(read_meta(self.dir).get("settings"))
+            check(resume, f"{self.dir} already holds a finished dataset", "choose another, or delete it")
+            self._refuse_other_settings(read_meta(self.dir).get("settings", {}))
             self._remove_progress()  # left by a kill after meta.json was written
             self.complete = True
         elif "progress.json" in names:
-            check(resume, f"{self.dir} holds an unfinished prepare", "pass --resume to continue it, or delete it")
+            check(resume, f"{self.dir} holds an unfinished prepare", "pass --resume, or delete it")
             self._load(json.loads((self.dir / "progress.json").read_text()))
         else:
-            foreign = [name for name in names if name.endswith((".bin", ".npy", ".bin.partial"))]
-            listed = ", ".join(foreign)
-            check(not foreign, f"{self.dir} holds {listed} of something else", "choose an empty --out_dir")
+            foreign = ", ".join(name for name in names if name.endswith((".bin", ".npy", ".bin.partial")))
+            check(not foreign, f"{self.dir} holds {foreign} of something else", "choose another")
             self._remove_progress()  # left by a kill before the first commit
             self.append(VAL_DOCUMENTS, b"")
             self.append(VAL_MUL_BYTES, b"")
             self.commit({})
 
-    def _refuse_other_settings(self, recorded: dict | None) -> None:
-        recorded, changed = recorded or {}, []
+    def _refuse_other_settings(self, recorded: dict) -> None:
+        changed = []
         for name in sorted({*recorded, *self.settings}):
             was, now = recorded.get(name), self.settings.get(name)
             if was != now:
                 changed.append(f"{name} was {was!r}, now {now!r}")
-        check(not changed,
-              f"{self.dir} was begun with other settings ({', '.join(changed)})",
-              "repeat those, or choose another --out_dir")
+        fault = f"{self.dir} was begun with other settings ({', '.join(changed)})"
+        check(not changed, fault, "repeat those, or choose another --out_dir")
 
     def _load(self, progress: dict) -> None:
         """Put the folder back to what the last commit recorded, and go on from there."""
         self._refuse_other_settings(progress["settings"])
         self.state, self.files = progress["state"], progress["files"]
+        check("mul_counts" in progress, f"{self.dir} was begun by another version", "delete it and prepare again")
+        self.mul_counts += progress["mul_counts"]
         lengths = dict(progress["val_lengths"])  # bytes of each file that stays
         for record in self.files:
-            final, partial = record["name"], _partial(record["name"])
-            if record["complete"]:
-                lengths[final] = 2 * record["tokens"]
-                continue
-            lengths[partial] = 2 * record["tokens"]
-            if (self.dir / final).exists():  # killed between the rename and the next commit
-                os.replace(self.dir / final, self.dir / partial)
+            path, partial = self.dir / record["name"], self._partial(record["name"])
+            if not record["complete"]:
+                if path.exists():  # killed between the rename and the next commit
+                    os.replace(path, partial)
+                path = partial
+            lengths[path.name] = 2 * record["tokens"]
         for name, length in lengths.items():
             path = self.dir / name
             whole = path.exists() and path.stat().st_size >= length
-            check(whole, f"{path} is missing or shorter than recorded", f"delete {self.dir} and prepare again")
+            check(whole, f"{path} is missing or shorter than recorded", "delete all and prepare again")
             if path.suffix == ".partial":
                 os.truncate(path, length)
-        for pattern in ("train_*.bin*", "val_*.bin*", "*.jsonl.partial"):
-            for path in self.dir.glob(pattern):
-                if path.name not in lengths:  # begun after the last commit
-                    path.unlink()
+        for path in self._glob("train_*.bin*", "val_*.bin*", "*.jsonl.partial"):
+            if path.name not in lengths:  # begun after the last commit
+                path.unlink()
         for record in self.files:
             if not record["complete"]:
-                path = self.dir / _partial(record["name"])
-                digest = disk.sha256_file(path, hashlib.sha256())
-                self._open[record["split"]] = (open(path, "ab", buffering=0), digest, record)
+                path = self._partial(record["name"])
+                digest = disk.hash_file(path)
+                self._open[record["split"]] = open(path, "ab", buffering=0), digest, record
         for name in progress["val_lengths"]:
             self.append(name.removesuffix(".partial"), b"")
         self._shard_closed, self._committed = False, time.monotonic()
 
+    def _partial(self, name: str) -> Path:
+        return self.dir / f"{name}.partial"
+
+    def _glob(self, *patterns: str) -> list[Path]:
+        return [path for pattern in patterns for path in self.dir.glob(pattern)]
+
     def held_out_hashes(self) -> set[bytes]:
-        """Hashes of the documents held out so far, to keep their duplicates out of train."""
+        """Those of all documents held out so far, to keep their duplicates out of train."""
         records = np.frombuffer(self.appended(VAL_DOCUMENTS), VAL_RECORD)
         return {record["hash"].tobytes() for record in records}
 
     def write(self, split: str, ids: np.ndarray, lengths: np.ndarray, utf8_bytes: np.ndarray) -> None:
-        """Append documents (or pieces that begin with BOS): ids (N,), tokens per document, original bytes per document.
+        """Append documents (or pieces that begin with BOS): ids (N,), and per document its tokens and original bytes.
 
-        A document may straddle shards; it is counted where it begins. The last of `val_shards` val files takes whatever
-        the document that crosses the cap brings.
-        """
+        A document may straddle shards; it is counted where it begins. The last of `val_shards` val files takes all of
+        the document that crosses the cap."""
+        if split == "train":
+            ranks = ids[ids >= FIRST_MUL_ID] - FIRST_MUL_ID
+            self.mul_counts += np.bincount(ranks, minlength=len(self.mul_counts))
         starts = np.cumsum(lengths) - lengths
         done = 0
         while done < len(ids):
+            n_shards = sum(record["split"] == split for record in self.files)
             if split not in self._open:
-                self._begin_shard(split)
+                record = {"name": f"{split}_{n_shards:06d}.bin", "split": split, "complete": False}
+                record |= {"tokens": 0, "documents": 0, "utf8_bytes": 0}
+                handle = open(self._partial(record["name"]), "wb", buffering=0)
+                self._open[split] = handle, hashlib.sha256(), record
+                self.files.append(record)
+                n_shards += 1
             handle, digest, record = self._open[split]
-            is_last = split == "val" and self._n_shards(split) >= self.val_shards
+            is_last = split == "val" and n_shards >= self.val_shards
             take = len(ids) - done
             if not is_last:
                 take = min(take, self.shard_tokens[split] - record["tokens"])
@@ -197,6 +198,14 @@ class DatasetWriter:
             if record["tokens"] >= self.shard_tokens[split] and not is_last:
                 self._close_shard(split)
 
+    def _close_shard(self, split: str) -> None:
+        handle, digest, record = self._open.pop(split)
+        os.fsync(handle.fileno())
+        handle.close()
+        os.replace(self._partial(record["name"]), self.dir / record["name"])
+        record.update(complete=True, sha256=digest.hexdigest())
+        self._shard_closed = True
+
     def write_val_document(self, ids: np.ndarray, digest: bytes, baseline_tokens: int, utf8_bytes: int, mul_bytes=()):
         """Hold out one document. mul_bytes: original UTF-8 length of what each mul token in it replaced, in order."""
         self.write("val", ids, np.array([len(ids)]), np.array([utf8_bytes]))
@@ -207,34 +216,15 @@ class DatasetWriter:
     def append(self, name: str, data: bytes) -> None:
         """Append to the side file `name`, which a kill keeps in step with the shards."""
         if name not in self._side:
-            self._side[name] = open(self.dir / _partial(name), "ab", buffering=0)
+            self._side[name] = open(self._partial(name), "ab", buffering=0)
         _write_all(self._side[name], memoryview(data))
 
     def appended(self, name: str) -> bytes:
         """What the side file `name` holds so far."""
-        return (self.dir / _partial(name)).read_bytes()
+        return self._partial(name).read_bytes()
 
     def tokens(self, split: str) -> int:
-        """Tokens written to a split so far."""
         return sum(record["tokens"] for record in self.files if record["split"] == split)
-
-    def _n_shards(self, split: str) -> int:
-        return sum(record["split"] == split for record in self.files)
-
-    def _begin_shard(self, split: str) -> None:
-        record = {"name": f"{split}_{self._n_shards(split):06d}.bin", "split": split, "complete": False}
-        record |= {"tokens": 0, "documents": 0, "utf8_bytes": 0}
-        self.files.append(record)
-        handle = open(self.dir / _partial(record["name"]), "wb", buffering=0)
-        self._open[split] = (handle, hashlib.sha256(), record)
-
-    def _close_shard(self, split: str) -> None:
-        handle, digest, record = self._open.pop(split)
-        os.fsync(handle.fileno())
-        handle.close()
-        os.replace(self.dir / _partial(record["name"]), self.dir / record["name"])
-        record.update(complete=True, sha256=digest.hexdigest())
-        self._shard_closed = True
 
     def commit_is_due(self, seconds: float) -> bool:
         """Whether a shard was closed, or more than `seconds` have passed, since the last commit."""
@@ -242,29 +232,30 @@ class DatasetWriter:
 
     def commit(self, state: dict) -> None:
         """Everything written so far, and `state`, survive a kill from here on."""
-        shards = [handle for handle, _, _ in self._open.values()]
-        for handle in [*shards, *self._side.values()]:
+        for handle in self._handles():
             os.fsync(handle.fileno())
-        lengths = {_partial(name): handle.tell() for name, handle in self._side.items()}
-        progress = {"settings": self.settings, "state": state, "files": self.files, "val_lengths": lengths}
+        lengths = {self._partial(name).name: handle.tell() for name, handle in self._side.items()}
+        progress = {"settings": self.settings, "state": state, "files": self.files,
+                    "val_lengths": lengths, "mul_counts": self.mul_counts.tolist()}
         disk.write_whole(self.dir / "progress.json", json.dumps(progress, indent=1).encode())
         self.state = state
         self._shard_closed, self._committed = False, time.monotonic()
 
-    def finish(self, meta: dict) -> dict:
-        """Close the last shards and write val_documents.npz and meta.json. meta: the caller's fields; returns them all.
+    def _handles(self) -> list:
+        return [handle for handle, _, _ in self._open.values()] + list(self._side.values())
 
-        Adds data_files, fingerprint, val_fingerprint_documents (which raw documents), val_fingerprint_tokens (their
-        tokens), num_shards_total, tokens_written_total. Call `commit` before it.
-        """
+    def finish(self, meta: dict) -> dict:
+        """Close the last shards and write val_documents.npz and meta.json; returns its content. Call `commit` before.
+
+        To the caller's fields it adds data_files, fingerprint, val_fingerprint_documents (which raw documents),
+        val_fingerprint_tokens (their tokens), num_shards_total, tokens_written_total and others."""
         for split in list(self._open):
             self._close_shard(split)
         for record in self.files:
             path, written = self.dir / record["name"], 2 * record["tokens"]
             size = path.stat().st_size
-            check(size == written,
-                  f"something else changed {path} ({size:,} bytes, not the {written:,} written to it)",
-                  f"delete {self.dir} and prepare again")
+            check(size == written, f"something else changed {path} ({size:,} bytes, not {written:,})",
+                  "delete all and prepare again")
         for name, handle in self._side.items():
             handle.close()
             if name not in (VAL_DOCUMENTS, VAL_MUL_BYTES):
@@ -281,8 +272,7 @@ class DatasetWriter:
         files = [{key: record[key] for key in keys} for record in self.files]
         files.sort(key=lambda record: record["name"])
         val_files = [record for record in files if record["split"] == "val"]
-        meta = {
-            **meta,
+        meta = meta | {
             "format_version": FORMAT_VERSION,
             "num_shards_total": len(files),
             "tokens_written_total": sum(record["tokens"] for record in files),
@@ -300,26 +290,20 @@ class DatasetWriter:
 
     def abandon(self) -> None:
         """After a failure: take back what this process began, unless a commit had put data there."""
-        shards = [handle for handle, _, _ in self._open.values()]
-        for handle in [*shards, *self._side.values()]:
+        for handle in self._handles():
             handle.close()
         if not self.state:
             for record in self.files:
                 (self.dir / record["name"]).unlink(missing_ok=True)
-                (self.dir / _partial(record["name"])).unlink(missing_ok=True)
+                self._partial(record["name"]).unlink(missing_ok=True)
             self._remove_progress()
             with contextlib.suppress(OSError):  # not empty: the user's own folder
                 self.dir.rmdir()
 
     def _remove_progress(self) -> None:
         (self.dir / "progress.json").unlink(missing_ok=True)
-        for pattern in ("val_*.partial", "*.jsonl.partial"):
-            for path in self.dir.glob(pattern):
-                path.unlink()
-
-
-def _partial(name: str) -> str:
-    return f"{name}.partial"
+        for path in self._glob("val_*.partial", "*.jsonl.partial"):
+            path.unlink()
 
 
 def _write_all(handle, data: memoryview) -> None:
@@ -354,47 +338,30 @@ def _own_files(folder: Path, split: str, meta: dict, row_tokens: int | None) -> 
     for record in meta["data_files"]:
         if record["split"] == split:
             path, expected = folder / record["name"], record["tokens"]
-            check(path.exists(), f"{path} is listed in meta.json but missing", AGAIN, FileNotFoundError)
+            fault = f"{path} is listed in meta.json but missing"
+            check(path.exists(), fault, AGAIN, FileNotFoundError)
             offset, tokens = token_files.headerless_layout(path)
-            check(tokens == expected,
-                  f"{path} holds {tokens:,} tokens, not the {expected:,} of meta.json (truncated or edited)", AGAIN)
+            holds = f"{path} holds {tokens:,} tokens, not"
+            check(tokens == expected, f"{holds} the {expected:,} of meta.json (truncated or edited)", AGAIN)
             check(not row_tokens or tokens % row_tokens == 0,
-                  f"{path} holds {tokens:,} tokens, not a multiple of row_tokens {row_tokens}",
-                  "prepare the rows again")
+                  f"{holds} a multiple of row_tokens {row_tokens}", "prepare the rows again")
             files.append(TokenFile(path, offset, tokens, record["sha256"]))
-    remedy = {"val": "prepare with --val_shards 1, or pass --val_data_dir"}.get(split, AGAIN)
+    remedy = AGAIN
+    if split == "val":
+        remedy = "prepare with --val_shards 1, or pass --val_data_dir"
     check(files, f"{folder} has no {split} shards", remedy, FileNotFoundError)
     return files
 
 
-def _neighbours_files(folder: Path, split: str) -> tuple[list[TokenFile], str]:
-    """The files of a folder without meta.json whose names hold the split, and their format."""
-    paths = [*folder.glob(f"*{split}*.bin"), *folder.glob(f"*{split}*.npy")]
-    remedy = {"val": "add one, or pass --val_data_dir"}.get(split, "make it with python prepare_fineweb.py")
-    check(paths, f"{folder} has no {split} files *{split}*.bin or *{split}*.npy", remedy, FileNotFoundError)
-    files, formats = [], set()
-    for path in sorted(paths):
-        file, name = token_files.recognise(path)
-        files.append(file)
-        formats.add(name)
-    check(len(formats) == 1,
-          f"{folder} mixes formats ({', '.join(sorted(formats))}) in its {split} files",
-          "keep one kind")
-    return files, formats.pop()
-
-
-def open_dataset(
-    data_dir, split: str = "train", verify: bool = True, vocab_size: int = VOCAB_SIZE
-) -> tuple[TokenFiles, dict | None]:
+def open_dataset(data_dir, split: str = "train", verify: bool = True,
+                 vocab_size: int = VOCAB_SIZE) -> tuple[TokenFiles, dict | None]:
     """Open one split of a dataset folder. Returns (TokenFiles, meta or None for a neighbour's data).
 
     verify: read every file once and compare its sha256 (about 1.5 GB/s a core), or, without meta.json, check every
-    token; `False` checks names and sizes only. Raises ValueError / FileNotFoundError in one sentence.
-    """
+    token; `False` checks names and sizes only. Raises ValueError / FileNotFoundError in one sentence."""
     folder, meta, row_tokens = Path(data_dir), None, None
-    check(folder.is_dir(),
-          f"--data_dir {folder} does not exist",
-          f"make it with python prepare_fineweb.py --out_dir {folder}", FileNotFoundError)
+    remedy = f"make it with python prepare_fineweb.py --out_dir {folder}"
+    check(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
     if (folder / "meta.json").exists():
         meta = read_meta(folder)
         needed = N_GPT2_TOKENS
@@ -408,10 +375,9 @@ def open_dataset(
             row_tokens = meta["row_tokens"]
         files = _own_files(folder, split, meta, row_tokens)
     else:
-        check(not (folder / "progress.json").exists(),
-              f"{folder} holds an unfinished dataset",
-              "run the same prepare command again with --resume")
-        files, source = _neighbours_files(folder, split)
+        finished = not (folder / "progress.json").exists()
+        check(finished, f"{folder} holds an unfinished dataset", "run its prepare again with --resume")
+        files, source = token_files.neighbours_files(folder, split)
     digests = [f"unverified {file.path.name} {file.path.stat().st_size}" for file in files]
     if verify:
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -424,21 +390,19 @@ def open_dataset(
     if row_tokens:
         for path, ids in zip(tokens.paths, tokens.maps, strict=True):
             good = ids[::row_tokens] == BOS_ID
-            check(good.all(),
-                  f"row {np.argmin(good):,} of {path} does not start with BOS ({BOS_ID})",
-                  "prepare the rows again")
+            fault = f"row {np.argmin(good):,} of {path} does not start with BOS ({BOS_ID})"
+            check(good.all(), fault, "prepare the rows again")
     return tokens, meta
 
 
 def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = VOCAB_SIZE) -> dict:
-    """The first whole held-out documents worth `val_tokens` plain GPT-2 tokens (at least one document).
+    """The first whole held-out documents worth `val_tokens` (at least one document).
 
     Counted in plain GPT-2 tokens in every condition, so all arms score the same documents. Returns
     {"tokens": uint16 (N,), "token_bytes": uint16 (N,) original UTF-8 bytes each token stands for (BOS 0),
      "doc_starts": int64 (D,), "doc_hash": (D, 16) uint8 or None, "fingerprint_documents", "fingerprint_tokens"}.
     A neighbour's documents have no hashes and no fingerprint; they begin at each BOS, and tokens before the first BOS
-    are a document of their own.
-    """
+    are a document of their own."""
     files, meta = open_dataset(data_dir, "val", verify, vocab_size)
     path = Path(data_dir) / "val_documents.npz"
     if meta:
@@ -467,11 +431,7 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
         check(np.array_equal(sums, documents["utf8_bytes"][:n_docs]),
               f"{path} does not agree with the val tokens on the documents' bytes", AGAIN)
         documents["hash"] = documents["hash"][:n_docs]
-    return {
-        "tokens": tokens,
-        "token_bytes": token_bytes,
-        "doc_starts": starts,
-        "doc_hash": documents.get("hash"),
-        "fingerprint_documents": meta["val_fingerprint_documents"],
-        "fingerprint_tokens": meta["val_fingerprint_tokens"],
-    }
+    return {"tokens": tokens, "token_bytes": token_bytes,
+            "doc_starts": starts, "doc_hash": documents.get("hash"),
+            "fingerprint_documents": meta["val_fingerprint_documents"],
+            "fingerprint_tokens": meta["val_fingerprint_tokens"]}

@@ -5,8 +5,8 @@
     for place, record in read_zip("ewok.zip", "EWOK_PASSWORD"):
     for record in hub_records("openai/gsm8k", "main", "train"):
 
-What a suffix means stands in two tables, DOCUMENT_READERS and RECORD_READERS. A file that is damaged or cut off, or a
-stream that breaks, is an error: it must never look like the end of the data.
+Two tables say what a suffix means, DOCUMENT_READERS and RECORD_READERS. A file that is damaged or cut off, or a stream
+that breaks, is an error: it must never look like the end of the data.
 """
 
 from __future__ import annotations
@@ -64,21 +64,14 @@ def damage_in(path):
                          "cut off, download it again.") from error
 
 
-def decompressed(f, path):
-    """A binary file unpacked by its suffix. Arrow checks each gzip member and zstd frame to its end, checksum included
-    (the zstandard package accepts a file that was cut off)."""
+def lines_of(f, path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of a binary file's lines that are not blank, unpacked by the suffix of `path`. Arrow checks
+    each gzip member and zstd frame to its end, checksum included (the zstandard package accepts a cut-off file)."""
     import pyarrow
 
-    kinds = {".gz": "gzip", ".zst": "zstd"}
-    suffix = Path(path).suffix
-    if suffix not in kinds:
-        return f
-    return io.BufferedReader(pyarrow.CompressedInputStream(f, kinds[suffix]), 2**20)
-
-
-def lines_of(f, path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of the lines of a text file that are not blank."""
-    f = decompressed(f, path)
+    kind = {".gz": "gzip", ".zst": "zstd"}.get(Path(path).suffix)
+    if kind is not None:
+        f = io.BufferedReader(pyarrow.CompressedInputStream(f, kind), 2**20)
     for number, line in enumerate(iter(lambda: f.readline(MAX_LINE_BYTES), b""), 1):
         if len(line) == MAX_LINE_BYTES:
             raise ValueError(f"line {number:,} of {path} has {MAX_LINE_BYTES:,} bytes or more: split it up.")
@@ -122,7 +115,13 @@ def open_source(args: argparse.Namespace) -> Source:
             raise ValueError(f"--dataset {names[0]} holds no data files: name them with a glob.") from error
         source = _open_local(args, files)
     else:
-        source = _open_local(args, _glob_files(names))
+        files = []
+        for pattern in names:
+            paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+            if not paths:
+                raise FileNotFoundError(f"--dataset {pattern}: no such file or glob; check the path.")
+            files += [path for path in paths if Path(path).is_file()]
+        source = _open_local(args, files)
     if stop:
         source = source._replace(stop=stop, documents=min(stop, source.documents or stop))
     if next(read_batches(source), None) is None:
@@ -136,16 +135,6 @@ def is_hub_name(name: str) -> bool:
     return not is_file and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
 
 
-def _glob_files(patterns: list[str]) -> list[str]:
-    files = []
-    for pattern in patterns:
-        paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-        if not paths:
-            raise FileNotFoundError(f"--dataset {pattern}: no such file or glob; check the path.")
-        files += [path for path in paths if Path(path).is_file()]
-    return files
-
-
 def _open_local(args: argparse.Namespace, files: list[str]) -> Source:
     readers = [reader_of(DOCUMENT_READERS, path) for path in files]
 
@@ -156,20 +145,18 @@ def _open_local(args: argparse.Namespace, files: list[str]) -> Source:
 
     with ThreadPoolExecutor(max_workers=min(8, args.num_proc)) as pool:
         record = {"kind": "local", "files": list(pool.map(describe, files))}
-    documents = 0
-    for path, reader in zip(files, readers, strict=True):
-        if reader is _read_parquet:
+    documents = None  # only parquet says how many rows it has
+    if all(reader is _read_parquet for reader in readers):
+        documents = 0
+        for path in files:
             with damage_in(path):
                 file = _parquet_file(open(path, "rb"), path, args.text_field)
                 documents += file.metadata.num_rows
-    if any(reader is not _read_parquet for reader in readers):
-        documents = None  # only parquet says how many rows it has
     return Source("local", files, args.text_field, record, 0, documents, None, {})
 
 
 def _open_hub(args: argparse.Namespace, name: str) -> Source:
     """The files of one revision of a hub dataset; `datasets` knows which belong to a configuration and split."""
-
     def resolve(_):
         revision = hub_revision(name, args.revision)
         yield revision, *_resolve_with_datasets(name, args.config, args.split, revision)
@@ -269,8 +256,7 @@ def _parquet_file(f, path: str, field: str):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # page by page: a row group may exceed the memory
-    file = pq.ParquetFile(f, buffer_size=2**20, pre_buffer=False)
+    file = pq.ParquetFile(f, buffer_size=2**20, pre_buffer=False)  # a row group may not fit in memory
     schema = file.schema_arrow
     if field not in schema.names:
         raise ValueError(f"{path} has no column {field!r}: pass --text_field with one of {', '.join(schema.names)}.")
@@ -299,8 +285,7 @@ def _read_parquet(f, path: str, field: str, skip: int):
             if skip:
                 cut = min(skip, len(column))
                 yield cut, None
-                column = column.slice(cut)
-                skip -= cut
+                column, skip = column.slice(cut), skip - cut
             if len(column):
                 yield len(column), _utf8_list(column)
 
@@ -316,13 +301,10 @@ def _utf8_list(column) -> list[bytes | str]:
     if column.type not in (text, plain):  # dictionary, string view, null
         column = column.cast(plain)
     values = column.view(plain).to_pylist()
-    try:
+    with contextlib.suppress(pa.ArrowInvalid):
         column.view(text).validate(full=True)
-        valid = True
-    except pa.ArrowInvalid:
-        valid = False
-    if valid and all(values) and column.nbytes < MAX_DOCUMENT_BYTES:
-        return values
+        if all(values) and column.nbytes < MAX_DOCUMENT_BYTES:
+            return values
     return [_checked(value) for value in values]
 
 
@@ -498,10 +480,9 @@ RECORD_READERS = {
 def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
     """Yield (place, record), as read_records does, for each line of a zip's jsonl files.
 
-    An encrypted zip is opened in memory, with the password in that environment variable or one typed on a terminal.
-    Benchmarks are encrypted to keep their text out of corpora, so no error may hold any of it. A decoding error holds
-    what it failed on, and an exception raised inside an `except` block carries the original one: the blocks below only
-    note what went wrong."""
+    An encrypted zip is opened in memory, with the password in that environment variable or one typed on a terminal. No
+    error may hold the text: a decoding error does, and an exception raised inside an `except` block carries the
+    original one, so the blocks below only note what went wrong."""
     fault, contents = None, {}
     try:
         with zipfile.ZipFile(path) as archive:

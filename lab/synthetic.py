@@ -1,7 +1,7 @@
-r"""The embedded corpus: small documents and matching eval items from one tight world, for machines with no network.
+r"""synthetic.py owns the embedded corpus: small documents and matching eval items of one tight world, without network.
 
-    python synthetic.py --n 3                                         # three documents on stdout
-    python synthetic.py --n 500 --kind hellaswag --out items.jsonl    # or ewok, gsm8k; documents as {"text": ...}
+    python -m lab.synthetic --n 3                                         # three documents on stdout
+    python -m lab.synthetic --n 500 --kind hellaswag --out items.jsonl    # or ewok, gsm8k; documents as {"text": ...}
 
 Writes jsonl, reads nothing. A document is a world of three people and four things, told in paragraphs: outings that
 follow a fixed script per place, facts whose second sentence follows from the first, and sums. Document 724 of seed 0:
@@ -28,11 +28,11 @@ GSM8K-shaped (chance: the most frequent answer, about 0.04 of the items):
     question: Adam has 5 packs with 2 coins in each. Jane brings 4 more coins. How many coins are there?
     answer: Adam has 5 * 2 = <<5*2=10>>10 coins. \n There are 10 + 4 = <<10+4=14>>14 coins. \n #### 14
 
-What a tiny model learns in a minute is fixed knowledge (script steps, what a baker does); what longer training adds is
-reading the context (who holds the thing, which thing came along, which step is already done, products and sums).
+A tiny model learns fixed knowledge in a minute (script steps, what a baker does); longer training adds reading the
+context (who holds the thing, which thing came along, which step is already done, products and sums).
 Held out by construction: `bucket`, a hash of who, what and when, gives every combination either to documents or to one
-split of one benchmark, so an item's text is never in a document although all its parts are. Randomness is
-`random.Random(int).random()` alone, the one sequence Python promises to keep.
+split of one benchmark, so an item's text is never in a document although all its parts are. All randomness comes from
+`random.Random(int).random()`, the one sequence that Python promises to keep.
 """
 import argparse
 import itertools
@@ -43,12 +43,15 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 
+from lab import disk, processes
+
 MEDIAN_TOKENS, SIGMA = 130, 1.0  # log-normal document length in GPT-2 tokens
 CHARS_PER_TOKEN = 3.9            # of this corpus (measured): turns the length into characters
 
 NAMES = dict.fromkeys("Ann Amy Anna Eva Kate Lisa Maria Mary Jane Sarah".split(), "she")
 NAMES.update(dict.fromkeys("Tom Ben Sam Max Jack John Paul David Peter Adam".split(), "he"))
-WHEN = "One day|Today|On Monday|On Tuesday|On Wednesday|On Thursday|On Friday|On Saturday|On Sunday".split("|")
+WEEK = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+WHEN = ["One day", "Today", *(f"On {day}" for day in WEEK)]
 COLORS = "red blue green black white brown yellow pink".split()
 THINGS = "ball cup hat coat book lamp chair key drum plate bowl clock bottle rope brick glove".split()
 BOXES = "box bag basket drawer chest cabinet".split()
@@ -73,14 +76,15 @@ SCRIPTS = {
     "theater": ("shows the pass", "watches the play", "claps for the actors", "leaves the stage"),
 }
 
-# Facts: (EWoK domain, what differs between contexts, names the key is fixed for in one document, context, target,
-# {key in the context: value in the target}). Keys with different values make a minimal pair.
+# Facts: (EWoK domain, how two contexts differ, roles for which a document keeps one key, context, target, {key in the
+# context: value in the target}). Keys with different values make a minimal pair.
 FACTS = (
     ("agent-properties", "other", "n", "{n} is a {adj} {k}.", "{She} {v} every day.",
-     {"baker": "bakes bread", "teacher": "teaches children", "farmer": "grows corn", "doctor": "helps sick people",
-      "singer": "sings songs", "driver": "drives a bus"}),
+     {"baker": "bakes bread", "teacher": "teaches children", "farmer": "grows corn",
+      "doctor": "helps sick people", "singer": "sings songs", "driver": "drives a bus"}),
     ("material-dynamics", "other", "", "{n} {k} the {c} {t}.", "Now the {t} is {v}.",
-     {"heats": "hot", "freezes": "cold", "soaks": "wet", "breaks": "broken", "drags": "dirty", "folds": "flat"}),
+     {"heats": "hot", "freezes": "cold", "soaks": "wet", "breaks": "broken", "drags": "dirty",
+      "folds": "flat"}),
     ("material-properties", "material", "ct", "The {c} {t} is made of {k}.", "It {v}.",
      {"glass": "breaks easily", "wool": "feels warm", "iron": "is very heavy", "paper": "tears apart",
       "rubber": "bounces high", "ice": "melts quickly"}),
@@ -88,11 +92,14 @@ FACTS = (
      {"drops": "falls to the floor", "kicks": "rolls away", "throws": "flies through the air",
       "spins": "turns around", "pushes": "slides forward", "lifts": "goes up"}),
     ("physical-interactions", "antonym", "", "{n} {k} the {c} {box}.", "Now the {box} is {v}.",
-     {"opens": "open", "closes": "shut", "fills": "full", "empties": "empty", "locks": "locked", "cleans": "clean"}),
+     {"opens": "open", "closes": "shut", "fills": "full", "empties": "empty", "locks": "locked",
+      "cleans": "clean"}),
     ("physical-relations", "antonym", "t", "The {c} {t} is {k} the {box}.", "The {box} {v} the {t}.",
-     {"inside": "contains", "under": "covers", "on": "carries", "beside": "touches", "behind": "hides"}),
+     {"inside": "contains", "under": "covers", "on": "carries", "beside": "touches",
+      "behind": "hides"}),
     ("quantitative-properties", "antonym", "", "{When} {n} {k} some {items}.", "Now {she} has {v} {items}.",
-     {"finds": "more", "gets": "more", "wins": "more", "sells": "fewer", "drops": "fewer", "eats": "fewer"}),
+     {"finds": "more", "gets": "more", "wins": "more", "sells": "fewer", "drops": "fewer",
+      "eats": "fewer"}),
     ("social-interactions", "antonym", "", "{n} {k} {m}.", "Now {v} has the {t}.",
      {"gives the {c} {t} to": "{m}", "sends the {c} {t} to": "{m}", "takes the {c} {t} from": "{n}",
       "buys the {c} {t} from": "{n}"}),
@@ -100,8 +107,8 @@ FACTS = (
      {"wins the game": "proud", "loses a friend": "sad", "hears a strange noise": "scared",
       "works all night": "tired", "misses lunch": "hungry", "waits for hours": "bored"}),
     ("social-relations", "antonym", "nm", "{n} is the {k} of {m}.", "{m} is the {v} of {n}.",
-     {"teacher": "student", "student": "teacher", "boss": "worker", "worker": "boss", "parent": "child",
-      "child": "parent"}),
+     {"teacher": "student", "student": "teacher", "boss": "worker", "worker": "boss",
+      "parent": "child", "child": "parent"}),
     ("spatial-relations", "antonym", "tu", "The {c} {t} is {k} the {d} {u}.", "The {u} is {v} the {t}.",
      {"left of": "right of", "right of": "left of", "above": "below", "below": "above", "near": "near",
       "far from": "far from"}),
@@ -109,12 +116,17 @@ FACTS = (
 
 # Sums: (stem, question, worked lines); [x*y] is an expression to be written out with its value.
 PROBLEMS = (
-    ("{n} has {a} {packs} with {b} {items} in each.", "How many {items} does {n} have?",
+    ("{n} has {a} {packs} with {b} {items} in each.",
+     "How many {items} does {n} have?",
      ("{n} has [{a}*{b}] {items}.",)),
-    ("{n} buys {a} {items} for {b} dollars each.", "How many dollars does {n} pay?", ("{n} pays [{a}*{b}] dollars.",)),
-    ("{n} has {a} {items}. {m} brings {b} more {items}.", "How many {items} are there?",
+    ("{n} buys {a} {items} for {b} dollars each.",
+     "How many dollars does {n} pay?",
+     ("{n} pays [{a}*{b}] dollars.",)),
+    ("{n} has {a} {items}. {m} brings {b} more {items}.",
+     "How many {items} are there?",
      ("There are [{a}+{b}] {items}.",)),
-    ("{n} has {a} {packs} with {b} {items} in each. {m} brings {e} more {items}.", "How many {items} are there?",
+    ("{n} has {a} {packs} with {b} {items} in each. {m} brings {e} more {items}.",
+     "How many {items} are there?",
      ("{n} has [{a}*{b}] {items}.", "There are [{ab}+{e}] {items}.")),
 )
 
@@ -147,12 +159,13 @@ def new_world(rand) -> dict:
 
 def roles(rand, world: dict) -> dict:
     """Draws who and what a paragraph is about: template fields n, m (people), c t and d u (things), and the rest."""
+    people, things = world["people"], world["things"]
     i, j = int(rand() * 3), int(rand() * 4)
-    n, m = world["people"][i], world["people"][(i + 1 + int(rand() * 2)) % 3]
-    (c, t), (d, u) = world["things"][j], world["things"][(j + 1 + int(rand() * 3)) % 4]
-    return {"n": n, "m": m, "she": NAMES[n], "She": NAMES[n].capitalize(), "c": c, "t": t, "d": d, "u": u,
-            "When": pick(rand, WHEN), "adj": pick(rand, ADJECTIVES), "box": pick(rand, BOXES),
-            "items": pick(rand, ITEMS), "packs": pick(rand, PACKS)}
+    n, m = people[i], people[(i + 1 + int(rand() * 2)) % 3]
+    (c, t), (d, u) = things[j], things[(j + 1 + int(rand() * 3)) % 4]
+    role = {"n": n, "m": m, "she": NAMES[n], "She": NAMES[n].capitalize(), "c": c, "t": t, "d": d, "u": u}
+    options = {"When": WHEN, "adj": ADJECTIVES, "box": BOXES, "items": ITEMS, "packs": PACKS}
+    return role | {field: pick(rand, values) for field, values in options.items()}
 
 
 def fact(rand, world: dict) -> list[str]:
@@ -162,26 +175,33 @@ def fact(rand, world: dict) -> list[str]:
         _, _, fixed_for, context, target, values = FACTS[number]
         if bucket(context.format(k="", **role)) >= 2:
             break
-    key = pick(rand, list(values))
-    pair = [context.format(k=key.format(**role), **role), target.format(v=values[key].format(**role), **role)]
+    pair = filled(context, target, values, pick(rand, list(values)), role)
     if fixed_for:
-        pair = world["known"].setdefault((number, *sorted(role[f] for f in fixed_for)), pair)
+        key = (number, *sorted(role[field] for field in fixed_for))
+        pair = world["known"].setdefault(key, pair)
     return pair
+
+
+def filled(context: str, target: str, values: dict, key: str, role: dict) -> list[str]:
+    """A fact's two sentences for one of its keys."""
+    k, v = key.format(**role), values[key].format(**role)
+    return [context.format(k=k, **role), target.format(v=v, **role)]
 
 
 def outing(role: dict, place: str) -> list[str]:
     """Seven sentences: who goes where with what, the four steps of that place, and the thing comes home again."""
-    opening = ["{When} {n} goes to the {place} with {m}.", "{She} takes the {c} {t} along."]
-    steps = (*SCRIPTS[place], "brings back the {c} {t}")
-    story = opening + [f"{lead} {{she}} {step}." for lead, step in zip(SCRIPT_LEAD, steps, strict=True)]
-    return [sentence.format(place=place, **role) for sentence in story]
+    sentences = ["{When} {n} goes to the {place} with {m}.", "{She} takes the {c} {t} along."]
+    for lead, step in zip(SCRIPT_LEAD, (*SCRIPTS[place], "brings back the {c} {t}"), strict=True):
+        sentences.append(f"{lead} {{she}} {step}.")
+    return [sentence.format(place=place, **role) for sentence in sentences]
 
 
 def sum_problem(rand, world: dict, allowed: range) -> tuple[str, str, list[str]]:
     """A stem whose bucket is allowed, its question, and its worked lines with expressions still in brackets."""
     while True:
         role, (stem, question, lines) = roles(rand, world), pick(rand, PROBLEMS)
-        role["a"], role["b"], role["e"] = 2 + int(rand() * 8), 2 + int(rand() * 8), 2 + int(rand() * 8)
+        for field in "abe":
+            role[field] = 2 + int(rand() * 8)
         role["ab"] = role["a"] * role["b"]
         stem = stem.format(**role)
         if bucket(stem) in allowed:
@@ -189,29 +209,41 @@ def sum_problem(rand, world: dict, allowed: range) -> tuple[str, str, list[str]]
 
 
 def work_out(line: str, write: Callable[[int, str, int, int], str]) -> str:
-    """Replaces each bracketed expression of a worked line by write(x, operator, y, value)."""
+    """Replaces each bracketed expression of a worked line by write(x, sign, y, value)."""
+
     def replace(match: re.Match) -> str:
-        x, operator, y = int(match[1]), match[2], int(match[3])
-        return write(x, operator, y, x * y if operator == "*" else x + y)
+        x, sign, y = int(match[1]), match[2], int(match[3])
+        return write(x, sign, y, {"*": x * y, "+": x + y}[sign])
+
     return re.sub(r"\[(\d+)([*+])(\d+)\]", replace, line)
 
 
 def sums(rand, world: dict) -> list[str]:
     """A worked problem or a few bare sums; products in every spelling, some with operands the injector must skip."""
-    def write(x: int, operator: str, y: int, value: int) -> str:
+
+    def write(x: int, sign: str, y: int, value: int) -> str:
         u = rand()
-        if operator == "+" or u < 0.75:
-            return f"{x} {operator} {y} = {value}"
-        return (f"{x} * {y}", f"{x}*{y}={value}", f"{x} × {y} = {value}", f"{x}*{y}")[int((u - 0.75) * 16)]
+        if sign == "+" or u < 0.75:
+            return f"{x} {sign} {y} = {value}"
+        spellings = f"{x} * {y}", f"{x}*{y}={value}", f"{x} × {y} = {value}", f"{x}*{y}"
+        return spellings[int((u - 0.75) * 16)]
 
     if rand() < 0.6:
         stem, question, lines = sum_problem(rand, world, range(5, 10))
-        return [stem] + [question] * (rand() < 0.5) + [work_out(line, write) for line in lines]
+        sentences = [stem]
+        if rand() < 0.5:
+            sentences.append(question)
+        return sentences + [work_out(line, write) for line in lines]
     drill = []
     for _ in range(1 + int(rand() * 4)):
         x, y, u = 1 + int(rand() * 9), 1 + int(rand() * 9), rand()
-        x += 10 * (u < 0.08)
-        drill.append(f"{x} x {y} = {x * y}." if u > 0.94 else work_out(f"[{x}{'+*'[u < 0.8]}{y}].", write))
+        if u < 0.08:
+            x += 10
+        sign = "*" if u < 0.8 else "+"
+        if u > 0.94:
+            drill.append(f"{x} x {y} = {x * y}.")
+        else:
+            drill.append(work_out(f"[{x}{sign}{y}].", write))
     return drill
 
 
@@ -240,12 +272,14 @@ def document(seed: int, index: int) -> str:
 def documents(seed: int = 0, start: int = 0, stop: int | None = None) -> Iterator[str]:
     """Documents start, start + 1, ... (up to `stop`, else without end); each depends on (seed, its number) alone."""
     if seed < 0 or start < 0:
-        raise ValueError(f"seed and start must be >= 0, got {seed} and {start}: call documents(seed=0, start=0)")
-    return (document(seed, i) for i in (itertools.count(start) if stop is None else range(start, stop)))
+        raise ValueError(f"seed {seed} and start {start} must be >= 0: call documents(seed=0, start=0).")
+    numbers = itertools.count(start) if stop is None else range(start, stop)
+    return (document(seed, i) for i in numbers)
 
 
-def distinct(rand, n: int, draw: Callable[[Callable], dict | None], text_of: Callable[[dict], str]) -> list[dict]:
-    """n items of `draw` (None: rejected) that differ in text_of(item); ValueError when the world has not that many."""
+def distinct(rand, n: int, draw: Callable, text_of: Callable[[dict], str]) -> list[dict]:
+    """n items of draw(rand) that differ in text_of(item); None from `draw` is no item. ValueError when the world has
+    not that many."""
     items, seen, tries = [], set(), 0
     while len(items) < n:
         item = draw(rand)
@@ -254,7 +288,7 @@ def distinct(rand, n: int, draw: Callable[[Callable], dict | None], text_of: Cal
             seen.add(text_of(item))
             items.append(item)
         elif tries > 1000 * (n + 10):
-            raise ValueError(f"this world has only about {len(items)} such items, {n} were asked for: ask for fewer")
+            raise ValueError(f"this world has only about {len(items)} such items, not {n}: ask for fewer.")
     return items
 
 
@@ -265,34 +299,42 @@ def hellaswag_items(n: int, seed: int = 0, split: str = "val") -> list[dict]:
     after the last step they are other things to bring back. Items 2k and 2k + 1 cut one story and share `source_id`.
     """
     if split not in ("train", "val"):
-        raise ValueError(f"split is {split!r}: use 'train' or 'val'")
+        raise ValueError(f"split is {split!r}: use 'train' or 'val'.")
     rand = random.Random(seed << 1 | (split == "val")).random
 
     def story(rand) -> dict | None:
         place = pick(rand, list(SCRIPTS))
-        told = outing(roles(rand, new_world(rand)), place)
-        return {"place": place, "told": told} if bucket(told[0]) == ("val", "train").index(split) else None
+        sentences = outing(roles(rand, new_world(rand)), place)
+        if bucket(sentences[0]) != ("val", "train").index(split):
+            return None
+        return {"place": place, "sentences": sentences}
 
+    stories = distinct(rand, (n + 1) // 2, story, lambda story: story["sentences"][0])
     items, shift = [], 0
-    for number, tale in enumerate(distinct(rand, (n + 1) // 2, story, lambda tale: tale["told"][0])):
-        first, place = int(rand() * 5), tale["place"]
+    for number, story in enumerate(stories):
+        place, sentences = story["place"], story["sentences"]
+        she = sentences[1].split()[0].lower()
+        first = int(rand() * 5)
         for cut in (first, (first + 1 + int(rand() * 4)) % 5):
-            she = tale["told"][1].split()[0].lower()
-            ctx_a, ctx_b = " ".join(tale["told"][:2 + cut]), f"{SCRIPT_LEAD[cut]} {she}"
-            endings = [tale["told"][2 + cut].removeprefix(ctx_b + " ")]
+            ctx_a, ctx_b = " ".join(sentences[: 2 + cut]), f"{SCRIPT_LEAD[cut]} {she}"
+            endings = [sentences[2 + cut].removeprefix(ctx_b + " ")]
             if cut < 4 and rand() < 1 / 3:
                 endings.append(SCRIPTS[place][(cut + 1 + int(rand() * 3)) % 4] + ".")
             while len(endings) < 4:
-                other = (f"brings back the {pick(rand, COLORS)} {pick(rand, THINGS)}." if cut == 4 else
-                         SCRIPTS[pick(rand, list(SCRIPTS))][cut] + ".")
+                if cut == 4:
+                    other = f"brings back the {pick(rand, COLORS)} {pick(rand, THINGS)}."
+                else:
+                    other = SCRIPTS[pick(rand, list(SCRIPTS))][cut] + "."
                 if other not in endings:
                     endings.append(other)
-            shift = int(rand() * 4) if len(items) % 4 == 0 else shift
+            if len(items) % 4 == 0:
+                shift = int(rand() * 4)
             label = (len(items) + shift) % 4
             endings[0], endings[label] = endings[label], endings[0]
-            items.append({"ind": len(items), "activity_label": f"Visiting the {place}", "ctx_a": ctx_a, "ctx_b": ctx_b,
-                          "ctx": f"{ctx_a} {ctx_b}", "split": split, "split_type": "indomain", "label": label,
-                          "endings": endings, "source_id": f"synthetic~{split}-{seed}-{number}"})
+            items.append({
+                "ind": len(items), "activity_label": f"Visiting the {place}", "ctx_a": ctx_a, "ctx_b": ctx_b,
+                "ctx": f"{ctx_a} {ctx_b}", "split": split, "split_type": "indomain", "label": label,
+                "endings": endings, "source_id": f"synthetic~{split}-{seed}-{number}"})
     return items[:n]
 
 
@@ -304,13 +346,13 @@ def ewok_items(n: int, seed: int = 0) -> list[dict]:
         number = next(turn) % len(FACTS)
         domain, differs, _, context, target, values = FACTS[number]
         while True:
-            role, one, two = roles(rand, new_world(rand)), pick(rand, list(values)), pick(rand, list(values))
+            role = roles(rand, new_world(rand))
+            one, two = pick(rand, list(values)), pick(rand, list(values))
             if values[one] != values[two] and bucket(context.format(k="", **role)) < 2:
                 break
         item = {"Domain": domain, "ConceptA": one.split()[0], "ConceptB": two.split()[0]}
-        for i, key in ((1, one), (2, two)):
-            item[f"Context{i}"] = context.format(k=key.format(**role), **role)
-            item[f"Target{i}"] = target.format(v=values[key].format(**role), **role)
+        item["Context1"], item["Target1"] = filled(context, target, values, one, role)
+        item["Context2"], item["Target2"] = filled(context, target, values, two, role)
         keys = "-".join(str(list(values).index(key)) for key in sorted((one, two)))
         swap = "variable swap" if domain == "social-interactions" else "concept swap"
         return item | {"TargetDiff": swap, "ContextDiff": differs, "ContextType": "direct",
@@ -322,11 +364,11 @@ def ewok_items(n: int, seed: int = 0) -> list[dict]:
 def gsm8k_items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
     """n problems {"question", "answer"} with GSM8K's `<<6*9=54>>54` notes and last line `#### 54`; disjoint splits."""
     if split not in ("train", "test"):
-        raise ValueError(f"split is {split!r}: use 'train' or 'test'")
+        raise ValueError(f"split is {split!r}: use 'train' or 'test'.")
     allowed = range(0, 2) if split == "test" else range(2, 5)
 
-    def write(x: int, operator: str, y: int, value: int) -> str:
-        return f"{x} {operator} {y} = <<{x}{operator}{y}={value}>>{value}"
+    def write(x: int, sign: str, y: int, value: int) -> str:
+        return f"{x} {sign} {y} = <<{x}{sign}{y}={value}>>{value}"
 
     def problem(rand) -> dict:
         stem, question, lines = sum_problem(rand, new_world(rand), allowed)
@@ -334,45 +376,49 @@ def gsm8k_items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
         result = re.findall(r">>(\d+)", lines[-1])[-1]
         return {"question": f"{stem} {question}", "answer": "\n".join(lines + [f"#### {result}"])}
 
-    return distinct(random.Random(seed << 1 | (split == "test")).random, n, problem, lambda item: item["question"])
+    rand = random.Random(seed << 1 | (split == "test")).random
+    return distinct(rand, n, problem, lambda item: item["question"])
+
+
+ITEM_MAKERS = {"hellaswag": hellaswag_items, "ewok": ewok_items, "gsm8k": gsm8k_items}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Samples of the synthetic corpus and of its eval items.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python synthetic.py --n 500 --kind hellaswag --seed 1 --out hellaswag_synthetic.jsonl")
-    what, where = parser.add_argument_group("what"), parser.add_argument_group("where")
-    what.add_argument("--kind", choices=("documents", "hellaswag", "ewok", "gsm8k"), default="documents")
-    what.add_argument("--split", default=None, help="hellaswag: val (default) or train; gsm8k: train (default) or test")
-    what.add_argument("--n", type=int, default=3, help="how many documents or items, >= 0 (default 3)")
-    what.add_argument("--start", type=int, default=0, help="number of the first document, >= 0 (default 0)")
-    what.add_argument("--seed", type=int, default=0, help=">= 0 (default 0)")
-    where.add_argument("--out", default=None, help="jsonl file to write (default: off, print to stdout)")
+        prog="python -m lab.synthetic", description="Samples of the synthetic corpus and of its eval items.",
+        epilog="example: python -m lab.synthetic --n 500 --kind hellaswag --seed 1 --out hellaswag_synthetic.jsonl")
+    add = parser.add_argument_group("what").add_argument
+    add("--kind", choices=("documents", *ITEM_MAKERS), default="documents", help="(default documents)")
+    add("--split", default=None, help="hellaswag: val (default) or train; gsm8k: train (default) or test")
+    add("--n", type=int, default=3, help="how many documents or items, >= 0 (default 3)")
+    add("--start", type=int, default=0, help="number of the first document, >= 0 (default 0)")
+    add("--seed", type=int, default=0, help=">= 0 (default 0)")
+    add = parser.add_argument_group("where").add_argument
+    add("--out", default=None, help="jsonl file to write (default: off, print to stdout)")
     args = parser.parse_args()
-    makers = {"hellaswag": hellaswag_items, "ewok": ewok_items, "gsm8k": gsm8k_items}
-    split = {"split": args.split} if args.split else {}
     if min(args.n, args.start, args.seed) < 0:
-        parser.error("--n, --start and --seed must be >= 0: drop the minus sign")
-    if split and args.kind in ("documents", "ewok"):
-        parser.error(f"--kind {args.kind} has no splits: drop --split")
-    try:
-        if args.kind == "documents":
-            rows = ({"text": text} for text in documents(args.seed, args.start, args.start + args.n))
-        else:
-            rows = makers[args.kind](args.n, args.seed, **split)
-        if args.out is None:
-            for row in rows:
-                print(row["text"] + "\n" if args.kind == "documents" else json.dumps(row, ensure_ascii=False))
-            return
-        with open(args.out, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        parser.error("--n, --start and --seed must be >= 0: drop the minus sign.")
+    options = {"split": args.split} if args.split else {}
+    if options and args.kind in ("documents", "ewok"):
+        parser.error(f"--kind {args.kind} has no splits: drop --split.")
+    if args.kind == "documents":
+        rows = ({"text": text} for text in documents(args.seed, args.start, args.start + args.n))
+    else:
+        rows = ITEM_MAKERS[args.kind](args.n, args.seed, **options)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if args.out is not None:
+        try:
+            with disk.replacing(args.out) as f:
+                f.writelines(line.encode() for line in lines)
+        except OSError as error:
+            raise ValueError(f"cannot write {args.out} ({error.strerror}): choose another --out.") from None
         print(f"wrote {args.n} {args.kind} to {args.out}")
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-    except OSError as error:
-        raise SystemExit(f"cannot write {args.out} ({error.strerror}): choose another --out") from None
+        return
+    if args.kind == "documents":
+        lines = (row["text"] + "\n\n" for row in rows)
+    for line in lines:
+        print(line, end="")
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "synthetic.py")

@@ -18,6 +18,7 @@ import numpy as np
 from lab import disk
 
 AGAIN = "prepare the data again"
+LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER_BYTES = 20240520, 1, 1024
 
 
 def check(condition, fault: str, remedy: str, kind: type[Exception] = ValueError) -> None:
@@ -27,20 +28,17 @@ def check(condition, fault: str, remedy: str, kind: type[Exception] = ValueError
 
 
 # ------------------------------------------------------------------------------------------------------------
-# formats: each function gives (byte offset of the tokens, number of tokens), or None for a file of another format, and
-# raises ValueError for a damaged one
-
-LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER_BYTES = 20240520, 1, 1024
+# formats: each function gives (byte offset of the tokens, number of tokens), or None for a file of another
+# format, and raises ValueError for a damaged one
 
 
 def _npy_layout(path: Path) -> tuple[int, int] | None:
-    """build-nanogpt: numpy's own file of one row of uint16."""
     if path.suffix != ".npy":
         return None
     try:
         array = np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable .npy file ({error}): write or download it again.") from error
+        raise ValueError(f"{path} is not a readable .npy ({error}): download it again.") from error
     check(array.dtype == np.uint16 and array.ndim == 1,
           f"{path} holds {array.dtype} of shape {array.shape}, not a row of uint16",
           "convert it with numpy's astype('uint16') and save it again")
@@ -48,7 +46,6 @@ def _npy_layout(path: Path) -> tuple[int, int] | None:
 
 
 def _llmc_layout(path: Path) -> tuple[int, int] | None:
-    """llm.c and modded-nanogpt: 256 int32 (magic, version, tokens, zeros), then uint16."""
     with open(path, "rb") as f:
         head = f.read(LLMC_HEADER_BYTES)
     if len(head) < LLMC_HEADER_BYTES:
@@ -56,24 +53,18 @@ def _llmc_layout(path: Path) -> tuple[int, int] | None:
     magic, version, tokens, *rest = np.frombuffer(head, "<i4").tolist()
     if any(rest) and magic != LLMC_MAGIC:  # in a text, the 253 zeros would be the same token 506 times
         return None
-    check(magic == LLMC_MAGIC,
-          f"{path} starts with a header whose magic is {magic}, not {LLMC_MAGIC}",
-          "write it again with the GPT-2 (uint16) tokenizer, or remove the header")
-    check(version == LLMC_VERSION,
-          f"{path} is an llm.c file of version {version}, not {LLMC_VERSION} (uint16)",
-          "write it again with the GPT-2 tokenizer")
-    stored = path.stat().st_size - LLMC_HEADER_BYTES
-    check(stored == 2 * tokens,
-          f"{path} was cut off: it should hold {tokens:,} tokens but has {stored // 2:,}",
-          "download it again")
+    again = "write it again with GPT-2's uint16 tokenizer, or remove the header"
+    check(magic == LLMC_MAGIC, f"{path} has a header whose magic is {magic}, not {LLMC_MAGIC}", again)
+    check(version == LLMC_VERSION, f"{path} has llm.c version {version}, not {LLMC_VERSION}", again)
+    stored = (path.stat().st_size - LLMC_HEADER_BYTES) // 2
+    check(stored == tokens,
+          f"{path} was cut off: it should hold {tokens:,} tokens but has {stored:,}", "get it again")
     return LLMC_HEADER_BYTES, tokens
 
 
 def headerless_layout(path: Path) -> tuple[int, int]:
-    """nanoGPT, and this repo's shards: nothing but uint16."""
     size = path.stat().st_size
-    check(size % 2 == 0,
-          f"{path} has an odd number of bytes ({size:,}), so it was cut off or is not uint16",
+    check(size % 2 == 0, f"{path} has an odd number of bytes ({size:,}), which uint16 never has",
           "write or download it again")
     return 0, size // 2
 
@@ -99,28 +90,42 @@ class TokenFile(NamedTuple):
         return np.asarray(data.view(np.ndarray))
 
     def verify(self, vocab_size: int) -> str:
-        """The file's sha256, which must be the one expected; else all its tokens must be below vocab_size."""
+        """The file's sha256. ValueError unless it is the one expected or, where none is, all tokens fit."""
         actual = disk.sha256_file(self.path)
         if self.sha256 is not None:
-            check(actual == self.sha256,
-                  f"{self.path} does not match its checksum in meta.json (edited or damaged)", AGAIN)
+            check(actual == self.sha256, f"{self.path} does not match its checksum in meta.json", AGAIN)
             return actual
         data = self.memmap()
         for start in range(0, self.tokens, 2**24):
             block = data[start : start + 2**24]
             first = int(np.argmax(block >= vocab_size))  # 0 also when there is none
-            check(block[first] < vocab_size,
-                  f"{self.path} has token {block[first]} at position {start + first:,}, not below {vocab_size:,}",
+            where = f"{self.path} has token {block[first]} at position {start + first:,}"
+            check(block[first] < vocab_size, f"{where}, not below {vocab_size:,}",
                   "prepare the data again with GPT-2's tokenizer, or raise --vocab_size")
         return actual
 
 
-def recognise(path: Path) -> tuple[TokenFile, str]:
-    """(where the tokens of a neighbour's file are, name of its format). ValueError when it is empty or damaged."""
-    check(path.stat().st_size, f"{path} is empty", AGAIN)
-    for name, layout_of in FILE_FORMATS.items():
-        if layout := layout_of(path):
-            return TokenFile(path, *layout), name
+def neighbours_files(folder: Path, split: str) -> tuple[list[TokenFile], str]:
+    """The token files of a folder whose names hold the split, and their format.
+
+    FileNotFoundError when there is none; ValueError when one is empty or damaged, or formats are mixed."""
+    paths = [*folder.glob(f"*{split}*.bin"), *folder.glob(f"*{split}*.npy")]
+    remedy = "make them with python prepare_fineweb.py"
+    if split == "val":
+        remedy = "add one, or pass --val_data_dir"
+    fault = f"{folder} has no {split} files *{split}*.bin or *{split}*.npy"
+    check(paths, fault, remedy, FileNotFoundError)
+    files, formats = [], set()
+    for path in sorted(paths):
+        check(path.stat().st_size, f"{path} is empty", AGAIN)
+        for name, layout_of in FILE_FORMATS.items():
+            if layout := layout_of(path):
+                files.append(TokenFile(path, *layout))
+                formats.add(name)
+                break
+    listed = ", ".join(sorted(formats))
+    check(len(formats) == 1, f"{folder} mixes formats ({listed}) in its {split} files", "keep one kind")
+    return files, formats.pop()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -130,32 +135,28 @@ def recognise(path: Path) -> tuple[TokenFile, str]:
 class TokenFiles:
     """One split of a dataset as one long row of tokens: memmapped files, addressed across file borders.
 
-    Attributes: paths, n_tokens, row_tokens (None for a stream; seq_len + 1 for rows), fingerprint, source (format).
-    """
+    Attributes: paths, n_tokens, row_tokens (None for a stream; seq_len + 1 for rows), fingerprint, source (format)."""
 
-    def __init__(self, files: list[TokenFile], source: str, row_tokens: int | None = None, fingerprint=""):
+    def __init__(self, files: list[TokenFile], source: str, row_tokens: int | None, fingerprint: str):
         self.paths = [file.path for file in files]
         self.source, self.row_tokens, self.fingerprint = source, row_tokens, fingerprint
         self.maps = [file.memmap() for file in files]
-        self.starts = np.cumsum([0, *map(len, self.maps)])
-        self._bounds = self.starts.tolist()
+        self._bounds = np.cumsum([0, *map(len, self.maps)]).tolist()
         self.n_tokens = self._bounds[-1]
 
     def n_sequences(self, seq_len: int) -> int:
-        """Training sequences of seq_len + 1 tokens: rows, or stream windows with stride seq_len (targets never repeat).
+        """Sequences of seq_len + 1 tokens: rows, or stream windows with stride seq_len (targets never repeat).
 
-        Raises ValueError when rows were packed for another seq_len, or the data is shorter than one sequence.
-        """
+        ValueError when rows were packed for another seq_len, or the data is shorter than one sequence."""
         if self.row_tokens is not None:
             packed = self.row_tokens - 1
-            check(seq_len == packed,
-                  f"these rows were packed for --seq_len {packed}, not {seq_len}",
+            fault = f"these rows were packed for --seq_len {packed}, not {seq_len}"
+            check(seq_len == packed, fault,
                   f"pass --seq_len {packed}, or run prepare_bos_rows.py --seq_len {seq_len}")
             return self.n_tokens // self.row_tokens
         n = (self.n_tokens - 1) // seq_len
-        check(n >= 1,
-              f"{self.n_tokens:,} tokens are less than one sequence of seq_len {seq_len} + 1",
-              "lower --seq_len or prepare more data")
+        fault = f"{self.n_tokens:,} tokens are less than one sequence of seq_len {seq_len} + 1"
+        check(n >= 1, fault, "lower --seq_len or prepare more data")
         return n
 
     def read(self, indices, seq_len: int, out: np.ndarray | None = None) -> np.ndarray:

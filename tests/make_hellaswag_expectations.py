@@ -25,8 +25,9 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 import hellaswag  # noqa: E402
-from lab import benchmarks, shards  # noqa: E402
+from lab import benchmarks  # noqa: E402
 from lab.hf import export_hf, to_hf_state  # noqa: E402
+from lab.tokenizer import write_hf_tokenizer  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 FILE = Path(__file__).with_name("hellaswag_expectations.json")
@@ -71,7 +72,7 @@ def harness(model: GPT, items: list[dict], bos: bool, export: bool = False) -> l
     c, task = model.config, Path(lm_eval.tasks.hellaswag.utils.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         if export:
-            export_hf(model, f"{folder}/hf", shards.write_hf_tokenizer)
+            export_hf(model, f"{folder}/hf", write_hf_tokenizer)
             hf, tokenizer = f"{folder}/hf", f"{folder}/hf"
         else:
             config = GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,

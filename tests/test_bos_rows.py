@@ -20,6 +20,7 @@ import prepare_bos_rows
 import prepare_fineweb
 import train_gpt
 from lab import data_order, disk, runs, shards, sources, synthetic
+from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
 REAL = REPO.parent / "shared" / "data"
@@ -36,7 +37,7 @@ TEXTS = [  # short ones, and every seventh several rows long
 
 def linear_scan(documents, row_tokens, buffer_docs, overflow):
     """The algorithm in plain words: (rows, per row (documents, tokens cropped, too long, in the buffer), tail)."""
-    bos = np.array([shards.BOS_ID])
+    bos = np.array([BOS_ID])
     source = []
     for document in documents:
         if overflow == "crop":
@@ -101,7 +102,7 @@ def arguments(out_dir, row_tokens, buffer_docs, overflow, batch_docs=256):
 def documents_of(lengths, seed=0):
     """Documents of given lengths: BOS and tokens that tell them apart."""
     draw = np.random.default_rng(seed)
-    return [np.concatenate([[shards.BOS_ID], draw.integers(0, 50256, n - 1)]).astype(np.uint16) for n in lengths]
+    return [np.concatenate([[BOS_ID], draw.integers(0, 50256, n - 1)]).astype(np.uint16) for n in lengths]
 
 
 def pack(documents, row_tokens, buffer_docs, overflow, calls=1, batch_docs=256):
@@ -136,7 +137,7 @@ def check_rows(documents, row_tokens, buffer_docs, overflow, **how):
     assert read + added == rows.size + cropped + tail
     assert fields["crop_fraction"] == cropped / (cropped + rows.size)
     assert read == rows.size + sum(fields["account"].values())
-    assert (rows[:, 0] == shards.BOS_ID).all()
+    assert (rows[:, 0] == BOS_ID).all()
     if overflow == "crop":
         assert added == 0
     if overflow == "requeue":
@@ -203,7 +204,7 @@ def test_random_lengths(overflow):
 
 def test_equal_documents_leave_in_order_of_arrival():
     """Ties: of equal lengths the earliest is placed, also among cut ones, and a requeued rest is the latest."""
-    documents = [np.array([shards.BOS_ID, i, i, i], np.uint16) for i in range(8)]
+    documents = [np.array([BOS_ID, i, i, i], np.uint16) for i in range(8)]
     rows, _ = pack(documents, 8, 4, "crop")
     assert rows[:, 1].tolist() == [0, 2, 4, 6] and rows[:, 5].tolist() == [1, 3, 5, 7]
     rows, fields = pack(documents, 6, 4, "crop")  # a whole one, then two tokens of the next
@@ -211,7 +212,7 @@ def test_equal_documents_leave_in_order_of_arrival():
     assert fields["tokens_cropped_total"] == 8
     rows, _ = pack(documents, 6, 8, "requeue")  # the rest of document 1 is cut again, then fits behind document 3
     assert rows[:4, 1].tolist() == [0, 2, 3, 4] and rows[:4, 5].tolist() == [1, 1, 1, 5]
-    documents = [np.array([shards.BOS_ID] + [i] * n, np.uint16) for i, n in enumerate([3, 4, 3])]
+    documents = [np.array([BOS_ID] + [i] * n, np.uint16) for i, n in enumerate([3, 4, 3])]
     rows, _ = pack(documents, 6, 3, "requeue")  # document 0 leaves its BOS in row 0 and then waits behind document 2
     assert rows[:, 1].tolist() == [1, 2] and rows[1, 5] == 0
 
@@ -293,7 +294,7 @@ def train_documents(folder):
     """The documents of a stream dataset's train split."""
     tokens = shards.open_dataset(folder)[0]
     ids = tokens.slice(0, tokens.n_tokens)
-    return np.split(ids, np.flatnonzero(ids == shards.BOS_ID)[1:])
+    return np.split(ids, np.flatnonzero(ids == BOS_ID)[1:])
 
 
 def rows_of(folder):
@@ -352,8 +353,8 @@ def test_meta_has_every_field_of_document_001(corpus, tmp_path):
     cropped = meta["tokens_cropped_total"]
     assert cropped > 0 and meta["crop_fraction"] == cropped / (cropped + meta["rows_written_total"] * 65)
     rows = rows_of(tmp_path / "d")
-    assert sum(record["documents"] for record in train) == (rows == shards.BOS_ID).sum()
-    text = shards.get_tokenizer().token_byte_lengths()
+    assert sum(record["documents"] for record in train) == (rows == BOS_ID).sum()
+    text = get_tokenizer().token_byte_lengths()
     assert sum(record["utf8_bytes"] for record in train) == text[rows].sum()
     stream = {"dataset", "config", "split", "text_field", "tokenizer", "vocab_size", "dtype", "bos_token_id",
               "doc_format", "shard_tokens", "val_shards", "num_shards_total", "tokens_written_total", "docs_processed",
@@ -404,7 +405,7 @@ def test_mul_token_rate_is_that_of_the_rows(corpus, tmp_path):
     read = prepare(corpus, tmp_path / "s", "--condition", "mul_tokens", script=prepare_fineweb)["mul_tokens_in_train"]
     meta = prepare(corpus, tmp_path / "d", "--condition", "mul_tokens")
     rows = rows_of(tmp_path / "d")
-    count = int((rows >= shards.FIRST_MUL_ID).sum())
+    count = int((rows >= FIRST_MUL_ID).sum())
     assert 0 < count < read and meta["mul_tokens_in_train"] == count == sum(meta["mul_token_counts"].values())
     assert meta["mul_token_rate"] == count / rows.size
     meta = prepare(corpus, tmp_path / "r", "--condition", "mul_tokens", "--overflow", "requeue")
@@ -475,7 +476,6 @@ def test_kill_anywhere_and_resume(corpus, tmp_path, monkeypatch, overflow, worke
     flags += ["--target_tokens", 150_000] if overflow == "crop" else []
     whole = prepare(corpus, tmp_path / "whole", *flags)
     monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(prepare_bos_rows, "SPILL_SLACK", 1000)  # the buffer's file is written afresh now and then
     draw, kills, rounds = random.Random(overflow), 0, 0
     while kills < 20:
         rounds += 1
@@ -501,9 +501,8 @@ def test_kill_anywhere_and_resume(corpus, tmp_path, monkeypatch, overflow, worke
         assert {k: meta[k] for k in same} == {k: whole[k] for k in same}
 
 
-def test_state_restores_the_buffer_at_any_document(tmp_path, monkeypatch):
+def test_state_restores_the_buffer_at_any_document(tmp_path):
     """The rows after a restart between any two portions: a new RowTrain made of the state goes on as the old one."""
-    monkeypatch.setattr(prepare_bos_rows, "SPILL_SLACK", 300)
     draw = np.random.default_rng(2)
     documents = documents_of(draw.choice([3, 9, 16, 17, 18, 40, 200], 500).tolist())
     for overflow in OVERFLOWS:
@@ -519,14 +518,15 @@ def test_state_restores_the_buffer_at_any_document(tmp_path, monkeypatch):
                 lengths = np.array([len(document) for document in batch])
                 train.add(writer, np.concatenate(batch), lengths, lengths)
                 state = train.state()
-            with open(max(folder.glob("packer_buffer_*.tmp")), "ab") as f:  # what a kill may leave behind
-                f.write(b"garbage")
             assert len(list(folder.glob("packer_buffer_*.tmp"))) <= 2
+            unfinished = folder / f"packer_buffer_{state['commits'] + 1:06d}.tmp.tmp"  # what a kill may leave behind
+            unfinished.write_bytes(b"garbage")
             largest = max(largest, *(path.stat().st_size for path in folder.glob("packer_buffer_*.tmp")))
         entries, resumed = train.finish(writer)
         assert np.array_equal(np.concatenate(writer.ids).reshape(-1, 17), expected)
         assert resumed | {"account": entries} == fields
-        assert state["spill"] >= 2 and largest < 300 + 4 * 30 * 2 * 17  # the file stays within a few buffers
+        overhead = prepare_bos_rows.REPORT_BINS * 4 * 8 + 10_000  # the report, the names of the arrays
+        assert largest < overhead + 30 * (2 * 17 + 8)  # the file holds no more than one buffer
 
 
 def test_resume_refuses_other_rows(corpus, tmp_path, monkeypatch):
@@ -549,7 +549,10 @@ def test_resume_refuses_other_rows(corpus, tmp_path, monkeypatch):
     saved = [path.read_bytes() for path in buffers]
     for path in buffers:
         path.unlink()
-    assert "is missing or shorter than recorded" in sentence_of(corpus, tmp_path / "d", "--resume")
+    assert "is missing or damaged" in sentence_of(corpus, tmp_path / "d", "--resume")
+    for path, data in zip(buffers, saved, strict=True):
+        path.write_bytes(data[: len(data) // 2])
+    assert "is missing or damaged" in sentence_of(corpus, tmp_path / "d", "--resume")
     for path, data in zip(buffers, saved, strict=True):
         path.write_bytes(data)
     prepare(corpus, tmp_path / "d", "--resume", "--batch_docs", 9)  # which changes no row
@@ -643,7 +646,7 @@ def test_trainer_reads_rows(corpus, tmp_path, monkeypatch):
     torch.set_num_threads(threads)
     assert {x.shape for x, _ in seen} == {y.shape for _, y in seen} == {(4, 64)}
     x, y = (torch.cat(part).numpy() for part in zip(*seen, strict=True))
-    assert (x[:, 0] == shards.BOS_ID).all() and np.array_equal(x[:, 1:], y[:, :-1])
+    assert (x[:, 0] == BOS_ID).all() and np.array_equal(x[:, 1:], y[:, :-1])
     read = Counter(np.append(a, b[-1]).astype(np.uint16).tobytes() for a, b in zip(x, y, strict=True))
     assert len(x) == 16 * steps and not read - Counter(row.tobytes() for row in rows)
     data = runs.read_config(out)["data"]

@@ -15,6 +15,7 @@ from conftest import DOCS, ENV, REPO, base_loss, default_flags, make_run, write_
 import compare_runs
 from lab import ab_gate, ab_numbers, ab_report, ab_stats, runs
 from lab.results import append_result
+from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 
 NOISE_A = (0.0021, -0.0013, 0.0004, -0.0017, 0.0009)  # what a seed does to an arm, so that verdicts are known
 NOISE_B = (0.0016, -0.0008, -0.0003, -0.0020, 0.0012)
@@ -63,17 +64,17 @@ def test_reads_runs_of_the_trainer(tmp_path, capsys):
 
     rng = np.random.default_rng(0)
     words = rng.integers(0, 50257, 40)
-    lengths = shards.get_tokenizer().token_byte_lengths()
+    lengths = get_tokenizer().token_byte_lengths()
     writer = shards.DatasetWriter(tmp_path / "data", {"made_by": "test"}, shard_tokens=3000, val_shards=1)
     for i in range(60):
-        ids = np.array([shards.BOS_ID, *rng.choice(words, rng.integers(5, 60))], np.uint16)
+        ids = np.array([BOS_ID, *rng.choice(words, rng.integers(5, 60))], np.uint16)
         count = int(lengths[ids].sum())
         if i % 10 == 0:
             writer.write_val_document(ids, bytes([i]) * 16, len(ids), count, [])
         else:
             writer.write("train", ids, np.array([len(ids)]), np.array([count]))
     writer.commit({})
-    writer.finish({"format": "stream", "vocab_size": shards.VOCAB_SIZE, "condition": "baseline", "mul_token_rate": 0.0})
+    writer.finish({"format": "stream", "vocab_size": VOCAB_SIZE, "condition": "baseline", "mul_token_rate": 0.0})
     for name, gate in (("none", "none"), ("gated", "headwise")):
         assert train_gpt.main([
             "--data_dir", str(tmp_path / "data"), "--out_dir", str(tmp_path / f"{name}_s0"), "--attn_gate", gate,
@@ -513,8 +514,8 @@ def test_forest_follows_the_adjusted_p(tmp_path):
     with mock.patch.object(ab_report, "plot_forest", lambda groups: (drawn.update(groups), plot(groups))[1]):
         compare(tmp_path, "--no_items", out=tmp_path / "report")
     row = next(r for r in drawn["benchmarks"] if r["label"] == "HellaSwag accuracy")
-    assert row["low"] > 0 and row["said"] == "no clear change"
-    assert next(r for r in drawn["losses"] if r["label"] == "Val loss")["said"] == "better"
+    assert row["low"] > 0 and row["verdict"] == "no clear change"
+    assert next(r for r in drawn["losses"] if r["label"] == "Val loss")["verdict"] == "better"
 
 
 def test_single_pair_gives_mcnemar_and_no_verdict(tmp_path):

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import prepare_bos_rows
 import prepare_fineweb
 from lab import decontaminate, disk, shards, sources, synthetic
+from lab.tokenizer import get_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
 REAL = REPO.parent / "shared" / "data"
@@ -47,7 +48,7 @@ def benchmarks(tmp_path_factory):
         "ctx": f"[header] How to fold item{i} [title] Take the item{i} by its left corner. [step] Lift the corner{i} "
                "slowly and then",
         "endings": [f"put it {word} on pile {i} of your table{i}." for word in "down up off back".split()],
-    }) + "\n" for i in range(20)]  # fmt: skip
+    }) + "\n" for i in range(20)]
     (folder / "hellaswag_val.jsonl").write_text("".join(lines))
     rows = synthetic.ewok_items(20)
     with zipfile.ZipFile(folder / "ewok_invented.zip", "w") as archive:
@@ -152,7 +153,7 @@ def test_long_documents(benchmarks, guard):
 
 DISGUISES = [str, str.upper, str.swapcase, lambda t: re.sub(r"\s+", "\n\t ", t), lambda t: re.sub(r"[^\w\s]", "", t),
              lambda t: re.sub(r"[^\w\s]", " ", t), lambda t: t.replace("'", "’").replace(",", ";"),
-             lambda t: "> " + t.replace(" ", " — "), lambda t: t.replace("'", "")]  # fmt: skip
+             lambda t: "> " + t.replace(" ", " — "), lambda t: t.replace("'", "")]
 
 
 def test_disguises(guard):
@@ -292,7 +293,7 @@ def test_planted_questions_are_dropped(corpus, benchmarks, guard, tmp_path, caps
     assert account["tokens_read"] == sum(v for k, v in account.items() if k != "tokens_read")
     found = meta["decontamination"]
     ids = [guard.ids[item].split("/")[1] for item in PLANTED.values()]
-    encode = shards.get_tokenizer().encode
+    encode = get_tokenizer().encode
     tokens = [1 + len(encode(texts[number])) for number in PLANTED]
     assert log_of(tmp_path / "d") == [{"document": number, "tokens": n, "benchmark": "gsm8k", "items": [item]}
                                       for number, n, item in zip(PLANTED, tokens, ids, strict=True)]
@@ -347,7 +348,7 @@ def test_same_for_workers_conditions_and_rows(corpus, benchmarks, tmp_path):
         assert made["a"][0]["decontamination.jsonl"] == made["c"][0]["decontamination.jsonl"]
         rows = tmp_path / f"rows{len(stop)}"
         prepare_bos_rows.main(["--dataset", str(corpus), "--out_dir", str(rows), "--shard_tokens", "30000", "--seq_len",
-                               "64", "--val_fraction", "0.1", *map(str, (*flags, *stop))])  # fmt: skip
+                               "64", "--val_fraction", "0.1", *map(str, (*flags, *stop))])
         meta = shards.read_meta(rows)
         assert (meta["decontamination"], meta["val_fingerprint_documents"]) == made["a"][1:]
         assert test_prepare.files_of(rows)["decontamination.jsonl"] == made["a"][0]["decontamination.jsonl"]
@@ -390,7 +391,7 @@ def test_kill_anywhere_and_resume(corpus, benchmarks, tmp_path, monkeypatch, scr
 
     def argv(out):
         return ["--dataset", str(corpus), "--out_dir", str(out), "--shard_tokens", "30000", "--val_fraction", "0.1",
-                "--decontaminate", f"gsm8k={benchmarks['gsm8k']}", "--resume"]  # fmt: skip
+                "--decontaminate", f"gsm8k={benchmarks['gsm8k']}", "--resume"]
 
     module.main(argv(tmp_path / "whole"))
     assert len(log_of(tmp_path / "whole")) == 50
@@ -460,16 +461,16 @@ def test_bad_input_is_one_sentence(benchmarks, corpus, tmp_path):
         ([f"gsm8k={benchmarks['gsm8k']}", f"gsm8k={tmp_path}/list.jsonl"], "names gsm8k twice"),
         ([f"gsm8k={tmp_path}/huge.jsonl"], "item 0 has"), ([f"ewok={tmp_path}/bad.zip"], "not a whole zip"),
         (["gsm8k="], "no such file"),
-    ]:  # fmt: skip
+    ]:
         message = test_prepare.sentence_of(corpus, tmp_path / "d", "--decontaminate", *values)
         assert expected in message, message
         assert not (tmp_path / "d").exists()
 
 
 def test_prepare_does_not_import_torch(corpus, benchmarks, tmp_path):
-    """Memory and start-up: neither prepare script needs torch, with a guard for GSM8K and HellaSwag either."""
+    """Memory and start-up: neither prepare script needs torch, with a guard for all benchmarks either."""
     code = ("import sys, prepare_bos_rows, prepare_fineweb; prepare_fineweb.main(sys.argv[1:]); "
             "assert 'torch' not in sys.modules")
-    flags = ["--decontaminate", f"gsm8k={benchmarks['gsm8k']}", f"hellaswag={benchmarks['hellaswag']}"]
+    flags = ["--decontaminate", *(f"{name}={path}" for name, path in benchmarks.items())]
     subprocess.run([sys.executable, "-c", code, "--dataset", str(corpus), "--out_dir", str(tmp_path / "d"),
-                    "--val_shards", "0", *flags], check=True, capture_output=True, cwd=REPO)  # fmt: skip
+                    "--val_shards", "0", *flags], check=True, capture_output=True, cwd=REPO)

@@ -20,7 +20,8 @@ import torch
 from fake_model import Fake, ask_the_fake, small, uniform  # noqa: F401 (a fixture)
 
 import ewok
-from lab import benchmarks, processes, runs, shards, sources
+from lab import benchmarks, processes, runs, sources
+from lab.tokenizer import get_tokenizer
 from model import GPT, GPTConfig
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "ewok_core_1.0.zip"
@@ -153,7 +154,7 @@ def literal(items, score):
 
 def test_same_as_literal_implementation():
     """Every score, margin, tie, standard error and category, on scores so coarse that a third of comparisons tie."""
-    items, encode = ewok.load("synthetic:97"), shards.get_tokenizer("tiktoken").encode
+    items, encode = ewok.load("synthetic:97"), get_tokenizer("tiktoken").encode
     coarse = lambda ids: [-float(random.Random(str(ids[: k + 1])).randint(1, 2)) for k in range(len(ids))]
 
     def log_probs(context, ending):  # the target's last token depends on the context, the others on the target alone
@@ -176,7 +177,7 @@ def test_same_as_literal_implementation():
 @torch.no_grad()
 def test_same_as_one_forward_per_score(bos):
     """The four S(T|C) themselves: log-softmax of a whole forward pass, one context and target at a time."""
-    items, model, encode = ewok.load("synthetic:6"), small(), shards.get_tokenizer("tiktoken").encode
+    items, model, encode = ewok.load("synthetic:6"), small(), get_tokenizer("tiktoken").encode
     for item, record in zip(items, ewok.evaluate(model, items, bos=bos)["items"], strict=True):
         for t in (1, 2):
             target = encode(" " + item[f"Target{t}"])

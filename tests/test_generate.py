@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import model as m
-from lab import hf, inference, shards
+from lab import hf, inference
 from lab.inference import Completion, choose_tokens, generate
+from lab.tokenizer import get_tokenizer
 from model import GPT, GPTConfig
 
 torch.set_num_threads(1)
@@ -427,7 +428,7 @@ def test_stop_strings(stop_strings):
 
 def test_stop_string_with_the_real_tokenizer():
     """The end of an answer in a chat: the marker of the next turn, as GPT-2 splits it, is cut away."""
-    tokenizer = shards.get_tokenizer()
+    tokenizer = get_tokenizer()
     text = "#### 18\nUser: and then"
     ids = tokenizer.encode(text)
     for stop, want in (("\nUser:", "#### 18"), ("er:", "#### 18\nUs"), ("and", "#### 18\nUser: "), ("8", "#### 1")):

@@ -22,8 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval_gsm8k as g
-from lab import answers, benchmarks, disk, inference, probes, processes, runs, shards
+from lab import answers, benchmarks, disk, inference, probes, processes, runs
 from lab.inference import Completion
+from lab.tokenizer import VOCAB_SIZE, get_tokenizer
 from model import GPT, GPTConfig
 
 REPO = Path(__file__).resolve().parents[1]
@@ -293,13 +294,13 @@ def test_hub(monkeypatch):
 # ----------------------------------------------------------------------------------------------------------------------
 # the exam
 
-TOKENIZER = shards.get_tokenizer()
+TOKENIZER = get_tokenizer()
 
 
 class Fake:
     """Writes answer(prompt text) and stops, or not; asked: the arguments of each call."""
 
-    def __init__(self, answer, stopped="stop_id", block_size=256, vocab_size=shards.VOCAB_SIZE):
+    def __init__(self, answer, stopped="stop_id", block_size=256, vocab_size=VOCAB_SIZE):
         self.config = SimpleNamespace(block_size=block_size, vocab_size=vocab_size)
         self.answer, self.stopped, self.asked = answer, stopped, []
 
@@ -835,7 +836,7 @@ def test_ctrl_c_and_errors_from_the_shell(checkpoint, tmp_path):
     """Exit status 130 and a message at ctrl-C, nothing half-written, the next try goes on; 1 and a line on errors."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = [sys.executable, str(REPO / "eval_gsm8k.py")]
-    flags = command(checkpoint, "--data", "synthetic:100", "--max_new_tokens", 48, "--batch_size", 1, "--probes", "off")
+    flags = command(checkpoint, "--data", "synthetic:400", "--max_new_tokens", 48, "--batch_size", 1, "--probes", "off")
     process = subprocess.Popen([*script, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     partial = checkpoint / "gsm8k_partial.rank0000.jsonl"
     while not (partial.exists() and partial.stat().st_size) and process.poll() is None:

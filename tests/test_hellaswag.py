@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from fake_model import Fake, ask_the_fake, small, uniform  # noqa: F401 (a fixture)
 
 import hellaswag
-from lab import benchmarks, disk, processes, runs, shards
+from lab import benchmarks, disk, processes, runs
+from lab.tokenizer import get_tokenizer
 from model import GPT, GPTConfig
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "hellaswag_val.jsonl"
@@ -102,7 +103,7 @@ def test_same_as_lm_evaluation_harness(bos):
 
 def literal(model, item, bos):
     """build-nanogpt's rule by hand: sums and means of log p over the tokens of " " + ending, one row at a time."""
-    encode, answers = shards.get_tokenizer("tiktoken").encode, []
+    encode, answers = get_tokenizer("tiktoken").encode, []
     for ending in item["endings"]:
         context = [50256] * bos + encode(item["ctx"])
         ids = torch.tensor([context + encode(" " + ending)])
@@ -139,7 +140,7 @@ def test_lm_eval_text():
 
 def test_split_is_where_the_harness_has_it():
     """accuracy: the tokens of context and ending encoded together, split after as many as the context has."""
-    encode = shards.get_tokenizer("tiktoken").encode
+    encode = get_tokenizer("tiktoken").encode
     items = hellaswag.load("synthetic:12") + check(expectations.invented(), "invented")
     # \x1c is a space to Python and none to GPT-2's pattern
     items += check([row(ctx_b="she stirs ()\x1c[step]", endings=["\x1c)(", "()", "a", "\u3000b"])], "odd")
@@ -176,7 +177,7 @@ def test_uniform_is_chance_with_every_tie_counted(items):
                              for i in range(8)], "twins")
     metrics = hellaswag.evaluate(Fake(uniform), twins)["metrics"]
     assert all(metrics[name] == 0.25 and metrics[f"ties_{name}"] == 8 for name in hellaswag.RULES)
-    cat_or_cow = {tuple(shards.get_tokenizer().encode(f" a {animal}.")) for animal in ("cat", "cow")}
+    cat_or_cow = {tuple(get_tokenizer().encode(f" a {animal}.")) for animal in ("cat", "cow")}
     half = Fake(lambda context, ending: [-1.0 if tuple(ending[-3:]) in cat_or_cow else -2.0] * len(ending))
     record = hellaswag.evaluate(half, twins)
     assert [r["credit"]["accuracy_plain"] for r in record["items"]] == [0, 0.5, 0.5, 0] * 2

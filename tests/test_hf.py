@@ -6,8 +6,9 @@ import safetensors.torch
 import torch
 
 import model as model_module
-from lab import hf, inference, shards, tokenizer
+from lab import hf, inference, tokenizer
 from lab.hf import export_hf, import_hf
+from lab.tokenizer import get_tokenizer, write_hf_tokenizer
 from model import GPT, GPTConfig
 
 transformers = pytest.importorskip("transformers")
@@ -35,7 +36,7 @@ def test_export_logits(tmp_path, n_inner, random_init):
     """Logits of every real id equal to 1e-4, square and non-square matrices, random and moved weights."""
     config = GPTConfig(block_size=32, n_layer=2, n_head=2, n_embd=48, n_inner=n_inner, padded_vocab_size=50432)
     net = GPT(config).eval() if random_init else trained(n_inner=n_inner)
-    warnings = export_hf(net, tmp_path / "hf", shards.write_hf_tokenizer)
+    warnings = export_hf(net, tmp_path / "hf", write_hf_tokenizer)
     ids = torch.randint(50257, (2, 32), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours = net(ids)[..., :50349]
@@ -209,8 +210,8 @@ def test_import_with_room_for_mul_tokens(tmp_path):
 
 def test_tokenizer(tmp_path):
     """AutoTokenizer gives tiktoken's ids on the probe text, 50342 for <MUL_6_9_54>, and the text back."""
-    shards.write_hf_tokenizer(tmp_path)
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), shards.get_tokenizer("tiktoken")
+    write_hf_tokenizer(tmp_path)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), get_tokenizer("tiktoken")
     text = tokenizer.PROBE_TEXT.replace("<|endoftext|>", "").replace("<MUL_6_9_54>", "")
     assert theirs.encode(text) == ours.encode(text) and len(theirs) == 50349
     assert theirs.encode("is <MUL_6_9_54>.") == [*ours.encode("is "), 50342, *ours.encode(".")]
@@ -222,7 +223,7 @@ def test_greedy_tokens_equal(tmp_path):
     net = trained()
     with torch.no_grad():
         net.transformer["wte"].weight.mul_(4)  # decisive logits, so that rounding cannot choose
-    export_hf(net, tmp_path / "hf", shards.write_hf_tokenizer)
+    export_hf(net, tmp_path / "hf", write_hf_tokenizer)
     reloaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
     prompt = torch.tensor([[50256, 11, 22, 33]])
     theirs = reloaded.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, do_sample=False,

@@ -22,6 +22,7 @@ import zstandard
 import inject_mul
 import prepare_fineweb
 from lab import disk, shards, sources, synthetic
+from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
 REAL = REPO.parent / "shared" / "data"
@@ -75,13 +76,13 @@ def documents_of(folder, split):
     """The ids of each document of a split, BOS cut off."""
     tokens = shards.open_dataset(folder, split)[0]
     ids = tokens.slice(0, tokens.n_tokens)
-    assert ids[0] == shards.BOS_ID
-    return [piece[1:] for piece in np.split(ids, np.flatnonzero(ids == shards.BOS_ID)[1:])]
+    assert ids[0] == BOS_ID
+    return [piece[1:] for piece in np.split(ids, np.flatnonzero(ids == BOS_ID)[1:])]
 
 
 def expected_split(texts, val_fraction, cap):
     """The held-out rule written down once more, document by document: (train texts, val texts)."""
-    tokenizer = shards.get_tokenizer("tiktoken")
+    tokenizer = get_tokenizer("tiktoken")
     train, val, tokens, seen = [], [], 0, set()
     for text in texts:
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -100,23 +101,23 @@ def expected_split(texts, val_fraction, cap):
 
 
 def check_decoding(folder, texts, val_fraction, cap, condition):
-    tokenizer, injector = shards.get_tokenizer(), inject_mul.MulExpressionInjector("weak")
+    tokenizer, injector = get_tokenizer(), inject_mul.MulExpressionInjector("weak")
     train, val = expected_split(texts, val_fraction, cap)
     for split, expected in (("train", train), ("val", val)):
         got = documents_of(folder, split)
         assert len(got) == len(expected)
         for ids, text in zip(got, expected, strict=True):
             if condition == "baseline":
-                assert (ids < shards.BOS_ID).all()
+                assert (ids < BOS_ID).all()
                 assert tokenizer.decode_bytes(ids) == text.encode()
             else:
                 injected, count = injector.inject(text)
                 assert tokenizer.decode_bytes(ids) == injected.encode()
-                assert (ids >= shards.FIRST_MUL_ID).sum() == count
+                assert (ids >= FIRST_MUL_ID).sum() == count
                 if "<MUL_" not in text:
                     assert injector.expand(tokenizer.decode(ids)) == injector.expand(injected)
                 else:  # a literal token in the text is twelve characters, not an id
-                    assert count == 0 or (ids >= shards.FIRST_MUL_ID).sum() < injected.count("<MUL_")
+                    assert count == 0 or (ids >= FIRST_MUL_ID).sum() < injected.count("<MUL_")
 
 
 @pytest.mark.parametrize("condition", ["baseline", "mul_tokens"])
@@ -220,7 +221,7 @@ def test_every_format_gives_the_same_bytes(corpus, tmp_path):
     (tmp_path / "t.txt").write_bytes(TEXTS[0].encode())
     (tmp_path / "u.txt").write_bytes("Zwölf\r\n".encode())
     assert prepare([tmp_path / "t.txt", tmp_path / "u.txt"], tmp_path / "txt", "--val_shards", 0)["docs_processed"] == 2
-    assert [bytes(shards.get_tokenizer().decode_bytes(d)) for d in documents_of(tmp_path / "txt", "train")] == [
+    assert [bytes(get_tokenizer().decode_bytes(d)) for d in documents_of(tmp_path / "txt", "train")] == [
         TEXTS[0].encode(), "Zwölf\r\n".encode()]
 
 
@@ -545,7 +546,7 @@ def test_bad_documents_can_be_skipped(tmp_path):
     """docs_dropped: what is skipped is counted, the rest is kept byte for byte."""
     pq.write_table(pa.table({"text": ["one", None, "two", "", "three"]}), tmp_path / "p.parquet")
     meta = prepare(tmp_path / "p.parquet", tmp_path / "d", "--bad_documents", "skip", "--val_shards", 0)
-    texts = [shards.get_tokenizer().decode(d) for d in documents_of(tmp_path / "d", "train")]
+    texts = [get_tokenizer().decode(d) for d in documents_of(tmp_path / "d", "train")]
     assert texts == ["one", "two", "three"] and (meta["docs_processed"], meta["docs_dropped"]) == (5, 2)
 
 

@@ -20,7 +20,8 @@ from conftest import ENV, REPO, exact, exposures, losses, records, weights
 
 import inject_mul
 import sft
-from lab import conversations, decontaminate, disk, inference, runs, shards, synthetic
+from lab import conversations, decontaminate, disk, inference, runs, synthetic
+from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer
 from model import GPT, GPTConfig
 
 SHARED = REPO.parent / "shared" / "data"
@@ -68,7 +69,7 @@ def shown(row):
 # ----------------------------------------------------------------------------------------------------------
 # format and mask
 
-encode = lambda text: shards.get_tokenizer().encode(text)
+encode = lambda text: get_tokenizer().encode(text)
 
 
 def test_single_turn_is_exactly_what_evaluation_prompts_with():
@@ -76,8 +77,8 @@ def test_single_turn_is_exactly_what_evaluation_prompts_with():
     from lab.answers import render_prompt
 
     tokens, trained, size, _ = tokenized([("How many?", "They have 54.\n#### 54")])
-    prompt, answer = [shards.BOS_ID, *encode(render_prompt("How many?"))], encode(" They have 54.\n#### 54")
-    assert tokens.tolist() == [*prompt, *answer, shards.BOS_ID]
+    prompt, answer = [BOS_ID, *encode(render_prompt("How many?"))], encode(" They have 54.\n#### 54")
+    assert tokens.tolist() == [*prompt, *answer, BOS_ID]
     assert trained.tolist() == [False] * len(prompt) + [True] * (len(answer) + 1)
     assert size == len(" They have 54.\n#### 54")
     without = tokenized([("How many?", "They have 54.\n#### 54")], bos=False)
@@ -97,14 +98,14 @@ def test_mask_golden_multi_turn():
 def test_eos_in_a_text_is_text():
     """Ids 50256 in a conversation whose texts spell <|endoftext|>: only ours, else the mask would start in a prompt."""
     tokens, trained, *_ = tokenized([(f"Say {EOS} now", f"{EOS} User: x")])
-    assert (tokens == shards.BOS_ID).sum() == 2 and tokens[0] == tokens[-1] == shards.BOS_ID
+    assert (tokens == BOS_ID).sum() == 2 and tokens[0] == tokens[-1] == BOS_ID
 
 
 def test_truncation_at_every_length():
     """Tokens and mask for every seq_len against a plain cut: kept iff a trained token stays as a target."""
     turns = [("One two three?", "Four five."), ("Six?", "Seven eight nine.")]
     whole, mask, _, _ = tokenized(turns)
-    answer_bytes = shards.get_tokenizer().token_byte_lengths()[whole].astype(int) * mask
+    answer_bytes = get_tokenizer().token_byte_lengths()[whole].astype(int) * mask
     for seq_len in range(1, len(whole) + 1):
         tokens, trained, size, counts = tokenized(turns, seq_len=seq_len)
         keep = seq_len + 1 if mask[: seq_len + 1].any() else 0
@@ -137,10 +138,10 @@ def test_mul_tokens_touch_products_of_the_answer_only():
                             f"So 5 bags * 7 = 35, 3*4, 6*9=55.\n#### 54{EOS}]]")
     assert shown(mul) == (f"{EOS}User: What is 6*9?\nAssistant:[[ He has <MUL_6_9_54> and 12/4 = $3.\n"
                           f"So 5 bags * 7 = <MUL_5_7_35>, <MUL_3_4_12>, 6*9=55.\n#### 54{EOS}]]")
-    assert mul[3]["mul_tokens"] == 3 and (mul[0] >= shards.FIRST_MUL_ID).sum() == 3 and plain[3]["mul_tokens"] == 0
+    assert mul[3]["mul_tokens"] == 3 and (mul[0] >= FIRST_MUL_ID).sum() == 3 and plain[3]["mul_tokens"] == 0
     assert plain[2] == mul[2] == len(conversations.ANNOTATION.sub("", " " + GSM))  # bytes that bits/byte divides by
     literal = tokenized([("q", "say <MUL_6_9_54>")], injector=weak)
-    assert literal[3]["mul_tokens"] == 0 and (literal[0] < shards.FIRST_MUL_ID).all()
+    assert literal[3]["mul_tokens"] == 0 and (literal[0] < FIRST_MUL_ID).all()
     chat_text = tokenized([("q", "a <<b>> c")])  # a note is a note only in GSM8K's own answers
     assert "a <<b>> c" in shown(chat_text)
 
@@ -407,7 +408,7 @@ def test_a_run_folder_tells_everything(base, talk, run, tmp_path, capsys):
     data = conversations.load(args_of("--data", talk, "--eval_every", 4, "--val_fraction", 0.2))
     first = int(conversations.plan_order(data, 1, 0, (0, 1))[0])
     span = slice(data["offsets"][first], data["offsets"][first + 1])
-    text = shards.get_tokenizer().decode(data["tokens"][span])
+    text = get_tokenizer().decode(data["tokens"][span])
     assert text in printed.replace("[[", "").replace("]]", "") and f"{EOS}]]" in printed
     assert sft.main(["--config", str(run / "config.json"), "--out_dir", str(tmp_path / "again")]) == 0
     assert exact(tmp_path / "again") == exact(run) and weights(tmp_path / "again") == weights(run)
@@ -539,9 +540,9 @@ def test_transition_moves_from_one_source_to_the_other(tmp_path):
 # GSM8K's test split
 
 
-def test_known_test_question_hashes():
+def test_known_gsm8k_test_hashes():
     """Number of test questions that training recognises: 1,319, none of them a synthetic problem."""
-    assert len(decontaminate.test_question_hashes()) == 1319
+    assert len(decontaminate.gsm8k_test_hashes()) == 1319
     assert not any(decontaminate.is_test_question(item["question"]) for item in synthetic.gsm8k_items(500))
 
 
@@ -580,7 +581,7 @@ def test_a_question_of_the_test_split_is_refused_or_dropped(tmp_path, monkeypatc
     """The same with a stand-in for a test question: an error at its line; dropped and named under --decontaminate."""
     secret = "How many of the seven purple lanterns were lit when the twelve boats came home last night?"
     hashes = frozenset([decontaminate.question_hash(secret)])
-    monkeypatch.setattr(decontaminate, "test_question_hashes", lambda: hashes)
+    monkeypatch.setattr(decontaminate, "gsm8k_test_hashes", lambda: hashes)
     rows = [chat("Hi", f"Hello {i}") for i in range(20)]
     talk = write_jsonl(tmp_path / "talk.jsonl", [*rows, chat(secret, "5"), chat("Well: " + secret, "So 5.")])
     with pytest.raises(ValueError, match="line 21 holds a question of GSM8K's test split"):
@@ -613,10 +614,10 @@ def test_learns_the_format_and_to_stop(tmp_path):
                      "--learning_rate", "2e-2", "--micro_batch_size", "16", "--eval_every", "0", "--condition",
                      "mul_tokens", "--optimizer", "muon"]) == 0
     model = GPT.load(runs.list_checkpoints(tmp_path / "run")[-1])
-    prompts = [[shards.BOS_ID, *encode(render_prompt(item["question"]))]
+    prompts = [[BOS_ID, *encode(render_prompt(item["question"]))]
                for item in synthetic.gsm8k_items(20, split="test")]
-    done = inference.generate(model, prompts, 60, temperature=0.0, stop_ids=(shards.BOS_ID,))
-    texts = [shards.get_tokenizer().decode(c.ids) for c in done]
+    done = inference.generate(model, prompts, 60, temperature=0.0, stop_ids=(BOS_ID,))
+    texts = [get_tokenizer().decode(c.ids) for c in done]
     assert sum(c.stopped == "stop_id" for c in done) >= 16, texts
     assert sum("\n#### " in text for text in texts) >= 16, texts
     assert not json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import inject_mul
 import prepare_fineweb
 from lab import shards, synthetic, token_files, tokenizer
+from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, get_tokenizer
 
 TEXTS = [*synthetic.documents(3, 0, 120), "<|endoftext|><MUL_6_9_54> literally", "6*9=54", "日本語 7×8=56 é"]
 
@@ -59,25 +60,25 @@ def everything(folder, split="train"):
 @example("\r\n \t\u00a0\u3000  x")
 def test_backends_give_the_same_ids(text):
     """Every id of every dataset: gigatoken equals tiktoken, decoding gives the bytes back, no special id from text."""
-    reference, fast = shards.get_tokenizer("tiktoken"), shards.get_tokenizer("auto")
+    reference, fast = get_tokenizer("tiktoken"), get_tokenizer("auto")
     ids = reference.encode(text)
     for backend in (reference, fast):
         for batch in ([text, "", "a b"], [text.encode(), b"", b"a b"]):
             got, lengths = backend.encode_batch(batch)
             assert got[: lengths[0]].tolist() == ids and lengths.tolist() == [len(ids), 0, 2] and got.dtype == np.uint16
-    assert max(ids, default=0) < shards.BOS_ID
+    assert max(ids, default=0) < BOS_ID
     assert reference.decode_bytes(ids) == text.encode()
 
 
 def test_gigatoken_is_tested_here():
     """The backends test compares nothing when gigatoken is missing."""
     pytest.importorskip("gigatoken")
-    assert shards.get_tokenizer("gigatoken").backend == shards.get_tokenizer("auto").backend == "gigatoken"
+    assert get_tokenizer("gigatoken").backend == get_tokenizer("auto").backend == "gigatoken"
 
 
 def test_known_ids():
     """Ids published by OpenAI for GPT-2, and the 45 of document 002."""
-    tokenizer = shards.get_tokenizer("tiktoken")
+    tokenizer = get_tokenizer("tiktoken")
     assert tokenizer.encode("Hello world") == [15496, 995]
     assert tokenizer.encode("<|endoftext|>") == [27, 91, 437, 1659, 5239, 91, 29]
     facts = shards.MulFactTokens
@@ -93,10 +94,10 @@ def test_known_ids():
 
 def test_byte_lengths_of_tokens():
     """The denominator of bits per byte: what each id's text measures in UTF-8, 0 for BOS."""
-    tokenizer = shards.get_tokenizer()
+    tokenizer = get_tokenizer()
     lengths = tokenizer.token_byte_lengths()
-    assert all(lengths[i] == len(tokenizer.decode_bytes([i])) for i in range(0, shards.BOS_ID, 7))
-    assert lengths[shards.BOS_ID] == 0 and lengths[50342] == len("6*9=54") and not lengths[50257:50304].any()
+    assert all(lengths[i] == len(tokenizer.decode_bytes([i])) for i in range(0, BOS_ID, 7))
+    assert lengths[BOS_ID] == 0 and lengths[50342] == len("6*9=54") and not lengths[50257:50304].any()
 
 
 def test_memory_of_the_fast_tokenizer_is_given_back(monkeypatch):
@@ -167,11 +168,11 @@ def test_read_across_file_borders(tmp_path):
 def test_rows(tmp_path):
     """BOS rows: row i is row i, and a --seq_len they were not packed for is refused."""
     rows = np.full((6, 9), 11, "<u2")
-    rows[:, 0], rows[:, 1] = shards.BOS_ID, np.arange(6)
+    rows[:, 0], rows[:, 1] = BOS_ID, np.arange(6)
     writer = shards.DatasetWriter(tmp_path / "d", {}, 27, 0)
     writer.write("train", rows.reshape(-1), np.full(6, 9), np.full(6, 8))
     writer.commit({})
-    writer.finish({"vocab_size": shards.VOCAB_SIZE, "format": "bos_row_packed_bestfit", "row_tokens": 9, "seq_len": 8})
+    writer.finish({"vocab_size": VOCAB_SIZE, "format": "bos_row_packed_bestfit", "row_tokens": 9, "seq_len": 8})
     files, meta = shards.open_dataset(tmp_path / "d")
     assert len(files.paths) == 2 and files.row_tokens == 9 and files.n_sequences(8) == 6
     assert np.array_equal(files.read([5, 0, 2], 8), rows[[5, 0, 2]])
@@ -186,7 +187,7 @@ def test_rows(tmp_path):
 def test_open_val(folders, condition):
     """Val documents, their ids and the original bytes each token stands for, for any --val_tokens."""
     folder = folders[condition]
-    tokenizer, injector = shards.get_tokenizer("tiktoken"), inject_mul.MulExpressionInjector("weak")
+    tokenizer, injector = get_tokenizer("tiktoken"), inject_mul.MulExpressionInjector("weak")
     held_out = {shards.document_hash(t.encode()): t for t in TEXTS
                 if shards.is_held_out([shards.document_hash(t.encode())], 0.2)[0]}
     whole = shards.open_val(folder, 10**9)
@@ -196,9 +197,9 @@ def test_open_val(folders, condition):
     bounds = [*whole["doc_starts"].tolist(), len(whole["tokens"])]
     for i, text in enumerate(texts):
         ids, sizes = (whole[key][bounds[i] : bounds[i + 1]] for key in ("tokens", "token_bytes"))
-        assert ids[0] == shards.BOS_ID and sizes[0] == 0
+        assert ids[0] == BOS_ID and sizes[0] == 0
         spans = injector.spans(text) if condition == "mul_tokens" else []
-        assert sizes[ids >= shards.FIRST_MUL_ID].tolist() == [len(text[s:e].encode()) for s, e, _, _ in spans]
+        assert sizes[ids >= FIRST_MUL_ID].tolist() == [len(text[s:e].encode()) for s, e, _, _ in spans]
         assert sizes.sum() == len(text.encode())
         expected = injector.inject(text)[0] if spans else text
         assert tokenizer.decode_bytes(ids[1:]) == expected.encode()
@@ -217,9 +218,9 @@ def test_literal_special_tokens_stay_text(folders):
     """A document that spells <|endoftext|> or <MUL_6_9_54> may not split documents or inject facts."""
     for condition, folder in folders.items():
         ids = np.concatenate([everything(folder, split) for split in ("train", "val")])
-        assert (ids == shards.BOS_ID).sum() == len(TEXTS)
+        assert (ids == BOS_ID).sum() == len(TEXTS)
         products = sum(inject_mul.MulExpressionInjector("weak").inject(text)[1] for text in TEXTS)
-        assert (ids >= shards.FIRST_MUL_ID).sum() == (products if condition == "mul_tokens" else 0)
+        assert (ids >= FIRST_MUL_ID).sum() == (products if condition == "mul_tokens" else 0)
         assert not ((ids >= 50257) & (ids < 50304)).any()
 
 
@@ -248,8 +249,8 @@ def test_neighbours_formats(folders, tmp_path):
         val = shards.open_val(folder[name], 500)
         assert val["doc_hash"] is None and val["fingerprint_documents"] is None
         starts = val["doc_starts"].tolist()
-        assert starts[0] == 0 and all(val["tokens"][start] == shards.BOS_ID for start in starts[1:])
-        decoded = shards.get_tokenizer().decode_bytes(val["tokens"][val["tokens"] != shards.BOS_ID])
+        assert starts[0] == 0 and all(val["tokens"][start] == BOS_ID for start in starts[1:])
+        decoded = get_tokenizer().decode_bytes(val["tokens"][val["tokens"] != BOS_ID])
         assert int(val["token_bytes"].sum()) == len(decoded)
     assert shards.open_dataset(folder["npy"])[0].fingerprint != shards.open_dataset(folder["npy"], "val")[0].fingerprint
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import inject_mul
-from lab import shards, synthetic
+from lab import synthetic
+from lab.tokenizer import get_tokenizer
 
-ROOT = Path(synthetic.__file__).parent
+REPO = Path(synthetic.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +38,16 @@ def test_corpus_is_the_same_everywhere(corpus):
     """Wrong number if it failed: every fingerprint and loss recorded on another Python, platform or hash seed."""
     digest = hashlib.sha256("\0".join(corpus[:1000]).encode()).hexdigest()
     assert digest == "94989188335b2228ebd8b71f5441cfeafce5695cf6e3b9c2090a8d7097414b74"
-    code = ("import hashlib, synthetic; print(hashlib.sha256('\\0'.join(synthetic.documents(0, 0, 1000)).encode())"
-            ".hexdigest())")
-    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+    code = ("import hashlib; from lab import synthetic; "
+            "print(hashlib.sha256('\\0'.join(synthetic.documents(0, 0, 1000)).encode()).hexdigest())")
+    other = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True,
                            env={"PYTHONHASHSEED": "123", "PATH": ""})
     assert other.stdout.strip() == digest
 
 
 def test_document_lengths_are_log_normal(corpus):
     """Wrong number if it failed: the crop fraction of rows, which needs documents longer than rows of 256 and 1024."""
-    tokenizer = shards.get_tokenizer("tiktoken")
+    tokenizer = get_tokenizer("tiktoken")
     lengths = sorted(len(tokenizer.encode(text)) for text in corpus[:2500])
     share = [sum(n > limit for n in lengths) / len(lengths) for limit in (256, 1024)]
     assert 120 <= lengths[len(lengths) // 2] <= 200
@@ -58,7 +59,7 @@ def test_document_lengths_are_log_normal(corpus):
 
 def test_products_are_right_and_frequent(corpus):
     """Wrong number if it failed: the mul-token rate of the mul_tokens arm (1e-5 made that arm vacuous in 002)."""
-    injector, tokenizer = inject_mul.MulExpressionInjector(mode="weak"), shards.get_tokenizer("tiktoken")
+    injector, tokenizer = inject_mul.MulExpressionInjector(mode="weak"), get_tokenizer("tiktoken")
     injected = sum(injector.inject(text)[1] for text in corpus[:1000])
     assert injected / sum(len(tokenizer.encode(text)) for text in corpus[:1000]) > 0.01
     text = "\n".join(corpus)
@@ -85,7 +86,7 @@ def test_hellaswag_items_are_well_formed_and_balanced(corpus):
     items = synthetic.hellaswag_items(400)
     assert items == synthetic.hellaswag_items(400) and [item["ind"] for item in items] == list(range(400))
     assert Counter(item["label"] for item in items) == {label: 100 for label in range(4)}
-    tokenizer, right, wrong = shards.get_tokenizer("tiktoken"), [], []
+    tokenizer, right, wrong = get_tokenizer("tiktoken"), [], []
     for item in items:
         assert set(item) == {"ind", "activity_label", "ctx_a", "ctx_b", "ctx", "split", "split_type", "label",
                              "endings", "source_id"}
@@ -158,7 +159,7 @@ def test_docstring_shows_real_samples():
 def test_command_line_writes_jsonl(tmp_path):
     """Wrong number if it failed: how many items an eval reads (`--n`), or a traceback instead of a sentence."""
     def call(*args):
-        return subprocess.run([sys.executable, ROOT / "synthetic.py", *args], capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-m", "lab.synthetic", *args], capture_output=True, text=True, cwd=REPO)
 
     out = tmp_path / "items.jsonl"
     assert call("--kind", "documents", "--n", "5", "--start", "7", "--out", out).returncode == 0

@@ -18,6 +18,7 @@ from conftest import ENV, REPO, exact, exposures, losses, records, tiny_document
 import train_gpt
 from lab import data_order, runs, shards
 from lab.mirrors import open_mirrors
+from lab.tokenizer import BOS_ID, get_tokenizer
 
 TINY = [*"--n_layer 2 --n_head 2 --n_embd 16 --seq_len 32 --micro_batch_size 2 --total_batch_tokens 256 "
         "--learning_rate 1e-2 --results_csv".split(), ""]
@@ -439,7 +440,7 @@ def test_val_loss_against_a_plain_loop(data, base):
 
     model = GPT.load(runs.list_checkpoints(base)[-1])
     val = shards.open_val(data, 10**9)
-    tokens, table = torch.from_numpy(val["tokens"].astype(np.int64)), shards.get_tokenizer().token_byte_lengths()
+    tokens, table = torch.from_numpy(val["tokens"].astype(np.int64)), get_tokenizer().token_byte_lengths()
 
     def score(start, stop):
         logits = model(tokens[None, start : stop - 1])[0].float()
@@ -538,7 +539,7 @@ def neighbour(kind, folder):
     rng = np.random.default_rng(1)
     split = {"train": rng.integers(0, 50257, 3000).astype("<u2"), "val": rng.integers(0, 50257, 500).astype("<u2")}
     for name, ids in split.items():
-        ids[::50] = shards.BOS_ID
+        ids[::50] = BOS_ID
         if kind == "llmc":
             header = np.zeros(256, "<i4")
             header[:3] = 20240520, 1, len(ids)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import prepare_bos_rows  # noqa: E402
 import prepare_fineweb  # noqa: E402
 from lab import shards  # noqa: E402
+from lab.tokenizer import BOS_ID  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 OVERFLOWS = ("crop", "split", "requeue")
@@ -44,7 +45,7 @@ def measure(path: Path, seq_lens: list[int], buffer_docs: int) -> list[dict]:
         quietly(prepare_fineweb.main, common, f"{folder}/stream")
         files, _ = shards.open_dataset(f"{folder}/stream")
         stream = files.slice(0, files.n_tokens)
-        lengths = np.diff(np.flatnonzero(stream == shards.BOS_ID), append=files.n_tokens)
+        lengths = np.diff(np.flatnonzero(stream == BOS_ID), append=files.n_tokens)
         for seq_len in seq_lens:
             beyond = int(np.maximum(lengths - seq_len - 1, 0).sum())
             for overflow in OVERFLOWS:

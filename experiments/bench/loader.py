@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from lab import data_order, processes, runs, shards
+from lab.tokenizer import VOCAB_SIZE
 
 
 def definitions(path: Path, names: tuple, namespace: dict) -> dict:
@@ -70,7 +71,7 @@ def main():
                 np.array([0]),
             )
         writer.commit({})
-        writer.finish({"format": "stream", "vocab_size": shards.VOCAB_SIZE, "condition": "baseline"})
+        writer.finish({"format": "stream", "vocab_size": VOCAB_SIZE, "condition": "baseline"})
         files, _ = shards.open_dataset(folder / "ours", verify=False)
         (folder / "nano").mkdir()
         (folder / "nano" / "train.bin").symlink_to(folder / "ours" / "train_000000.bin")

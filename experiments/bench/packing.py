@@ -32,6 +32,7 @@ import torch
 
 import prepare_bos_rows
 from lab import processes, shards, synthetic, tokenizer
+from lab.tokenizer import BOS_ID
 
 ROW = 1025
 REPO = Path(__file__).resolve().parents[2]
@@ -121,7 +122,7 @@ def with_tokens(buffer_docs: int, n_documents: int) -> tuple[float, int]:
     for first in range(0, n_documents, 250):
         lengths = np.array(lengths_of(250, seed=first + 1))
         batch = ids[: lengths.sum()].copy()
-        batch[np.cumsum(lengths) - lengths] = shards.BOS_ID
+        batch[np.cumsum(lengths) - lengths] = BOS_ID
         start = time.process_time()
         train.add(writer, batch, lengths, lengths)
         seconds += time.process_time() - start

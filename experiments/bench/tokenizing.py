@@ -29,14 +29,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import disk, shards
+from lab import disk
+from lab.tokenizer import BOS_ID, get_tokenizer
 
 TARGETS = {"tokenizer": 10.0, "end to end": 5.0}
 
 
 def peer_encode(text: str) -> np.ndarray:
     """One document in a pool worker, as fineweb.py does it: a list of ids, checked and turned into uint16."""
-    tokens = [shards.BOS_ID, *shards.get_tokenizer("tiktoken")._tiktoken.encode_ordinary(text)]
+    tokens = [BOS_ID, *get_tokenizer("tiktoken")._tiktoken.encode_ordinary(text)]
     row = np.array(tokens)
     if not ((0 <= row).all() and (row < 2**16).all()):
         raise ValueError("a token does not fit into uint16: this is not the GPT-2 tokenizer.")
@@ -76,9 +77,9 @@ def cpu_seconds() -> float:
 
 def measured(run) -> tuple[float, float, object]:
     """(wall seconds, CPU seconds, result) of a call."""
-    shards.get_tokenizer.cache_clear()  # an empty cache of seen pieces
+    get_tokenizer.cache_clear()  # an empty cache of seen pieces
     for backend in ("tiktoken", "auto"):
-        shards.get_tokenizer(backend)
+        get_tokenizer(backend)
     wall, cpu = time.perf_counter(), cpu_seconds()
     result = run()
     return time.perf_counter() - wall, cpu_seconds() - cpu, result
@@ -97,7 +98,7 @@ def loop_ids(texts: list[str]) -> list[np.ndarray]:
 
 
 def batch_ids(batches: list[list[bytes]], backend: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [shards.get_tokenizer(backend).encode_batch(batch) for batch in batches]
+    return [get_tokenizer(backend).encode_batch(batch) for batch in batches]
 
 
 def hardware() -> str:
@@ -131,7 +132,7 @@ def main() -> None:
     texts = read_texts(args.data, args.text_field)
     size = sum(len(text.encode()) for text in texts) / 1e6
     print(f"{Path(args.data).name}: {len(texts):,} documents, {size:.1f} MB of text\n{hardware()}")
-    if shards.get_tokenizer().backend != "gigatoken":
+    if get_tokenizer().backend != "gigatoken":
         print("gigatoken is not in use here, so both sides run tiktoken: pip install gigatoken to compare.")
     batches = [[text.encode() for text in texts[i : i + 128]] for i in range(0, len(texts), 128)]
     script = Path(__file__).resolve().parents[2] / "prepare_fineweb.py"
@@ -187,7 +188,7 @@ def check_equal(part: str, results: list) -> None:
         for rows in results[1:]:
             if isinstance(rows[0], tuple):  # ours: without BOS, which is put in front of each document here
                 ids, lengths = (np.concatenate(column) for column in zip(*rows, strict=True))
-                rows = [np.insert(ids, np.cumsum(lengths) - lengths, shards.BOS_ID)]
+                rows = [np.insert(ids, np.cumsum(lengths) - lengths, BOS_ID)]
             if not np.array_equal(np.concatenate(rows), expected):
                 sys.exit("the ids differ: do not use this backend, and report the text.")
     elif results[0] != results[1] or not results[0]:
