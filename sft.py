@@ -48,16 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = training.make_parser(
         "sft.py", __doc__, usage="sft.py --stage STAGE --init CHECKPOINT [flags]   (sft.py --help lists them)")
     add = parser.add_argument_group("data").add_argument
-    add("--stage", choices=STAGES, help="what is learnt (required)")
-    add("--init", help="where it starts: a run's folder, a checkpoint, or a GPT.save folder (required)")
+    add("--stage", choices=STAGES, help="what the model learns (required)")
+    add("--init", help="starting weights: a run's folder, a checkpoint, or a GPT.save folder (required)")
     add("--data", nargs="+", default=[], metavar="PATH",
         help="*.jsonl[.gz], *.parquet, folders, or synthetic[:N] for gsm8k (default: the stage's hub dataset)")
     add("--tinygsm_data", nargs="+", default=[], metavar="PATH",
         help="transition: files with question and code; --data has the messages (default: the hub dataset)")
-    add("--mix_start", type=float, default=0.0,
-        help="transition: share of tinygsm in the first step (default %(default)g)")
-    add("--mix_end", type=float, default=1.0,
-        help="transition: share of tinygsm in the last step (default %(default)g); linear between")
+    add("--mix_start", type=float, default=0.0, help="transition: share of tinygsm in step 1 (default %(default)g)")
+    add("--mix_end", type=float, default=1.0, help="its share in the last (default %(default)g); linear between")
     add("--max_read", type=int, default=0, help="records read of each source, from its beginning (0 = all)")
     add("--max_examples", type=int, default=0,
         help="conversations kept of each source, chosen by hash among those read (0 = all)")
@@ -65,12 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="malformed ones: stop, or leave out and count (default %(default)s)")
     add("--condition", choices=("baseline", "mul_tokens"), default="baseline",
         help="mul_tokens: products in answers become one token, as in pretraining (default %(default)s)")
-    add("--seq_len", type=int, default=0,
-        help="longest conversation and width of a row, tokens (0 = the model's)")
-    add("--packing", choices=("on", "off"), default="on",
-        help="several conversations per row (default %(default)s)")
-    add("--bos", choices=("on", "off"), default="on",
-        help="<|endoftext|> before a conversation (default %(default)s)")
+    add("--seq_len", type=int, default=0, help="tokens per row, and at most per conversation (0 = the model's)")
+    add("--packing", choices=("on", "off"), default="on", help="several conversations per row (default %(default)s)")
+    add("--bos", choices=("on", "off"), default="on", help="<|endoftext|> before a conversation (default %(default)s)")
     decontaminate.add_argument(parser.add_argument_group("contamination guard"))
     group = parser.add_argument_group("optimization")
     add = group.add_argument
@@ -122,8 +117,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def open_init(args, before: dict | None) -> tuple[dict, Path | None]:
-    """(what config.json records of the checkpoint, its folder). A run that has checkpoints of its own needs its start
-    no more; then the folder is None."""
+    """(what config.json records of the checkpoint, its folder). The folder is None once the run has checkpoints of
+    its own and no longer needs the one it started from."""
     if before is not None and runs.list_checkpoints(args.out_dir):
         return before["init"], None
     folder, step, source = runs.resolve_checkpoint(args.init, flag="--init")
@@ -256,7 +251,7 @@ LOSSES = {
 
 
 def find_warnings(args, init: dict, counts: Counter) -> list[str]:
-    """Signs that the intervention was not there or that data was lost, a sentence each."""
+    """Signs that the intervention was absent or that data was lost, a sentence each."""
     warnings = []
     if args.condition == "mul_tokens" and not counts["mul_tokens"]:
         warnings.append("the condition is mul_tokens but the data holds no multiplication token: "
@@ -367,11 +362,12 @@ def train(args, procs) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop
+    last_step = args.max_train_steps
     compute_val = functools.partial(evaluate_val, model, data, args, procs, autocast, run.stop)
     evaluations = {"val": (compute_val, functools.partial(training.record_val, run))}
     training.evaluate(run, evaluations)
     stopped = bool(state.due)
-    while state.step < args.max_train_steps and not stopped:
+    while state.step < last_step and not stopped:
         started = time.perf_counter()
         multiplier = optim.lr_multiplier(state.step, **schedule)
         optim.set_learning_rates(optimizers, multiplier)
@@ -411,11 +407,11 @@ def train(args, procs) -> int:
             epoch=step * per_step / n_conversations, **more)
         if procs.is_main and training.is_due(args.sample_every, step):
             print_samples(run, data)
-        if training.is_due(args.eval_every, step, args.max_train_steps):
+        if training.is_due(args.eval_every, step, last_step):
             state.due = ["val"]
         training.evaluate(run, evaluations)
         stopped = stopped or bool(state.due)
-        if stopped or step == args.max_train_steps or training.is_due(args.save_every, step):
+        if stopped or step == last_step or training.is_due(args.save_every, step):
             run.save()
 
     # ------------------------------------------------------------------------------------------------------------------

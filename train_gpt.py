@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--val_data_dir", help="folder whose val files are scored instead (default: --data_dir)")
     add("--condition", choices=("baseline", "mul_tokens"), help="refuse data of another one (default: any)")
     add("--seq_len", type=int, default=1024, help="tokens per sequence (default %(default)s)")
-    add("--data_order", choices=data_order.ORDERS, default="shuffled", help="within an epoch")
+    add("--data_order", choices=data_order.ORDERS, default="shuffled", help="within an epoch (default %(default)s)")
     add("--max_epochs", type=float, default=1.0, help="refuse to read more often (default %(default)g)")
     add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s)")
     add("--verify_data", choices=("full", "sizes"), default="full",
@@ -124,8 +124,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def config_of_start(parser, argv, before: dict | None) -> dict:
-    """The configuration of the model that --init_from names; {} without one. A run with checkpoints of its own needs
-    its start no more: its config.json has the configuration."""
+    """The configuration of the model that --init_from names; {} without one. A run that already has checkpoints
+    no longer needs the model it started from: its own config.json has the shape."""
     args, _ = parser.parse_known_args(argv)
     if not args.init_from:
         return {}
@@ -323,7 +323,7 @@ def print_samples(run: training.Run) -> None:
 
 
 def find_warnings(run: training.Run) -> list[str]:
-    """Signs that the intervention was not there, a sentence each."""
+    """Signs that the intervention was absent, a sentence each."""
     args, data, warnings = run.args, run.record["data"], []
     if data["condition"] == "mul_tokens" and not data["mul_token_rate"]:
         warnings.append("the data's condition is mul_tokens but it holds no multiplication token: "
@@ -441,10 +441,11 @@ def train(args, procs) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop
+    last_step = args.max_train_steps
     batches = data_order.StepLoader(
         files, seq_len=args.seq_len, sequences_per_step=sequences_per_step, seed=args.seed,
         data_order=args.data_order, rank=procs.rank, world_size=procs.world_size,
-        start_step=state.step, stop_step=args.max_train_steps, num_workers=args.num_workers,
+        start_step=state.step, stop_step=last_step, num_workers=args.num_workers,
         pin_memory=device.type == "cuda")
     probe = probe_rows(args, files, val)
     if not args.eval_every and state.step == 0:
@@ -452,7 +453,7 @@ def train(args, procs) -> int:
     evaluations = plan_evaluations(run, val, probe, items)
     training.evaluate(run, evaluations)
     stopped = bool(state.due)
-    while state.step < args.max_train_steps and not stopped:
+    while state.step < last_step and not stopped:
         started = time.perf_counter()
         multiplier = optim.lr_multiplier(state.step, **schedule)
         optim.set_learning_rates(optimizers, multiplier)
@@ -488,14 +489,14 @@ def train(args, procs) -> int:
             epoch=step * sequences_per_step / n_sequences)
         if procs.is_main and training.is_due(args.sample_every, step):
             print_samples(run)
-        if not args.eval_every and step == args.max_train_steps:
+        if not args.eval_every and step == last_step:
             record_mechanism(run, probe)
         for name, steps in every.items():
-            if training.is_due(steps, step, args.max_train_steps):
+            if training.is_due(steps, step, last_step):
                 state.due.append(name)
         training.evaluate(run, evaluations)
         stopped = stopped or bool(state.due)
-        if stopped or step == args.max_train_steps or training.is_due(args.save_every, step):
+        if stopped or step == last_step or training.is_due(args.save_every, step):
             run.save()
 
     # ------------------------------------------------------------------------------------------------------------------

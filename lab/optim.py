@@ -230,18 +230,16 @@ ADAMW_FLAGS = {
     "--beta1": dict(type=float, default=0.9, help="AdamW (default %(default)s)"),
     "--beta2": dict(type=float, default=0.95, help="AdamW (default %(default)s)"),
 }
-MUON_FLAGS = {
+MUON_FLAGS = ADAMW_FLAGS | {
     "--muon_lr": dict(type=float, default=0.0, help="Muon's peak (0 = 0.1 x --learning_rate)"),
     "--muon_scale": dict(choices=SCALES, default="sqrt_max",
                        help="update scale by the matrix's shape (default %(default)s, as document 003)"),
 }
-hybrid = functools.partial(muon_and_adamw, takes=is_block_matrix)
-on_all_matrices = functools.partial(muon_and_adamw, takes=is_matrix)
 # function(params {name: parameter}, rank, world_size, **values of its flags) -> list of torch.optim.Optimizer
 OPTIMIZERS = {
     "adamw": Choice(adamw, ADAMW_FLAGS),
-    "muon": Choice(hybrid, ADAMW_FLAGS | MUON_FLAGS),
-    "muon_all": Choice(on_all_matrices, ADAMW_FLAGS | MUON_FLAGS),
+    "muon": Choice(functools.partial(muon_and_adamw, takes=is_block_matrix), MUON_FLAGS),
+    "muon_all": Choice(functools.partial(muon_and_adamw, takes=is_matrix), MUON_FLAGS),
 }
 
 

@@ -1,7 +1,7 @@
 """training.py owns what the trainers do alike: shared flags, a run opened, resumed, saved and closed, sums over ranks.
 
-The story of a run and its step stand in train_gpt.py and sft.py, in the same order of sections. Here are the parts that
-leave nothing to choose. "Step s" is what s optimizer updates made; everything of step s is recorded before it is saved.
+train_gpt.py and sft.py tell the story of a run, in the same order of sections; the parts that do not differ stand here.
+"Step s" is the state after s optimizer updates. Everything of a step is recorded before the step is saved.
 """
 
 from __future__ import annotations
