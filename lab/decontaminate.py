@@ -7,19 +7,18 @@
     guard.hits("John arm wrestles 20 people. He beats 80%. How many people did he lose to?")
     # ["gsm8k/00306-7f7b2720"]
 
-Reads the benchmarks' own files; keeps 64-bit hashes and the ids that the evaluations use, never text, and writes ids
-only. Each document is checked by itself.
+Reads the benchmarks' own files and writes only their items' ids; keeps 64-bit hashes, never text. Documents are checked
+one by one.
 
-The rule. A word is a run of ASCII letters and digits, in lower case; everything else separates words: punctuation,
-white space, other scripts. An item contaminates a document when 13 successive words of the two agree (GPT-3, appendix
-C), or when the document holds the whole of an item's text of 6 to 12 words; items whose texts are all shorter are not
-looked for, and counted. The texts of an item are
+A word is a run of ASCII letters and digits, in lower case; all else separates words. An item contaminates a document
+when 13 successive words of the two agree (GPT-3, appendix C), or when the document holds the whole of an item's text of
+6 to 12 words; items whose texts are all shorter are only counted. The texts of an item are
     gsm8k      the question
     hellaswag  the context with each of the four endings, with and without WikiHow's marks such as [title]
     ewok       each context with each target
-each in three spellings: as it stands, without apostrophes, and without any punctuation (`don't`, `dont`; `1,000`,
-`1000`), so a document may have lost its punctuation or had it replaced. Passages that more than 10 items of a benchmark
-share are its boilerplate and left out, as GPT-3 left out those of more than 10 documents, unless an item has no other.
+each in three spellings: as it is, without apostrophes, without any punctuation (`don't`, `dont`; `1,000`, `1000`), as a
+document may have lost its punctuation. Passages that more than 10 items of a benchmark share are boilerplate and left
+out (GPT-3: of more than 10 documents), unless an item has no other.
 
 Fine-tuning never reads GSM8K's test split, with or without a guard: `is_test_question` recognises its questions.
 """
@@ -52,18 +51,14 @@ WHOLE = np.dtype([("opening", "<u8"), ("hash", "<u8"), ("words", "<i4"), ("item"
 
 
 class Guard:
-    """Made by `Guard.build`; then `hits` and `hits_batch`, from any number of threads.
-
-    Attributes: ids, the items' names "benchmark/id"; settings, what decides the answers: {"rule", name: sha256 of the
-    file}; benchmarks, {name: {"file", "sha256", "items", "items_too_short"}}.
-    """
+    """Made by `Guard.build`; then `hits` and `hits_batch`, from any number of threads. ids: the items' names
+    "benchmark/id"; settings: all that decides the answers, {"rule", name: sha256 of the file}; benchmarks: {name:
+    {"file", "sha256", "items", "items_too_short"}}."""
 
     @classmethod
     def build(cls, files: dict[str, str | Path]) -> Guard:
         """A guard for {"gsm8k": path, "hellaswag": path, "ewok": path}, or some of them. Takes seconds.
-
-        Raises ValueError / FileNotFoundError in one sentence.
-        """
+        ValueError / FileNotFoundError in one sentence."""
         guard, passages, wholes = cls(), [], []
         guard.ids, guard.benchmarks, guard.settings = [], {}, {"rule": RULE}
         for name, path in files.items():
@@ -79,8 +74,7 @@ class Guard:
             passages.append(_without_boilerplate(hashes, owners))
             wholes.append(short)
             n_guarded = len(np.union1d(owners, short["item"]))
-            digest = disk.sha256_file(path)
-            guard.settings[name] = digest
+            digest = guard.settings[name] = disk.sha256_file(path)
             guard.benchmarks[name] = {"file": Path(path).name, "sha256": digest, "items": len(items),
                                       "items_too_short": len(items) - n_guarded}
             guard.ids += [f"{name}/{item}" for item in items]
@@ -163,19 +157,14 @@ def _fixed_number(name: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") | 1
 
 
-def _letter_values() -> np.ndarray:
-    """uint64 (256,): a random number per letter or digit, the same for both cases; 0 for what separates words."""
-    values = np.zeros(256, np.uint64)
-    for letter in "abcdefghijklmnopqrstuvwxyz0123456789":
-        values[ord(letter)] = values[ord(letter.upper())] = _fixed_number(letter.encode())
-    return values
-
-
 def _powers(name: bytes) -> np.ndarray:
     return np.cumprod(np.array([1] + [_fixed_number(name)] * (CHUNK + NGRAM), np.uint64))
 
 
-LETTERS, LETTER_POWERS, WORD_POWERS = _letter_values(), _powers(b"letters"), _powers(b"words")
+LETTERS = np.zeros(256, np.uint64)  # a random number per letter or digit, in both cases; 0 separates words
+for letter in "abcdefghijklmnopqrstuvwxyz0123456789":
+    LETTERS[[ord(letter), ord(letter.upper())]] = _fixed_number(letter.encode())
+LETTER_POWERS, WORD_POWERS = _powers(b"letters"), _powers(b"words")
 TOP = CHUNK + NGRAM  # exponent that every sum is raised to, so that a hash does not depend on the position
 MIX = np.uint64(_fixed_number(b"mix"))
 
@@ -222,8 +211,8 @@ def _hash_words(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _passages(data: bytes) -> Iterator[tuple[_Words, bool]]:
-    """(words, whether they are the last) per chunk; each begins with the NGRAM - 1 words before it, so that every
-    passage lies in exactly one of them."""
+    """(words, whether they are the last) per chunk. Each begins with the NGRAM - 1 words before it, so every passage
+    lies in exactly one."""
     view, start, last = np.frombuffer(data, np.uint8), 0, False
     kept_words, kept_positions = np.empty(0, np.uint64), np.empty(0, np.int64)
     while not last:
@@ -246,9 +235,8 @@ def _passages(data: bytes) -> Iterator[tuple[_Words, bool]]:
 
 
 def _hash_items(items: list[list[str]], first: int) -> tuple[np.ndarray, ...]:
-    """The texts of each item -> hashes and items of its passages, sorted by hash, each pair once; and its WHOLEs.
-
-    Items count from `first`."""
+    """Hashes and items (from `first` on) of the passages of the items' texts, sorted by hash, each pair once; and the
+    WHOLEs."""
     hashes, owners, wholes = [], [], []
     for texts, items_of_texts in _spelled_batches(items, first):
         [(words, _)] = _passages(b"\n".join(texts))
@@ -312,13 +300,13 @@ def _without_boilerplate(hashes: np.ndarray, owners: np.ndarray) -> tuple[np.nda
 
 
 def _checked(records, benchmark: str, *fields: str) -> Iterator[tuple]:
-    """The (place, record) pairs of a benchmark's file, each with these fields. ValueError names the first without."""
+    """The (place, record) pairs of a benchmark's file. ValueError names the first that lacks one of these fields."""
     for place, record in records:
         if isinstance(record, sources.BadRecord):
             raise ValueError(f"--decontaminate: {record}: give the file as it was published.") from record
         if not isinstance(record, dict) or any(field not in record for field in fields):
-            raise ValueError(f"--decontaminate: {place} has no fields {', '.join(fields)}: that is not "
-                             f"{benchmark}.")
+            names = ", ".join(fields)
+            raise ValueError(f"--decontaminate: {place} has no fields {names}: that is not {benchmark}.")
         yield place, record
 
 
@@ -348,20 +336,16 @@ def _ewok(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 READERS = {"gsm8k": _gsm8k, "hellaswag": _hellaswag, "ewok": _ewok}
-FILES = {  # what each is called in a folder
-    "gsm8k": ("gsm8k/test.jsonl", "gsm8k_test.jsonl"),
-    "hellaswag": ("hellaswag_val.jsonl",),
-    "ewok": ("ewok*.zip",),
-}
+FILES = {"gsm8k": ("gsm8k/test.jsonl", "gsm8k_test.jsonl"), "hellaswag": ("hellaswag_val.jsonl",),
+         "ewok": ("ewok*.zip",)}  # what each is called in a folder
 
 # ----------------------------------------------------------------------------------------------------------------------
-# GSM8K's test questions, for fine-tuning. 48-bit hashes, not text, of the 1,319 questions of openai/grade-school-math's
-# test.jsonl: enough to recognise one whatever its file's name, format and order, and its own case, punctuation and
-# spacing. Another question is taken for one of them with a chance of 5e-12. Rewordings pass; they are for the guard.
+# GSM8K's test questions, for fine-tuning: not their text but 48-bit hashes of the 1,319 questions of test.jsonl of
+# openai/grade-school-math. They recognise a question in any file, format and order, and in any case, punctuation and
+# spacing; another question passes for one with a chance of 5e-12. Rewordings are left to the guard.
 
 TEST_QUESTIONS = Path(__file__).with_name("gsm8k_test_hashes.txt")  # one per line, in ascending order
-# of the published test.jsonl
-TEST_FILE_SHA256 = "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
+TEST_FILE_SHA256 = "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"  # of the published test.jsonl
 
 
 def question_hash(text: str) -> str:
@@ -406,39 +390,33 @@ def find_files(values: list[str]) -> dict[str, Path]:
             named = _files_in(value)
         for name, path in named.items():
             if files.setdefault(name, path) != path:
-                raise ValueError(f"--decontaminate names {name} twice ({files[name]} and {path}): "
-                                 "keep one.")
+                raise ValueError(f"--decontaminate names {name} twice ({files[name]} and {path}): keep one.")
     return files
 
 
 def _files_in(folder: str) -> dict[str, Path]:
     if not Path(folder).is_dir():
-        raise ValueError(f"--decontaminate {folder} is no folder: name the benchmark, as in "
-                         f"gsm8k={folder}.")
-    files = {}
-    for name, patterns in FILES.items():
-        for pattern in patterns:
-            for path in sorted(Path(folder).glob(pattern)):
-                files.setdefault(name, path)
+        raise ValueError(f"--decontaminate {folder} is no folder: name the benchmark, as in gsm8k={folder}.")
+    files, patterns = {}, [(name, pattern) for name in FILES for pattern in FILES[name]]
+    for name, pattern in patterns:
+        for path in sorted(Path(folder).glob(pattern)):
+            files.setdefault(name, path)
     if not files:
-        names = ", ".join(pattern for patterns in FILES.values() for pattern in patterns)
-        raise ValueError(f"--decontaminate {folder} holds none of {names}: name a file, as in "
-                         "gsm8k=FILE.")
+        names = ", ".join(pattern for _, pattern in patterns)
+        raise ValueError(f"--decontaminate {folder} holds none of {names}: name a file, as in gsm8k=FILE.")
     return files
 
 
 def log_lines(document: int | str, tokens: int, hits: list[str]) -> bytes:
-    """Lines of decontamination.jsonl for one dropped document: one per benchmark. document: its number or name; tokens:
+    """Lines of decontamination.jsonl for one dropped document, one per benchmark. document: its number or name; tokens:
     its plain GPT-2 tokens, the same in every condition; hits: as from `Guard.hits`."""
     items_of: dict[str, list[str]] = {}
     for hit in hits:
         name, item = hit.split("/", 1)
         items_of.setdefault(name, []).append(item)
-    lines = b""
-    for name, items in items_of.items():
-        line = {"document": document, "tokens": tokens, "benchmark": name, "items": items}
-        lines += json.dumps(line).encode() + b"\n"
-    return lines
+    records = [{"document": document, "tokens": tokens, "benchmark": name, "items": items}
+               for name, items in items_of.items()]
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
 def summary(guard: Guard, log: bytes) -> dict:
