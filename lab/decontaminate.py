@@ -85,9 +85,8 @@ class Guard:
 
     def hits(self, text: str | bytes) -> list[str]:
         """Ids of the items that contaminate a text, in the order of `ids`; [] for a clean one."""
-        if isinstance(text, str):
-            text = text.encode(errors="replace")
-        return self.hits_batch([text]).get(0, [])
+        utf8 = text.encode(errors="replace") if isinstance(text, str) else text
+        return self.hits_batch([utf8]).get(0, [])
 
     def hits_batch(self, documents: list[bytes]) -> dict[int, list[str]]:
         """{number in the list: what `hits` returns} of the contaminated ones among UTF-8 documents. Far faster."""
@@ -98,8 +97,7 @@ class Guard:
                 document = int(np.searchsorted(ends, words.positions[word], "right"))
                 if words.positions[word + n - 1] < ends[document]:  # else it runs on into the next
                     items_of.setdefault(document, set()).add(item)
-        ids_of = lambda document: [self.ids[item] for item in sorted(items_of[document])]
-        return {document: ids_of(document) for document in sorted(items_of)}
+        return {document: [self.ids[item] for item in sorted(items_of[document])] for document in sorted(items_of)}
 
     def _matches(self, words: _Words, last: bool) -> Iterator[tuple[int, int, int]]:
         """(first word, number of words, item) of each passage and each whole text of an item."""
@@ -107,9 +105,8 @@ class Guard:
             yield word, NGRAM, item
         if not len(self._wholes):
             return
-        openings = words.hashes(MIN_WORDS)
-        if not last:  # the words at the end come again, together with those after them
-            openings = openings[: MIN_WORDS - NGRAM]
+        # unless they are the last, the words at the end come again with those after them
+        openings = words.hashes(MIN_WORDS)[: None if last else MIN_WORDS - NGRAM]
         for word, number in self._openings.pairs(openings):
             _, whole, n, item = self._wholes[number].tolist()
             if words.hash(word, n) == whole:
@@ -161,11 +158,11 @@ def _powers(name: bytes) -> np.ndarray:
     return np.cumprod(np.array([1] + [_fixed_number(name)] * (CHUNK + NGRAM), np.uint64))
 
 
-LETTERS = np.zeros(256, np.uint64)  # a random number per letter or digit, in both cases; 0 separates words
+LETTERS = np.zeros(256, np.uint64)  # a random number per letter (in both cases) and digit
 for letter in "abcdefghijklmnopqrstuvwxyz0123456789":
     LETTERS[[ord(letter), ord(letter.upper())]] = _fixed_number(letter.encode())
 LETTER_POWERS, WORD_POWERS = _powers(b"letters"), _powers(b"words")
-TOP = CHUNK + NGRAM  # exponent that every sum is raised to, so that a hash does not depend on the position
+TOP = CHUNK + NGRAM  # the exponent of every sum: a hash must not depend on the position
 MIX = np.uint64(_fixed_number(b"mix"))
 
 
@@ -246,9 +243,9 @@ def _hash_items(items: list[list[str]], first: int) -> tuple[np.ndarray, ...]:
         begins = np.cumsum(counts) - counts
         passages = words.hashes(NGRAM)
         inside = np.flatnonzero(text[: len(passages)] == text[NGRAM - 1 :])
-        new = _unique_pairs(passages[inside], np.array(items_of_texts)[text[inside]])
-        hashes.append(new[0])
-        owners.append(new[1])
+        new_hashes, new_owners = _unique_pairs(passages[inside], np.array(items_of_texts)[text[inside]])
+        hashes.append(new_hashes)
+        owners.append(new_owners)
         for i in np.flatnonzero((counts >= MIN_WORDS) & (counts < NGRAM)).tolist():
             word, n = int(begins[i]), int(counts[i])
             wholes.append((words.hash(word, MIN_WORDS), words.hash(word, n), n, items_of_texts[i]))
@@ -289,7 +286,7 @@ def _spellings(text: str) -> tuple[str, str, str]:
 
 
 def _without_boilerplate(hashes: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leaves out what more than MAX_SHARING items share, except of an item that would have nothing left."""
+    """Leave out what more than MAX_SHARING items share, unless an item would have nothing left."""
     _, sharing = np.unique(hashes, return_counts=True)
     rare = np.repeat(sharing <= MAX_SHARING, sharing)
     kept = rare | ~np.isin(owners, owners[rare])
@@ -344,8 +341,9 @@ FILES = {"gsm8k": ("gsm8k/test.jsonl", "gsm8k_test.jsonl"), "hellaswag": ("hella
 # openai/grade-school-math. They recognise a question in any file, format and order, and in any case, punctuation and
 # spacing; another question passes for one with a chance of 5e-12. Rewordings are left to the guard.
 
-TEST_QUESTIONS = Path(__file__).with_name("gsm8k_test_hashes.txt")  # one per line, in ascending order
-TEST_FILE_SHA256 = "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"  # of the published test.jsonl
+TEST_QUESTIONS = Path(__file__).with_name("gsm8k_test_hashes.txt")  # one per line, ascending
+# of the published test.jsonl
+TEST_FILE_SHA256 = "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
 
 
 def question_hash(text: str) -> str:

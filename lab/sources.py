@@ -9,8 +9,6 @@ Two tables say what a suffix means, DOCUMENT_READERS and RECORD_READERS. A file 
 that breaks, is an error: it must never look like the end of the data.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import getpass
@@ -115,7 +113,7 @@ def open_source(args: argparse.Namespace) -> Source:
         for pattern in names:
             paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
             if not paths:
-                raise FileNotFoundError(f"--dataset {pattern}: no such file; check the path.")
+                raise FileNotFoundError(f"--dataset {pattern}: no such file or glob; check the path.")
             files += [path for path in paths if Path(path).is_file()]
         source = _open_local(args, files)
     if stop:
@@ -145,9 +143,8 @@ def _open_local(args: argparse.Namespace, files: list[str]) -> Source:
     if all(reader is _read_parquet for reader in readers):
         documents = 0
         for path in files:
-            with damage_in(path):
-                file = _parquet_file(open(path, "rb"), path, args.text_field)
-                documents += file.metadata.num_rows
+            with damage_in(path), open(path, "rb") as f:
+                documents += _parquet_file(f, path, args.text_field).metadata.num_rows
     return Source("local", files, args.text_field, record, 0, documents, None, {})
 
 
@@ -217,9 +214,8 @@ def _read_files(source: Source, start: int):
         count = source.counts.get(path)
         if count is None or first + count > start:
             position, reader = first, reader_of(DOCUMENT_READERS, path)
-            guard = damage_in(path)
-            if source.kind == "hub":
-                guard = contextlib.nullcontext()  # errors of the network are for `with_retries`
+            # errors of the network are for `with_retries`
+            guard = contextlib.nullcontext() if source.kind == "hub" else damage_in(path)
             with guard, _open_file(source, path) as f:
                 for n, documents in reader(f, path, source.field, max(0, start - first)):
                     if documents is not None:
@@ -250,8 +246,7 @@ def _parquet_file(f, path: str, field: str):
         names = ", ".join(schema.names)
         raise ValueError(f"{path} has no column {field!r}: pass --text_field with one of {names}.")
     kind = schema.field(field).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     text_kinds = pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()
     if kind not in (*text_kinds, pa.null()):
         raise ValueError(f"column {field!r} of {path} holds {kind}, not text: pass another --text_field.")
@@ -332,7 +327,7 @@ def _read_jsonl(f, path: str, field: str, skip: int):
             raise ValueError(f"{where} is not an object with fields: repair or remove it.")
         if field not in record and not has_field:
             fields = ", ".join(record)
-            raise ValueError(f"{where} has no field {field!r}, only {fields}: pass another --text_field.")
+            raise ValueError(f"{where} has no field {field!r} (it has {fields}): pass another --text_field.")
         has_field = True
         documents.append(_checked(record.get(field)))
         size += len(line)
@@ -468,11 +463,10 @@ def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
     error may hold the text, as a decoding error does and what is raised in its `except` block; so the blocks only note
     what went wrong."""
     wrong_password = f"does not open with this password: correct {password_variable}"
-    fault, contents = None, {}
+    fault, contents, is_rows = None, {}, re.compile(r"(?!__MACOSX).*\.jsonl", re.IGNORECASE)
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist()
-                       if re.fullmatch(r"(?!__MACOSX).*\.jsonl", member.filename, re.IGNORECASE)]
+            members = [member for member in archive.infolist() if is_rows.fullmatch(member.filename)]
             password = os.environ.get(password_variable, "")
             encrypted = any(member.flag_bits & 1 for member in members)
             if encrypted and not password and sys.stdin is not None and sys.stdin.isatty():
@@ -524,7 +518,7 @@ def synthetic_size(source: str, default: int) -> int | None:
     if kind != "synthetic":
         return None
     size = size or str(default)
-    if not (size.isascii() and size.isdigit()) or int(size) == 0:
+    if not re.fullmatch("0*[1-9][0-9]*", size):
         raise ValueError(f"{source}: give a whole number of at least 1, as in synthetic:{default}.")
     return int(size)
 
