@@ -135,7 +135,7 @@ def _chat(messages: list) -> list[tuple[str, str]]:
         system, roles, texts = texts[0], roles[1:], texts[1:]
     for i, role in enumerate(roles, 1):
         if role != ("assistant", "user")[i % 2]:
-            raise ValueError(f"has its roles out of order: turn {i} is {role}, not the other")
+            raise ValueError(f"has its roles out of order: turn {i} is {role}, but they must alternate")
     if len(roles) < 2:
         raise ValueError("has no assistant turn, so there is nothing to learn")
     if len(roles) % 2:
@@ -147,8 +147,8 @@ def _chat(messages: list) -> list[tuple[str, str]]:
 
 def read_conversations(stage: str, paths: list[str], args, guard, counts: Counter, about: list, dropped: list):
     """Yield (place, digest, exchanges) of a source's conversations. digest: 16 bytes that name the original text, the
-    same in every condition. `counts` gets the records read and left out. A question of GSM8K's test split is an error,
-    except that with a guard, and data that is not GSM8K's, it goes to `dropped`."""
+    same in every condition. `counts` counts the records read and left out. A question of GSM8K's test split is an
+    error; with a guard, in data other than GSM8K's, it goes to `dropped`."""
     for place, record in itertools.islice(read_source(stage, paths, about), args.max_read or None):
         counts["read"] += 1
         try:
@@ -306,10 +306,8 @@ def load_source(stage: str, paths: list[str], args, guard, counts: Counter, abou
 
 def load(args) -> dict:
     """Every conversation of a run: the arrays of load_source, source uint8 and held_out bool (C,), offsets (C + 1,),
-    fingerprints, and what config.json records. A dropped conversation has length 0.
-
-    args: stage data tinygsm_data max_read max_examples bad_conversations condition seq_len bos decontaminate
-    val_fraction eval_every, as sft.py's flags. ValueError / FileNotFoundError in one sentence."""
+    fingerprints, and what config.json records. A dropped conversation has length 0. args: sft.py's flags. ValueError /
+    FileNotFoundError in one sentence."""
     guard = decontaminate.from_argument(args.decontaminate)
     inputs = {args.stage: args.data}
     if args.stage == "transition":
@@ -353,9 +351,8 @@ def load(args) -> dict:
 
 
 def plan_order(data: dict, n: int, seed: int, mix: tuple[float, float]) -> np.ndarray:
-    """Which conversation is read at each of the run's n positions, int64 (n,). Each source is read in data_order's
-    epochs. Of two, position p takes the second with a probability that goes linearly from mix[0] at the first position
-    to mix[1] at the last, by a random number of its own."""
+    """The conversation read at each of the run's n positions, int64 (n,); each source in data_order's epochs. The
+    probability of the second source goes linearly from mix[0] at the first position to mix[1] at the last."""
     if len(data["stages"]) == 1:
         return _source_order(data, 0, n, seed)
     share = mix[0] + (mix[1] - mix[0]) * np.arange(n) / max(n - 1, 1)

@@ -418,8 +418,7 @@ def log_lines(document: int | str, tokens: int, hits: list[str]) -> bytes:
 
 
 def summary(guard: Guard, log: bytes) -> dict:
-    """What meta.json says as `decontamination`: `guard.benchmarks` with the counts of a whole decontamination.jsonl.
-
+    """What meta.json says as `decontamination`: `guard.benchmarks` with the counts of a whole decontamination.jsonl:
     {"rule", "documents_dropped", "plain_tokens_dropped", "benchmarks": {name: {"file", "sha256", "items",
     "items_too_short", "documents_dropped", "items_hit_total", "items_hit": the first LISTED ids}}}"""
     tokens_of, documents = {}, Counter()

@@ -407,11 +407,9 @@ class BadRecord(ValueError):
 
 
 def read_records(path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[Place, object]]:
-    """Yield (place, record) of a *.jsonl[.gz|.zst] or *.parquet file without its blank lines.
-
-    The record of a line that is not JSON is a BadRecord, to be raised or counted. columns: those to read of a parquet
-    file, if it has them. FileNotFoundError when there is no such file; ValueError when it is damaged or of another
-    kind."""
+    """Yield (place, record) of a *.jsonl[.gz|.zst] or *.parquet file without its blank lines. The record of a line that
+    is not JSON is a BadRecord, to be raised or counted. columns: those to read of a parquet file, if it has them.
+    FileNotFoundError when there is no such file; ValueError when it is damaged or of another kind."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; check the path.")
@@ -457,11 +455,9 @@ RECORD_READERS = {
 
 
 def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
-    """Yield (place, record), as read_records does, for each line of a zip's jsonl files.
-
-    An encrypted zip is opened in memory; its password is in that environment variable or is typed on a terminal. No
-    error may hold the text, as a decoding error does and what is raised in its `except` block; so the blocks only note
-    what went wrong."""
+    """Yield (place, record) as read_records, of a zip's jsonl files. An encrypted zip is opened in memory; its password
+    is in that environment variable or is typed on a terminal. No error may hold the text, as a decoding error does and
+    what is raised in its `except` block; so the blocks only note what went wrong."""
     wrong_password = f"does not open with this password: correct {password_variable}"
     fault, contents, is_rows = None, {}, re.compile(r"(?!__MACOSX).*\.jsonl", re.IGNORECASE)
     try:

@@ -275,11 +275,9 @@ def distinct(rand, n: int, draw: Callable, text_of: Callable[[dict], str]) -> li
 
 
 def hellaswag_items(n: int, seed: int = 0, split: str = "val") -> list[dict]:
-    """n items with the fields of the real jsonl: an outing up to some step; which ending comes next?
-
-    Wrong endings are the same step of other places (in every third item one is another step of the right place) or,
-    after the last step, other things to bring back. Items 2k and 2k + 1 cut one story and share `source_id`.
-    """
+    """n items with the fields of the real jsonl: an outing up to some step; which ending comes next? Wrong are the same
+    step of other places (in every third item once another step of the right place) or, at the end, other things to
+    bring back. Items 2k and 2k + 1 cut one story and share `source_id`."""
     if split not in ("train", "val"):
         raise ValueError(f"split is {split!r}: use 'train' or 'val'.")
     rand = random.Random(seed << 1 | (split == "val")).random
