@@ -2,14 +2,11 @@
 
     python prepare_fineweb.py --decontaminate gsm8k=test.jsonl hellaswag=hellaswag_val.jsonl ewok=ewok_core_1.0.zip
     python prepare_fineweb.py --decontaminate benchmarks/      # with gsm8k/test.jsonl, hellaswag_val.jsonl, ewok*.zip
-
     guard = decontaminate.Guard.build({"gsm8k": "gsm8k/test.jsonl"})
     guard.hits("John arm wrestles 20 people. He beats 80%. How many people did he lose to?")
     # ["gsm8k/00306-7f7b2720"]
 
-Reads the benchmarks' own files and writes only their items' ids; keeps 64-bit hashes, never text. Documents are checked
-one by one.
-
+Reads the benchmarks' own files, keeps 64-bit hashes and never text, and writes only the items' ids.
 A word is a run of ASCII letters and digits, in lower case; all else separates words. An item contaminates a document
 when 13 successive words of the two agree (GPT-3, appendix C), or when the document holds the whole of an item's text of
 6 to 12 words; items whose texts are all shorter are only counted. The texts of an item are
@@ -19,7 +16,6 @@ when 13 successive words of the two agree (GPT-3, appendix C), or when the docum
 each in three spellings: as it is, without apostrophes, without any punctuation (`don't`, `dont`; `1,000`, `1000`), as a
 document may have lost its punctuation. Passages that more than 10 items of a benchmark share are boilerplate and left
 out (GPT-3: of more than 10 documents), unless an item has no other.
-
 Fine-tuning never reads GSM8K's test split, with or without a guard: `is_test_question` recognises its questions.
 """
 

@@ -196,11 +196,9 @@ class _Leave(Exception):
 
 class Evaluator:
     """Walks checked statements and writes down a line for each assignment.
-
     Values are int (up to MAX_BITS), float (finite), bool, str (a key), range, and tuple (lists too, as nothing can
     change one) and dict of those but range: lists of lists could grow without limit. Expressions become (text, value):
-    the text is the value as `show` writes it, or an operation on such values that has no line yet.
-    """
+    the text is the value as `show` writes it, or an operation on such values that has no line yet."""
 
     def __init__(self):
         self.names: dict[str, object] = {}
