@@ -21,10 +21,10 @@ buffer and crowd out those that would fit: cropping climbs during the pass (see 
 from __future__ import annotations
 
 import argparse
+import heapq
 import itertools
 import sys
 import zipfile
-from bisect import bisect_right, insort
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -42,29 +42,33 @@ BLOCK_TOKENS = 2**20  # rows handed to the writer at once; bounds temporary arra
 
 
 class BestFit:
-    """Decides which documents share a row, ties included, as a scan of the whole buffer would.
+    """Decides which documents share a row: row for row, ties included, what a scan of the whole buffer would decide.
 
-    Documents are opaque. They wait in a queue per length, and a sorted list has the lengths that wait.
+    Documents are opaque. They wait in a queue per length; one integer has bit n set when a document of n tokens waits,
+    and lengths beyond a row are in a heap. So a document costs O(1) operations, or O(log buffer) if longer than a row.
+
     cut(document, room) -> (what the row gets, what goes back into the buffer or None to drop it); what goes back has
     one token more than was left over: its BOS.
-    Attributes: open, the pieces of the unfinished row; room, the tokens it lacks; waiting, documents in the buffer."""
+    Attributes: open, the pieces of the unfinished row; room, the tokens it lacks; waiting, documents in the buffer.
+    """
 
     def __init__(self, row_tokens: int, buffer_docs: int, cut: Callable):
         self.row_tokens, self.buffer_docs, self.cut = row_tokens, buffer_docs, cut
         self.queues = defaultdict(deque)  # length -> documents in order of arrival
-        self.lengths = []  # of the waiting documents, each once, in order
+        self.mask = 0  # bit n: a document of n tokens waits, n up to row_tokens
+        self.beyond = []  # lengths of waiting documents longer than a row, each once: a heap
         self.waiting, self.too_long = 0, 0  # documents in the buffer; of them longer than a row
         self.open, self.room = [], row_tokens
 
     def add(self, documents: Iterable[tuple[int, object]], last: bool = False) -> tuple[list, list[tuple]]:
         """Pass documents (length >= 1, document) through the buffer; `last` empties it.
 
-        Returns the pieces of the finished rows, one after the other, and per row (its pieces, tokens cropped, documents
-        longer than a row, documents in the buffer), the last two as its last document was chosen."""
+        Returns the finished rows: (the pieces of all of them, one after the other; per row (its pieces, tokens cropped,
+        documents longer than a row, documents in the buffer), the last two as its last document was chosen).
+        """
         # local names, because this loop runs once per document
-        row_tokens, buffer_docs = self.row_tokens, self.buffer_docs
-        queues, lengths, pieces, room = self.queues, self.lengths, self.open, self.room
-        waiting, too_long = self.waiting, self.too_long
+        row_tokens, buffer_docs, queues, beyond = self.row_tokens, self.buffer_docs, self.queues, self.beyond
+        pieces, room, mask, waiting, too_long = self.open, self.room, self.mask, self.waiting, self.too_long
         rows, begun = [], 0  # begun: where the open row starts in pieces
         if last:
             documents = itertools.chain(documents, [(0, None)])
@@ -73,50 +77,59 @@ class BestFit:
                 buffer_docs = 1
             else:
                 queue = queues[n]
-                if not queue:
-                    insort(lengths, n)
-                queue.append(document)
-                waiting += 1
                 if n > row_tokens:
                     too_long += 1
-            while waiting >= buffer_docs:
-                i = bisect_right(lengths, room) - 1  # the longest that fits
-                if i < 0:
-                    i = 0  # the shortest
-                n = lengths[i]
-                queue = queues[n]
-                document = queue.popleft()
-                if not queue:
-                    del lengths[i]
-                waiting -= 1
-                if n < room:
-                    pieces.append(document)
-                    room -= n
-                    continue
-                cropped, buffered = 0, (too_long, waiting + 1)
-                if n > room:
-                    document, rest = self.cut(document, room)
-                    if rest is None:
-                        cropped = n - room
-                    else:
-                        left = n - room + 1
-                        if not queues[left]:
-                            insort(lengths, left)
-                        queues[left].append(rest)
-                        waiting += 1
-                if n > row_tokens:
-                    too_long -= 1
                     if not queue:
-                        del queues[n]
-                pieces.append(document)
-                rows.append((len(pieces) - begun, cropped, *buffered))
+                        heapq.heappush(beyond, n)
+                elif not queue:
+                    mask |= 1 << n
+                queue.append(document)
+                waiting += 1
+            while waiting >= buffer_docs:
+                waiting -= 1
+                fitting = mask
+                if room != row_tokens:
+                    fitting = mask & ((2 << room) - 1)
+                if fitting:
+                    n = fitting.bit_length() - 1  # the longest
+                    queue = queues[n]
+                    pieces.append(queue.popleft())
+                    if not queue:
+                        mask ^= 1 << n
+                    room -= n
+                    if room:
+                        continue
+                    rows.append((len(pieces) - begun, 0, too_long, waiting + 1))
+                else:
+                    if mask:
+                        n = (mask & -mask).bit_length() - 1  # the shortest
+                    else:
+                        n = beyond[0]
+                    queue = queues[n]
+                    piece, rest = self.cut(queue.popleft(), room)
+                    pieces.append(piece)
+                    cropped = n - room
+                    if rest:
+                        cropped = 0
+                    rows.append((len(pieces) - begun, cropped, too_long, waiting + 1))
+                    if n > row_tokens:
+                        too_long -= 1
+                        if not queue:
+                            del queues[heapq.heappop(beyond)]
+                    elif not queue:
+                        mask ^= 1 << n
+                    if rest:
+                        n = n - room + 1
+                        queues[n].append(rest)
+                        mask |= 1 << n
+                        waiting += 1
                 begun, room = len(pieces), row_tokens
-        self.open, self.room = pieces[begun:], room
+        self.open, self.room, self.mask = pieces[begun:], room, mask
         self.waiting, self.too_long = waiting, too_long
         return pieces[:begun], rows
 
     def buffered(self) -> list[tuple[int, object]]:
-        """(length, document) of the buffer, equal lengths in order of arrival: all that later choices need."""
+        """(length, document) of the buffer; equal lengths in order of arrival, which is all that later choices need."""
         return [(n, document) for n, queue in self.queues.items() for document in queue]
 
     def restore(self, buffered: Iterable[tuple[int, object]], pieces: list, room: int) -> None:

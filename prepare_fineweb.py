@@ -33,6 +33,7 @@ from lab import decontaminate, processes, runs, shards, sources
 from lab.token_files import check
 from lab.tokenizer import BACKENDS, BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer, tokenizer_hash
 
+IN_FLIGHT_BYTES = 2**25  # text that workers hold at once, however many they are
 MAX_WORKERS = 16  # that one reader can feed; each holds 27 MB of gigatoken's tables and as much cache (measured)
 COMMIT_SECONDS = 1.0  # work a kill may cost; one commit is a few fsyncs
 # flags that decide the bytes
@@ -166,21 +167,25 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
 
 
 def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> Iterator[Tokenized]:
-    """Batches in document order; at most 2 x num_proc in memory."""
+    """Batches in document order; at most 2 x num_proc, or IN_FLIGHT_BYTES of text, or one, in memory."""
     settings = (args.tokenizer_backend, args.inject, args.val_fraction, guard)
     if args.num_proc == 1:
         for first, documents in sources.read_batches(source, start):
             yield tokenize(first, documents, *settings)
         return
     workers = min(args.num_proc, MAX_WORKERS)
-    pool, pending = ThreadPoolExecutor(max_workers=workers), deque()
+    pool, pending, in_flight = ThreadPoolExecutor(max_workers=workers), deque(), 0
     try:
         for first, documents in sources.read_batches(source, start):
-            if len(pending) == 2 * workers:
-                yield pending.popleft().result()
-            pending.append(pool.submit(tokenize, first, documents, *settings))
+            size = sum(map(len, documents))
+            while pending and (len(pending) == 2 * workers or in_flight + size > IN_FLIGHT_BYTES):
+                finished, future = pending.popleft()
+                in_flight -= finished
+                yield future.result()
+            pending.append((size, pool.submit(tokenize, first, documents, *settings)))
+            in_flight += size
         while pending:
-            yield pending.popleft().result()
+            yield pending.popleft()[1].result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -215,7 +215,13 @@ def compare_many(args) -> int:
         read_losses(arm, primary, missing)
     baseline, compared = None, []
     if args.baseline:
-        baseline = find_baseline(arms, args.baseline)
+        wanted = cells_in(args.baseline, "--baseline").items()
+        ab_gate.check_names("--baseline", [column for column, _ in wanted], set(columns))
+        fits = [arm for arm in arms if wanted <= arm["cells"].items()]
+        if len(fits) != 1:
+            names = "; ".join(arm["name"] for arm in arms)
+            raise ValueError(f"--baseline {args.baseline} fits {len(fits)} arms: choose one of {names}.")
+        baseline = fits[0]
         others = [arm for arm in arms if arm is not baseline]
         compared = compare_with(baseline, others, primary, checked, args)
 
@@ -243,16 +249,6 @@ def compare_many(args) -> int:
     }
     ab_report.publish(blocks, record, args.out)
     return 0 if checked["ok"] else 2
-
-
-def find_baseline(arms: list[dict], text: str) -> dict:
-    wanted = cells_in(text, "--baseline").items()
-    ab_gate.check_names("--baseline", [column for column, _ in wanted], set(arms[0]["cells"]))
-    fits = [arm for arm in arms if wanted <= arm["cells"].items()]
-    if len(fits) != 1:
-        names = "; ".join(arm["name"] for arm in arms)
-        raise ValueError(f"--baseline {text} fits {len(fits)} arms: choose one of {names}.")
-    return fits[0]
 
 
 def compare_with(baseline: dict, others: list[dict], primary: str, checked: dict, args) -> list[dict]:
@@ -387,21 +383,22 @@ def curves(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
 
 def compare_noise(args) -> int:
     """--aa: what seeds alone do to every metric. --check RUN --against: does a newcomer's run lie in that band?"""
-    newcomer, others = None, []
-    every = read_runs(args.against or args.aa, "--against" if args.check else "--aa")
+    patterns, flag, newcomer = args.aa, "--aa", []
     if args.check:
-        newcomer = runs.read_run(args.check)
-        others = [newcomer]
-        every = [run for run in every if run["folder"].resolve() != newcomer["folder"].resolve()]
+        patterns, flag, newcomer = args.against, "--against", [runs.read_run(args.check)]
+    itself = [run["folder"].resolve() for run in newcomer]
+    every = [run for run in read_runs(patterns, flag) if run["folder"].resolve() not in itself]
     used = ab_numbers.finished([run for run in every if run["summary"]])
     if len(used) < 4:
         raise ValueError("a noise floor needs at least 4 finished runs of different seeds, and there are "
                          f"{len(used)}: train more seeds.")
-    arms = {"noise floor": every} | ({"newcomer": others} if newcomer else {})
+    arms = {"noise floor": every}
+    if newcomer:
+        arms["newcomer"] = newcomer
     # a newcomer may have any seed, and nothing may differ, so there is no treatment
     checked = ab_gate.gate(ab_gate.members_of(arms), [], names_in(args.allow), same_seeds=False)
-    metrics = ab_numbers.metrics_of(used + others)
-    steps, values = ab_numbers.score_arms([used, others], metrics)
+    metrics = ab_numbers.metrics_of(used + newcomer)
+    steps, values = ab_numbers.score_arms([used, newcomer], metrics)
     rows = noise_rows(values, metrics, checked, args.alpha)
     primary = args.primary or "val_loss"
     if primary not in rows:
@@ -410,25 +407,25 @@ def compare_noise(args) -> int:
     trouble, row = "; ".join(ab_gate.trouble_of(checked)), rows[primary]
     seeds = ", ".join(str(run["seed"]) for run in used)
     floor = f"{len(used)} seeds ({seeds}), step {steps['val']}"
+    mode, title, word = "aa", f"Noise floor of {label_of(used)}", "comparable"
     if newcomer:
         word, text = judge_newcomer(rows, primary, trouble, floor, args.alpha)
-        title = f"{newcomer['name']} against the noise floor of {label_of(used)}: {word}"
+        mode, title = "check", f"{newcomer[0]['name']} against the noise floor of {label_of(used)}: {word}"
     else:
-        word, title = "not comparable" if trouble else "comparable", f"Noise floor of {label_of(used)}"
         text = (f"{SHORT[primary]}: sd {row['sd']:.5f} {UNIT[primary]} (95 % interval "
                 f"{row['sd_low']:.5f} to {row['sd_high']:.5f}) over {floor}.")
         if checked["missing"]:
             text += f" Missing: {'; '.join(checked['missing'])}."
     if trouble:
-        text = f"{trouble}. {text}"
+        word, text = "not comparable", f"{trouble}. {text}"
     head = f"**{word}** · {text}"
     blocks = [
         ("h1", title), ("verdict", head, word), noise_table(rows, metrics, bool(newcomer), args.alpha),
         ("p", "The band is a prediction interval: one more run of another seed falls inside with this chance."),
     ]
     record = {
-        "mode": "check" if newcomer else "aa", "verdict": word, "headline": head, "primary": primary,
-        "alpha": args.alpha, "metrics": rows, "gate": checked, "runs": [str(run["folder"]) for run in used],
+        "mode": mode, "verdict": word, "headline": head, "primary": primary, "alpha": args.alpha,
+        "metrics": rows, "gate": checked, "runs": [str(run["folder"]) for run in used],
     }
     if args.plan:
         blocks += plan_blocks(row["sd"], primary, args, record)

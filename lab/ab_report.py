@@ -33,6 +33,7 @@ STYLES = (  # colour, line, marker of each arm
     ("#56B4E9", (0, (5, 1)), "v"), ("#E69F00", (0, (3, 1, 1, 1)), "P"), ("#000000", (0, (1, 1)), "X"),
 )
 BLUE, GREY = "#0072B2", "#888888"
+MARKS = {"better": ("o", BLUE), "worse": ("s", "white"), "changed": ("s", "white")}  # verdict -> marker, filling
 ARROWS = {-1: "↓", 0: " ", 1: "↑"}  # which way a metric improves
 
 
@@ -122,7 +123,10 @@ def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
     for axis, (title, rows) in zip(axes, groups.items(), strict=True):
         axis.axvline(0, color="black", linewidth=1)
         for y, row in enumerate(reversed(rows)):
-            draw_change(axis, y, row)
+            marker, filling = MARKS.get(row["verdict"], ("o", "#bbbbbb"))
+            line, colour = ("-", "black") if row["verdict"] in MARKS else (":", GREY)
+            axis.plot([row["low"], row["high"]], [y, y], line, color=colour, linewidth=1.6)
+            axis.plot(row["delta"], y, marker, markersize=5, markeredgecolor=colour, markerfacecolor=filling)
         limit = max(1.2 * max(abs(row["delta"]) for row in rows), 0.1)  # a wide interval must not squeeze the others
         left, right = axis.get_xlim()
         axis.set_xlim(max(left, -2 * limit), min(right, 2 * limit))
@@ -133,18 +137,6 @@ def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
     axes[-1].set_xlabel("change from A to B, %.  ↓ lower is better, ↑ higher is better\n"
                         "filled: better; square: worse or changed; grey: not clear", fontsize=8)
     return save()
-
-
-# verdict by the adjusted p -> marker and its filling
-MARKS = {"better": ("o", BLUE), "worse": ("s", "white"), "changed": ("s", "white")}
-
-
-def draw_change(axis, y: float, row: dict) -> None:
-    """One row of plot_forest at height y."""
-    marker, filling = MARKS.get(row["verdict"], ("o", "#bbbbbb"))
-    line, colour = ("-", "black") if row["verdict"] in MARKS else (":", GREY)
-    axis.plot([row["low"], row["high"]], [y, y], line, color=colour, linewidth=1.6)
-    axis.plot(row["delta"], y, marker, markersize=5, markeredgecolor=colour, markerfacecolor=filling)
 
 
 def plot_arms(losses: dict[str, list[float]], x_label: str) -> bytes | None:
@@ -239,13 +231,6 @@ HTML = {
 }
 
 
-def to_html(blocks: list[tuple], title: str) -> str:
-    """One page without references to anything outside itself."""
-    css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-    body = "\n".join(HTML[kind](*content) for kind, *content in blocks)
-    return PAGE.format(title=html.escape(title), css=css, body=body)
-
-
 def plain(value):
     """For JSON: NaN and infinity become null, numpy becomes Python, keys become text."""
     if isinstance(value, dict):
@@ -267,7 +252,9 @@ def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
     markdown, folder = to_markdown(blocks), Path(out)
     files = {content[0]: content[2] for kind, *content in blocks if kind == "img"}
     files["report.json"] = (json.dumps(plain(record), indent=2) + "\n").encode()
-    files["report.html"] = to_html(blocks, title=blocks[0][1]).encode()
+    css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+    body = "\n".join(HTML[kind](*content) for kind, *content in blocks)
+    files["report.html"] = PAGE.format(title=html.escape(blocks[0][1]), css=css, body=body).encode()
     files["report.md"] = markdown.encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)

