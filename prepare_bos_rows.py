@@ -39,7 +39,7 @@ from lab.tokenizer import BOS_ID, get_tokenizer
 
 BOS = np.array([BOS_ID], "<u2").tobytes()
 REPORT_BINS = 2000  # the report's resolution: a decile's edge is off by at most 0.1 % of the rows; even
-BUFFER_NAMES = re.compile(r"packer_buffer_\d{6,}\.tmp(\.tmp)?")  # the second .tmp: killed as it was written
+BUFFER_NAMES = re.compile(r"packer_buffer_\d{6,}\.tmp(\.tmp)?")  # twice .tmp: killed in writing
 BLOCK_TOKENS = 2**20  # rows handed to the writer at once; bounds temporary arrays
 
 

@@ -347,7 +347,7 @@ def _own_files(folder: Path, split: str, meta: dict, row_tokens: int | None) -> 
             check(tokens == expected, f"{holds} the {expected:,} of meta.json (truncated or edited)", AGAIN)
             check(not row_tokens or tokens % row_tokens == 0,
                   f"{holds} a multiple of row_tokens {row_tokens}", "prepare the rows again")
-            files.append(TokenFile(path, offset, tokens, record["sha256"]))
+            files.append(TokenFile(path, offset, tokens, sha256=record["sha256"]))
     remedy = AGAIN
     if split == "val":
         remedy = "prepare with --val_shards 1, or pass --val_data_dir"
@@ -360,7 +360,8 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     """Open one split of a dataset folder. Returns (TokenFiles, meta or None for a neighbour's data).
 
     verify: read every file once and compare its sha256 (about 1.5 GB/s a core), or, without meta.json, check every
-    token; `False` checks names and sizes only. Raises ValueError / FileNotFoundError in one sentence."""
+    token; `False` checks names and sizes, and samples of a neighbour's files. Raises ValueError / FileNotFoundError in
+    one sentence."""
     folder, meta, row_tokens = Path(data_dir), None, None
     remedy = f"make it with python prepare_fineweb.py --out_dir {folder}"
     check(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
@@ -379,7 +380,7 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     else:
         finished = not (folder / "progress.json").exists()
         check(finished, f"{folder} holds an unfinished dataset", "run its prepare again with --resume")
-        files, source = token_files.neighbours_files(folder, split)
+        files, source = token_files.neighbours_files(folder, split, vocab_size)
     digests = [f"unverified {file.path.name} {file.path.stat().st_size}" for file in files]
     if verify:
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:

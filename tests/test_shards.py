@@ -266,6 +266,85 @@ def test_a_format_is_one_entry(tmp_path, monkeypatch):
     assert files.source == "toy" and meta is None and files.slice(0, 99).tolist() == list(range(9))
 
 
+def test_split_names_are_whole_words(folders, tmp_path):
+    """A train shard whose name holds "val" or a val shard whose name holds "train" is in its own split only."""
+    tokens = everything(folders["baseline"])
+    names = {"train": ["retrieval_train_000000.bin", "eval-train_1.bin", "medievalTrain02.bin", "training.bin"],
+             "val": ["constrained_val_000000.bin", "pretrain.validation.bin", "Valid3.bin"]}
+    pieces = iter(np.split(tokens[:700], 7))
+    content = {name: next(pieces) for split in names for name in names[split]}
+    for name, piece in content.items():
+        piece.tofile(tmp_path / name)
+    np.arange(9).tofile(tmp_path / "notes_trainval.bin")  # neither word
+    for split, expected in names.items():
+        assert np.array_equal(everything(tmp_path, split), np.concatenate([content[n] for n in sorted(expected)]))
+    (tmp_path / "train_again.bin").symlink_to(tmp_path / "training.bin")  # each file is read once
+    assert shards.open_dataset(tmp_path)[0].n_tokens == 400
+    tokens[:9].tofile(tmp_path / "train_val.bin")
+    with pytest.raises(ValueError, match="train_val.bin names both splits: rename it"):
+        shards.open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("dtype, name", [
+    ("<u4", "uint32"), ("<i4", "uint32"), ("<i8", "int64"), (">u2", "big-endian uint16"), (">u4", "big-endian uint32"),
+    (">i8", "big-endian int64"), ("<f4", "float32"), ("<f8", "float64"),
+])
+def test_headerless_ids_of_another_type(folders, tmp_path, dtype, name, verify):
+    """The loss of a .bin that is no uint16 (4.796 instead of 5.666): refused before step 0, whatever is verified."""
+    tokens = everything(folders["baseline"])
+    for n, top in ((40, None), (5000, None), (5000, 128_000)):
+        ids = tokens[:n].astype(np.int64)
+        if top:  # of a tokenizer whose vocabulary needs uint32
+            if dtype == ">u2":
+                continue
+            ids[::50] = top
+        (tmp_path / "train.bin").write_bytes(ids.astype(dtype).tobytes())
+        if dtype == ">u2" and n < 64:
+            continue
+        with pytest.raises(ValueError, match=rf"train.bin holds {name} \(ids up to [\d,]+\), not GPT-2's") as refused:
+            shards.open_dataset(tmp_path, verify=verify)
+        assert ("prepare its text" in str(refused.value)) == bool(top)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_files_that_hold_no_ids_of_gpt2(folders, tmp_path, verify):
+    """Text, ids of padding, products without their meta.json, nanoGPT's characters: none is trained on as GPT-2's."""
+    tokens, path = everything(folders["baseline"]), tmp_path / "train.bin"
+
+    def refuses(data, match, **how):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=match):
+            shards.open_dataset(tmp_path, verify=verify, **how)
+
+    refuses("Once upon a time, naïvely. ".encode() * 4000, "holds text, not tokens: rename it to .txt")
+    refuses(bytes(range(256)) * 3000, "has token 50628 at position 98, not below 50,257")
+    for bad in (50257, 50303, 50304, 50348):
+        refuses(np.append(tokens[:99], bad).astype("<u2").tobytes(), f"token {bad} at position 99, not below 50,257")
+    path.write_bytes(np.append(tokens[:99], 50400).astype("<u2").tobytes())  # another tokenizer's, as the user says
+    assert shards.open_dataset(tmp_path, verify=verify, vocab_size=60000)[0].n_tokens == 100
+    (tmp_path / "meta.pkl").write_bytes(b"")
+    refuses(np.arange(65, dtype="<u2").tobytes(), "meta.pkl is nanoGPT's vocabulary of characters")
+    assert shards.open_dataset(tmp_path, verify=verify, vocab_size=65)[0].n_tokens == 65
+
+
+@pytest.mark.parametrize("dtype", ["<u4", "<i4", "<i8", "<u8", ">u2", ">i8"])
+def test_npy_of_other_integers(folders, tmp_path, dtype):
+    """build-nanogpt's shards saved without astype(uint16): the same tokens, training windows and val documents."""
+    tokens = everything(folders["baseline"])[:3000]
+    made = {name: tmp_path / name for name in ("<u2", dtype)}
+    for name, folder in made.items():
+        folder.mkdir()
+        for i, piece in enumerate(np.split(tokens, 3)):
+            np.save(folder / f"shard_{'val' if i == 0 else 'train'}_{i}.npy", piece.astype(name))
+    for verify in (True, False):
+        expected, got = (shards.open_dataset(folder, verify=verify)[0] for folder in made.values())
+        assert np.array_equal(got.read(range(31), 64), expected.read(range(31), 64))
+        assert got.slice(900, 500).dtype == np.uint16 and np.array_equal(got.slice(900, 500), tokens[1900:2400])
+        expected, got = (shards.open_val(folder, 500, verify) for folder in made.values())
+        assert all(np.array_equal(got[key], expected[key]) for key in ("tokens", "token_bytes", "doc_starts"))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # what the reader refuses
 
@@ -333,7 +412,10 @@ def refusals():
         "wrong magic": (neighbour(header(20240801, 1, 10)), "train", "magic is 20240801, not 20240520"),
         "wrong version": (neighbour(header(20240520, 2, 10)), "train", "version 2, not 1"),
         "truncated llm.c": (neighbour(header(20240520, 1, 1000)), "train", "should hold 1,000 tokens but has 10"),
-        "npy of int64": (npy(np.arange(5)), "train", "holds int64 of shape"),
+        "npy of floats": (npy(np.arange(5.0)), "train", "holds float64 of shape"),
+        "npy of bytes": (npy(np.arange(5, dtype=np.uint8)), "train", "holds uint8 of shape"),
+        "npy below 0": (npy(np.array([5, -1, 6])), "train", "token -1 at position 1, not below"),
+        "npy above GPT-2": (npy(np.array([5, 6, 2**16 + 1])), "train", "token 65537 at position 2, not below"),
         "npy of rows": (npy(np.zeros((2, 2), np.uint16)), "train", r"shape \(2, 2\)"),
         "broken npy": (broken_npy, "train", "not a readable .npy"),
         "mixed": (mixed, "train", "mixes formats"),
