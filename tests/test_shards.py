@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import inject_mul
 import prepare_fineweb
-from lab import shards, synthetic, token_files, tokenizer
+from lab import disk, shards, synthetic, token_files, tokenizer
+from lab.token_files import AGAIN
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, get_tokenizer
 
 TEXTS = [*synthetic.documents(3, 0, 120), "<|endoftext|><MUL_6_9_54> literally", "6*9=54", "日本語 7×8=56 é"]
@@ -420,6 +421,83 @@ def refusals():
         "broken npy": (broken_npy, "train", "not a readable .npy"),
         "mixed": (mixed, "train", "mixes formats"),
     }
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_meta_that_contradicts_itself(copy, verify):
+    """A checksum or a split that somebody edited in meta.json, also when only sizes are verified: one sentence."""
+    path = copy / "meta.json"
+    meta = json.loads(path.read_text())
+    train, val = meta["data_files"][0], meta["data_files"][-1]
+    first = {**meta, "data_files": [dict(record) for record in meta["data_files"]]}["data_files"]
+
+    def shard(number, **fields):
+        return {"data_files": [{**r, **fields} if i == number else r for i, r in enumerate(first)]}
+
+    digit = {"0": "1"}.get(meta["fingerprint"][0], "0")
+    cases = {
+        "fingerprint is": {"fingerprint": digit + meta["fingerprint"][1:]},
+        "val_fingerprint_tokens is": {"val_fingerprint_tokens": "0" * 64},
+        "val_fingerprint_documents": {"val_fingerprint_documents": "0" * 64},
+        "has train_000000.bin as a shard of val": shard(0, split="val"),
+        "has val_000000.bin as a shard of train": shard(len(first) - 1, split="train"),
+        "sha256 is null, not 64": shard(0, sha256=None),
+        "fingerprint is .* but data_files": shard(0, sha256="0" * 64),
+        r'name is "../x", not': shard(0, name="../x"),
+        r'name is "train_000000.bin/../../x"': shard(0, name="train_000000.bin/../../x"),
+        "names a shard twice": {"data_files": [first[0], *first]},
+        "tokens is -5, not": shard(0, tokens=-5),
+        "tokens is true, not": shard(0, tokens=True),
+        "documents is missing": {"data_files": [{k: v for k, v in r.items() if k != "documents"} for r in first]},
+        "data_files is .*, not a list": {"data_files": {}},
+        r"data_files\[0\] is 5, not an object": {"data_files": [5]},
+        "tokens_written_total is": {"tokens_written_total": meta["tokens_written_total"] + 1},
+        "num_shards_total is": {"num_shards_total": 99},
+        'condition is "mul_tokens", but "baseline" in settings': {"condition": "mul_tokens"},
+        'condition is "other", not baseline or': {"condition": "other"},
+        "mul_token_rate is NaN, not a finite number": {"mul_token_rate": float("nan")},
+        "vocab_size is null": {"vocab_size": None},
+        "describes format": {"format": ["stream"]},
+    }
+    assert train["split"] == "train" and val["split"] == "val"
+    for match, changed in cases.items():
+        path.write_text(json.dumps({**meta, **changed}))
+        with pytest.raises(ValueError, match=match) as refused:
+            shards.open_dataset(copy, verify=verify)
+            shards.open_val(copy, 1000, verify)
+        message = str(refused.value)
+        assert str(copy) in message and AGAIN in message and len(message.splitlines()) == 1, message
+    for text in ("[" * 100_000, "1" * 5000, '{"a": 1' + "0" * 5000 + "}"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="meta.json"):
+            shards.open_dataset(copy, verify=verify)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_val_documents_of_another_shape(copy, verify):
+    """val_documents.npz whose checksum was edited to fit: its columns must still fit the shards."""
+    path, meta_path = copy / "val_documents.npz", copy / "meta.json"
+    meta = json.loads(meta_path.read_text())
+    with np.load(path) as arrays:
+        columns = dict(arrays)
+    cases = [("tokens", columns["tokens"][:-1]), ("tokens", columns["tokens"] + 1), ("tokens", columns["tokens"] * 1.0),
+             ("tokens", np.array(5)), ("hash", columns["hash"][:, :8]), ("hash", columns["hash"][::-1]),
+             ("baseline_tokens", -columns["baseline_tokens"]), ("utf8_bytes", columns["utf8_bytes"] + 1),
+             ("mul_bytes", np.ones(3, np.uint8)), ("mul_tokens", None)]
+    for name, wrong in cases:
+        changed = {key: value for key, value in {**columns, name: wrong}.items() if value is not None}
+        np.savez(path, **changed)
+        meta_path.write_text(json.dumps({**meta, "val_documents_sha256": disk.sha256_file(path)}))
+        with pytest.raises(ValueError, match=rf"val_documents.npz .*{AGAIN}"):
+            shards.open_val(copy, 10**6, verify)
+    data = path.read_bytes()
+    for wrong in (b"", b"text", data[:100], data[:-30]):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match="does not match its checksum"):
+            shards.open_val(copy, 10**6, verify)
+        meta_path.write_text(json.dumps({**meta, "val_documents_sha256": disk.sha256_file(path)}))
+        with pytest.raises(ValueError, match="is missing or damaged"):
+            shards.open_val(copy, 10**6, verify)
 
 
 def _without_val(folder):
