@@ -404,6 +404,8 @@ def _check_sums(path: Path, meta: dict) -> None:
         "fingerprint": _fingerprint([(r["name"], r["tokens"], r["sha256"]) for r in files]),
         "val_fingerprint_tokens": _fingerprint([(r["tokens"], r["sha256"]) for r in val]),
     }
+    lost = not val and meta.get("val_fingerprint_tokens") not in (None, expected["val_fingerprint_tokens"])
+    check(not lost, f"{path} is damaged or edited (it has no val shards, but had some)", AGAIN)
     for name, value in expected.items():
         stated = meta.get(name, value)
         fault = f"{path} is damaged or edited ({name} is {stated}, but data_files give {value})"

@@ -108,7 +108,8 @@ def other_type(ids: np.ndarray) -> tuple[str, int] | None:
             continue
         are_ids = (values >= 0) & (values < 2**18)
         if dtype[1] == "f":
-            are_ids &= values == np.floor(values)
+            with np.errstate(invalid="ignore"):
+                are_ids &= values == np.floor(values)
         top = values.max()
         if are_ids.all() and (ids.max() >= 256 or top < 2**16):  # not a toy's few ids in pairs
             return name, int(top)
