@@ -12,21 +12,22 @@ import time
 from pathlib import Path
 
 
-def sha256_file(path, digest=None):
-    """Hex sha256 of a file, read in 8 MiB pieces (hashlib releases the GIL, so threads hash files side by side).
-
-    With `digest`, a hash object, that object is fed and returned instead."""
-    running = digest or hashlib.sha256()
+def hash_file(path):
+    """A sha256 object fed with a file, 8 MiB at a time. hashlib releases the GIL, so threads hash side by side."""
+    digest = hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(1 << 23):
-            running.update(block)
-    if digest is not None:
-        return digest
-    return running.hexdigest()
+            digest.update(block)
+    return digest
+
+
+def sha256_file(path) -> str:
+    """Hex sha256 of a file."""
+    return hash_file(path).hexdigest()
 
 
 def fsync_path(path) -> None:
-    """Flush a file, or the renames in a folder, to the disk. Some file systems refuse it for folders: ignored there."""
+    """Flush a file, or the renames in a folder, to the disk. A file system may refuse this for folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -37,9 +38,9 @@ def fsync_path(path) -> None:
 
 @contextlib.contextmanager
 def replacing(path):
-    """A new file, open for bytes, that takes the place of `path` when the block ends, after it is on the disk.
+    """Open a new file for bytes. It is synced and takes the place of `path` when the block ends.
 
-    If the block or the disk fails, or the machine does, `path` keeps its old content."""
+    `path` keeps its old content if the block, the disk or the machine fails."""
     path = Path(path)
     tmp = path.with_name(path.name + ".tmp")
     try:
@@ -55,13 +56,13 @@ def replacing(path):
 
 
 def write_whole(path, data: bytes) -> None:
-    """Replace a file's content so that it is the old or the new one, also after a kill or a power failure."""
+    """Replace a file's content, all of it or nothing."""
     with replacing(path) as f:
         f.write(data)
 
 
 def write_json(path, value) -> None:
-    """`write_whole` of a value as indented JSON."""
+    """Replace a file's content by a value as indented JSON, all of it or nothing."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 

@@ -165,7 +165,7 @@ class DatasetWriter:
         for record in self.files:
             if not record["complete"]:
                 path = self._partial(record["name"])
-                digest = disk.sha256_file(path, hashlib.sha256())
+                digest = disk.hash_file(path)
                 self._open[record["split"]] = open(path, "ab", buffering=0), digest, record
         for name in progress["val_lengths"]:
             self.append(name.removesuffix(".partial"), b"")
