@@ -25,7 +25,6 @@ import heapq
 import itertools
 import re
 import sys
-import zipfile
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -33,13 +32,14 @@ from pathlib import Path
 import numpy as np
 
 import prepare_fineweb
-from lab import disk
+from lab import disk, shards
+from lab.schema import COUNT, NUMBER, TEXT
 from lab.token_files import check
 from lab.tokenizer import BOS_ID, get_tokenizer
 
 BOS = np.array([BOS_ID], "<u2").tobytes()
 REPORT_BINS = 2000  # the report's resolution: a decile's edge is off by at most 0.1 % of the rows; even
-BUFFER_NAMES = re.compile(r"packer_buffer_\d{6,}\.tmp(\.tmp)?")  # the second .tmp: killed as it was written
+BUFFER_NAMES = re.compile(r"packer_buffer_\d{6,}\.tmp(\.tmp)?")  # twice .tmp: killed in writing
 BLOCK_TOKENS = 2**20  # rows handed to the writer at once; bounds temporary arrays
 
 
@@ -144,6 +144,15 @@ class BestFit:
 class RowTrain:
     """The train side of prepare_fineweb.prepare: documents of uint16 bytes through BestFit into the writer."""
 
+    SUMMARY = {
+        "overflow": TEXT, "row_tokens": COUNT, "rows_written_total": COUNT,
+        "tokens_cropped_total": COUNT, "crop_fraction": NUMBER, "bos_added_total": COUNT,
+        "packing_report": [{
+            "first_row": COUNT, "rows": COUNT, "documents_per_row": NUMBER, "crop_fraction": NUMBER,
+            "buffer_share_longer_than_row": NUMBER, "mean_document_tokens": NUMBER,
+        }],
+    }
+
     def __init__(self, args: argparse.Namespace):
         prepare_fineweb.check_at_least(args, seq_len=1, batch_docs=1, buffer_docs=1, shard_rows=0)
         self.row_tokens = args.seq_len + 1
@@ -237,13 +246,12 @@ class RowTrain:
         self.rows, self.bin_rows = state["rows"], state["bin_rows"]
         path = self._buffer_path()
         self.clean(keep=path)
-        try:
-            with np.load(path) as arrays:
-                lengths, self.bins = arrays["lengths"], arrays["bins"]
-                tokens, row = arrays["tokens"], arrays["row"]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            fault = f"{path} is missing or damaged ({error})"
-            raise ValueError(f"{fault}: delete {self.args.out_dir} and prepare again.") from error
+        remedy = f"delete {self.args.out_dir} and prepare again"
+        arrays = shards.read_npz(path, ("lengths", "bins", "tokens", "row"), remedy)
+        lengths, self.bins, tokens, row = arrays.values()
+        kept = int(np.minimum(lengths, self.row_tokens).sum())
+        whole = self.bins.shape == (REPORT_BINS, 4) and len(tokens) == kept and len(row) < self.row_tokens
+        check(whole, f"{path} does not fit progress.json", remedy)
         ends = np.cumsum(np.minimum(lengths, self.row_tokens))
         documents = [part.tobytes() for part in np.split(tokens, ends)[:-1]]
         pieces = [part.tobytes() for part in np.split(row, np.flatnonzero(row == BOS_ID))[1:]]

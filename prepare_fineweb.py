@@ -30,6 +30,7 @@ import numpy as np
 
 import inject_mul
 from lab import decontaminate, disk, processes, runs, shards, sources
+from lab.schema import ANY_NAME, COUNT, NUMBER, TEXT, misfit
 from lab.token_files import check
 from lab.tokenizer import BACKENDS, BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer, tokenizer_hash
 
@@ -41,6 +42,16 @@ SETTINGS = "text_field condition inject shard_tokens val_shards val_fraction max
 # of all documents so far, committed with the tokens; "plain" counts GPT-2 tokens, the same in every condition
 COUNTS = """documents held_out dropped docs_with_products bytes_read
             tokens_read tokens_dropped plain_train plain_held_out""".split()
+# what `print_summary` reads in the meta.json of a dataset that was finished before
+SUMMARY = {
+    "docs_processed": COUNT, "docs_held_out": COUNT, "docs_dropped": COUNT, "condition": TEXT,
+    "mul_tokens_in_train": COUNT, "docs_with_mul_tokens": COUNT, "mul_token_rate": NUMBER,
+    "tokenizer_backend": TEXT, "elapsed_seconds": NUMBER, "throughput_tokens_per_sec": COUNT,
+    "token_account": {"tokens_read": COUNT, ANY_NAME: NUMBER},
+    "decontamination?": {"benchmarks": {
+        ANY_NAME: {"documents_dropped": COUNT, "items_hit_total": COUNT, "items": COUNT},
+    }},
+}
 # a text without any of these holds no product
 SIGNS = [re.compile(sign.pattern.encode()) for sign in inject_mul.SIGNS]
 
@@ -197,6 +208,8 @@ def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> I
 class StreamTrain:
     """Where documents go that are not held out: a plain stream. prepare_bos_rows.RowTrain packs rows instead."""
 
+    SUMMARY = {}  # the shape of what a summary reads of this in meta.json
+
     def __init__(self, args: argparse.Namespace):
         self.shard_tokens = args.shard_tokens  # of train shards
         self.settings = {"format": "stream"}  # what decides the bytes; also fields of meta.json
@@ -253,7 +266,11 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict) ->
     if writer.complete:
         train.clean()
         print(f"{args.out_dir} is already finished.")
-        return shards.read_meta(args.out_dir)
+        meta = shards.read_meta(args.out_dir)
+        fault = misfit(meta, SUMMARY | train.SUMMARY)
+        check(not fault, f"{args.out_dir}/meta.json is damaged or edited ({fault})",
+              f"delete {args.out_dir} and prepare again")
+        return meta
 
     state = dict.fromkeys(COUNTS, 0) | {"seconds": 0.0, "train": {}} | writer.state
     train.restore(state["train"])

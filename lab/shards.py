@@ -21,12 +21,15 @@ import math
 import os
 import re
 import time
+import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from lab import disk, token_files, tokenizer
+from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, TEXT, misfit
 from lab.token_files import AGAIN, TokenFile, TokenFiles, check
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
 
@@ -35,7 +38,20 @@ MulFactTokens = tokenizer.MulFactTokens
 
 FORMAT_VERSION = 1
 FORMATS = ("stream", "bos_row_packed_bestfit")  # of prepare_fineweb.py, of prepare_bos_rows.py
-META_KEYS = ("data_files", "fingerprint", "format", "format_version", "vocab_size")  # every meta.json has these
+SPLIT = "train or val", lambda value: value in ("train", "val")
+SHARD_NAME = "the name of a shard", lambda value: isinstance(value, str) and SHARD_NAMES.fullmatch(value)
+SHARD_NAMES = re.compile(r"(train|val)_[0-9]{6,}\.bin")
+SHARD = {"name": SHARD_NAME, "split": SPLIT, "tokens": COUNT, "documents": COUNT, "utf8_bytes": COUNT}
+ANY_OBJECT = {ANY_NAME: ANYTHING}
+# a key without "?" is in every meta.json
+META = {
+    "format": TEXT, "format_version": COUNT, "vocab_size": COUNT, "fingerprint": SHA256,
+    "data_files": [SHARD | {"sha256": SHA256}],
+    "num_shards_total?": COUNT, "tokens_written_total?": COUNT, "settings?": ANY_OBJECT,
+    "val_documents_sha256?": SHA256, "val_fingerprint_documents?": SHA256, "val_fingerprint_tokens?": SHA256,
+    "condition?": ("baseline or mul_tokens", lambda value: value in ("baseline", "mul_tokens")),
+    "mul_token_rate?": NUMBER, "dataset?": TEXT, "row_tokens?": COUNT, "seq_len?": COUNT, "crop_fraction?": NUMBER,
+}
 
 
 def _fingerprint(parts) -> str:
@@ -100,7 +116,7 @@ class DatasetWriter:
             self.complete = True
         elif "progress.json" in names:
             check(resume, f"{self.dir} holds an unfinished prepare", "pass --resume, or delete it")
-            self._load(json.loads((self.dir / "progress.json").read_text()))
+            self._load(read_json(self.dir / "progress.json", "delete all and prepare again"))
         else:
             # a kill before the first commit leaves progress.json.tmp
             foreign = [name for name in names if not name.startswith(".") and name != "progress.json.tmp"]
@@ -124,9 +140,10 @@ class DatasetWriter:
 
     def _load(self, progress: dict) -> None:
         """Put the folder back to what the last commit recorded, and go on from there."""
+        whole = isinstance(progress, dict) and progress.pop("sha256", "") == _fingerprint(progress)
+        check(whole, f"{self.dir / 'progress.json'} is damaged or another version's", "delete all and prepare again")
         self._refuse_other_settings(progress["settings"])
         self.state, self.files = progress["state"], progress["files"]
-        check("mul_counts" in progress, f"{self.dir} was begun by another version", "delete it and prepare again")
         self.mul_counts += progress["mul_counts"]
         lengths = dict(progress["val_lengths"])  # bytes of each file that stays
         for record in self.files:
@@ -240,6 +257,7 @@ class DatasetWriter:
         lengths = {self._partial(name).name: handle.tell() for name, handle in self._side.items()}
         progress = {"settings": self.settings, "state": state, "files": self.files,
                     "val_lengths": lengths, "mul_counts": self.mul_counts.tolist()}
+        progress["sha256"] = _fingerprint(progress)
         disk.write_whole(self.dir / "progress.json", json.dumps(progress, indent=1).encode())
         self.state = state
         self._shard_closed, self._committed = False, time.monotonic()
@@ -318,20 +336,80 @@ def _write_all(handle, data: memoryview) -> None:
 # reader
 
 
+def read_json(path: Path, remedy: str):
+    """A JSON file's value. ValueError when it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): {remedy}.") from error
+
+
+DAMAGED_NPZ = (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, RuntimeError,
+               MemoryError, zipfile.BadZipFile, zlib.error)
+
+
+def read_npz(path: Path, names, remedy: str) -> dict[str, np.ndarray]:
+    """Arrays of a .npz by name. ValueError when it is missing or damaged."""
+    try:
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in names}
+    except DAMAGED_NPZ as error:
+        raise ValueError(f"{path} is missing or damaged ({error}): {remedy}.") from error
+
+
 def read_meta(data_dir) -> dict:
     """meta.json of a finished dataset. ValueError when it is broken or was written by something else."""
     path = Path(data_dir) / "meta.json"
-    try:
-        meta = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): {AGAIN}.") from error
-    check(isinstance(meta, dict) and all(key in meta for key in META_KEYS),
+    meta = read_json(path, AGAIN)
+    needed = [key for key in META if not key.endswith("?")]
+    check(isinstance(meta, dict) and all(key in meta for key in needed),
           f"{path} was not written by this repo's prepare scripts",
           f"{AGAIN}, or move meta.json away to read the token files as plain GPT-2 tokens")
     name, version = meta["format"], meta["format_version"]
     check(name in FORMATS and version == FORMAT_VERSION,
           f"{path} describes format {name!r} version {version}, which this version cannot read", AGAIN)
+    fault = misfit(meta, META)
+    if not fault:
+        fault = _contradiction(meta)
+    check(not fault, f"{path} is damaged or edited ({fault})", AGAIN)
     return meta
+
+
+def _contradiction(meta: dict) -> str:
+    """Which two fields of a meta.json cannot both be right, or ""."""
+    names = [record["name"] for record in meta["data_files"]]
+    if len(set(names)) < len(names):
+        return "data_files names a shard twice"
+    for record in meta["data_files"]:
+        name, split = record["name"], record["split"]
+        if not name.startswith(f"{split}_"):
+            return f"data_files has {name} as a shard of {split}"
+    seq_len = meta.get("seq_len", 0)
+    if meta["format"] != "stream" and (seq_len < 1 or meta.get("row_tokens") != seq_len + 1):
+        return "row_tokens is not seq_len + 1"
+    for name, value in meta.get("settings", {}).items():
+        if name in meta and meta[name] != value:
+            stated, begun = (json.dumps(part)[:60] for part in (meta[name], value))
+            return f"{name} is {stated}, but {begun} in settings"
+    return ""
+
+
+def _check_sums(path: Path, meta: dict) -> None:
+    """ValueError unless what meta.json says about all shards together follows from what it says about each."""
+    files = meta["data_files"]
+    val = [record for record in files if record["split"] == "val"]
+    expected = {
+        "num_shards_total": len(files),
+        "tokens_written_total": sum(r["tokens"] for r in files),
+        "fingerprint": _fingerprint([(r["name"], r["tokens"], r["sha256"]) for r in files]),
+        "val_fingerprint_tokens": _fingerprint([(r["tokens"], r["sha256"]) for r in val]),
+    }
+    lost = not val and meta.get("val_fingerprint_tokens") not in (None, expected["val_fingerprint_tokens"])
+    check(not lost, f"{path} is damaged or edited (it has no val shards, but had some)", AGAIN)
+    for name, value in expected.items():
+        stated = meta.get(name, value)
+        fault = f"{path} is damaged or edited ({name} is {stated}, but data_files give {value})"
+        check(stated == value, fault, AGAIN)
 
 
 def _own_files(folder: Path, split: str, meta: dict, row_tokens: int | None) -> list[TokenFile]:
@@ -347,11 +425,12 @@ def _own_files(folder: Path, split: str, meta: dict, row_tokens: int | None) -> 
             check(tokens == expected, f"{holds} the {expected:,} of meta.json (truncated or edited)", AGAIN)
             check(not row_tokens or tokens % row_tokens == 0,
                   f"{holds} a multiple of row_tokens {row_tokens}", "prepare the rows again")
-            files.append(TokenFile(path, offset, tokens, record["sha256"]))
+            files.append(TokenFile(path, offset, tokens, sha256=record["sha256"]))
     remedy = AGAIN
     if split == "val":
         remedy = "prepare with --val_shards 1, or pass --val_data_dir"
     check(files, f"{folder} has no {split} shards", remedy, FileNotFoundError)
+    _check_sums(folder / "meta.json", meta)
     return files
 
 
@@ -360,7 +439,8 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     """Open one split of a dataset folder. Returns (TokenFiles, meta or None for a neighbour's data).
 
     verify: read every file once and compare its sha256 (about 1.5 GB/s a core), or, without meta.json, check every
-    token; `False` checks names and sizes only. Raises ValueError / FileNotFoundError in one sentence."""
+    token; `False` checks names and sizes, and samples of a neighbour's files. Raises ValueError / FileNotFoundError in
+    one sentence."""
     folder, meta, row_tokens = Path(data_dir), None, None
     remedy = f"make it with python prepare_fineweb.py --out_dir {folder}"
     check(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
@@ -379,7 +459,7 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     else:
         finished = not (folder / "progress.json").exists()
         check(finished, f"{folder} holds an unfinished dataset", "run its prepare again with --resume")
-        files, source = token_files.neighbours_files(folder, split)
+        files, source = token_files.neighbours_files(folder, split, vocab_size)
     digests = [f"unverified {file.path.name} {file.path.stat().st_size}" for file in files]
     if verify:
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -397,6 +477,20 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     return tokens, meta
 
 
+def _is_val_index(documents: dict[str, np.ndarray], n_tokens: int) -> bool:
+    """Whether the columns of val_documents.npz have the types and lengths of VAL_RECORD, for n_tokens in all."""
+    n = documents["tokens"].size
+    for name in ("tokens", "baseline_tokens", "utf8_bytes", "mul_tokens"):
+        column = documents[name]
+        if column.dtype.kind != "i" or column.shape != (n,) or column.min(initial=0) < 0:
+            return False
+    hashes, mul_bytes = documents["hash"], documents["mul_bytes"]
+    are_bytes = hashes.dtype == mul_bytes.dtype == np.uint8
+    fits = hashes.shape == (n, 16) and mul_bytes.shape == (documents["mul_tokens"].sum(),)
+    lengths = documents["tokens"]
+    return are_bytes and fits and lengths.min(initial=1) > 0 and lengths.sum() == n_tokens
+
+
 def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = VOCAB_SIZE) -> dict:
     """The first whole held-out documents worth `val_tokens` (at least one document).
 
@@ -408,10 +502,13 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
     files, meta = open_dataset(data_dir, "val", verify, vocab_size)
     path = Path(data_dir) / "val_documents.npz"
     if meta:
-        whole = path.exists() and (not verify or disk.sha256_file(path) == meta["val_documents_sha256"])
+        whole = path.exists() and disk.sha256_file(path) == meta.get("val_documents_sha256")
         check(whole, f"{path} is missing or does not match its checksum in meta.json", AGAIN)
-        with np.load(path) as columns:
-            documents = dict(columns)
+        documents = read_npz(path, (*VAL_RECORD.names, "mul_bytes"), AGAIN)
+        check(_is_val_index(documents, files.n_tokens), f"{path} does not fit the val shards", AGAIN)
+        digest = hashlib.sha256(documents["hash"].tobytes()).hexdigest()
+        check(digest == meta.get("val_fingerprint_documents"),
+              f"{path} does not match val_fingerprint_documents in meta.json", AGAIN)
     else:
         starts = np.flatnonzero(files.slice(0, files.n_tokens) == BOS_ID)
         lengths = np.diff(np.union1d(0, starts), append=files.n_tokens)
@@ -436,4 +533,4 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
     return {"tokens": tokens, "token_bytes": token_bytes,
             "doc_starts": starts, "doc_hash": documents.get("hash"),
             "fingerprint_documents": meta["val_fingerprint_documents"],
-            "fingerprint_tokens": meta["val_fingerprint_tokens"]}
+            "fingerprint_tokens": meta.get("val_fingerprint_tokens")}

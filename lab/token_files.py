@@ -1,23 +1,28 @@
 """token_files.py owns files of token ids: where the tokens are in each format, and many files read as one long row.
 
     llm.c, modded-nanogpt   *.bin   256 int32 (magic 20240520, version 1, tokens, zeros), then uint16
-    build-nanogpt           *.npy   a numpy array (tokens,) of uint16
+    build-nanogpt           *.npy   a numpy array (tokens,) of uint16, or of wider integers
     nanoGPT, shards.py      *.bin   nothing but uint16
 
-All are little-endian. A file is recognised by its content; a new format is one entry of FILE_FORMATS.
+All are little-endian. A file is recognised by its content; a new format is one entry of FILE_FORMATS. Nothing in a file
+says that it holds GPT-2's ids, so a sample of each is looked at for what they never are (`TokenFile.inspect`).
 """
 
 from __future__ import annotations
 
 import bisect
+import codecs
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from lab import disk
+from lab.tokenizer import N_GPT2_TOKENS, VOCAB_SIZE
 
 AGAIN = "prepare the data again"
+FROM_TEXT = "prepare its text with python prepare_fineweb.py"
 LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER_BYTES = 20240520, 1, 1024
 
 
@@ -28,21 +33,21 @@ def check(condition, fault: str, remedy: str, kind: type[Exception] = ValueError
 
 
 # ------------------------------------------------------------------------------------------------------------
-# formats: each function gives (byte offset of the tokens, number of tokens), or None for a file of another
-# format, and raises ValueError for a damaged one
+# formats: each function gives (byte offset of the tokens, number of tokens[, their dtype unless uint16]), or None for a
+# file of another format, and raises ValueError for a damaged one
 
 
-def _npy_layout(path: Path) -> tuple[int, int] | None:
+def _npy_layout(path: Path) -> tuple[int, int, str] | None:
     if path.suffix != ".npy":
         return None
     try:
         array = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable .npy ({error}): download it again.") from error
-    check(array.dtype == np.uint16 and array.ndim == 1,
-          f"{path} holds {array.dtype} of shape {array.shape}, not a row of uint16",
-          "convert it with numpy's astype('uint16') and save it again")
-    return int(array.offset), len(array)
+    is_ids = array.dtype.kind in "iu" and array.dtype.itemsize > 1 and array.ndim == 1
+    check(is_ids, f"{path} holds {array.dtype} of shape {array.shape}, not a row of token ids",
+          "save the ids as one row of uint16")
+    return int(array.offset), len(array), array.dtype.str
 
 
 def _llmc_layout(path: Path) -> tuple[int, int] | None:
@@ -76,18 +81,95 @@ FILE_FORMATS = {  # tried in this order; the last takes what the others do not k
 }
 
 
+# ------------------------------------------------------------------------------------------------------------
+# evidence
+
+SAMPLE_TOKENS = 2**16  # looked at in the beginning, the middle and the end of a file
+OTHER_TYPES = {"<i8": "int64", "<u4": "uint32", ">i8": "big-endian int64", ">u4": "big-endian uint32",
+               "<f4": "float32", "<f8": "float64"}
+NOT_IN_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+
+
+def ids_end(vocab_size: int) -> int:
+    """What a neighbour's ids must be below: GPT-2's, unless --vocab_size says that they are another tokenizer's."""
+    if N_GPT2_TOKENS <= vocab_size <= VOCAB_SIZE:
+        return N_GPT2_TOKENS  # the other rows of the embedding are padding and our products
+    return min(vocab_size, 2**16)
+
+
+def other_type(ids: np.ndarray) -> tuple[str, int] | None:
+    """(name, largest id) of the type that these bytes are, if they make sense as token ids of a type but uint16.
+
+    Two ids of GPT-2 side by side are hardly ever a whole number below 2**18; a row of them never is."""
+    data = ids[: len(ids) // 4 * 4].tobytes()
+    for dtype, name in OTHER_TYPES.items():
+        values = np.frombuffer(data, dtype)
+        if len(values) < 8 or not ids.any():
+            continue
+        are_ids = (values >= 0) & (values < 2**18)
+        if dtype[1] == "f":
+            with np.errstate(invalid="ignore"):
+                are_ids &= values == np.floor(values)
+        top = values.max()
+        if are_ids.all() and (ids.max() >= 256 or top < 2**16):  # not a toy's few ids in pairs
+            return name, int(top)
+    swapped = ids.byteswap().max(initial=0)
+    if len(ids) >= 64 and swapped < N_GPT2_TOKENS <= ids.max():
+        return "big-endian uint16", int(swapped)
+    return None
+
+
+def is_text(data: bytes) -> bool:
+    """Whether a file that begins with these bytes is UTF-8 without control characters. Most ids have a byte below 9."""
+    if len(data) < 64 or NOT_IN_TEXT.search(data):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data)  # which may end within a character
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class TokenFile(NamedTuple):
     """Where the tokens of one file are, and the sha256 it must have (None: a neighbour's)."""
 
     path: Path
     offset: int  # bytes
     tokens: int
+    dtype: str = "<u2"
     sha256: str | None = None
 
     def memmap(self) -> np.ndarray:
-        """uint16 (tokens,), as a plain array: slicing np.memmap's subclass costs ten times as much."""
-        data = np.memmap(self.path, dtype="<u2", mode="r", offset=self.offset, shape=(self.tokens,))
+        """Ids (tokens,), as a plain array: slicing np.memmap's subclass costs ten times as much."""
+        data = np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=(self.tokens,))
         return np.asarray(data.view(np.ndarray))
+
+    def inspect(self, vocab_size: int) -> None:
+        """ValueError when a sample of a neighbour's file shows that it does not hold GPT-2's ids in this type."""
+        ids = self.memmap()
+        last = max(0, self.tokens - SAMPLE_TOKENS) // 4 * 4
+        for start in sorted({0, last // 8 * 4, last}):
+            block = ids[start : start + SAMPLE_TOKENS]
+            if self.dtype == "<u2":
+                check(start or not is_text(block.tobytes()), f"{self.path} holds text, not tokens",
+                      "rename it to .txt and prepare it with python prepare_fineweb.py")
+                name, top = other_type(block) or ("uint16", 0)
+                remedy = "write them as little-endian uint16"
+                if top >= N_GPT2_TOKENS:
+                    remedy = FROM_TEXT
+                fault = f"{self.path} holds {name} (ids up to {top:,}), not GPT-2's ids in uint16"
+                check(name == "uint16", fault, remedy)
+            self._check_ids(block, start, vocab_size)
+
+    def _check_ids(self, block: np.ndarray, start: int, vocab_size: int) -> None:
+        end = ids_end(vocab_size)
+        wrong = block >= end
+        if block.dtype.kind == "i":
+            wrong |= block < 0
+        first = int(np.argmax(wrong))  # 0 also when there is none
+        where = f"{self.path} has token {block[first]} at position {start + first:,}"
+        check(not wrong[first], f"{where}, not below {end:,}",
+              "prepare the data again with GPT-2's tokenizer, or raise --vocab_size")
 
     def verify(self, vocab_size: int) -> str:
         """The file's sha256. ValueError unless it is the one expected or, where none is, all tokens fit."""
@@ -95,36 +177,60 @@ class TokenFile(NamedTuple):
         if self.sha256 is not None:
             check(actual == self.sha256, f"{self.path} does not match its checksum in meta.json", AGAIN)
             return actual
-        data = self.memmap()
+        ids = self.memmap()
         for start in range(0, self.tokens, 2**24):
-            block = data[start : start + 2**24]
-            first = int(np.argmax(block >= vocab_size))  # 0 also when there is none
-            where = f"{self.path} has token {block[first]} at position {start + first:,}"
-            check(block[first] < vocab_size, f"{where}, not below {vocab_size:,}",
-                  "prepare the data again with GPT-2's tokenizer, or raise --vocab_size")
+            self._check_ids(ids[start : start + 2**24], start, vocab_size)
         return actual
 
 
-def neighbours_files(folder: Path, split: str) -> tuple[list[TokenFile], str]:
-    """The token files of a folder whose names hold the split, and their format.
+# ------------------------------------------------------------------------------------------------------------
+# a neighbour's folder
 
-    FileNotFoundError when there is none; ValueError when one is empty or damaged, or formats are mixed."""
-    paths = [*folder.glob(f"*{split}*.bin"), *folder.glob(f"*{split}*.npy")]
+SUFFIXES = (".bin", ".npy")
+SPLITS = {"train": {"train", "training"}, "val": {"val", "valid", "validation"}}
+
+
+def splits_of(path: Path) -> set[str]:
+    """The splits that a file's name holds as whole words: {"train"} for retrieval_train_000000.bin."""
+    words = {word.lower() for word in re.findall(r"[A-Z]*[a-z]+|[A-Z]+", path.stem)}
+    return {split for split, names in SPLITS.items() if words & names}
+
+
+def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> tuple[list[TokenFile], str]:
+    """The token files of a folder whose names hold the split as a word, each once, and their format.
+
+    FileNotFoundError when there is none; ValueError when one is empty, damaged or not GPT-2's, when its name holds both
+    splits, or when formats are mixed."""
+    every = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.is_dir())
+    paths = {}
+    for path in every:
+        names = splits_of(path)
+        check(len(names) < 2, f"{path} names both splits", "rename it, so that it names one")
+        if split in names:
+            paths.setdefault(path.resolve(), path)  # a link to a file of the split is the same file
     remedy = "make them with python prepare_fineweb.py"
     if split == "val":
         remedy = "add one, or pass --val_data_dir"
-    fault = f"{folder} has no {split} files *{split}*.bin or *{split}*.npy"
+    others = ", ".join(path.name for path in every[:3]) or "no token files at all"
+    fault = f"{folder} has no {split} files *{split}*.bin or *{split}*.npy, but {others}"
     check(paths, fault, remedy, FileNotFoundError)
     files, formats = [], set()
-    for path in sorted(paths):
+    for path in paths.values():
         check(path.stat().st_size, f"{path} is empty", AGAIN)
         for name, layout_of in FILE_FORMATS.items():
             if layout := layout_of(path):
                 files.append(TokenFile(path, *layout))
                 formats.add(name)
                 break
+        check(files[-1].tokens, f"{path} holds no token", AGAIN)
     listed = ", ".join(sorted(formats))
     check(len(formats) == 1, f"{folder} mixes formats ({listed}) in its {split} files", "keep one kind")
+    is_gpt2 = ids_end(vocab_size) == N_GPT2_TOKENS
+    check(not (is_gpt2 and (folder / "meta.pkl").exists()),
+          f"{folder / 'meta.pkl'} is nanoGPT's vocabulary of characters, so the ids beside it are not GPT-2's",
+          f"{FROM_TEXT}, or pass the --vocab_size of those ids")
+    for file in files:
+        file.inspect(vocab_size)
     return files, formats.pop()
 
 
@@ -185,4 +291,4 @@ class TokenFiles:
             pieces.append(piece)
             start += len(piece)
             n -= len(piece)
-        return np.concatenate(pieces)
+        return np.concatenate(pieces).astype(np.uint16, copy=False)

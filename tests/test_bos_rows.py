@@ -1,6 +1,7 @@
 """prepare_bos_rows.py: rows equal to a plain linear scan, the account and report behind them, kills, and the loader."""
 
 import argparse
+import io
 import json
 import os
 import random
@@ -554,8 +555,21 @@ def test_resume_refuses_other_rows(corpus, tmp_path, monkeypatch):
         path.write_bytes(data[: len(data) // 2])
     assert "is missing or damaged" in sentence_of(corpus, tmp_path / "d", "--resume")
     for path, data in zip(buffers, saved, strict=True):
+        with np.load(io.BytesIO(data)) as arrays:
+            np.savez(path.open("wb"), **{**arrays, "tokens": arrays["tokens"][:-1]})
+    assert "does not fit progress.json" in sentence_of(corpus, tmp_path / "d", "--resume")
+    for path in buffers:
+        np.savez(path.open("wb"), lengths=np.arange(3))
+    assert "is missing or damaged" in sentence_of(corpus, tmp_path / "d", "--resume")
+    for path, data in zip(buffers, saved, strict=True):
         path.write_bytes(data)
+    mine = [tmp_path / "d" / name for name in ("packer_buffer_notes.tmp", "packer_buffer_x.tmp.tmp")]
+    for path in mine:
+        path.write_text("mine")
     prepare(corpus, tmp_path / "d", "--resume", "--batch_docs", 9)  # which changes no row
+    for path in mine:  # nor deletes what others put there
+        assert path.read_text() == "mine"
+        path.unlink()
     prepare(corpus, tmp_path / "whole")
     assert files_of(tmp_path / "d") == files_of(tmp_path / "whole")
 
@@ -600,6 +614,10 @@ def test_damaged_rows_are_refused(corpus, tmp_path):
     with pytest.raises(ValueError, match="truncated or edited"):
         shards.open_dataset(tmp_path / "d", verify=False)
     meta = json.loads((tmp_path / "d" / "meta.json").read_text())
+    for changed in ({"row_tokens": 64}, {"row_tokens": None}, {"seq_len": "64"}, {"seq_len": 65, "row_tokens": 66}):
+        (tmp_path / "d" / "meta.json").write_text(json.dumps({**meta, **changed}))
+        with pytest.raises(ValueError, match=r"meta.json is damaged or edited \((row_tokens|seq_len) is"):
+            shards.open_dataset(tmp_path / "d", verify=False)
     next(record for record in meta["data_files"] if record["name"] == path.name)["tokens"] -= 10
     (tmp_path / "d" / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(ValueError, match="not a multiple of row_tokens 65: prepare the rows again"):

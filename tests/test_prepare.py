@@ -1,8 +1,10 @@
 """prepare_fineweb.py: documents in, dataset folder out. Embedded documents always; real ones when they lie beside."""
 
+import copy
 import errno
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -471,7 +473,7 @@ def contents(folder):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("operation", [8, 40])
 def test_second_prepare_says_who_holds_the_folder(corpus, tmp_path, operation):
-    """Every byte of a dataset beside whose making another was begun, fresh and with --resume: the other changes none."""
+    """Every byte of a dataset beside whose making another was begun, fresh and with --resume."""
     prepare(corpus, tmp_path / "whole")
     out = tmp_path / "d"
     argv = ["--dataset", str(corpus), "--out_dir", str(out), "--shard_tokens", "30000", "--val_fraction", "0.1"]
@@ -517,7 +519,7 @@ def test_locks_of_the_dead_of_others_and_of_strangers(corpus, tmp_path):
 
 def test_only_a_new_an_empty_or_an_own_folder(corpus, tmp_path):
     """Other people's files: a folder that holds some is refused as it is, --resume or not; an empty one stays."""
-    for name in ("notes.partial", "decontamination.jsonl", "val_documents.npz", "README.md", "packer_buffer_000001.tmp"):
+    for name in ("notes.partial", "decontamination.jsonl", "val_documents.npz", "README.md", "packer_buffer_1.tmp"):
         out = tmp_path / name / "d"
         out.mkdir(parents=True)
         (out / name).write_text("mine")
@@ -569,6 +571,76 @@ def test_clock_that_stands_still_or_jumps(corpus, tmp_path, monkeypatch, day):
     with monkeypatch.context() as m:
         m.setattr(time, "monotonic", lambda: 7.0)
         assert prepare(corpus, tmp_path / "still")["elapsed_seconds"] == 0.001
+
+
+def mutations(value):
+    """Other values for every part of a JSON value, with its place: wrong types, negative, huge, missing."""
+    for wrong in (None, True, -1, 1.5, 10**30, "x", [], {}, [[]], {"a": {}}):
+        if type(wrong) is not type(value) or wrong != value:
+            yield "", wrong
+    parts = {}
+    if isinstance(value, dict):
+        parts = value
+    if isinstance(value, list):
+        parts = dict(enumerate(value[:2]))
+    for key, part in parts.items():
+        rest = copy.copy(value)
+        del rest[key]
+        yield f".{key} is missing", rest
+        for place, wrong in mutations(part):
+            changed = copy.copy(value)
+            changed[key] = wrong
+            yield f".{key}{place}", changed
+
+
+def test_finished_folder_with_a_damaged_meta(corpus, tmp_path):
+    """--resume on a finished dataset, whatever its meta.json holds: one sentence with the file, or the summary."""
+    prepare(corpus, tmp_path / "d", "--max_docs", 40)
+    path = tmp_path / "d" / "meta.json"
+    meta = json.loads(path.read_text())
+    fields = {*prepare_fineweb.SUMMARY, *(key.rstrip("?") for key in shards.META)}
+    fields -= {"decontamination?"}
+    refused = 0
+    for name in sorted(fields & {*meta}):
+        for place, wrong in mutations(meta[name]):
+            path.write_text(json.dumps({**meta, name: wrong}))
+            try:
+                prepare(corpus, tmp_path / "d", "--max_docs", 40, "--resume")
+            except SystemExit as stopped:
+                message = stopped.code
+                assert str(path) in message or "with other settings" in message, (name, place, message)
+                assert len(message.splitlines()) == 1
+                refused += 1
+    assert refused > 300
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_resume_from_a_damaged_progress(corpus, tmp_path):
+    """--resume from a progress.json of any other shape: one sentence, or the same bytes as without the damage."""
+    argv = ["--dataset", str(corpus), "--out_dir", str(tmp_path / "d"), "--shard_tokens", "30000"]
+    argv += ["--val_fraction", "0.1", "--max_docs", "100"]
+    prepare(corpus, tmp_path / "whole", "--max_docs", 100)
+    assert os.WIFSIGNALED(os.waitpid(forked(lambda a: die_at(40, a), argv), 0)[1])
+    saved = contents(tmp_path / "d")
+    progress = json.loads(saved["progress.json"])
+    refused = 0
+    for place, wrong in itertools.islice(mutations(progress), 0, None, 3):
+        for path in (tmp_path / "d").iterdir():
+            path.unlink()
+        for name, data in saved.items():
+            (tmp_path / "d" / name).write_bytes(data)
+        (tmp_path / "d" / "progress.json").write_text(json.dumps(wrong))
+        try:
+            prepare(corpus, tmp_path / "d", "--max_docs", 100, "--resume")
+        except SystemExit as stopped:
+            assert len(stopped.code.splitlines()) == 1 and str(tmp_path / "d") in stopped.code, (place, stopped.code)
+            refused += 1
+        else:
+            assert files_of(tmp_path / "d") == files_of(tmp_path / "whole"), place
+    assert refused > 100
+    progress["files"][0]["documents"] += 1  # of the right shape
+    (tmp_path / "d" / "progress.json").write_text(json.dumps(progress))
+    assert "progress.json is damaged or another version's" in sentence_of(corpus, tmp_path / "d", "--resume")
 
 
 # ------------------------------------------------------------------------------------------------------------

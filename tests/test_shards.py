@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import inject_mul
 import prepare_fineweb
-from lab import shards, synthetic, token_files, tokenizer
+from lab import disk, shards, synthetic, token_files, tokenizer
+from lab.token_files import AGAIN
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, get_tokenizer
 
 TEXTS = [*synthetic.documents(3, 0, 120), "<|endoftext|><MUL_6_9_54> literally", "6*9=54", "日本語 7×8=56 é"]
@@ -266,6 +267,85 @@ def test_a_format_is_one_entry(tmp_path, monkeypatch):
     assert files.source == "toy" and meta is None and files.slice(0, 99).tolist() == list(range(9))
 
 
+def test_split_names_are_whole_words(folders, tmp_path):
+    """A train shard whose name holds "val" or a val shard whose name holds "train" is in its own split only."""
+    tokens = everything(folders["baseline"])
+    names = {"train": ["retrieval_train_000000.bin", "eval-train_1.bin", "medievalTrain02.bin", "training.bin"],
+             "val": ["constrained_val_000000.bin", "pretrain.validation.bin", "Valid3.bin"]}
+    pieces = iter(np.split(tokens[:700], 7))
+    content = {name: next(pieces) for split in names for name in names[split]}
+    for name, piece in content.items():
+        piece.tofile(tmp_path / name)
+    np.arange(9).tofile(tmp_path / "notes_trainval.bin")  # neither word
+    for split, expected in names.items():
+        assert np.array_equal(everything(tmp_path, split), np.concatenate([content[n] for n in sorted(expected)]))
+    (tmp_path / "train_again.bin").symlink_to(tmp_path / "training.bin")  # each file is read once
+    assert shards.open_dataset(tmp_path)[0].n_tokens == 400
+    tokens[:9].tofile(tmp_path / "train_val.bin")
+    with pytest.raises(ValueError, match="train_val.bin names both splits: rename it"):
+        shards.open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("dtype, name", [
+    ("<u4", "uint32"), ("<i4", "uint32"), ("<i8", "int64"), (">u2", "big-endian uint16"), (">u4", "big-endian uint32"),
+    (">i8", "big-endian int64"), ("<f4", "float32"), ("<f8", "float64"),
+])
+def test_headerless_ids_of_another_type(folders, tmp_path, dtype, name, verify):
+    """The loss of a .bin that is no uint16 (4.796 instead of 5.666): refused before step 0, whatever is verified."""
+    tokens = everything(folders["baseline"])
+    for n, top in ((40, None), (5000, None), (5000, 128_000)):
+        ids = tokens[:n].astype(np.int64)
+        if top:  # of a tokenizer whose vocabulary needs uint32
+            if dtype == ">u2":
+                continue
+            ids[::50] = top
+        (tmp_path / "train.bin").write_bytes(ids.astype(dtype).tobytes())
+        if dtype == ">u2" and n < 64:
+            continue
+        with pytest.raises(ValueError, match=rf"train.bin holds {name} \(ids up to [\d,]+\), not GPT-2's") as refused:
+            shards.open_dataset(tmp_path, verify=verify)
+        assert ("prepare its text" in str(refused.value)) == bool(top)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_files_that_hold_no_ids_of_gpt2(folders, tmp_path, verify):
+    """Text, ids of padding, products without their meta.json, nanoGPT's characters: none is trained on as GPT-2's."""
+    tokens, path = everything(folders["baseline"]), tmp_path / "train.bin"
+
+    def refuses(data, match, **how):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=match):
+            shards.open_dataset(tmp_path, verify=verify, **how)
+
+    refuses("Once upon a time, naïvely. ".encode() * 4000, "holds text, not tokens: rename it to .txt")
+    refuses(bytes(range(256)) * 3000, "has token 50628 at position 98, not below 50,257")
+    for bad in (50257, 50303, 50304, 50348):
+        refuses(np.append(tokens[:99], bad).astype("<u2").tobytes(), f"token {bad} at position 99, not below 50,257")
+    path.write_bytes(np.append(tokens[:99], 50400).astype("<u2").tobytes())  # another tokenizer's, as the user says
+    assert shards.open_dataset(tmp_path, verify=verify, vocab_size=60000)[0].n_tokens == 100
+    (tmp_path / "meta.pkl").write_bytes(b"")
+    refuses(np.arange(65, dtype="<u2").tobytes(), "meta.pkl is nanoGPT's vocabulary of characters")
+    assert shards.open_dataset(tmp_path, verify=verify, vocab_size=65)[0].n_tokens == 65
+
+
+@pytest.mark.parametrize("dtype", ["<u4", "<i4", "<i8", "<u8", ">u2", ">i8"])
+def test_npy_of_other_integers(folders, tmp_path, dtype):
+    """build-nanogpt's shards saved without astype(uint16): the same tokens, training windows and val documents."""
+    tokens = everything(folders["baseline"])[:3000]
+    made = {name: tmp_path / name for name in ("<u2", dtype)}
+    for name, folder in made.items():
+        folder.mkdir()
+        for i, piece in enumerate(np.split(tokens, 3)):
+            np.save(folder / f"shard_{'val' if i == 0 else 'train'}_{i}.npy", piece.astype(name))
+    for verify in (True, False):
+        expected, got = (shards.open_dataset(folder, verify=verify)[0] for folder in made.values())
+        assert np.array_equal(got.read(range(31), 64), expected.read(range(31), 64))
+        assert got.slice(900, 500).dtype == np.uint16 and np.array_equal(got.slice(900, 500), tokens[1900:2400])
+        expected, got = (shards.open_val(folder, 500, verify) for folder in made.values())
+        assert all(np.array_equal(got[key], expected[key]) for key in ("tokens", "token_bytes", "doc_starts"))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # what the reader refuses
 
@@ -333,11 +413,91 @@ def refusals():
         "wrong magic": (neighbour(header(20240801, 1, 10)), "train", "magic is 20240801, not 20240520"),
         "wrong version": (neighbour(header(20240520, 2, 10)), "train", "version 2, not 1"),
         "truncated llm.c": (neighbour(header(20240520, 1, 1000)), "train", "should hold 1,000 tokens but has 10"),
-        "npy of int64": (npy(np.arange(5)), "train", "holds int64 of shape"),
+        "npy of floats": (npy(np.arange(5.0)), "train", "holds float64 of shape"),
+        "npy of bytes": (npy(np.arange(5, dtype=np.uint8)), "train", "holds uint8 of shape"),
+        "npy below 0": (npy(np.array([5, -1, 6])), "train", "token -1 at position 1, not below"),
+        "npy above GPT-2": (npy(np.array([5, 6, 2**16 + 1])), "train", "token 65537 at position 2, not below"),
         "npy of rows": (npy(np.zeros((2, 2), np.uint16)), "train", r"shape \(2, 2\)"),
         "broken npy": (broken_npy, "train", "not a readable .npy"),
         "mixed": (mixed, "train", "mixes formats"),
     }
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_meta_that_contradicts_itself(copy, verify):
+    """A checksum or a split that somebody edited in meta.json, also when only sizes are verified: one sentence."""
+    path = copy / "meta.json"
+    meta = json.loads(path.read_text())
+    train, val = meta["data_files"][0], meta["data_files"][-1]
+    first = {**meta, "data_files": [dict(record) for record in meta["data_files"]]}["data_files"]
+
+    def shard(number, **fields):
+        return {"data_files": [{**r, **fields} if i == number else r for i, r in enumerate(first)]}
+
+    digit = {"0": "1"}.get(meta["fingerprint"][0], "0")
+    cases = {
+        "fingerprint is": {"fingerprint": digit + meta["fingerprint"][1:]},
+        "val_fingerprint_tokens is": {"val_fingerprint_tokens": "0" * 64},
+        "val_fingerprint_documents": {"val_fingerprint_documents": "0" * 64},
+        "has train_000000.bin as a shard of val": shard(0, split="val"),
+        "has val_000000.bin as a shard of train": shard(len(first) - 1, split="train"),
+        "sha256 is null, not 64": shard(0, sha256=None),
+        "fingerprint is .* but data_files": shard(0, sha256="0" * 64),
+        r'name is "../x", not': shard(0, name="../x"),
+        r'name is "train_000000.bin/../../x"': shard(0, name="train_000000.bin/../../x"),
+        "names a shard twice": {"data_files": [first[0], *first]},
+        "tokens is -5, not": shard(0, tokens=-5),
+        "tokens is true, not": shard(0, tokens=True),
+        "documents is missing": {"data_files": [{k: v for k, v in r.items() if k != "documents"} for r in first]},
+        "data_files is .*, not a list": {"data_files": {}},
+        r"data_files\[0\] is 5, not an object": {"data_files": [5]},
+        "tokens_written_total is": {"tokens_written_total": meta["tokens_written_total"] + 1},
+        "num_shards_total is": {"num_shards_total": 99},
+        'condition is "mul_tokens", but "baseline" in settings': {"condition": "mul_tokens"},
+        'condition is "other", not baseline or': {"condition": "other"},
+        "mul_token_rate is NaN, not a finite number": {"mul_token_rate": float("nan")},
+        "vocab_size is null": {"vocab_size": None},
+        "describes format": {"format": ["stream"]},
+    }
+    assert train["split"] == "train" and val["split"] == "val"
+    for match, changed in cases.items():
+        path.write_text(json.dumps({**meta, **changed}))
+        with pytest.raises(ValueError, match=match) as refused:
+            shards.open_dataset(copy, verify=verify)
+            shards.open_val(copy, 1000, verify)
+        message = str(refused.value)
+        assert str(copy) in message and AGAIN in message and len(message.splitlines()) == 1, message
+    for text in ("[" * 100_000, "1" * 5000, '{"a": 1' + "0" * 5000 + "}"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="meta.json"):
+            shards.open_dataset(copy, verify=verify)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_val_documents_of_another_shape(copy, verify):
+    """val_documents.npz whose checksum was edited to fit: its columns must still fit the shards."""
+    path, meta_path = copy / "val_documents.npz", copy / "meta.json"
+    meta = json.loads(meta_path.read_text())
+    with np.load(path) as arrays:
+        columns = dict(arrays)
+    cases = [("tokens", columns["tokens"][:-1]), ("tokens", columns["tokens"] + 1), ("tokens", columns["tokens"] * 1.0),
+             ("tokens", np.array(5)), ("hash", columns["hash"][:, :8]), ("hash", columns["hash"][::-1]),
+             ("baseline_tokens", -columns["baseline_tokens"]), ("utf8_bytes", columns["utf8_bytes"] + 1),
+             ("mul_bytes", np.ones(3, np.uint8)), ("mul_tokens", None)]
+    for name, wrong in cases:
+        changed = {key: value for key, value in {**columns, name: wrong}.items() if value is not None}
+        np.savez(path, **changed)
+        meta_path.write_text(json.dumps({**meta, "val_documents_sha256": disk.sha256_file(path)}))
+        with pytest.raises(ValueError, match=rf"val_documents.npz .*{AGAIN}"):
+            shards.open_val(copy, 10**6, verify)
+    data = path.read_bytes()
+    for wrong in (b"", b"text", data[:100], data[:-30]):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match="does not match its checksum"):
+            shards.open_val(copy, 10**6, verify)
+        meta_path.write_text(json.dumps({**meta, "val_documents_sha256": disk.sha256_file(path)}))
+        with pytest.raises(ValueError, match="is missing or damaged"):
+            shards.open_val(copy, 10**6, verify)
 
 
 def _without_val(folder):
