@@ -2,16 +2,20 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from conftest import ENV, REPO, make_run, run_script
+from conftest import ENV, REPO, make_run, run_script, tiny_documents, write_dataset
+from test_experiments import load
 
 import compare_runs
-from lab import ab_report, results
+from lab import ab_report, results, runs
+from lab.tokenizer import BOS_ID
 
 SHORT = {"flags": {"max_train_steps": 10, "eval_every": 5}}  # enough for a report
 
@@ -313,3 +317,144 @@ def test_notes_are_no_formulas(tmp_path):
     assert [row["notes"] for row in rows] == NOTES and [row["run_id"] for row in rows] == [f"=r{i}" for i in range(19)]
     results.append_result(path, {"run_id": os.fsdecode(b"\xff_s0"), "final_val_loss": 1.0})
     assert results.read_results(path)[-1]["run_id"] == r"\udcff_s0"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# one gate
+
+
+def curves(*flags):
+    return load("learning_curves").main([*map(str, flags), "--curves", "val_loss"])
+
+
+def val_losses(folder):
+    return {step: record["val_loss"] for step, record in runs.read_run(folder)["val"].items()}
+
+
+def crash(folder, step):
+    """Take back what a run did after a step, as if it had been killed there."""
+    runs.trim_records(folder, step)
+    (folder / "summary.json").unlink()
+
+
+def test_curves_of_a_crashed_seed(tmp_path, capsys):
+    """A whole arm was read at the step where one crashed seed had ended, beside another arm's last step."""
+    make_arms(tmp_path, n=3)
+    crash(tmp_path / "test_s2", 5)
+    assert curves(tmp_path / "*_s*", "--out", tmp_path / "c.png") == 2
+    text = capsys.readouterr().out
+    losses = [val_losses(tmp_path / f"test_s{seed}") for seed in (0, 1)]
+    mean = (losses[0][10] + losses[1][10]) / 2
+    assert "| arm | seeds | val loss, nats/token (last) |" in text and f"| test | 2 | {mean:.4f} ± 0.0011 |" in text
+    assert "**not comparable** · incomplete (test_s2: no summary.json" in text
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert curves(tmp_path / "*_s*", "--allow", "incomplete") == 0  # and the report still says what is missing
+    text = capsys.readouterr().out
+    assert "**comparable** · what differs is the treatment, attn_gate none / headwise. Missing: test_s2: no su" in text
+    for seed in (0, 1):
+        crash(tmp_path / f"test_s{seed}", 5)
+    assert curves(tmp_path / "*_s*", "--allow", "incomplete") == 0
+    text = capsys.readouterr().out  # an arm without a finished run: both arms at the last step that all have
+    mean = sum(val_losses(tmp_path / f"base_s{seed}")[5] for seed in range(3)) / 3
+    assert "val loss, nats/token (step 5 of 10)" in text and f"| base | 3 | {mean:.4f} ± 0.0010 |" in text
+
+
+def test_curves_go_through_the_gate(tmp_path, capsys):
+    """Arms that differ in a forgotten flag, or in the rule of a benchmark, stood side by side without a word."""
+    make_arms(tmp_path)
+    for seed in (0, 1):
+        make_run(tmp_path / f"wide_s{seed}", seed, flags={**SHORT["flags"], "n_embd": 32, "n_inner": 128})
+    assert curves(tmp_path / "base_s*", tmp_path / "test_s*") == 0
+    assert "(18 pairs" not in capsys.readouterr().out
+    assert curves(tmp_path / "base_s*", tmp_path / "wide_s*") == 2
+    assert "**not comparable** · n_embd (16 / 32)" in capsys.readouterr().out
+    assert curves(tmp_path / "base_s*", tmp_path / "wide_s*", "--treatment", "size") == 0
+    assert "what differs is the treatment, n_embd 16 / 32" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--treatment n_emb: use"):
+        curves(tmp_path / "base_s*", tmp_path / "wide_s*", "--treatment", "n_emb")
+    scalars = tmp_path / "test_s1" / "scalars.jsonl"
+    text = scalars.read_text()
+    at = text.rindex('"val_loss": ')
+    scalars.write_text(text[:at] + text[at:].replace(text[at:].split(",")[0], '"val_loss": null', 1))
+    curves(tmp_path / "base_s*", tmp_path / "test_s*")  # a seed that diverged: no mean of an earlier step
+    assert "| test | 2 | N/A: no number of seed 1 |" in capsys.readouterr().out
+
+
+def test_curves_leave_other_files_alone(arms, tmp_path, capsys, monkeypatch):
+    """--out on a text of the user's own; a disk that is full."""
+    (tmp_path / "notes.md").write_text("my thesis")
+    for path in (tmp_path / "notes.md", tmp_path):
+        with pytest.raises(SystemExit, match="exists and is no PNG: choose another file"):
+            curves(*arms[0], "--out", path)
+    assert (tmp_path / "notes.md").read_text() == "my thesis"
+    with pytest.raises(SystemExit, match=r"--out .* cannot be written \(No such file or directory\)"):
+        curves(*arms[0], "--out", tmp_path / "none" / "c.png")
+    assert capsys.readouterr().out.startswith("| arm | seeds |")
+
+
+def test_unverified_data_is_no_proof(tmp_path, capsys):
+    """Two different val files passed as an A/A, as --verify_data sizes takes their fingerprints from meta.json."""
+    for arm, verify in (("base", "full"), ("test", "sizes")):
+        for seed in (0, 1):
+            make_run(tmp_path / f"{arm}_s{seed}", seed, flags={**SHORT["flags"], "verify_data": verify})
+    both = [[str(tmp_path / f"{arm}_s{seed}") for seed in (0, 1)] for arm in ("base", "test")]
+    assert ab(both) == 2
+    text = capsys.readouterr().out
+    assert "**not comparable** · unverified_data (test_s0: --verify_data sizes compared no checksum" in text
+    assert "an A/A" not in text
+    assert ab([both[1][:1], both[1][1:]], "--allow", "seed") == 2  # also when neither arm verified
+    assert ab(both, "--allow", "unverified_data") == 0
+    assert "Allowed by --allow: unverified_data: test_s0" in capsys.readouterr().out
+    assert curves(*both[0], *both[1]) == 2 and "unverified_data (" in capsys.readouterr().out
+    path = tmp_path / "results.csv"
+    for folder in [*both[0], *both[1]]:
+        results.append_result(path, runs.read_run(folder)["summary"]["results_row"])
+    table = ("--results", str(path), "--group_by", "run_id", "--allow", "treatment")
+    assert compare_runs.main(list(table)) == 2
+    assert "**not comparable** · unverified_data (test_s0: --verify_data sizes" in capsys.readouterr().out
+    assert results.read_results(path)[2]["verify_data"] == "sizes"
+
+
+def test_val_files_of_one_fingerprint(tmp_path, capsys):
+    """The same with the trainer: of two folders with one meta.json, of which one has another val text, --verify_data
+    full refuses the second, and after sizes the gate does not call it an A/A."""
+    import shutil
+
+    import train_gpt
+
+    write_dataset(tmp_path / "a", tiny_documents(60, 20, 60))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (val,) = (tmp_path / "b").glob("val_*.bin")
+    ids = np.fromfile(val, "<u2")
+    starts = [*np.flatnonzero(ids == BOS_ID), len(ids)]
+    for start, end in itertools.pairwise(starts):  # within documents, so that their bytes are the same
+        ids[start + 1 : end] = ids[start + 1 : end][::-1]
+    ids.tofile(val)
+    flags = ("--n_layer 1 --n_head 2 --n_embd 16 --seq_len 16 --micro_batch_size 4 --total_batch_tokens 64 "
+             "--log_every 0 --max_train_steps 4 --eval_every 2 --val_tokens 100 --device cpu --results_csv").split()
+    for name, verify in (("a", "sizes"), ("b", "sizes"), ("b", "full")):
+        train = ["--data_dir", str(tmp_path / name), "--out_dir", str(tmp_path / f"{name}_s0_{verify}"), *flags, "",
+                 "--verify_data", verify]
+        if verify == "full":
+            with pytest.raises(ValueError, match="checksum"):
+                train_gpt.main(train)
+            continue
+        assert train_gpt.main(train) == 0
+    capsys.readouterr()
+    assert ab([[str(tmp_path / "a_s0_sizes")], [str(tmp_path / "b_s0_sizes")]], "--allow", "invalid_run") == 2
+    text = capsys.readouterr().out
+    assert "an A/A" not in text and "unverified_data (a_s0_sizes: --verify_data sizes" in text
+
+
+def test_a_resume_that_does_not_verify(tmp_path, capsys):
+    """A run that verified its data and went on with --verify_data sizes counted as verified."""
+    import train_gpt
+
+    write_dataset(tmp_path / "data", tiny_documents(60, 20, 60))
+    flags = ["--data_dir", str(tmp_path / "data"), "--out_dir", str(tmp_path / "r"), "--results_csv", "",
+             *("--n_layer 1 --n_head 2 --n_embd 16 --seq_len 16 --micro_batch_size 4 --total_batch_tokens 64 "
+               "--log_every 0 --max_train_steps 2 --eval_every 2 --val_tokens 100 --device cpu").split()]
+    for verify, recorded in (("full", "full"), ("sizes", "sizes"), ("full", "sizes")):
+        assert train_gpt.main([*flags, "--resume", "auto", "--verify_data", verify]) == 0
+        assert runs.read_config(tmp_path / "r")["flags"]["verify_data"] == recorded
+        (tmp_path / "r" / "summary.json").unlink()
