@@ -12,10 +12,10 @@ from lab import runs
 
 
 def open_mirrors(folder: Path, config: dict, first_step: int, wandb_project="", tensorboard=False):
-    """[(write(record), close())] for each tracker asked for. A number of a record of type "val" appears as val/<name>.
+    """[(write(record), close())], one pair per tracker asked for. The numbers of a record appear as <its type>/<name>.
 
-    A resumed run continues its wandb run. Its TensorBoard curves are cut after first_step, the checkpoint's, or begin
-    anew without a checkpoint. ValueError when a package is not installed or wandb is not logged in.
+    A resumed run continues its wandb run. Its TensorBoard curves are cut after first_step, the checkpoint's step, or
+    begin anew without a checkpoint. ValueError when a package is missing or wandb is not logged in.
     """
     mirrors = []
     if tensorboard:
@@ -34,11 +34,10 @@ def _numbers(record: dict) -> dict:
 def _tensorboard(folder: Path, first_step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        hint = "pip install tensorboard, or drop the flag."
-        raise ValueError(f"--tensorboard needs a package: {hint}") from error
+    except ImportError:
+        raise ValueError("--tensorboard: pip install tensorboard first, or drop the flag.") from None
     if runs.list_checkpoints(folder):
-        first_step += 1  # everything of the checkpoint's own step was recorded before it was saved
+        first_step += 1  # a checkpoint is saved after its own step was recorded
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def write(record):
@@ -51,18 +50,17 @@ def _tensorboard(folder: Path, first_step: int):
 def _wandb(folder: Path, config: dict, project: str):
     try:
         import wandb
-    except ImportError as error:
-        hint = "pip install wandb, or drop the flag."
-        raise ValueError(f"--wandb_project needs a package: {hint}") from error
+    except ImportError:
+        raise ValueError("--wandb_project: pip install wandb first, or drop the flag.") from None
     identity = hashlib.sha256(f"{folder.name} {config['started']}".encode()).hexdigest()[:16]
-    where = {"project": project, "name": folder.name, "dir": str(folder)}
     settings = {**config["flags"], **config["data"], **config["parameters"]}
     try:
-        run = wandb.init(**where, id=identity, resume="allow", config=settings)
+        run = wandb.init(project=project, name=folder.name, dir=str(folder), id=identity,
+                         resume="allow", config=settings)
     except wandb.errors.Error as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        hint = "run wandb login, set WANDB_MODE=offline, or drop the flag."
-        raise ValueError(f"--wandb_project {project}: wandb does not start ({reason}): {hint}") from error
+        raise ValueError(f"--wandb_project: wandb does not start ({reason}): "
+                         "run wandb login, set WANDB_MODE=offline, or drop the flag.") from error
     run.define_metric("*", step_metric="step")
 
     def write(record):

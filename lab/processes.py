@@ -1,6 +1,6 @@
-"""processes.py owns ranks and what they run on: collectives, stop requests, the machine, its peak FLOP/s.
+"""processes.py owns ranks and what they run on: collectives, how a script ends, the machine and its peak FLOP/s.
 
-torch is imported where it is used, so that scripts without it stop and fail in the same way.
+torch is imported where it is used, so that scripts without it end in the same way.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class SharedError(ValueError):
-    """Raised on every rank alike; only rank 0 prints it."""
+    """An error that every rank raises; only rank 0 prints it."""
 
 
 @dataclass
 class Processes:
-    """This process among its peers, and the few collectives the scripts need. With one process none communicates."""
+    """This process among its peers, and the collectives that the scripts need. One process alone never communicates."""
 
     rank: int = 0
     local_rank: int = 0
@@ -52,35 +53,34 @@ class Processes:
 
     def broadcast(self, value):
         """Rank 0's Python value on every rank."""
-        if self.world_size == 1:
-            return value
-        import torch
-
         box = [value]
-        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
+        if self.world_size > 1:
+            import torch
+
+            torch.distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def gather(self, value) -> list:
         """Every rank's Python value, in rank order, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        import torch
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            import torch
 
-        box = [None] * self.world_size
-        torch.distributed.all_gather_object(box, value)
-        return box
+            torch.distributed.all_gather_object(values, value)
+        return values
 
     def on_main(self, function):
-        """function() of rank 0, on every rank. An error there is raised on all, so that no rank waits for it."""
-        result, message, cause = None, None, None
+        """Rank 0's function() on every rank. An error there is raised on all, so that no rank waits for it."""
+        result, error = None, None
         if self.is_main:
             try:
                 result = function()
-            except (Exception, SystemExit) as error:
-                message, cause = str(error), error
+            except (Exception, SystemExit) as caught:
+                error = caught
+        message = None if error is None else str(error)
         result, message = self.broadcast((result, message))
         if message is not None:
-            raise SharedError(message) from cause
+            raise SharedError(message) from error
         return result
 
     def main_first(self, function):
@@ -88,16 +88,15 @@ class Processes:
 
         For work that the others can rely on, such as verified or downloaded files. An error on rank 0 is raised on all.
         """
-        result = None
+        results = []
 
-        def first():
-            nonlocal result
-            result = function()
+        def work():
+            results.append(function())
 
-        self.on_main(first)
+        self.on_main(work)
         if not self.is_main:
-            result = function()
-        return result
+            work()
+        return results[0]
 
     def close(self) -> None:
         if self.world_size > 1:
@@ -109,8 +108,8 @@ class Processes:
 def spread(procs: Processes, items: list, work) -> list | None:
     """Results of an evaluation in the order of `items`, on every rank; each item is done by one rank.
 
-    work(this rank's items) returns one picklable result per item, or None when it was asked to stop; None on any rank
-    is None on all. A ValueError on one rank is raised on every rank, so that no rank waits for it.
+    work(this rank's items) returns one picklable result per item, or None when it was asked to stop; then all ranks
+    return None. A ValueError on one rank is raised on every rank, so that no rank waits for it.
     """
     share, message = None, None
     try:
@@ -121,10 +120,10 @@ def spread(procs: Processes, items: list, work) -> list | None:
     for message in messages:
         if message is not None:
             raise SharedError(message)
+    if any(share is None for share in shares):
+        return None
     results = [None] * len(items)
     for rank, share in enumerate(shares):
-        if share is None:
-            return None
         results[rank :: procs.world_size] = share
     return results
 
@@ -132,7 +131,7 @@ def spread(procs: Processes, items: list, work) -> list | None:
 def start_processes(device: str = "auto") -> Processes:
     """Join torchrun's process group (NCCL on CUDA, gloo on CPU), or be the only process.
 
-    device: auto (CUDA when there is one, else CPU), cpu, cuda, mps. Raises ValueError when it is not available.
+    device: auto (CUDA when there is one, else CPU), cpu, cuda or mps. ValueError when this machine has none.
     """
     import torch
 
@@ -141,22 +140,19 @@ def start_processes(device: str = "auto") -> Processes:
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.device(device)
+    missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if missing.get(device):
+        raise ValueError(f"--device {device}: this torch sees no such device; use --device cpu.")
+    where, backend, bound = torch.device(device), "gloo", None
     if device == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError("--device cuda: this torch sees no CUDA device; "
-                             "use --device cpu or install a CUDA build.")
         count = torch.cuda.device_count()
         if local_rank >= count:
-            raise ValueError(f"local rank {local_rank} has no GPU ({count} found): lower --nproc_per_node.")
+            raise ValueError(f"rank {local_rank} has no GPU ({count} found): lower --nproc_per_node.")
         where = torch.device("cuda", local_rank)
+        backend, bound = "nccl", where
         torch.cuda.set_device(where)
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device mps: this machine has no Metal device; use --device cpu.")
-    if world_size > 1 and device == "cuda":
-        torch.distributed.init_process_group("nccl", device_id=where)
-    elif world_size > 1:
-        torch.distributed.init_process_group("gloo")
+    if world_size > 1:
+        torch.distributed.init_process_group(backend, device_id=bound)
     return Processes(rank, local_rank, world_size, where)
 
 
@@ -169,8 +165,8 @@ class StopRequest:
 
     def __init__(self):
         self.asked = False
-        self.previous = {}  # only the main thread may handle signals
-        if threading.current_thread() is threading.main_thread():
+        self.previous = {}
+        if threading.current_thread() is threading.main_thread():  # no other may handle signals
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.previous[number] = signal.signal(number, self._ask)
 
@@ -180,7 +176,7 @@ class StopRequest:
         self.asked = True
 
     def restore(self) -> None:
-        """Restore the signal handlers of before."""
+        """Put the earlier signal handlers back."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
@@ -210,10 +206,10 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
 def tune_allocator() -> bool:
     """Let glibc keep big buffers instead of returning them to the kernel after every step. True when it took effect.
 
-    Fresh 100-400 MB buffers page-fault on every step; keeping them is worth 1.17-1.32x on CPU (measured, 6 layers,
-    n_embd 384). Linux with glibc only; elsewhere nothing happens.
+    Fresh 100-400 MB buffers page-fault on every step; keeping them makes CPU steps 1.17-1.32x as fast (measured,
+    6 layers, n_embd 384). Systems without glibc are left alone.
     """
-    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc":
         return False
     import ctypes
 
@@ -236,39 +232,37 @@ def autocast_for(device: torch.device, dtype: str = "auto"):
 
 
 def machine_state(device: torch.device) -> dict:
-    """{"versions": ..., "hardware": ...}, as far as the machine reports them."""
+    """{"versions": ..., "hardware": ...} of this machine, null where it does not say."""
     import numpy
     import torch
 
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
+    cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+        names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        cpu = names[0].strip() if names else cpu
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions |= {"numpy": numpy.__version__, "cuda": torch.version.cuda}
-    hardware = {"host": platform.node(), "system": platform.platform()}
-    hardware |= {"cpu": cpu, "cpu_count": os.cpu_count()}
-    hardware |= {"torch_threads": torch.get_num_threads(), "gpu": gpu}
-    return {"versions": versions, "hardware": hardware}
+    return {
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": numpy.__version__, "cuda": torch.version.cuda,
+        },
+        "hardware": {
+            "host": platform.node(), "system": platform.platform(), "cpu": cpu, "cpu_count": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(), "gpu": gpu,
+        },
+    }
 
 
-# dense bf16 tensor-core peaks from the vendors' data sheets, FLOP/s; the first name that the device's contains counts
+# dense bf16 tensor-core peaks from the vendors' data sheets, FLOP/s; the first key contained in the GPU's name counts
 PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-    "3090": 71e12,
+    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+    "4090": 165e12, "3090": 71e12,
 }
 
 
 def peak_flops(device: torch.device) -> float:
-    """FLOP/s that MFU is measured against: the data sheet's dense bf16 peak on a known GPU, a measured fp32 matrix
-    product on CPU, NaN elsewhere (then MFU is null; pass --peak_flops)."""
+    """FLOP/s that MFU is measured against: the data sheet's dense bf16 peak on a known GPU, a measured float32 matrix
+    product on CPU, NaN elsewhere (then MFU is null, unless --peak_flops gives it)."""
     import torch
 
     if device.type == "cuda":
@@ -290,6 +284,4 @@ def peak_rss_bytes() -> int:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if sys.platform == "darwin":
-        return peak
-    return 1024 * peak  # KiB elsewhere
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB

@@ -1,6 +1,6 @@
 """results.py owns results.csv: one row per finished run, with document 003's columns, ours, and every flag that counts.
 
-train_gpt.py writes it; compare_runs.py --results reads it, or a table of such columns made by hand.
+train_gpt.py writes it. compare_runs.py --results reads it, or a table of such columns made by hand.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 
 from lab import disk, runs
 
-# document 003's columns, then ours; flags follow (condition_columns)
+# document 003's columns, then ours. condition_columns() follow them
 COLUMNS = (
-    "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size "
-    "device_batch_size sequence_length num_iterations warmdown_iters final_val_loss best_val_loss "
-    "train_time_ms ms_per_step gpu_name n_gpus notes "
+    "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
+    "sequence_length num_iterations warmdown_iters final_val_loss best_val_loss train_time_ms ms_per_step "
+    "gpu_name n_gpus notes "
     "arch optimizer condition n_layer n_embd parameters final_train_loss final_val_bits_per_byte "
     "final_val_loss_bos final_val_bits_per_byte_bos tokens_seen unique_tokens epochs flops_total "
     "data_fingerprint val_fingerprint muon_lr hellaswag_accuracy hellaswag_accuracy_norm "
     "hellaswag_accuracy_norm_bytes eval_official_sum eval_official_mean"
 ).split()
 
-# document 003's columns that hold a flag under another name. batch_size counts sequences
+# document 003's columns that hold a flag under another name. batch_size counts sequences, its flag tokens
 FLAG_OF = {
     "num_iterations": "max_train_steps",
     "sequence_length": "seq_len",
@@ -51,29 +51,24 @@ def condition_columns(flags: dict, unused_flags=()) -> dict:
 def trainer_flags() -> re.Pattern:
     """Matches the names of train_gpt.py's flags.
 
-    They are read from the source of the trainer and of the rooms it imports, where they appear as add("--seq_len", ...)
-    or, in a table, as "--beta1": ..., because importing the trainer needs torch. A hole of an f-string, as in
-    f"--{name}_every", stands for any word, but not for a whole name.
+    As importing the trainer needs torch, they are read from its source and that of the rooms it imports, where they
+    stand as add("--seq_len", ...) or, in a table, as "--beta1": ... A hole of an f-string, as in f"--{name}_every",
+    stands for any word; a name that is all hole is left out.
     """
     trainer = (runs.REPO / "train_gpt.py").read_text(encoding="utf-8")
-    modules = set()
+    sources = [trainer]
     for node in ast.walk(ast.parse(trainer)):
         if isinstance(node, ast.ImportFrom):
-            modules.update([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
-    sources = [trainer]
-    for path in runs.REPO.glob("lab/*.py"):
-        if f"lab.{path.stem}" in modules:
-            sources.append(path.read_text(encoding="utf-8"))
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            paths = [runs.REPO / f"{name.replace('.', '/')}.py" for name in names if name.startswith("lab.")]
+            sources += [path.read_text(encoding="utf-8") for path in paths if path.exists()]
     names = re.findall(r'(?:\badd(?:_argument)?\(\s*f?|(?="--\w+":))"--([^"\s]+)"', "\n".join(sources))
     patterns = {re.sub(r"\{.*?\}", r"\\w+", name) for name in names}
     return re.compile("|".join(sorted(patterns - {r"\w+"})))
 
 
 def is_condition(column: str) -> bool:
-    """Whether a column is a flag that can change a result, in our table or in one made by hand.
-
-    All others are results, or columns that somebody added.
-    """
+    """Whether a column of any table is a flag that can change a result. Others are results, or somebody's own."""
     flag = FLAG_OF.get(column, column)
     return runs.has_effect(flag) and trainer_flags().fullmatch(flag) is not None
 

@@ -31,25 +31,21 @@ from pathlib import Path
 from lab import disk
 
 REPO = Path(__file__).resolve().parents[1]
-FREE_SPACE = "free space, then continue with --resume auto."
-RESTORE = "restore the file or start the run again."
-ANOTHER = "name folders that train_gpt.py wrote."
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
 
 # Flags that cannot change a result beyond rounding, or whose effect is compared instead, as data is by its fingerprint.
-# What --resume may change, what the gate of compare_runs.py ignores and what results.csv leaves out derive from this
-# list, the only one. A new flag counts unless it is named here.
-NO_EFFECT = frozenset([
+# Every other flag, a new one too, counts for --resume, for the gate of compare_runs.py and in results.csv.
+NO_EFFECT = frozenset((
     # names, notes and output
-    *"out_dir name notes config resume results_csv save_every keep_last log_every".split(),
-    *"wandb_project tensorboard sample_every sample_tokens".split(),
+    "out_dir name notes config resume results_csv save_every keep_last log_every wandb_project tensorboard "
+    "sample_every sample_tokens "
     # how the same numbers are computed
-    *"micro_batch_size eval_batch_size num_workers device compile deterministic peak_flops".split(),
+    "micro_batch_size eval_batch_size num_workers device compile deterministic peak_flops "
     # where the data is, and checks of it
-    *"data data_dir val_data_dir decontaminate verify_data max_epochs".split(),
-])
+    "data data_dir val_data_dir decontaminate verify_data max_epochs"
+).split())
 
 
 def has_effect(flag: str) -> bool:
@@ -85,10 +81,10 @@ def code_files() -> list[Path]:
 
 
 def code_state() -> dict:
-    """{"git_commit", "git_dirty", "git_diff", "code_sha256"}: which code runs.
+    """{"git_commit", "git_dirty", "git_diff", "code_sha256"} of the code that runs.
 
-    The hash covers the repo's modules that this process has imported: a change to compare_runs.py between two runs of
-    train_gpt.py does not make them differ."""
+    The hash covers the repo's modules that this process has imported, so that a change to compare_runs.py between two
+    runs of train_gpt.py does not make them differ."""
     files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     imported = {Path(file).resolve() for file in files if file}
     digest = hashlib.sha256()
@@ -113,17 +109,14 @@ def make_folder(path, flag: str) -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        why = f"{flag} {path} cannot be made ({error.strerror})"
-        raise ValueError(f"{why}: name another folder.") from None
+        raise ValueError(f"{flag} {path} cannot be made ({error.strerror}): name another.") from None
 
 
 def create_run(folder: Path, config: dict) -> None:
     """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
-    # a start that was killed before it wrote config.json leaves only these
-    leftovers = {"exposures", "ckpt", "code", "config.json.tmp"}
+    leftovers = {"exposures", "ckpt", "code", "config.json.tmp"}  # a start was killed early
     if folder.exists() and {path.name for path in folder.iterdir()} - leftovers:
-        raise ValueError(f"{folder} already exists: "
-                         "pass --resume auto to continue it, or choose another --out_dir.")
+        raise ValueError(f"{folder} already exists: pass --resume auto or another --out_dir.")
     code = folder / "code"
     try:
         for path in (folder / "exposures", folder / "ckpt", code / "lab"):
@@ -133,8 +126,8 @@ def create_run(folder: Path, config: dict) -> None:
         (code / "uncommitted.diff").write_text(config["code"]["git_diff"])
         disk.write_json(folder / "config.json", config)
     except OSError as error:
-        why = f"--out_dir {folder} cannot be written ({error.strerror})"
-        raise ValueError(f"{why}: choose another --out_dir.") from error
+        why = error.strerror
+        raise ValueError(f"{folder} cannot be written ({why}): pass another --out_dir.") from error
 
 
 class JsonlWriter:
@@ -159,10 +152,10 @@ class JsonlWriter:
 
 
 def rewrite_jsonl(path, drop, records=()) -> None:
-    """Rewrite a JSONL file without the records of the steps to drop, where drop(step) is true, then add `records`.
+    """Rewrite a JSONL file without the records for whose step drop(step) is true, then append `records`.
 
-    The file changes whole or not at all; a torn last line (a killed writer) is left out. ValueError for other broken
-    lines. Only lines in whose text such a step occurs are parsed, as parsing costs far more than searching.
+    The file changes whole or not at all. A torn last line (a killed writer) is left out; another broken line is a
+    ValueError. Searching is far cheaper than parsing, so only lines that contain such a step anywhere are parsed.
     """
     steps = re.compile(rb'"step": *(-?\d+)')
     with open(path, "ab+") as old, disk.replacing(path) as new:
@@ -171,7 +164,7 @@ def rewrite_jsonl(path, drop, records=()) -> None:
             if not line.endswith(b"\n"):
                 break
             if not (line.startswith(b"{") and line.rstrip().endswith(b"}")):
-                raise ValueError(f"{path} has a broken line, {line[:80]!r}: {RESTORE}")
+                raise ValueError(f"{path} has a broken line, {line[:80]!r}: restore it or run again.")
             suspect = any(drop(int(step)) for step in steps.findall(line))
             if not suspect or not drop(json.loads(line)["step"]):
                 new.write(line)
@@ -180,8 +173,8 @@ def rewrite_jsonl(path, drop, records=()) -> None:
 
 
 def replace_step(path, step: int, records: list[dict]) -> None:
-    """Put the records of one step at the end of a JSONL file, in place of those of that step that it has."""
-    rewrite_jsonl(path, step.__eq__, records)
+    """Append the records of one step to a JSONL file, in place of those of that step that it has."""
+    rewrite_jsonl(path, lambda other: other == step, records)
 
 
 def trim_records(folder: Path, last_step: int) -> None:
@@ -193,9 +186,8 @@ def trim_records(folder: Path, last_step: int) -> None:
             path.unlink()
     path = folder / "step_metrics.json"
     if path.exists():
-        table = json.loads(path.read_text())
-        kept = {step: scores for step, scores in table.items() if int(step) <= last_step}
-        disk.write_json(path, kept)
+        table = json.loads(path.read_text()).items()
+        disk.write_json(path, {step: scores for step, scores in table if int(step) <= last_step})
 
 
 def update_step_metrics(folder: Path, step: int, **scores) -> None:
@@ -209,42 +201,37 @@ def update_step_metrics(folder: Path, step: int, **scores) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # reading a run
 
-TRAIN_FIELDS = (
-    "step train_loss_opt_step_mean grad_norm_l2_preclip tokens_per_sec step_seconds "
-    "peak_mem_bytes"
-).split()
+TRAIN_FIELDS = "step train_loss_opt_step_mean grad_norm_l2_preclip tokens_per_sec step_seconds peak_mem_bytes".split()
 
 
 def read_json(path: Path):
-    """A JSON file's value. ValueError in a sentence."""
+    """A JSON file's value. ValueError when it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        hint = "restore the file, or leave this run out."
-        raise ValueError(f"{path} cannot be read ({error}): {hint}") from None
+        raise ValueError(f"{path} cannot be read ({error}): restore it or leave it out.") from None
 
 
 def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) -> list[dict]:
-    """Records of a JSONL file, [] when there is none; a torn last line (a killed writer) is left out.
+    """Records of a JSONL file, [] when there is none. A torn last line (a killed writer) is left out.
 
-    notes: None: another broken line is a ValueError. A list: broken lines are left out, and described there.
-    step: parse only the lines that contain it, as a file with a line per item and step is read for one step.
+    Another broken line is a ValueError or, when `notes` is given, left out and described there.
+    step: parse only the lines that contain this step, much faster in a file of all items at all steps.
     """
     path = Path(path)
     if not path.exists():
         return []
     wanted = step is not None and re.compile(rf'"step": *{step}\b')
-    decode = json.JSONDecoder().raw_decode  # twice as fast as json.loads, which looks for encodings first
     records, broken, line, count = [], [], "\n", 0
     with open(path, encoding="utf-8", errors="replace") as f:
         for count, line in enumerate(f, 1):
             if wanted and not wanted.search(line):
                 continue
             try:
-                record, end = decode(line)
+                record = json.loads(line)
             except (ValueError, RecursionError):
-                record, end = None, 0
-            if isinstance(record, dict) and not line[end:].strip():
+                record = None
+            if isinstance(record, dict):
                 records.append(record)
             else:
                 broken.append(count)
@@ -252,12 +239,11 @@ def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) ->
     if torn:
         broken.pop()
     if notes is None and broken:
-        raise ValueError(f"{path} has a broken line, {broken[0]}: {RESTORE}")
+        raise ValueError(f"{path} has a broken line, {broken[0]}: restore it or run again.")
     if notes is not None and torn:
         notes.append(f"{path.name}: the last line ({count}) is torn and left out")
     if notes is not None and broken:
-        lines = f"{len(broken)} broken lines are left out, the first is line {broken[0]}"
-        notes.append(f"{path.name}: {lines}")
+        notes.append(f"{path.name}: {len(broken)} broken lines, the first is {broken[0]}, are left out")
     return records
 
 
@@ -271,37 +257,24 @@ def number(value) -> float:
         return math.nan
 
 
-def numbers(values: list):
-    """number() of each, as an array."""
-    import numpy as np
-
-    try:
-        array = np.array(values, dtype=float)  # None becomes NaN
-    except (TypeError, ValueError, OverflowError):
-        array = None
-    if array is None or array.ndim != 1:
-        array = np.array([number(value) for value in values])
-    return array
-
-
-def by_step(records: list[dict], name: str, notes: list[str]) -> dict[int, dict]:
+def _by_step(records: list[dict], name: str, notes: list[str]) -> dict[int, dict]:
     """{step: record}, ascending; of records with equal steps the last counts."""
     table = {}
     for record in records:
         step = record.get("step")
         if isinstance(step, int) and 0 <= step < 2**53:
             table[step] = record
-    if len(table) < len(records):
-        lost = f"{len(records) - len(table)} records repeat a step or have none"
-        notes.append(f"{name}: {lost}; the last counts")
+    lost = len(records) - len(table)
+    if lost:
+        notes.append(f"{name}: {lost} records repeat a step or have none; the last counts")
     return dict(sorted(table.items()))
 
 
 def read_config(folder) -> dict:
-    """config.json of a run. ValueError when the folder is none."""
+    """config.json of a run. ValueError when the folder is not a run."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} is not a run (no config.json): {ANOTHER}")
+        raise ValueError(f"{folder} is not a run (no config.json): name what train_gpt.py wrote.")
     return read_json(path)
 
 
@@ -310,26 +283,25 @@ def read_run(folder) -> dict:
 
     Returns {"folder", "name", "config", "flags", "seed", "summary" (None: unfinished), "train" (field -> float array),
     "val" (step -> record), "benchmarks" (name -> step -> record), "gsm8k" (record or None), "notes" (faults of its
-    files)}. ValueError when the folder is not a run or its config.json not a run's.
+    files)}. ValueError when the folder is not a run or its config.json is not a run's.
     """
-    folder = Path(folder)
+    folder, notes = Path(folder), []
     config = read_config(folder)
     try:
         flags, seed = config["flags"], int(config["flags"]["seed"])
         config["data"]["fingerprint"], config["code"]["code_sha256"]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        path = folder / "config.json"
-        raise ValueError(f"{path} is not a run's record ({reason}): {ANOTHER}") from None
-    notes: list[str] = []
+        fault = f"{folder / 'config.json'} is not a run's record ({type(error).__name__}: {error})"
+        raise ValueError(f"{fault}: name what train_gpt.py wrote.") from None
     for key in ("model", "parameters", "hardware", "versions"):
         if not isinstance(config.setdefault(key, {}), dict):
             value = json.dumps(config[key])[:40]
             notes.append(f"config.json: {key} is {value} and counts as not recorded")
             config[key] = {}
-    name = folder.resolve().name
-    run = {"folder": folder, "name": name, "config": config, "flags": flags, "seed": seed}
-    run["summary"] = _read_summary(folder, notes)
+    run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": flags}
+    run |= {"seed": seed, "notes": notes}
+    run["summary"] = _read_object(folder / "summary.json", "the run counts as unfinished", notes,
+                                  results_row=dict, warnings=list)
     run |= _read_scalars(folder, notes)
     last = max(run["train"]["step"], default=0)
     steps = number((run["summary"] or {}).get("steps"))
@@ -337,27 +309,26 @@ def read_run(folder) -> dict:
         notes.append(f"scalars.jsonl ends at step {last:.0f} of {steps:.0f}")
     run["benchmarks"] = {}
     for path in sorted(folder.glob("*_metrics.jsonl")):
-        name = path.name.removesuffix("_metrics.jsonl")
-        run["benchmarks"][name] = by_step(read_jsonl(path, notes), path.name, notes)
-    exam = folder / "gsm8k_results.json"
-    run["gsm8k"] = read_json(exam) if exam.exists() else None
-    if not isinstance(run["gsm8k"], dict | None):
-        run["gsm8k"] = None
-        notes.append(f"{exam.name} is broken, so GSM8K counts as not run")
-    return {**run, "notes": notes}
+        benchmark = path.name.removesuffix("_metrics.jsonl")
+        run["benchmarks"][benchmark] = _by_step(read_jsonl(path, notes), path.name, notes)
+    run["gsm8k"] = _read_object(folder / "gsm8k_results.json", "GSM8K counts as not run", notes)
+    return run
 
 
-def _read_summary(folder: Path, notes: list[str]) -> dict | None:
-    if not (folder / "summary.json").exists():
+def _read_object(path: Path, consequence: str, notes: list[str], **types) -> dict | None:
+    """A JSON file's object; None when there is no file, or when it is broken, which is noted with its consequence.
+
+    types: what the values of these keys must be, where they are set."""
+    if not path.exists():
         return None
     try:
-        summary = read_json(folder / "summary.json")
-        row, warnings = summary.get("results_row") or {}, summary.get("warnings") or []
-        if isinstance(row, dict) and isinstance(warnings, list):
-            return summary
-    except (ValueError, AttributeError):
-        pass
-    notes.append("summary.json is broken, so the run counts as unfinished")
+        record = read_json(path)
+    except ValueError:
+        record = None
+    whole = isinstance(record, dict)
+    if whole and all(isinstance(record.get(key) or kind(), kind) for key, kind in types.items()):
+        return record
+    notes.append(f"{path.name} is broken, so {consequence}")
     return None
 
 
@@ -365,16 +336,13 @@ def _read_scalars(folder: Path, notes: list[str]) -> dict:
     """{"train": field -> float array over the steps, "val": step -> record}."""
     import numpy as np
 
-    kinds: dict = {}
-    for record in read_jsonl(folder / "scalars.jsonl", notes):
-        kinds.setdefault(record.get("type"), []).append(record)
-    train = by_step(kinds.get("train", []), "scalars.jsonl, train", notes)
-    val = by_step(kinds.get("val", []), "scalars.jsonl, val", notes)
+    records = read_jsonl(folder / "scalars.jsonl", notes)
+    train = _by_step([r for r in records if r.get("type") == "train"], "scalars.jsonl, train", notes)
+    val = _by_step([r for r in records if r.get("type") == "val"], "scalars.jsonl, val", notes)
     arrays = {}
     for field in TRAIN_FIELDS:
-        arrays[field] = numbers([record.get(field) for record in train.values()])
-    for field, values in arrays.items():
-        bad = arrays["step"][~np.isfinite(values)]
+        arrays[field] = np.array([number(record.get(field)) for record in train.values()])
+        bad = arrays["step"][~np.isfinite(arrays[field])]
         if len(bad):
             where = f"{len(bad)} steps, first at step {int(bad[0])}"
             notes.append(f"scalars.jsonl: {field} is no finite number at {where}")
@@ -385,14 +353,16 @@ def _read_scalars(folder: Path, notes: list[str]) -> dict:
 
 
 def expand(patterns: list[str], flag: str) -> list[Path]:
-    """Folders that globs or paths name, each once, 2 before 10. Files that a glob matches are passed over."""
+    """Folders that paths or globs name, each once, 2 before 10. A glob passes over files.
+
+    ValueError, naming `flag`, for a glob without a folder."""
     folders: dict[Path, Path] = {}
     for pattern in patterns:
         matches = [Path(pattern)]
         if glob.has_magic(pattern) and not matches[0].exists():
             matches = [path for path in map(Path, glob.glob(pattern)) if path.is_dir()]
         if not matches:
-            raise ValueError(f"{flag} {pattern!r} matches no folder: check the path (quote a pattern).")
+            raise ValueError(f"{flag} {pattern!r} matches no folder: check the path.")
         folders |= {path.resolve(): path for path in matches}
 
     def natural(path: Path) -> list:
@@ -425,17 +395,16 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
     """Write ckpt/step_<step> completely or not at all, then delete all but the newest `keep_last` (0 = keep all).
 
     write(tmp_folder) puts the files there. A sha256 of each goes into manifest.json, written last; everything is synced
-    to disk before the rename that makes it visible. Raises ValueError when the disk is full; older checkpoints stay.
+    to disk before the rename that makes it visible. ValueError when the disk is full; older checkpoints stay.
     """
     final = checkpoint_path(folder, step)
     ckpt, tmp = final.parent, final.with_name(f".tmp_{final.name}")
     for killed in ckpt.glob(".tmp_step_*"):
         shutil.rmtree(killed, ignore_errors=True)
-    free = shutil.disk_usage(ckpt).free
-    if free < bytes_needed:
-        missing = f"{free / 1e9:.2f} GB free but a checkpoint needs {bytes_needed / 1e9:.2f} GB"
-        raise ValueError(f"{ckpt} has {missing}: {FREE_SPACE}")
     try:
+        free = shutil.disk_usage(ckpt).free
+        if free < bytes_needed:
+            raise OSError(f"{free / 1e9:.2f} GB free, {bytes_needed / 1e9:.2f} GB needed")
         tmp.mkdir()
         write(tmp)
         files = {}
@@ -450,7 +419,7 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
         disk.fsync_path(ckpt)
     except Exception as error:  # torch and safetensors wrap a full disk's OSError in their own
         shutil.rmtree(tmp, ignore_errors=True)
-        raise ValueError(f"saving {final} failed ({error}): {FREE_SPACE}") from error
+        raise ValueError(f"{final} cannot be saved ({error}): free space, then --resume auto.") from error
     if keep_last > 0:
         for old in list_checkpoints(folder)[:-keep_last]:
             shutil.rmtree(old, ignore_errors=True)
@@ -469,18 +438,17 @@ def check_checkpoint(path: Path) -> None:
 
 
 def find_checkpoint(folder, which: str, warn=print) -> Path | None:
-    """The checkpoint to resume from. which: "auto" (newest that is whole; None when there is none) or a step number.
+    """The checkpoint to resume from. which: a step number, or "auto", the newest whole one (None when there is none).
 
-    A broken newest checkpoint is passed over with a warning. Raises ValueError for a named step that is missing or
-    broken, and when checkpoints exist but none is whole.
+    Broken ones are passed over with a warning. ValueError for a named step that is missing or broken, and when
+    checkpoints exist but none is whole.
     """
     checkpoints = list_checkpoints(folder)
     if which != "auto":
         path = checkpoint_path(folder, int(which))
         if path not in checkpoints:
             steps = ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints) or "none"
-            raise ValueError(f"{folder} has no checkpoint of step {which} (there: {steps}): "
-                             "pass one of these or --resume auto.")
+            raise ValueError(f"{folder} has no checkpoint of step {which} (there: {steps}): pass --resume auto.")
         check_checkpoint(path)
         return path
     for path in reversed(checkpoints):
@@ -490,8 +458,7 @@ def find_checkpoint(folder, which: str, warn=print) -> Path | None:
         except ValueError as error:
             warn(f"WARNING: {error}; falling back to the checkpoint before it.")
     if checkpoints:
-        raise ValueError(f"{folder}: none of its {len(checkpoints)} checkpoints is whole; "
-                         "start again with another --out_dir.")
+        raise ValueError(f"{folder} has no whole checkpoint: start again with another --out_dir.")
     return None
 
 
@@ -499,8 +466,7 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
     """What a --checkpoint argument means: (folder with the model's files, step or None, run's folder or None).
 
     path: a run's folder (its newest whole checkpoint is taken), one of its ckpt/step_* folders, or a folder that
-    GPT.save wrote by itself (no step, no run). FileNotFoundError or ValueError in one sentence, about the argument
-    `flag`, for anything else.
+    GPT.save wrote by itself (no step, no run). FileNotFoundError or ValueError, naming `flag`, for anything else.
     """
     path = Path(path)
     if not path.is_dir():
@@ -512,20 +478,17 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
             check_checkpoint(folder)
         except ValueError as error:
             raise ValueError(f"{flag} {error}: name another checkpoint.") from None
-        step = json.loads((folder / "manifest.json").read_text())["step"]
-        run = folder.parent.parent if in_a_run else None
-        return path, step, run
+        step = read_json(folder / "manifest.json")["step"]
+        return path, step, folder.parent.parent if in_a_run else None
     if (folder / "model.json").exists():
         return path, None, None
     if (folder / "ckpt").is_dir():
         newest = find_checkpoint(path, "auto", warn)
         if newest is None:
-            raise ValueError(f"{flag} {path} has no checkpoint yet: "
-                             "let the run save one (--save_every), or name another run.")
+            raise ValueError(f"{flag} {path} has no checkpoint yet: let the run save one.")
         return newest, step_of(newest), path
     config = folder / "config.json"
     if config.exists() and "model_type" in config.read_text(errors="replace"):
-        raise ValueError(f"{flag} {path} is a Hugging Face model: make a checkpoint of it with "
-                         f"python model.py import {path} OUT, and name that.")
-    raise ValueError(f"{flag} {path} is neither a run (no ckpt/) nor a model (no model.json): "
-                     "name a run, or a checkpoint folder in its ckpt/.")
+        command = f"python model.py import {path} OUT"
+        raise ValueError(f"{flag} {path} is a Hugging Face model: name the OUT of {command}.")
+    raise ValueError(f"{flag} {path} is neither a run (no ckpt/) nor a model (no model.json): name one.")

@@ -1,4 +1,4 @@
-"""What several tests share: run folders as the trainer writes them, a dataset of a few thousand tokens, scripts."""
+"""What several tests share: running scripts, datasets of a few thousand tokens, run folders as the trainer writes."""
 
 import contextlib
 import functools
@@ -26,13 +26,13 @@ def write_jsonl(path, records):
 
 
 def run_script(name, *flags, **options):
-    """`python <name> <flags>` of this repo, on one thread: the finished process with its text."""
+    """Run `python <name> <flags>` of this repo on one thread; returns the finished process with its text."""
     command = [sys.executable, str(REPO / name), *map(str, flags)]
     return subprocess.run(command, **{"capture_output": True, "text": True, "env": ENV, "timeout": 300, **options})
 
 
 def write_dataset(folder, documents, condition="baseline", val_every=7, **meta):
-    """A dataset folder from lists of ids, of which every `val_every`-th is held out."""
+    """Write a dataset folder from lists of ids; every `val_every`-th document is held out."""
     lengths = get_tokenizer().token_byte_lengths()
     writer = shards.DatasetWriter(folder, {"made_by": "test"}, shard_tokens=1500, val_shards=1)
     for i, ids in enumerate(documents):
@@ -56,7 +56,7 @@ def tiny_documents(n, shortest, longest, seed=0):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# what a run left
+# what a run recorded
 
 MEASURED = set("timestamp tokens_per_sec mfu peak_mem_bytes step_seconds train_seconds eval_seconds "
                "eval_seconds_total wall_seconds seconds".split())
@@ -72,7 +72,7 @@ def losses(run):
 
 
 def exact(run):
-    """All records but what a clock or the memory counter measured."""
+    """All records of scalars.jsonl, without what a clock or the memory counter measured."""
     lines = runs.read_jsonl(Path(run) / "scalars.jsonl")
     return [{k: v for k, v in record.items() if k not in MEASURED} for record in lines]
 
@@ -129,7 +129,7 @@ def default_flags():
 
 @contextlib.contextmanager
 def light_files():
-    """Runs without a copy of the code, and files that no power failure threatens."""
+    """Inside, a run gets no copy of the code, and files are not synced to disk: much faster."""
     with mock.patch.object(os, "fsync"), mock.patch.object(runs, "code_files", list):
         yield
 
@@ -167,8 +167,9 @@ def config_of(flags, data, flops, changes):
 
 def make_run(folder, seed=0, *, loss=0.0, step_seconds=0.5, flags=None, data=None, config=None, hellaswag=None,
              ewok=None, gsm8k=None, finished=True, warnings=(), extra_flops=0, tokens_per_byte=0.25):
-    """A run's folder as train_gpt.py writes it; its val loss lies `loss` above a curve all runs share. hellaswag, ewok:
-    share of items it gets right, at the last step. config: {"hardware.gpu": value, ...}."""
+    """A run's folder as train_gpt.py writes it; its val loss lies `loss` above a curve that all runs share.
+
+    hellaswag, ewok: share of items it gets right at the last step. config: {"hardware.gpu": value, ...}."""
     folder = Path(folder)
     flags = {**default_flags(), "seed": seed, "out_dir": str(folder), **(flags or {})}
     data = {**DATA, **(data or {})}
@@ -272,8 +273,9 @@ def summary_of(folder, config, vals, numbers):
 
 
 def write_items(folder, name, share, step, rng, n=120):
-    """Records of a benchmark at two steps, with items in clusters of 3: an item is right when its difficulty, mostly
-    the same in every run, is below `share`."""
+    """Records of a benchmark at two steps, with items in clusters of 3.
+
+    An item is right when its difficulty, much the same in every run, is below `share`."""
     hard = 0.8 * np.random.default_rng(3).random(n) + 0.2 * rng.random(n)
     mean = float((hard < share).mean())
     head = {"type": name, "timestamp": STAMP, "scorer": f"{name}-1 bos=1", "n": n, "bos": True, "seconds": 1.0}

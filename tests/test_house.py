@@ -53,14 +53,14 @@ def imports(path):
 
 
 def test_top_level():
-    """Files beside the ten scripts in the folder that a newcomer opens first: none."""
+    """The top folder, which a newcomer opens first, holds the ten scripts and nothing unexpected."""
     top = {name.parts[0] for name in tracked()} - {".gitignore", ".ci"}
     scripts = {f"{name}.py" for name in SCRIPTS}
     assert top == scripts | {"README.md", "pyproject.toml", "LICENSE", "lab", "tests", "experiments"}
 
 
 def test_shelf_is_flat():
-    """Code of the shelf that runs by importing another room: none, as __init__ is empty and nothing is nested."""
+    """lab/ has no folders, and its __init__.py is empty, so importing one room runs no other."""
     rooms = [name for name in tracked() if name.parts[0] == "lab"]
     assert rooms and all(len(name.parts) == 2 for name in rooms)
     assert (REPO / "lab" / "__init__.py").read_text() == ""
@@ -78,8 +78,8 @@ def test_pyproject_names_every_script():
 
 
 def test_imports_run_downhill():
-    """Imports against the house's law, DESIGN §1: none. Scripts import rooms and the two libraries; the one that packs
-    rows reads documents as the other does, and the trainer holds the benchmarks."""
+    """Imports that the design forbids: none. Scripts import rooms and the two libraries. Beyond that, the script that
+    packs rows reads documents as prepare_fineweb.py does, and the trainer runs the benchmarks."""
     allowed = {"prepare_bos_rows": {"prepare_fineweb"}, "train_gpt": set(BENCHMARKS)}
     wrong = []
     for name, path in modules().items():
@@ -91,7 +91,7 @@ def test_imports_run_downhill():
 
 
 def test_no_circle():
-    """Modules that import themselves by way of others, also inside functions: none."""
+    """Circles of imports, those inside functions included: none."""
     known = modules()
     graph = {}
     for name, path in known.items():
@@ -181,7 +181,7 @@ def test_code_holds_every_imported_file(tmp_path):
 
 
 def test_trainer_flags_are_those_of_the_parser():
-    """Flags that results.csv's gate would take for a stranger's column, or the other way round: none."""
+    """Flags that the gate would take for somebody's own column of results.csv, or the reverse: none."""
     import train_gpt
     from lab import results, runs
 
@@ -233,7 +233,7 @@ CHANGES = {"append", "extend", "add", "update", "insert", "pop", "remove", "clea
 
 
 def is_bool(node):
-    """Whether an expression is one that can only give a bool, as far as one can see."""
+    """Whether the form of an expression shows that its value is a bool."""
     if isinstance(node, ast.UnaryOp):
         return isinstance(node.op, ast.Not)
     if isinstance(node, ast.Call):
@@ -253,7 +253,7 @@ def changes_something(node):
 
 
 def riddles(tree):
-    """(line, what) of expressions that do by a trick what a statement would say."""
+    """(line, what) of expressions that use a trick where a statement would be plain."""
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
             for one, other in ((node.left, node.right), (node.right, node.left)):
@@ -272,7 +272,7 @@ def riddles(tree):
     ("2 * (a == b)", None), ("'-' * 20", None), ("sort(key=lambda x: x or 0)", None),
 ])
 def test_riddles_are_recognised(code, what):
-    """The check below would miss what it is for."""
+    """The check below catches each of these riddles, and nothing else."""
     messages = [message for _, message in riddles(ast.parse(code))]
     assert len(messages) == (what is not None) and all(message.startswith(what) for message in messages)
 
@@ -286,6 +286,6 @@ def test_no_riddles():
     assert not lines, "\n".join(lines)
 
 
-def test_no_formatter_is_told_off():
-    """`# fmt: skip` in the house: none, as no formatter runs here."""
+def test_no_formatter_comments():
+    """Comments for a formatter: none, as no formatter runs here."""
     assert [path.name for path in modules().values() if "# fmt:" in path.read_text(encoding="utf-8")] == []

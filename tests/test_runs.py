@@ -23,7 +23,7 @@ COLUMNS_003 = (
 
 
 def test_a_flag_counts_unless_it_is_named():
-    """Flags that decide a result and that --resume or the gate would let pass: none."""
+    """A flag that can change a result, even a new one, is a condition; one in NO_EFFECT is not."""
     flags = {"weight_decay": 0.1, "a_new_flag": 1, "seed": 3, "out_dir": "x", "micro_batch_size": 4, "new_data": "x"}
     assert runs.conditions(flags) == {"weight_decay": 0.1, "a_new_flag": 1, "seed": 3}
     columns = results.condition_columns({**flags, "max_train_steps": 9}, ["gate_pos", "gate_act"])
@@ -31,7 +31,7 @@ def test_a_flag_counts_unless_it_is_named():
 
 
 def test_results_keep_every_cell(tmp_path):
-    """Cells of an older or a hand-edited results.csv that a new row would cost: none; and 003's columns come first."""
+    """A new row costs no cell of an older or hand-edited results.csv, and 003's columns come first."""
     path = tmp_path / "results.csv"
     path.write_text("\ufeffmood,run_id,seed\nfine,old_s0,0\n", encoding="utf-8")
     row = {"run_id": "new_s1", "final_val_loss": 3.5, **results.condition_columns({"beta1": 0.9, "seed": 1})}
@@ -54,7 +54,7 @@ def test_results_keep_every_cell(tmp_path):
 
 
 def test_records_are_taken_back_to_a_step(tmp_path):
-    """Steps that a resumed run would have twice, or lose: none. A nested "step" is not the record's."""
+    """A resumed run has every step once. A nested "step" is not the record's."""
     make_run(tmp_path / "r", hellaswag=0.5)
     folder, before = tmp_path / "r", runs.read_run(tmp_path / "r")
     path = folder / "scalars.jsonl"
@@ -72,7 +72,7 @@ def test_records_are_taken_back_to_a_step(tmp_path):
 
 
 def test_broken_lines(tmp_path):
-    """A line that a disk fault broke would drop out of a mean in silence: a trainer stops, a comparison notes it."""
+    """A broken line never drops out of a mean in silence: a trainer stops, a comparison notes it."""
     path = tmp_path / "a.jsonl"
     path.write_text('{"step": 1}\n[1]\n{"step": 2}\n{"step": 3, "torn')
     with pytest.raises(ValueError, match="broken line"):
@@ -97,7 +97,7 @@ def test_nan_is_written_as_null(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    """Bytes of an old result that a failed write costs: 0."""
+    """A failed write costs no byte of the old file."""
     path = tmp_path / "a.json"
     disk.write_json(path, {"a": 1})
     with pytest.raises(RuntimeError), disk.replacing(path) as f:
@@ -107,7 +107,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_checkpoints_are_named_once(tmp_path):
-    """The step that a checkpoint's name stands for, also beyond six digits; the order is that of the steps."""
+    """A checkpoint's name gives its step, also beyond six digits, and checkpoints are listed in the order of steps."""
     for step in (2, 10, 1_234_567):
         path = runs.checkpoint_path(tmp_path, step)
         path.mkdir(parents=True)
@@ -132,7 +132,7 @@ class Rank(processes.Processes):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_rank_0_goes_first(fails):
-    """A rank that waits for ever for one that failed, or that reads a file before it is whole: none."""
+    """No rank waits for ever for one that failed, or works before rank 0 is done."""
     Rank.sent, done = [], []
 
     def work(rank):
@@ -168,7 +168,7 @@ def test_autocast():
     (KeyboardInterrupt(), 1, 130, ""),
 ])
 def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
-    """Lines on the screen of a user who mistyped: one, on any number of ranks; and the exit status says what it was."""
+    """A user's mistake prints one line, on any number of ranks; the exit status tells it from ctrl-C."""
     monkeypatch.setenv("RANK", str(rank))
 
     def main():
@@ -186,7 +186,7 @@ def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
 
 
 def test_stop_request():
-    """A first ctrl-C that loses the step, or a second one that is ignored; and the handlers of before come back."""
+    """The first signal only asks, a second ctrl-C interrupts, and restore() puts the earlier handlers back."""
     before = signal.getsignal(signal.SIGINT)
     stop = processes.StopRequest()
     signal.raise_signal(signal.SIGTERM)
@@ -195,6 +195,6 @@ def test_stop_request():
         signal.raise_signal(signal.SIGINT)
     stop.restore()
     assert signal.getsignal(signal.SIGINT) is before
-    thread = threading.Thread(target=processes.StopRequest)  # not allowed to handle signals, and need not
+    thread = threading.Thread(target=processes.StopRequest)  # another thread may not handle signals
     thread.start()
     thread.join()
