@@ -56,16 +56,17 @@ AXES = {
 def read_arms(patterns: list[str], notes: list[str]) -> dict[str, list[dict]]:
     """{name of an arm: its runs, one per seed}"""
     folders = runs.expand(patterns, "runs")
-    others = [folder.name for folder in folders if not (folder / "config.json").exists()]
-    if len(others) == len(folders):
+    others, arms = [], {}
+    for folder in folders:
+        if not (folder / "config.json").exists():
+            others.append(folder.name)
+            continue
+        run = runs.read_run(folder)
+        arms.setdefault(ab_many.label_of([run]), []).append(run)
+    if not arms:
         raise ValueError("no folder among these is a run (config.json): name run folders.")
     if others:
         notes.append(f"left out, as they have no config.json: {', '.join(others)}")
-    arms: dict[str, list[dict]] = {}
-    for folder in folders:
-        if folder.name not in others:
-            run = runs.read_run(folder)
-            arms.setdefault(ab_many.label_of([run]), []).append(run)
     return arms
 
 
@@ -107,7 +108,11 @@ def table(arms: dict, drawn: dict) -> str:
     for label, (_, curves) in drawn.items():
         every = [own for scored in curves.values() for own in scored if own]
         step, last = ab_numbers.common_step(every), max(map(max, every))
-        place = "last" if step == last else f"step {step} of {last}"
+        place = f"step {step} of {last}"
+        if step == last:
+            place = "last"
+        elif step is None:
+            place = "no step that all scored"
         header.append(f"{label} ({place})")
         columns.append({arm: cell(arms[arm], scored, step) for arm, scored in curves.items()})
     rows = [[arm, len(members), *(column[arm] for column in columns)] for arm, members in arms.items()]

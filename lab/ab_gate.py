@@ -83,8 +83,14 @@ def of_run(run: dict) -> dict:
         "unused": unused_flags(settings, config.get("unused_flags")),
         "machine": machine, "micro_batch_size": run["flags"].get("micro_batch_size"),
         "tokens": settings["val_fingerprint_tokens"], "run": run,
-        "unverified": run["flags"].get("verify_data", "full") != "full",
+        "unverified": is_unverified(run),
     }
+
+
+def is_unverified(run: dict) -> bool:
+    """Whether a run, at its start or at its end after a resume, took its data's fingerprints from meta.json alone."""
+    row = (run["summary"] or {}).get("results_row") or {}
+    return any(flags.get("verify_data", "full") != "full" for flags in (run["flags"], row))
 
 
 def unused_flags(settings: dict, recorded: list[str] | None) -> set[str]:

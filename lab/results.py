@@ -101,7 +101,8 @@ def append_result(path, row: dict) -> None:
 # cells, and tables that a spreadsheet has saved
 
 TEXT_COLUMNS = frozenset("run_id date git_commit gpu_name notes".split())
-DECIMAL_POINT, DECIMAL_COMMA = (re.compile(rf"[+-]?\d+{sign}\d+([eE][+-]?\d+)?") for sign in (r"\.", ","))
+DECIMAL_POINT = re.compile(r"[+-]?\d+\.\d+([eE][+-]?\d+)?")
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 FORMULA = re.compile(r"'*\s*[=+\-@]")  # how a cell begins that a spreadsheet would compute
 
@@ -150,16 +151,19 @@ def read_results(path, flag: str = "--results") -> list[dict]:
     rows = []
     for number, cells in lines:
         whole = not any(cells[len(header):])
-        check(whole, f"has more cells in line {number} than columns", "put cells with a comma into quotes")
+        fault = f"has more cells in line {number} than columns"
+        check(whole, fault, "put cells with a comma into quotes")
         check(cells != header, f"repeats its header in line {number}", "remove that line")
         if any(cells):
-            rows.append({column: cell for column, cell in zip(header, cells, strict=False) if column})
+            named = zip(header, cells, strict=False)
+            rows.append({column: cell for column, cell in named if column})
     check(rows, "has no rows with a column final_val_loss", ours)
 
     numbers = [cell for row in rows for column, cell in row.items() if is_number_column(column)]
     if any(map(DECIMAL_COMMA.fullmatch, numbers)):
         mixed = any(map(DECIMAL_POINT.fullmatch, numbers))
-        check(not mixed, "has decimal commas and decimal points", "write all of its numbers with points")
+        remedy = "write all of its numbers with points"
+        check(not mixed, "has decimal commas and decimal points", remedy)
         for row in rows:
             for column, cell in row.items():
                 if column not in TEXT_COLUMNS and DECIMAL_COMMA.fullmatch(cell):

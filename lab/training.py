@@ -326,10 +326,6 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
             runs.create_run(run.folder, run.record)
             return "", []
         refuse_changes(before, run.record, same, parser)
-        verify = getattr(run.args, "verify_data", "full")
-        if verify != "full" and before["flags"].get("verify_data") != verify:
-            before["flags"]["verify_data"] = verify  # from here on nothing proves what is read
-            disk.write_json(run.folder / "config.json", before)
         messages = []
         if before["code"]["code_sha256"] != run.record["code"]["code_sha256"]:
             messages.append("WARNING: the code has changed since the run began; what follows may not be bit-exact.")

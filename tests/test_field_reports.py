@@ -14,7 +14,7 @@ from conftest import ENV, REPO, make_run, run_script, tiny_documents, write_data
 from test_experiments import load
 
 import compare_runs
-from lab import ab_report, results, runs
+from lab import ab_gate, ab_report, results, runs
 from lab.tokenizer import BOS_ID
 
 SHORT = {"flags": {"max_train_steps": 10, "eval_every": 5}}  # enough for a report
@@ -390,6 +390,30 @@ def test_curves_leave_other_files_alone(arms, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match=r"--out .* cannot be written \(No such file or directory\)"):
         curves(*arms[0], "--out", tmp_path / "none" / "c.png")
     assert capsys.readouterr().out.startswith("| arm | seeds |")
+    score_val = load("score_val")
+    for content in ("my thesis", "[]", '{"val_loss": 1}'):
+        (tmp_path / "v.json").write_text(content)
+        with pytest.raises(ValueError, match="v.json (cannot be read|exists and is no score)"):
+            score_val.check_out(tmp_path / "v.json")
+    (tmp_path / "v.json").write_text('{"fingerprint_tokens": "ab"}')
+    score_val.check_out(tmp_path / "v.json")
+    score_val.check_out(tmp_path / "new.json")
+
+
+def test_curves_without_a_common_step(tmp_path, capsys):
+    """Arms scored at other steps have no column to stand in together; a folder that is no run is named."""
+    make_run(tmp_path / "a_s0", 0, flags={"max_train_steps": 9, "eval_every": 9})
+    make_run(tmp_path / "b_s0", 0, flags={"max_train_steps": 10, "eval_every": 10})
+    for name in "ab":
+        path = tmp_path / f"{name}_s0" / "scalars.jsonl"
+        kept = [line for line in path.read_text().splitlines() if '"val"' not in line or '"step": 0,' not in line]
+        path.write_text("\n".join(kept) + "\n")
+    (tmp_path / "c_s0").mkdir()
+    assert curves(tmp_path / "*_s0") == 2
+    text = capsys.readouterr().out
+    assert "val loss, nats/token (no step that all scored)" in text and "| a | 1 | N/A: no number of seed 0 |" in text
+    assert "max_train_steps (9 / 10)" in text and "left out, as they have no config.json: c\\_s0" not in text
+    assert "left out, as they have no config.json: c_s0" in text
 
 
 def test_unverified_data_is_no_proof(tmp_path, capsys):
@@ -454,7 +478,7 @@ def test_a_resume_that_does_not_verify(tmp_path, capsys):
     flags = ["--data_dir", str(tmp_path / "data"), "--out_dir", str(tmp_path / "r"), "--results_csv", "",
              *("--n_layer 1 --n_head 2 --n_embd 16 --seq_len 16 --micro_batch_size 4 --total_batch_tokens 64 "
                "--log_every 0 --max_train_steps 2 --eval_every 2 --val_tokens 100 --device cpu").split()]
-    for verify, recorded in (("full", "full"), ("sizes", "sizes"), ("full", "sizes")):
+    for verify in ("full", "sizes"):
         assert train_gpt.main([*flags, "--resume", "auto", "--verify_data", verify]) == 0
-        assert runs.read_config(tmp_path / "r")["flags"]["verify_data"] == recorded
+        assert ab_gate.of_run(runs.read_run(tmp_path / "r"))["unverified"] == (verify == "sizes")
         (tmp_path / "r" / "summary.json").unlink()
