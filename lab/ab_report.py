@@ -203,12 +203,12 @@ def plot_arms(losses: dict[str, list[float]], x_label: str) -> bytes | None:
 
 # a text's own markup: the verdict's word or a question at its start, and words in backticks
 BOLD = re.compile(r"\*\*([^*]+)\*\*(?= · )|\*\*([^*]+\?)\*\*(?= )")
-CODE = re.compile(r"`([^`\s]+)`")
+CODE = re.compile(r"(?<![^\s(])`([^`\s]+)`(?![^\s,.;:)?])")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # what Markdown would take for markup; "< 0.0001", [intervals] and names_like_this are none
 MARKDOWN_MARKUP = re.compile(
-    r"[\\`*$]|~(?=~)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|(?<![A-Za-z0-9_])_+(?=\w)|(?<=\w)_+(?![A-Za-z0-9_])"
-    r"|^[#>]")
+    r"[\\`*$]|~(?=~)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|(?<![A-Za-z0-9_])_+|_+(?![A-Za-z0-9_])"
+    r"|^[#>]|^[+-](?= )")
 
 
 def one_line(text) -> str:
@@ -223,7 +223,7 @@ def code(name: str) -> str:
 
 def spell(text, literal, bold, code) -> str:
     """Text in another markup: literal(words), bold(words) and code(words) make its pieces."""
-    text, begin = one_line(text), ""
+    text, begin = one_line(text).strip(), ""
     lead = BOLD.match(text)
     if lead:
         begin = bold(spell(lead[1] or lead[2], literal, bold, code))
