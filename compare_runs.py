@@ -192,7 +192,7 @@ def summary(arms: dict, names: dict, primary: str, checked: dict, allowed: list,
     for arm, own in arms.items():
         seeds = sorted(run["seed"] for run in own)
         noun = "seed" if len(seeds) == 1 else "seeds"
-        described.append(f"{arm}: `{names[arm]}`, {noun} {', '.join(map(str, seeds))}.")
+        described.append(f"{arm}: {ab_report.code(names[arm])}, {noun} {', '.join(map(str, seeds))}.")
     if checked["treatment"]:
         how = "declared" if args.treatment else "recognised"
         treatment = f"{checked['treatment']} ({how})"
@@ -443,7 +443,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--delta", type=float, default=0.002, help="margin of equivalence (default 0.002)")
     add("--alpha", type=float, default=0.05, help="level of tests and intervals (default 0.05)")
     add = parser.add_argument_group("output").add_argument
-    add("--out", metavar="FOLDER", help="for the report and its plots (default: only print)")
+    add("--out", metavar="FOLDER",
+        help="for the report and its plots: new, empty, or of an earlier report (default: only print)")
     add("--no_items", dest="items", action="store_false", help="no bootstrap over benchmark items")
     return parser
 
@@ -490,6 +491,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
+    ab_report.check_out(args.out)
     if args.a:
         return compare_two(args)
     if args.group_by:

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import compare_runs  # noqa: E402
-from lab import disk  # noqa: E402
+from lab import ab_report, disk  # noqa: E402
 
 START, END = "<!-- answers: python experiments/answers.py --write -->", "<!-- end of answers -->"
 
@@ -34,7 +34,7 @@ def report(arguments: list[str], images: dict[str, Path], level: int = 1) -> dic
         with contextlib.redirect_stdout(io.StringIO()):
             status = compare_runs.main([*arguments, "--out", folder])
         record = json.loads(Path(folder, "report.json").read_text())
-        text = Path(folder, "report.md").read_text()
+        text = Path(folder, "report.md").read_text(encoding="utf-8")
         if status:
             raise ValueError(f"compare_runs.py {' '.join(arguments)}: {record['headline']}")
         for name, path in images.items():
@@ -77,7 +77,7 @@ def write(here: Path, answers: list[dict]) -> None:
 def table() -> str:
     lines = ["| question | n | effect, 95 % interval | verdict |", "|---|---|---|---|"]
     for path in sorted(ROOT.glob("experiments/2*/answers.json")):
-        for a in json.loads(path.read_text()):
+        for a in json.loads(path.read_text(encoding="utf-8")):
             link = f"[{a['question']}](experiments/{path.parent.name}/README.md)"
             lines.append(f"| {link} | {a['n']} | {a['effect']} | **{a['verdict']}** |")
     return "\n".join(lines)
@@ -89,15 +89,18 @@ def main(argv=None):
     p.add_argument("--write", action="store_true", help="write the table into README.md (default: print it)")
     args = p.parse_args(argv)
     if not args.write:
-        print(table())
+        ab_report.show(table())
         return
     readme = ROOT / "README.md"
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     if text.count(START) != 1 or text.count(END) != 1:
         sys.exit(f"answers.py: README.md must hold each of {START} and {END} once: put them back.")
     before, rest = text.split(START)
     _, after = rest.split(END)
-    disk.write_whole(readme, f"{before}{START}\n{table()}\n{END}{after}".encode())
+    try:
+        disk.write_whole(readme, f"{before}{START}\n{table()}\n{END}{after}".encode())
+    except OSError as error:
+        sys.exit(f"answers.py: README.md cannot be written ({error.strerror}): free space, or take the file back.")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """learning_curves.py draws val loss, HellaSwag and EWoK over a run's checkpoints, and prints the last scores by arm.
 
-    python experiments/learning_curves.py 'experiments/runs/quickstart/*_s*' --out curves.png
+    python experiments/learning_curves.py 'experiments/runs/quickstart/*_s*' --treatment data --out curves.png
     python hellaswag.py --checkpoint experiments/runs/<run>/ckpt/step_000500    # adds a point to a run's curve
 
 Reads what train_gpt.py recorded as it trained (--eval_every, --hellaswag_every, --ewok_every) and what hellaswag.py
 and ewok.py added for single checkpoints. Folders whose names differ in `_s<seed>` alone are one arm: its mean is drawn,
 with a band from the lowest to the highest seed, over the steps that all its seeds have. A dotted line is chance.
+
+The gate of compare_runs.py comes first: what differs between the arms must be the treatment. Unfinished runs are left
+out where an arm has finished ones. The table has the last step that all runs have scored. Exit status as there: 0
+comparable, 2 not comparable, 1 bad input.
 """
 
 import argparse
 import math
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -18,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lab import ab_report, disk, runs  # noqa: E402
+from lab import ab_gate, ab_many, ab_numbers, ab_report, disk, runs  # noqa: E402
 
 CURVES = (  # records, field, label, chance
     ("val", "val_loss", "val loss, nats/token", None),
@@ -32,11 +35,11 @@ DEFAULT = ["val_bits_per_byte", "accuracy_norm", "eval_official_sum"]
 
 
 def million_tokens(config: dict, step: int) -> float:
-    return step * config["tokens_per_step"] / 1e6
+    return step * runs.number(config.get("tokens_per_step")) / 1e6
 
 
 def petaflops(config: dict, step: int) -> float:
-    return step * config["tokens_per_step"] * config["flops_per_token"] / 1e15
+    return million_tokens(config, step) * runs.number(config.get("flops_per_token")) / 1e9
 
 
 def steps(config: dict, step: int) -> float:
@@ -50,81 +53,169 @@ AXES = {
 }
 
 
-def read_arms(patterns: list[str]) -> dict[str, list[dict]]:
+def read_arms(patterns: list[str], notes: list[str]) -> dict[str, list[dict]]:
     """{name of an arm: its runs, one per seed}"""
-    folders = [f for f in runs.expand(patterns, "runs") if (f / "config.json").exists()]
-    if not folders:
-        raise ValueError("no folder among these is a run (config.json): name run folders.")
-    arms: dict[str, list[dict]] = {}
+    folders = runs.expand(patterns, "runs")
+    others, arms = [], {}
     for folder in folders:
+        if not (folder / "config.json").exists():
+            others.append(folder.name)
+            continue
         run = runs.read_run(folder)
-        arm = re.sub(r"_s\d+$", "", run["name"])
-        arms.setdefault(arm, []).append(run)
+        arms.setdefault(ab_many.label_of([run]), []).append(run)
+    if not arms:
+        raise ValueError("no folder among these is a run (config.json): name run folders.")
+    if others:
+        notes.append(f"left out, as they have no config.json: {', '.join(others)}")
     return arms
 
 
-def points(members: list[dict], kind: str, field: str, x_of) -> np.ndarray | None:
-    """(seeds, steps, 2) over the steps that every seed has scored, or None."""
+def read_scores(members: list[dict], kind: str, field: str) -> list[dict[int, float]]:
+    """Per run {step: score}; NaN where a step was scored without a finite number."""
     scored = []
     for run in members:
         records = run["val"]
         if kind != "val":
             records = run["benchmarks"].get(kind, {})
-        values = {step: runs.number(record.get(field)) for step, record in records.items()}
-        scored.append({step: value for step, value in values.items() if math.isfinite(value)})
-    common = sorted(set.intersection(*(set(values) for values in scored)))
-    if not common:
-        return None
-    rows = []
-    for run, values in zip(members, scored, strict=True):
-        rows.append([(x_of(run["config"], step), values[step]) for step in common])
-    return np.array(rows)
+        scored.append({step: runs.number(record[field]) for step, record in records.items() if field in record})
+    return scored
 
 
-def read_curves(arms: dict, wanted: list[str], x_of) -> dict[str, tuple]:
-    """{label: (chance, {arm: points})} of the wanted scores that any arm has."""
+def read_curves(arms: dict, wanted: list[str]) -> dict[str, tuple]:
+    """{label: (chance, {arm: read_scores(...)})} of the wanted scores that any run has."""
     drawn = {}
     for kind, field, label, chance in CURVES:
-        if field not in wanted:
-            continue
-        curves = {arm: points(members, kind, field, x_of) for arm, members in arms.items()}
-        curves = {arm: curve for arm, curve in curves.items() if curve is not None}
-        if curves:
+        curves = {arm: read_scores(members, kind, field) for arm, members in arms.items()}
+        if field in wanted and any(own for scored in curves.values() for own in scored):
             drawn[label] = chance, curves
     return drawn
 
 
-def print_table(arms: dict, drawn: dict) -> None:
-    print("| arm | seeds | " + " | ".join(f"{label} (last)" for label in drawn) + " |")
-    print("|---|---:|" + "---:|" * len(drawn))
-    for arm, members in arms.items():
-        cells = [arm, str(len(members))]
-        for _, curves in drawn.values():
-            if arm not in curves:
-                cells.append("N/A: not run")
-                continue
-            last = list(curves[arm][:, -1, 1])
-            cell = f"{statistics.fmean(last):.4f}"
-            if len(last) > 1:
-                cell += f" ± {statistics.stdev(last):.4f}"
-            cells.append(cell)
-        print(f"| {' | '.join(cells)} |")
+def points(members: list[dict], scored: list[dict], x_of) -> np.ndarray | None:
+    """(seeds, steps, 2) over the steps at which every seed has a finite score, or None."""
+    finite = [{step for step, score in own.items() if math.isfinite(score)} for own in scored]
+    common = sorted(set.intersection(*finite))
+    if not common:
+        return None
+    rows = [[(x_of(run["config"], step), own[step]) for step in common]
+            for run, own in zip(members, scored, strict=True)]
+    return np.array(rows)
 
 
-def draw(drawn: dict, x_label: str) -> bytes:
+def table(arms: dict, drawn: dict) -> str:
+    """Every arm's scores at the last step that all runs have scored."""
+    header, columns = ["arm", "seeds"], []
+    for label, (_, curves) in drawn.items():
+        every = [own for scored in curves.values() for own in scored if own]
+        step, last = ab_numbers.common_step(every), max(map(max, every))
+        place = f"step {step} of {last}"
+        if step == last:
+            place = "last"
+        elif step is None:
+            place = "no step that all scored"
+        header.append(f"{label} ({place})")
+        columns.append({arm: cell(arms[arm], scored, step) for arm, scored in curves.items()})
+    rows = [[arm, len(members), *(column[arm] for column in columns)] for arm, members in arms.items()]
+    return ab_report.markdown_table(header, rows, {0})
+
+
+def cell(members: list[dict], scored: list[dict], step: int | None) -> str:
+    """Mean and sd over seeds, or why there is none."""
+    if not any(scored):
+        return "N/A: not run"
+    values = {run["seed"]: own.get(step, math.nan) for run, own in zip(members, scored, strict=True)}
+    missing = [str(seed) for seed, value in values.items() if not math.isfinite(value)]
+    if missing:
+        return f"N/A: no number of seed {', '.join(missing)}"
+    text = f"{statistics.fmean(values.values()):.4f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values.values()):.4f}"
+    return text
+
+
+def verdict(checked: dict, notes: list[str]) -> list[tuple]:
+    """What the gate of compare_runs.py says of these arms, as blocks of a report."""
+    word, text = "comparable", "the arms differ in nothing that counts"
+    if checked["treatment"]:
+        text = f"what differs is the treatment, {checked['treatment']}"
+    if not checked["ok"]:
+        word, text = "not comparable", "; ".join(ab_gate.trouble_of(checked))
+    if checked["missing"]:
+        text += f". Missing: {'; '.join(checked['missing'])}"
+    blocks: list[tuple] = [("verdict", f"**{word}** · {text}.", word)]
+    if notes:
+        blocks.append(("ul", notes))
+    if not checked["ok"]:
+        blocks += ab_gate.gate_blocks(checked)
+    return blocks
+
+
+def draw(arms: dict, drawn: dict, axis: str, word: str) -> bytes:
+    x_label, x_of = AXES[axis]
     axes, save = ab_report.canvas(6.0, 2.6 * len(drawn) + 0.3, [1] * len(drawn))
-    xs = np.concatenate([c[..., 0].ravel() for _, curves in drawn.values() for c in curves.values()])
-    margin = 0.04 * (xs.max() - xs.min() or 1)
-    for axis, (label, (chance, curves)) in zip(axes, drawn.items(), strict=True):
-        ab_report.draw_curves(axis, curves)
-        axis.set(ylabel=label, xlim=(xs.min() - margin, xs.max() + margin))
+    legends, every_x = [], []
+    for panel, (label, (chance, curves)) in zip(axes, drawn.items(), strict=True):
+        lines = {arm: points(arms[arm], scored, x_of) for arm, scored in curves.items()}
+        known = [curve for curve in lines.values() if curve is not None]
+        panel.set(ylabel=label)
+        if not known:
+            continue
+        every_x += [x for curve in known for x in curve[..., 0].ravel()]
+        legends.append((panel, ab_report.draw_curves(panel, lines)))
         if chance is not None:
-            axis.axhline(chance, color="black", linestyle=":", linewidth=1)
-            low, high = axis.get_ylim()
-            axis.set_ylim(min(low, chance - 0.01), max(high, chance + 0.01))
-    axes[0].legend(frameon=False)
+            panel.axhline(chance, color="black", linestyle=":", linewidth=1)
+            low, high = panel.get_ylim()
+            panel.set_ylim(min(low, chance - 0.01), max(high, chance + 0.01))
+    if not every_x or not all(map(math.isfinite, every_x)):
+        raise ValueError(f"some run has no finite score, or does not record its {x_label}: use --x steps.")
+    left, right = min(every_x), max(every_x)
+    margin = 0.04 * (right - left or 1)
+    for panel in axes:
+        panel.set_xlim(left - margin, right + margin)
+    ab_report.add_legend(*max(legends, key=lambda legend: len(legend[1])))
+    if word != "comparable":
+        axes[0].set_title(f"{word}: learning_curves.py prints why", fontsize=9, loc="left")
     axes[-1].set_xlabel(x_label)
     return save()
+
+
+def check_out(path: Path | None) -> None:
+    """ValueError where --out would replace something else than a picture."""
+    if path is None or not path.exists():
+        return
+    begin = b""
+    if path.is_file():
+        with open(path, "rb") as f:
+            begin = f.read(4)
+    if begin != b"\x89PNG":
+        raise ValueError(f"--out {path} exists and is no PNG: choose another file.")
+
+
+def report(args) -> int:
+    check_out(args.out)
+    notes: list[str] = []
+    arms = read_arms(args.runs, notes)
+    treatment = None
+    if args.treatment is not None:
+        treatment = ab_many.names_in(args.treatment)
+    members = ab_gate.members_of(arms)
+    checked = ab_gate.gate(members, treatment, ab_many.names_in(args.allow), same_seeds=False)
+    arms = {arm: ab_numbers.finished(own) for arm, own in arms.items()}
+    drawn = read_curves(arms, args.curves)
+    if not drawn:
+        raise ValueError("none of these runs has scored anything: train with --eval_every or --hellaswag_every.")
+    blocks, fault = verdict(checked, notes), None
+    if args.out:
+        word = blocks[0][2]
+        try:
+            disk.write_whole(args.out, draw(arms, drawn, args.x, word))
+            blocks.append(("p", f"{args.out}: {', '.join(drawn)}"))
+        except OSError as error:
+            fault = f"--out {args.out} cannot be written ({error.strerror}): choose another file."
+    ab_report.show(f"{table(arms, drawn)}\n\n{ab_report.to_markdown(blocks)}")
+    if fault:
+        raise ValueError(fault)
+    return 0 if checked["ok"] else 2
 
 
 def main(argv=None):
@@ -135,24 +226,15 @@ def main(argv=None):
     p.add_argument("--x", choices=list(AXES), default="tokens", help="horizontal axis (default tokens)")
     p.add_argument("--curves", nargs="+", choices=FIELDS, metavar="SCORE", default=DEFAULT,
                    help=f"what to draw, of {', '.join(FIELDS)} (default: {' '.join(DEFAULT)})")
+    p.add_argument("--treatment", help="what was changed on purpose, as for compare_runs.py: n_layer, or rows,tokens "
+                   "(default: recognise a gate, rows or tokens)")
+    p.add_argument("--allow", help="differences to let pass, as for compare_runs.py: code_sha256,incomplete")
     args = p.parse_args(argv)
-    x_label, x_of = AXES[args.x]
     try:
-        arms = read_arms(args.runs)
-        drawn = read_curves(arms, args.curves, x_of)
-        if not drawn:
-            raise ValueError("none of these runs has scored anything: train with --eval_every or --hellaswag_every.")
-    except ValueError as error:
+        return report(args)
+    except (ValueError, OSError) as error:
         sys.exit(f"learning_curves.py: {error}")
-    print_table(arms, drawn)
-    if not args.out:
-        return
-    try:
-        disk.write_whole(args.out, draw(drawn, x_label))
-    except OSError as error:
-        sys.exit(f"learning_curves.py: {args.out} cannot be written ({error.strerror}): choose another file.")
-    print(f"\n{args.out}: {', '.join(drawn)}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train_gpt  # noqa: E402
-from lab import disk, processes, runs, shards  # noqa: E402
+from lab import ab_report, disk, processes, runs, shards  # noqa: E402
 from model import GPT  # noqa: E402
 
 ALL = 2**40  # tokens
@@ -33,6 +33,15 @@ def score(args, procs) -> dict:
     return {"step": step, "documents": len(documents["stream_nats"]), **scores, **fingerprints}
 
 
+def check_out(path: Path | None) -> None:
+    """ValueError where --out would replace something else than an earlier score."""
+    if path is not None and path.exists():
+        record = runs.read_json(path)
+        if not isinstance(record, dict) or "fingerprint_tokens" not in record:
+            fault = f"--out {path} exists and is no score of score_val.py"
+            raise ValueError(f"{fault}: choose another file.")
+
+
 def main(argv=None):
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -44,16 +53,25 @@ def main(argv=None):
     p.add_argument("--batch_size", type=int, default=8, help="rows per forward pass (default 8)")
     p.add_argument("--out", type=Path, help="JSON file to write (default: print alone)")
     args = p.parse_args(argv)
-    procs = processes.start_processes("auto")
     try:
-        record = score(args, procs)
+        check_out(args.out)
+        procs = processes.start_processes("auto")
+        try:
+            record = score(args, procs)
+        finally:
+            procs.close()
     except (ValueError, OSError) as error:
         sys.exit(f"score_val.py: {error}")
-    finally:
-        procs.close()
-    print(json.dumps(record))
+    line, fault = json.dumps(record), ""
     if args.out:
-        disk.write_whole(args.out, (json.dumps(record) + "\n").encode())
+        try:
+            disk.write_whole(args.out, f"{line}\n".encode())
+        except OSError as error:
+            why = f"--out {args.out} cannot be written ({error.strerror})"
+            fault = f"score_val.py: {why}: keep the line above."
+    ab_report.show(line)
+    if fault:
+        sys.exit(fault)
 
 
 if __name__ == "__main__":

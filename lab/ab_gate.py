@@ -4,7 +4,7 @@
 
 Run folders and rows of a results.csv pass through the same gate. It compares the settings of an arm's members: every
 flag that can change a result (runs.conditions), the model, the data, the code and the scorers. Double seeds, crashed
-runs and unequal batches are faults: never a treatment, but --allow lets each of them pass by its name.
+runs, unverified data and unequal batches are faults: never a treatment, but --allow lets each of them pass by its name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FAMILIES = {  # names for several settings in --treatment and --allow
     "condition": RECOGNISED["tokens"],
     "size": ("n_layer", "n_head", "n_embd", "n_inner"),
 }
-FAULTS = ("treatment", "seed", "incomplete", "invalid_run", "batch_checksums")  # no settings
+FAULTS = ("treatment", "seed", "incomplete", "invalid_run", "unverified_data", "batch_checksums")  # no settings
 YARDSTICKS = {  # what measures, or what is broken: never a treatment. Every <benchmark>_scorer belongs here, too
     *FAULTS, "scorer", "code_sha256", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
 }
@@ -54,7 +54,8 @@ def members_of(arms: dict[str, list[dict]]) -> dict[str, list[dict]]:
 def of_run(run: dict) -> dict:
     """A run's folder as a member of an arm: {"name", "seed", "settings" (equal unless they are the treatment: flags,
     model, data, code, scorers), "unused" (flags without effect in this run), "machine" (spoils comparisons of speed,
-    not of losses), "micro_batch_size", "tokens" (the tokenisation), "run" (None for a row of a results.csv)}."""
+    not of losses), "micro_batch_size", "tokens" (the tokenisation), "unverified" (whether its data's fingerprints were
+    taken from meta.json alone), "run" (None for a row of a results.csv)}."""
     config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
     settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
     for key, built in config["model"].items():
@@ -82,7 +83,14 @@ def of_run(run: dict) -> dict:
         "unused": unused_flags(settings, config.get("unused_flags")),
         "machine": machine, "micro_batch_size": run["flags"].get("micro_batch_size"),
         "tokens": settings["val_fingerprint_tokens"], "run": run,
+        "unverified": is_unverified(run),
     }
+
+
+def is_unverified(run: dict) -> bool:
+    """Whether a run, at its start or at its end after a resume, took its data's fingerprints from meta.json alone."""
+    row = (run["summary"] or {}).get("results_row") or {}
+    return any(flags.get("verify_data", "full") != "full" for flags in (run["flags"], row))
 
 
 def unused_flags(settings: dict, recorded: list[str] | None) -> set[str]:
@@ -131,7 +139,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
 
     notes, missing = [], []
     differences += check_seeds(arms, same_seeds, missing)
-    differences += check_finished(arms, notes, missing)
+    differences += check_members(arms, notes, missing)
     differences += check_batches(arms, notes)
     for d in differences:
         if d["knob"] in allowed and d["knob"] in FAULTS:
@@ -252,24 +260,30 @@ def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str
 
 BATCHES = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")  # decide a step's tokens
 NO_SUMMARY = "no summary.json, so it is unfinished or crashed"
-PROBLEMS = {  # fault -> what is wrong with a run ("": nothing)
-    "incomplete": lambda run: NO_SUMMARY if run["summary"] is None else "",
-    "invalid_run": lambda run: " ".join(map(str, (run["summary"] or {}).get("warnings") or [])),
+UNVERIFIED = "--verify_data sizes compared no checksum, so its fingerprints do not prove which text it read"
+PROBLEMS = {  # fault -> what is wrong with a member of an arm ("": nothing)
+    "incomplete": lambda member: NO_SUMMARY if member["run"] and member["run"]["summary"] is None else "",
+    "invalid_run": lambda member: " ".join(map(str, summary_of(member).get("warnings") or [])),
+    "unverified_data": lambda member: UNVERIFIED if member["unverified"] else "",
 }
 
 
-def check_finished(arms: dict[str, list[dict]], notes: list[str], missing: list[str]) -> list[dict]:
-    """Damaged files are notes. An unfinished run is a fault, and so is one that calls itself invalid."""
-    folders = {arm: [m["run"] for m in members if m["run"]] for arm, members in arms.items()}
-    for own in folders.values():
-        notes += [f"{run['name']}: {note}" for run in own for note in run["notes"]]
+def summary_of(member: dict) -> dict:
+    return (member["run"] or {}).get("summary") or {}
+
+
+def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[str]) -> list[dict]:
+    """Damaged files are notes. An unfinished run is a fault, and so is one that calls itself invalid or read data that
+    nobody verified."""
+    for members in arms.values():
+        notes += [f"{m['name']}: {note}" for m in members if m["run"] for note in m["run"]["notes"]]
     faults = []
     for name, problem in PROBLEMS.items():
         why, values = [], {}
-        for arm, own in folders.items():
-            bad = [run for run in own if problem(run)]
-            why += [f"{run['name']}: {problem(run)}" for run in bad]
-            values[arm] = [", ".join(run["name"] for run in bad) or "none"]
+        for arm, members in arms.items():
+            bad = [member for member in members if problem(member)]
+            why += [f"{member['name']}: {problem(member)}" for member in bad]
+            values[arm] = [", ".join(member["name"] for member in bad) or "none"]
         missing += why
         if why:
             faults.append(fault(name, values, "; ".join(why)))

@@ -54,6 +54,7 @@ def row_of_cells(cells: dict[str, str]) -> dict:
         "machine": {column: cells[column] for column in HARDWARE_COLUMNS if cells.get(column)},
         "micro_batch_size": cells.get("device_batch_size") or None,
         "tokens": cells.get("condition") or None, "run": None,
+        "unverified": cells.get("verify_data", "") not in ("", "full"),
     }
     return {**cells, "run": None, "member": member}
 

@@ -6,8 +6,9 @@ A report is a list of blocks; text may hold `code` and **bold**:
     ("table", header, rows, {columns of text}) ("img", file name, caption, PNG bytes)
 
 publish() prints it and writes report.md, report.json, report.html and the PNGs. The page refers to nothing outside
-itself (style: ab_report.css). Only `code` and **bold** are markup, so an arm called `base_*` stays as it is. Plots can
-be read in grey: line styles, markers and fillings differ, not colours alone (those are Okabe and Ito's).
+itself (style: ab_report.css). Only `code` and the **bold** word or question at a text's start are markup; everything
+else is shown as it is, whatever a folder or a setting is called. Plots can be read in grey: line styles, markers and
+fillings differ, not colours alone (those are Okabe and Ito's).
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import html
 import io
 import json
 import math
+import os
 import re
 import statistics
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,26 +40,64 @@ MARKS = {"better": ("o", BLUE), "worse": ("s", "white"), "changed": ("s", "white
 ARROWS = {-1: "↓", 0: " ", 1: "↑"}  # which way a metric improves
 
 
+PLOT_STYLE = {"text.usetex": False, "text.parse_math": False, "axes.unicode_minus": True}
+
+
+def import_matplotlib():
+    """matplotlib, whatever backend a notebook has put into MPLBACKEND: its import refuses one that is not installed."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return matplotlib
+
+
 def canvas(width: float, height: float, panels: list[int] = (1,)):
-    """(axes, save), sizes in inches, one axis per panel, of these relative heights; save() -> PNG bytes."""
-    import matplotlib
+    """(axes, save), sizes in inches, one axis per panel, of these relative heights; save() -> PNG bytes.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    A name with dollars in it is no mathematics. The figure is drawn by Agg without pyplot, so that a notebook's own
+    plots keep their backend and are not touched.
+    """
+    matplotlib = import_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
-    size = {"figsize": (width, height), "height_ratios": panels}
-    figure, axes = plt.subplots(len(panels), layout="constrained", squeeze=False, **size)
-    for axis in axes[:, 0]:
+    with matplotlib.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(len(panels), squeeze=False, height_ratios=panels)[:, 0]
+    FigureCanvasAgg(figure)
+    for axis in axes:
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
 
     def save() -> bytes:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
-        plt.close(figure)
+        for text in figure.findobj(Text):
+            text.set(parse_math=False, usetex=False)
+        with matplotlib.rc_context(PLOT_STYLE):
+            figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
         return buffer.getvalue()
 
-    return axes[:, 0], save
+    return axes, save
+
+
+def add_legend(axis, names: list[str]) -> None:
+    """A legend of the first lines on an axis. matplotlib would leave out a name that begins with an underscore."""
+    lines = axis.lines[: len(names)]
+    legend = axis.legend(lines, [" "] * len(lines), frameon=False)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(plot_name(name))
+
+
+def plot_name(text: str) -> str:
+    """A name for a plot: one line, of which no more than 60 characters leave room for the axes."""
+    text = one_line(text)
+    if len(text) > 60:
+        text = f"{text[:30]}…{text[-29:]}"
+    return text
 
 
 def plot_curves(curves: dict[str, list[list[tuple[float, float]]]], x_label: str, y_label: str) -> bytes | None:
@@ -66,29 +107,32 @@ def plot_curves(curves: dict[str, list[list[tuple[float, float]]]], x_label: str
     if not drawn:
         return None
     (axis,), save = canvas(5.6, 3.6)
-    draw_curves(axis, drawn)
+    add_legend(axis, draw_curves(axis, drawn))
     axis.set(xlabel=x_label, ylabel=y_label)
-    axis.legend(frameon=False)
     return save()
 
 
-def draw_curves(axis, drawn: dict[str, np.ndarray]) -> None:
-    """Mean and band of each arm on one axis; drawn: arm -> (seeds, points, 2)."""
-    late = []
+def draw_curves(axis, drawn: dict[str, np.ndarray | None]) -> list[str]:
+    """Mean and band of each arm on one axis; drawn: arm -> (seeds, points, 2), or None for an arm without points, which
+    keeps its colour for other panels. Returns the names for a legend."""
+    late, names = [], []
     for i, (arm, points) in enumerate(drawn.items()):
+        if points is None:
+            continue
         colour, line, marker = STYLES[i % len(STYLES)]
         n_seeds, n_points, _ = points.shape
         x, y = points[..., 0].mean(0), points[..., 1]
         plural = "s" if n_seeds > 1 else ""
         axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.18, linewidth=0)
         axis.plot(x, y.mean(0), linestyle=line, color=colour, linewidth=1.6,
-                  marker=marker, markersize=4, markevery=max(1, n_points // 12),
-                  label=f"{arm} ({n_seeds} seed{plural})")
+                  marker=marker, markersize=4, markevery=max(1, n_points // 12))
+        names.append(f"{arm} ({n_seeds} seed{plural})")
         first = max(n_points // 4, n_points > 2)  # the drop of the first quarter would flatten the rest
         late.append(y[:, first:].ravel())
     late = np.concatenate(late)
     margin = 0.08 * (np.ptp(late) or 1)
     axis.set(ylim=(late.min() - margin, late.max() + margin))
+    return names
 
 
 def plot_pairs(pairs: dict, mean: tuple | None, x_label: str, mean_label: str) -> bytes | None:
@@ -130,7 +174,7 @@ def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
         limit = max(1.2 * max(abs(row["delta"]) for row in rows), 0.1)  # a wide interval must not squeeze the others
         left, right = axis.get_xlim()
         axis.set_xlim(max(left, -2 * limit), min(right, 2 * limit))
-        labels = [f"{row['label']} {ARROWS[row['better']]}" for row in reversed(rows)]
+        labels = [f"{plot_name(row['label'])} {ARROWS[row['better']]}" for row in reversed(rows)]
         axis.set_yticks(range(len(rows)), labels, fontsize=8)
         axis.tick_params(axis="x", labelsize=8)
         axis.set_title(title, fontsize=9, loc="left")
@@ -148,7 +192,7 @@ def plot_arms(losses: dict[str, list[float]], x_label: str) -> bytes | None:
     for y, values in enumerate(reversed(drawn.values())):
         axis.plot(values, [y] * len(values), "o", markerfacecolor="none", color=BLUE, markersize=6)
         axis.plot(statistics.fmean(values), y, "|", color="black", markersize=18, markeredgewidth=2)
-    axis.set_yticks(range(len(drawn)), list(reversed(drawn)), fontsize=9)
+    axis.set_yticks(range(len(drawn)), [plot_name(arm) for arm in reversed(drawn)], fontsize=9)
     axis.set(ylim=(-0.6, len(drawn) - 0.4), xlabel=f"{x_label}\ncircle: a seed, bar: mean")
     return save()
 
@@ -157,23 +201,64 @@ def plot_arms(losses: dict[str, list[float]], x_label: str) -> bytes | None:
 # Markdown and HTML
 
 
+# a text's own markup: the verdict's word or a question at its start, and words in backticks
+BOLD = re.compile(r"\*\*([^*]+)\*\*(?= · )|\*\*([^*]+\?)\*\*(?= )")
+CODE = re.compile(r"(?<![^\s(])`([^`\s]+)`(?![^\s,.;:)?])")
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# what Markdown would take for markup; "< 0.0001", [intervals] and names_like_this are none
+MARKDOWN_MARKUP = re.compile(
+    r"[\\`*$]|~(?=~)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|(?<![A-Za-z0-9_])_+|_+(?![A-Za-z0-9_])"
+    r"|^[#>]|^[+-](?= )")
+
+
+def one_line(text) -> str:
+    """Text with line breaks and other control characters, and the bytes of a name that is no UTF-8, as escapes."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], str(text))
+
+
+def code(name: str) -> str:
+    """A name as code, or as it is when backticks or blanks would tear the code apart."""
+    return f"`{name}`" if CODE.fullmatch(f"`{name}`") else name
+
+
+def spell(text, literal, bold, code) -> str:
+    """Text in another markup: literal(words), bold(words) and code(words) make its pieces."""
+    text, begin = one_line(text).strip(), ""
+    lead = BOLD.match(text)
+    if lead:
+        begin = bold(spell(lead[1] or lead[2], literal, bold, code))
+        text = text[lead.end():]
+    pieces = CODE.split(text)  # every second one is code
+    pieces[::2] = map(literal, pieces[::2])
+    pieces[1::2] = map(code, pieces[1::2])
+    return begin + "".join(pieces)
+
+
+def escape_markdown(text: str) -> str:
+    return MARKDOWN_MARKUP.sub(lambda match: "".join(f"\\{sign}" for sign in match[0]), text)
+
+
+def markdown(text) -> str:
+    return spell(text, escape_markdown, "**{}**".format, "`{}`".format)
+
+
 def markdown_table(header, rows, text_columns) -> str:
+    def line(values) -> str:
+        cells = [markdown(value).replace("|", "\\|") for value in values]
+        return "| " + " | ".join(cells) + " |"
+
     rules = ["---" if i in text_columns else "---:" for i in range(len(header))]
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(rules) + "|"]
-    for row in rows:
-        cells = [str(value).replace("|", "\\|") for value in row]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([line(header), "|" + "|".join(rules) + "|", *map(line, rows)])
 
 
 MARKDOWN = {  # kind of block -> its text
-    "h1": lambda text: f"# {text}",
-    "h2": lambda text: f"## {text}",
-    "p": lambda text: text,
-    "verdict": lambda text, verdict: text,
-    "ul": lambda items: "\n".join(f"- {item}" for item in items),
+    "h1": lambda text: f"# {markdown(text)}",
+    "h2": lambda text: f"## {markdown(text)}",
+    "p": markdown,
+    "verdict": lambda text, verdict: markdown(text),
+    "ul": lambda items: "\n".join(f"- {markdown(item)}" for item in items),
     "table": markdown_table,
-    "img": lambda name, caption, data: f"![{caption}]({name})",
+    "img": lambda name, caption, data: f"![{markdown(caption)}]({name})",
 }
 
 
@@ -192,9 +277,7 @@ PAGE = """<!doctype html>
 
 
 def inline(text) -> str:
-    text = html.escape(str(text))
-    text = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+    return spell(text, html.escape, "<strong>{}</strong>".format, lambda words: f"<code>{html.escape(words)}</code>")
 
 
 def html_table(header, rows, text_columns) -> str:
@@ -216,7 +299,7 @@ def html_table(header, rows, text_columns) -> str:
 
 def html_image(name, caption, data) -> str:
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    image = f'<img alt="{html.escape(caption, quote=True)}" src="{source}">'
+    image = f'<img alt="{html.escape(one_line(caption), quote=True)}" src="{source}">'
     return f"<figure>{image}<figcaption>{inline(caption)}</figcaption></figure>"
 
 
@@ -244,25 +327,70 @@ def plain(value):
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
-def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
-    """Print the report; with --out also write report.md, report.json, PNGs and report.html."""
+MODES = ("a/b", "group_by", "aa", "check", "plan")  # of a report.json, by which a folder is known as ours
+
+
+def check_out(out: str | None) -> None:
+    """ValueError unless a report may go to --out: a folder that is new, empty, or holds an earlier report."""
     if not out:
-        print(to_markdown([block for block in blocks if block[0] != "img"]))
+        return
+    folder, fault = Path(out), "is not empty and holds no report.json of compare_runs.py"
+    try:
+        names = {path.name for path in folder.iterdir()} - {"report.json.tmp"}
+        if not names or is_report(folder / "report.json"):
+            return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        fault = f"cannot be written ({error.strerror})"
+    raise ValueError(f"--out {folder} {fault}: choose another folder.")
+
+
+def is_report(path: Path) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["mode"] in MODES
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return False
+
+
+def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
+    """Print the report; with --out also write report.json, PNGs, report.html and report.md, before it is printed.
+
+    ValueError, after the printing, when --out cannot be written: the numbers of a long comparison are not lost."""
+    if not out:
+        show(to_markdown([block for block in blocks if block[0] != "img"]))
         return
     markdown, folder = to_markdown(blocks), Path(out)
-    files = {content[0]: content[2] for kind, *content in blocks if kind == "img"}
-    files["report.json"] = (json.dumps(plain(record), indent=2) + "\n").encode()
+    files = {"report.json": (json.dumps(plain(record), indent=2) + "\n").encode()}  # first: it marks the folder
+    files |= {content[0]: content[2] for kind, *content in blocks if kind == "img"}
     css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     body = "\n".join(HTML[kind](*content) for kind, *content in blocks)
-    files["report.html"] = PAGE.format(title=html.escape(blocks[0][1]), css=css, body=body).encode()
+    title = html.escape(one_line(blocks[0][1]))
+    files["report.html"] = PAGE.format(title=title, css=css, body=body).encode()
     files["report.md"] = markdown.encode()
+    check_out(out)
+    fault = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             disk.write_whole(folder / name, data)
     except OSError as error:
-        raise ValueError(f"--out {folder} cannot be written ({error.strerror}): choose another folder.") from None
-    print(markdown)
+        fault = f"--out {folder} cannot be written ({error.strerror}): choose another folder."
+    show(markdown)
+    if fault:
+        raise ValueError(fault)
+
+
+def show(text: str) -> None:
+    """Print a report. What the terminal's encoding lacks is escaped. A reader who has gone, as in `| head`, has seen
+    enough: that is no error."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # where Python flushes what is left when it exits
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -41,7 +41,10 @@ def condition_columns(flags: dict, unused_flags=()) -> dict:
     `unused_flags` names the flags without effect in this arm, such as gate_act without a gate."""
     renamed = FLAG_OF.values()
     columns = {flag: value for flag, value in runs.conditions(flags).items() if flag not in renamed}
-    return {**columns, "unused_flags": " ".join(unused_flags)}
+    columns["unused_flags"] = " ".join(unused_flags)
+    if flags.get("verify_data", "full") != "full":  # the fingerprints were not computed from what was read
+        columns["verify_data"] = flags["verify_data"]
+    return columns
 
 
 @functools.cache
@@ -89,22 +92,94 @@ def append_result(path, row: dict) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows([*rows, row])
+        writer.writerows([*rows, {column: write_cell(value) for column, value in row.items()}])
         disk.write_whole(path, text.getvalue().encode())
     lock.unlink(missing_ok=True)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# cells, and tables that a spreadsheet has saved
+
+TEXT_COLUMNS = frozenset("run_id date git_commit gpu_name notes".split())
+DECIMAL_POINT = re.compile(r"[+-]?\d+\.\d+([eE][+-]?\d+)?")
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+FORMULA = re.compile(r"'*\s*[=+\-@]")  # how a cell begins that a spreadsheet would compute
+
+
+def write_cell(value):
+    """A value as a cell. Text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    if not isinstance(value, str):
+        return value
+    text = value.encode("utf-8", "backslashreplace").decode()  # a folder's name may be no UTF-8
+    if FORMULA.match(text) and not NUMBER.fullmatch(text):
+        text = f"'{text}"
+    return text
+
+
+def read_cell(text: str) -> str:
+    """The text that write_cell was given, without blanks around it."""
+    text = text.strip()
+    if text.startswith("'") and FORMULA.match(text):
+        return text[1:]
+    return text
+
+
 def read_results(path, flag: str = "--results") -> list[dict]:
-    """Rows of a results.csv, without blanks around names and cells. ValueError, naming `flag`, when it is none."""
-    rows = []
+    """Rows of a results.csv as text, also after a spreadsheet has saved it: with a BOM, with semicolons or tabs, with
+    decimal commas. ValueError, naming `flag`, when it is none or its cells cannot be told apart."""
+
+    def check(condition, fault: str, remedy: str) -> None:
+        if not condition:
+            raise ValueError(f"{flag} {path} {fault}: {remedy}.")
+
+    ours = "name a results.csv that train_gpt.py wrote"
     try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            for row in csv.DictReader(f):
-                cells = ((k, v) for k, v in row.items() if k and isinstance(v, str))
-                rows.append({column.strip(): cell.strip() for column, cell in cells})
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{flag} {path} cannot be read ({error}): name a results.csv.") from None
-    if not any("final_val_loss" in row for row in rows):
-        raise ValueError(f"{flag} {path} has no rows with a column final_val_loss: "
-                         "name a results.csv that train_gpt.py wrote.")
+        data = Path(path).read_bytes()
+        encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+        reader = open_table(data.decode(encoding))
+        header = [column.strip() for column in next(reader, [])]
+        check("final_val_loss" in header, "has no rows with a column final_val_loss", ours)
+        lines = [(reader.line_num, [read_cell(cell) for cell in cells]) for cells in reader]
+    except UnicodeDecodeError as error:
+        check(False, f"cannot be read ({error})", "save it as CSV UTF-8")
+    except (OSError, csv.Error) as error:
+        check(False, f"cannot be read ({error})", "name a results.csv")
+
+    twice = {column for column in header if column and header.count(column) > 1}
+    check(not twice, f"has two columns {', '.join(sorted(twice))}", "keep one of each")
+    rows = []
+    for number, cells in lines:
+        whole = not any(cells[len(header):])
+        fault = f"has more cells in line {number} than columns"
+        check(whole, fault, "put cells with a comma into quotes")
+        check(cells != header, f"repeats its header in line {number}", "remove that line")
+        if any(cells):
+            named = zip(header, cells, strict=False)
+            rows.append({column: cell for column, cell in named if column})
+    check(rows, "has no rows with a column final_val_loss", ours)
+
+    numbers = [cell for row in rows for column, cell in row.items() if is_number_column(column)]
+    if any(map(DECIMAL_COMMA.fullmatch, numbers)):
+        mixed = any(map(DECIMAL_POINT.fullmatch, numbers))
+        remedy = "write all of its numbers with points"
+        check(not mixed, "has decimal commas and decimal points", remedy)
+        for row in rows:
+            for column, cell in row.items():
+                if column not in TEXT_COLUMNS and DECIMAL_COMMA.fullmatch(cell):
+                    row[column] = cell.replace(",", ".")
     return rows
+
+
+def open_table(text: str):
+    """A csv.reader of a table whose separator its first line tells: the most frequent one, or Excel's `sep=;`."""
+    first, _, rest = text.partition("\n")
+    declared = re.fullmatch(r'"?sep=(.)"?', first.strip())
+    sign = declared[1] if declared else max(",;\t", key=first.count)
+    if declared:
+        text = rest
+    return csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
+
+
+def is_number_column(column: str) -> bool:
+    return column not in TEXT_COLUMNS and (column in COLUMNS or is_condition(column))

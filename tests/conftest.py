@@ -174,7 +174,7 @@ def make_run(folder, seed=0, *, loss=0.0, step_seconds=0.5, flags=None, data=Non
     flags = {**default_flags(), "seed": seed, "out_dir": str(folder), **(flags or {})}
     data = {**DATA, **(data or {})}
     steps, tokens, flops = flags["max_train_steps"], flags["total_batch_tokens"], 4_858_080 + extra_flops
-    rng = np.random.default_rng(list(folder.name.encode()))
+    rng = np.random.default_rng(list(os.fsencode(folder.name)))
     sizes = np.random.default_rng(5).integers(50, 400, DOCS).astype(float)
     noise = np.random.default_rng(6).normal(0, 0.3, DOCS)
     vals = []
