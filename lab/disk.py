@@ -37,7 +37,7 @@ def fsync_path(path) -> None:
 def replacing(path):
     """Open a new file for bytes. It is synced and takes the place of `path` when the block ends.
 
-    `path` keeps its old content if the block, the disk or the machine fails."""
+    `path` keeps its old content if the block, the disk or the machine fails. An OSError names a file."""
     path = Path(path)
     tmp = path.with_name(path.name + ".tmp")
     try:
@@ -46,8 +46,10 @@ def replacing(path):
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
-    except BaseException:
+    except BaseException as error:
         tmp.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno:
+            error.filename = str(path)  # a full disk's error has none
         raise
     fsync_path(path.parent)
 

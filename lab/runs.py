@@ -16,6 +16,7 @@ Nothing here needs torch, so that runs can be compared without it.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import glob
 import hashlib
@@ -130,23 +131,57 @@ def create_run(folder: Path, config: dict) -> None:
         raise ValueError(f"{folder} cannot be written ({why}): pass another --out_dir.") from error
 
 
-class JsonlWriter:
-    """Appends records to a JSONL file, each flushed at once, so that a kill tears at most the last line."""
+@contextlib.contextmanager
+def recording(path):
+    """Turn an OSError of the block, which writes `path` into a run's folder, into a ValueError: one sentence that names
+    the file and the last good checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        fault = f"{path} cannot be written ({error.strerror or error})"
+        for folder in Path(path).absolute().parents[:2]:  # exposures are a folder deeper
+            for checkpoint in list_checkpoints(folder)[-1:]:
+                fault += f"; the last good checkpoint is {checkpoint}"
+        raise ValueError(f"{fault}: free space or repair the folder, then run the same command with "
+                         "--resume auto, or score again.") from error
+
+
+class LineWriter:
+    """Appends lines to a file of a run, each at once, so that a kill tears at most the last line. Nothing is buffered:
+    after a full disk nothing is left to be written at exit."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        with recording(path):
+            self.file = open(path, "ab", buffering=0)
+
+    def write_line(self, line: str) -> None:
+        rest = (line + "\n").encode(errors="backslashreplace")
+        with recording(self.path):
+            while rest:
+                rest = rest[self.file.write(rest) :]
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class JsonlWriter(LineWriter):
+    """Appends records to a JSONL file and hands them to its mirrors (lab/mirrors.py)."""
 
     def __init__(self, path, mirrors=()):
-        self.file = open(path, "a", encoding="utf-8", buffering=1)
+        super().__init__(path)
         self.mirrors = mirrors
 
     def write(self, **record) -> None:
         for key, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
                 record[key] = None  # NaN is not JSON; every reader takes null as "no number"
-        self.file.write(json.dumps(record) + "\n")
+        self.write_line(json.dumps(record))
         for mirror, _ in self.mirrors:
             mirror(record)
 
     def close(self) -> None:
-        self.file.close()
+        super().close()
         for _, close in self.mirrors:
             close()
 
@@ -158,7 +193,7 @@ def rewrite_jsonl(path, drop, records=()) -> None:
     ValueError. Searching is far cheaper than parsing, so only lines that contain such a step anywhere are parsed.
     """
     steps = re.compile(rb'"step": *(-?\d+)')
-    with open(path, "ab+") as old, disk.replacing(path) as new:
+    with recording(path), open(path, "ab+") as old, disk.replacing(path) as new:
         old.seek(0)
         for line in old:
             if not line.endswith(b"\n"):
@@ -193,9 +228,10 @@ def trim_records(folder: Path, last_step: int) -> None:
 def update_step_metrics(folder: Path, step: int, **scores) -> None:
     """Add an evaluated step's scores to step_metrics.json."""
     path = folder / "step_metrics.json"
-    table = json.loads(path.read_text()) if path.exists() else {}
-    table.setdefault(str(step), {}).update(scores)
-    disk.write_json(path, table)
+    with recording(path):
+        table = json.loads(path.read_text()) if path.exists() else {}
+        table.setdefault(str(step), {}).update(scores)
+        disk.write_json(path, table)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 import contextlib
 import csv
 import json
+import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,6 +168,8 @@ def test_autocast():
     (FileNotFoundError("no file"), 1, 1, "t.py: no file"), (processes.SharedError("all"), 0, 1, "t.py: all"),
     (processes.SharedError("all"), 1, 1, ""), (KeyboardInterrupt(), 0, 130, "t.py: stopped"),
     (KeyboardInterrupt(), 1, 130, ""),
+    (ModuleNotFoundError("x", name="transformers.models"), 0, 1,
+     "t.py: the package transformers is missing: pip install transformers, then run the command again."),
 ])
 def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
     """A user's mistake prints one line, on any number of ranks; the exit status tells it from ctrl-C."""
@@ -176,6 +180,7 @@ def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
             raise error
         return 0
 
+    monkeypatch.setattr("sys.stdout", None)
     with pytest.raises(SystemExit) as exit_:
         processes.exit_in_a_sentence(main, "t.py", interrupted="stopped")
     printed = capsys.readouterr().err.strip()
@@ -183,6 +188,41 @@ def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
         assert (1, exit_.value.code) == (code, words)
     else:
         assert (exit_.value.code, printed) == (code, words)
+
+
+def test_output_may_go_away(tmp_path):
+    """A pipe that nobody reads any more ends nothing, not even the flush at the interpreter's end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    output = processes.Output(open(writer, "w"))
+    for _ in range(2):
+        print("lost" * 10_000, file=output, flush=True)
+    assert not output.closed and not output.isatty()
+    output.stream.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_names_the_file(tmp_path):
+    """The sentence names the file that lacks a record and the checkpoint that is still good."""
+    runs.checkpoint_path(tmp_path, 7).mkdir(parents=True)
+    (tmp_path / "exposures").mkdir()
+    for name in ("scalars.jsonl", "exposures/exposures_rank0000.jsonl"):
+        (tmp_path / name).symlink_to("/dev/full")
+        writer = runs.JsonlWriter(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name} cannot be written \(No space .*ckpt/step_000007: free space"):
+            writer.write(step=1)
+        writer.close()
+    with pytest.raises(OSError, match="No space left.*x.json"), disk.replacing(tmp_path / "x.json"):
+        raise OSError(28, "No space left on device")
+
+
+def test_hangups_are_ignored_under_nohup():
+    """nohup's promise holds: a closed terminal asks a run for nothing."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = processes.StopRequest()
+    signal.raise_signal(signal.SIGHUP)
+    stop.restore()
+    assert not stop.asked and signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
 
 
 def test_stop_request():

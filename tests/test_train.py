@@ -191,6 +191,44 @@ def test_sigterm_under_two_processes_saves_and_exits_zero(data, base, tmp_path):
     assert np.abs(losses(out) - losses(base)).max() < 1e-3
 
 
+def test_a_run_outlives_its_terminal(data, base, tmp_path):
+    """`| head -1`, then a closed terminal (SIGHUP): no step is lost, log.txt goes on, and the run is saved."""
+    out = tmp_path / "closed"
+    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 0, "--log_every", 1)
+    process = subprocess.Popen(command(data, out, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
+    process.stdout.readline()
+    process.stdout.close()
+    while not (out / "scalars.jsonl").exists() or (out / "scalars.jsonl").read_text().count('"train"') < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    errors = process.stderr.read()
+    assert process.wait(120) == 0 and errors == b""
+    steps = len(losses(out))
+    assert 3 <= steps < 24 and np.array_equal(losses(out), losses(base)[:steps])
+    assert [runs.step_of(path) for path in runs.list_checkpoints(out)] == [steps]
+    log = (out / "log.txt").read_text()
+    assert f"step {steps:6d}/24" in log and log.splitlines()[-1].startswith(f"stopped at step {steps} of 24, saved")
+
+
+def test_disk_full_while_recording(data, tmp_path, monkeypatch):
+    """A full disk costs no step up to the last checkpoint, and the sentence names the file and that checkpoint."""
+    real = runs.JsonlWriter.write
+
+    def write(self, **record):
+        if record["step"] == 3 and record.get("type") == "train":
+            self.file = open("/dev/full", "ab", buffering=0)
+        real(self, **record)
+
+    monkeypatch.setattr(runs.JsonlWriter, "write", write)
+    flags = ("--max_train_steps", 4, "--save_every", 2, "--eval_every", 0)
+    with pytest.raises(ValueError, match=r"scalars.jsonl cannot be written \(No space left .*ckpt/step_000002: free"):
+        train_gpt_main(data, tmp_path / "r", *flags)
+    monkeypatch.undo()
+    train_gpt_main(data, tmp_path / "r", *flags, "--resume", "auto")
+    assert [record["step"] for record in records(tmp_path / "r")] == [1, 2, 3, 4]
+
+
 def test_broken_newest_checkpoint_falls_back(data, base, tmp_path):
     """A flipped byte in the newest checkpoint: a warning, the one before is used, and the end is bit-identical."""
     out = tmp_path / "broken"
