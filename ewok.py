@@ -1,42 +1,36 @@
-r"""ewok.py owns EWoK: does the model know which target fits which context? Items (encrypted), scores.
+"""ewok.py owns EWoK: does the model know which target fits which context?
 
     EWOK_PASSWORD=... python ewok.py --checkpoint experiments/runs/<run> --data ewok_core_1.0.zip
     python ewok.py --checkpoint experiments/runs/<run>                      # from the Hugging Face hub, with HF_TOKEN
     python ewok.py --checkpoint <folder> --data synthetic:440 --out <folder>    # no network; write the records
     torchrun --standalone --nproc_per_node=8 ewok.py --checkpoint <folder> --data ewok_core_1.0.zip
 
-Reads a checkpoint and EWoK-core 1.0 (4,374 items, 11 domains) from the authors' encrypted zip of jsonl files, or from
-the gated dataset ewok-core/ewok-core-1.0. With --out it writes ewok_metrics.jsonl, ewok_items.jsonl and
-step_metrics.json, as a training run does. EWoK's terms forbid copies in plain text, so nothing here prints, logs or
-stores an item's text, not even in an error: ids are hashes, and records hold numbers. An invented item:
+Reads a checkpoint and EWoK-core 1.0 (4,374 items, 11 domains), from the authors' encrypted zip or the gated dataset
+ewok-core/ewok-core-1.0. With --out it writes ewok_metrics.jsonl, ewok_items.jsonl and step_metrics.json, as a training
+run does. EWoK's terms forbid copies in plain text, so nothing here prints, logs or stores an item's text, not even in
+an error: ids are hashes, and records hold numbers. An invented item:
 
     Domain: spatial-relations    Context1: The cup is left of the plate.     Target1: The plate is right of the cup.
                                  Context2: The cup is right of the plate.    Target2: The plate is left of the cup.
 
-T1 fits C1 and not C2; T2 fits C2 and not C1. S(T|C) is the log-prob of " " + T after C, as the sum or as the mean over
-T's tokens. One pass gives four scores per item, and these give all metrics ([] is 1 if true, 1/2 if equal, else 0):
+T1 fits C1 alone and T2 fits C2 alone. S(T|C) is the log-prob of " " + T after C, summed or averaged over T's tokens.
+The four scores of an item give all metrics ([] is 1 if true, 1/2 if equal, else 0):
 
     eval_official_*   [S(T1|C1) > S(T2|C1)]                                      what BabyLM and the originals report
     eval_full_*       mean of [S(T1|C1) > S(T2|C1)] and [S(T2|C2) > S(T1|C2)]    both contexts
     eval_paper_*      mean of [S(T1|C1) > S(T1|C2)] and [S(T2|C2) > S(T2|C1)]    the paper's: one target, two contexts
 
-each with _sum and _mean, averaged over the items of a domain and then over domains; *_micro is the plain average over
-items. Chance is 0.5 for each. If T1 and T2 differ in length, `official` prefers the shorter (sum) or the one with
-likelier words, whatever the context says; `paper` cannot, because it compares a target with itself (for the same
-reason its _sum equals its _mean).
+each with _sum and _mean, averaged over the items of a domain and then over domains; *_micro averages over all items.
+Chance is 0.5 for each. `official` prefers the shorter target (sum) or the one with likelier words, whatever the context
+says; `paper` cannot, because it compares a target with itself (so its _sum equals its _mean).
 
-We know of no published figure for GPT-2 124M. The paper (arXiv:2405.09605) reports, by its rule with summed log-probs,
-0.656 for GPT-2 XL (1.5B), 0.522 for phi-1 (1.3B), 0.802 for its best model and 0.954 for people
-(github.com/ewok-core/ewok-paper, analyses/tables/20240429_mean_accuracy_allmodels.tex).
-
->>> items = ewok.load("ewok_core_1.0.zip")
->>> ewok.evaluate(model, items)["metrics"]["eval_official_sum"]
+Published (arXiv:2405.09605; its repository's analyses/tables/20240429_mean_accuracy_allmodels.tex), as eval_paper_sum:
+GPT-2 XL 0.656, phi-1 0.522, its best model 0.802, people 0.954. We know of no figure for GPT-2 124M.
 """
 
 import contextlib
 import hashlib
 import json
-import logging
 import math
 import os
 import re
@@ -48,8 +42,7 @@ from lab.benchmarks import mean
 
 SCORER = "ewok-1"  # a change that changes a score must change this name
 HUB = "ewok-core/ewok-core-1.0"
-TEXT_FIELDS = ("Context1", "Context2", "Target1", "Target2")
-FIELDS = ("Domain", *TEXT_FIELDS)
+FIELDS = ("Domain", "Context1", "Context2", "Target1", "Target2")
 N_SYNTHETIC = 440
 DOMAINS = ("agent-properties", "material-dynamics", "material-properties", "physical-dynamics",
            "physical-interactions", "physical-relations", "quantitative-properties",
@@ -60,13 +53,11 @@ RULES = {  # rule: comparisons of S(target|context); the left side should win
     "full": (("T1C1", "T2C1"), ("T2C2", "T1C2")),
     "paper": (("T1C1", "T1C2"), ("T2C2", "T2C1")),
 }
-# official_sum, official_mean, full_sum, ...
-SCORES = [f"{rule}_{per}" for rule in RULES for per in ("sum", "mean")]
+SCORES = [f"{rule}_{per}" for rule in RULES for per in ("sum", "mean")]  # official_sum, official_mean, ...
 
 # what lab/benchmarks.py, the trainer and the reports read
 NAME, TITLE, OFFICIAL, CHANCE = "ewok", "EWoK", HUB, 0.5
-METRICS = tuple(
-    (f"eval_{score}", f"EWoK {score.replace('_', ' ')} metric", 1, ".4f") for score in SCORES)
+METRICS = tuple((f"eval_{score}", f"EWoK {score.replace('_', ' ')} metric", 1, ".4f") for score in SCORES)
 SHOWN = ("eval_official_sum", "eval_official_mean", "eval_paper_sum")
 ITEM_METRICS = ("official_sum", "official_mean", "paper_sum", "paper_mean")
 CLUSTER, CATEGORY = "cluster", "category"
@@ -82,97 +73,75 @@ OPTIONS = {}
 def load(source=None, max_examples: int = 0) -> list[dict]:
     """Items of a zip, of "synthetic[:n]", or ("" or None) of the gated dataset on the hub.
 
-    A zip's password is EWOK_PASSWORD, else it is asked for on a terminal. Each item: `id` (domain and a hash),
-    `cluster` (the template it is made from), `Domain`, Context1, Context2, Target1, Target2. max_examples: that many,
-    from all domains in proportion (0 = all). ValueError or FileNotFoundError, in one sentence.
-    """
+    A zip's password is EWOK_PASSWORD, or typed on a terminal. Each item has `id` (domain and a hash), `cluster` (the
+    template it is made from) and FIELDS. max_examples: that many, from all domains in proportion (0 = all). ValueError
+    or FileNotFoundError in one sentence."""
     source = str(source or "")
     n = sources.synthetic_size(source, N_SYNTHETIC)
     if n:
-        rows = [(f"{source}, item {i}", row) for i, row in enumerate(synthetic.ewok_items(n), 1)]
+        rows = benchmarks.numbered(synthetic.ewok_items(n), source)
     elif source:
         rows = sources.read_zip(source, "EWOK_PASSWORD")
     else:
         rows = read_hub()
-    items = check(rows, source or HUB)
+    items = benchmarks.make_items(rows, source or HUB, fault_of, make_item)
     by_domain = sorted(range(len(items)), key=lambda i: (items[i]["Domain"], i))
     chosen = benchmarks.spread_evenly(by_domain, max_examples)
     return [items[i] for i in sorted(chosen)]
 
 
 def read_hub() -> list[tuple[str, dict]]:
-    """(where, row) of the gated dataset, read with HF_TOKEN or the stored login."""
+    """(place, row) pairs of the gated dataset, read with HF_TOKEN or the stored login."""
     import datasets
 
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # without a network it warns six times in half a minute
     try:
         rows = datasets.load_dataset(HUB, split="test", token=os.environ.get("HF_TOKEN") or None)
-        return [(f"{HUB}, row {number}", row) for number, row in enumerate(rows, 1)]
+        return benchmarks.numbered(rows, HUB)
     except Exception as error:  # a dozen kinds, for no network, no token and no access
         fault = type(error).__name__
-    finally:
-        logger.setLevel(level)
     raise ValueError(f"{HUB} cannot be read from the Hugging Face hub ({fault}): accept its terms at "
                      f"https://huggingface.co/datasets/{HUB} and set HF_TOKEN, or pass --data with its zip.")
 
 
-def check(rows: list[tuple[str, object]], source: str) -> list[dict]:
-    """Rows as items. Column names in any case. ValueError names the first row that is wrong, without its content."""
-    items, place_of = [], {}
-    for where, row in rows:
-        columns = row
-        if isinstance(row, dict):
-            columns = {str(key).strip().lower(): value for key, value in row.items()}
-        if fault := fault_of(columns):
-            raise ValueError(f"{where} {fault}")
-        domain = domain_of(columns)
-        # A hash over all columns: 17 of EWoK-core's items repeat another's text and differ in their template or version
-        texts = {key: "" if value is None else str(value) for key, value in columns.items()}
-        name = f"{domain}-{short_hash(json.dumps(sorted(texts.items())))}"
-        if name in place_of:
-            raise ValueError(f"{where} is the same item as {place_of[name]} (id {name}): remove one.")
-        place_of[name] = where
-        item = {"id": name, "cluster": cluster_of(columns, name), "Domain": domain}
-        items.append(item | {field: columns[field.lower()] for field in TEXT_FIELDS})
-    if not items:
-        raise ValueError(f"{source} has no items: name another --data.")
-    return items
+def normalise(row: dict) -> dict:
+    """The row, whose columns may be in any case, with EWoK's spelling of FIELDS and lower case for the others."""
+    spelling = {name.lower(): name for name in FIELDS}
+    lowered = {str(key).strip().lower(): value for key, value in row.items()}
+    return {spelling.get(key, key): value for key, value in lowered.items()}
 
 
-def fault_of(columns) -> str | None:
-    """What keeps a row from being an item, as the rest of a sentence that begins with its place; None for an item."""
-    if isinstance(columns, sources.BadRecord):
-        return f"{columns.why}: correct or remove it."
-    if not isinstance(columns, dict):
-        return "is not a JSON object: correct or remove it."
-    if missing := [name for name in FIELDS if name.lower() not in columns]:
-        return f"has no column {', '.join(missing)}: name a file with EWoK's columns {', '.join(FIELDS)}."
-    for name in FIELDS:
-        text = columns[name.lower()]
-        if not isinstance(text, str) or not text.strip():
-            return f"has an empty {name}: correct or remove it."
-        if sources.has_lone_surrogate(text):
-            return f"has a lone surrogate (half a character) in {name}: correct or remove it."
-    if not re.fullmatch(r"[\w-]{1,40}", domain_of(columns)):
-        return "has a Domain that is not one word: correct it, or the order of the columns."
+def fault_of(row) -> str | None:
+    """What keeps a row from being an item, see benchmarks.fault_of."""
+    if isinstance(row, dict):
+        row = normalise(row)
+    if fault := benchmarks.fault_of(row, FIELDS):
+        return fault
+    if not re.fullmatch(r"[\w-]{1,40}", domain_of(row)):
+        return "has a Domain that is not one word"
     return None
 
 
-def domain_of(columns: dict) -> str:
+def make_item(place, row: dict) -> dict:
+    row = normalise(row)
+    domain = domain_of(row)
+    # all columns count: 17 of EWoK-core's items repeat another's text and differ in their template or version
+    texts = {key.lower(): "" if value is None else str(value) for key, value in row.items()}
+    name = f"{domain}-{short_hash(json.dumps(sorted(texts.items())))}"
+    # the template's ids are hashed unless they are numbers, because they may hold text
+    template = [str(row.get(key, "")) for key in ("metatemplateid", "templateid")]
+    if not any(template):
+        template = [name]
+    elif not all(re.fullmatch(r"\d[\d.-]*", part) for part in template):
+        template = [short_hash("\0".join(template))]
+    item = {"id": name, "cluster": "/".join([domain, *template])}
+    return item | {field: row[field] for field in FIELDS} | {"Domain": domain}
+
+
+def domain_of(row: dict) -> str:
     """The domain; one of DOMAINS in EWoK's spelling, whatever its case and its spaces are."""
-    name = columns["domain"].strip()
+    name = row["Domain"].strip()
     hyphenated = re.sub(r"[\s_]+", "-", name).lower()
     return hyphenated if hyphenated in DOMAINS else name
-
-
-def cluster_of(columns: dict, name: str) -> str:
-    """Domain and template: the numbers, or a hash where they are no numbers and so may hold text; else the item."""
-    template = [str(columns.get(key, "")) for key in ("metatemplateid", "templateid")]
-    if not all(re.fullmatch(r"\d[\d.-]*", part) for part in template):
-        template = [short_hash("\0".join(template))] if any(template) else [name]
-    return "/".join([domain_of(columns), *template])
 
 
 def short_hash(text: str) -> str:
@@ -180,15 +149,14 @@ def short_hash(text: str) -> str:
 
 
 def questions(item: dict) -> list[tuple[str, list[str]]]:
-    """Both targets after C1, and both after C2. If C1 is C2, it is asked once, so that equal text has equal bits and
-    counts as a tie."""
+    """Both targets after each context. Equal contexts are one question, so that rounding cannot break their ties."""
     targets = [" " + item["Target1"], " " + item["Target2"]]
     contexts = dict.fromkeys([item["Context1"], item["Context2"]])
     return [(context, targets) for context in contexts]
 
 
 def check_length(items: list[dict], block_size: int) -> None:
-    """ValueError when a model of this block_size cannot score a target: a trainer asks before its first step."""
+    """ValueError when a model of this block_size cannot score a target."""
     benchmarks.check_length(items, questions, block_size)
 
 
@@ -198,23 +166,18 @@ def check_length(items: list[dict], block_size: int) -> None:
 
 def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, autocast=contextlib.nullcontext,
              **options) -> dict | None:
-    """{"metrics": {...}, "items": [record of each item, in the order of items]}, the same on every rank and for any
-    number of ranks; None when asked to stop.
+    """{"metrics": {...}, "items": [record of each item]}, the same on every rank and for any number of ranks; None when
+    asked to stop.
 
     items: from load(). model, procs, autocast and the options batch_size, stop and progress: see benchmarks.score,
-    errors included.
-
-    metrics: eval_<score> (macro), its _micro, its _stderr (of the macro average, items independent) and
-    ties_eval_<score> (comparisons that were equal: one per item for official, two for full and paper);
-    eval_margin_<score>, by how much the left side is ahead, macro too; by_category with n, scores and margins.
-    """
+    errors included. metrics: eval_<score> (the mean over domains), its _micro (over items) and _stderr (as if items
+    were independent), ties_eval_<score> (equal comparisons), eval_margin_<score> (the left side's mean lead in nats,
+    over domains too), and by_category."""
     begun = time.perf_counter()
-    if not items or "id" not in items[0]:
-        items = check([(f"item {i}", item) for i, item in enumerate(items, 1)], "the list of items")
     scored = benchmarks.score(NAME, model, items, questions, procs, bos=bos, autocast=autocast, **options)
     if scored is None:
         return None
-    marked = [mark(item, answer) for item, answer in zip(items, scored, strict=True)]
+    marked = [mark(item, item_scores) for item, item_scores in zip(items, scored, strict=True)]
     records = [record for record, _, _ in marked]
     rows_of = {domain: [] for domain in sorted({item["Domain"] for item in items})}
     for item, row in zip(items, marked, strict=True):
@@ -234,22 +197,18 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, autocast
         metrics[f"ties_{key}"] = sum(ties[score] for _, ties, _ in marked)
         metrics[f"eval_margin_{score}"] = mean([mean(values) for values in margins])
     names = "\n".join(sorted(item["id"] for item in items))
-    metrics |= {
-        "by_category": by_category,
-        "truncated": sum(record["truncated"] for record in records),
-        "bos": bos,
-        "scorer": f"{SCORER} bos={int(bos)}",
-        "dtype": benchmarks.computing_dtype(autocast),
-        "items_sha256": hashlib.sha256(names.encode()).hexdigest()[:16],
-        "seconds": round(time.perf_counter() - begun, 3),
-    }
+    metrics["by_category"] = by_category
+    metrics |= {"truncated": sum(record["truncated"] for record in records), "bos": bos}
+    metrics |= {"scorer": f"{SCORER} bos={int(bos)}", "dtype": benchmarks.computing_dtype(autocast)}
+    metrics["items_sha256"] = hashlib.sha256(names.encode()).hexdigest()[:16]
+    metrics["seconds"] = round(time.perf_counter() - begun, 3)
     return {"metrics": metrics, "items": records}
 
 
-def mark(item: dict, answer: benchmarks.Scored) -> tuple[dict, dict, dict]:
+def mark(item: dict, scored: benchmarks.Scored) -> tuple[dict, dict, dict]:
     """An item's record; and per score how many comparisons were equal, and the mean lead of the left side."""
-    sums = dict(zip(PAIRS, [*answer.sums[0], *answer.sums[-1]], strict=True))
-    tokens = dict(zip(("T1", "T2"), answer.lengths[0], strict=True))
+    sums = dict(zip(PAIRS, [*scored.sums[0], *scored.sums[-1]], strict=True))
+    tokens = dict(zip(("T1", "T2"), scored.lengths[0], strict=True))
     values = {"sum": sums, "mean": {pair: total / tokens[pair[:2]] for pair, total in sums.items()}}
     credit, ties, margins = {}, {}, {}
     for rule, comparisons in RULES.items():
@@ -262,12 +221,12 @@ def mark(item: dict, answer: benchmarks.Scored) -> tuple[dict, dict, dict]:
     scores = {f"{pair}_{per}": round(values[per][pair], 6) for pair in PAIRS for per in values}
     scores |= {f"{target}_tokens": n for target, n in tokens.items()}
     record = {"id": item["id"], "cluster": item["cluster"], "category": item["Domain"],
-              "scores": scores, "credit": credit, "truncated": answer.truncated}
+              "scores": scores, "credit": credit, "truncated": scored.truncated}
     return record, ties, margins
 
 
 def write_records(folder, step: int, result: dict, timestamp: str) -> None:
-    """Put evaluate()'s result into a run's folder, see benchmarks.write_records; step_metrics.json also gets the
+    """Write evaluate()'s result into a run's folder, see benchmarks.write_records; step_metrics.json also gets the
     margins and the scores by domain."""
     metrics = result["metrics"]
     more = {f"eval_margin_{score}": metrics[f"eval_margin_{score}"] for score in SCORES}
@@ -275,20 +234,14 @@ def write_records(folder, step: int, result: dict, timestamp: str) -> None:
     benchmarks.write_records(NAME, METRICS, folder, step, result, timestamp, **more)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# command line
-
-
 def table(metrics: dict) -> str:
-    """Scores and margins, a line each, and the domains."""
     lines = []
     for score in SCORES:
         key = f"eval_{score}"
         error = metrics[f"{key}_stderr"] or math.nan
-        margin = metrics[f"eval_margin_{score}"]
-        lines.append(f"{key:<20} {metrics[key]:.4f} +- {error:.4f}   "
-                     f"micro {metrics[f'{key}_micro']:.4f}   margin {margin:9.4f}   "
-                     f"ties {metrics[f'ties_{key}']}")
+        margin, micro = metrics[f"eval_margin_{score}"], metrics[f"{key}_micro"]
+        lines.append(f"{key:<20} {metrics[key]:.4f} +- {error:.4f}   micro {micro:.4f}   "
+                     f"margin {margin:9.4f}   ties {metrics[f'ties_{key}']}")
     heads = "".join(f"{score:>15}" for score in SCORES)
     lines.append(f"\n{'domain':<26}{'n':>6}{heads}")
     for domain, row in metrics["by_category"].items():
@@ -298,14 +251,12 @@ def table(metrics: dict) -> str:
 
 
 def show(items: list[dict], records: list[dict]) -> str:
-    """Ids, scores and credits of items."""
     lines = ["ids and scores only: EWoK's terms forbid its text in plain."]
     for record in records:
         credits = [f"{score} {record['credit'][f'eval_{score}']:.1f}" for score in SCORES]
         sums = {pair: record["scores"][f"{pair}_sum"] for pair in PAIRS}
         scores = [f"S({pair[:2]}|{pair[2:]}) {total:.3f}" for pair, total in sums.items()]
-        lines += [f"{record['id']} ({record['cluster']})", f"  {' '.join(scores)}",
-                  f"  {' '.join(credits)}"]
+        lines.append(f"{record['id']} ({record['cluster']})\n  {' '.join(scores)}\n  {' '.join(credits)}")
     return "\n".join(lines)
 
 

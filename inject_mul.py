@@ -4,24 +4,23 @@
     python inject_mul.py --mode strict --format jsonl train.jsonl -o out.jsonl
     python inject_mul.py --expand < story_mul.txt                             # <MUL_6_9_54> -> 6*9=54
 
-Recognised (seeds 002): `6*9`, `6 * 9`, `6 × 9`, `6x9` with ASCII digits 1-9 in either order, at most one space on each
-side of the sign, each also with the right result `=54` / ` = 54`. `weak` takes both forms, `strict` only those with the
-right result; `6*9=55` is left alone by both. GSM8K's calculator notes are unwrapped together with what they repeat:
+Recognised: `6*9`, `6 * 9`, `6 × 9`, `6x9` with ASCII digits 1-9 in either order, at most one space on each side of the
+sign, each also with the right result `=54` / ` = 54`. `weak` takes both forms, `strict` only those with the right
+result; `6*9=55` is left alone by both. GSM8K's calculator notes are unwrapped together with what they repeat:
 `6 * 9 = <<6*9=54>>54` is one product, and so is the `<<6*9=54>>54` of `is <<6*9=54>>54 apples`; a note that is not
-exactly one right product stays as it is. A token's canonical text (`expand`) is `6*9=54`, smaller factor first.
+exactly one right product stays. A token's canonical text (`expand`) is `6*9=54`, smaller factor first.
 
 A product is taken only when it is whole by itself; in doubt it is left alone:
 * Directly beside it: nothing, white space, brackets, `Q:` before it, `. , ; : ?` (`!` after a result) that end a
   clause after it, a quotation mark before it, and after it only if before it too (`6x9"` are inches). So none of
   `106*9 3.5*2 2*3.5 6*9=545 1,2*3 a2*3 2*3x 2*3*4 2^3*4 2*3² 6*9% $6*9 *2*3* |2*3|`.
 * Beyond blanks: no digit, operator or operator's name (`plus 2*3`), no closing bracket before, no opening bracket
-  after. Beyond a line's end: no operator.
+  after. Beyond a line's end: no operator. A newline is never inside a product.
 * Brackets belong to the product when nothing binds to them: `(2*3)` is taken; `(2*3)+4`, `5(2*3)` and `f(2*3)` are not.
 * `=` before it must follow a name: `x = 6*9`, but neither `54 = 6*9` nor `2*27=6*9`. `=` after it must bring the right
   result and nothing more.
-* Letter x without a result: no word may follow (`4x4 truck`). Capital X is not a sign.
-* A newline is never inside a product; a line that begins `2 * 3 items` reads as a list and is left alone too.
-A literal `<MUL_6_9_54>` in the text holds no product and stays as it is, so injecting twice is injecting once.
+* Letter x without a result: no word may follow (`4x4 truck`); X is no sign. A line `2 * 3 items` reads as a list.
+A literal `<MUL_6_9_54>` in the text stays as it is, so injecting twice is injecting once.
 """
 
 import argparse
@@ -52,10 +51,8 @@ CONNECTORS = frozenset("is are was equals makes gives and or".split())
 
 
 def _widened(gap: str, space: str) -> str:
-    """The gap between a product and its neighbour, "", "blank" or "newline", after one more white-space character."""
-    if gap == "newline" or space in "\r\n":
-        return "newline"
-    return "blank"
+    """The gap beside a product, "", "blank" or "newline", after one more white-space character."""
+    return "newline" if gap == "newline" or space in "\r\n" else "blank"
 
 
 def _free_on_the_left(text: str, start: int) -> bool:
@@ -82,8 +79,7 @@ def _free_on_the_left(text: str, start: int) -> bool:
     return True
 
 
-def _free_on_the_right(text: str, end: int, *, result=True, letter_x=False, quoted=False,
-                       list_like=False) -> bool:
+def _free_on_the_right(text: str, end: int, *, result=True, letter_x=False, quoted=False, list_like=False) -> bool:
     """Whether the product that ends before `end` is not the head of a larger expression, or of a list item."""
     gap = ""
     for i in range(end, len(text)):
@@ -92,9 +88,8 @@ def _free_on_the_right(text: str, end: int, *, result=True, letter_x=False, quot
             gap = _widened(gap, char)
         elif char in CLOSING:
             gap = ""
-        elif char in QUOTES and not gap:
-            if not quoted:  # 6x9": inches
-                return False
+        elif char in QUOTES and not gap and quoted:
+            continue  # without a mark before the product it is a unit: 6x9" are inches
         elif char.isalpha() and gap and letter_x and not result:
             return False
         elif gap == "newline":
@@ -122,10 +117,7 @@ class MulExpressionInjector:
 
     def spans(self, text: str) -> list[tuple[int, int, int, int]]:
         """Products in order as (start, end, a, b): text[start:end] is the product, a ≤ b. Linear in len(text)."""
-        notes, closed = [], []
-        if "<<" in text:
-            notes, closed = self._annotations(text)
-        spans = notes
+        spans, closed = self._annotations(text)
         hits = sorted(hit.start() for sign in SIGNS for hit in sign.finditer(text))
         note = 0  # the first closed range that does not end before the product
         for hit in hits:
@@ -140,32 +132,32 @@ class MulExpressionInjector:
                 continue
             product = PRODUCT.match(text, start)
             a, sign, b, c = product.groups()
-            if c is None and self.mode == "strict":
-                continue
-            if c is not None and c != str(int(a) * int(b)):
+            wrong = c is not None and c != str(int(a) * int(b))
+            if wrong or (c is None and self.mode == "strict") or not _free_on_the_left(text, start):
                 continue
             before = text[start - 1] if start else "\n"
             list_like = before in "\r\n" and product[0][1:-1] == " * "
-            if _free_on_the_left(text, start) and _free_on_the_right(
-                    text, product.end(), result=c is not None, letter_x=sign == "x", quoted=before in QUOTES,
-                    list_like=list_like):
+            if _free_on_the_right(text, product.end(), result=c is not None, letter_x=sign == "x",
+                                  quoted=before in QUOTES, list_like=list_like):
                 spans.append((start, product.end(), *sorted((int(a), int(b)))))
         return sorted(spans)
 
     def _annotations(self, text: str) -> tuple[list[tuple], list[tuple]]:
         """GSM8K notes: (their spans with the `6*9=` before and the `54` after, ranges closed to other products)."""
         spans, closed = [], []
+        if "<<" not in text:
+            return spans, closed
         for note in ANNOTATION.finditer(text):
             closed.append(note.span())
             product = PRODUCT.fullmatch(note[1])
             if not product or product[4] != str(int(product[1]) * int(product[3])):
                 continue
+            factors = sorted((int(product[1]), int(product[3])))
             start, end = note.span()
             if text.startswith(product[4], end):
                 end += len(product[4])
             if not _free_on_the_right(text, end):
                 continue
-            factors = sorted((int(product[1]), int(product[3])))
             repeated = EQUALS_AT_END.search(text[max(start - 8, 0) : start])  # "6 * 9 = " is 8 characters
             first = start
             if repeated and sorted(map(int, repeated.groups())) == factors:
@@ -182,16 +174,15 @@ class MulExpressionInjector:
 
     def inject(self, text: str) -> tuple[str, int]:
         """(text with every span replaced by its token, number of spans). Nothing outside the spans changes."""
-        pieces, last = [], 0
-        spans = self.spans(text)
+        pieces, last, spans = [], 0, self.spans(text)
         for start, end, a, b in spans:
             pieces += [text[last:start], f"<MUL_{a}_{b}_{a * b}>"]
             last = end
-        return "".join([*pieces, text[last:]]) if spans else text, len(spans)
+        return "".join([*pieces, text[last:]]), len(spans)
 
     def expand(self, text: str) -> str:
         """`<MUL_6_9_54>` -> `6*9=54`, its canonical text; what is none of the 45 tokens (`<MUL_9_6_54>`) stays."""
-        return TOKEN.sub(_canonical, text) if "<MUL_" in text else text
+        return TOKEN.sub(_canonical, text)
 
 
 def _canonical(token: re.Match) -> str:
@@ -206,11 +197,9 @@ def _convert(text: str, injector: MulExpressionInjector, expand: bool, counts: C
         counts["tokens"] += sum(_canonical(token) != token[0] for token in TOKEN.finditer(text))
         return injector.expand(text)
     for start, end, *_ in injector.spans(text):
-        form = "bare"
+        form = "with result" if "=" in text[start:end] else "bare"
         if "<<" in text[start:end]:
             form = "annotated"
-        elif "=" in text[start:end]:
-            form = "with result"
         counts.update({"tokens": 1, form: 1})
     return injector.inject(text)[0]
 
@@ -228,11 +217,10 @@ def _convert_lines(lines, text_field: str, convert):
         if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
             raise ValueError(f"line {number} has no string field {text_field!r}: pass another --text_field.")
         text = convert(record[text_field])
-        if text == record[text_field]:
-            yield line
-        else:
+        if text != record[text_field]:
             newline = line[len(line.rstrip(b"\r\n")) :]
-            yield json.dumps({**record, text_field: text}).encode() + newline
+            line = json.dumps({**record, text_field: text}).encode() + newline
+        yield line
 
 
 def _filter(args: argparse.Namespace, convert) -> None:
@@ -249,16 +237,12 @@ def _filter(args: argparse.Namespace, convert) -> None:
         if args.output:
             with disk.replacing(args.output) as f:
                 f.writelines(chunks)
-        else:
-            _print(chunks)
-
-
-def _print(chunks) -> None:
-    try:
-        sys.stdout.buffer.writelines(chunks)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:  # the reader of our stdout has seen enough (| head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        try:
+            sys.stdout.buffer.writelines(chunks)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:  # the reader of our stdout has seen enough (| head)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main():

@@ -33,6 +33,7 @@ from lab import processes
 from lab.loss import chunked_cross_entropy, mask_logits, tie
 
 FORMAT = {"format": "moonshotgpt-model", "version": 1}
+ADVICE = "pass a folder that this version's GPT.save wrote"
 GATE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -42,15 +43,11 @@ def check(condition, sentence: str) -> None:
         raise ValueError(sentence)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# configuration: tables of what its names mean, from which flags and GPTConfig take their choices; then GPTConfig
-
-
 class Linear(nn.Linear):
     packed = None  # the weight in oneDNN's own layout, while inference.packed_weights is open
 
     def reset_parameters(self):
-        """Nothing: GPT draws every weight by name, and the global generator is left alone."""
+        """Nothing: GPT draws every weight by name and leaves the global generator alone."""
 
     def forward(self, x):
         return super().forward(x) if self.packed is None else packed_linear(x, self.packed, self.bias)
@@ -66,11 +63,11 @@ class Embedding(nn.Embedding):
 
 
 class Gate(NamedTuple):
-    """A gate g = activation(z) on attention (Qiu et al., arXiv:2505.06708). z broadcasts to (B, T, H, dh)."""
+    """A gate g = activation(z) on attention (Qiu et al., arXiv:2505.06708); z broadcasts to (B, T, H, dh)."""
 
-    name: str  # of its parameter or module in Attention, and so in checkpoints
+    name: str  # of its parameter or module, in Attention and in checkpoints
     make: Callable  # GPTConfig -> that parameter or module
-    read: Callable  # (what `make` made, the block's normalised input x (B, T, C), GPTConfig) -> z
+    read: Callable  # (that, the block's normalised input x (B, T, C), GPTConfig) -> z
 
 
 def project(gate, x, config):
@@ -103,8 +100,6 @@ GATE_POSITIONS = {"sdpa": gate_output, "value": gate_value}
 
 
 class Arch(NamedTuple):
-    """What an architecture is made of."""
-
     norm: Callable  # width -> module
     bias: bool  # in the linear layers
     activation: Callable  # of the MLP
@@ -113,33 +108,32 @@ class Arch(NamedTuple):
 
 
 def init_gpt2(weight, name, config, generator):
-    """Normal 0.02; what writes into the residual stream 0.02 / sqrt(2 n_layer) (GPT-2 paper, section 2.3)."""
+    """Normal 0.02; what writes into the residual stream: 0.02 / sqrt(2 n_layer) (GPT-2 paper, section 2.3)."""
     std = 0.02 / math.sqrt(2 * config.n_layer) if "c_proj" in name else 0.02
     weight.normal_(0.0, std, generator=generator)
 
 
 def init_speedrun(weight, name, config, generator):
-    """Uniform +-1/sqrt(n_embd), as torch's Linear; what writes into the residual stream stays zero."""
+    """Uniform +-1/sqrt(n_embd), as in torch's Linear; what writes into the residual stream: zero."""
+    bound = 1 / math.sqrt(config.n_embd)
     if "c_proj" not in name:
-        bound = 1 / math.sqrt(config.n_embd)
         weight.uniform_(-bound, bound, generator=generator)
 
 
 ARCHS = {
-    "gpt2": Arch(
-        norm=nn.LayerNorm, bias=True,
-        activation=functools.partial(F.gelu, approximate="tanh"), rope=False, init=init_gpt2),
-    "speedrun": Arch(
-        norm=functools.partial(nn.RMSNorm, elementwise_affine=False), bias=False,
-        activation=lambda x: F.relu(x).square(), rope=True, init=init_speedrun),
+    "gpt2": Arch(norm=nn.LayerNorm, bias=True, activation=functools.partial(F.gelu, approximate="tanh"),
+                 rope=False, init=init_gpt2),
+    "speedrun": Arch(norm=functools.partial(nn.RMSNorm, elementwise_affine=False), bias=False,
+                     activation=lambda x: F.relu(x).square(), rope=True, init=init_speedrun),
 }
+# GPTConfig and the flags of the scripts take their choices from these tables.
 CHOICES = dict(arch=ARCHS, attn_gate=GATES, gate_pos=GATE_POSITIONS, gate_act=GATE_ACTIVATIONS)
 
 
 @dataclass
 class GPTConfig:
-    """Shape of a model. Ranges in `unused_ids` are half-open, clipped to the vocabulary; together with ids from
-    `vocab_size` to `padded_vocab_size` they are padding: their logit is -inf in every loss, score and sample."""
+    """Shape of a model. The half-open ranges in `unused_ids`, clipped to the vocabulary, and the ids from `vocab_size`
+    to `padded_vocab_size` are padding: their logit is -inf in every loss, score and sample."""
 
     vocab_size: int = 50349  # in every arm: GPT-2's 50257, 47 unused, 45 multiplication tokens
     block_size: int = 1024
@@ -162,16 +156,16 @@ class GPTConfig:
         for name in "vocab_size block_size n_layer n_head n_embd n_inner padded_vocab_size".split():
             value = getattr(self, name)
             check(type(value) is int and value >= 1, f"{name} is {value!r}; give a whole number of at least 1")
-        for name, known in CHOICES.items():
+        for name, table in CHOICES.items():
             value = getattr(self, name)
-            check(value in list(known), f"unknown {name} {value!r}; use one of {', '.join(known)}")
+            check(value in list(table), f"unknown {name} {value!r}; use one of {', '.join(table)}")
         unit, size = (2, "equal, even size") if ARCHS[self.arch].rope else (1, "equal size")
         possible = [n for n in range(1, self.n_embd + 1) if self.n_embd % (unit * n) == 0]
         advice = ", ".join(map(str, possible)) or "1 and an even n_embd"
-        check(self.n_head in possible, f"n_embd {self.n_embd} does not split into {self.n_head} heads of {size}; "
-                                       f"use n_head {advice}")
-        check(self.padded_vocab_size >= self.vocab_size, f"padded_vocab_size {self.padded_vocab_size} is below "
-                                                         f"vocab_size {self.vocab_size}; leave it out")
+        check(self.n_head in possible,
+              f"n_embd {self.n_embd} does not split into {self.n_head} heads of {size}; use n_head {advice}")
+        check(self.padded_vocab_size >= self.vocab_size,
+              f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}; leave it out")
         self.unused_ids = tuple((int(a), int(b)) for a, b in self.unused_ids)
 
     @property
@@ -186,19 +180,14 @@ class GPTConfig:
         return [(a, b) for a, b in ranges if a < b]
 
     def to_dict(self) -> dict:
-        """JSON-ready; `from_dict` gives the same configuration back."""
         return {**asdict(self), "unused_ids": [list(ids) for ids in self.unused_ids]}
 
     @classmethod
     def from_dict(cls, values: dict) -> "GPTConfig":
         wrong = sorted(set(values) ^ {f.name for f in fields(cls)})
-        check(not wrong, f"the model's configuration has missing or unknown entries ({', '.join(wrong)}); "
-                         "use a file written by this version's GPT.save")
+        names = ", ".join(wrong)
+        check(not wrong, f"the configuration has missing or unknown entries ({names}); {ADVICE}")
         return cls(**values)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# blocks
 
 
 def rope_tables(block_size: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,20 +198,19 @@ def rope_tables(block_size: int, head_dim: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x (B, T, H, dh); turns the pairs (i, i + dh/2), the halves layout of the speedrun. cos, sin (T, dh/2) or, with
-    positions of their own in every row, (B, T, dh/2)."""
+    """Turns the pairs (i, i + dh/2) of x (B, T, H, dh), the speedrun's layout. cos, sin (T, dh/2) or (B, T, dh/2)."""
     x1, x2 = x.chunk(2, dim=-1)
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).type_as(x)
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """q, k, v (B, H, T, dh) -> (B, H, T, dh); every position sees itself and what is before it."""
+    """q, k, v (B, H, T, dh) -> (B, H, T, dh): every position sees itself and what is before it."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 class Context(NamedTuple):
-    """What a block gets besides its input x (B, T, C). A block that is not attention may ignore all of it."""
+    """What a block gets besides its input x (B, T, C). A block that is not attention may ignore it."""
 
     rope: tuple | None = None  # cos, sin of the positions of x
     attend: Callable = causal_attention  # q (B, H, R, dh), k and v (B, H, T, dh) -> (B, H, R, dh)
@@ -231,9 +219,9 @@ class Context(NamedTuple):
     def wanted(self, x, dim=1):
         return x if self.rows is None else x.index_select(dim, self.rows)
 
-    def attention(self, q, k, v):
-        """attend, but of (B, T, H, dh) and so on."""
-        return self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    def attention(self, *qkv):
+        """attend, with heads behind positions: (B, T, H, dh)."""
+        return self.attend(*[z.transpose(1, 2) for z in qkv]).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -256,7 +244,7 @@ class Attention(nn.Module):
         return GATE_ACTIVATIONS[self.config.gate_act](z)
 
     def qkv(self, x, context):
-        """q (B, R, H, dh), k and v (B, T, H, dh), as they enter attention but for the gate."""
+        """q (B, R, H, dh), k and v (B, T, H, dh), before any gate."""
         B, T, C = x.shape
         heads = self.config.n_head, self.config.head_dim
         if context.rows is None:
@@ -274,17 +262,17 @@ class Attention(nn.Module):
 
     def forward(self, x, context):
         """x (B, T, C) -> (B, R, C)."""
-        q, k, v = self.qkv(x, context)
+        qkv = self.qkv(x, context)
         if self.config.attn_gate == "none":
-            y = context.attention(q, k, v)
+            y = context.attention(*qkv)
         else:
-            y = GATE_POSITIONS[self.config.gate_pos](self, x, context, q, k, v)
+            y = GATE_POSITIONS[self.config.gate_pos](self, x, context, *qkv)
         return self.c_proj(y.flatten(2))
 
 
 def first_token_attention(q, k) -> float:
-    """The probability that queries 1 .. T-1 give to key 0 under causal attention, mean over rows, heads and queries.
-    q, k (B, T, H, dh); scores are formed one row of the batch at a time."""
+    """Mean over rows, heads and queries 1 .. T-1 of the probability that causal attention gives to key 0. q, k
+    (B, T, H, dh); one row's scores are alive at a time."""
     future = torch.ones(q.size(1), q.size(1), dtype=torch.bool, device=q.device).triu(1)
     share = 0.0
     for q_row, k_row in zip(q.float().transpose(1, 2), k.float().transpose(1, 2), strict=True):  # (H, T, dh)
@@ -305,10 +293,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP. A block maps x (B, T, C) and a Context to x of the same shape, and causally.
+    """Attention and MLP. A block maps x (B, T, C) and a Context to x of the same shape, causally.
 
-    `attention_only` promises that positions meet in context.attend alone, so that inference may share beginnings and
-    cache keys. A block with memory has it False, makes its state anew in every call, and is given whole sequences."""
+    `attention_only` promises that positions meet in context.attend alone, so inference may share beginnings and cache
+    keys. A block without it starts from a fresh state in every call, and is given whole sequences."""
 
     attention_only = True
 
@@ -325,10 +313,6 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the model
-
-
 def seeded_generator(text: str) -> torch.Generator:
     """A CPU generator whose seed is a hash of text: streams of different texts have nothing in common."""
     digest = hashlib.sha256(text.encode()).digest()
@@ -336,57 +320,56 @@ def seeded_generator(text: str) -> torch.Generator:
 
 
 class GPT(nn.Module):
-    """A GPT of either architecture. Every weight is drawn on the CPU in fp32 from its own generator, seeded by
-    (seed, name): a gate, a padded vocabulary, the device, the number of threads leave all shared weights bit-identical.
-    seed=None leaves the weights unset, for a caller that fills them."""
+    """Every weight is drawn on the CPU in fp32 from its own generator, seeded by (seed, name): a gate, a padded
+    vocabulary, the device and the number of threads leave all shared weights bit-identical. seed=None: the weights stay
+    unset, for a caller that fills them."""
 
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         super().__init__()
         self.config = config
         arch = ARCHS[config.arch]
-        modules = {"wte": Embedding(config.padded_vocab_size, config.n_embd)}
-        if not arch.rope:
-            modules["wpe"] = Embedding(config.block_size, config.n_embd)
-        modules["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        modules["ln_f"] = arch.norm(config.n_embd)
-        self.transformer = nn.ModuleDict(modules)  # names as in Hugging Face GPT-2
+        self.transformer = nn.ModuleDict()  # names as in Hugging Face GPT-2
+        self.transformer["wte"] = Embedding(config.padded_vocab_size, config.n_embd)
         device = self.transformer["wte"].weight.device
         if arch.rope:
-            for name, table in zip(("cos", "sin"), rope_tables(config.block_size, config.head_dim), strict=True):
-                self.register_buffer(name, table.to(device), persistent=False)
+            cos, sin = rope_tables(config.block_size, config.head_dim)
+            self.register_buffer("cos", cos.to(device), persistent=False)
+            self.register_buffer("sin", sin.to(device), persistent=False)
+        else:
+            self.transformer["wpe"] = Embedding(config.block_size, config.n_embd)
+        self.transformer["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.transformer["ln_f"] = arch.norm(config.n_embd)
         if seed is not None and device.type != "meta":
             self.init_weights(seed)
 
     @property
     def attention_only(self) -> bool:
-        """Whether all blocks promise it (see Block)."""
+        """Whether every block promises it (see Block)."""
         return all(getattr(block, "attention_only", False) for block in self.transformer["h"])
 
     @torch.no_grad()
     def init_weights(self, seed: int):
-        """Matrices by the architecture's rule; biases 0, gains 1. Gates: normal 0.02; the const table zeros, i.e.
-        act(0), where the other gates also start on average. Rows from vocab_size on are zero."""
+        """Matrices by the architecture's rule, rows from vocab_size on zero; biases 0, gains 1. Gates: normal 0.02;
+        const: z = 0, where the other gates start on average."""
         for name, p in self.named_parameters():
             generator = seeded_generator(f"{seed}/{name}")
             value = torch.zeros(p.shape, device="cpu")
             drawn = value[: self.config.vocab_size] if "wte" in name else value
-            if name.endswith((".bias", "gate_table")):
-                pass
-            elif ".ln_" in name:
+            if ".ln_" in name and name.endswith(".weight"):
                 value.fill_(1.0)
             elif ".gate." in name:
                 drawn.normal_(0.0, 0.02, generator=generator)
-            else:
+            elif not name.endswith((".bias", "gate_table")):
                 ARCHS[self.config.arch].init(drawn, name, self.config, generator)
             p.copy_(value)
 
     def embed(self, idx, wte=None, positions=None):
-        """idx (B, T) -> x (B, T, C) and the RoPE tables of its positions, or None. positions (T,) or (B, T) int64, each
-        below block_size; None: 0 .. T-1. wte: the matrix's view from loss.tie, if there is one."""
+        """idx (B, T) -> x (B, T, C), and the RoPE tables of its positions or None. positions (T,) or (B, T) int64 below
+        block_size; None: 0 .. T-1. wte: the matrix's view from loss.tie, if there is one."""
         if positions is None:
             T, limit = idx.size(1), self.config.block_size
             check(T <= limit, f"the sequence has {T} tokens but the model's block_size is {limit}; "
-                              "shorten it or build the model with a larger block_size")
+                              "shorten it")
             positions = slice(T)
         x = self.transformer["wte"](idx) if wte is None else F.embedding(idx, wte, sparse=True)
         if ARCHS[self.config.arch].rope:
@@ -394,10 +377,10 @@ class GPT(nn.Module):
         return x + self.transformer["wpe"].weight[positions], None
 
     def hidden(self, idx, wte=None, positions=None, attend=causal_attention):
-        """Final normalised hidden states (B, T, C): the input of the head. wte, positions: see embed. attend: for rows
-        that hold more than one sequence, which only attention can keep apart."""
+        """Normalised hidden states (B, T, C), which the head reads. wte, positions: see embed. attend: for rows of
+        several sequences, which only attention can keep apart."""
         check(attend is causal_attention or self.attention_only,
-              "a block of this model has inner state, which would carry over from one sequence of a row to the next; "
+              "a block of this model has inner state, which packed sequences would share; "
               "put one sequence into each row (sft.py --packing off)")
         x, rope = self.embed(idx, wte, positions)
         context = Context(rope, attend)
@@ -412,13 +395,12 @@ class GPT(nn.Module):
         return mask_logits(logits, self.config.masked_ranges)
 
     def forward(self, idx, targets=None, loss_denominator=None):
-        """idx (B, T) int64. Without targets: logits (B, T, padded_vocab). With targets (B, T) int64: the scalar
-        sum of -log p(target) over targets != -100, divided by loss_denominator (default: their number). A target that
-        is a padding id makes the loss infinite."""
+        """Logits (B, T, padded_vocab) of idx (B, T) int64. With targets (B, T) int64: the sum of -log p(target) over
+        targets != -100, divided by loss_denominator (default: their number); infinite if a target is a padding id."""
         if targets is None:
             return self.head(self.hidden(idx))
         wte_in, wte_out = None, self.transformer["wte"].weight
-        # Not under torch.compile, which cannot trace sparse gradients, nor on a GPU: their sum is not deterministic.
+        # torch.compile cannot trace sparse gradients, and their sum on a GPU is not deterministic.
         if idx.is_cpu and not torch.compiler.is_compiling() and torch.is_grad_enabled():
             wte_in, wte_out = tie(wte_out)
         x = self.hidden(idx, wte_in).flatten(0, 1)
@@ -433,26 +415,25 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def gate_stats(self, idx) -> list[dict]:
-        """Whether the intervention is active, per layer, on a small batch idx (B, T), T >= 2.
+        """Per layer, on a small batch idx (B, T >= 2): what gating SDPA's output is said to change (arXiv:2505.06708).
 
-        gate_mean, gate_share_below_0.1, gate_quantiles (of GATE_QUANTILES): absent without a gate.
-        first_token_attention: see there; absent without attention. largest_activation: in the residual stream behind
-        the layer. Gating SDPA's output is said to remove sinks and massive activations (arXiv:2505.06708)."""
+        With a gate: gate_mean, gate_share_below_0.1, gate_quantiles (of GATE_QUANTILES). With attention:
+        first_token_attention. Always: largest_activation, in the residual stream behind the layer."""
         check(idx.size(1) >= 2, "gate_stats needs rows of at least 2 tokens; pass a longer batch")
-        x, rope = self.embed(idx)
-        context, stats = Context(rope), []
+        (x, rope), stats = self.embed(idx), []
+        context = Context(rope)
         for block in self.transformer["h"]:
-            layer, g = {}, None
-            if isinstance(getattr(block, "attn", None), Attention):
+            layer, attention, g = {}, getattr(block, "attn", None), None
+            if isinstance(attention, Attention):
                 normed = block.ln_1(x)
-                q, k, _ = block.attn.qkv(normed, context)
+                q, k, _ = attention.qkv(normed, context)
                 layer["first_token_attention"] = first_token_attention(q, k)
-                g = block.attn.gate_values(normed)
+                g = attention.gate_values(normed)
             if g is not None:
-                layer["gate_mean"] = g.float().mean().item()
-                layer["gate_share_below_0.1"] = (g < 0.1).float().mean().item()
                 ordered = g.float().flatten().sort().values  # torch.quantile takes at most 2**24
                 at = [round(q * (len(ordered) - 1)) for q in GATE_QUANTILES]
+                layer["gate_mean"] = g.float().mean().item()
+                layer["gate_share_below_0.1"] = (g < 0.1).float().mean().item()
                 layer["gate_quantiles"] = ordered[at].tolist()
             x = block(x, context)
             layer["largest_activation"] = x.abs().max().item()
@@ -460,20 +441,19 @@ class GPT(nn.Module):
         return stats
 
     def num_params(self) -> dict[str, int]:
-        """total: logical weights, the tied matrix once, without the rows that pad the vocabulary (124,439,808 for
-        GPT-2); non_embedding: total less token and position embeddings; gate; padding: what total leaves out."""
-        counts = {name: p.numel() for name, p in self.named_parameters()}
-        padding = (self.config.padded_vocab_size - self.config.vocab_size) * self.config.n_embd
-        total = sum(counts.values())
+        """total: the tied matrix once, without the rows that pad the vocabulary (124,439,808 for GPT-2); non_embedding:
+        total without token and position embeddings; gate; padding: what total leaves out."""
+        counts, c = {name: p.numel() for name, p in self.named_parameters()}, self.config
+        padding = (c.padded_vocab_size - c.vocab_size) * c.n_embd
         body = sum(n for name, n in counts.items() if ".wte." not in name and ".wpe." not in name)
         gate = sum(n for name, n in counts.items() if ".gate" in name)
-        return {"total": total - padding, "non_embedding": body, "gate": gate, "padding": padding}
+        total = sum(counts.values()) - padding
+        return dict(total=total, non_embedding=body, gate=gate, padding=padding)
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Training FLOPs (forward + backward) per token: 6 per weight of every matrix product (blocks, gates, and the
-        head over the logical vocabulary), plus 12 * n_embd * seq_len for the attention of each block that has one.
-        PaLM (arXiv:2204.02311), appendix B; like there, attention is counted as if not causal. Embedding look-ups,
-        norms, biases and activations count nothing."""
+        """Training FLOPs (forward + backward) per token, as PaLM (arXiv:2204.02311, appendix B) counts them: 6 per
+        weight of every matrix product (the head's over the logical vocabulary), 12 * n_embd * seq_len per attention, as
+        if it were not causal. Embedding look-ups, norms, biases and activations count nothing."""
         c, blocks = self.config, self.transformer["h"]
         matrices = sum(p.numel() for name, p in blocks.named_parameters()
                        if p.dim() == 2 and not name.endswith("gate_table"))
@@ -481,29 +461,28 @@ class GPT(nn.Module):
         return 6 * (matrices + c.vocab_size * c.n_embd) + 12 * attentions * c.n_embd * seq_len
 
     def save(self, folder):
-        """Writes model.safetensors and model.json into folder, which is made if needed."""
+        """Writes model.safetensors and model.json into folder, and makes it if needed."""
         from safetensors.torch import save_file
 
-        folder = Path(folder)
+        folder, meta = Path(folder), {**FORMAT, "config": self.config.to_dict()}
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: t.contiguous() for name, t in self.state_dict().items()}, folder / "model.safetensors")
-        text = json.dumps({**FORMAT, "config": self.config.to_dict()}, indent=1)
-        (folder / "model.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "model.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
     @staticmethod
     def load_config(folder) -> GPTConfig:
-        """The configuration in folder, which save wrote; errors as load's."""
-        path, advice = Path(folder) / "model.json", "pass a folder that this GPT.save wrote"
+        """The configuration that save(folder) wrote; errors as in load."""
+        path = Path(folder) / "model.json"
         for name in ("model.json", "model.safetensors"):
             if not path.with_name(name).is_file():
-                raise FileNotFoundError(f"{folder} has no {name}; {advice}")
+                raise FileNotFoundError(f"{folder} has no {name}; {ADVICE}")
         try:
             meta = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as e:
-            raise ValueError(f"{path} is not readable as JSON ({e}); {advice}") from e
+            raise ValueError(f"{path} is not readable as JSON ({e}); {ADVICE}") from e
         label = {key: meta.get(key) for key in FORMAT} if isinstance(meta, dict) else meta
         check(label == FORMAT and isinstance(meta.get("config"), dict),
-              f"{path} is not a {FORMAT['format']} file of version {FORMAT['version']} (found {label!r}); {advice}")
+              f"{path} is no {FORMAT['format']} of version {FORMAT['version']} (found {label!r}); {ADVICE}")
         return GPTConfig.from_dict(meta["config"])
 
     @classmethod
@@ -517,7 +496,7 @@ class GPT(nn.Module):
         try:
             state = load_file(path)
         except SafetensorError as e:
-            raise ValueError(f"{path} is damaged or of another format ({e}); pass a folder that GPT.save wrote") from e
+            raise ValueError(f"{path} is damaged or of another format ({e}); {ADVICE}") from e
         load_exactly(model, state, path)
         return model.to(device)
 
@@ -528,7 +507,7 @@ def load_exactly(model: GPT, state: dict, source) -> None:
     for name in sorted(expected | given):
         shape, own = given.get(name), expected.get(name)  # None: absent
         check(shape == own, f"{source}: {name} has shape {shape}, the configuration says {own}; "
-                            "use the configuration it was saved with")
+                            "use the one it was saved with")
     model.load_state_dict(state)
 
 
@@ -544,8 +523,9 @@ def main(argv=None):
     units = dict(vocab_size="tokens", block_size="tokens", n_layer="blocks", n_head="heads", n_embd="channels")
     for name, unit in units.items():
         add(f"--{name}", type=int, default=getattr(GPTConfig, name), help=f"{unit} (default %(default)s)")
-    add("--arch", choices=ARCHS, default="gpt2", help="architecture (default %(default)s)")
-    add("--attn_gate", choices=GATES, default="none", help="attention gate; none = off (default)")
+    for name, what in dict(arch="architecture", attn_gate="attention gate").items():
+        default = getattr(GPTConfig, name)
+        add(f"--{name}", choices=CHOICES[name], default=default, help=f"{what} (default %(default)s)")
     add("--seq_len", type=int, help="tokens, for the FLOPs (default: block_size)")
     shape = vars(parser.parse_args(argv))
     seq_len = shape.pop("seq_len") or shape["block_size"]
@@ -553,7 +533,8 @@ def main(argv=None):
         model = GPT(GPTConfig(**shape))
     for name, count in model.num_params().items():
         print(f"{name + ' parameters':<28} {count:>15,}")
-    print(f"{'training FLOPs per token':<28} {model.flops_per_token(seq_len):>15,}   at {seq_len} tokens per sequence")
+    flops = model.flops_per_token(seq_len)
+    print(f"{'training FLOPs per token':<28} {flops:>15,}   at {seq_len} tokens per sequence")
 
 
 if __name__ == "__main__":

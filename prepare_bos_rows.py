@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import itertools
+import re
 import sys
 import zipfile
 from collections import defaultdict, deque
@@ -38,6 +39,7 @@ from lab.tokenizer import BOS_ID, get_tokenizer
 
 BOS = np.array([BOS_ID], "<u2").tobytes()
 REPORT_BINS = 2000  # the report's resolution: a decile's edge is off by at most 0.1 % of the rows; even
+BUFFER_NAMES = re.compile(r"packer_buffer_\d{6,}\.tmp(\.tmp)?")  # the second .tmp: killed as it was written
 BLOCK_TOKENS = 2**20  # rows handed to the writer at once; bounds temporary arrays
 
 
@@ -215,7 +217,7 @@ class RowTrain:
         """What `restore` needs after a kill, JSON-able; the buffer goes to packer_buffer_<commits>.tmp.
 
         The file before stays until the next call: a kill before progress.json names the new one does no harm."""
-        remove_buffers(self.args.out_dir, keep=self._buffer_path())
+        self.clean(keep=self._buffer_path())
         self.commits += 1
         buffered = self.packer.buffered()
         tokens = b"".join(document for _, document in buffered)
@@ -229,12 +231,12 @@ class RowTrain:
     def restore(self, state: dict) -> None:
         """Continue from `state`; {} begins. ValueError when the buffer's file is damaged."""
         if not state:
-            remove_buffers(self.args.out_dir)
+            self.clean()
             return
         self.commits, self.bos_added = state["commits"], state["bos_added"]
         self.rows, self.bin_rows = state["rows"], state["bin_rows"]
         path = self._buffer_path()
-        remove_buffers(self.args.out_dir, keep=path)
+        self.clean(keep=path)
         try:
             with np.load(path) as arrays:
                 lengths, self.bins = arrays["lengths"], arrays["bins"]
@@ -251,6 +253,12 @@ class RowTrain:
     def _buffer_path(self) -> Path:
         return Path(self.args.out_dir) / f"packer_buffer_{self.commits:06d}.tmp"
 
+    def clean(self, keep: Path | None = None) -> None:
+        """Delete what only `restore` would need, but `keep`."""
+        for path in Path(self.args.out_dir).iterdir():
+            if path != keep and BUFFER_NAMES.fullmatch(path.name):
+                path.unlink()
+
     def finish(self, writer) -> tuple[dict, dict]:
         """Write what is left. Returns (entries of the token account, fields of meta.json)."""
         self._write(writer, *self.packer.add((), last=True))
@@ -266,12 +274,6 @@ class RowTrain:
             "tokens_dropped_tail": tail, "bos_added_total": self.bos_added,
             "packing_report": packing_report(self.bins, self.bin_rows, self.rows, self.row_tokens),
         }
-
-
-def remove_buffers(out_dir, keep: Path | None = None) -> None:
-    for path in Path(out_dir).glob("packer_buffer_*.tmp"):
-        if path != keep:
-            path.unlink()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -323,7 +325,6 @@ def main(argv: list[str] | None = None) -> None:
     add("--shard_rows", type=int, default=0, help="rows per train shard (default: 0 = as --shard_tokens)")
     args = parser.parse_args(argv)
     meta = prepare_fineweb.run(args, RowTrain)
-    remove_buffers(args.out_dir)
     print_report(meta)
 
 

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 import inject_mul
-from lab import decontaminate, processes, runs, shards, sources
+from lab import decontaminate, disk, processes, runs, shards, sources
 from lab.token_files import check
 from lab.tokenizer import BACKENDS, BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer, tokenizer_hash
 
@@ -216,13 +216,14 @@ class StreamTrain:
         """Write what is left. Returns (entries of the token account, fields of meta.json)."""
         return {"cropped": 0}, {"tokens_cropped_total": 0}
 
+    def clean(self) -> None:
+        """Delete what only `restore` would need."""
+
 
 def prepare(args: argparse.Namespace, train) -> dict:
     """Documents -> dataset folder: the story of both prepare scripts. Returns meta.json, or raises KeyboardInterrupt.
 
     train: see StreamTrain. Raises ValueError / FileNotFoundError / OSError in one sentence."""
-    from tqdm import tqdm
-
     check_at_least(args, num_proc=1, shard_tokens=2, val_shards=0)
     check_at_least(args, max_docs=0, target_tokens=0, synthetic_seed=0)
     check(0 < args.val_fraction < 1,
@@ -239,9 +240,18 @@ def prepare(args: argparse.Namespace, train) -> dict:
     settings |= {"source": source.record, "tokenizer_sha256": tokenizer_hash(), **train.settings}
     if guard:
         settings["decontaminate"] = guard.settings
+    with disk.hold(args.out_dir):
+        return write_dataset(args, train, source, guard, settings)
+
+
+def write_dataset(args, train, source: sources.Source, guard, settings: dict) -> dict:
+    """The part of `prepare` that writes, into a folder that no other process may write into."""
+    from tqdm import tqdm
+
     writer = shards.DatasetWriter(args.out_dir, settings, args.shard_tokens, args.val_shards,
                                   args.resume, train.shard_tokens)
     if writer.complete:
+        train.clean()
         print(f"{args.out_dir} is already finished.")
         return shards.read_meta(args.out_dir)
 
@@ -250,14 +260,18 @@ def prepare(args: argparse.Namespace, train) -> dict:
     held_out = writer.held_out_hashes()
     if guard:
         writer.append(decontaminate.LOG, b"")  # without a line: no document was contaminated
-    started = time.time() - state["seconds"]  # as if a killed run had ended just now
+    started = time.monotonic() - state["seconds"]  # as if a killed run had ended just now
+
+    def elapsed() -> float:
+        """Seconds so far; never 0, as a coarse clock may say."""
+        return max(time.monotonic() - started, 1e-3)
 
     def commit() -> float:
         """Returns the seconds it took."""
-        began = time.time()
+        began = time.monotonic()
         state["train"], state["seconds"] = train.state(), began - started
         writer.commit(state)
-        return time.time() - began
+        return time.monotonic() - began
 
     target, counted, total, unit = math.inf, "documents", source.documents, "doc"
     if args.target_tokens:
@@ -278,7 +292,7 @@ def prepare(args: argparse.Namespace, train) -> dict:
                     if args.bad_documents == "error" and number < state["documents"]:
                         raise ValueError(sources.bad_document(number, why))
                 bar.update(state[counted] - bar.n)
-                rate = state["tokens_read"] / (time.time() - started) / 1e6
+                rate = state["tokens_read"] / elapsed() / 1e6
                 bar.set_postfix_str(f"{state['tokens_read']:,} tokens read, {rate:.2f} M/s", refresh=False)
                 if writer.commit_is_due(pause):
                     pause = COMMIT_SECONDS * max(1, 20 * commit())  # commits take 5 % of the time at most
@@ -296,10 +310,14 @@ def prepare(args: argparse.Namespace, train) -> dict:
             if guard:
                 log = writer.appended(decontaminate.LOG)
                 fields["decontamination"] = decontaminate.summary(guard, log)
-            meta = meta_fields(args, source, writer, state, entries, time.time() - started)
-            return writer.finish(meta | train.settings | fields)
+            meta = meta_fields(args, source, writer, state, entries, elapsed())
+            meta = writer.finish(meta | train.settings | fields)
+            train.clean()
+            return meta
     except (ValueError, OSError):
         writer.abandon()
+        if not writer.state:
+            train.clean()
         raise
     finally:
         stop.restore()

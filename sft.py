@@ -10,16 +10,16 @@ Stages: tulu (`messages`), gsm8k (`question`, `answer`), tinygsm (`question`, `c
 then more and more of tinygsm's). Format, mask and files: lab/conversations.py. Writes a run's folder (layout:
 lab/runs.py) whose checkpoints every evaluation accepts. The model's shape comes from the checkpoint.
 
-Packing puts several conversations in a row; none attends to another, and positions start at 0 in each. A step takes
-`--total_batch_conversations` of them. Its loss is the sum over all their trained tokens / the number of these tokens,
-so it is the same for any packing, micro-batch and number of ranks; what a step takes depends on texts, seed and step
-alone.
+Packing puts several conversations in a row; none attends to another, and positions start at 0 in each. A step's loss is
+the mean over all trained tokens of its `--total_batch_conversations`, the same for any packing, micro-batch and number
+of ranks; what a step takes depends on texts, seed and step alone.
 
-Rank 0 reads and tokenises, about 7,000 conversations per CPU-second, and sends the others the tokens, which every rank
-holds: 3 bytes each and 60 per conversation (1M conversations of 500 tokens: 1.6 GB, and up to four times that at once).
+Rank 0 reads and tokenises (about 7,000 conversations per CPU-second); every rank holds the tokens, 3 bytes each and 60
+per conversation (1M conversations of 500 tokens: 1.6 GB, and up to four times that while they are sent).
 """
 
 import argparse
+import contextlib
 import functools
 import math
 import time
@@ -36,7 +36,7 @@ from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import GPT, GPTConfig
 
 STAGES = (*conversations.STAGES, "transition")
-LONGEST_WARMUP = 100  # steps, of --warmup_iters -1
+LONGEST_WARMUP = 100  # steps
 # flags that derive from the model and the data when they have these values; --config and --resume derive them anew
 DERIVED = {"seq_len": 0, "max_train_steps": 0, "warmup_iters": -1}
 
@@ -45,21 +45,17 @@ DERIVED = {"seq_len": 0, "max_train_steps": 0, "warmup_iters": -1}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sft.py", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="sft.py --stage STAGE --init CHECKPOINT [flags]   (sft.py --help lists them)")
+    parser = training.make_parser(
+        "sft.py", __doc__, usage="sft.py --stage STAGE --init CHECKPOINT [flags]   (sft.py --help lists them)")
     add = parser.add_argument_group("data").add_argument
-    add("--stage", choices=STAGES, help="what is learnt (required)")
-    add("--init", help="where it starts: a run's folder, a checkpoint, or a GPT.save folder (required)")
+    add("--stage", choices=STAGES, help="what the model learns (required)")
+    add("--init", help="starting weights: a run's folder, a checkpoint, or a GPT.save folder (required)")
     add("--data", nargs="+", default=[], metavar="PATH",
         help="*.jsonl[.gz], *.parquet, folders, or synthetic[:N] for gsm8k (default: the stage's hub dataset)")
     add("--tinygsm_data", nargs="+", default=[], metavar="PATH",
         help="transition: files with question and code; --data has the messages (default: the hub dataset)")
-    add("--mix_start", type=float, default=0.0,
-        help="transition: share of tinygsm in the first step (default %(default)g)")
-    add("--mix_end", type=float, default=1.0,
-        help="transition: share of tinygsm in the last step (default %(default)g); linear between")
+    add("--mix_start", type=float, default=0.0, help="transition: share of tinygsm in step 1 (default %(default)g)")
+    add("--mix_end", type=float, default=1.0, help="its share in the last (default %(default)g); linear between")
     add("--max_read", type=int, default=0, help="records read of each source, from its beginning (0 = all)")
     add("--max_examples", type=int, default=0,
         help="conversations kept of each source, chosen by hash among those read (0 = all)")
@@ -67,12 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="malformed ones: stop, or leave out and count (default %(default)s)")
     add("--condition", choices=("baseline", "mul_tokens"), default="baseline",
         help="mul_tokens: products in answers become one token, as in pretraining (default %(default)s)")
-    add("--seq_len", type=int, default=0,
-        help="longest conversation and width of a row, tokens (0 = the model's)")
-    add("--packing", choices=("on", "off"), default="on",
-        help="several conversations per row (default %(default)s)")
-    add("--bos", choices=("on", "off"), default="on",
-        help="<|endoftext|> before a conversation (default %(default)s)")
+    add("--seq_len", type=int, default=0, help="tokens per row, and at most per conversation (0 = the model's)")
+    add("--packing", choices=("on", "off"), default="on", help="several conversations per row (default %(default)s)")
+    add("--bos", choices=("on", "off"), default="on", help="<|endoftext|> before a conversation (default %(default)s)")
     decontaminate.add_argument(parser.add_argument_group("contamination guard"))
     group = parser.add_argument_group("optimization")
     add = group.add_argument
@@ -85,18 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0,
         help="of the order of conversations and of the mix (default %(default)s)")
     optim.add_arguments(group, learning_rate=1e-4, weight_decay=0.0, longest_warmup=LONGEST_WARMUP)
-    add = parser.add_argument_group("evaluation and samples").add_argument
-    add("--eval_every", type=int, default=100,
-        help="steps between val losses; also before the first, after the last (default %(default)s; 0 = off)")
+    add = training.add_evaluation_arguments(parser, eval_every=100).add_argument
     add("--val_fraction", type=float, default=0.02,
         help="share of conversations held out, by hash (default %(default)s)")
     add("--val_max_conversations", type=int, default=1000,
         help="held-out conversations that are scored (default %(default)s; 0 = all)")
-    add("--eval_batch_size", type=int, default=0,
-        help="rows per forward pass in evaluation (0 = --micro_batch_size)")
-    add("--sample_every", type=int, default=0,
-        help="steps between printed answers to two held-out questions (0 = off)")
-    add("--sample_tokens", type=int, default=64, help="tokens per answer (default %(default)s)")
     training.add_run_arguments(parser, name="sft, stage, condition", save_every=500)
     training.add_machine_arguments(parser)
     return parser
@@ -114,12 +100,10 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error(f"--stage is required: name one of {', '.join(STAGES)}.")
     if not args.init:
         parser.error("--init is required: name a run's folder or a checkpoint to start from.")
-    training.check_shared_flags(parser, args)
-    training.check_flags(parser, args, "a whole number of at least 1", "total_batch_conversations")
-    training.check_flags(parser, args, "0 or more",
-                         "max_read max_examples seq_len max_train_steps val_max_conversations")
-    training.check_flags(parser, args, "a number above 0", "epochs")
-    training.check_flags(parser, args, "a share from 0 to 1", "mix_start mix_end val_fraction")
+    training.check_flags(parser, args, {
+        "a whole number of at least 1": "total_batch_conversations",
+        "0 or more": "max_read max_examples seq_len max_train_steps val_max_conversations",
+        "a number above 0": "epochs", "a share from 0 to 1": "mix_start mix_end val_fraction"})
     mixes = args.tinygsm_data or (args.mix_start, args.mix_end) != (0, 1)
     if mixes and args.stage != "transition":
         parser.error("--tinygsm_data, --mix_start and --mix_end belong to --stage transition, not "
@@ -133,20 +117,17 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def open_init(args, before: dict | None) -> tuple[dict, Path | None]:
-    """(what config.json records of the checkpoint, its folder). A run that has checkpoints of its own needs its start
-    no more; then the folder is None."""
+    """(what config.json records of the checkpoint, its folder). The folder is None once the run has checkpoints of
+    its own and no longer needs the one it started from."""
     if before is not None and runs.list_checkpoints(args.out_dir):
         return before["init"], None
     folder, step, source = runs.resolve_checkpoint(args.init, flag="--init")
     config = GPT.load_config(folder)
-    if args.condition == "mul_tokens" and config.vocab_size < VOCAB_SIZE:
+    needed = VOCAB_SIZE if args.condition == "mul_tokens" else BOS_ID + 1
+    if config.vocab_size < needed:
         raise ValueError(
-            f"--init {folder} has {config.vocab_size:,} tokens and --condition mul_tokens needs "
-            f"{VOCAB_SIZE:,}: start from a checkpoint with them, or use --condition baseline.")
-    if config.vocab_size <= BOS_ID:
-        raise ValueError(
-            f"--init {folder} has {config.vocab_size:,} tokens, fewer than GPT-2's {BOS_ID + 1:,}: "
-            "start from another checkpoint.")
+            f"--init {folder} has {config.vocab_size:,} tokens and --condition {args.condition} "
+            f"needs {needed:,}: start from a checkpoint with that many.")
     condition = None
     if source is not None and (source / "config.json").exists():
         condition = runs.read_config(source).get("data", {}).get("condition")
@@ -238,26 +219,6 @@ def evaluate_val(model, data: dict, args, procs, autocast, stop) -> tuple[dict, 
     return record, documents
 
 
-def evaluate(run: training.Run, data: dict) -> None:
-    """Makes and records the val loss if it is due. If it is interrupted it stays due, and a resume makes up for it."""
-    if not run.state.due:
-        return
-    started = time.perf_counter()
-    run.model.eval()
-    scores = evaluate_val(run.model, data, run.args, run.procs, run.autocast, run.stop)
-    if scores is None:
-        return
-    record, documents = scores
-    fields = training.finish_evaluation(run, started)
-    step = fields["step"]
-    run.log(f"step {step:6d} | val {record['val_loss']:.4f} nats per trained token, "
-            f"{record['val_bits_per_byte']:.4f} bits/byte | {fields['eval_seconds']:.1f} s")
-    if run.procs.is_main:
-        np.savez_compressed(run.folder / f"val_documents_{step:06d}.npz", **documents)
-        run.scalars.write(type="val", **record, **fields)
-        runs.update_step_metrics(run.folder, step, **record)
-
-
 def print_samples(run: training.Run, data: dict) -> None:
     """Greedy answers to the first two held-out questions, or to the first two when none is held out."""
     usable = data["lengths"] > 0
@@ -290,7 +251,7 @@ LOSSES = {
 
 
 def find_warnings(args, init: dict, counts: Counter) -> list[str]:
-    """Signs that the intervention was not there or that data was lost, a sentence each."""
+    """Signs that the intervention was absent or that data was lost, a sentence each."""
     warnings = []
     if args.condition == "mul_tokens" and not counts["mul_tokens"]:
         warnings.append("the condition is mul_tokens but the data holds no multiplication token: "
@@ -306,13 +267,11 @@ def find_warnings(args, init: dict, counts: Counter) -> list[str]:
 
 def summarise(run: training.Run) -> dict:
     """summary.json: last and best numbers, cost, warnings."""
-    data, state = run.record["data"], run.state
-    scalars = runs.read_jsonl(run.folder / "scalars.jsonl")
+    data = run.record["data"]
     return {
-        **training.final_numbers(run, scalars, "val_loss val_bits_per_byte"),
-        "stage": run.args.stage, "condition": run.args.condition, "epochs": data["epochs"],
-        "tokens_seen": state.tokens_seen, "trained_tokens_seen": state.trained_seen,
-        "flops_total": state.flops, "mul_tokens": data["mul_tokens"],
+        **training.final_numbers(run, "val_loss val_bits_per_byte"),
+        "stage": run.args.stage, "condition": run.args.condition,
+        "trained_tokens_seen": run.state.trained_seen, "mul_tokens": data["mul_tokens"],
         "mul_token_rate": data["mul_token_rate"], "warnings": run.record["warnings"],
     }
 
@@ -403,9 +362,12 @@ def train(args, procs) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop
-    evaluate(run, data)
+    last_step = args.max_train_steps
+    compute_val = functools.partial(evaluate_val, model, data, args, procs, autocast, run.stop)
+    evaluations = {"val": (compute_val, functools.partial(training.record_val, run))}
+    training.evaluate(run, evaluations)
     stopped = bool(state.due)
-    while state.step < args.max_train_steps and not stopped:
+    while state.step < last_step and not stopped:
         started = time.perf_counter()
         multiplier = optim.lr_multiplier(state.step, **schedule)
         optim.set_learning_rates(optimizers, multiplier)
@@ -445,11 +407,11 @@ def train(args, procs) -> int:
             epoch=step * per_step / n_conversations, **more)
         if procs.is_main and training.is_due(args.sample_every, step):
             print_samples(run, data)
-        if training.is_due(args.eval_every, step, args.max_train_steps):
+        if training.is_due(args.eval_every, step, last_step):
             state.due = ["val"]
-        evaluate(run, data)
+        training.evaluate(run, evaluations)
         stopped = stopped or bool(state.due)
-        if stopped or step == args.max_train_steps or training.is_due(args.save_every, step):
+        if stopped or step == last_step or training.is_due(args.save_every, step):
             run.save()
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -464,11 +426,8 @@ def train(args, procs) -> int:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    procs = processes.start_processes(args.device)
-    try:
+    with contextlib.closing(processes.start_processes(args.device)) as procs:
         return train(args, procs)
-    finally:
-        procs.close()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ can be proved to have read the same, and no resume, number of ranks or micro-bat
 """
 
 import argparse
+import contextlib
+import functools
 import math
 import time
 from pathlib import Path
@@ -27,7 +29,7 @@ from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
 BENCHMARKS = (hellaswag, ewok)  # scored while training: flags, log lines and records follow
-LONGEST_WARMUP = 715  # steps, of --warmup_iters -1
+LONGEST_WARMUP = 715  # steps
 # the flags of GPTConfig
 SHAPE = "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()
 # stands for the held-out documents when nothing is scored on them
@@ -38,18 +40,15 @@ NO_VAL = {"tokens": (), "doc_starts": (), "fingerprint_documents": None, "finger
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="train_gpt.py", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = training.make_parser("train_gpt.py", __doc__)
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", help="folder of train_*.bin and val_*.bin (required)")
     add("--val_data_dir", help="folder whose val files are scored instead (default: --data_dir)")
-    add("--condition", choices=("baseline", "mul_tokens"), help="refuse data of another condition (default: any)")
-    add("--seq_len", type=int, default=1024, help="tokens that a sequence predicts (default %(default)s)")
-    add("--data_order", choices=data_order.ORDERS, default="shuffled",
-        help="sequences in an epoch (default %(default)s)")
-    add("--max_epochs", type=float, default=1.0, help="refuse to read the data more often (default %(default)g)")
-    add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s; 0 = none)")
+    add("--condition", choices=("baseline", "mul_tokens"), help="refuse data of another one (default: any)")
+    add("--seq_len", type=int, default=1024, help="tokens per sequence (default %(default)s)")
+    add("--data_order", choices=data_order.ORDERS, default="shuffled", help="within an epoch (default %(default)s)")
+    add("--max_epochs", type=float, default=1.0, help="refuse to read more often (default %(default)g)")
+    add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s)")
     add("--verify_data", choices=("full", "sizes"), default="full",
         help="before step 0 check sha256 or only sizes (default %(default)s)")
     add("--vocab_size", type=int, default=VOCAB_SIZE,
@@ -77,22 +76,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0,
         help="of weights, data order and samples, each with its own stream (default %(default)s)")
     optim.add_arguments(group, learning_rate=6e-4, weight_decay=0.1, longest_warmup=LONGEST_WARMUP)
-    add = parser.add_argument_group("evaluation and samples").add_argument
-    add("--eval_every", type=int, default=250,
-        help="steps between val losses; also before the first, after the last (default %(default)s; 0 = off)")
+    add = training.add_evaluation_arguments(parser, eval_every=250).add_argument
     add("--val_tokens", type=int, default=10_485_760,
-        help="score the first whole documents worth this many plain GPT-2 tokens (default %(default)s)")
-    add("--eval_batch_size", type=int, default=0, help="rows per forward pass (0 = --micro_batch_size)")
+        help="first whole documents of this many plain GPT-2 tokens (default %(default)s)")
     for benchmark in BENCHMARKS:
         name = benchmark.NAME
-        add(f"--{name}_every", type=int, default=0, help="steps between scores; also after the last (0 = off)")
+        add(f"--{name}_every", type=int, default=0, help="steps between scores, and the last (0 = off)")
         add(f"--{name}_data", default="",
             help=f"{benchmark.DATA_HELP}; a synthetic corpus is scored on synthetic items by default")
-        add(f"--{name}_max_examples", type=int, default=0, help="items, spread evenly over the file (0 = all)")
+        add(f"--{name}_max_examples", type=int, default=0, help="items, evenly spread (0 = all)")
     add("--eval_bos", choices=("on", "off"), default="on",
         help="<|endoftext|> before every context (default %(default)s)")
-    add("--sample_every", type=int, default=0, help="steps between printed samples (0 = off)")
-    add("--sample_tokens", type=int, default=64, help="tokens per sample (default %(default)s)")
     add = training.add_run_arguments(parser, name="data folder, arm, optimizer", save_every=1000).add_argument
     add("--results_csv", default=str(runs.REPO / "experiments" / "results.csv"),
         help="table that a finished run is added to ('' = none)")
@@ -114,14 +108,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     if args.seq_len > start.get("block_size", args.seq_len):
         parser.error(f"--init_from {args.init_from} reads at most {start['block_size']} tokens: lower --seq_len.")
     if not args.data_dir:
-        parser.error("--data_dir is required: make one with python prepare_fineweb.py --dataset synthetic "
-                     "--max_docs 5000 --out_dir data/synthetic")
-    training.check_shared_flags(parser, args)
-    training.check_flags(parser, args, "a whole number of at least 1",
-                         "seq_len n_layer n_embd total_batch_tokens max_train_steps val_tokens")
+        parser.error("--data_dir is required: make one with python prepare_fineweb.py "
+                     "--dataset synthetic --max_docs 5000 --out_dir data/synthetic")
     of_benchmarks = " ".join(f"{one.NAME}_every {one.NAME}_max_examples" for one in BENCHMARKS)
-    training.check_flags(parser, args, "0 or more", f"num_workers n_head n_inner {of_benchmarks}")
-    training.check_flags(parser, args, "a number above 0", "max_epochs")
+    training.check_flags(parser, args, {
+        "a whole number of at least 1": "seq_len n_layer n_embd total_batch_tokens max_train_steps val_tokens",
+        "0 or more": f"num_workers n_head n_inner {of_benchmarks}", "a number above 0": "max_epochs"})
     if not args.n_head:
         args.n_head = max(1, args.n_embd // 128) if args.arch == "speedrun" else 12
     args.n_inner = args.n_inner or 4 * args.n_embd
@@ -132,8 +124,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def config_of_start(parser, argv, before: dict | None) -> dict:
-    """The configuration of the model that --init_from names; {} without one. A run with checkpoints of its own needs
-    its start no more: its config.json has the configuration."""
+    """The configuration of the model that --init_from names; {} without one. A run that already has checkpoints
+    no longer needs the model it started from: its own config.json has the shape."""
     args, _ = parser.parse_known_args(argv)
     if not args.init_from:
         return {}
@@ -165,8 +157,7 @@ def count_sequences(args, world_size: int) -> int:
         advice += f", or --micro_batch_size {' or '.join(map(str, sizes[:3]))}"
     raise ValueError(
         f"--total_batch_tokens {args.total_batch_tokens} is not a multiple of micro_batch_size x "
-        f"seq_len x ranks = {args.micro_batch_size} x {args.seq_len} x {world_size} = {unit}: "
-        f"{advice}.")
+        f"seq_len x ranks = {args.micro_batch_size} x {args.seq_len} x {world_size} = {unit}: {advice}.")
 
 
 def count_epochs(args, sequences_per_step: int, n_sequences: int) -> float:
@@ -267,55 +258,35 @@ def evaluate_val(model, val: dict, args, procs, autocast, stop) -> tuple[dict, d
         record[f"val_bytes{suffix}"] = int(n_bytes)
         for name, values in zip(("nats", "tokens", "bytes"), sums.numpy(), strict=True):
             documents[f"{view}_{name}"] = values
+    if val["doc_hash"] is not None:
+        documents["doc_hash"] = val["doc_hash"]
     return record, documents
 
 
-def evaluate(run: training.Run, val: dict, probe, items: dict) -> None:
-    """Makes and records the evaluations that are due. An interrupted one stays due, and a resume makes up for it.
-
-    val: open_data's. probe: probe_rows'. items: {name: (benchmark, its items)}."""
-    args, procs = run.args, run.procs
-    while run.state.due:
-        started = time.perf_counter()
-        name = run.state.due[0]
-        run.model.eval()
-        if name == "val":
-            scores = evaluate_val(run.model, val, args, procs, run.autocast, run.stop)
-        else:
-            benchmark, examples = items[name]
-            scores = benchmark.evaluate(run.model, examples, procs, bos=args.eval_bos == "on",
-                                        autocast=run.autocast, stop=run.stop)
-        if scores is None:
-            return
-        fields = training.finish_evaluation(run, started)
-        if name == "val":
-            record_val(run, val, *scores, fields)
-            record_mechanism(run, probe)
-        else:
-            record_benchmark(run, benchmark, scores, fields)
-
-
-def record_val(run: training.Run, val: dict, scores: dict, documents: dict, fields: dict) -> None:
-    step = fields["step"]
-    run.log(f"step {step:6d} | val {scores['val_loss']:.4f} nats, {scores['val_bits_per_byte']:.4f} bits/byte | "
-            f"bos view {scores['val_loss_bos']:.4f} nats, {scores['val_bits_per_byte_bos']:.4f} bits/byte | "
-            f"{fields['eval_seconds']:.1f} s")
-    if run.procs.is_main:
-        if val["doc_hash"] is not None:
-            documents["doc_hash"] = val["doc_hash"]
-        np.savez_compressed(run.folder / f"val_documents_{step:06d}.npz", **documents)
-        run.scalars.write(type="val", **scores, **fields)
-        runs.update_step_metrics(run.folder, step, **scores)
-
-
 def record_benchmark(run: training.Run, benchmark, scores: dict, fields: dict) -> None:
-    step, metrics = fields["step"], scores["metrics"]
-    values = ", ".join(f"{key} {metrics[key]:.4f}" for key in benchmark.SHOWN)
-    run.log(f"step {step:6d} | {benchmark.NAME} {values} | {fields['eval_seconds']:.1f} s")
+    metrics = scores["metrics"]
+    training.log_scores(run, benchmark.NAME, metrics, benchmark.SHOWN, fields)
     if run.procs.is_main:
-        benchmark.write_records(run.folder, step, scores, fields["timestamp"])
+        benchmark.write_records(run.folder, fields["step"], scores, fields["timestamp"])
         scalars = {k: value for k, value in metrics.items() if isinstance(value, (int, float, str))}
         run.scalars.write(type=benchmark.NAME, **fields, **scalars)
+
+
+def plan_evaluations(run: training.Run, val: dict, probe, items: dict) -> dict:
+    """What training.evaluate takes. probe: probe_rows'. items: {name: (benchmark, its items)}."""
+    args, procs, autocast, stop = run.args, run.procs, run.autocast, run.stop
+
+    def record_val(scores, fields):
+        training.record_val(run, scores, fields)
+        record_mechanism(run, probe)
+
+    compute_val = functools.partial(evaluate_val, run.model, val, args, procs, autocast, stop)
+    evaluations = {"val": (compute_val, record_val)}
+    for name, (benchmark, examples) in items.items():
+        compute = functools.partial(benchmark.evaluate, run.model, examples, procs,
+                                    bos=args.eval_bos == "on", autocast=autocast, stop=stop)
+        evaluations[name] = compute, functools.partial(record_benchmark, run, benchmark)
+    return evaluations
 
 
 def probe_rows(args, files, val: dict) -> torch.Tensor | None:
@@ -324,9 +295,9 @@ def probe_rows(args, files, val: dict) -> torch.Tensor | None:
     T = args.seq_len
     if T == 1:
         return None
-    tokens = files.slice(0, 2 * T)
-    if len(val["tokens"]) >= 2 * T:
-        tokens = val["tokens"][: 2 * T]
+    tokens = val["tokens"][: 2 * T]
+    if len(tokens) < 2 * T:
+        tokens = files.slice(0, 2 * T)
     whole = tokens[: len(tokens) // T * T]
     return torch.from_numpy(whole.astype(np.int64)).view(-1, T)
 
@@ -351,18 +322,18 @@ def print_samples(run: training.Run) -> None:
 # the end
 
 
-def find_warnings(args, data: dict, scalars: list[dict]) -> list[str]:
-    """Signs that the intervention was not there, a sentence each."""
-    warnings = []
+def find_warnings(run: training.Run) -> list[str]:
+    """Signs that the intervention was absent, a sentence each."""
+    args, data, warnings = run.args, run.record["data"], []
     if data["condition"] == "mul_tokens" and not data["mul_token_rate"]:
         warnings.append("the data's condition is mul_tokens but it holds no multiplication token: "
                         "nothing was changed.")
     if args.attn_gate == "none":
         return warnings
+    scalars = runs.read_jsonl(run.folder / "scalars.jsonl")
     looks = [record["layers"] for record in scalars if record["type"] == "mechanism"]
     if len(looks) < 2:
-        warnings.append("the gates were looked at fewer than twice (--seq_len 1), so nothing shows "
-                        "that they moved.")
+        warnings.append("the gates were seen fewer than twice (--seq_len 1): nothing shows that they moved.")
         return warnings
     moves = [abs(a["gate_mean"] - b["gate_mean"]) for a, b in zip(looks[0], looks[-1], strict=True)]
     if max(moves) < 1e-3:
@@ -374,11 +345,8 @@ def find_warnings(args, data: dict, scalars: list[dict]) -> list[str]:
 def summarise(run: training.Run) -> dict:
     """summary.json: last and best numbers, cost, warnings, the row for results.csv."""
     args, config, data = run.args, run.record, run.record["data"]
-    scalars = runs.read_jsonl(run.folder / "scalars.jsonl")
-    numbers = training.final_numbers(
-        run, scalars, "val_loss val_bits_per_byte val_loss_bos val_bits_per_byte_bos")
-    numbers |= {"tokens_seen": run.state.tokens_seen, "flops_total": run.state.flops,
-                "unique_tokens": data["unique_tokens"], "epochs": data["epochs"]}
+    numbers = training.final_numbers(run, "val_loss val_bits_per_byte val_loss_bos val_bits_per_byte_bos")
+    numbers["unique_tokens"] = data["unique_tokens"]
     path = run.folder / "step_metrics.json"
     scores = runs.read_json(path).get(str(run.state.step), {}) if path.exists() else {}
     row = {
@@ -394,7 +362,7 @@ def summarise(run: training.Run) -> dict:
     for benchmark in BENCHMARKS:
         for key, *_ in benchmark.METRICS:
             row[key] = scores.get(key)
-    return {**numbers, "scores": scores, "warnings": find_warnings(args, data, scalars), "results_row": row}
+    return {**numbers, "scores": scores, "warnings": find_warnings(run), "results_row": row}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -450,10 +418,11 @@ def train(args, procs) -> int:
     record["data"] = {
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
-        "condition": meta.get("condition"), "mul_token_rate": meta.get("mul_token_rate"),
-        "crop_fraction": meta.get("crop_fraction"), "val_documents": len(val["doc_starts"]),
-        "val_fingerprint_documents": val["fingerprint_documents"],
-        "val_fingerprint_tokens": val["fingerprint_tokens"]}
+        "val_documents": len(val["doc_starts"])}
+    for name in ("condition", "mul_token_rate", "crop_fraction"):
+        record["data"][name] = meta.get(name)
+    for name in ("fingerprint_documents", "fingerprint_tokens"):
+        record["data"][f"val_{name}"] = val[name]
     record["benchmarks"] = {name: benchmarks.describe(*items[name]) for name in items}
     same = {"fingerprint of the data": ("data", "fingerprint"),
             "val_fingerprint_tokens of the data": ("data", "val_fingerprint_tokens")}
@@ -466,27 +435,25 @@ def train(args, procs) -> int:
     state.tokens_seen = state.trained_seen = state.step * tokens_per_step
     state.flops = state.step * flops_per_step
     run.log(f"data {args.data_dir} | {files.source} | {files.n_tokens:,} tokens | {n_sequences:,} "
-            f"sequences of {args.seq_len} | this run reads {unique_tokens:,} unique tokens, "
-            f"{epochs:.3f} epochs")
-    steps = args.max_train_steps
-    run.log(f"{steps} steps x {tokens_per_step:,} tokens = {steps * tokens_per_step:,} | "
-            f"{args.schedule}, warmup {args.warmup_iters} | {steps * flops_per_step:.3e} FLOPs")
-    cadence = ", ".join(f"{name} {steps}" for name, steps in every.items())
-    run.log(f"steps between evaluations (0 = off): {cadence}")
+            f"sequences | this run reads {unique_tokens:,} unique tokens, {epochs:.3f} epochs")
+    run.log(f"{args.max_train_steps} steps x {tokens_per_step:,} tokens | {args.schedule}, "
+            f"warmup {args.warmup_iters} | {args.max_train_steps * flops_per_step:.3e} FLOPs")
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop
+    last_step = args.max_train_steps
     batches = data_order.StepLoader(
         files, seq_len=args.seq_len, sequences_per_step=sequences_per_step, seed=args.seed,
         data_order=args.data_order, rank=procs.rank, world_size=procs.world_size,
-        start_step=state.step, stop_step=args.max_train_steps, num_workers=args.num_workers,
+        start_step=state.step, stop_step=last_step, num_workers=args.num_workers,
         pin_memory=device.type == "cuda")
     probe = probe_rows(args, files, val)
     if not args.eval_every and state.step == 0:
         record_mechanism(run, probe)
-    evaluate(run, val, probe, items)
+    evaluations = plan_evaluations(run, val, probe, items)
+    training.evaluate(run, evaluations)
     stopped = bool(state.due)
-    while state.step < args.max_train_steps and not stopped:
+    while state.step < last_step and not stopped:
         started = time.perf_counter()
         multiplier = optim.lr_multiplier(state.step, **schedule)
         optim.set_learning_rates(optimizers, multiplier)
@@ -522,14 +489,14 @@ def train(args, procs) -> int:
             epoch=step * sequences_per_step / n_sequences)
         if procs.is_main and training.is_due(args.sample_every, step):
             print_samples(run)
-        if not args.eval_every and step == args.max_train_steps:
+        if not args.eval_every and step == last_step:
             record_mechanism(run, probe)
         for name, steps in every.items():
-            if training.is_due(steps, step, args.max_train_steps):
+            if training.is_due(steps, step, last_step):
                 state.due.append(name)
-        evaluate(run, val, probe, items)
+        training.evaluate(run, evaluations)
         stopped = stopped or bool(state.due)
-        if stopped or step == args.max_train_steps or training.is_due(args.save_every, step):
+        if stopped or step == last_step or training.is_due(args.save_every, step):
             run.save()
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -548,11 +515,8 @@ def train(args, procs) -> int:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    procs = processes.start_processes(args.device)
-    try:
+    with contextlib.closing(processes.start_processes(args.device)) as procs:
         return train(args, procs)
-    finally:
-        procs.close()
 
 
 if __name__ == "__main__":

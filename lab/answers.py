@@ -1,8 +1,8 @@
 r"""answers.py owns the prompt template and the number that a text gives as its answer.
 
-    strict    the number after the first `####` that has one on its line: GSM8K's own `#### (\-?[0-9\.\,]+)`, first
-              match. Also read: `#### $29.00`, `3/4`, `1 1/2`, `1e3`, `25%` (as 25), `-$3`, text after the number, and
-              `#### 6*9=54` as 54. An expression without a result (`#### 6*9`) is no answer
+    strict    the number after the first `####` that has one on its line, as GSM8K's own `#### (\-?[0-9\.\,]+)`. Also
+              read: `$29.00`, `3/4`, `1 1/2`, `1e3`, `25%` (as 25), `-$3`, text after the number, and `6*9=54` as 54.
+              An expression without a result (`#### 6*9`) is no answer
     flexible  the last number of the text
 
 Digits of a literal `<MUL_6_9_54>` are never read: expand the token first (MulExpressionInjector.expand).
@@ -14,11 +14,11 @@ from fractions import Fraction
 SCORER = "gsm8k-1"  # a change that changes a score must change this name
 USER, ASSISTANT = "User:", "Assistant:"
 MARK = "####"
-MAX_DIGITS = 1000  # of a number, and of an exponent's value; more is no answer and costs no time
+MAX_DIGITS = 1000  # of a number, and the largest exponent; beyond it there is no answer, and no time is spent
 
 
 def render_prompt(question: str) -> str:
-    """The prompt of one question. The answer follows after a space."""
+    """The prompt, which the answer follows after a space."""
     return f"{USER} {question}\n{ASSISTANT}"
 
 
@@ -51,10 +51,10 @@ def extract_answer(text: str, rule: str = "strict") -> Fraction | None:
     """The number that a text gives as its answer, or None. rule: "strict" or "flexible"."""
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}: use {' or '.join(RULES)}.")
-    return amount(RULES[rule](normalised(text)))
+    return value_of(RULES[rule](normalise(text)))
 
 
-def normalised(text: str) -> str:
+def normalise(text: str) -> str:
     """The text without multiplication tokens, and with one kind of minus."""
     return LITERAL_MUL.sub("\0", text).translate(SAME_SIGN)
 
@@ -70,8 +70,8 @@ def after_mark(text: str) -> re.Match | None:
 
 
 def last_amount(text: str) -> re.Match | None:
-    *_, last = [None, *ANY_AMOUNT.finditer(text)]
-    return last
+    matches = [None, *ANY_AMOUNT.finditer(text)]
+    return matches[-1]
 
 
 RULES = {"strict": after_mark, "flexible": last_amount}
@@ -79,11 +79,11 @@ RULES = {"strict": after_mark, "flexible": last_amount}
 
 def first_number(text: str) -> Fraction | None:
     """A probe's answer: the first number before a newline that is not an operand of an expression, or None."""
-    line = normalised(text).partition("\n")[0]
-    return amount(ANY_AMOUNT.search(SPOKEN.sub(" ", line)))
+    line = normalise(text).partition("\n")[0]
+    return value_of(ANY_AMOUNT.search(SPOKEN.sub(" ", line)))
 
 
-def amount(match: re.Match | None) -> Fraction | None:
+def value_of(match: re.Match | None) -> Fraction | None:
     """The value of a match of AMOUNT; None without one, or if it divides by zero or has too many digits."""
     if match is None:
         return None
@@ -110,6 +110,5 @@ def answer_text(value: Fraction | None) -> str | None:
     millionths = value * 10**6
     if millionths.denominator != 1 or value.denominator == 1:
         return str(value)
-    sign = "-" if value < 0 else ""
-    digits = f"{abs(millionths.numerator):07d}"
-    return f"{sign}{digits[:-6]}.{digits[-6:].rstrip('0')}"
+    digits = f"{millionths.numerator:0=+8d}"  # a sign and at least seven digits
+    return f"{digits[:-6]}.{digits[-6:]}".rstrip("0").removeprefix("+")

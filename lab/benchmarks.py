@@ -1,26 +1,25 @@
-"""benchmarks.py owns what benchmarks do alike: scoring and writing over ranks, records, the command line.
+"""benchmarks.py owns what benchmarks do alike: rows to items, scores over ranks, records, the command line.
 
 A likelihood benchmark is one file of its own rules at the top level, such as hellaswag.py, and one word in
 train_gpt.BENCHMARKS. The trainer's flags and log line, config.json, the records and the rows of compare_runs.py follow
-from what the file defines:
+from its names:
 
     NAME          of flags (--<NAME>_every, --<NAME>_data) and files (<NAME>_metrics.jsonl, <NAME>_items.jsonl)
     TITLE         what people call it
-    METRICS       (key, label, better, format) for each row of a report. key: as in step_metrics.json, which is
-                  evaluate()'s key with or without `<NAME>_` before it. better: 1 higher, -1 lower, 0 neither
+    METRICS       (key, label, better, format) for each row of a report. key: evaluate()'s, with or without `<NAME>_`
+                  before it. better: 1 higher, -1 lower, 0 neither
     SHOWN         evaluate()'s keys in the trainer's log line
     ITEM_METRICS  keys of a record's "credit" that a report compares item by item, without `eval_`
-    CLUSTER       field of a record; items with the same value are not independent (None: all are)
-    CATEGORY      field of a record; metrics are averaged within each value first (None: over all items)
+    CLUSTER       field of a record; items that share its value are not independent (None: all are)
+    CATEGORY      field of a record; metrics are averaged within each of its values first (None: over all items)
     DATA_HELP     what --data accepts
 
-    load(source, max_examples) -> items       each a dict with "id". source "": the official data; "synthetic[:n]":
-                                              made on the spot. ValueError or OSError in one sentence
-    check_length(items, block_size)           ValueError when a model of this block_size cannot score the items
+    load(source, max_examples)        items, dicts with "id". source: a file, "synthetic[:n]" (made on the spot) or
+                                      "" (the official data). ValueError or OSError in one sentence
+    check_length(items, block_size)   ValueError when a model of this block_size cannot score the items
     evaluate(model, items, procs, *, bos, autocast, stop)
-                                              {"metrics": {...}, "items": [record, ...]}; None when stopped. metrics has
-                                              n, truncated, scorer, dtype, items_sha256 and seconds, a record id and
-                                              credit
+                                      {"metrics": {...}, "items": [record, ...]}, or None when stopped. metrics has n,
+                                      truncated, scorer, dtype, items_sha256 and seconds; a record has id and credit
     write_records(folder, step, result, timestamp)
 
 For main(), its command line, the file also defines OFFICIAL (the official data in a few words), CHANCE, OPTIONS (flags
@@ -43,12 +42,50 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, inference, processes, runs
+from lab import disk, inference, processes, runs, sources
 from lab.tokenizer import BOS_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
 from model import GPT
 
 # ----------------------------------------------------------------------------------------------------------------------
 # items
+
+
+def numbered(rows, source) -> list[tuple[sources.Place, dict]]:
+    """(place, row) pairs, as sources.read_records gives them, of rows that are in no file."""
+    return [(sources.Place(source, "item", number), row) for number, row in enumerate(rows, 1)]
+
+
+def make_items(rows, source, fault_of, make) -> list[dict]:
+    """make(place, row) of each (place, row). ValueError, which quotes no row, for the first row that has a fault, for
+    an id that came before, and when there are no rows. fault_of(row): the benchmark's own, which asks ours below."""
+    items, place_of = [], {}
+    for place, row in rows:
+        if fault := fault_of(row):
+            raise ValueError(f"{place} {fault}: correct or remove it, or name another --data.")
+        item = make(place, row)
+        name = item["id"]
+        if name in place_of:
+            raise ValueError(f"{place} is the same item as {place_of[name]} (id {name}): remove one.")
+        place_of[name] = place
+        items.append(item)
+    if not items:
+        raise ValueError(f"{source} has no items: name another --data.")
+    return items
+
+
+def fault_of(row, texts, may_be_empty=()) -> str | None:
+    """What keeps a row from having these columns of text, to follow its place in a sentence; None when nothing does."""
+    if isinstance(row, sources.BadRecord):
+        return row.why
+    if not isinstance(row, dict):
+        return "is not a JSON object"
+    for name in (*texts, *may_be_empty):
+        text = row.get(name)
+        if not isinstance(text, str) or (name in texts and not text.strip()):
+            return f"has no text under {name!r}"
+        if sources.has_lone_surrogate(text):
+            return f"has half a character (a lone surrogate) under {name!r}"
+    return None
 
 
 def spread_evenly(items: list, n: int) -> list:
@@ -61,21 +98,16 @@ def spread_evenly(items: list, n: int) -> list:
 
 
 def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
-    """The same structure in GPT-2's ids. rendered: for every item its questions (context, [ending, ...]) as text. bos:
-    each context begins with <|endoftext|>."""
-    texts = []
-    for questions in rendered:
-        for context, endings in questions:
-            texts += [context, *endings]
+    """The questions of every item, (context, [ending, ...]) as text, in GPT-2's ids. bos: each context begins with
+    <|endoftext|>."""
+    queue = [question for questions in rendered for question in questions]
+    texts = [text for context, endings in queue for text in (context, *endings)]
     ids, lengths = get_tokenizer().encode_batch(texts)
     pieces = (piece.tolist() for piece in np.split(ids, np.cumsum(lengths)[:-1]))
     start = [BOS_ID] if bos else []
     encoded = []
     for questions in rendered:
-        encoded.append([])
-        for _, endings in questions:
-            context = start + next(pieces)
-            encoded[-1].append((context, [next(pieces) for _ in endings]))
+        encoded.append([(start + next(pieces), [next(pieces) for _ in endings]) for _, endings in questions])
     return encoded
 
 
@@ -85,35 +117,29 @@ def check_length(items: list[dict], render, block_size: int) -> None:
 
 
 def refuse_long(items: list[dict], encoded: list[list[tuple]], block_size: int) -> None:
-    too_long = {}
+    tokens_of = {}
     for item, questions in zip(items, encoded, strict=True):
-        longest = max(len(ending) for _, endings in questions for ending in endings)
-        if longest > block_size:
-            too_long[item["id"]] = longest
-    if too_long:
-        name = max(too_long, key=too_long.get)
-        longest = too_long[name]
-        raise ValueError(f"{len(too_long)} of {len(items)} items have an ending longer than the model's block_size of "
+        tokens_of[item["id"]] = max(len(ending) for _, endings in questions for ending in endings)
+    n_long = sum(tokens > block_size for tokens in tokens_of.values())
+    if n_long:
+        name, longest = max(tokens_of.items(), key=lambda entry: entry[1])
+        raise ValueError(f"{n_long} of {len(items)} items have an ending longer than the model's block_size of "
                          f"{block_size} (item {name}: {longest} tokens): take a model with a block_size of at least "
                          f"{longest}, or leave those items out.")
 
 
 def describe(benchmark, items: list[dict]) -> dict:
     """The benchmark in a run's config.json: its items, and all that a report needs to know about its metrics."""
-    return {
-        "items": len(items),
-        "sha256": hashlib.sha256(json.dumps(items).encode()).hexdigest(),
-        "title": benchmark.TITLE,
-        "metrics": [list(metric) for metric in benchmark.METRICS],
-        "item_metrics": list(benchmark.ITEM_METRICS),
-        "cluster": benchmark.CLUSTER,
-        "category": benchmark.CATEGORY,
-    }
+    sha256 = hashlib.sha256(json.dumps(items).encode()).hexdigest()
+    about = {"items": len(items), "sha256": sha256, "title": benchmark.TITLE}
+    about["metrics"] = [list(metric) for metric in benchmark.METRICS]
+    about["item_metrics"] = list(benchmark.ITEM_METRICS)
+    return about | {"cluster": benchmark.CLUSTER, "category": benchmark.CATEGORY}
 
 
 def download(url: str, sha256: str, title: str) -> Path:
-    """The file at `url`, kept in $XDG_CACHE_HOME/moonshotgpt (~/.cache/moonshotgpt). ValueError when it cannot be had
-    or is another one."""
+    """The file at `url`, kept in $XDG_CACHE_HOME/moonshotgpt (~/.cache/moonshotgpt). ValueError when it cannot be
+    fetched or has another checksum."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moonshotgpt"
     path = folder / url.rpartition("/")[2]
     instead = f"pass --data with a local copy of {path.name}, or --data synthetic."
@@ -138,27 +164,24 @@ def download(url: str, sha256: str, title: str) -> Path:
 
 
 class Scored(NamedTuple):
-    """What a model gives the questions of one item. A question is a context with its endings."""
+    """The scores of one item's questions. A question is a context with its endings."""
 
     sums: list[list[float]]  # [question][ending] log p, summed over the ending's tokens, nats
     lengths: list[list[int]]  # [question][ending] tokens
-    truncated: bool  # whether the model saw only the last part of a context
+    truncated: bool  # the model saw only the end of a context
 
 
 def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
           autocast=contextlib.nullcontext, stop=None, progress=False) -> list[Scored] | None:
-    """What the model gives each item, in the order of items, on every rank; each item is scored by one rank. None
-    when a rank's stop.asked became true, which is looked at between forward passes.
+    """The scores of each item, in the order of items, on every rank; each item is scored by one rank. None when any
+    rank's stop.asked is true, which is looked at between forward passes.
 
-    render(item): the item's questions as text, [(context, [ending, ...]), ...]. model: a GPT or its compiled wrapper;
-    it stays in its mode. batch_size: contexts per forward pass (None: as many as fit a budget of tokens). autocast: a
-    function that gives the context to compute in. name: of the progress bar. Draws no random numbers. ValueError: an
-    ending longer than block_size, a vocabulary without GPT-2's ids, scores that are not finite."""
+    name: of the progress bar. model: a GPT or its compiled wrapper; it stays in its mode. render(item): its questions
+    as text, [(context, [ending, ...]), ...]. batch_size: contexts per forward pass (None: a fixed budget of tokens).
+    autocast: makes the context to compute in. Draws no random numbers. ValueError: an ending longer than block_size, a
+    vocabulary without GPT-2's ids, scores that are not finite."""
     model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
-    size = model.config.vocab_size
-    if size < N_GPT2_TOKENS:
-        raise ValueError(f"the model's vocabulary has {size} ids, but items are encoded with "
-                         f"GPT-2's {N_GPT2_TOKENS}: evaluate a model that was trained on those.")
+    check_vocabulary(model, largest=math.inf)
 
     def score_share(share):
         encoded = encode([render(item) for item in share], bos)
@@ -170,23 +193,26 @@ def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
             return None
         scored, rest = [], iter(sums)
         for item, questions in zip(share, encoded, strict=True):
-            of_item = [next(rest) for _ in questions]
-            if not all(math.isfinite(value) for values in of_item for value in values):
-                raise ValueError(f"the scores of item {item['id']} are not finite, so the weights "
-                                 "are broken: evaluate an earlier checkpoint.")
+            item_sums = [next(rest) for _ in questions]
+            refuse_broken(sum(item_sums, []), f"item {item['id']}")
             lengths = [[len(ending) for ending in endings] for _, endings in questions]
             truncated = inference.n_truncated(questions, model.config.block_size) > 0
-            scored.append(Scored(of_item, lengths, truncated))
+            scored.append(Scored(item_sums, lengths, truncated))
         return scored
 
     return processes.spread(procs, items, score_share)
 
 
+def refuse_broken(scores: list[float], where: str) -> None:
+    if not all(map(math.isfinite, scores)):
+        raise ValueError(f"the scores of {where} are not finite, so the weights are broken: "
+                         "evaluate an earlier checkpoint.")
+
+
 def sum_log_probs(model, queue, batch_size, autocast, stop, bar) -> list[list[float]] | None:
     """Summed log-prob of each ending of each (context, endings); None when asked to stop.
 
-    fsum makes the sums of the fp32 values exact to the last fp64 bit, so equal values give equal sums, and equal means
-    for endings of any length: ties stay ties."""
+    fsum is exact for fp32 values, so equal log-probs give equal sums, and equal means at any length: ties stay ties."""
     sums, was_training = [None] * len(queue), model.training
     model.eval()
     try:
@@ -202,7 +228,7 @@ def sum_log_probs(model, queue, batch_size, autocast, stop, bar) -> list[list[fl
 
 
 def progress_bar(total: int, name: str, visible: bool) -> tqdm:
-    """Shown on terminals only; None means that to tqdm."""
+    """A bar that is drawn on terminals only, which is tqdm's meaning of disable=None."""
     return tqdm(total=total, desc=name, leave=False, disable=None if visible else True)
 
 
@@ -213,13 +239,13 @@ def mean(values: list[float]) -> float | None:
 
 
 def standard_error(groups: list[list[float]]) -> float | None:
-    """Of the mean of the groups' means, as if items were independent; compare_runs.py resamples clusters instead.
+    """Of the mean of the groups' means, as if items were independent (compare_runs.py resamples clusters instead).
     None when a group has fewer than two values."""
-    if any(len(values) < 2 for values in groups):
-        return None
     variances = []
     for values in groups:
         n, center = len(values), mean(values)
+        if n < 2:
+            return None
         variances.append(math.fsum((value - center) ** 2 for value in values) / (n - 1) / n)
     return math.sqrt(math.fsum(variances)) / len(groups)
 
@@ -233,21 +259,14 @@ def computing_dtype(autocast) -> str:
     return "float32"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# written answers
-
-
 def encode_prompt(text: str, bos: bool) -> list[int]:
-    ids = get_tokenizer().encode(text)
-    if bos:
-        return [BOS_ID, *ids]
-    return ids
+    start = [BOS_ID] if bos else []
+    return start + get_tokenizer().encode(text)
 
 
 def make_batches(prompts: list[list[int]], rooms: list[int], batch_size: int) -> list[list[int]]:
-    """Numbers of prompts in batches of equal room (new tokens) and similar length, the longest first; prompts without
-    room in none. A batch depends on the prompts alone, not on ranks or on what an interrupted exam has done, and so
-    does rounding."""
+    """Indices of the prompts with room for new tokens, in batches of equal room and similar length, longest first.
+    Batches, and with them rounding, depend neither on ranks nor on what an interrupted exam has done."""
     order = [i for i in range(len(prompts)) if rooms[i] > 0]
     order.sort(key=lambda i: (rooms[i], -len(prompts[i]), i))
     batches = []
@@ -259,8 +278,8 @@ def make_batches(prompts: list[list[int]], rooms: list[int], batch_size: int) ->
 
 
 def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, progress: bool) -> list:
-    """Records 0 to n - 1 on every rank, None for numbers that are in no batch. answer(batch): the records of its
-    numbers; each batch is answered by one rank."""
+    """Records 0 to n - 1 on every rank, None for those in no batch. answer(batch): the records of these indices; each
+    batch is answered by one rank."""
 
     def answer_share(share):
         results = []
@@ -278,18 +297,18 @@ def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, pr
     return records
 
 
-def check_vocabulary(model) -> None:
-    """ValueError unless the model writes ids of shards' tokenizer, with or without its multiplication tokens."""
+def check_vocabulary(model, largest=VOCAB_SIZE) -> None:
+    """ValueError for a model without GPT-2's ids, or with more ids than `largest`, which ours cannot decode."""
     size = model.config.vocab_size
-    if not N_GPT2_TOKENS <= size <= VOCAB_SIZE:
-        raise ValueError(f"the model's vocabulary has {size} ids, but problems are encoded with "
-                         f"GPT-2's {N_GPT2_TOKENS} (or {VOCAB_SIZE} with the "
-                         "multiplication tokens): evaluate a model that was trained on those.")
+    if not N_GPT2_TOKENS <= size <= largest:
+        raise ValueError(f"the model's vocabulary has {size} ids, but texts are encoded with GPT-2's "
+                         f"{N_GPT2_TOKENS} (or {VOCAB_SIZE} with the multiplication tokens): "
+                         "evaluate a model that was trained on those.")
 
 
 def shares(**credits) -> dict:
-    """For each name the mean of its credits (None: there are none) and its 95 % interval: Wilson's (1927), which treats
-    the items as independent."""
+    """The mean of each name's credits (None without any) and its 95 % interval: Wilson's (1927), which treats items as
+    independent."""
     result, z = {}, 1.959964
     for name, values in credits.items():
         n, p = len(values), mean(values)
@@ -307,9 +326,9 @@ def shares(**credits) -> dict:
 
 
 def write_records(name, table, folder, step: int, result: dict, timestamp: str, **more) -> None:
-    """Write evaluate()'s result into a run's folder: one line in <name>_metrics.jsonl, one per item in
-    <name>_items.jsonl, and the metrics of `table` (METRICS) and `more` in step_metrics.json. A step that is already
-    there is replaced. Items are written first, so that a step in the metrics has all of its items."""
+    """Write evaluate()'s result into a run's folder, in place of what it has of this step: a line per item in
+    <name>_items.jsonl, then one in <name>_metrics.jsonl, so that a step there has all of its items, and last the
+    metrics of `table` (METRICS) and `more` in step_metrics.json."""
     folder, metrics = Path(folder), result["metrics"]
     items = [{"step": step, **record} for record in result["items"]]
     runs.replace_step(folder / f"{name}_items.jsonl", step, items)
@@ -327,7 +346,6 @@ def make_parser(name: str, title: str, data: str, out: str, batch: str, batch_si
     """A parser with the flags that all benchmarks have. data, out, batch: what --data, --out and --batch_size mean."""
     parser = argparse.ArgumentParser(
         prog=f"{name}.py", description=f"{title} of a checkpoint.", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --show 3")
     add = parser.add_argument_group("what").add_argument
     add("--checkpoint", required=True,
@@ -346,7 +364,7 @@ def make_parser(name: str, title: str, data: str, out: str, batch: str, batch_si
 
 
 def parse_counts(parser, argv, **lowest: int) -> argparse.Namespace:
-    """Parsed flags; an error for a flag below its lowest value."""
+    """Parsed flags, none below its lowest value."""
     args = parser.parse_args(argv)
     for name, low in {"max_examples": 0, "show": 0, **lowest}.items():
         if getattr(args, name) < low:
@@ -367,7 +385,7 @@ def main(benchmark, argv=None) -> int:
         name, f"{benchmark.TITLE} scores", benchmark.DATA_HELP,
         out=f"folder for {name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json, such as the run's; the step "
         "is the checkpoint's, or 0 if it has none ('' = only print)",
-        batch="contexts per forward pass (0 = as many as fit a fixed token budget)")
+        batch="contexts per forward pass (0 = a fixed budget of tokens)")
     for option, settings in benchmark.OPTIONS.items():
         parser.add_argument(f"--{option}", **settings)
     args = parse_counts(parser, argv, batch_size=0)
@@ -384,21 +402,17 @@ def main(benchmark, argv=None) -> int:
             autocast=autocast, stop=processes.StopRequest(), progress=True, **own)
         if result is None:
             raise KeyboardInterrupt
-        if procs.is_main:
-            report(benchmark, args, folder, items, result)
-        if procs.is_main and args.out:
+        if not procs.is_main:
+            return 0
+        metrics, source = result["metrics"], args.data or benchmark.OFFICIAL
+        if args.show:
+            print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
+        print(f"{benchmark.TITLE}, {metrics['n']:,} items of {source} | {folder}")
+        print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, "
+              f"{metrics['seconds']:.1f} s, chance {benchmark.CHANCE:.4f}\n{benchmark.table(metrics)}")
+        if args.out:
             benchmark.write_records(args.out, step or 0, result, runs.now())
             print(f"records of step {step or 0} are in {args.out}")
     finally:
         procs.close()
     return 0
-
-
-def report(benchmark, args, folder, items: list[dict], result: dict) -> None:
-    """Print --show items and the metrics."""
-    if args.show:
-        print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
-    metrics, source = result["metrics"], args.data or benchmark.OFFICIAL
-    print(f"{benchmark.TITLE}, {metrics['n']:,} items of {source} | {folder}")
-    print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, "
-          f"{metrics['seconds']:.1f} s, chance {benchmark.CHANCE:.4f}\n{benchmark.table(metrics)}")

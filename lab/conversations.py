@@ -1,22 +1,19 @@
 """conversations.py owns conversations: from files to tokens with a mask, and from tokens to the rows of a step.
 
 A conversation becomes   <|endoftext|>User: {q}\\nAssistant: {a}<|endoftext|>   and each further exchange follows at
-once: User: {q}\\nAssistant: {a}<|endoftext|>. The prompt is answers.render_prompt's, and prompt and answer are
-tokenised apart, so that the border lies where it lies in evaluation. A system message goes before the first question,
-with a blank line between; white space around a message is dropped.
+once: User: {q}\\nAssistant: {a}<|endoftext|>. Prompt (answers.render_prompt) and answer are tokenised apart, so that
+the border lies where it lies in evaluation. A system message goes before the first question, with a blank line between;
+white space around a message is dropped.
 
-The loss is taken over the tokens of the answers and the <|endoftext|> after each; the mask is built from spans, never
-from ids. An answer without text trains its <|endoftext|> alone. GSM8K's `<<6*9=54>>` notes are removed from its
-answers; under mul_tokens the injector sees them first and replaces the products among them, so the texts of the two
-conditions differ in these products only.
+The loss is taken over the tokens of the answers and the <|endoftext|> after each (of an answer without text, over that
+alone); the mask is built from spans, never from ids. GSM8K's `<<6*9=54>>` notes are removed from its answers; under
+mul_tokens the injector sees them first and replaces the products among them, the only difference between the two
+conditions. A conversation of more than seq_len + 1 tokens loses its end, or is dropped when no trained token is left.
 
-A conversation of more than seq_len + 1 tokens loses its end, or is dropped when no trained token is left. Both are
-counted.
-
-Records: {"messages": [{"role", "content"}, ...]} (tulu), {"question", "answer"} (gsm8k), {"question", "code"} (tinygsm;
-tinygsm.py turns the program into worked steps, and {"question", "answer"} is what it has turned before), in the files
-that sources.py reads, or from the hub. GSM8K's test split is refused by name, by the file's bytes, and by every single
-question (decontaminate.py). Caller: sft.py.
+Records: {"messages": [{"role", "content"}, ...]} (tulu), {"question", "answer"} (gsm8k), {"question", "code"} (tinygsm,
+whose programs tinygsm.py turns into worked steps; or {"question", "answer"}, where it has already), in the files that
+sources.py reads, or from the hub. GSM8K's test split is refused by name, by the file's bytes and by every single
+question (decontaminate.py).
 """
 
 import hashlib
@@ -39,11 +36,8 @@ from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer
 
 STAGES = ("tulu", "gsm8k", "tinygsm")
 FIELDS = ("messages", "question", "answer", "code")
-HUB = {
-    "tulu": ("allenai/tulu-3-sft-mixture", None),
-    "gsm8k": ("openai/gsm8k", "main"),
-    "tinygsm": ("TinyGSM/TinyGSM", None),
-}
+HUB = {"tulu": ("allenai/tulu-3-sft-mixture", None), "gsm8k": ("openai/gsm8k", "main"),
+       "tinygsm": ("TinyGSM/TinyGSM", None)}
 N_SYNTHETIC = 2000
 CHUNK = 256  # conversations handled at once: their text is held no longer than that
 
@@ -55,23 +49,20 @@ def find_files(stage: str, paths: list[str]) -> list[Path]:
     """The files that --data names. GSM8K's test file is refused by its name and by its bytes, before it is parsed."""
     files, suffixes = [], tuple(sources.RECORD_READERS)
     for path in map(Path, paths):
+        inside = [path]
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.name.endswith(suffixes))
             if not inside:
                 raise FileNotFoundError(f"--data {path} holds no {', '.join(suffixes)}: name another folder.")
-            files += inside
         elif not path.is_file():
             raise FileNotFoundError(f"--data {path}: no such file or folder; check the path.")
         else:
             sources.reader_of(sources.RECORD_READERS, path)  # or refuse it now
-            files.append(path)
+        files += inside
     for path in files:
-        fault = None
-        if stage == "gsm8k" and "test" in re.split("[^a-z]+", path.name.lower()):
-            fault = "named as a test split"
-        elif disk.sha256_file(path) == decontaminate.TEST_FILE_SHA256:
-            fault = "GSM8K's test file"
-        if fault is not None:
+        named_test = stage == "gsm8k" and "test" in re.split("[^a-z]+", path.name.lower())
+        if named_test or disk.sha256_file(path) == decontaminate.TEST_FILE_SHA256:
+            fault = "named as a test split" if named_test else "GSM8K's test file"
             raise ValueError(f"{path} is {fault}, which training never reads: pass GSM8K's train file.")
     return files
 
@@ -87,8 +78,8 @@ def read_source(stage: str, paths: list[str], about: list[dict]) -> Iterator[tup
             yield f"{name} record {number:,}", record
     elif any(path.split(":")[0] == "synthetic" for path in paths):
         if stage != "gsm8k" or len(paths) > 1:
-            raise ValueError(f"--data {' '.join(paths)}: synthetic[:N] stands alone and belongs to --stage "
-                             f"gsm8k, as in --stage gsm8k --data synthetic:{N_SYNTHETIC}.")
+            raise ValueError(f"--data {' '.join(paths)}: synthetic[:N] stands alone and belongs to "
+                             f"--stage gsm8k, as in --stage gsm8k --data synthetic:{N_SYNTHETIC}.")
         n = sources.synthetic_size(paths[0], N_SYNTHETIC)
         about.append({"name": "synthetic", "split": "train", "items": n})
         for number, item in enumerate(synthetic.gsm8k_items(n, split="train")):
@@ -103,8 +94,8 @@ def read_source(stage: str, paths: list[str], about: list[dict]) -> Iterator[tup
 
 
 def exchanges(stage: str, record) -> list[tuple[str, ...]]:
-    """[(question, answer), ...] of a record, or [(question, program, known answer or "")] of TinyGSM's. ValueError says
-    what is wrong with the record, in words that follow its place."""
+    """[(question, answer), ...] of a record, or [(question, program, known answer or "")] of TinyGSM's. ValueError:
+    what is wrong, in words that follow the record's place."""
     if isinstance(record, sources.BadRecord):
         raise ValueError(record.why)
     if not isinstance(record, dict):
@@ -115,9 +106,8 @@ def exchanges(stage: str, record) -> list[tuple[str, ...]]:
     if stage == "gsm8k" or (record.get("code") is None and "answer" in record):
         return [(question, _field(record, "answer").strip())]
     program, known = _field(record, "code"), record.get("answer")
-    if known is None:  # the number 0 is a known answer
-        known = ""
-    return [(question, program, str(known))]
+    known = "" if known is None else str(known)  # the number 0 is a known answer
+    return [(question, program, known)]
 
 
 def _field(record: dict, name: str, kind: type = str):
@@ -129,12 +119,11 @@ def _field(record: dict, name: str, kind: type = str):
 
 
 def _chat(messages: list) -> list[tuple[str, str]]:
-    """A system message, if there is one, and then user and assistant in turn -> (question, answer) pairs."""
+    """(question, answer) pairs of messages: a system message if there is one, then user and assistant in turn."""
     roles, texts = [], []
     for i, message in enumerate(messages):
-        role, content = None, None
-        if isinstance(message, dict):
-            role, content = message.get("role"), message.get("content")
+        message = message if isinstance(message, dict) else {}
+        role, content = message.get("role"), message.get("content")
         if role not in ("system", "user", "assistant"):
             raise ValueError(f"has role {role!r} in message {i}, not system, user or assistant")
         if not isinstance(content, str):
@@ -143,12 +132,10 @@ def _chat(messages: list) -> list[tuple[str, str]]:
         texts.append(content.strip())
     system = ""
     if roles[:1] == ["system"]:
-        system = texts[0]
-        roles, texts = roles[1:], texts[1:]
+        system, roles, texts = texts[0], roles[1:], texts[1:]
     for i, role in enumerate(roles, 1):
         if role != ("assistant", "user")[i % 2]:
-            raise ValueError(f"has its roles out of order: turn {i} is {role}, but user and assistant "
-                             "must alternate")
+            raise ValueError(f"has its roles out of order: turn {i} is {role}, but they must alternate")
     if len(roles) < 2:
         raise ValueError("has no assistant turn, so there is nothing to learn")
     if len(roles) % 2:
@@ -159,10 +146,9 @@ def _chat(messages: list) -> list[tuple[str, str]]:
 
 
 def read_conversations(stage: str, paths: list[str], args, guard, counts: Counter, about: list, dropped: list):
-    """Yield (place, digest, exchanges) of a source's conversations: 16 bytes that name the original text, the same in
-    every condition, and the exchanges as plain text. `counts` says how many records were read and left out. A question
-    of GSM8K's test split is an error, unless there is a guard and the data is not GSM8K's: then it goes to `dropped`.
-    """
+    """Yield (place, digest, exchanges) of a source's conversations. digest: 16 bytes that name the original text, the
+    same in every condition. `counts` counts the records read and left out. A question of GSM8K's test split is an
+    error; with a guard, in data other than GSM8K's, it goes to `dropped`."""
     for place, record in itertools.islice(read_source(stage, paths, about), args.max_read or None):
         counts["read"] += 1
         try:
@@ -177,12 +163,11 @@ def read_conversations(stage: str, paths: list[str], args, guard, counts: Counte
         else:
             texts = [record["question"]]
         if any(map(decontaminate.is_test_question, texts)):
-            if stage == "gsm8k" or guard is None:
-                fix = "remove it, or drop all that benchmarks share with --decontaminate"
-                if stage == "gsm8k":
-                    fix = "pass GSM8K's train file"
-                raise ValueError(f"{place} holds a question of GSM8K's test split, which training "
-                                 f"never reads: {fix}.")
+            question = f"{place} holds a question of GSM8K's test split, which training never reads"
+            if stage == "gsm8k":
+                raise ValueError(f"{question}: pass GSM8K's train file.")
+            if guard is None:
+                raise ValueError(f"{question}: remove it, or drop all that benchmarks share with --decontaminate.")
             dropped.append({"place": str(place), "items": ["gsm8k/question"]})
             continue
         text = "\0".join(text for turn in turns for text in turn)
@@ -190,9 +175,8 @@ def read_conversations(stage: str, paths: list[str], args, guard, counts: Counte
 
 
 def sample(conversations, n: int) -> list:
-    """The n conversations with the smallest hashes, in their order; by the half that does not decide what is held
+    """The n conversations with the smallest hashes, in their order. The other half of the hash decides what is held
     out."""
-
     def rank(numbered):
         number, (_, digest, _) = numbered
         return int.from_bytes(digest[8:], "little"), number
@@ -208,7 +192,6 @@ def sample(conversations, n: int) -> list:
 def answer_pieces(answer: str, injector, strip_notes: bool) -> list[tuple]:
     """" " + answer as pieces: (text, None), or (mul id, UTF-8 bytes it stands for in the baseline's text). That text is
     the answer without its GSM8K notes; an injector takes a note together with what it repeats."""
-
     def baseline(text: str) -> str:
         return ANNOTATION.sub("", text) if strip_notes else text
 
@@ -226,7 +209,6 @@ def answer_pieces(answer: str, injector, strip_notes: bool) -> list[tuple]:
 def tokenize(conversations: list[list[tuple[str, str]]], *, seq_len: int, bos: bool, injector, strip_notes: bool,
              counts: Counter) -> list[tuple]:
     """Per conversation (tokens uint16 (n,), trained bool (n,), UTF-8 bytes of the trained text); n = 0 when dropped.
-
     Counts truncated, tokens_cut, dropped_too_long, empty_answers, tokens, trained_tokens, mul_tokens."""
     tokenizer, eos = get_tokenizer(), BOS_ID
     plans = []  # of each conversation its pieces: (text or one id, whether it is trained, bytes a mul id stands for)
@@ -247,7 +229,8 @@ def tokenize(conversations: list[list[tuple[str, str]]], *, seq_len: int, bos: b
     for plan in plans:
         pieces = []
         for content, _, _ in plan:
-            pieces.append(next(encoded) if isinstance(content, str) else np.array([content], np.uint16))
+            is_text = isinstance(content, str)
+            pieces.append(next(encoded) if is_text else np.array([content], np.uint16))
         tokens = np.concatenate(pieces)
         trained = np.repeat([on for _, on, _ in plan], [len(piece) for piece in pieces])
         n_bytes = byte_lengths[tokens].astype(np.int64)
@@ -306,37 +289,33 @@ def load_source(stage: str, paths: list[str], args, guard, counts: Counter, abou
     bar.close()
     counts["contaminated"] = len(dropped)
     if not rows:
-        kinds = [f"{n:,} {kind}" for kind, n in counts.items() if n and kind != "read"]
-        kinds = kinds or ["no data"]
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in counts.items() if n and kind != "read")
         raise ValueError(f"--stage {stage}: no conversation is left of {counts['read']:,} records "
-                         f"({', '.join(kinds)}): give --data that holds some.")
+                         f"({kinds or 'no data'}): give --data that holds some.")
     digests = [hashlib.blake2b(tokens.tobytes() + trained.tobytes(), digest_size=8).digest()
                for tokens, trained, _ in rows]
     tokens, trained, sizes = zip(*rows, strict=True)
     return {
-        "tokens": np.concatenate(tokens),
-        "trained": np.concatenate(trained),
+        "tokens": np.concatenate(tokens), "trained": np.concatenate(trained),
         "lengths": np.array([len(t) for t in tokens]),
         "n_trained": np.array([int(mask.sum()) for mask in trained]),
-        "answer_bytes": np.array(sizes),
-        "digest": np.frombuffer(b"".join(digests), "<i8"),
+        "answer_bytes": np.array(sizes), "digest": np.frombuffer(b"".join(digests), "<i8"),
         "hash": np.frombuffer(b"".join(hashes), "V16"),
     }
 
 
 def load(args) -> dict:
     """Every conversation of a run: the arrays of load_source, source uint8 and held_out bool (C,), offsets (C + 1,),
-    fingerprints, and what config.json records. A dropped conversation has length 0.
-
-    args: stage data tinygsm_data max_read max_examples bad_conversations condition seq_len bos decontaminate
-    val_fraction eval_every, as sft.py's flags. ValueError / FileNotFoundError in one sentence."""
+    fingerprints, and what config.json records. A dropped conversation has length 0. args: sft.py's flags. ValueError /
+    FileNotFoundError in one sentence."""
     guard = decontaminate.from_argument(args.decontaminate)
     inputs = {args.stage: args.data}
     if args.stage == "transition":
         inputs = {"tulu": args.data, "tinygsm": args.tinygsm_data}
-    benchmarks = guard.benchmarks if guard is not None else None
+    record = {"sources": {}, "counts": {}, "contaminated": {}, "benchmarks": None}
+    if guard is not None:
+        record["benchmarks"] = guard.benchmarks
     pieces = []
-    record = {"sources": {}, "counts": {}, "contaminated": {}, "benchmarks": benchmarks}
     for number, (stage, paths) in enumerate(inputs.items()):
         counts, about, dropped = Counter(), [], []
         piece = load_source(stage, paths, args, guard, counts, about, dropped)
@@ -358,9 +337,9 @@ def load(args) -> dict:
         of_stage = data["source"] == number
         if not (of_stage & usable & ~data["held_out"]).any():
             too_long = int((of_stage & ~usable).sum())
-            raise ValueError(f"--stage {stage}: of {int(of_stage.sum()):,} conversations {too_long:,} are "
-                             f"too long for --seq_len {args.seq_len} and the rest is held out, so none is "
-                             "left to train on: raise --seq_len, lower --val_fraction, or give more --data.")
+            raise ValueError(f"--stage {stage}: of {int(of_stage.sum()):,} conversations {too_long:,} are too long for "
+                             f"--seq_len {args.seq_len} and the rest is held out, so none is left to train on: raise "
+                             "--seq_len, lower --val_fraction, or give more --data.")
     if args.eval_every and not (usable & data["held_out"]).any():
         raise ValueError(f"--val_fraction {args.val_fraction} holds out none of {len(usable):,} conversations: raise "
                          "it, give more --data, or pass --eval_every 0.")
@@ -372,10 +351,8 @@ def load(args) -> dict:
 
 
 def plan_order(data: dict, n: int, seed: int, mix: tuple[float, float]) -> np.ndarray:
-    """Which conversation is read at each of the run's n positions, int64 (n,).
-
-    Each source is read in data_order's epochs. With two, position p takes from the second with a probability that goes
-    linearly from mix[0] at the first position to mix[1] at the last, by a random number of its own."""
+    """The conversation read at each of the run's n positions, int64 (n,); each source in data_order's epochs. The
+    probability of the second source goes linearly from mix[0] at the first position to mix[1] at the last."""
     if len(data["stages"]) == 1:
         return _source_order(data, 0, n, seed)
     share = mix[0] + (mix[1] - mix[0]) * np.arange(n) / max(n - 1, 1)
@@ -393,26 +370,23 @@ def _source_order(data: dict, source: int, n: int, seed: int) -> np.ndarray:
     """The first n conversations of one source over its epochs; one that was dropped leaves the others in order."""
     numbers = np.flatnonzero((data["source"] == source) & ~data["held_out"])
     fingerprint = f"{data['fingerprint_texts']}|{source}"
-    plan = np.empty(0, np.int64)
-    for epoch in itertools.count():
-        if len(plan) >= n:
-            return plan[:n]
-        order = numbers[data_order.epoch_order(fingerprint, seed, epoch, len(numbers))]
+    plan, epochs = np.empty(0, np.int64), itertools.count()
+    while len(plan) < n:
+        order = numbers[data_order.epoch_order(fingerprint, seed, next(epochs), len(numbers))]
         plan = np.concatenate([plan, order[data["lengths"][order] > 0]])
+    return plan[:n]
 
 
 def pack(lengths: list[int], width: int, packing: bool) -> list[list[int]]:
     """Rows as lists of numbers of conversations: first fit, longest first; without packing each has a row to itself.
-
     lengths: tokens of each conversation, at most width + 1: the last one is only predicted and takes no place."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     if not packing:
         return [[i] for i in order]
     rows, room = [], []
     for i in order:
-        row = next((r for r, left in enumerate(room) if left >= lengths[i] - 1), None)
-        if row is None:
-            row = len(rows)
+        row = next((r for r, left in enumerate(room) if left >= lengths[i] - 1), len(rows))
+        if row == len(rows):
             rows.append([])
             room.append(width)
         rows[row].append(i)
@@ -422,10 +396,9 @@ def pack(lengths: list[int], width: int, packing: bool) -> list[list[int]]:
 
 def make_batch(data: dict, rows: list[list[int]], width: int = 0) -> dict[str, torch.Tensor]:
     """Rows of conversation numbers as int64 tensors: x, y, positions, segments (B, T), T the longest row or `width`.
-
-    y is the token after x where it is trained, else -100. positions start at 0 in each conversation; segments say which
-    of its row's a position belongs to, -1 for padding. where (M,): the flat positions that are trained; owner (M,):
-    the number of the conversation each is of."""
+    y is the token after x where it is trained, else -100. positions start at 0 in each conversation; segments number
+    the conversations of a row, -1 for padding. where (M,): the flat positions that are trained; owner (M,): the number
+    of the conversation each is of."""
     offsets = data["offsets"]
     width = max(width, *(int(sum(data["lengths"][row])) - len(row) for row in rows))
     x = np.full((len(rows), width), BOS_ID, np.int64)
@@ -450,15 +423,14 @@ def make_batch(data: dict, rows: list[list[int]], width: int = 0) -> dict[str, t
 
 
 def show(batch: dict) -> str:
-    """The first conversation of a batch as text, from the very tensors that are trained on: [[ ]] around what the loss
-    is taken of."""
+    """The first conversation of a batch as text, from the tensors that are trained on: [[ ]] around what is trained."""
     first = batch["segments"][0] == 0
     x, y = batch["x"][0][first].tolist(), batch["y"][0][first].tolist()
-    tokens, trained = list(x), [False] + [target != IGNORE for target in y]
+    tokens, trained, text = list(x), [False] + [target != IGNORE for target in y], ""
     if trained[-1]:
         tokens.append(y[-1])
-    text = ""
-    for on, group in itertools.groupby(zip(tokens, trained, strict=False), key=lambda pair: pair[1]):
+    pairs = zip(tokens, trained, strict=False)
+    for on, group in itertools.groupby(pairs, key=lambda pair: pair[1]):
         piece = get_tokenizer().decode([token for token, _ in group])
         text += f"[[{piece}]]" if on else piece
     return text

@@ -29,8 +29,7 @@ def epoch_order(fingerprint: str, seed: int, epoch: int, n: int, data_order="shu
     """Order in which an epoch visits its n sequences: uint32 (n,), a permutation of 0..n-1.
 
     Sorting raw Philox words, whose stream numpy guarantees, keeps the order the same for every numpy version
-    (`Generator.permutation` may change, NEP 19).
-    """
+    (`Generator.permutation` may change, NEP 19)."""
     if data_order == "sequential":
         return np.arange(n, dtype=np.uint32)
     key = hashlib.sha256(f"{fingerprint}|{seed}|{epoch}".encode()).digest()
@@ -48,8 +47,7 @@ def token_checksum(sequences: np.ndarray, first_position: int) -> int:
 
     A multilinear hash per sequence (random odd weights, modulo 2**64), mixed with its position by splitmix64's
     finaliser, summed: the sums of all ranks add up, modulo 2**64, to the checksum of the whole step. 4 to 7 times the
-    speed of blake2b or crc32 (measured), so that the proof costs less than reading.
-    """
+    speed of blake2b or crc32 (measured), so that the proof costs less than reading."""
     z = np.einsum("ij,j->i", sequences, _checksum_weights(sequences.shape[1])).view(np.uint64)
     positions = np.arange(first_position + 1, first_position + 1 + len(z), dtype=np.uint64)
     z = z + positions * np.uint64(0x9E3779B97F4A7C15)
@@ -63,8 +61,7 @@ class StepLoader:
 
     files: shards.TokenFiles. Iterate with `next_step()` from `start_step` on; it returns a dict with
     "tokens" int64 tensor (S / world_size, seq_len + 1) on the CPU (pinned when asked), "sequences" their numbers,
-    "epochs" of each, "checksum" of this rank's share.
-    """
+    "epochs" of each, "checksum" of this rank's share."""
 
     def __init__(self, files, *, seq_len: int, sequences_per_step: int, seed: int, data_order="shuffled",
                  rank=0, world_size=1, start_step=0, stop_step: int | None = None, num_workers=1,
@@ -96,14 +93,12 @@ class StepLoader:
     def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epochs, sequence numbers) that this rank reads in a step, int64 (share,) each."""
         first = step * self.per_step + self.offset
-        epoch, at = divmod(first, self.n)
-        if at + self.share <= self.n:
-            sequences = self._order(epoch)[at : at + self.share].astype(np.int64)
-            return np.full(self.share, epoch), sequences
-        # the step straddles epochs
         epochs, places = np.divmod(first + np.arange(self.share, dtype=np.int64), self.n)
-        pairs = zip(epochs.tolist(), places.tolist(), strict=True)
-        return epochs, np.array([self._order(epoch)[place] for epoch, place in pairs], np.int64)
+        sequences = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():  # one, or more where a step straddles epochs
+            here = epochs == epoch
+            sequences[here] = self._order(epoch)[places[here]]
+        return epochs, sequences
 
     def read_step(self, step: int) -> dict:
         """The batch of any step (see the class)."""
@@ -138,8 +133,7 @@ def val_rows(val: dict, seq_len: int, view: str, bos_id: int) -> tuple[np.ndarra
     token is never scored.
 
     "stream": windows of seq_len + 1 with stride seq_len, so every token but the first is scored once.
-    "bos": the first seq_len + 1 tokens of each document that starts with BOS, alone in its row.
-    """
+    "bos": the first seq_len + 1 tokens of each document that starts with BOS, alone in its row."""
     n = len(val["tokens"])
     if view == "stream":
         starts = np.arange(0, max(n - 1, 0), seq_len, dtype=np.int64)

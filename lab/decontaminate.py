@@ -2,25 +2,20 @@
 
     python prepare_fineweb.py --decontaminate gsm8k=test.jsonl hellaswag=hellaswag_val.jsonl ewok=ewok_core_1.0.zip
     python prepare_fineweb.py --decontaminate benchmarks/      # with gsm8k/test.jsonl, hellaswag_val.jsonl, ewok*.zip
-
     guard = decontaminate.Guard.build({"gsm8k": "gsm8k/test.jsonl"})
     guard.hits("John arm wrestles 20 people. He beats 80%. How many people did he lose to?")
     # ["gsm8k/00306-7f7b2720"]
 
-Reads the benchmarks' own files; keeps 64-bit hashes and the ids that the evaluations use, never text, and writes ids
-only. Each document is checked by itself.
-
-The rule. A word is a run of ASCII letters and digits, in lower case; everything else separates words: punctuation,
-white space, other scripts. An item contaminates a document when 13 successive words of the two agree (GPT-3, appendix
-C), or when the document holds the whole of an item's text of 6 to 12 words; items whose texts are all shorter are not
-looked for, and counted. The texts of an item are
+Reads the benchmarks' own files, keeps 64-bit hashes and never text, and writes only the items' ids.
+A word is a run of ASCII letters and digits, in lower case; all else separates words. An item contaminates a document
+when 13 successive words of the two agree (GPT-3, appendix C), or when the document holds the whole of an item's text of
+6 to 12 words; items whose texts are all shorter are only counted. The texts of an item are
     gsm8k      the question
     hellaswag  the context with each of the four endings, with and without WikiHow's marks such as [title]
     ewok       each context with each target
-each in three spellings: as it stands, without apostrophes, and without any punctuation (`don't`, `dont`; `1,000`,
-`1000`), so a document may have lost its punctuation or had it replaced. Passages that more than 10 items of a benchmark
-share are its boilerplate and left out, as GPT-3 left out those of more than 10 documents, unless an item has no other.
-
+each in three spellings: as it is, without apostrophes, without any punctuation (`don't`, `dont`; `1,000`, `1000`), as a
+document may have lost its punctuation. Passages that more than 10 items of a benchmark share are boilerplate and left
+out (GPT-3: of more than 10 documents), unless an item has no other.
 Fine-tuning never reads GSM8K's test split, with or without a guard: `is_test_question` recognises its questions.
 """
 
@@ -52,18 +47,14 @@ WHOLE = np.dtype([("opening", "<u8"), ("hash", "<u8"), ("words", "<i4"), ("item"
 
 
 class Guard:
-    """Made by `Guard.build`; then `hits` and `hits_batch`, from any number of threads.
-
-    Attributes: ids, the items' names "benchmark/id"; settings, what decides the answers: {"rule", name: sha256 of the
-    file}; benchmarks, {name: {"file", "sha256", "items", "items_too_short"}}.
-    """
+    """Made by `Guard.build`; then `hits` and `hits_batch`, from any number of threads. ids: the items' names
+    "benchmark/id"; settings: all that decides the answers, {"rule", name: sha256 of the file}; benchmarks: {name:
+    {"file", "sha256", "items", "items_too_short"}}."""
 
     @classmethod
     def build(cls, files: dict[str, str | Path]) -> Guard:
         """A guard for {"gsm8k": path, "hellaswag": path, "ewok": path}, or some of them. Takes seconds.
-
-        Raises ValueError / FileNotFoundError in one sentence.
-        """
+        ValueError / FileNotFoundError in one sentence."""
         guard, passages, wholes = cls(), [], []
         guard.ids, guard.benchmarks, guard.settings = [], {}, {"rule": RULE}
         for name, path in files.items():
@@ -79,8 +70,7 @@ class Guard:
             passages.append(_without_boilerplate(hashes, owners))
             wholes.append(short)
             n_guarded = len(np.union1d(owners, short["item"]))
-            digest = disk.sha256_file(path)
-            guard.settings[name] = digest
+            digest = guard.settings[name] = disk.sha256_file(path)
             guard.benchmarks[name] = {"file": Path(path).name, "sha256": digest, "items": len(items),
                                       "items_too_short": len(items) - n_guarded}
             guard.ids += [f"{name}/{item}" for item in items]
@@ -91,9 +81,8 @@ class Guard:
 
     def hits(self, text: str | bytes) -> list[str]:
         """Ids of the items that contaminate a text, in the order of `ids`; [] for a clean one."""
-        if isinstance(text, str):
-            text = text.encode(errors="replace")
-        return self.hits_batch([text]).get(0, [])
+        utf8 = text.encode(errors="replace") if isinstance(text, str) else text
+        return self.hits_batch([utf8]).get(0, [])
 
     def hits_batch(self, documents: list[bytes]) -> dict[int, list[str]]:
         """{number in the list: what `hits` returns} of the contaminated ones among UTF-8 documents. Far faster."""
@@ -104,8 +93,7 @@ class Guard:
                 document = int(np.searchsorted(ends, words.positions[word], "right"))
                 if words.positions[word + n - 1] < ends[document]:  # else it runs on into the next
                     items_of.setdefault(document, set()).add(item)
-        ids_of = lambda document: [self.ids[item] for item in sorted(items_of[document])]
-        return {document: ids_of(document) for document in sorted(items_of)}
+        return {document: [self.ids[item] for item in sorted(items_of[document])] for document in sorted(items_of)}
 
     def _matches(self, words: _Words, last: bool) -> Iterator[tuple[int, int, int]]:
         """(first word, number of words, item) of each passage and each whole text of an item."""
@@ -113,9 +101,8 @@ class Guard:
             yield word, NGRAM, item
         if not len(self._wholes):
             return
-        openings = words.hashes(MIN_WORDS)
-        if not last:  # the words at the end come again, together with those after them
-            openings = openings[: MIN_WORDS - NGRAM]
+        # unless they are the last, the words at the end come again with those after them
+        openings = words.hashes(MIN_WORDS)[: None if last else MIN_WORDS - NGRAM]
         for word, number in self._openings.pairs(openings):
             _, whole, n, item = self._wholes[number].tolist()
             if words.hash(word, n) == whole:
@@ -163,20 +150,15 @@ def _fixed_number(name: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") | 1
 
 
-def _letter_values() -> np.ndarray:
-    """uint64 (256,): a random number per letter or digit, the same for both cases; 0 for what separates words."""
-    values = np.zeros(256, np.uint64)
-    for letter in "abcdefghijklmnopqrstuvwxyz0123456789":
-        values[ord(letter)] = values[ord(letter.upper())] = _fixed_number(letter.encode())
-    return values
-
-
 def _powers(name: bytes) -> np.ndarray:
     return np.cumprod(np.array([1] + [_fixed_number(name)] * (CHUNK + NGRAM), np.uint64))
 
 
-LETTERS, LETTER_POWERS, WORD_POWERS = _letter_values(), _powers(b"letters"), _powers(b"words")
-TOP = CHUNK + NGRAM  # exponent that every sum is raised to, so that a hash does not depend on the position
+LETTERS = np.zeros(256, np.uint64)  # a random number per letter (in both cases) and digit
+for letter in "abcdefghijklmnopqrstuvwxyz0123456789":
+    LETTERS[[ord(letter), ord(letter.upper())]] = _fixed_number(letter.encode())
+LETTER_POWERS, WORD_POWERS = _powers(b"letters"), _powers(b"words")
+TOP = CHUNK + NGRAM  # the exponent of every sum: a hash must not depend on the position
 MIX = np.uint64(_fixed_number(b"mix"))
 
 
@@ -222,8 +204,8 @@ def _hash_words(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _passages(data: bytes) -> Iterator[tuple[_Words, bool]]:
-    """(words, whether they are the last) per chunk; each begins with the NGRAM - 1 words before it, so that every
-    passage lies in exactly one of them."""
+    """(words, whether they are the last) per chunk. Each begins with the NGRAM - 1 words before it, so every passage
+    lies in exactly one."""
     view, start, last = np.frombuffer(data, np.uint8), 0, False
     kept_words, kept_positions = np.empty(0, np.uint64), np.empty(0, np.int64)
     while not last:
@@ -246,9 +228,8 @@ def _passages(data: bytes) -> Iterator[tuple[_Words, bool]]:
 
 
 def _hash_items(items: list[list[str]], first: int) -> tuple[np.ndarray, ...]:
-    """The texts of each item -> hashes and items of its passages, sorted by hash, each pair once; and its WHOLEs.
-
-    Items count from `first`."""
+    """Hashes and items (from `first` on) of the passages of the items' texts, sorted by hash, each pair once; and the
+    WHOLEs."""
     hashes, owners, wholes = [], [], []
     for texts, items_of_texts in _spelled_batches(items, first):
         [(words, _)] = _passages(b"\n".join(texts))
@@ -258,9 +239,9 @@ def _hash_items(items: list[list[str]], first: int) -> tuple[np.ndarray, ...]:
         begins = np.cumsum(counts) - counts
         passages = words.hashes(NGRAM)
         inside = np.flatnonzero(text[: len(passages)] == text[NGRAM - 1 :])
-        new = _unique_pairs(passages[inside], np.array(items_of_texts)[text[inside]])
-        hashes.append(new[0])
-        owners.append(new[1])
+        new_hashes, new_owners = _unique_pairs(passages[inside], np.array(items_of_texts)[text[inside]])
+        hashes.append(new_hashes)
+        owners.append(new_owners)
         for i in np.flatnonzero((counts >= MIN_WORDS) & (counts < NGRAM)).tolist():
             word, n = int(begins[i]), int(counts[i])
             wholes.append((words.hash(word, MIN_WORDS), words.hash(word, n), n, items_of_texts[i]))
@@ -301,7 +282,7 @@ def _spellings(text: str) -> tuple[str, str, str]:
 
 
 def _without_boilerplate(hashes: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leaves out what more than MAX_SHARING items share, except of an item that would have nothing left."""
+    """Leave out what more than MAX_SHARING items share, unless an item would have nothing left."""
     _, sharing = np.unique(hashes, return_counts=True)
     rare = np.repeat(sharing <= MAX_SHARING, sharing)
     kept = rare | ~np.isin(owners, owners[rare])
@@ -312,13 +293,13 @@ def _without_boilerplate(hashes: np.ndarray, owners: np.ndarray) -> tuple[np.nda
 
 
 def _checked(records, benchmark: str, *fields: str) -> Iterator[tuple]:
-    """The (place, record) pairs of a benchmark's file, each with these fields. ValueError names the first without."""
+    """The (place, record) pairs of a benchmark's file. ValueError names the first that lacks one of these fields."""
     for place, record in records:
         if isinstance(record, sources.BadRecord):
             raise ValueError(f"--decontaminate: {record}: give the file as it was published.") from record
         if not isinstance(record, dict) or any(field not in record for field in fields):
-            raise ValueError(f"--decontaminate: {place} has no fields {', '.join(fields)}: that is not "
-                             f"{benchmark}.")
+            names = ", ".join(fields)
+            raise ValueError(f"--decontaminate: {place} has no fields {names}: that is not {benchmark}.")
         yield place, record
 
 
@@ -348,18 +329,15 @@ def _ewok(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 READERS = {"gsm8k": _gsm8k, "hellaswag": _hellaswag, "ewok": _ewok}
-FILES = {  # what each is called in a folder
-    "gsm8k": ("gsm8k/test.jsonl", "gsm8k_test.jsonl"),
-    "hellaswag": ("hellaswag_val.jsonl",),
-    "ewok": ("ewok*.zip",),
-}
+FILES = {"gsm8k": ("gsm8k/test.jsonl", "gsm8k_test.jsonl"), "hellaswag": ("hellaswag_val.jsonl",),
+         "ewok": ("ewok*.zip",)}  # what each is called in a folder
 
 # ----------------------------------------------------------------------------------------------------------------------
-# GSM8K's test questions, for fine-tuning. 48-bit hashes, not text, of the 1,319 questions of openai/grade-school-math's
-# test.jsonl: enough to recognise one whatever its file's name, format and order, and its own case, punctuation and
-# spacing. Another question is taken for one of them with a chance of 5e-12. Rewordings pass; they are for the guard.
+# GSM8K's test questions, for fine-tuning: not their text but 48-bit hashes of the 1,319 questions of test.jsonl of
+# openai/grade-school-math. They recognise a question in any file, format and order, and in any case, punctuation and
+# spacing; another question passes for one with a chance of 5e-12. Rewordings are left to the guard.
 
-TEST_QUESTIONS = Path(__file__).with_name("gsm8k_test_hashes.txt")  # one per line, in ascending order
+TEST_QUESTIONS = Path(__file__).with_name("gsm8k_test_hashes.txt")  # one per line, ascending
 # of the published test.jsonl
 TEST_FILE_SHA256 = "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
 
@@ -406,44 +384,37 @@ def find_files(values: list[str]) -> dict[str, Path]:
             named = _files_in(value)
         for name, path in named.items():
             if files.setdefault(name, path) != path:
-                raise ValueError(f"--decontaminate names {name} twice ({files[name]} and {path}): "
-                                 "keep one.")
+                raise ValueError(f"--decontaminate names {name} twice ({files[name]} and {path}): keep one.")
     return files
 
 
 def _files_in(folder: str) -> dict[str, Path]:
     if not Path(folder).is_dir():
-        raise ValueError(f"--decontaminate {folder} is no folder: name the benchmark, as in "
-                         f"gsm8k={folder}.")
-    files = {}
-    for name, patterns in FILES.items():
-        for pattern in patterns:
-            for path in sorted(Path(folder).glob(pattern)):
-                files.setdefault(name, path)
+        raise ValueError(f"--decontaminate {folder} is no folder: name the benchmark, as in gsm8k={folder}.")
+    files, patterns = {}, [(name, pattern) for name in FILES for pattern in FILES[name]]
+    for name, pattern in patterns:
+        for path in sorted(Path(folder).glob(pattern)):
+            files.setdefault(name, path)
     if not files:
-        names = ", ".join(pattern for patterns in FILES.values() for pattern in patterns)
-        raise ValueError(f"--decontaminate {folder} holds none of {names}: name a file, as in "
-                         "gsm8k=FILE.")
+        names = ", ".join(pattern for _, pattern in patterns)
+        raise ValueError(f"--decontaminate {folder} holds none of {names}: name a file, as in gsm8k=FILE.")
     return files
 
 
 def log_lines(document: int | str, tokens: int, hits: list[str]) -> bytes:
-    """Lines of decontamination.jsonl for one dropped document: one per benchmark. document: its number or name; tokens:
+    """Lines of decontamination.jsonl for one dropped document, one per benchmark. document: its number or name; tokens:
     its plain GPT-2 tokens, the same in every condition; hits: as from `Guard.hits`."""
     items_of: dict[str, list[str]] = {}
     for hit in hits:
         name, item = hit.split("/", 1)
         items_of.setdefault(name, []).append(item)
-    lines = b""
-    for name, items in items_of.items():
-        line = {"document": document, "tokens": tokens, "benchmark": name, "items": items}
-        lines += json.dumps(line).encode() + b"\n"
-    return lines
+    records = [{"document": document, "tokens": tokens, "benchmark": name, "items": items}
+               for name, items in items_of.items()]
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
 def summary(guard: Guard, log: bytes) -> dict:
-    """What meta.json says as `decontamination`: `guard.benchmarks` with the counts of a whole decontamination.jsonl.
-
+    """What meta.json says as `decontamination`: `guard.benchmarks` with the counts of a whole decontamination.jsonl:
     {"rule", "documents_dropped", "plain_tokens_dropped", "benchmarks": {name: {"file", "sha256", "items",
     "items_too_short", "documents_dropped", "items_hit_total", "items_hit": the first LISTED ids}}}"""
     tokens_of, documents = {}, Counter()

@@ -6,6 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
+import stat
+import time
 from pathlib import Path
 
 
@@ -63,3 +66,66 @@ def write_whole(path, data: bytes) -> None:
 def write_json(path, value) -> None:
     """Replace a file's content by a value as indented JSON, all of it or nothing."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def hold(folder):
+    """Make a folder if it is missing, and be the only process that writes into it until the block ends.
+
+    <folder>/.lock says who holds it: pid, host, since when. The kernel ends the lock with its process, so that a dead
+    one of this host holds nothing; the word of another host stands, as not every file system locks across hosts. A
+    folder that was made here and stayed empty is removed. ValueError, in one sentence, when it cannot be held."""
+    import fcntl
+
+    folder = Path(folder)
+    path, is_new = folder / ".lock", not folder.exists()
+    me = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    until = time.monotonic() + 5
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and time.monotonic() < until:
+                continue  # the process that had made the folder is removing it
+            raise ValueError(f"{folder} is not writable ({path}: {error.strerror}): choose another.") from error
+        is_free, is_there, words, state = True, True, b"no lock", os.fstat(lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_there = os.path.samestat(state, os.lstat(path))
+        except FileNotFoundError:  # the one before has removed it
+            is_there = False
+        except BlockingIOError:
+            is_free = False
+        except OSError:  # no locks on this file system: only the words count
+            pass
+        if stat.S_ISREG(state.st_mode) and state.st_nlink < 2:
+            words = os.read(lock, 4096)
+        if is_there and (words or is_free or time.monotonic() > until):
+            break
+        os.close(lock)
+        time.sleep(0.01)  # who has just locked it is about to write who it is
+    try:
+        holder = me
+        if words:  # none: killed before it wrote them
+            holder = None
+            with contextlib.suppress(ValueError, RecursionError):
+                holder = json.loads(words)
+        if not isinstance(holder, dict) or holder.keys() != me.keys():
+            raise ValueError(f"{path} was not written by this lab: delete it, or choose another folder.")
+        fault = "{} is held by process {pid} on {host} since {since}".format(folder, **holder)
+        if not is_free:
+            raise ValueError(f"{fault}: wait until it has ended, or choose another folder.")
+        if holder["host"] != me["host"]:
+            raise ValueError(f"{fault}: wait until it has ended or, if it is gone, delete {path}.")
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, json.dumps(me).encode(), 0)
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before the lock ends, so that who gets it then finds it gone
+    finally:
+        os.close(lock)
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()

@@ -1,11 +1,11 @@
 """
-inference.py owns what a trained model is asked: log-probs of endings, and sampling. Functions that take a GPT.
+inference.py owns what a trained model is asked: log-probabilities of endings, and samples.
 
 >>> scores = score_endings(model, [(context_ids, [ending_ids, other_ending_ids])])  # log p of each ending's tokens
 >>> texts = generate(model, [prompt_ids, other_ids], 100, temperature=0.8, stop_ids=[50256])  # Completions
 
-Where positions meet in attention alone (`model.attention_only`), a beginning that endings share is computed once, in
-trees of tokens, and sampling caches keys and values. Any other model reads every row alone and from its first token.
+Where positions meet in attention alone (`model.attention_only`), beginnings that endings share are computed once, in
+trees of tokens, and sampling caches keys and values. Any other model reads each row by itself and from its first token.
 """
 
 import functools
@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from lab import trees
-from lab.loss import CHUNK_ROWS, mask_logits, workspace, write_logits
-from model import Context, GPTConfig, Linear, causal_attention, check, packed_linear, seeded_generator
+from lab.loss import CHUNK_ROWS, mask_logits, product_dtype, workspace, write_logits
+from model import Context, Linear, causal_attention, check, packed_linear, seeded_generator
 
 
 def can_pack(weight) -> bool:
@@ -41,11 +41,11 @@ def pack(weight):
 
 @contextmanager
 def packed_weights(module):
-    """While open, the matrix products of module (a GPT or one of its blocks) take packed copies of its weights, where
-    can_pack. Elsewhere nothing happens. For use without gradients.
+    """While open, the matrix products of module (a GPT or a block) use packed copies of its weights, where can_pack.
+    For use without gradients; the copies double the weights' memory.
 
-    A product of few rows otherwise spends its time on rearranging the weight, at every call: 16 rows of the 124M shape
-    take 81 ms without and 32 ms with it (measured). The copy takes as much memory as the weights."""
+    Otherwise a product of few rows spends its time on rearranging the weight, in every call: 16 rows of the 124M shape
+    take 81 ms without and 32 ms with it (measured)."""
     modules = [m for m in module.modules() if isinstance(m, Linear)]
     if hasattr(module, "transformer"):
         modules.append(module.transformer["wte"])
@@ -62,34 +62,29 @@ def packed_weights(module):
 # ----------------------------------------------------------------------------------------------------------------------
 # likelihoods
 
-# Tokens of one forward pass, and columns of logits at a time (elsewhere all). CPU: measured (evals.py in
-# experiments/bench); CUDA: (assumption).
-SCORE_TOKENS = {"cpu": 2048, "cuda": 16_384}
-HEAD_COLUMNS = {"cpu": 2048}
-PACK_ROWS = 128  # tokens from which on packing a weight for one product pays (measured: 0.7 of the time at 160)
+# CPU: measured (evals.py in experiments/bench); CUDA: (assumption).
+SCORE_TOKENS = {"cpu": 2048, "cuda": 16_384}  # of one forward pass
+HEAD_COLUMNS = {"cpu": 2048}  # of logits at a time; elsewhere all
+# Tokens from which on packing a weight for one product pays (measured: 0.7 of the time at 160).
+PACK_ROWS = 128
 
 
 def n_truncated(items, block_size: int) -> int:
-    """How many (item, ending) pairs are longer than block_size + 1 tokens, so that the model does not see all of their
-    context. items as in score_endings."""
-    limit = block_size + 1
-    return sum(len(context) + len(ending) > limit for context, endings in items for ending in endings)
+    """How many (item, ending) pairs exceed block_size + 1 tokens and lose some context. items: as in score_endings."""
+    return sum(len(context) + len(ending) > block_size + 1 for context, endings in items for ending in endings)
 
 
 def score_endings(model, items, batch_size=None, batch_tokens=None) -> list[list[torch.Tensor]]:
     """log p of every token of every ending, given its context and the ending's earlier tokens.
 
     items: (context ids, [ending ids, ...]) pairs of plain lists. Returns, for every item and ending, a 1-D fp32 CPU
-    tensor with one natural-log probability per token: softmax in fp32 over the logical ids; a padding id has -inf.
-    The rule for what does not fit is lm-evaluation-harness's: the model sees the last block_size + 1 tokens of
-    context + ending, each ending by its own length (n_truncated counts those that lose some of their context).
+    tensor with a natural-log probability per token: softmax in fp32 over the logical ids; a padding id has -inf. As in
+    lm-evaluation-harness, the model sees the last block_size + 1 tokens of each context + ending (see n_truncated).
 
-    batch_size: items per forward pass; batch_tokens: tokens per forward pass, as if nothing were shared, though
-    always at least one item; None: no limit on items, SCORE_TOKENS. Scores do not depend on either (to 1e-4), nor
-    on the items' order; identical endings of an item get identical bits. Everything is fp32, with fp32 weights,
-    unless the caller opens an autocast. Takes no random numbers and changes nothing in the model; compiled wrappers
-    forward it to the module itself. ValueError: empty context (start it with BOS) or ending, ending longer than
-    block_size, id outside the vocabulary."""
+    batch_size: items per forward pass (None: no limit); batch_tokens: tokens per forward pass, as if none were shared
+    (None: SCORE_TOKENS), though at least one item. Neither these nor the items' order change scores by more than 1e-4;
+    equal endings of an item get equal bits. fp32 unless the caller opens an autocast. ValueError: an empty context or
+    ending, an ending longer than block_size, an id outside the vocabulary."""
     items = list(items)
     scores = dict(iter_scores(model, items, batch_size, batch_tokens))
     return [scores[i] for i in range(len(items))]
@@ -97,12 +92,10 @@ def score_endings(model, items, batch_size=None, batch_tokens=None) -> list[list
 
 def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None) -> Iterator[tuple[int, list]]:
     """score_endings as a generator of (index of the item, its list of tensors), for a caller that shows progress or
-    stops in between: a forward pass's items come together, right after it, in the sorted order of their contexts
-    (items whose contexts begin alike share that beginning), each index once. Errors are raised here, before the
-    first pass."""
+    stops in between. Items come after their forward pass, sorted by their contexts, each once. Errors come at once."""
     for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
         check(value is None or value >= 1, f"{name} is {value}; give at least 1, or None")
-    _check_items(items, model.config)
+    _check_items(items, model.config.block_size, model.config.padded_vocab_size)
     device = model.transformer["wte"].weight.device.type
     budget = batch_tokens or SCORE_TOKENS.get(device, SCORE_TOKENS["cuda"])
     batches, room = [], 0
@@ -117,33 +110,28 @@ def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None) -> I
     return _score_batches(model, items, batches)
 
 
-def _check_items(items, config: GPTConfig) -> None:
-    limit, n_ids = config.block_size, config.padded_vocab_size
+def _check_items(items, limit: int, n_ids: int) -> None:
     for i, (context, endings) in enumerate(items):
-        check(len(context), f"item {i} has an empty context, so nothing predicts its endings' first "
-                            "tokens; start the context with BOS")
+        check(len(context), f"item {i} has an empty context; start it with BOS")
         for ending in endings:
             n = len(ending)
             check(n, f"item {i} has an empty ending; give every ending at least one token")
             check(n <= limit, f"item {i} has an ending of {n} tokens but the model's block_size is "
-                              f"{limit}; leave the item out or use a model with a larger block_size")
+                              f"{limit}; leave it out")
         for ids in (context, *endings):
             for token in (min(ids), max(ids)):
                 check(0 <= token < n_ids,
-                      f"item {i} has token id {token}, outside this model's {n_ids} ids; "
-                      "encode it with the tokenizer of the model's training data")
+                      f"item {i} has token id {token}, outside this model's {n_ids} ids; use its tokenizer")
 
 
 @torch.no_grad()
 def _score_batches(model, items, batches):
     score = _score_trees if model.attention_only else _score_rows
+    limit = model.config.block_size + 1
     for batch in batches:
         pairs = []  # what the model sees of context + ending, ending
-        for i in batch:
-            context, endings = items[i]
-            for ending in endings:
-                visible = [*context, *ending][-model.config.block_size - 1 :]
-                pairs.append((visible, ending))
+        for context, endings in (items[i] for i in batch):
+            pairs += [([*context, *ending][-limit:], ending) for ending in endings]
         scores = iter(score(model, pairs))
         for i in batch:
             yield i, [next(scores) for _ in items[i][1]]
@@ -151,12 +139,11 @@ def _score_batches(model, items, batches):
 
 def _score_rows(model, pairs):
     """Scores by the definition: a forward pass for each pair (visible tokens, ending)."""
-    weight, scores = model.transformer["wte"].weight, []
+    device, scores = model.transformer["wte"].weight.device, []
     for visible, ending in pairs:
-        tokens = torch.tensor([visible[:-1]], device=weight.device)
+        tokens = torch.tensor([visible[:-1]], device=device)
         x = model.hidden(tokens)[0, -len(ending) :]
-        rows, targets = torch.arange(len(ending)), torch.tensor(ending)
-        scores.append(_head_log_probs(x, weight, rows, targets, model.config.masked_ranges))
+        scores.append(_head_log_probs(x, model, torch.arange(len(ending)), torch.tensor(ending)))
     return scores
 
 
@@ -164,55 +151,49 @@ def _score_trees(model, pairs):
     """Scores of all pairs (visible tokens, ending) by one forward pass, in which a shared beginning stands once."""
     if not pairs:
         return []
-    weight = model.transformer["wte"].weight
-    tensor = functools.partial(torch.tensor, device=weight.device)
+    device = model.transformer["wte"].weight.device
+    tensor = functools.partial(torch.tensor, device=device)
     grown = trees.grow([visible[:-1] for visible, _ in pairs], model.config.n_embd)
     predictors, targets = [], []
     for nodes, (_, ending) in zip(grown.nodes_of, pairs, strict=True):
         predictors += nodes[-len(ending) :]
         targets += ending
     queries, row_of = torch.tensor(predictors).unique(return_inverse=True)
-    queries = queries.to(weight.device)
+    queries = queries.to(device)
     tokens, ends = tensor(grown.tokens), tensor(grown.ends)
-    all_nodes = torch.arange(len(tokens), device=weight.device)
+    all_nodes = torch.arange(len(tokens), device=device)
 
     x, rope = model.embed(tokens[None], positions=tensor(grown.depths)[None])
-    context = Context(rope, trees.attention(grown.spans, ends, all_nodes))
-    *blocks, last = model.transformer["h"]
+    everywhere = Context(rope, trees.attention(grown.spans, ends, all_nodes))
+    # Of the last block only the outputs that predict an ending's token are needed.
+    predicting = Context(rope, trees.attention(grown.spans, ends, queries), queries)
+    contexts = [everywhere] * (model.config.n_layer - 1) + [predicting]
     packing = packed_weights if len(tokens) >= PACK_ROWS else nullcontext
-    for block in blocks:
+    for block, context in zip(model.transformer["h"], contexts, strict=True):
         with packing(block):
             x = block(x, context)
-    # Of the last block only the outputs that predict an ending's token are needed.
-    context = Context(rope, trees.attention(grown.spans, ends, queries), queries)
-    with packing(last):
-        x = last(x, context)
-    x = model.transformer["ln_f"](x)[0]
-    scores = _head_log_probs(x, weight, row_of, torch.tensor(targets), model.config.masked_ranges)
+    scores = _head_log_probs(model.transformer["ln_f"](x)[0], model, row_of, torch.tensor(targets))
     return list(scores.split([len(ending) for _, ending in pairs]))
 
 
-def _head_log_probs(x, weight, rows, targets, masked_ranges) -> torch.Tensor:
+def _head_log_probs(x, model, rows, targets) -> torch.Tensor:
     """log p (E,) fp32 of targets (E,) after the hidden states x (N, C) numbered rows (E,); all but x on the CPU.
 
     At most CHUNK_ROWS x HEAD_COLUMNS logits are alive. Products in x's dtype or the autocast's, softmax in fp32."""
-    device, dtype = x.device.type, x.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    scores = torch.empty(len(rows))
+    device, dtype, scores = x.device.type, product_dtype(x), torch.empty(len(rows))
     with torch.autocast(device, enabled=False):
-        weight = weight.to(dtype)
-        chunk = CHUNK_ROWS.get(device, 4096)
+        weight = model.transformer["wte"].weight.to(dtype)
+        chunk = CHUNK_ROWS.get(device, CHUNK_ROWS["cuda"])
         for start in range(0, len(x), chunk):
             inside = (start <= rows) & (rows < start + chunk)
             at, wanted = (v.to(x.device) for v in (rows[inside] - start, targets[inside]))
             x_rows = x[start : start + chunk].to(dtype)
-            scores[inside] = _chunk_log_probs(x_rows, weight, at, wanted, masked_ranges).cpu()
+            scores[inside] = _chunk_log_probs(x_rows, weight, at, wanted, model.config.masked_ranges).cpu()
     return scores
 
 
 def _chunk_log_probs(x, weight, rows, targets, masked_ranges):
-    """The same for all of x (R, C): a running log-sum-exp over HEAD_COLUMNS columns of logits at a time."""
+    """log p (E,) for all of x (R, C), by a running log-sum-exp over HEAD_COLUMNS columns of logits at a time."""
     V = len(weight)
     width = min(V, HEAD_COLUMNS.get(x.device.type, V))
     buffer = workspace(len(x), width, x.device).flatten()
@@ -223,8 +204,7 @@ def _chunk_log_probs(x, weight, rows, targets, masked_ranges):
         columns = weight[left : left + width]
         padding = [(max(a - left, 0), max(b - left, 0)) for a, b in masked_ranges]
         if len(x) >= PACK_ROWS and can_pack(columns):
-            logits = packed_linear(x, pack(columns), None)
-            mask_logits(logits, padding)
+            logits = mask_logits(packed_linear(x, pack(columns), None), padding)
         else:
             logits = buffer[: len(x) * len(columns)].view(len(x), -1)
             write_logits(logits, x, columns, padding)
@@ -234,8 +214,7 @@ def _chunk_log_probs(x, weight, rows, targets, masked_ranges):
         new = torch.maximum(largest, logits.amax(1, keepdim=True))
         total = total * (largest - new).exp_() + logits.sub_(new).exp_().sum(1, keepdim=True)
         largest = new
-    log_sum = (largest + total.log_())[:, 0]
-    return chosen - log_sum[rows]
+    return chosen - (largest + total.log_())[rows, 0]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -259,35 +238,33 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
     """Continues each prompt by up to max_new_tokens; one Completion per prompt, in their order.
 
     prompts: lists of ids, of any lengths, or a (B, T) tensor. temperature 0: greedy. Otherwise softmax(logits /
-    temperature), then the top_k likeliest ids (those that tie with the k-th stay), then the smallest set of ids
-    whose share of what is left reaches top_p (of ties, lower ids first); None: all. Padding ids are never drawn.
-    Each row draws one uniform number per token, on the CPU, from a generator of its own seeded by (seed, row_ids[i]
-    or i), and takes the id at which the sum of probabilities, in the order of ids and in fp64, passes it. So a
-    row's tokens do not depend on the batch, its order or its padding; only where the number falls within the
-    rounding of the logits (about 1e-6 in fp32) of a border between two ids could a draw differ.
-    A row ends at one of stop_ids, or when its new text contains one of stop_strings; decode gives the text of a
-    list of ids, and joined lists must give joined bytes, at least one per id. If the string begins where a token
-    does, ids ends before it; otherwise ids goes on to the token that completes it. Either way the text is
-    decode(ids) up to the first stop string in it, and that cut is the caller's.
-    The model sees the last block_size tokens. A row longer than that costs a forward of block_size per token, and so
-    does, by its own length, every row of a model that is not attention_only.
+    temperature), then the top_k likeliest ids (and those that tie with the k-th), then the smallest set of ids whose
+    share of these reaches top_p (of ties, lower ids first); None: all. Padding ids are never drawn.
+    Each row draws one uniform number per token, on the CPU, from its own generator, seeded by (seed, row_ids[i] or i),
+    and takes the id at which the cumulative probability, in fp64 and the order of ids, passes it. So its tokens do not
+    depend on the batch, unless the number falls within the logits' rounding (about 1e-6 in fp32) of a border.
+    A row ends at one of stop_ids, or when its new text contains one of stop_strings. decode gives the text of a list of
+    ids, at least a byte per id, and of joined lists the joined bytes. ids ends before a stop string that begins with a
+    token, and otherwise with the token that completes it: the caller cuts decode(ids) at the first stop string.
+    The model sees the last block_size tokens. A row longer than that costs a forward of block_size per token, and every
+    row of a model that is not attention_only one of its own length.
     Memory: 2 * n_layer * n_embd numbers per row and position, for all prompts at once; on a CPU also a copy of the
-    weights while it runs. ValueError for bad input, or where the logits are not numbers."""
+    weights. ValueError for bad input, or where the logits are not numbers."""
     prompts = _check_generate(
         model, prompts, max_new_tokens, temperature, top_k, top_p, stop_ids, stop_strings, decode)
     row_ids = range(len(prompts)) if row_ids is None else list(row_ids)
-    check(len(row_ids) == len(prompts), f"there are {len(prompts)} prompts but {len(row_ids)} row_ids; "
-                                        "give one for each")
+    check(len(row_ids) == len(prompts),
+          f"there are {len(prompts)} prompts but {len(row_ids)} row_ids; give one each")
     if max_new_tokens == 0:
         return [Completion([], "length") for _ in prompts]
     generators = [seeded_generator(f"{seed}/{row}") for row in row_ids]
     stop_ids, stop_strings = set(map(int, stop_ids)), list(stop_strings)
-    longest = max((len(s.encode()) for s in stop_strings), default=0)
-    tail = longest + 3  # ids whose text can hold a new stop string
+    # The text of so many last ids can hold a new stop string.
+    tail = 3 + max((len(s.encode()) for s in stop_strings), default=0)
     new, stopped = [[] for _ in prompts], ["length"] * len(prompts)
 
     def extend(rows, logits) -> list[bool]:
-        """Gives each of rows a token, from logits (len(rows), V); whether each goes on."""
+        """Gives each of rows a token, from logits (len(rows), V). Returns which go on."""
         u = torch.zeros(len(rows), dtype=torch.float64)
         if temperature > 0:
             for i, r in enumerate(rows):
@@ -304,13 +281,13 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
         return [stopped[r] == "length" and len(new[r]) < max_new_tokens for r in rows]
 
     limit, device = model.config.block_size, model.transformer["wte"].weight.device
-    cached, at_once = [], 1  # place i of the cache holds row cached[i]; a model with memory reads row by row
     by_length = sorted(range(len(prompts)), key=lambda r: len(prompts[r]))
+    cached, at_once, packing = [], 1, False  # place i of the cache holds row cached[i]
     if model.attention_only:
         cached = [r for r in by_length if len(prompts[r]) <= limit]
         at_once = max(1, PREFILL_TOKENS.get(device.type, 2048) // limit)
+        packing = max_new_tokens * min(len(prompts), 4) >= PACK_FROM
     recomputed = by_length[len(cached) :]
-    packing = model.attention_only and max_new_tokens * min(len(prompts), 4) >= PACK_FROM
     with packed_weights(model) if packing else nullcontext():
         if cached:
             width = min(len(prompts[cached[-1]]) + max_new_tokens - 1, limit)
@@ -344,14 +321,13 @@ def _check_generate(model, prompts, max_new_tokens, temperature, top_k, top_p, s
     try:
         prompts = [list(map(index, p)) for p in prompts]
     except TypeError as e:
-        raise ValueError("prompts must be lists of whole numbers, one list per prompt, or a (B, T) int64 "
-                         "tensor; put a single prompt into a list") from e
-    vocab_size = model.config.vocab_size
+        raise ValueError("prompts must be lists of whole numbers, or a (B, T) int64 tensor; "
+                         "put a single prompt into a list") from e
+    V = model.config.vocab_size
     for i, p in enumerate(prompts):
         check(p, f"prompt {i} is empty; start from at least one token, such as <|endoftext|>")
-        check(0 <= min(p) <= max(p) < vocab_size,
-              f"prompt {i} has ids from {min(p)} to {max(p)}; "
-              f"use ids of at least 0 and below vocab_size {vocab_size}")
+        check(0 <= min(p) <= max(p) < V,
+              f"prompt {i} has ids from {min(p)} to {max(p)}; use ids from 0, below vocab_size {V}")
     check(max_new_tokens >= 0, f"max_new_tokens is {max_new_tokens}; use 0 or more")
     check(0 <= temperature < math.inf, f"temperature is {temperature}; use 0 for greedy, or more")
     check(top_k is None or top_k >= 1, f"top_k is {top_k}; use at least 1, or None for all ids")
@@ -359,15 +335,15 @@ def _check_generate(model, prompts, max_new_tokens, temperature, top_k, top_p, s
     check(not isinstance(stop_ids, int), f"stop_ids is {stop_ids}; put it into a list")
     check(not isinstance(stop_strings, str) and "" not in stop_strings,
           f"stop_strings is {stop_strings!r}; use a list of strings that are not empty")
-    check(decode or not stop_strings, "stop_strings need text; pass decode, a function from ids to text")
+    check(decode or not stop_strings, "stop_strings need text; pass decode, from ids to text")
     return prompts
 
 
 def choose_tokens(logits, u, temperature, top_k, top_p) -> torch.Tensor:
     """logits (N, V), u (N,) fp64 in [0, 1), unused when temperature is 0 -> ids (N,) int64; see generate."""
     best, ids = logits.max(1, keepdim=True)
-    check(not best.isnan().any(), "the model's logits are not numbers; "
-                                  "use a checkpoint from before its loss diverged")
+    check(not best.isnan().any(),
+          "the model's logits are not numbers; use a checkpoint from before its loss diverged")
     if temperature == 0:
         return ids.squeeze(1)
     if logits.device.type not in ("cpu", "cuda"):  # no fp64 elsewhere
@@ -386,14 +362,13 @@ def choose_tokens(logits, u, temperature, top_k, top_p) -> torch.Tensor:
     end = total[:, -1:].contiguous()
     at = torch.searchsorted(total, u.to(total.device)[:, None] * end, right=True)
     at = torch.minimum(at, torch.searchsorted(total, end))  # where the product rounds up to end
-    if ids is not None:
-        at = ids.gather(1, at)
-    return at.squeeze(1)
+    chosen = at if ids is None else ids.gather(1, at)
+    return chosen.squeeze(1)
 
 
 def smallest_set(weights, share) -> torch.Tensor:
-    """weights (N, V) >= 0, with zeros outside the fewest entries of each row whose sum reaches share of its sum; of
-    equal weights the first ones stay."""
+    """weights (N, V) >= 0, with zeros outside each row's fewest entries whose sum reaches share of its sum; of equal
+    weights the first stay."""
     V = weights.size(1)
     goal = share * weights.sum(1, keepdim=True, dtype=torch.float64)
     n = min(64, V)  # sorting whole rows would take longer than the model
@@ -413,16 +388,13 @@ def smallest_set(weights, share) -> torch.Tensor:
 
 
 def stop_string_cut(ids, stop_strings, decode) -> int | None:
-    """How many of the last ids to drop when their text has a stop string; None when it has none."""
+    """How many of the last ids to drop because of a stop string in their text; None without one."""
     text = decode(ids)
     places = [text.find(string) for string in stop_strings if string in text]
     if not places:
         return None
     before = text[: min(places)]
-    for n in range(1, len(ids) + 1):
-        if decode(ids[: len(ids) - n]) == before:
-            return n
-    return 0
+    return next((n for n in range(1, len(ids) + 1) if decode(ids[: len(ids) - n]) == before), 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -432,30 +404,31 @@ def stop_string_cut(ids, stop_strings, decode) -> int | None:
 def _new_cache(model, rows, width):
     """Zeros, because a masked column counts with weight 0, and 0 times what memory holds may be nan."""
     c, weight = model.config, model.transformer["wte"].weight
-    dtype, kind = weight.dtype, weight.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-    return weight.new_zeros(c.n_layer, 2, rows, c.n_head, width, c.head_dim, dtype=dtype)
+    return weight.new_zeros(c.n_layer, 2, rows, c.n_head, width, c.head_dim, dtype=product_dtype(weight))
 
 
 def compact(live, keep, cache) -> list:
-    """The rows of live to keep, moved to the first places of the cache: rows from the end take the places of those that
-    leave, so that each of these costs one copy of a row."""
+    """The rows of live to keep, in the first places of the cache: rows from the end move to the places of those that
+    leave, one copy each."""
     live, n = list(live), sum(keep)
     free = [i for i in range(n) if not keep[i]]
     movers = [j for j in range(n, len(live)) if keep[j]]
     for i, j in zip(free, movers, strict=True):
-        live[i] = live[j]
-        cache[:, :, i] = cache[:, :, j]
+        live[i], cache[:, :, i] = live[j], cache[:, :, j]
     return live[:n]
 
 
 def _prefill(model, prompts, cache):
     """Fills the cache; logits (B, padded_vocab) after each prompt. Prompts, sorted by length, are padded at their
     end, where causal attention does not look; what that leaves in the cache is overwritten before it is seen."""
-    device = cache.device
+
+    def fill_and_attend(layer, q, k, v):
+        for old, new in zip(layer, (k, v), strict=True):
+            old.copy_(new)
+        return causal_attention(q, k, v)
+
+    device, states, start = cache.device, [], 0
     limit = PREFILL_TOKENS.get(device.type, 2048)
-    states, start = [], 0
     while start < len(prompts):
         end = start + 1
         while end < len(prompts) and len(prompts[end]) * (end + 1 - start) <= limit:
@@ -465,18 +438,11 @@ def _prefill(model, prompts, cache):
         padded = [p + [p[-1]] * (T - len(p)) for p in rows]
         x, rope = model.embed(torch.tensor(padded, device=device))
         for block, layer in zip(model.transformer["h"], cache[:, :, start:end, :, :T], strict=True):
-            x = block(x, Context(rope, functools.partial(_fill_and_attend, layer)))
+            x = block(x, Context(rope, functools.partial(fill_and_attend, layer)))
         last = torch.tensor([len(p) - 1 for p in rows], device=device)
         states.append(x[torch.arange(len(rows), device=device), last])
         start = end
     return model.head(model.transformer["ln_f"](torch.cat(states)))
-
-
-def _fill_and_attend(layer, q, k, v):
-    keys, values = layer
-    keys.copy_(k)
-    values.copy_(v)
-    return causal_attention(q, k, v)
 
 
 def _decode_step(model, tokens, at, cache):
@@ -493,8 +459,7 @@ def _decode_step(model, tokens, at, cache):
                 old[:, :, width - 1] = new
             else:
                 old[rows, :, places] = new.to(old.dtype)
-        keys, values = layer
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
+        return F.scaled_dot_product_attention(q, *layer, attn_mask=visible)
 
     x, rope = model.embed(torch.tensor(tokens, device=device)[:, None], positions=places[:, None])
     for block, layer in zip(model.transformer["h"], cache[:, :, :n, :, :width], strict=True):

@@ -10,17 +10,21 @@ import threading
 import torch
 
 IGNORE = -100  # a target that is not scored, as in F.cross_entropy
-
 # Rows of logits alive at once. CPU: 1.41, 1.31, 1.29, 1.27 CPU-s for 128, 256, 512, 1024 of them (measured, 1 thread,
 # 1,024 rows, V 50304, C 384; torch 2.13's F.linear_cross_entropy: 8.3). CUDA: (assumption).
 CHUNK_ROWS = {"cpu": 1024, "cuda": 4096}
-
 _local = threading.local()
 
 
+def product_dtype(x) -> torch.dtype:
+    """That of matrix products with x: the autocast's where one is open, otherwise x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def workspace(rows: int, cols: int, device: torch.device) -> torch.Tensor:
-    """(rows, cols) fp32, uninitialised. On a CPU one buffer per thread is kept, because a fresh one of 100 MB
-    page-faults at every step; a GPU has a caching allocator. Nothing saved for backward may point into it."""
+    """(rows, cols) fp32, uninitialised. A CPU thread keeps its buffer, because a fresh one of 100 MB page-faults at
+    every step; a GPU has a caching allocator. Nothing saved for backward may point into it."""
     if device.type != "cpu":
         return torch.empty(rows, cols, device=device)
     if getattr(_local, "buffer", None) is None or _local.buffer.numel() < rows * cols:
@@ -46,39 +50,34 @@ def mask_logits(logits, masked_ranges):
 
 
 def _softmax_nll(logits, targets, x, weight, masked_ranges):
-    """Softmax of logits (R, V), in their place, and the NLL (R,) of targets (R, 1). x (R, C), weight (V, C): where the
-    logits come from."""
+    """Softmax of logits (R, V) = x (R, C) @ weight.T, in their place, and the NLL (R,) of targets (R, 1)."""
     if logits.device.type == "cpu":
         probs = torch.softmax(logits, dim=1, out=logits)
         p = probs.gather(1, targets).squeeze(1)
         nll = p.log().neg_()
         underflow = p < 1e-30
-        if underflow.any():  # rare: these rows' logits, which the softmax has overwritten, are formed again
-            z = torch.empty(int(underflow.sum()), len(weight))
-            write_logits(z, x[underflow], weight, masked_ranges)
+        if underflow.any():  # rare: the softmax has overwritten these logits, so form them again
+            z = write_logits(torch.empty(int(underflow.sum()), len(weight)), x[underflow], weight, masked_ranges)
             nll[underflow] = z.logsumexp(1) - z.gather(1, targets[underflow]).squeeze(1)
         return probs, nll
-    # On a GPU, the same without waiting for the device, at the price of two maxima: -log p = gap - log(largest p).
+    # A GPU need not be waited for, at the price of two maxima: -log p = gap - log(largest p).
     gap = logits.amax(1, keepdim=True) - logits.gather(1, targets)
     probs = torch.softmax(logits, dim=1, out=logits)
     return probs, (gap - probs.amax(1, keepdim=True).log_()).squeeze(1)
 
 
 def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype):
-    """NLL of each row, and the gradients of sum(row_weight * nll), with at most CHUNK_ROWS rows of logits alive.
+    """nll (N,) fp32, 0 where ignored, and the gradients (N, C) and (V, C) of sum(row_weight * nll).
 
-    x (N, C), weight (V, C), targets (N,) with IGNORE allowed, row_weight (N,) fp32 or None for no gradients.
-    Products in `dtype`, softmax in fp32. Returns nll (N,) fp32, 0 where ignored, grad_x (N, C), grad_w (V, C), the
-    latter two of use only with row_weight."""
-    N, V = x.size(0), weight.size(0)
-    chunk = max(1, min(N, CHUNK_ROWS.get(x.device.type, 4096)))
-    buffer = workspace(chunk, V, x.device)
-    w = weight.to(dtype)
+    x (N, C), weight (V, C), targets (N,) with IGNORE allowed, row_weight (N,) fp32; None: the gradients mean nothing.
+    Products in `dtype`, softmax in fp32."""
+    N, w = len(x), weight.to(dtype)
     nll = torch.empty(N, device=x.device)
     if not N:
         return nll, torch.zeros_like(x), torch.zeros_like(weight)
+    chunk = min(N, CHUNK_ROWS.get(x.device.type, CHUNK_ROWS["cuda"]))
+    buffer = workspace(chunk, len(w), x.device)
     grad_x, grad_w = torch.empty_like(x), None
-
     for start in range(0, N, chunk):
         rows = slice(start, start + chunk)
         x_rows = x[rows].to(dtype)
@@ -87,7 +86,7 @@ def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype):
         probs, nll[rows] = _softmax_nll(logits, target, x_rows, w, masked_ranges)
         if row_weight is None:
             continue
-        # The gradient of the logits takes their place; the row's weight goes to the two narrow factors instead.
+        # The gradient of the logits takes their place; the rows' weights go to the two narrow factors.
         minus_one = torch.full_like(target, -1.0, dtype=torch.float32)
         dlogits = probs.scatter_add_(1, target, minus_one).to(dtype)
         r = row_weight[rows].unsqueeze(1)
@@ -103,7 +102,7 @@ def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype):
 
 
 class _HeadLoss(torch.autograd.Function):
-    """sum(nll) / denominator; forward already forms both gradients, so the logits never outlive their chunk."""
+    """sum(nll) / denominator. Forward forms both gradients, so that no logits outlive their chunk."""
 
     @staticmethod
     def forward(ctx, x, weight, targets, masked_ranges, denominator, dtype):
@@ -115,7 +114,7 @@ class _HeadLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss):
         if ctx.grads is None:
-            raise RuntimeError("the gradients of this loss have been taken already; compute the loss again")
+            raise RuntimeError("this loss has had its backward pass; compute the loss again")
         (grad_x, grad_w), ctx.grads = ctx.grads, None
         if grad_loss.device.type != "cpu" or grad_loss != 1:  # on a GPU the comparison would wait for the device
             grad_x.mul_(grad_loss)
@@ -123,17 +122,14 @@ class _HeadLoss(torch.autograd.Function):
         return grad_x, grad_w, None, None, None, None
 
 
-@torch.compiler.disable  # its own kernels are the fast ones; torch.compile breaks the graph here and compiles the rest
+@torch.compiler.disable  # these kernels are faster than the compiled ones
 def chunked_cross_entropy(x, weight, targets, masked_ranges=(), denominator=None, reduce=True) -> torch.Tensor:
     """Cross-entropy of the logits x @ weight.T, without ever holding (N, V) of them.
 
-    x (N, C), weight (V, C), targets (N,) int64, IGNORE = not scored. On a CPU such rows are dropped before the head,
-    so the prompt tokens of a conversation are free. reduce: scalar sum(nll) / denominator (default the number of
-    scored targets), differentiable in x and weight; otherwise nll (N,) fp32 without gradient."""
-    device = x.device.type
-    dtype = x.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    x (N, C), weight (V, C), targets (N,) int64, IGNORE = not scored; on a CPU such rows skip the head, so the prompt
+    tokens of a conversation are free. reduce: scalar sum(nll) / denominator (default: the number of scored targets),
+    differentiable in x and weight; otherwise nll (N,) fp32 without gradient."""
+    device, dtype = x.device.type, product_dtype(x)
     with torch.autocast(device, enabled=False):
         scored = targets != IGNORE
         N, kept = len(targets), None
@@ -147,14 +143,12 @@ def chunked_cross_entropy(x, weight, targets, masked_ranges=(), denominator=None
         nll, _, _ = _head_chunks(x.detach(), weight.detach(), targets, masked_ranges, None, dtype)
         if reduce:
             return nll.sum() / denominator
-        if kept is None:
-            return nll
-        return nll.new_zeros(N).index_copy_(0, kept, nll)
+        return nll if kept is None else nll.new_zeros(N).index_copy_(0, kept, nll)
 
 
 class _Tie(torch.autograd.Function):
-    """The tied matrix, once for the embedding and once for the head. Backward adds the embedding's few sparse rows to
-    the head's dense gradient in place; autograd's own sum makes one or two more matrices of that size."""
+    """Backward adds the embedding's few sparse rows to the head's dense gradient in place; autograd's own sum would
+    make one or two more matrices of that size."""
 
     @staticmethod
     def forward(ctx, weight):
@@ -167,5 +161,5 @@ class _Tie(torch.autograd.Function):
 
 
 def tie(weight) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two views of the tied matrix, for the embedding (whose gradient is to be sparse) and for the head."""
+    """Two views of the tied matrix: for the embedding, whose gradient must be sparse, and for the head."""
     return _Tie.apply(weight)

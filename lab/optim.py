@@ -82,8 +82,7 @@ class Muon(torch.optim.Optimizer):
                  adjust_lr_fn="original", ns_dtype=None, rank=0, world_size=1):
         check_known("adjust_lr_fn", adjust_lr_fn, SCALES)
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} is not in a world of {world_size}: "
-                             "pass 0 <= rank < world_size.")
+            raise ValueError(f"rank {rank} is not in a world of {world_size}: pass 0 <= rank < world_size.")
         defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov,
                         adjust_lr_fn=adjust_lr_fn, qkv=False)
         super().__init__(params, defaults)
@@ -115,7 +114,13 @@ class Muon(torch.optim.Optimizer):
                 update.copy_(direction)
             if counts[self.rank]:
                 updates[mine] = newton_schulz(updates[mine])
-            pending.append((self._exchange(updates, counts), updates, matrices))
+            transfers, start = [], 0
+            for owner, count in enumerate(counts):  # every rank sends its share
+                if count and self.world_size > 1:
+                    share = updates[start : start + count]
+                    transfers.append(dist.broadcast(share, src=owner, async_op=True))
+                start += count
+            pending.append((transfers, updates, matrices))
 
         # applied last, so that sending a batch hides behind the products of the next
         for transfers, updates, matrices in pending:
@@ -148,19 +153,6 @@ class Muon(torch.optim.Optimizer):
                     batches.setdefault(key, []).append((*matrix, group))
         return batches
 
-    def _exchange(self, updates, counts) -> list:
-        """Starts sending each rank's share of updates, in rank order, to all others; returns the transfers."""
-        transfers = []
-        if self.world_size == 1:
-            return transfers
-        start = 0
-        for owner, count in enumerate(counts):
-            if count:
-                share = updates[start : start + count]
-                transfers.append(dist.broadcast(share, src=owner, async_op=True))
-            start += count
-        return transfers
-
 
 def share_out(n: int, cost: int, load: list[int]) -> list[int]:
     """How many of n matrices each rank takes: the next always goes to the least loaded. Adds their cost to `load`."""
@@ -186,8 +178,7 @@ def adamw(params: dict, rank, world_size, *, learning_rate, weight_decay=0.1, be
     groups = [group | {"initial_lr": learning_rate} for group in groups if group["params"]]
     if not groups:
         return []
-    betas = beta1, beta2
-    return [torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)]
+    return [torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)]
 
 
 def is_matrix(name: str, p) -> bool:
@@ -201,8 +192,7 @@ def is_block_matrix(name: str, p) -> bool:
 
 
 def muon_and_adamw(params: dict, rank, world_size, *, takes, learning_rate, muon_lr=None,
-                   muon_scale="sqrt_max", muon_momentum=0.95, muon_weight_decay=0.0,
-                   **adamw_settings) -> list:
+                   muon_scale="sqrt_max", muon_momentum=0.95, muon_weight_decay=0.0, **adamw_settings) -> list:
     """Muon on the parameters that takes(name, parameter) picks, AdamW on the rest. muon_lr=None is 0.1 learning_rate,
     meant for muon_scale="sqrt_max"."""
     if muon_lr is None:
@@ -236,24 +226,20 @@ class Choice:
 
 ADAMW_FLAGS = {
     "--learning_rate": dict(type=float, help="peak for AdamW's parameters (default %(default)s)"),
-    "--weight_decay": dict(type=float, default=0.1,
-                           help="AdamW's, on 2-D and larger (default %(default)s; 0 = off)"),
+    "--weight_decay": dict(type=float, default=0.1, help="AdamW's, if 2-D or larger (default %(default)s)"),
     "--beta1": dict(type=float, default=0.9, help="AdamW (default %(default)s)"),
     "--beta2": dict(type=float, default=0.95, help="AdamW (default %(default)s)"),
 }
-MUON_FLAGS = {
-    "--muon_lr": dict(type=float, default=0.0,
-                      help="peak for Muon's parameters (0 = 0.1 x --learning_rate)"),
+MUON_FLAGS = ADAMW_FLAGS | {
+    "--muon_lr": dict(type=float, default=0.0, help="Muon's peak (0 = 0.1 x --learning_rate)"),
     "--muon_scale": dict(choices=SCALES, default="sqrt_max",
                        help="update scale by the matrix's shape (default %(default)s, as document 003)"),
 }
-hybrid = functools.partial(muon_and_adamw, takes=is_block_matrix)
-on_all_matrices = functools.partial(muon_and_adamw, takes=is_matrix)
 # function(params {name: parameter}, rank, world_size, **values of its flags) -> list of torch.optim.Optimizer
 OPTIMIZERS = {
     "adamw": Choice(adamw, ADAMW_FLAGS),
-    "muon": Choice(hybrid, ADAMW_FLAGS | MUON_FLAGS),
-    "muon_all": Choice(on_all_matrices, ADAMW_FLAGS | MUON_FLAGS),
+    "muon": Choice(functools.partial(muon_and_adamw, takes=is_block_matrix), MUON_FLAGS),
+    "muon_all": Choice(functools.partial(muon_and_adamw, takes=is_matrix), MUON_FLAGS),
 }
 
 
@@ -270,8 +256,7 @@ def build_optimizers(model, *, optimizer="adamw", rank=0, world_size=1, **settin
         for group in one.param_groups:
             moved += [id(p) for p in group["params"]]
     if sorted(moved) != sorted({id(p) for p in model.parameters() if p.requires_grad}):
-        raise ValueError("some parameter is in no group or in two: a module registers it under more "
-                         "than one name.")
+        raise ValueError("some parameter is in no group or in two: register each under one name.")
     return optimizers
 
 

@@ -2,22 +2,23 @@
 
 81 products of digits, 100 two-digit x one-digit products, 100 sums of two-digit numbers, each asked as `6*9=` (plain,
 for a base model) and as `What is 6*9?` in the template (chat, for a fine-tuned one). Two scores: the first number that
-the model writes before a newline, where an expression is skipped together with its `=` (after `6*9=54` the answer is
-54, not 6, in every arm); and the rank of the right result by summed log-prob among all results of its family (the 81
+the model writes before a newline, where an expression is skipped together with its `=` (the answer in `6*9=54` is 54,
+not 6, in every arm); and the rank of the right result by summed log-prob among all results of its family (the 81
 products have 36). Ties count as if broken at random. Prompts hold no multiplication token in any arm, so an arm that
 was trained on those has seldom seen `6*9=`.
 """
 
 import contextlib
 import hashlib
+import itertools
 import math
 import time
 
 from inject_mul import MulExpressionInjector
-from lab import benchmarks, inference, processes, shards
+from lab import benchmarks, inference, processes
 from lab.answers import SCORER, answer_text, first_number, render_prompt
 from lab.benchmarks import mean, shares
-from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
+from lab.tokenizer import BOS_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer
 
 NEW_TOKENS = 16  # room for " 6 * 9 = 54" written out
 FORMS = ("plain", "chat")
@@ -32,28 +33,29 @@ def draw(seed: int = 0) -> list[dict]:
     """The 281 probes {"id", "family", "cluster", "sum" (`6*9`), "answer"}.
 
     The hundreds are those whose hash of (seed, family, sum) is smallest: drawn without replacement, separately in each
-    family, and the same on every platform. Operands and sign tell the families apart, so no probe can be in two of
-    them. cluster: 6*9 and 9*6 are one. No two additions are the same sum turned round."""
+    family, and the same on every platform. No probe is in two families. cluster: 6*9 and 9*6 are one. No two additions
+    are the same sum turned round."""
+
+    def hash_of(probe):
+        return hashlib.sha256(f"{seed}/{probe['family']}/{probe['sum']}".encode()).digest()
+
     items = []
     for family, (sign, first, second, n) in FAMILIES.items():
-        sums = [(f"{a}{sign}{b}", a, b) for a in first for b in second]
-        if n < len(sums):
-            sums.sort(key=lambda entry: _hash(f"{seed}/{family}/{entry[0]}"))
-        drawn, clusters = 0, set()
-        for text, a, b in sums:
+        candidates, clusters = [], set()
+        for a, b in itertools.product(first, second):
+            text, answer = f"{a}{sign}{b}", {"*": a * b, "+": a + b}[sign]
             cluster = f"{family}/{min(a, b)}{sign}{max(a, b)}"
-            if drawn == n or (family == "additions" and cluster in clusters):
-                continue
-            drawn += 1
-            clusters.add(cluster)
-            answer = {"*": a * b, "+": a + b}[sign]
-            items.append({"id": f"{family}/{text}", "family": family, "cluster": cluster,
-                          "sum": text, "answer": answer})
+            candidates.append({"id": f"{family}/{text}", "family": family, "cluster": cluster,
+                               "sum": text, "answer": answer})
+        if n < len(candidates):
+            candidates.sort(key=hash_of)
+        drawn = []
+        for probe in candidates:
+            if family != "additions" or probe["cluster"] not in clusters:
+                drawn.append(probe)
+                clusters.add(probe["cluster"])
+        items += drawn[:n]
     return items
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
 
 
 def prompt_of(probe: dict, form: str) -> tuple[str, str]:
@@ -68,21 +70,17 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
     """{"metrics": {form: {family: {...}}, and the settings}, "items": [record per form and probe]}, the same on every
     rank and for any number of ranks. Greedy. seed: of the set of probes.
 
-    With a vocabulary that has the multiplication tokens, products also have `token_*`: the rank of the product's own
-    token among the 45 in the answer's place. It means nothing in an arm that never saw them."""
+    With a vocabulary that has the multiplication tokens, products also have the rank of their own token among the 45
+    in the answer's place (`token_*`), which means nothing in an arm that never saw them."""
     begun = time.perf_counter()
     model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     benchmarks.check_vocabulary(model)
-    if unknown := set(forms) - set(FORMS):
-        raise ValueError(f"unknown form of probes {', '.join(unknown)}: use {' or '.join(FORMS)}.")
     tokenizer, items = get_tokenizer(), draw(seed)
-    results_of = {family: set() for family in FAMILIES}
-    for item in items:
-        results_of[item["family"]].add(item["answer"])
-    results_of = {family: sorted(results) for family, results in results_of.items()}
-    facts = []
-    if model.config.vocab_size >= VOCAB_SIZE:
-        facts = shards.MulFactTokens.tokens
+    results_of = {}
+    for family in FAMILIES:
+        results_of[family] = sorted({item["answer"] for item in items if item["family"] == family})
+    has_facts = model.config.vocab_size >= VOCAB_SIZE
+    facts = MulFactTokens.tokens if has_facts else []
     questions = [(form, item, *prompt_of(item, form)) for form in forms for item in items]
     prompts = [benchmarks.encode_prompt(prompt, bos) for _, _, prompt, _ in questions]
     needed, limit = max(map(len, prompts)) + NEW_TOKENS, model.config.block_size
@@ -104,13 +102,13 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
                 model, [prompts[i] for i in batch], NEW_TOKENS, temperature=0.0, row_ids=batch,
                 stop_ids=(BOS_ID,), stop_strings=("\n",), decode=tokenizer.decode)
         records = []
-        for i, completion, endings in zip(batch, completions, scores, strict=True):
+        for i, (written, stopped), endings in zip(batch, completions, scores, strict=True):
             form, item, _, _ = questions[i]
-            text = tokenizer.decode(completion.ids)
+            text = tokenizer.decode(written)
             sums = [math.fsum(tokens.tolist()) for tokens in endings]
-            record = {"id": f"{form}/{item['id']}", "form": form, "family": item["family"],
-                      "cluster": item["cluster"], "answer": item["answer"], "completion": text,
-                      "stopped": completion.stopped}
+            record = {"id": f"{form}/{item['id']}", "form": form}
+            record |= {key: item[key] for key in ("family", "cluster", "answer")}
+            record |= {"completion": text, "stopped": stopped}
             records.append(record | mark(item, text, sums, results_of[item["family"]], facts))
         return records
 
@@ -121,21 +119,16 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
         for family in FAMILIES:
             own = [record for record in records if (record["form"], record["family"]) == (form, family)]
             metrics[form][family] = summarise(own, len(results_of[family]), len(facts))
-    metrics |= {
-        "prompts": {form: prompt_of({"sum": "6*9"}, form)[0] for form in forms},
-        "seed": seed, "bos": bos, "max_new_tokens": NEW_TOKENS,
-        "scorer": f"{SCORER} bos={int(bos)}",
-        "seconds": round(time.perf_counter() - begun, 3),
-    }
+    metrics["prompts"] = {form: prompt_of({"sum": "6*9"}, form)[0] for form in forms}
+    metrics |= {"seed": seed, "bos": bos, "max_new_tokens": NEW_TOKENS, "scorer": f"{SCORER} bos={int(bos)}"}
+    metrics["seconds"] = round(time.perf_counter() - begun, 3)
     return {"metrics": metrics, "items": records}
 
 
 def mark(item: dict, completion: str, scores: list[float], results: list[int], facts: list[str]) -> dict:
-    """What is right in one probe. scores: summed log-probs of the family's results and, for products, of the facts'
-    tokens."""
-    if not all(map(math.isfinite, scores)):
-        raise ValueError(f"the scores of probe {item['id']} are not finite, so the weights are "
-                         "broken: evaluate an earlier checkpoint.")
+    """What is right in one probe. scores: summed log-probs of the family's results, then of the facts' tokens if the
+    probe is a product."""
+    benchmarks.refuse_broken(scores, f"probe {item['id']}")
     given = first_number(MulExpressionInjector().expand(completion))
     of_results, of_facts = scores[: len(results)], scores[len(results) :]
     right = results.index(item["answer"])
@@ -152,8 +145,8 @@ def mark(item: dict, completion: str, scores: list[float], results: list[int], f
 
 
 def rank_of(scores: list[float], right: int) -> tuple[float, float, float, int]:
-    """(rank, reciprocal rank, first place, ties) of scores[right]; rank 1 is the largest. With ties the first three are
-    means over all orders of the tied scores, whose number is the last, scores[right] included."""
+    """(rank, reciprocal rank, share of first places, ties) of scores[right]; rank 1 is the largest. The first three are
+    means over all orders of the tied scores, whose number, scores[right] included, is the last."""
     before = sum(score > scores[right] for score in scores)
     tied = scores.count(scores[right])
     reciprocal = math.fsum(1 / (before + j) for j in range(1, tied + 1)) / tied
@@ -162,7 +155,7 @@ def rank_of(scores: list[float], right: int) -> tuple[float, float, float, int]:
 
 
 def chance(n: int) -> dict:
-    """Mean reciprocal rank and share of first places of a random order of n candidates."""
+    """What a random order of n candidates scores."""
     return {"chance_mrr": math.fsum(1 / j for j in range(1, n + 1)) / n, "chance_top1": 1 / n}
 
 
@@ -170,29 +163,21 @@ def summarise(records: list[dict], n_results: int, n_facts: int) -> dict:
     """The metrics of one family in one form."""
     credit = {name: [record["credit"][name] for record in records] for name in records[0]["credit"]}
     no_answer = [record["given"] is None for record in records]
-    metrics = {
-        "correct": int(sum(credit["accuracy"])),
-        "total": len(records),
-        **shares(accuracy=credit["accuracy"], no_answer=no_answer, top1=credit["top1"]),
-        "mrr": mean(credit["mrr"]),
-        "mean_rank": mean([record["rank"] for record in records]),
-        "ties": sum(record["tied"] > 1 for record in records),
-        "candidates": n_results,
-        **chance(n_results),
-    }
+    ranks = [record["rank"] for record in records]
+    ties = sum(record["tied"] > 1 for record in records)
+    metrics = {"correct": int(sum(credit["accuracy"])), "total": len(records)}
+    metrics |= shares(accuracy=credit["accuracy"], no_answer=no_answer, top1=credit["top1"])
+    metrics |= {"mrr": mean(credit["mrr"]), "mean_rank": mean(ranks), "ties": ties}
+    metrics |= {"candidates": n_results} | chance(n_results)
     if "token_mrr" in credit:
-        metrics["token"] = {
-            **shares(top1=credit["token_top1"]),
-            "mrr": mean(credit["token_mrr"]),
-            "mean_rank": mean([record["token_rank"] for record in records]),
-            "candidates": n_facts,
-            **chance(n_facts),
-        }
+        ranks = [record["token_rank"] for record in records]
+        token = shares(top1=credit["token_top1"])
+        token |= {"mrr": mean(credit["token_mrr"]), "mean_rank": mean(ranks)}
+        metrics["token"] = token | {"candidates": n_facts} | chance(n_facts)
     return metrics
 
 
 def table(metrics: dict) -> str:
-    """A line per form and family."""
     lines = []
     for form in FORMS:
         for family, m in metrics[form].items():

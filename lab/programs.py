@@ -4,19 +4,16 @@
     evaluator.run(parse("def f():\\n    trays = 6\\n    return trays * 9"))    # 54
     evaluator.lines                                                         # ["trays: 6", "6 * 9 = 54"]
 
-A line per assignment, in the order in which they are executed: the name, the expression with values in place of names,
-the value. One operation per step, but a chain of + and - is one; the operations inside others get lines of their own
-first. So a product of two digits always stands alone as `6 * 9 = 54`, where inject_mul.py finds it.
+A line per assignment, in the order of execution: the name, the expression with values in place of names, the value. A
+step has one operation, or one chain of + and -; the operations inside others get lines of their own first. So a product
+of two digits always stands alone as `6 * 9 = 54`, where inject_mul.py finds it.
 
 Nothing is ever executed by Python: no exec, eval or compile. The program is parsed, refused unless every node of its
-tree is in a table of this file, and then walked by `Evaluator`, whose numbers, collections and steps are bounded, and
-so its time and memory: a clock would make the result depend on the machine.
-Numbers: an int is written as it is; a float with 6 significant digits, but at least 2 decimals, no zeros at the end and
-no point if none is left: 18.0 -> 18, 0.1 + 0.2 -> 0.3, 10 / 3 -> 3.33333, 1234567.891 -> 1234567.89.
-Caller: tinygsm.py.
+tree is in a table of this file, and walked by `Evaluator`, whose numbers, collections and steps are bounded, and so its
+time and memory (a clock would make the result depend on the machine).
+Numbers: an int as it is; a float with 6 significant digits, but at least 2 decimals, without zeros at the end and a
+bare point: 18.0 -> 18, 0.1 + 0.2 -> 0.3, 10 / 3 -> 3.33333, 1234567.891 -> 1234567.89.
 """
-
-from __future__ import annotations
 
 import ast
 import math
@@ -50,9 +47,7 @@ def show(value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        decimals = 2
-        if value != 0:
-            decimals = max(2, 5 - math.floor(math.log10(abs(value))))
+        decimals = max(2, 5 - math.floor(math.log10(abs(value)))) if value else 2
         text = f"{value:.{decimals}f}".rstrip("0").rstrip(".")
         return "0" if text == "-0" else text
     if isinstance(value, tuple):
@@ -153,12 +148,19 @@ def _number(value) -> int | float:
 
 def _bounded(value):
     """A number that is not too large, or any other value."""
-    if isinstance(value, int):
-        check(value.bit_length() <= MAX_BITS, "number too large")
     check(not isinstance(value, complex), "result is not a number")
-    if isinstance(value, float):
-        check(math.isfinite(value), "number too large")
+    is_bounded = True
+    if isinstance(value, int):
+        is_bounded = value.bit_length() <= MAX_BITS
+    elif isinstance(value, float):
+        is_bounded = math.isfinite(value)
+    check(is_bounded, "number too large")
     return value
+
+
+def _in_brackets(text: str) -> str:
+    """A negative number as the operand of an operation."""
+    return f"({text})" if text.startswith("-") else text
 
 
 def _power(a: int | float, b: int | float) -> int | float:
@@ -194,11 +196,9 @@ class _Leave(Exception):
 
 class Evaluator:
     """Walks checked statements and writes down a line for each assignment.
-
-    Values are int (up to MAX_BITS), float (finite), bool, str (a key), range, and tuple (for lists too, as nothing can
-    change one) and dict of those but range: a list of lists of lists could grow without a limit. Expressions become
-    (text, value): the text is the value as `show` writes it, or an operation on such values that has no line yet.
-    """
+    Values are int (up to MAX_BITS), float (finite), bool, str (a key), range, and tuple (lists too, as nothing can
+    change one) and dict of those but range: lists of lists could grow without limit. Expressions become (text, value):
+    the text is the value as `show` writes it, or an operation on such values that has no line yet."""
 
     def __init__(self):
         self.names: dict[str, object] = {}
@@ -220,7 +220,7 @@ class Evaluator:
         check(self.steps <= MAX_STEPS, "too many steps")
 
     def show(self, value) -> str:
-        """The value as text. Characters cost steps: otherwise a list of floats of 309 digits would cost nothing."""
+        """The value as text, whose characters cost steps: a float may have 309 digits."""
         text = show(value)
         self.spend(len(text) // CHARACTERS_PER_STEP)
         return text
@@ -234,9 +234,10 @@ class Evaluator:
             self.spend(1)
             STATEMENTS[type(node)](self, node)
 
-    def do_assign(self, node: ast.Assign) -> None:
-        """`a = ...`, `a = b = ...`, `a, b = ...`."""
-        targets, values, sequence = node.targets, [node.value], (ast.Tuple, ast.List)
+    def do_assign(self, node: ast.Assign | ast.AnnAssign) -> None:
+        """`a = ...`, `a: int = ...`, `a = b = ...`, `a, b = ...`."""
+        targets, values = getattr(node, "targets", None) or [node.target], [node.value]
+        sequence = (ast.Tuple, ast.List)
         if any(isinstance(target, sequence) for target in targets):
             one = len(targets) == 1 and isinstance(node.value, sequence)
             check(one, "not allowed: target of an assignment")
@@ -245,9 +246,6 @@ class Evaluator:
         results = [(*self.expression(value), value) for value in values]
         for target, result in zip(targets, cycle(results), strict=False):
             self.bind(target, *result)
-
-    def do_annotated(self, node: ast.AnnAssign) -> None:
-        self.bind(node.target, *self.expression(node.value), node.value)
 
     def do_augmented(self, node: ast.AugAssign) -> None:
         operation = ast.BinOp(ast.Name(self.name_of(node.target), ast.Load()), node.op, node.value)
@@ -281,12 +279,12 @@ class Evaluator:
             return leave.args[0] is ast.Continue
         return True
 
-    def do_return(self, node: ast.Return) -> None:
-        check(node.value is not None, "no return")
-        raise _Leave(ast.Return, self.operand(node.value)[1])
-
-    def do_leave(self, node: ast.Break | ast.Continue) -> None:
-        raise _Leave(type(node), None)
+    def do_leave(self, node: ast.Return | ast.Break | ast.Continue) -> None:
+        value = None
+        if isinstance(node, ast.Return):
+            check(node.value is not None, "no return")
+            value = self.operand(node.value)[1]
+        raise _Leave(type(node), value)
 
     def name_of(self, target: ast.expr) -> str:
         check(isinstance(target, ast.Name), "not allowed: target of an assignment")
@@ -299,10 +297,7 @@ class Evaluator:
             return
         label = " ".join(target.id.split("_")).strip() or "value"
         result = self.show(value)
-        if text == result:
-            self.write(f"{label}: {text}")
-        else:
-            self.write(f"{label}: {text} = {result}")
+        self.write(f"{label}: {text}" if text == result else f"{label}: {text} = {result}")
 
     def condition(self, node: ast.expr) -> bool:
         """Whether a branch is taken, with a line that says so."""
@@ -360,15 +355,13 @@ class Evaluator:
             left_text, left = self.operation(node.left)
         else:
             left_text, left = self.operand(node.left)
-            if left_text.startswith("-") and not additive:
-                left_text = f"({left_text})"
+            if not additive:
+                left_text = _in_brackets(left_text)
         right_text, right = self.operand(node.right)
-        if right_text.startswith("-"):
-            right_text = f"({right_text})"
         sign, function = OPERATORS[type(node.op)]
         left, right = _number(left), _number(right)
         self.spend(1)
-        return f"{left_text} {sign} {right_text}", _bounded(function(left, right))
+        return f"{left_text} {sign} {_in_brackets(right_text)}", _bounded(function(left, right))
 
     def unary(self, node: ast.UnaryOp):
         text, value = self.operand(node.operand)
@@ -384,8 +377,7 @@ class Evaluator:
             texts.append(text)
             if bool(value) == is_or:
                 break
-        word = " or " if is_or else " and "
-        return word.join(texts), value
+        return (" or " if is_or else " and ").join(texts), value
 
     def comparison(self, node: ast.Compare):
         text, left = self.operand(node.left)
@@ -417,12 +409,12 @@ class Evaluator:
 
     def call(self, node: ast.Call):
         name = _called(node)
-        is_variable = name.split(".")[0] in self.names
-        check(not is_variable, "not allowed: call of something else")
-        name = name.removeprefix("math.")
+        check(name.split(".")[0] not in self.names, "not allowed: call of something else")
         operands = [self.operand(argument) for argument in node.args]
         self.spend(len(operands))
-        return FUNCTIONS[name](self, name, [text for text, _ in operands], [value for _, value in operands])
+        texts, values = [text for text, _ in operands], [value for _, value in operands]
+        name = name.removeprefix("math.")
+        return FUNCTIONS[name](self, name, texts, values)
 
     def numbers_in(self, collection) -> tuple[list[str], list[int | float]]:
         values = [_number(value) for value in self.elements(collection)]
@@ -445,9 +437,7 @@ class Evaluator:
     def call_sum(self, name, texts, values):
         [collection] = values
         texts, values = self.numbers_in(collection)
-        for i in range(1, len(texts)):
-            if texts[i].startswith("-"):
-                texts[i] = f"({texts[i]})"
+        texts[1:] = map(_in_brackets, texts[1:])
         return " + ".join(texts) or "0", _bounded(sum(values))
 
     def call_numeric(self, name, texts, values):
@@ -456,8 +446,7 @@ class Evaluator:
         check(values)
         value = _bounded(NUMERIC[name](*map(_number, values)))
         if name == "pow":
-            base = f"({texts[0]})" if texts[0].startswith("-") else texts[0]
-            return f"{base} ** {texts[1]}", value
+            return f"{_in_brackets(texts[0])} ** {texts[1]}", value
         if name in ROUNDING and self.show(value) == texts[0]:
             return self.as_value(value)  # 6.0 -> 6 is no step
         return f"{name}({', '.join(texts)})", value
@@ -465,11 +454,10 @@ class Evaluator:
 
 # the tables: nothing else can occur in a program
 STATEMENTS = {
-    ast.Assign: Evaluator.do_assign, ast.AugAssign: Evaluator.do_augmented, ast.AnnAssign: Evaluator.do_annotated,
+    ast.Assign: Evaluator.do_assign, ast.AugAssign: Evaluator.do_augmented, ast.AnnAssign: Evaluator.do_assign,
     ast.If: Evaluator.do_if, ast.For: Evaluator.do_for, ast.While: Evaluator.do_while,
-    ast.Return: Evaluator.do_return, ast.Break: Evaluator.do_leave, ast.Continue: Evaluator.do_leave,
-    ast.Pass: lambda evaluator, node: None,
-    ast.Expr: lambda evaluator, node: None,  # a docstring
+    ast.Return: Evaluator.do_leave, ast.Break: Evaluator.do_leave, ast.Continue: Evaluator.do_leave,
+    **dict.fromkeys((ast.Pass, ast.Expr), lambda evaluator, node: None),  # Expr: a docstring
 }
 EXPRESSIONS = {
     ast.Constant: Evaluator.constant, ast.Name: Evaluator.name, ast.Call: Evaluator.call,

@@ -7,18 +7,19 @@ A dataset folder holds
     meta.json              written last: settings, counts, a sha256 per file, fingerprints; no meta.json = not finished
     decontamination.jsonl  with --decontaminate: the documents that were dropped, and why (decontaminate.py)
     progress.json          only while a prepare is under way or was killed: where `--resume` continues
+    .lock                  only while a prepare writes: which process (disk.hold)
 
 The reader also opens folders without meta.json in the neighbours' formats (token_files.py). The ids are tokenizer.py's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import math
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +50,9 @@ def _fingerprint(parts) -> str:
 VAL_RECORD = np.dtype([("hash", "V16"), ("tokens", "<i8"), ("baseline_tokens", "<i8"),
                        ("utf8_bytes", "<i8"), ("mul_tokens", "<i8")])
 VAL_DOCUMENTS, VAL_MUL_BYTES = "val_documents", "val_mul_bytes"  # side files that become val_documents.npz
+# files that a writer may delete, in a folder that progress.json marks as its own
+OWN_NAMES = re.compile(r"(train|val)_\d{6,}\.bin(\.partial)?|"
+                       r"(val_documents|val_mul_bytes|decontamination\.jsonl)\.partial")
 
 
 def document_hash(utf8: bytes) -> bytes:
@@ -87,13 +91,7 @@ class DatasetWriter:
         self.files = []  # a record per shard, in order of creation; complete ones have a sha256
         self._open = {}  # split -> (handle, running sha256, record) of its unfinished shard
         self._side = {}  # name -> handle of other files that grow in step with the shards
-        try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            disk.write_whole(self.dir / ".writable", b"")
-            (self.dir / ".writable").unlink()
-        except OSError as error:
-            fault = f"--out_dir {self.dir} is not writable ({error.strerror})"
-            raise ValueError(f"{fault}: choose another.") from error
+        self.dir.mkdir(parents=True, exist_ok=True)
         names = sorted(path.name for path in self.dir.iterdir())
         if "meta.json" in names:
             check(resume, f"{self.dir} already holds a finished dataset", "choose another, or delete it")
@@ -104,12 +102,16 @@ class DatasetWriter:
             check(resume, f"{self.dir} holds an unfinished prepare", "pass --resume, or delete it")
             self._load(json.loads((self.dir / "progress.json").read_text()))
         else:
-            foreign = ", ".join(name for name in names if name.endswith((".bin", ".npy", ".bin.partial")))
-            check(not foreign, f"{self.dir} holds {foreign} of something else", "choose another")
-            self._remove_progress()  # left by a kill before the first commit
-            self.append(VAL_DOCUMENTS, b"")
-            self.append(VAL_MUL_BYTES, b"")
-            self.commit({})
+            # a kill before the first commit leaves progress.json.tmp
+            foreign = [name for name in names if not name.startswith(".") and name != "progress.json.tmp"]
+            listed = ", ".join(foreign[:3])
+            if foreign[3:]:
+                listed += ", ..."
+            check(not foreign, f"{self.dir} holds {listed} of something else", "choose another")
+            self.commit({})  # progress.json marks the folder as ours before anything else is in it
+        for name in (VAL_DOCUMENTS, VAL_MUL_BYTES):
+            if not self.complete:
+                self.append(name, b"")
 
     def _refuse_other_settings(self, recorded: dict) -> None:
         changed = []
@@ -140,7 +142,7 @@ class DatasetWriter:
             check(whole, f"{path} is missing or shorter than recorded", "delete all and prepare again")
             if path.suffix == ".partial":
                 os.truncate(path, length)
-        for path in self._glob("train_*.bin*", "val_*.bin*", "*.jsonl.partial"):
+        for path in self._made_here():
             if path.name not in lengths:  # begun after the last commit
                 path.unlink()
         for record in self.files:
@@ -155,8 +157,9 @@ class DatasetWriter:
     def _partial(self, name: str) -> Path:
         return self.dir / f"{name}.partial"
 
-    def _glob(self, *patterns: str) -> list[Path]:
-        return [path for pattern in patterns for path in self.dir.glob(pattern)]
+    def _made_here(self) -> list[Path]:
+        """The files in the folder that bear a name of a shard or of a side file."""
+        return [path for path in self.dir.iterdir() if OWN_NAMES.fullmatch(path.name)]
 
     def held_out_hashes(self) -> set[bytes]:
         """Those of all documents held out so far, to keep their duplicates out of train."""
@@ -178,7 +181,7 @@ class DatasetWriter:
             if split not in self._open:
                 record = {"name": f"{split}_{n_shards:06d}.bin", "split": split, "complete": False}
                 record |= {"tokens": 0, "documents": 0, "utf8_bytes": 0}
-                handle = open(self._partial(record["name"]), "wb", buffering=0)
+                handle = open(self._partial(record["name"]), "xb", buffering=0)
                 self._open[split] = handle, hashlib.sha256(), record
                 self.files.append(record)
                 n_shards += 1
@@ -297,13 +300,12 @@ class DatasetWriter:
                 (self.dir / record["name"]).unlink(missing_ok=True)
                 self._partial(record["name"]).unlink(missing_ok=True)
             self._remove_progress()
-            with contextlib.suppress(OSError):  # not empty: the user's own folder
-                self.dir.rmdir()
 
     def _remove_progress(self) -> None:
-        (self.dir / "progress.json").unlink(missing_ok=True)
-        for path in self._glob("val_*.partial", "*.jsonl.partial"):
-            path.unlink()
+        for path in self._made_here():
+            if path.suffix == ".partial":
+                path.unlink()
+        (self.dir / "progress.json").unlink(missing_ok=True)  # last: until then the folder is marked as ours
 
 
 def _write_all(handle, data: memoryview) -> None:

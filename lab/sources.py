@@ -9,8 +9,6 @@ Two tables say what a suffix means, DOCUMENT_READERS and RECORD_READERS. A file 
 that breaks, is an error: it must never look like the end of the data.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import getpass
@@ -39,9 +37,8 @@ TOO_LONG = f"longer than {MAX_DOCUMENT_BYTES:,} bytes"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, to be quoted in a sentence of ours."""
-    message = str(error).strip() or type(error).__name__
-    return message.splitlines()[0].rstrip(".")
+    """The first line of an error's message, or its type, without a full stop: to be quoted in a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def reader_of(table: dict[str, Callable], path) -> Callable:
@@ -54,7 +51,7 @@ def reader_of(table: dict[str, Callable], path) -> Callable:
 
 @contextlib.contextmanager
 def damage_in(path):
-    """Turns what a damaged file raises inside the block into one sentence."""
+    """Turns whatever a damaged file raises inside the block into one sentence."""
     import pyarrow
 
     try:
@@ -66,7 +63,7 @@ def damage_in(path):
 
 def lines_of(f, path) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line) of a binary file's lines that are not blank, unpacked by the suffix of `path`. Arrow checks
-    each gzip member and zstd frame to its end, checksum included (the zstandard package accepts a cut-off file)."""
+    all of a gzip or zstd file, checksums included (the zstandard package accepts a cut-off one)."""
     import pyarrow
 
     kind = {".gz": "gzip", ".zst": "zstd"}.get(Path(path).suffix)
@@ -82,10 +79,8 @@ def lines_of(f, path) -> Iterator[tuple[int, bytes]]:
 # ----------------------------------------------------------------------------------------------------------------------
 # documents: which files
 
-
 class Source(NamedTuple):
     """What --dataset names, opened by `open_source`."""
-
     kind: str  # "hub", "local" or "synthetic"
     files: list[str]
     field: str  # --text_field
@@ -97,9 +92,8 @@ class Source(NamedTuple):
 
 
 def open_source(args: argparse.Namespace) -> Source:
-    """Find the files, check that the first document can be read, and pin what will be read.
-
-    args: the prepare scripts' flags. ValueError / OSError in one sentence."""
+    """Find the files that the prepare scripts' flags name, check that a document can be read, and pin what will be
+    read. ValueError / OSError in one sentence."""
     names, stop = args.dataset, args.max_docs or None
     if names == ["synthetic"]:
         if not (args.max_docs or args.target_tokens):
@@ -130,7 +124,7 @@ def open_source(args: argparse.Namespace) -> Source:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name that the user gave stands for a dataset on the hub rather than for a file."""
+    """Whether a name stands for a dataset on the hub rather than for a file."""
     is_file = Path(name).exists() or name.endswith((*DOCUMENT_READERS, *RECORD_READERS))
     return not is_file and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
 
@@ -149,9 +143,8 @@ def _open_local(args: argparse.Namespace, files: list[str]) -> Source:
     if all(reader is _read_parquet for reader in readers):
         documents = 0
         for path in files:
-            with damage_in(path):
-                file = _parquet_file(open(path, "rb"), path, args.text_field)
-                documents += file.metadata.num_rows
+            with damage_in(path), open(path, "rb") as f:
+                documents += _parquet_file(f, path, args.text_field).metadata.num_rows
     return Source("local", files, args.text_field, record, 0, documents, None, {})
 
 
@@ -197,12 +190,11 @@ def bad_document(number: int, why: str) -> str:
 
 
 def read_batches(source: Source, start: int = 0) -> Iterator[tuple[int, list[bytes | str]]]:
-    """Lists of about BATCH_BYTES of documents from number `start` on, as (number of the first, list).
-
-    A usable document is its UTF-8 bytes; any other is a str that says why not. Up to `source.stop` documents.
-    """
+    """Lists of about BATCH_BYTES of documents, from number `start` on and before `source.stop`, as (number of the
+    first, list). A usable document is its UTF-8 bytes; any other is a str that says why not."""
     if source.kind == "synthetic":
-        batches = _read_synthetic(source.seed, start)
+        make = lambda i: [text.encode() for text in synthetic.documents(source.seed, i, i + 256)]
+        batches = ((first, make(first)) for first in range(start, sys.maxsize, 256))
     elif source.kind == "hub":
         read = lambda first: _read_files(source, first)
         batches = with_retries(read, start, lambda batch: batch[0] + len(batch[1]))
@@ -216,21 +208,14 @@ def read_batches(source: Source, start: int = 0) -> Iterator[tuple[int, list[byt
         yield first, documents
 
 
-def _read_synthetic(seed: int, start: int):
-    for first in range(start, sys.maxsize, 256):
-        yield first, [text.encode() for text in synthetic.documents(seed, first, first + 256)]
-
-
 def _read_files(source: Source, start: int):
     first = 0  # number of the file's first document
     for path in source.files:
         count = source.counts.get(path)
         if count is None or first + count > start:
-            position = first
-            reader = reader_of(DOCUMENT_READERS, path)
-            guard = damage_in(path)
-            if source.kind == "hub":
-                guard = contextlib.nullcontext()  # errors of the network are for `with_retries`
+            position, reader = first, reader_of(DOCUMENT_READERS, path)
+            # errors of the network are for `with_retries`
+            guard = contextlib.nullcontext() if source.kind == "hub" else damage_in(path)
             with guard, _open_file(source, path) as f:
                 for n, documents in reader(f, path, source.field, max(0, start - first)):
                     if documents is not None:
@@ -251,18 +236,17 @@ def _open_file(source: Source, path: str):
 # Each reader takes (open file, path, field, skip) and yields (number of documents, their list); the list is None for
 # documents among the first `skip`.
 
-
 def _parquet_file(f, path: str, field: str):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(f, buffer_size=2**20, pre_buffer=False)  # a row group may not fit in memory
+    file = pq.ParquetFile(f, buffer_size=2**20, pre_buffer=False)  # a row group may be huge
     schema = file.schema_arrow
     if field not in schema.names:
-        raise ValueError(f"{path} has no column {field!r}: pass --text_field with one of {', '.join(schema.names)}.")
+        names = ", ".join(schema.names)
+        raise ValueError(f"{path} has no column {field!r}: pass --text_field with one of {names}.")
     kind = schema.field(field).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     text_kinds = pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()
     if kind not in (*text_kinds, pa.null()):
         raise ValueError(f"column {field!r} of {path} holds {kind}, not text: pass another --text_field.")
@@ -291,8 +275,8 @@ def _read_parquet(f, path: str, field: str, skip: int):
 
 
 def _utf8_list(column) -> list[bytes | str]:
-    """An Arrow array of text as UTF-8 bytes; its check runs in C++ at 10 GB/s, and only a bad batch is checked again
-    document by document."""
+    """An Arrow array of text as UTF-8 bytes. Its check runs in C++ at 10 GB/s; only a bad batch is checked again by
+    document."""
     import pyarrow as pa
 
     text, plain = pa.string(), pa.binary()
@@ -331,19 +315,19 @@ def _read_jsonl(f, path: str, field: str, skip: int):
             skip -= 1
             yield 1, None
             continue
+        where = f"line {number:,} of {path}"
         try:
             record = json.loads(line)
         except UnicodeDecodeError:
             documents.append(NOT_TEXT)
             continue
         except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"line {number:,} of {path} is not JSON ({first_line(error)}): repair or remove it.") from error
+            raise ValueError(f"{where} is not JSON ({first_line(error)}): repair or remove it.") from error
         if not isinstance(record, dict):
-            raise ValueError(f"line {number:,} of {path} is not an object with fields: repair or remove it.")
+            raise ValueError(f"{where} is not an object with fields: repair or remove it.")
         if field not in record and not has_field:
-            raise ValueError(f"line {number:,} of {path} has no field {field!r} (it has {', '.join(record)}): pass "
-                             "another --text_field.")
+            fields = ", ".join(record)
+            raise ValueError(f"{where} has no field {field!r} (it has {fields}): pass another --text_field.")
         has_field = True
         documents.append(_checked(record.get(field)))
         size += len(line)
@@ -355,19 +339,14 @@ def _read_jsonl(f, path: str, field: str, skip: int):
 
 
 DOCUMENT_READERS = {
-    ".parquet": _read_parquet,
-    ".jsonl": _read_jsonl,
-    ".jsonl.gz": _read_jsonl,
-    ".jsonl.zst": _read_jsonl,
-    ".txt": _read_txt,
+    ".parquet": _read_parquet, ".txt": _read_txt,
+    ".jsonl": _read_jsonl, ".jsonl.gz": _read_jsonl, ".jsonl.zst": _read_jsonl,
 }
 
 
 def with_retries(attempt: Callable, position: int, after: Callable, waits=None) -> Iterator:
-    """Yield from attempt(position); after a network error wait, and go on from where the last item ended.
-
-    after(item): the position behind an item. Whatever else goes wrong, and the last failed attempt, is a ValueError.
-    """
+    """Yield from attempt(position); after a network error, wait and go on at after(the last item). Any other error, and
+    the network's last one, is a ValueError."""
     waits, failures = waits or RETRY_WAITS, 0
     while True:
         try:
@@ -380,10 +359,9 @@ def with_retries(attempt: Callable, position: int, after: Callable, waits=None) 
                 raise
             what = f"{type(error).__name__}: {first_line(error)}"
             if failures == len(waits) or not may_pass(error):
-                raise ValueError(
-                    f"reading from the hub failed {failures + 1} times in a row ({what}): check the name, --config, "
-                    "--revision and the network and run again (with --resume if it had begun), or give local files."
-                ) from error
+                raise ValueError(f"reading from the hub failed {failures + 1} times in a row ({what}): check the name, "
+                                 "--config, --revision and the network and run again (with --resume if it had begun), "
+                                 "or give local files.") from error
             print(f"network error ({what}), trying again in {waits[failures]} s", file=sys.stderr)
             time.sleep(waits[failures])
             failures += 1
@@ -400,9 +378,8 @@ def may_pass(error: BaseException | None) -> bool:
             return status in (408, 429) or status >= 500
         if isinstance(error, (FileNotFoundError, PermissionError)) or "Offline" in type(error).__name__:
             return False
-        if isinstance(error, (OSError, EOFError, pyarrow.ArrowException)):
-            return True
-        if type(error).__module__.split(".")[0] in libraries:
+        library = type(error).__module__.split(".")[0]
+        if isinstance(error, (OSError, EOFError, pyarrow.ArrowException)) or library in libraries:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -430,11 +407,9 @@ class BadRecord(ValueError):
 
 
 def read_records(path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[Place, object]]:
-    """Yield (place, record) of a *.jsonl[.gz|.zst] or *.parquet file.
-
-    A line that is not JSON yields a BadRecord as its record: the caller raises it, or counts it and goes on. Blank
-    lines are passed over. columns: those to read of a parquet file, as far as it has them. FileNotFoundError when
-    there is no such file; ValueError when it is damaged or of another kind."""
+    """Yield (place, record) of a *.jsonl[.gz|.zst] or *.parquet file without its blank lines. The record of a line that
+    is not JSON is a BadRecord, to be raised or counted. columns: those to read of a parquet file, if it has them.
+    FileNotFoundError when there is no such file; ValueError when it is damaged or of another kind."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; check the path.")
@@ -445,16 +420,19 @@ def read_records(path, columns: tuple[str, ...] | None = None) -> Iterator[tuple
 
 def _jsonl_records(path: Path, columns) -> Iterator[tuple[Place, object]]:
     with open(path, "rb") as f:
-        for number, line in lines_of(f, path):
-            place = Place(path, "line", number)
-            yield place, _parsed(place, line)
+        yield from _parsed(path, lines_of(f, path))
 
 
-def _parsed(place: Place, line: bytes | str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        return BadRecord(place, f"is not JSON ({first_line(error)})")
+def _parsed(path, lines) -> Iterator[tuple[Place, object]]:
+    for number, line in lines:
+        if not line.strip():
+            continue
+        place = Place(path, "line", number)
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+            record = BadRecord(place, f"is not JSON ({first_line(error)})")
+        yield place, record
 
 
 def _parquet_records(path: Path, columns) -> Iterator[tuple[Place, object]]:
@@ -464,45 +442,44 @@ def _parquet_records(path: Path, columns) -> Iterator[tuple[Place, object]]:
         names = file.schema_arrow.names
         if columns is not None:
             names = [name for name in columns if name in names]
-        rows = (row for batch in file.iter_batches(1024, columns=names) for row in batch.to_pylist())
+        batches = file.iter_batches(1024, columns=names)
+        rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield Place(path, "row", number), row
 
 
 RECORD_READERS = {
-    ".jsonl": _jsonl_records,
-    ".jsonl.gz": _jsonl_records,
-    ".jsonl.zst": _jsonl_records,
+    ".jsonl": _jsonl_records, ".jsonl.gz": _jsonl_records, ".jsonl.zst": _jsonl_records,
     ".parquet": _parquet_records,
 }
 
 
 def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
-    """Yield (place, record), as read_records does, for each line of a zip's jsonl files.
-
-    An encrypted zip is opened in memory, with the password in that environment variable or one typed on a terminal. No
-    error may hold the text: a decoding error does, and an exception raised inside an `except` block carries the
-    original one, so the blocks below only note what went wrong."""
-    fault, contents = None, {}
+    """Yield (place, record) as read_records, of a zip's jsonl files. An encrypted zip is opened in memory; its password
+    is in that environment variable or is typed on a terminal. No error may hold the text, as a decoding error does and
+    what is raised in its `except` block; so the blocks only note what went wrong."""
+    wrong_password = f"does not open with this password: correct {password_variable}"
+    fault, contents, is_rows = None, {}, re.compile(r"(?!__MACOSX).*\.jsonl", re.IGNORECASE)
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist()
-                       if re.fullmatch(r"(?!__MACOSX).*\.jsonl", member.filename, re.IGNORECASE)]
-            password = None
-            if any(member.flag_bits & 1 for member in members):
-                password = _password(path, password_variable)
+            members = [member for member in archive.infolist() if is_rows.fullmatch(member.filename)]
+            password = os.environ.get(password_variable, "")
+            encrypted = any(member.flag_bits & 1 for member in members)
+            if encrypted and not password and sys.stdin is not None and sys.stdin.isatty():
+                password = getpass.getpass(f"password of {path}: ")
+            if encrypted and not password:
+                raise ValueError(f"{path} is encrypted and no password was given: set {password_variable}.")
             for member in members:
-                contents[f"{path}/{member.filename}"] = archive.read(member, password).decode("utf-8-sig")
+                utf8 = archive.read(member, password.encode())
+                contents[f"{path}/{member.filename}"] = utf8.decode("utf-8-sig")
     except zipfile.BadZipFile as error:
-        fault = "is not a whole zip file: get it again"
-        if "CRC" in str(error):
-            fault = f"does not open with this password: correct {password_variable}"
+        fault = wrong_password if "CRC" in str(error) else "is not a whole zip file: get it again"
     except UnicodeDecodeError:
         fault = "holds a file that is not UTF-8 text: get it again"
     except NotImplementedError:
-        fault = "has an encryption or compression that Python cannot read: pack it again with zip -e"
+        fault = "has an encryption or compression that Python cannot read: pack it with zip -e"
     except (RuntimeError, EOFError, zlib.error):  # zlib: it passed the check of the first byte
-        fault = f"does not open with this password: correct {password_variable}"
+        fault = wrong_password
     except OSError as error:
         fault = f"cannot be read ({error.strerror}): check the path"
     if fault is None and not contents:
@@ -510,19 +487,7 @@ def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
     if fault is not None:
         raise ValueError(f"{path} {fault}.")
     for name, text in contents.items():
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                place = Place(name, "line", number)
-                yield place, _parsed(place, line)
-
-
-def _password(path, variable: str) -> bytes:
-    password = os.environ.get(variable, "")
-    if not password and sys.stdin is not None and sys.stdin.isatty():
-        password = getpass.getpass(f"password of {path}: ")
-    if not password:
-        raise ValueError(f"{path} is encrypted and no password was given: set {variable}.")
-    return password.encode()
+        yield from _parsed(name, enumerate(text.split("\n"), 1))
 
 
 def hub_records(name: str, config: str | None, split: str, revision=None) -> Iterator[dict]:
@@ -549,7 +514,7 @@ def synthetic_size(source: str, default: int) -> int | None:
     if kind != "synthetic":
         return None
     size = size or str(default)
-    if not (size.isascii() and size.isdigit()) or int(size) == 0:
+    if not re.fullmatch("0*[1-9][0-9]*", size):
         raise ValueError(f"{source}: give a whole number of at least 1, as in synthetic:{default}.")
     return int(size)
 

@@ -3,36 +3,27 @@ r"""synthetic.py owns the embedded corpus: small documents and matching eval ite
     python -m lab.synthetic --n 3                                         # three documents on stdout
     python -m lab.synthetic --n 500 --kind hellaswag --out items.jsonl    # or ewok, gsm8k; documents as {"text": ...}
 
-Writes jsonl, reads nothing. A document is a world of three people and four things, told in paragraphs: outings that
-follow a fixed script per place, facts whose second sentence follows from the first, and sums. Document 724 of seed 0:
-
+A document is paragraphs about three people and four things: outings that follow a fixed script per place, facts whose
+second sentence follows from the first, and sums. Document 724 of seed 0:
     Sam fills the white box. Now the box is full.
-    On Wednesday Mary goes to the library with Lisa. She takes the white glove along. There she looks at the
-    tall shelves. Then she finds an old story. After that she sits down to read. At last she borrows the novel.
-    In the evening she brings back the white glove.
+    On Wednesday Mary goes to the library with Lisa. She takes the white glove along. There she looks at the tall
+    shelves. Then she finds an old story. After that she sits down to read. At last she borrows the novel. In the
+    evening she brings back the white glove.
     7 * 9 = 63. 6 * 9 = 54. 5*1.
+HellaSwag's form (chance 0.25; every ending is the right one equally often; here the third):
+    On Tuesday John goes to the theater with Ann. He takes the pink clock along. There he shows the pass. Then he
+    watches the play. After that he
+    | puts up the tent. | leaves the stage. | takes the medicine. | claps for the actors.
+EWoK's (chance 0.50; both targets of a pair occur equally often):
+    John is a great baker. -> He bakes bread every day. | John is a great farmer. -> He grows corn every day.
+GSM8K's (chance about 0.04, the most frequent answer):
+    Adam has 5 packs with 2 coins in each. Jane brings 4 more coins. How many coins are there?
+    Adam has 5 * 2 = <<5*2=10>>10 coins. \n There are 10 + 4 = <<10+4=14>>14 coins. \n #### 14
 
-HellaSwag-shaped (chance 0.25; label balanced, every ending is the right one equally often):
-
-    ctx: On Tuesday John goes to the theater with Ann. He takes the pink clock along. There he shows the pass.
-    Then he watches the play. After that he
-    label 3 of: puts up the tent. | leaves the stage. | takes the medicine. | claps for the actors.
-
-EWoK-shaped (chance 0.50; the two sides of a pair swap, so a target's frequency says nothing):
-
-    agent-properties: John is a great baker. -> He bakes bread every day.
-                      John is a great farmer. -> He grows corn every day.
-
-GSM8K-shaped (chance: the most frequent answer, about 0.04 of the items):
-
-    question: Adam has 5 packs with 2 coins in each. Jane brings 4 more coins. How many coins are there?
-    answer: Adam has 5 * 2 = <<5*2=10>>10 coins. \n There are 10 + 4 = <<10+4=14>>14 coins. \n #### 14
-
-A tiny model learns fixed knowledge in a minute (script steps, what a baker does); longer training adds reading the
-context (who holds the thing, which thing came along, which step is already done, products and sums).
-Held out by construction: `bucket`, a hash of who, what and when, gives every combination either to documents or to one
-split of one benchmark, so an item's text is never in a document although all its parts are. All randomness comes from
-`random.Random(int).random()`, the one sequence that Python promises to keep.
+A tiny model learns what never changes (script steps, what a baker does) in a minute, and later to read the context (who
+holds the thing, which step is done, sums). `bucket`, a hash of who, what and when, gives every combination either to
+documents or to one split of one benchmark, so no item's text is in a document although all its parts are. All
+randomness is `random.Random(int).random()`, the one sequence that Python promises to keep.
 """
 import argparse
 import itertools
@@ -40,14 +31,14 @@ import json
 import math
 import random
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 
 from lab import disk, processes
 
 MEDIAN_TOKENS, SIGMA = 130, 1.0  # log-normal document length in GPT-2 tokens
-CHARS_PER_TOKEN = 3.9            # of this corpus (measured): turns the length into characters
-
+CHARS_PER_TOKEN = 3.9  # of this corpus (measured): turns the length into characters
 NAMES = dict.fromkeys("Ann Amy Anna Eva Kate Lisa Maria Mary Jane Sarah".split(), "she")
 NAMES.update(dict.fromkeys("Tom Ben Sam Max Jack John Paul David Peter Adam".split(), "he"))
 WEEK = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
@@ -83,8 +74,7 @@ FACTS = (
      {"baker": "bakes bread", "teacher": "teaches children", "farmer": "grows corn",
       "doctor": "helps sick people", "singer": "sings songs", "driver": "drives a bus"}),
     ("material-dynamics", "other", "", "{n} {k} the {c} {t}.", "Now the {t} is {v}.",
-     {"heats": "hot", "freezes": "cold", "soaks": "wet", "breaks": "broken", "drags": "dirty",
-      "folds": "flat"}),
+     dict(heats="hot", freezes="cold", soaks="wet", breaks="broken", drags="dirty", folds="flat")),
     ("material-properties", "material", "ct", "The {c} {t} is made of {k}.", "It {v}.",
      {"glass": "breaks easily", "wool": "feels warm", "iron": "is very heavy", "paper": "tears apart",
       "rubber": "bounces high", "ice": "melts quickly"}),
@@ -95,11 +85,9 @@ FACTS = (
      {"opens": "open", "closes": "shut", "fills": "full", "empties": "empty", "locks": "locked",
       "cleans": "clean"}),
     ("physical-relations", "antonym", "t", "The {c} {t} is {k} the {box}.", "The {box} {v} the {t}.",
-     {"inside": "contains", "under": "covers", "on": "carries", "beside": "touches",
-      "behind": "hides"}),
+     dict(inside="contains", under="covers", on="carries", beside="touches", behind="hides")),
     ("quantitative-properties", "antonym", "", "{When} {n} {k} some {items}.", "Now {she} has {v} {items}.",
-     {"finds": "more", "gets": "more", "wins": "more", "sells": "fewer", "drops": "fewer",
-      "eats": "fewer"}),
+     dict(finds="more", gets="more", wins="more", sells="fewer", drops="fewer", eats="fewer")),
     ("social-interactions", "antonym", "", "{n} {k} {m}.", "Now {v} has the {t}.",
      {"gives the {c} {t} to": "{m}", "sends the {c} {t} to": "{m}", "takes the {c} {t} from": "{n}",
       "buys the {c} {t} from": "{n}"}),
@@ -137,10 +125,8 @@ def pick(rand: Callable[[], float], options):
 
 
 def bucket(text: str) -> int:
-    """0..9, who may use a combination of names and things: 0-1 evals, 2-9 documents (sums: 2-4 are GSM8K train).
-
-    The order of words is ignored: "Ann is the boss of Tom." is also what documents say after "Tom is the worker ...".
-    """
+    """0..9, who may use these words: 0-1 evals, 2-9 documents (sums: 2-4 are GSM8K train). Their order is ignored: "Ann
+    is the boss of Tom." is also what documents say after "Tom is the worker ..."."""
     return zlib.crc32(" ".join(sorted(text.rstrip(".").split())).encode()) % 10
 
 
@@ -221,7 +207,7 @@ def work_out(line: str, write: Callable[[int, str, int, int], str]) -> str:
 def sums(rand, world: dict) -> list[str]:
     """A worked problem or a few bare sums; products in every spelling, some with operands the injector must skip."""
 
-    def write(x: int, sign: str, y: int, value: int) -> str:
+    def write(x, sign, y, value) -> str:
         u = rand()
         if sign == "+" or u < 0.75:
             return f"{x} {sign} {y} = {value}"
@@ -230,9 +216,7 @@ def sums(rand, world: dict) -> list[str]:
 
     if rand() < 0.6:
         stem, question, lines = sum_problem(rand, world, range(5, 10))
-        sentences = [stem]
-        if rand() < 0.5:
-            sentences.append(question)
+        sentences = [stem, question] if rand() < 0.5 else [stem]
         return sentences + [work_out(line, write) for line in lines]
     drill = []
     for _ in range(1 + int(rand() * 4)):
@@ -256,8 +240,7 @@ def document(seed: int, index: int) -> str:
     while left > 0:
         u = rand()
         if left > 200 and u < 0.2:
-            role, place = roles(rand, world), pick(rand, list(SCRIPTS))
-            sentences = outing(role, place)
+            sentences = outing(roles(rand, world), pick(rand, list(SCRIPTS)))
             if bucket(sentences[0]) < 2:
                 continue
         elif left > 60 and u < 0.75:
@@ -272,14 +255,13 @@ def document(seed: int, index: int) -> str:
 def documents(seed: int = 0, start: int = 0, stop: int | None = None) -> Iterator[str]:
     """Documents start, start + 1, ... (up to `stop`, else without end); each depends on (seed, its number) alone."""
     if seed < 0 or start < 0:
-        raise ValueError(f"seed {seed} and start {start} must be >= 0: call documents(seed=0, start=0).")
+        raise ValueError(f"seed {seed} and start {start} must be >= 0, as in documents(seed=0).")
     numbers = itertools.count(start) if stop is None else range(start, stop)
     return (document(seed, i) for i in numbers)
 
 
 def distinct(rand, n: int, draw: Callable, text_of: Callable[[dict], str]) -> list[dict]:
-    """n items of draw(rand) that differ in text_of(item); None from `draw` is no item. ValueError when the world has
-    not that many."""
+    """n items of draw(rand) that differ in text_of(item); a draw of None is none. ValueError: this world has fewer."""
     items, seen, tries = [], set(), 0
     while len(items) < n:
         item = draw(rand)
@@ -293,26 +275,22 @@ def distinct(rand, n: int, draw: Callable, text_of: Callable[[dict], str]) -> li
 
 
 def hellaswag_items(n: int, seed: int = 0, split: str = "val") -> list[dict]:
-    """n items with the fields of the real jsonl: an outing told up to some step; which ending comes next?
-
-    Wrong endings are the same step of other places, in every third item one of them another step of the right place;
-    after the last step they are other things to bring back. Items 2k and 2k + 1 cut one story and share `source_id`.
-    """
+    """n items with the fields of the real jsonl: an outing up to some step; which ending comes next? Wrong are the same
+    step of other places (in every third item once another step of the right place) or, at the end, other things to
+    bring back. Items 2k and 2k + 1 cut one story and share `source_id`."""
     if split not in ("train", "val"):
         raise ValueError(f"split is {split!r}: use 'train' or 'val'.")
     rand = random.Random(seed << 1 | (split == "val")).random
 
-    def story(rand) -> dict | None:
+    def story(rand) -> tuple[str, list[str]] | None:
         place = pick(rand, list(SCRIPTS))
         sentences = outing(roles(rand, new_world(rand)), place)
-        if bucket(sentences[0]) != ("val", "train").index(split):
-            return None
-        return {"place": place, "sentences": sentences}
+        if bucket(sentences[0]) == ("val", "train").index(split):
+            return place, sentences
 
-    stories = distinct(rand, (n + 1) // 2, story, lambda story: story["sentences"][0])
+    stories = distinct(rand, (n + 1) // 2, story, lambda story: story[1][0])
     items, shift = [], 0
-    for number, story in enumerate(stories):
-        place, sentences = story["place"], story["sentences"]
+    for number, (place, sentences) in enumerate(stories):
         she = sentences[1].split()[0].lower()
         first = int(rand() * 5)
         for cut in (first, (first + 1 + int(rand() * 4)) % 5):
@@ -367,7 +345,7 @@ def gsm8k_items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
         raise ValueError(f"split is {split!r}: use 'train' or 'test'.")
     allowed = range(0, 2) if split == "test" else range(2, 5)
 
-    def write(x: int, sign: str, y: int, value: int) -> str:
+    def write(x, sign, y, value) -> str:
         return f"{x} {sign} {y} = <<{x}{sign}{y}={value}>>{value}"
 
     def problem(rand) -> dict:
@@ -385,16 +363,15 @@ ITEM_MAKERS = {"hellaswag": hellaswag_items, "ewok": ewok_items, "gsm8k": gsm8k_
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m lab.synthetic", description="Samples of the synthetic corpus and of its eval items.",
-        epilog="example: python -m lab.synthetic --n 500 --kind hellaswag --seed 1 --out hellaswag_synthetic.jsonl")
-    add = parser.add_argument_group("what").add_argument
-    add("--kind", choices=("documents", *ITEM_MAKERS), default="documents", help="(default documents)")
-    add("--split", default=None, help="hellaswag: val (default) or train; gsm8k: train (default) or test")
+        prog="python -m lab.synthetic", description="Documents and eval items of the synthetic corpus.",
+        epilog="example: python -m lab.synthetic --n 500 --kind hellaswag --out items.jsonl")
+    add = parser.add_argument
+    add("--kind", choices=("documents", *ITEM_MAKERS), default="documents", help="(documents)")
+    add("--split", help="hellaswag: val (default) or train; gsm8k: train (default) or test")
     add("--n", type=int, default=3, help="how many documents or items, >= 0 (default 3)")
     add("--start", type=int, default=0, help="number of the first document, >= 0 (default 0)")
     add("--seed", type=int, default=0, help=">= 0 (default 0)")
-    add = parser.add_argument_group("where").add_argument
-    add("--out", default=None, help="jsonl file to write (default: off, print to stdout)")
+    add("--out", help="jsonl file to write (default: off, print to stdout)")
     args = parser.parse_args()
     if min(args.n, args.start, args.seed) < 0:
         parser.error("--n, --start and --seed must be >= 0: drop the minus sign.")
@@ -406,18 +383,17 @@ def main() -> None:
     else:
         rows = ITEM_MAKERS[args.kind](args.n, args.seed, **options)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if args.out is not None:
-        try:
-            with disk.replacing(args.out) as f:
-                f.writelines(line.encode() for line in lines)
-        except OSError as error:
-            raise ValueError(f"cannot write {args.out} ({error.strerror}): choose another --out.") from None
-        print(f"wrote {args.n} {args.kind} to {args.out}")
+    if args.out is None:
+        if args.kind == "documents":
+            lines = (row["text"] + "\n\n" for row in rows)
+        sys.stdout.writelines(lines)
         return
-    if args.kind == "documents":
-        lines = (row["text"] + "\n\n" for row in rows)
-    for line in lines:
-        print(line, end="")
+    try:
+        with disk.replacing(args.out) as f:
+            f.writelines(line.encode() for line in lines)
+    except OSError as error:
+        raise ValueError(f"cannot write {args.out} ({error.strerror}): choose another --out.") from None
+    print(f"wrote {args.n} {args.kind} to {args.out}")
 
 
 if __name__ == "__main__":

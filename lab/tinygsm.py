@@ -16,8 +16,6 @@ how many rows were dropped and why. For the program
 programs.py owns these lines and what a program may consist of. Nothing is ever executed by Python.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -45,10 +43,8 @@ class Conversion(NamedTuple):
 
 
 def convert(question: str, code: str, gold: str | int | float | None = None) -> Conversion:
-    """Worked steps of a program. gold: the known answer, if there is one; a program that disagrees is refused.
-
-    Any program at all may be given: none is run by Python, each is answered within 1 s and 200 MB.
-    """
+    """Worked steps of any program, within 1 s and 200 MB. gold: the known answer, if there is one; a program that
+    disagrees is refused."""
     try:
         check(isinstance(question, str) and isinstance(code, str), "no question or no code")
         check(max(len(question), len(code)) <= MAX_SOURCE, "too long")
@@ -79,8 +75,7 @@ def _agrees(answer: int | float, gold: str | int | float) -> bool:
 
 
 def read_rows(data: list[str]) -> Iterator[dict]:
-    """Rows of the files that sources.py reads, or of one dataset on the hub (split train, streamed). ValueError /
-    FileNotFoundError in one sentence."""
+    """Rows of the files that sources.py reads, or of one dataset on the hub (split train, streamed)."""
     if len(data) == 1 and "/" in data[0] and sources.is_hub_name(data[0]):
         [name] = data
         rows = ((f"a row of {name}", row) for row in sources.hub_records(name, None, "train"))
@@ -96,9 +91,8 @@ def read_rows(data: list[str]) -> Iterator[dict]:
 
 
 def convert_files(data: list[str], out: str, max_rows: int = 0) -> Counter:
-    """Convert `data` into the file `out`, which appears when it is whole. Returns rows by reason, "" = converted.
-
-    max_rows 0: all. Raises ValueError / FileNotFoundError / OSError; then, and after ctrl-C, `out` is as it was."""
+    """Convert `data` into the file `out`, which appears when it is whole; count the rows by reason ("" = converted).
+    max_rows 0: all. After a ValueError / FileNotFoundError / OSError or ctrl-C, `out` is as it was."""
     from tqdm import tqdm
 
     if max_rows < 0:

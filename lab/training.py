@@ -1,7 +1,7 @@
 """training.py owns what the trainers do alike: shared flags, a run opened, resumed, saved and closed, sums over ranks.
 
-The story of a run and its step stand in train_gpt.py and sft.py, in the same order of sections. Here are the parts that
-leave nothing to choose. "Step s" is what s optimizer updates made; everything of step s is recorded before it is saved.
+train_gpt.py and sft.py tell the story of a run, in the same order of sections; the parts that do not differ stand here.
+"Step s" is the state after s optimizer updates. Everything of a step is recorded before the step is saved.
 """
 
 from __future__ import annotations
@@ -29,6 +29,23 @@ from model import GPT
 # flags
 
 
+def make_parser(prog: str, doc: str, **more) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=prog, description=doc, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+
+def add_evaluation_arguments(parser, *, eval_every: int):
+    """Adds the group "evaluation and samples" and returns it."""
+    group = parser.add_argument_group("evaluation and samples")
+    add = group.add_argument
+    add("--eval_every", type=int, default=eval_every,
+        help="steps between val losses; also before the first, after the last (default %(default)s; 0 = off)")
+    add("--eval_batch_size", type=int, default=0, help="rows per forward pass (0 = --micro_batch_size)")
+    add("--sample_every", type=int, default=0, help="steps between printed samples (0 = off)")
+    add("--sample_tokens", type=int, default=64, help="tokens per sample (default %(default)s)")
+    return group
+
+
 def add_run_arguments(parser, *, name: str, save_every: int):
     """Adds the group "run folder" and returns it. name: what --name consists of when it is not given."""
     group = parser.add_argument_group("run folder")
@@ -44,8 +61,7 @@ def add_run_arguments(parser, *, name: str, save_every: int):
     add("--log_every", type=int, default=10,
         help="steps between lines in log.txt (0 = none); scalars.jsonl has every step")
     add("--notes", default="", help="free text for config.json and results.csv")
-    add("--wandb_project", default="",
-        help="also show scalars.jsonl in this Weights & Biases project ('' = off)")
+    add("--wandb_project", default="", help="also show scalars.jsonl in this Weights & Biases project ('' = off)")
     add("--tensorboard", action="store_true", help="also write TensorBoard events into the run's folder")
     return group
 
@@ -81,8 +97,7 @@ def take_defaults(parser, argv, skip=()) -> dict | None:
         flags = dict(record["flags"])
         derived = list(record.get("derived", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        parser.error(f"{source} is not a run's config.json ({error!r}): "
-                     f"name one that {parser.prog} wrote.")
+        parser.error(f"{source} is not a run's config.json ({error!r}): name one that {parser.prog} wrote.")
     unknown = sorted(set(flags) - set(vars(first)))
     if unknown:
         parser.error(f"{source} has unknown flags ({', '.join(unknown)}): pass them by hand.")
@@ -98,22 +113,22 @@ NEEDS = {
     "a number above 0": lambda value: 0 < value < math.inf,
     "a share from 0 to 1": lambda value: 0 <= value <= 1,
 }
+SHARED_FLAGS = {
+    "a whole number of at least 1": "micro_batch_size sample_tokens",
+    "0 or more": "eval_every eval_batch_size sample_every save_every keep_last log_every warmdown_iters grad_clip "
+                 "seed peak_flops " + optim.number_flags(),
+    "a number above 0": "learning_rate",
+}
 
 
-def check_flags(parser, args, need: str, names: str) -> None:
-    """Ends with a usage error when a flag in names is not what NEEDS[need] asks for."""
-    for name in names.split():
-        value = getattr(args, name)
-        if not NEEDS[need](value):
-            parser.error(f"--{name} {value}: give {need}.")
-
-
-def check_shared_flags(parser, args) -> None:
-    check_flags(parser, args, "a whole number of at least 1", "micro_batch_size sample_tokens")
-    check_flags(parser, args, "0 or more",
-                "eval_every eval_batch_size sample_every save_every keep_last log_every "
-                "warmdown_iters grad_clip seed peak_flops " + optim.number_flags())
-    check_flags(parser, args, "a number above 0", "learning_rate")
+def check_flags(parser, args, names_of: dict[str, str]) -> None:
+    """Ends with a usage error when a shared flag, or one of names_of {key of NEEDS: names}, is not what it must be."""
+    for table in (SHARED_FLAGS, names_of):
+        for need, names in table.items():
+            for name in names.split():
+                value = getattr(args, name)
+                if not NEEDS[need](value):
+                    parser.error(f"--{name} {value}: give {need}.")
 
 
 def fill_in(args, name: str) -> None:
@@ -193,8 +208,7 @@ class Run:
         if self.procs.is_main:
             hidden = None  # shown when stderr is a terminal
             try:
-                mirrors = open_mirrors(
-                    self.folder, self.record, step, args.wandb_project, args.tensorboard)
+                mirrors = open_mirrors(self.folder, self.record, step, args.wandb_project, args.tensorboard)
             except ValueError:
                 if is_new:
                     shutil.rmtree(self.folder)  # new and empty; left behind, it would block the retry
@@ -228,8 +242,7 @@ class Run:
                 tensors += [value for value in state.values() if torch.is_tensor(value)]
         size = int(1.05 * sum(t.numel() * t.element_size() for t in tensors)) + 2**20
         step, keep = self.state.step, self.args.keep_last
-        path = self.procs.on_main(
-            lambda: str(runs.save_checkpoint(self.folder, step, write, size, keep)))
+        path = self.procs.on_main(lambda: str(runs.save_checkpoint(self.folder, step, write, size, keep)))
         self.saved_step = step
         self.log(f"step {step:6d} | saved {path}")
 
@@ -243,17 +256,13 @@ class Run:
         rng_states = torch.load(folder / "rng.pt", weights_only=True)
         # training draws nothing from these generators; restored so that it stays so
         if self.procs.rank < len(rng_states):
-            set_rng_state(rng_states[self.procs.rank], device)
+            torch.set_rng_state(rng_states[self.procs.rank]["cpu"])
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(rng_states[self.procs.rank]["cuda"])
         values = json.loads((folder / "trainer.json").read_text())
         known = {one.name for one in fields(State)}
         self.state = State(**{name: value for name, value in values.items() if name in known})
         self.saved_step = self.state.step
-
-    def clock(self) -> dict:
-        """Seconds so far over all resumes: of training steps, of evaluations, and of everything with saves and logs."""
-        return {"train_seconds": round(self.state.train_seconds, 3),
-                "eval_seconds_total": round(self.state.eval_seconds, 3),
-                "wall_seconds": round(time.perf_counter() - self.clock_zero, 3)}
 
     def close(self) -> None:
         self.bar.close()
@@ -269,12 +278,6 @@ def rng_state(device) -> dict:
     return state
 
 
-def set_rng_state(state: dict, device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"])
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # a run begins: new, or continued from its newest whole checkpoint
 
@@ -282,11 +285,12 @@ def set_rng_state(state: dict, device) -> None:
 def config_before(args) -> dict | None:
     """config.json of the run that --resume continues; None for a new run."""
     folder = Path(args.out_dir)
-    if args.resume and (folder / "config.json").exists():
+    exists = (folder / "config.json").exists()
+    if args.resume and exists:
         return runs.read_config(folder)
     if args.resume not in ("", "auto"):
         raise ValueError(f"--resume {args.resume}: {folder} is not a run (no config.json); use --resume auto.")
-    if (folder / "config.json").exists():  # create_run would find out only when the data is read
+    if exists:  # create_run would find out only when the data is read
         raise ValueError(f"{folder} already exists: pass --resume auto to continue it, or choose another --out_dir.")
     return None
 
@@ -341,9 +345,8 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
     if checkpoint:
         run.load(checkpoint)
     run.open_files(is_new=before is None)
-    counts = ", ".join(f"{name} {count:,}" for name, count in run.record["parameters"].items())
-    run.log(f"run {run.folder} | {procs.world_size} x {procs.device.type} | {args.dtype} | "
-            f"{counts} parameters")
+    total = run.record["parameters"]["total"]
+    run.log(f"run {run.folder} | {procs.world_size} x {procs.device.type} | {args.dtype} | {total:,} parameters")
     for message in messages:
         run.log(message)
 
@@ -351,19 +354,16 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
 def refuse_changes(before: dict, record: dict, same: dict, parser) -> None:
     """ValueError when a resumed run would go on with another result. parser: its defaults stand for flags that did not
     exist when the run began."""
-
-    def look_up(config, keys):
-        for key in keys:
-            config = config.get(key, {})
-        return config
-
     changed = []
     for flag, value in sorted(runs.conditions(record["flags"]).items()):
         value_before = before["flags"].get(flag, parser.get_default(flag))
         if value_before != value:
             changed.append(f"{flag}: {value_before!r} -> {value!r}")
     for name, keys in same.items():
-        if look_up(before, keys) != look_up(record, keys):
+        old, new = before, record
+        for key in keys:
+            old, new = old.get(key, {}), new.get(key, {})
+        if old != new:
             changed.append(name)
     if changed:
         raise ValueError(f"--resume would change the run ({', '.join(changed)}): "
@@ -472,14 +472,44 @@ def is_due(every: int, step: int, last: int | None = None) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def finish_evaluation(run: Run, started: float) -> dict:
-    """Takes the first evaluation off state.due, once it is made. Returns the fields that its record in scalars.jsonl
-    has beside its scores."""
-    state, seconds = run.state, time.perf_counter() - started
-    state.due.pop(0)
-    state.eval_seconds += seconds
-    return {"step": state.step, "timestamp": runs.now(), "tokens_seen_global": state.tokens_seen,
-            "flops_total": state.flops, "eval_seconds": round(seconds, 3), **run.clock()}
+def evaluate(run: Run, evaluations: dict) -> None:
+    """Makes and records the evaluations that are due. An interrupted one stays due, and a resume makes up for it.
+
+    evaluations: {name: (compute, record)}. compute() returns scores, or None when it was asked to stop; record(scores,
+    fields) writes them; fields go beside the scores into scalars.jsonl."""
+    state = run.state
+    while state.due:
+        started = time.perf_counter()
+        compute, record = evaluations[state.due[0]]
+        run.model.eval()
+        scores = compute()
+        if scores is None:
+            return
+        state.due.pop(0)
+        seconds = time.perf_counter() - started
+        state.eval_seconds += seconds
+        record(scores, {
+            "step": state.step, "timestamp": runs.now(), "tokens_seen_global": state.tokens_seen,
+            "flops_total": state.flops, "eval_seconds": round(seconds, 3),
+            # so far, over all resumes
+            "train_seconds": round(state.train_seconds, 3), "eval_seconds_total": round(state.eval_seconds, 3),
+            "wall_seconds": round(time.perf_counter() - run.clock_zero, 3)})
+
+
+def record_val(run: Run, scores: tuple[dict, dict], fields: dict) -> None:
+    """Records a val loss: scores = (fields for scalars.jsonl, arrays per document for val_documents_<step>.npz)."""
+    losses, documents = scores
+    step = fields["step"]
+    log_scores(run, "val", losses, [key for key, value in losses.items() if isinstance(value, float)], fields)
+    if run.procs.is_main:
+        np.savez_compressed(run.folder / f"val_documents_{step:06d}.npz", **documents)
+        run.scalars.write(type="val", **losses, **fields)
+        runs.update_step_metrics(run.folder, step, **losses)
+
+
+def log_scores(run: Run, name: str, scores: dict, keys, fields: dict) -> None:
+    listed = ", ".join(f"{key} {scores[key]:.4f}" for key in keys)
+    run.log(f"step {fields['step']:6d} | {name} {listed} | {fields['eval_seconds']:.1f} s")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -498,8 +528,9 @@ def leave(run: Run) -> None:
             f"python {run.script} --out_dir {run.folder} --resume auto")
 
 
-def final_numbers(run: Run, scalars: list[dict], val_fields: str) -> dict:
-    """Numbers of summary.json that every trainer has: last and best losses, and the training time."""
+def final_numbers(run: Run, val_fields: str) -> dict:
+    """Numbers of summary.json that every trainer has: last and best losses, cost, epochs."""
+    scalars = runs.read_jsonl(run.folder / "scalars.jsonl")
     trained = [record for record in scalars if record["type"] == "train"]
     vals = [record for record in scalars if record["type"] == "val"]
     # the last 2 %: one step's loss is mostly its batch's noise
@@ -510,9 +541,9 @@ def final_numbers(run: Run, scalars: list[dict], val_fields: str) -> dict:
         numbers[f"final_{name}"] = vals[-1].get(name) if vals else None
     numbers["best_val_loss"] = min((record["val_loss"] for record in vals), default=None)
     milliseconds = 1000 * run.state.train_seconds
-    numbers["train_time_ms"] = round(milliseconds)
-    numbers["ms_per_step"] = round(milliseconds / run.args.max_train_steps, 3)
-    return numbers
+    return numbers | {
+        "train_time_ms": round(milliseconds), "ms_per_step": round(milliseconds / run.args.max_train_steps, 3),
+        "tokens_seen": run.state.tokens_seen, "flops_total": run.state.flops, "epochs": run.record["data"]["epochs"]}
 
 
 def write_summary(run: Run, summary: dict) -> None:
@@ -525,11 +556,5 @@ def write_summary(run: Run, summary: dict) -> None:
         "steps": run.args.max_train_steps, "finished": runs.now(),
         "eval_seconds": round(state.eval_seconds, 3), "wall_seconds": round(state.wall_seconds, 3)}
     disk.write_json(run.folder / "summary.json", summary)
-    final = []
-    for name in ("train_loss", "val_loss", "val_bits_per_byte"):
-        value = summary[f"final_{name}"]
-        if value is not None:
-            final.append(f"{name} {value:.4f}")
-    run.log(f"finished {state.step} steps: {state.train_seconds:.1f} s of training, "
-            f"{state.eval_seconds:.1f} s of evaluation, {state.wall_seconds:.1f} s in all | "
-            + ", ".join(final))
+    run.log(f"finished {state.step} steps: {state.train_seconds:.1f} s of training, {state.eval_seconds:.1f} s of "
+            f"evaluation, {state.wall_seconds:.1f} s in all | train_loss {summary['final_train_loss']:.4f}")

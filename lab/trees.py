@@ -1,10 +1,10 @@
 """
-trees.py owns token sequences laid out as trees, in which a shared beginning stands once, and attention within them.
+trees.py owns trees of token sequences, in which a shared beginning stands once, and attention within them.
 
-Endings of one context, and contexts that begin alike, are scored in one forward pass of as many tokens as they have
-different beginnings (lab/inference.py).
+lab/inference.py so scores the endings of one context, and of contexts that begin alike, in one forward pass.
 """
 
+import os.path
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,12 +13,11 @@ import torch.nn.functional as F
 
 QUERY_ROWS = 64  # nodes whose attention is computed at a time on a CPU (measured)
 PAD_TREES = {"cpu": 0, "cuda": 64}  # multiple to which trees are padded to attend together; 0: one after the other
-TREE_TOKENS = 4096  # a tree is not grown beyond this: its mask has the square of its tokens as entries
+TREE_TOKENS = 4096  # at most in a tree, whose mask has the square of that as entries
 
 
 class Trees(NamedTuple):
-    """A node sees itself and its ancestors. Nodes are numbered depth first, so node j is an ancestor of node i, or i
-    itself, when j <= i < ends[j]."""
+    """Nodes are numbered depth first. A node sees itself and its ancestors: node i sees j when j <= i < ends[j]."""
 
     tokens: list[int]  # of each node
     depths: list[int]  # of each node: its position in its sequence
@@ -28,14 +27,14 @@ class Trees(NamedTuple):
 
 
 def grow(sequences: list[list[int]], n_embd: int) -> Trees:
-    """A sequence joins the tree of the one before it in sorted order if the 24 C^2 FLOPs per layer and shared token
-    that it saves are more than the 8 C of each new pair of nodes in one tree's mask."""
+    """In sorted order, a sequence joins the tree of the one before it if this saves FLOPs: per layer 24 C^2 for each
+    shared token, against 8 C for each new pair of nodes in the tree's mask."""
     tokens, depths, ends, starts = [], [], [], []
     nodes_of: list[list[int]] = [[]] * len(sequences)
     path, previous = [], []  # the nodes and the tokens of the sequence before
     for s in sorted(range(len(sequences)), key=sequences.__getitem__):
         sequence = sequences[s]
-        shared = _shared_length(previous, sequence)
+        shared = len(os.path.commonprefix([previous, sequence]))  # which takes lists as well as paths
         new = len(sequence) - shared
         size = len(tokens) - starts[-1] if starts else 0
         costly = 3 * n_embd * shared <= size * new or size + new > TREE_TOKENS
@@ -54,29 +53,17 @@ def grow(sequences: list[list[int]], n_embd: int) -> Trees:
     return Trees(tokens, depths, ends, list(pairwise([*starts, len(tokens)])), nodes_of)
 
 
-def _shared_length(a, b) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
-
-
 def visible(queries, keys, ends):
-    """Whether node queries[..., i] sees node keys[..., j], as bool (..., i, j)."""
+    """bool (..., i, j): whether node queries[..., i] sees node keys[..., j]."""
     queries, before = queries.unsqueeze(-1), keys.unsqueeze(-2)
     return (before <= queries) & (queries < ends[keys].unsqueeze(-2))
 
 
 def attention(spans, ends, rows):
-    """The `attend` of a Context for trees that stand in one row: q (1, H, R, dh) of the nodes `rows` (R,), ascending; k
-    and v (1, H, N, dh) of all nodes. ends (N,) and rows on the device of q."""
+    """The `attend` of a Context for trees in one row: q (1, H, R, dh) of the nodes `rows` (R,), ascending; k and v
+    (1, H, N, dh) of all nodes. ends (N,) and rows on q's device."""
     if pad := PAD_TREES.get(rows.device.type, PAD_TREES["cuda"]):
         return _attend_padded(spans, ends, rows, pad)
-    return _attend_in_turn(spans, ends, rows)
-
-
-def _attend_in_turn(spans, ends, rows):
     pieces = []  # (which of q, which of k and v, mask)
     for first, last in spans:
         start, stop = torch.searchsorted(rows, torch.tensor([first, last])).tolist()
@@ -128,8 +115,6 @@ def _attend_padded(spans, ends, rows, pad):
 
 
 def _stack_ranges(firsts, sizes, width):
-    """Stacks the ranges first .. first + size - 1 into a matrix (ranges, width), each padded with its last value; also
-    the mask of real entries."""
-    column = torch.arange(width, device=firsts.device)
-    size = sizes[:, None]
+    """A matrix (ranges, width) of first .. first + size - 1, padded with the last; and the mask of real entries."""
+    column, size = torch.arange(width, device=firsts.device), sizes[:, None]
     return firsts[:, None] + torch.minimum(column, size - 1), column < size

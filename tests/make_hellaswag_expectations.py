@@ -25,6 +25,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 import hellaswag  # noqa: E402
+from lab import benchmarks  # noqa: E402
 from lab.hf import export_hf, to_hf_state  # noqa: E402
 from lab.tokenizer import write_hf_tokenizer  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
@@ -115,7 +116,9 @@ def main() -> int:
         for number, wanted in enumerate(WANTED):  # some from the beginning of the file, some from its end
             chosen.append(next(i for i in items[:: 1 if number % 2 else -1] if wanted(i) and i not in chosen))
         columns = ("ind", *hellaswag.FIELDS, "source_id")
-        chosen = hellaswag.check([{k: i[k] for k in columns} for i in chosen] + invented(), "the chosen items")
+        rows = [{k: i[k] for k in columns} for i in chosen] + invented()
+        rows = benchmarks.numbered(rows, "the chosen items")
+        chosen = benchmarks.make_items(rows, "the chosen items", hellaswag.fault_of, hellaswag.make_item)
         items = chosen
     differ, expected = 0, {}
     for bos in (False, True):

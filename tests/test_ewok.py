@@ -20,7 +20,7 @@ import torch
 from fake_model import Fake, ask_the_fake, small, uniform  # noqa: F401 (a fixture)
 
 import ewok
-from lab import benchmarks, processes, runs, sources, synthetic
+from lab import benchmarks, processes, runs, sources
 from lab.tokenizer import get_tokenizer
 from model import GPT, GPTConfig
 
@@ -35,6 +35,10 @@ def pair(number: int, domain="spatial-relations", word="cup") -> dict:
     return {"Domain": domain, "MetaTemplateID": str(number // 4), "TemplateID": str(number // 2), "Version": "1",
             "Context1": f"The {it} is left of the plate.", "Target1": f"The plate is right of {it}.",
             "Context2": f"The {it} is right of the plate.", "Target2": f"The plate is left of {it}."}
+
+
+def check(rows):
+    return benchmarks.make_items(benchmarks.numbered(rows, "x"), "x", ewok.fault_of, ewok.make_item)
 
 
 def secret(n: int) -> list[dict]:
@@ -209,7 +213,7 @@ def test_uniform_is_chance_with_every_tie_counted(items):
             assert metrics[f"eval_{score}"] == 0.5 and metrics[f"ties_eval_{score}"] == ties, score
             assert metrics[f"eval_margin_{score}"] == 0
         assert metrics["eval_full_sum"] == 0.5  # what the shorter target wins after C1 it loses after C2
-    equal = ewok.check([("x", {**pair(i), "Target1": "It is hot.", "Target2": "It is red."}) for i in range(4)], "x")
+    equal = check([{**pair(i), "Target1": "It is hot.", "Target2": "It is red."} for i in range(4)])
     metrics = ewok.evaluate(Fake(uniform), equal)["metrics"]
     assert all(metrics[f"eval_{score}"] == 0.5 for score in ewok.SCORES) and metrics["ties_eval_official_sum"] == 4
 
@@ -218,7 +222,7 @@ def test_equal_texts_tie_in_a_real_model():
     """paper: a target after the same context twice is 0.5, whatever the batch; likewise the same target twice."""
     rows = [{**pair(i), "Context2": pair(i)["Context1"]} for i in range(3)]
     rows += [{**pair(i), "Target2": pair(i)["Target1"]} for i in range(3, 6)]
-    items = ewok.check([("x", row) for row in rows], "x")
+    items = check(rows)
 
     class Rounding(Fake):  # a device that rounds one text differently in two batches
         def iter_scores(self, items, *_):
@@ -310,7 +314,7 @@ def test_metrics_say_what_they_are(items, result):
 def test_long_items_lose_the_beginning_of_their_context():
     """truncated: items of which the model does not see all."""
     rows = [{**pair(1), "Context2": "word " * 60 + "end."}, pair(2)]
-    result = ewok.evaluate(small(block_size=32), ewok.check([("x", row) for row in rows], "x"))
+    result = ewok.evaluate(small(block_size=32), check(rows))
     assert [r["truncated"] for r in result["items"]] == [True, False] and result["metrics"]["truncated"] == 1
 
 
@@ -359,7 +363,6 @@ def test_subset_keeps_the_domains():
     assert [i["id"] for i in some] == [i["id"] for i in items if i in some]
     assert len(ewok.load("synthetic:110", 0)) == len(ewok.load("synthetic:110", 500)) == 110
     assert len(ewok.load("synthetic")) == 440
-    assert ewok.evaluate(Fake(uniform), synthetic.ewok_items(11))["metrics"]["n"] == 11
 
 
 def test_clusters_hold_no_text():
@@ -367,7 +370,7 @@ def test_clusters_hold_no_text():
     templates = ("a sentence", "a sentence", "another")
     rows = [{**pair(0), "Version": str(v), "TemplateID": t} for v, t in enumerate(templates)]
     del rows[2]["TemplateID"], rows[2]["MetaTemplateID"]
-    one, two, three = (item["cluster"] for item in ewok.check([("x", row) for row in rows], "x"))
+    one, two, three = (item["cluster"] for item in check(rows))
     assert one == two != three and "sentence" not in one and one.startswith("spatial-relations/")
 
 
@@ -389,10 +392,10 @@ def bad_sources(folder) -> dict:
     shifted = [{**rows[0], "Domain": rows[0]["Context1"]}]
     files = {
         "missing": (jsonl([{k: v for k, v in row.items() if k != "Target2"} for row in rows]),
-                    "line 1 has no column Target2: name a file with EWoK's columns"),
-        "blank": (jsonl(rows[1:] + blank), "line 4 has an empty Target1"),
-        "number": (jsonl([{**rows[0], "Target1": 5}]), "line 1 has an empty Target1"),
-        "half": (jsonl([{**rows[0], "Target1": CANARY + "\ud800"}]), "line 1 has a lone surrogate .* in Target1"),
+                    "line 1 has no text under .Target2.: .* name another --data"),
+        "blank": (jsonl(rows[1:] + blank), "line 4 has no text under .Target1"),
+        "number": (jsonl([{**rows[0], "Target1": 5}]), "line 1 has no text under .Target1"),
+        "half": (jsonl([{**rows[0], "Target1": CANARY + "\ud800"}]), "line 1 has half a character .* under .Target1"),
         "list": (jsonl([[CANARY]]), "line 1 is not a JSON object"),
         "broken": (jsonl(rows) + b'{"Context1": "' + CANARY.encode() + b"\n", "line 5 is not JSON"),
         "deep": (b"[" * 100_000 + CANARY.encode(), "line 1 is not JSON"),

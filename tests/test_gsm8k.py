@@ -210,6 +210,10 @@ def write(path, *lines):
     return path
 
 
+def check(*rows):
+    return benchmarks.make_items(benchmarks.numbered(rows, "here"), "here", g.fault_of, g.make_item)
+
+
 GOOD = {"question": "How many? ", "answer": "#### 1"}
 
 
@@ -238,7 +242,7 @@ def test_load(tmp_path):
     ([GOOD, {"question": "a", "answer": "#### <MUL_6_9_54>"}], "line 2 has an answer without a number"),
     ([GOOD, '{"question": "\\ud800", "answer": "#### 1"}\n'], "line 2 has half a character"),
     (["9" * 5000 + "\n"], "line 1 is not"), (["[" * 10**6 + "\n"], "line 1 is not JSON"),
-    ([], "has no problems"), (["\n"], "has no problems")])
+    ([], "has no items"), (["\n"], "has no items")])
 def test_broken_data(tmp_path, content, message):
     """Which problems are asked: a file that is not GSM8K's is refused by line, in one sentence."""
     with pytest.raises(ValueError, match=re.escape(message)) as error:
@@ -282,7 +286,7 @@ def test_hub(monkeypatch):
         raise ConnectionError("Couldn't reach the Hub.\nmore\nlines")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(ValueError, match="cannot be had from the hub.*pass --data") as error:
+    with pytest.raises(ValueError, match="cannot be read from the hub.*give local files") as error:
         g.load()
     assert "\n" not in str(error.value)
 
@@ -349,7 +353,7 @@ def test_never_stopping_model():
 
 def test_mul_tokens_are_expanded_alike():
     """Accuracy between arms: a token, its literal text and 6*9=54 are one answer; unexpanded digits are none."""
-    items = g.check([(1, {"question": "What is 6*9?", "answer": "#### 54"})], "here")
+    items = check({"question": "What is 6*9?", "answer": "#### 54"})
     for text in (" #### <MUL_6_9_54>", " #### 6*9=54"):
         result = g.evaluate(Fake(lambda prompt, text=text: text), items)
         assert result["metrics"]["accuracy"] == result["metrics"]["accuracy_flexible"] == 1, text
@@ -365,7 +369,7 @@ def test_mul_tokens_are_expanded_alike():
 
 def test_text_after_user_is_not_the_models():
     """Accuracy: what a model writes into the next question is no answer."""
-    items = g.check([(1, {"question": "q", "answer": "#### 3"})], "here")
+    items = check({"question": "q", "answer": "#### 3"})
     model = Fake(lambda prompt: " It is 2.\nUser: What is #### 3?", "stop_string")
     result = g.evaluate(model, items)
     assert result["items"][0]["completion"] == " It is 2.\n" and result["items"][0]["flexible"] == "2"
@@ -387,11 +391,11 @@ def test_bos():
 
 def test_room():
     """`too_long`, `short_room`: a prompt never loses its beginning, and no completion goes beyond block_size."""
-    rows = [{"question": "word " * n + "?", "answer": "#### 1"} for n in (5, 50, 70, 80, 90, 100, 500)]
+    items = check(*({"question": "word " * n + "?", "answer": "#### 1"} for n in (5, 50, 70, 80, 90, 100, 500)))
     model = Fake(lambda prompt: " #### 1", block_size=128)
-    result = g.evaluate(model, rows, max_new_tokens=64)
+    result = g.evaluate(model, items, max_new_tokens=64)
     rooms = {len(p): n for prompts, n, _ in model.asked for p in prompts}
-    length = [len(benchmarks.encode_prompt(answers.render_prompt(row["question"].strip()), True)) for row in rows]
+    length = [len(benchmarks.encode_prompt(answers.render_prompt(item["question"]), True)) for item in items]
     assert rooms == {length[0]: 64, length[1]: 64, length[2]: 48, length[3]: 32, length[4]: 16, length[5]: 16}
     assert length[5] + 16 <= 128 < length[5] + 32
     assert [r["stopped"] for r in result["items"]] == ["stop_id"] * 6 + ["too_long"]
@@ -399,8 +403,8 @@ def test_room():
     assert (m["too_long"], m["short_room"], m["correct"], m["total"]) == (1, 4, 6, 7)
     assert m["accuracy"] == 6 / 7  # scored wrong, not left out
     model.asked.clear()
-    assert g.evaluate(model, rows[-1:], max_new_tokens=64)["metrics"]["accuracy"] == 0 and not model.asked
-    assert g.evaluate(model, rows[5:6], max_new_tokens=4)["metrics"]["too_long"] == 0  # a short limit needs little room
+    assert g.evaluate(model, items[-1:], max_new_tokens=64)["metrics"]["accuracy"] == 0 and not model.asked
+    assert g.evaluate(model, items[5:6], max_new_tokens=4)["metrics"]["too_long"] == 0  # needs little room
 
 
 def test_make_batches():
@@ -583,8 +587,6 @@ def test_probe_refusals(tiny):
     """No number: probes that do not fit, and weights that are broken, are refused."""
     with pytest.raises(ValueError, match="block_size is 16: pass --probes off"):
         probes.evaluate(Fake(right_answer, block_size=16))
-    with pytest.raises(ValueError, match="unknown form"):
-        probes.evaluate(Fake(right_answer), forms=("loud",))
     broken = Fake(right_answer)
     broken.score_endings = lambda items: [[torch.full((1,), math.nan) for _ in endings] for _, endings in items]
     with pytest.raises(ValueError, match="not finite"):
@@ -674,7 +676,8 @@ def test_files(checkpoint, tiny, capsys):
     assert set("id cluster question completion tokens stopped strict flexible gold credit".split()) <= set(records[0])
     assert len(lines(checkpoint / "probes.jsonl")) == 562
     assert set(result["probes"]) >= {"plain", "chat", "seed", "prompts"}
-    assert sorted(p.name for p in checkpoint.iterdir()) == sorted(["ckpt", "config.json", *g.FILES])
+    files = {g.COMPLETIONS, g.PROBES, g.RESULTS}
+    assert {p.name for p in checkpoint.iterdir()} == {"ckpt", "config.json"} | files
     printed = capsys.readouterr().out
     assert "accuracy " in printed and "chance 0.116" in printed and "problem 00001" in printed
 

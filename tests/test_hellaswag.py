@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from fake_model import Fake, ask_the_fake, small, uniform  # noqa: F401 (a fixture)
 
 import hellaswag
-from lab import benchmarks, disk, processes, runs, synthetic
+from lab import benchmarks, disk, processes, runs
 from lab.tokenizer import get_tokenizer
 from model import GPT, GPTConfig
 
@@ -46,6 +46,10 @@ def row(**changes) -> dict:
     return {"ind": 7, "activity_label": "Cooking", "ctx_a": "Ann heats the oil.", "ctx_b": "she",
             "ctx": "Ann heats the oil. she", "label": 2, "source_id": "invented~1",
             "endings": ["flies away.", "reads a book.", "fries the onions.", "sleeps."]} | changes
+
+
+def check(rows, source="x"):
+    return benchmarks.make_items(benchmarks.numbered(rows, source), source, hellaswag.fault_of, hellaswag.make_item)
 
 
 def write(path, rows):
@@ -85,7 +89,7 @@ def test_same_as_lm_evaluation_harness(bos):
     """accuracy and accuracy_norm_bytes: the harness' sums, acc and acc_norm, recorded with its own task and code."""
     said = json.loads(expectations.FILE.read_text(encoding="utf-8"))
     assert len(said["items"]) >= 12
-    result = hellaswag.evaluate(expectations.tiny_model(), said["items"], bos=bos)
+    result = hellaswag.evaluate(expectations.tiny_model(), check(said["items"]), bos=bos)
     theirs = said["bos" if bos else "no_bos"]
     for record, want in zip(result["items"], theirs, strict=True):
         assert record["scores"]["lm_eval_sum"] == pytest.approx(want["sums"], abs=1e-3)
@@ -137,9 +141,9 @@ def test_lm_eval_text():
 def test_split_is_where_the_harness_has_it():
     """accuracy: the tokens of context and ending encoded together, split after as many as the context has."""
     encode = get_tokenizer("tiktoken").encode
-    items = hellaswag.load("synthetic:12") + hellaswag.check(expectations.invented(), "invented")
+    items = hellaswag.load("synthetic:12") + check(expectations.invented(), "invented")
     # \x1c is a space to Python and none to GPT-2's pattern
-    items += hellaswag.check([row(ctx_b="she stirs ()\x1c[step]", endings=["\x1c)(", "()", "a", "\u3000b"])], "odd")
+    items += check([row(ctx_b="she stirs ()\x1c[step]", endings=["\x1c)(", "()", "a", "\u3000b"])], "odd")
     for item, (ids, endings) in zip(items, encoded(items, "lm_eval", False), strict=True):
         context, follows, _ = hellaswag.render(item, "lm_eval")
         assert ids == encode(context)
@@ -169,7 +173,7 @@ def test_uniform_is_chance_with_every_tie_counted(items):
         assert metrics["accuracy_norm"] == 0.25 and metrics["ties_accuracy_norm"] == metrics["n"] == 40
         assert metrics["margin"] == 0
     # with endings of one length every rule ties, also when two of four share the maximum
-    twins = hellaswag.check([row(ind=i, label=i % 4, endings=["a dog.", "a cat.", "a cow.", "a pig."])
+    twins = check([row(ind=i, label=i % 4, endings=["a dog.", "a cat.", "a cow.", "a pig."])
                              for i in range(8)], "twins")
     metrics = hellaswag.evaluate(Fake(uniform), twins)["metrics"]
     assert all(metrics[name] == 0.25 and metrics[f"ties_{name}"] == 8 for name in hellaswag.RULES)
@@ -199,7 +203,7 @@ def test_length_is_in_characters():
     want = {tuple(ids): value for ids, value in zip(
         encoded([item], "lm_eval", True)[0][1], (-9.0, -8.0, -50.0, -50.0), strict=True)}
     model = Fake(lambda context, ending: [want[tuple(ending)]] + [0.0] * (len(ending) - 1))
-    result = hellaswag.evaluate(model, hellaswag.check([item], "x"), text="lm_eval")
+    result = hellaswag.evaluate(model, check([item], "x"), text="lm_eval")
     assert result["items"][0]["predictions"]["accuracy_norm_bytes"] == 1  # -8 / 12 > -9 / 9, but -9 / 18 is larger
     assert result["items"][0]["scores"]["lm_eval_chars"] == [9, 12, 1, 1]
 
@@ -227,7 +231,7 @@ def worker(rank, world, folder):
             few = hellaswag.evaluate(small(), items[:1], procs)  # the other ranks have nothing to do
             try:
                 long = row(ind=99, endings=["a", "b", "c", "long " * 300])
-                hellaswag.evaluate(small(), hellaswag.check([*items[: size - 1], long], "x"), procs)
+                hellaswag.evaluate(small(), check([*items[: size - 1], long]), procs)
                 error = ""
             except processes.SharedError as e:
                 error = str(e)
@@ -297,7 +301,7 @@ def test_metrics_say_what_they_are(items, result):
 
 def test_margin_by_hand():
     """margin: the right ending's mean log-prob less the best wrong one's, averaged over items."""
-    items = hellaswag.check([row(ind=0, label=2), row(ind=1, label=0)], "x")
+    items = check([row(ind=0, label=2), row(ind=1, label=0)], "x")
     values = dict(zip(map(tuple, encoded(items, "plain", True)[0][1]), (-1.0, -2.0, -4.0, -8.0), strict=True))
     result = hellaswag.evaluate(Fake(lambda c, e: [values[tuple(e)]] * len(e)), items, text="plain")
     assert result["metrics"]["margin"] == pytest.approx(((-4 + 1) + (-1 + 2)) / 2)
@@ -306,7 +310,7 @@ def test_margin_by_hand():
 
 def test_long_items_lose_the_beginning_of_their_context():
     """truncated: items of which the model does not see all; their scores are those of what is left, without BOS."""
-    long = hellaswag.check([row(ctx="word " * 40 + "she"), row(ind=8)], "x")
+    long = check([row(ctx="word " * 40 + "she"), row(ind=8)], "x")
     model = small(block_size=32)
     result = hellaswag.evaluate(model, long, text="plain")
     assert [r["truncated"] for r in result["items"]] == [True, False] and result["metrics"]["truncated"] == 1
@@ -353,8 +357,7 @@ def test_files(tmp_path):
     assert len(hellaswag.load(path, 10)) == len(hellaswag.load(path, 99)) == 10
     assert len(hellaswag.load("synthetic")) == 400 and len(hellaswag.load("synthetic:3", 2)) == 2
     del rows[0]["source_id"], rows[1]["ind"], rows[2]["ind"], rows[2]["source_id"]
-    assert [i["id"] for i in hellaswag.check(rows[:3], "x")] == ["0", "invented~1", "3"]
-    assert hellaswag.evaluate(Fake(uniform), synthetic.hellaswag_items(4))["metrics"]["n"] == 4
+    assert [i["id"] for i in check(rows[:3], "x")] == ["0", "invented~1", "3"]
 
 
 BAD = [({"label": 4}, "label is 0, 1, 2 or 3"), ({"label": -1}, "label is 0"), ({"label": ""}, "label is 0"),
@@ -362,14 +365,15 @@ BAD = [({"label": 4}, "label is 0, 1, 2 or 3"), ({"label": -1}, "label is 0"), (
        ({"endings": ["a", "b", "c", " "]}, r"empty ending \(3\)"),
        ({"endings": ["a", "[title]", "c", "d"]}, r"empty ending \(1\)"), ({"endings": ["a", "b", "c"]}, "4 endings"),
        ({"endings": "abcd"}, "4 endings"), ({"endings": ["a", "b", "c", 4]}, "4 endings"),
-       ({"ctx": " "}, "empty context"), ({"ctx": 5}, "not text"), ({"ctx_a": None}, "has no ctx_a")]
+       ({"ctx": " "}, "no text under .ctx"), ({"ctx": 5}, "no text under .ctx"),
+       ({"ctx_a": None}, "no text under .ctx_a"), ({"ctx_a": "", "ctx_b": " "}, "no text under .ctx_a. and .ctx_b")]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_bad_items(tmp_path, change, message):
     """No number at all comes from a broken item, and the message says which one it is."""
     path = write(tmp_path / "items.jsonl", [row(ind=0), row(ind=1, **change)])
-    with pytest.raises(ValueError, match=f"items.jsonl, item 2 .*{message}.*[.]$"):
+    with pytest.raises(ValueError, match=f"items.jsonl line 2 .*{message}.*[.]$"):
         hellaswag.load(path)
 
 
@@ -377,20 +381,20 @@ def test_bad_files(tmp_path, items):
     """Nothing is guessed: files, counts and models that do not fit are one sentence each."""
     good = json.dumps(row())
     for name, content, message in [
-        ("a.jsonl", good + "\n" + good + "\n", "items 1 and 2 have the same id invented~1#7"),
-        ("b.jsonl", good + "\n{oops\n", "item 2 is not JSON"), ("c.jsonl", "", "has no items"),
+        ("a.jsonl", good + "\n" + good + "\n", "line 2 is the same item as .*line 1 .id invented~1#7"),
+        ("b.jsonl", good + "\n{oops\n", "line 2 is not JSON"), ("c.jsonl", "", "has no items"),
         ("d.jsonl", "[1]\n", "not a JSON object"), ("e.jsonl.gz", good, "cannot be read"),
-        ("f.jsonl", '{"ctx": "a"}\n', "has no activity_label, ctx_a, ctx_b, endings, label: ")]:
+        ("f.jsonl", '{"ctx": "a"}\n', "has no text under .activity_label")]:
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=message):
             hellaswag.load(tmp_path / name)
     (tmp_path / "g.jsonl").write_bytes(b'{"ctx": "\xff"}\n')
-    with pytest.raises(ValueError, match="item 1 is not JSON"):
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
         hellaswag.load(tmp_path / "g.jsonl")
     (tmp_path / "bom.jsonl").write_text("\ufeff" + json.dumps(row()) + "\n\n", encoding="utf-8")
     assert len(hellaswag.load(tmp_path / "bom.jsonl")) == 1  # a byte order mark and an empty line harm nobody
     (tmp_path / "deep.jsonl").write_text("[" * 100_000 + "\n")
-    with pytest.raises(ValueError, match="item 1 is not JSON"):
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
         hellaswag.load(tmp_path / "deep.jsonl")
     with pytest.raises(ValueError, match="lone surrogate"):
         hellaswag.load(write(tmp_path / "half.jsonl", [row(endings=["a", "b", "c", "\ud800"])]))

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+import platform
 import random
 import re
 import signal
@@ -456,6 +457,118 @@ def test_file_size_limit(corpus, tmp_path):
     argv = ["--dataset", str(corpus), "--out_dir", str(tmp_path / "d"), "--shard_tokens", "30000"]
     assert os.WEXITSTATUS(os.waitpid(forked(limited, argv), 0)[1]) == 1
     assert not (tmp_path / "d" / "meta.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# other processes, other people's files, other clocks
+
+
+def contents(folder):
+    """{name: bytes} of everything in a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("operation", [8, 40])
+def test_second_prepare_says_who_holds_the_folder(corpus, tmp_path, operation):
+    """Every byte of a dataset beside whose making another was begun, fresh and with --resume: the other changes none."""
+    prepare(corpus, tmp_path / "whole")
+    out = tmp_path / "d"
+    argv = ["--dataset", str(corpus), "--out_dir", str(out), "--shard_tokens", "30000", "--val_fraction", "0.1"]
+    pid = forked(lambda a: die_at(operation, a, signal.SIGSTOP), argv)
+    assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
+    before = contents(out)
+    for flags in ((), ("--resume",)):
+        message = sentence_of(corpus, out, *flags)
+        assert re.fullmatch(rf"{out} is held by process {pid} on \S+ since 20.*: wait until .*", message), message
+        assert contents(out) == before
+    os.kill(pid, signal.SIGCONT)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
+def test_locks_of_the_dead_of_others_and_of_strangers(corpus, tmp_path):
+    """A dead process of this host holds nothing; one of another host does; a link or a stranger's file is no lock."""
+    out, lock, aim = tmp_path / "d", tmp_path / "d" / ".lock", tmp_path / "precious"
+    out.mkdir()
+    aim.write_text("precious")
+    holder = {"pid": 2**22 + 1, "host": "elsewhere", "since": "2026-11-26 12:00:00"}
+    lock.write_text(json.dumps(holder))
+    message = sentence_of(corpus, out)
+    assert f"held by process {2**22 + 1} on elsewhere since 2026-11-26 12:00:00" in message and str(lock) in message
+    for text in ("my own notes", "[]", '{"pid": 1}', "[" * 4000, "\xff"):
+        lock.write_text(text, encoding="latin-1")
+        assert "was not written by this lab" in sentence_of(corpus, out)
+        assert lock.read_text(encoding="latin-1") == text
+    lock.unlink()
+    for plant in (lock.symlink_to, lock.hardlink_to):
+        plant(aim)
+        assert str(lock) in sentence_of(corpus, out)
+        assert aim.read_text() == "precious" and os.listdir(out) == [".lock"]
+        lock.unlink()
+    os.mkfifo(lock)
+    assert "was not written by this lab" in sentence_of(corpus, out)
+    lock.unlink()
+    for words in (json.dumps({**holder, "host": platform.node()}), ""):
+        lock.write_text(words)
+        prepare(corpus, out, "--resume")
+        assert not lock.exists()
+
+
+def test_only_a_new_an_empty_or_an_own_folder(corpus, tmp_path):
+    """Other people's files: a folder that holds some is refused as it is, --resume or not; an empty one stays."""
+    for name in ("notes.partial", "decontamination.jsonl", "val_documents.npz", "README.md", "packer_buffer_000001.tmp"):
+        out = tmp_path / name / "d"
+        out.mkdir(parents=True)
+        (out / name).write_text("mine")
+        for flags in ((), ("--resume",)):
+            assert f"holds {name} of something else" in sentence_of(corpus, out, *flags)
+            assert contents(out) == {name: b"mine"}
+    (tmp_path / "empty").mkdir()
+    sentence_of(corpus, tmp_path / "empty", "--target_tokens", 10**7)
+    assert (tmp_path / "empty").is_dir()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_resume_deletes_only_what_prepare_made(corpus, tmp_path):
+    """Other people's files beside an unfinished dataset, with names much like ours, are there when it is finished."""
+    prepare(corpus, tmp_path / "whole")
+    argv = ["--dataset", str(corpus), "--out_dir", str(tmp_path / "d"), "--shard_tokens", "30000"]
+    argv += ["--val_fraction", "0.1"]
+    assert os.WIFSIGNALED(os.waitpid(forked(lambda a: die_at(40, a), argv), 0)[1])
+    strange = ["notes.partial", "train_notes.bin", "val_x.partial", "my.jsonl.partial", "x_train_000000.bin.partial"]
+    for name in strange:
+        (tmp_path / "d" / name).write_text("mine")
+    for _ in range(2):  # the second time it is finished already
+        prepare(corpus, tmp_path / "d", "--resume")
+        assert all((tmp_path / "d" / name).read_text() == "mine" for name in strange)
+    for name in strange:
+        (tmp_path / "d" / name).unlink()
+    assert files_of(tmp_path / "d") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("day", [0, 86_400, -86_400])
+def test_clock_that_stands_still_or_jumps(corpus, tmp_path, monkeypatch, day):
+    """elapsed_seconds, tokens per second and the time between two commits do not come from the clock on the wall."""
+    now, pauses, due = [1e9], [], shards.DatasetWriter.commit_is_due
+
+    def clock():
+        now[0] += day
+        return now[0]
+
+    def spy(self, seconds):
+        pauses.append(seconds)
+        return due(self, 0)
+
+    with monkeypatch.context() as m:
+        m.setattr(time, "time", clock)
+        m.setattr(shards.DatasetWriter, "commit_is_due", spy)
+        meta = prepare(corpus, tmp_path / "d")
+    assert 0 < meta["elapsed_seconds"] < 600 and meta["throughput_tokens_per_sec"] > 0
+    assert pauses and 0 < max(pauses) < 3600
+    with monkeypatch.context() as m:
+        m.setattr(time, "monotonic", lambda: 7.0)
+        assert prepare(corpus, tmp_path / "still")["elapsed_seconds"] == 0.001
 
 
 # ------------------------------------------------------------------------------------------------------------

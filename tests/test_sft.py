@@ -697,7 +697,7 @@ def test_bad_files_and_models(base, tmp_path, monkeypatch):
              (("--stage", "gsm8k", "--data", "synthetic:0"), "at least 1"),
              (("--init", tmp_path / "empty"), "is neither a run"), (("--init", tmp_path / "none"), "is not a folder"),
              (("--init", tmp_path / "plain", "--condition", "mul_tokens"), "--condition mul_tokens needs 50,349"),
-             (("--init", tmp_path / "small"), "fewer than GPT-2's 50,257")]
+             (("--init", tmp_path / "small"), "needs 50,257")]
     for flags, says in cases:
         argv = ["--stage", "tulu", "--init", base, "--data", good, "--out_dir", tmp_path / "run", *flags]
         with pytest.raises((ValueError, FileNotFoundError)) as caught:

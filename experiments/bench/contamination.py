@@ -54,11 +54,11 @@ def batches(texts: list[bytes]) -> list[list[bytes]]:
 
 
 def scan(guard: decontaminate.Guard, texts: list[bytes]) -> dict[int, list[str]]:
-    found, first = {}, 0
+    hits, first = {}, 0
     for batch in batches(texts):
-        found |= {first + number: items for number, items in guard.hits_batch(batch).items()}
+        hits |= {first + number: items for number, items in guard.hits_batch(batch).items()}
         first += len(batch)
-    return found
+    return hits
 
 
 def planted(guard: decontaminate.Guard, files: dict[str, Path], hosts: list[bytes]) -> int:
@@ -76,8 +76,8 @@ def planted(guard: decontaminate.Guard, files: dict[str, Path], hosts: list[byte
                 host = hosts[number % len(hosts)][:2000]
                 cut = host.rfind(b" ", 0, 1000) + 1
                 documents.append(host[:cut] + text.encode() + b" " + host[cut:])
-            found = scan(guard, documents)
-            caught = sum(item in found.get(number, ()) for number, (item, _) in enumerate(plants))
+            hits = scan(guard, documents)
+            caught = sum(item in hits.get(number, ()) for number, (item, _) in enumerate(plants))
             print(f"planted  {name:10} {disguise:22} {caught:6,} of {len(plants):6,} texts of {len(items):,} items")
             missed += len(plants) - caught
     return missed
@@ -110,10 +110,10 @@ def main() -> None:
         missed.append("planted")
 
     for path, texts in corpora.items():
-        found = scan(guard, texts)
-        share = len(found) / len(texts)
-        print(f"hits     {Path(path).name}: {len(found)} of {len(texts):,} documents ({share:.3%})")
-        for number, items in list(found.items())[:20]:
+        hits = scan(guard, texts)
+        share = len(hits) / len(texts)
+        print(f"hits     {Path(path).name}: {len(hits)} of {len(texts):,} documents ({share:.3%})")
+        for number, items in list(hits.items())[:20]:
             print(f"         document {number}: {', '.join(items[:5])}{' ...' * (len(items) > 5)}")
         if path == args.data[0] and share >= 0.001:
             missed.append("false hits")

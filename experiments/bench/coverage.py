@@ -92,14 +92,14 @@ def paired_t(table: Table, rng, sims: int) -> None:
             sd = ab_power.sd_of_difference(SIGMA, r)
             for effect in (0.0, -ab_power.mde(n, sd)):
                 stats = ab_stats.paired(*pairs(rng, sims, n, r, effect))
-                said = ab_stats.verdict(stats, "lower", alpha=ALPHA)
+                verdict = ab_stats.verdict(stats, "lower", alpha=ALPHA)
                 name = f"n = {n}, r = {r:g}, effect {effect:.4f}"
                 table.rate(name, "95 % interval covers", inside(stats, effect), 0.94, 0.96)
                 if effect == 0:
-                    table.rate(name, "false better or worse", (said == "better") | (said == "worse"), None, 0.05)
+                    table.rate(name, "false better or worse", (verdict == "better") | (verdict == "worse"), None, 0.05)
                 else:
-                    table.rate(name, "better, at the mde for 80 %", said == "better", 0.78, 0.82)
-                    table.rate(name, "worse, the wrong way", said == "worse", None, 0.025)
+                    table.rate(name, "better, at the mde for 80 %", verdict == "better", 0.78, 0.82)
+                    table.rate(name, "worse, the wrong way", verdict == "worse", None, 0.025)
 
 
 def sign_flips_and_welch(table: Table, rng, sims: int) -> None:
@@ -119,11 +119,12 @@ def sign_flips_and_welch(table: Table, rng, sims: int) -> None:
             a = LOSS + SIGMA * rng.standard_normal((sims, n_a))
             b = LOSS + ratio * SIGMA * rng.standard_normal((sims, n_b))
             stats = ab_stats.unpaired(a, b)
-            said = ab_stats.verdict(stats)
+            verdict = ab_stats.verdict(stats)
             name = f"{n_a} and {n_b} runs, sd ratio {ratio:g}"
             # Welch is approximate: known to be a little off with three runs in an arm
             table.rate(name, "Welch 95 % interval covers", inside(stats, 0.0), 0.93, 0.98)
-            table.rate(name, "false better or worse", said != "inconclusive", None, 0.05 if min(n_a, n_b) > 3 else 0.07)
+            highest = 0.05 if min(n_a, n_b) > 3 else 0.07
+            table.rate(name, "false better or worse", verdict != "inconclusive", None, highest)
             if ratio == 1:
                 table.rate(name, "permutation p <= 0.05", stats["p_permutation"] <= 0.05, None, 0.05)
 
@@ -143,9 +144,9 @@ def not_normal(table: Table, rng, sims: int) -> None:
     for n in (2, *NS):
         a, b = pairs(rng, sims, n, 0.8)
         for decimals in (4, 3):
-            said = ab_stats.verdict(ab_stats.paired(a.round(decimals), b.round(decimals)))
+            verdict = ab_stats.verdict(ab_stats.paired(a.round(decimals), b.round(decimals)))
             table.rate(f"n = {n}, r = 0.8, losses rounded to {decimals} decimals", "false better or worse",
-                       said != "inconclusive")
+                       verdict != "inconclusive")
 
 
 def planning(table: Table, rng, sims: int) -> None:
@@ -153,28 +154,29 @@ def planning(table: Table, rng, sims: int) -> None:
     grid = np.linspace(0.85, 1.15, 7)
     for n in NS:
         for paired in (True, False):
-            said = ab_power.mde(n, ab_power.sd_of_difference(SIGMA), paired=paired)
+            stated = ab_power.mde(n, ab_power.sd_of_difference(SIGMA), paired=paired)
             a, b = pairs(rng, sims, n, 0.0)
-            powers = [found(ab_stats.paired if paired else ab_stats.unpaired, a, b + said * g) for g in grid]
+            test = ab_stats.paired if paired else ab_stats.unpaired
+            powers = [simulated_power(test, a, b + stated * g) for g in grid]
             table.add(f"n = {n}{'' if paired else ' per arm, unpaired'}",
-                      f"simulated / stated mde ({said:.5f})", float(np.interp(0.8, powers, grid * said)) / said,
+                      f"simulated / stated mde ({stated:.5f})", float(np.interp(0.8, powers, grid * stated)) / stated,
                       0.9, 1.1, unit="")
     for n in (3, 4, 5, 8, 12):
         for paired in (True, False):
             effect = math.sqrt(ab_power.mde(n, 1.0, paired=paired) * ab_power.mde(n - 1, 1.0, paired=paired))
-            said, powers = ab_power.n_needed(effect, 1.0, paired=paired), {}
-            for k in (said - 1, said, said + 1):
+            stated, powers = ab_power.n_needed(effect, 1.0, paired=paired), {}
+            for k in (stated - 1, stated, stated + 1):
                 a, b = pairs(rng, sims, k, 0.0, effect, sigma=math.sqrt(0.5))
-                powers[k] = found(ab_stats.paired if paired else ab_stats.unpaired, a, b)
+                powers[k] = simulated_power(ab_stats.paired if paired else ab_stats.unpaired, a, b)
             simulated = next((k for k, power in powers.items() if power >= 0.8), math.inf)
             table.add(f"effect {effect:.3f} sd of a difference, {'paired' if paired else 'unpaired'}",
-                      f"simulated / stated number of {'pairs' if paired else 'runs per arm'} ({said})",
-                      simulated / said, 0.9, 1.1, unit="")
+                      f"simulated / stated number of {'pairs' if paired else 'runs per arm'} ({stated})",
+                      simulated / stated, 0.9, 1.1, unit="")
     table.add("FACTS: three pairs", "smallest two-sided sign-flip p", ab_stats.sign_flip([1.0, 2.0, 3.0]), 0.25, 0.25,
               unit="")
 
 
-def found(test, a, b) -> float:
+def simulated_power(test, a, b) -> float:
     """Simulated power of `test` to find a difference at ALPHA."""
     return float(np.mean(test(a, b)["p"] < ALPHA))
 
