@@ -214,7 +214,7 @@ class Run:
                     shutil.rmtree(self.folder)  # new and empty; left behind, it would block the retry
                 raise
             self.scalars = runs.JsonlWriter(self.folder / "scalars.jsonl", mirrors)
-            self.log_file = open(self.folder / "log.txt", "a", encoding="utf-8")
+            self.log_file = runs.LineWriter(self.folder / "log.txt")
         self.bar = tqdm(total=args.max_train_steps, initial=step, unit="step",
                         dynamic_ncols=True, disable=hidden)
 
@@ -222,8 +222,7 @@ class Run:
         """Prints a line and adds it to log.txt, on rank 0."""
         if self.procs.is_main:
             tqdm.write(message, file=sys.stdout)
-            self.log_file.write(message + "\n")
-            self.log_file.flush()
+            self.log_file.write_line(message)
 
     def save(self) -> None:
         """Writes a checkpoint of the present step."""
@@ -502,7 +501,9 @@ def record_val(run: Run, scores: tuple[dict, dict], fields: dict) -> None:
     step = fields["step"]
     log_scores(run, "val", losses, [key for key, value in losses.items() if isinstance(value, float)], fields)
     if run.procs.is_main:
-        np.savez_compressed(run.folder / f"val_documents_{step:06d}.npz", **documents)
+        path = run.folder / f"val_documents_{step:06d}.npz"
+        with runs.recording(path):
+            np.savez_compressed(path, **documents)
         run.scalars.write(type="val", **losses, **fields)
         runs.update_step_metrics(run.folder, step, **losses)
 
@@ -555,6 +556,7 @@ def write_summary(run: Run, summary: dict) -> None:
     summary |= {
         "steps": run.args.max_train_steps, "finished": runs.now(),
         "eval_seconds": round(state.eval_seconds, 3), "wall_seconds": round(state.wall_seconds, 3)}
-    disk.write_json(run.folder / "summary.json", summary)
+    with runs.recording(run.folder / "summary.json"):
+        disk.write_json(run.folder / "summary.json", summary)
     run.log(f"finished {state.step} steps: {state.train_seconds:.1f} s of training, {state.eval_seconds:.1f} s of "
             f"evaluation, {state.wall_seconds:.1f} s in all | train_loss {summary['final_train_loss']:.4f}")
