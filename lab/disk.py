@@ -44,7 +44,8 @@ def replacing(path):
     path = Path(path)
     tmp = path.with_name(path.name + ".tmp")
     try:
-        with open(tmp, "wb") as f:
+        tmp.unlink(missing_ok=True)  # of a killed process, or a link
+        with open(tmp, "xb") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
@@ -68,6 +69,46 @@ def write_json(path, value) -> None:
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def append_line(path, line: bytes) -> None:
+    """Append a line to a file, at the start of a line, and sync it."""
+    with open(path, "ab+", buffering=0) as f:
+        f.seek(0, os.SEEK_END)
+        if f.tell():
+            f.seek(-1, os.SEEK_END)
+            if f.read(1) not in (b"\n", b"\r"):
+                line = b"\r\n" + line
+        while line:
+            line = line[f.write(line) :]
+        os.fsync(f.fileno())
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Be the only process that rewrites a file until the block ends; others wait.
+
+    The lock is <path>.lock. It goes before it is unlocked, and whoever then gets it asks again, as the next would lock
+    a new file. The kernel ends the lock of a process that dies."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    lock = Path(f"{path}.lock")
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(lock)):
+                break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def hold(folder):
     """Make a folder if it is missing, and be the only process that writes into it until the block ends.
@@ -88,7 +129,8 @@ def hold(folder):
         except OSError as error:
             if isinstance(error, FileNotFoundError) and time.monotonic() < until:
                 continue  # the process that had made the folder is removing it
-            raise ValueError(f"{folder} is not writable ({path}: {error.strerror}): choose another.") from error
+            raise ValueError(f"{folder} is not writable ({path}: {error.strerror}): "
+                             "choose another --out_dir.") from error
         is_free, is_there, words, state = True, True, b"no lock", os.fstat(lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

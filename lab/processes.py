@@ -15,9 +15,11 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lab import disk
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +40,7 @@ class Processes:
     local_rank: int = 0
     world_size: int = 1
     device: torch.device | None = None
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # folders, until close()
 
     @property
     def is_main(self) -> bool:
@@ -98,7 +101,12 @@ class Processes:
             work()
         return results[0]
 
+    def hold(self, folder) -> None:
+        """Let no other process write into a folder until close(); see disk.hold. Its error is raised on all ranks."""
+        self.on_main(lambda: self.held.enter_context(disk.hold(folder)))
+
     def close(self) -> None:
+        self.held.close()
         if self.world_size > 1:
             import torch
 

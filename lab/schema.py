@@ -1,0 +1,71 @@
+"""schema.py owns the shape of JSON that a script relies on: a schema is data, and a file that differs is one sentence.
+
+A schema is a kind, (words, test), which a value fits when test(value) is true; [schema] for a list; or a dict for an
+object. Its keys are names, with a "?" at the end for those that may be missing, or patterns for keys of any number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+COUNT = "a whole number of at least 0", lambda value: type(value) is int and 0 <= value < 2**63
+AMOUNT = "a finite number of at least 0", lambda value: type(value) in (int, float) and 0 <= value < math.inf
+NUMBER = "a finite number", lambda value: type(value) in (int, float) and abs(value) < math.inf
+NUMBER_OR_NULL = "a finite number or null", lambda value: value is None or NUMBER[1](value)
+TEXT = "text", lambda value: isinstance(value, str)
+SHA256 = "64 hex digits", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+ANYTHING = "any value", lambda value: True
+ANY_NAME = re.compile("(?s).*")
+
+
+def misfit(value, schema, place: str = "") -> str:
+    """What does not fit, with its place, such as "files.rng.pt.sha256 is null, not 64 hex digits"; "" when all fits."""
+    if isinstance(schema, tuple):
+        words, test = schema
+        if test(value):
+            return ""
+    elif isinstance(schema, list):
+        words = "a list"
+        if isinstance(value, list):
+            faults = (misfit(item, schema[0], f"{place}[{i}]") for i, item in enumerate(value))
+            return next(filter(None, faults), "")
+    else:
+        words = "an object"
+        if isinstance(value, dict):
+            return _misfit_of_object(value, schema, place)
+    name = place or "it"
+    return f"{name} is {json.dumps(value, default=repr)[:60]}, not {words}"
+
+
+def _misfit_of_object(value: dict, schema: dict, place: str) -> str:
+    prefix = f"{place}." if place else ""
+    for key, of_key in schema.items():
+        names = [key]
+        if isinstance(key, re.Pattern):
+            names = list(value)
+        elif key.endswith("?"):
+            names = [name for name in value if name == key[:-1]]
+        for name in names:
+            if name not in value:
+                return f"{prefix}{name} is missing"
+            if isinstance(key, re.Pattern) and not key.fullmatch(name):
+                return f"{prefix}{name} is no key of it"
+            fault = misfit(value[name], of_key, f"{prefix}{name}")
+            if fault:
+                return fault
+    return ""
+
+
+def read_json(path, schema=ANYTHING, advice: str = "restore it or leave it out"):
+    """A JSON file's value. ValueError, which ends with `advice`, when it cannot be read or does not fit the schema."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {advice}.") from None
+    fault = misfit(value, schema)
+    if fault:
+        raise ValueError(f"{path} is damaged ({fault}): {advice}.")
+    return value
