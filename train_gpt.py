@@ -436,14 +436,16 @@ def train(args, procs) -> int:
     # checkpoints of older versions do not hold these
     state.tokens_seen = state.trained_seen = state.step * tokens_per_step
     state.flops = state.step * flops_per_step
-    run.log(f"data {args.data_dir} | {files.source} | {files.n_tokens:,} tokens | {n_sequences:,} "
-            f"sequences | this run reads {unique_tokens:,} unique tokens, {epochs:.3f} epochs")
-    run.log(f"{args.max_train_steps} steps x {tokens_per_step:,} tokens | {args.schedule}, "
-            f"warmup {args.warmup_iters} | {args.max_train_steps * flops_per_step:.3e} FLOPs")
+    last_step = args.max_train_steps
+    run.log(f"data {args.data_dir} | {files.source} | {files.n_tokens:,} tokens | {n_sequences:,} sequences of "
+            f"{args.seq_len} | this run reads {unique_tokens:,} unique tokens, {epochs:.3f} epochs")
+    run.log(f"{last_step} steps x {tokens_per_step:,} tokens = {last_step * tokens_per_step:,} | "
+            f"{args.schedule}, warmup {args.warmup_iters} | {last_step * flops_per_step:.3e} FLOPs")
+    cadence = ", ".join(f"{name} {steps or 'off'}" for name, steps in every.items())
+    run.log(f"steps between evaluations: {cadence}")
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop
-    last_step = args.max_train_steps
     batches = data_order.StepLoader(
         files, seq_len=args.seq_len, sequences_per_step=sequences_per_step, seed=args.seed,
         data_order=args.data_order, rank=procs.rank, world_size=procs.world_size,

@@ -511,11 +511,9 @@ def leave(run: Run) -> None:
 def final_numbers(run: Run, val_fields: str) -> dict:
     """Numbers of summary.json that every trainer has: last and best losses, cost, epochs."""
     scalars = resume.read_scalars(run.folder)
-    trained = [record for record in scalars if record["type"] == "train"]
-    vals = [record for record in scalars if record["type"] == "val"]
+    trained, vals = ([line for line in scalars if line["type"] == kind] for kind in ("train", "val"))
     # the last 2 %: one step's loss is mostly its batch's noise
-    tail = trained[-max(1, len(trained) // 50) :]
-    losses = [record["train_loss_opt_step_mean"] for record in tail]
+    losses = [record["train_loss_opt_step_mean"] for record in trained[-max(1, len(trained) // 50) :]]
     numbers = {"final_train_loss": float(np.mean(losses))}
     for name in val_fields.split():
         numbers[f"final_{name}"] = vals[-1].get(name) if vals else None
@@ -538,5 +536,6 @@ def write_summary(run: Run, summary: dict) -> None:
         "eval_seconds": round(state.eval_seconds, 3), "wall_seconds": round(state.wall_seconds, 3)}
     with runs.recording(run.folder / "summary.json"):
         disk.write_json(run.folder / "summary.json", summary)
-    run.log(f"finished {state.step} steps: {state.train_seconds:.1f} s of training, {state.eval_seconds:.1f} s of "
-            f"evaluation, {state.wall_seconds:.1f} s in all | train_loss {summary['final_train_loss']:.4f}")
+    losses = [f"{key} {x:.4f}" for key, x in summary.items() if "_loss" in key and x is not None]
+    run.log(f"finished {state.step} steps: {state.train_seconds:.1f} s of training, {state.eval_seconds:.1f} s "
+            f"of evaluation, {state.wall_seconds:.1f} s in all | {', '.join(losses)}")

@@ -660,7 +660,7 @@ BAD_FILES = {  # content of a jsonl file, flags, what the sentence says
     "nothing held out": (lines(GOOD), ("--val_fraction", "0"), "holds out none of 1 conversations"),
     "seq_len": (lines(GOOD), ("--seq_len", "65"), "block_size 64"),
     "warmup": (lines(GOOD), ("--max_train_steps", "3", "--warmup_iters", "4", "--eval_every", "0"), "do not fit"),
-    "out_dir": (lines(GOOD), ("--out_dir", "/proc/nothing/here", "--eval_every", "0"), "choose another --out_dir"),
+    "out_dir": (lines(GOOD), ("--out_dir", "/proc/nothing/here", "--eval_every", "0"), "another --out_dir"),
     "resume nothing": (lines(GOOD), ("--resume", "5"), "not a run"),
 }
 

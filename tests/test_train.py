@@ -767,7 +767,7 @@ REFUSALS = {
     "warmdown": (None, "--schedule trapezoid --warmup_iters 3 --warmdown_iters 4".split(), "warmup 3 + warmdown 4"),
     "heads": (None, ("--n_head", 3), "use"),
     "condition": (None, ("--condition", "mul_tokens"), "was prepared as baseline"),
-    "out_dir": (None, ("--out_dir", "/proc/nothing/here"), "choose another --out_dir"),
+    "out_dir": (None, ("--out_dir", "/proc/nothing/here"), "another --out_dir"),
     "small vocab": (None, ("--vocab_size", 1000), "--vocab_size"),
     "resume nothing": (None, ("--resume", "5"), "not a run"),
 }
