@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lab import conversations, data_order, decontaminate, disk, inference, optim, processes, runs, training
+from lab import conversations, data_order, decontaminate, disk, inference, optim, processes, resume, runs, training
 from lab.loss import chunked_cross_entropy
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import GPT, GPTConfig
@@ -92,10 +92,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     """Flags, checked. --config, or the run being resumed, supplies the defaults."""
     parser = build_parser()
     # --decontaminate may be repeated: a default would be added to, so it is set afterwards
-    before = training.take_defaults(parser, argv, skip=["decontaminate"])
+    before = resume.take_defaults(parser, argv, skip=["decontaminate"])
     args = parser.parse_args(argv)
     if before and not args.decontaminate:
-        args.decontaminate = before["flags"]["decontaminate"]
+        args.decontaminate = before["flags"].get("decontaminate", [])
     if not args.stage:
         parser.error(f"--stage is required: name one of {', '.join(STAGES)}.")
     if not args.init:
@@ -287,6 +287,7 @@ def train(args, procs) -> int:
     autocast = training.prepare_machine(args, device)
     if procs.on_main(lambda: training.is_finished(args)):
         return 0
+    procs.hold(args.out_dir)
     before = procs.on_main(lambda: training.config_before(args))
 
     # ------------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ import torch
 
 import ewok
 import hellaswag
-from lab import benchmarks, data_order, disk, inference, optim, processes, results, runs, shards, training
+from lab import benchmarks, data_order, disk, inference, optim, processes, results, resume, runs, shards, training
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_args(argv=None) -> argparse.Namespace:
     """Flags, checked, with derived values filled in. --config, or the run being resumed, supplies the defaults."""
     parser = build_parser()
-    before = training.take_defaults(parser, argv)
+    before = resume.take_defaults(parser, argv)
     start = config_of_start(parser, argv, before)
     shape = {name: start[name] for name in SHAPE if name in start}
     parser.set_defaults(**shape)
@@ -330,7 +330,7 @@ def find_warnings(run: training.Run) -> list[str]:
                         "nothing was changed.")
     if args.attn_gate == "none":
         return warnings
-    scalars = runs.read_jsonl(run.folder / "scalars.jsonl")
+    scalars = resume.read_scalars(run.folder)
     looks = [record["layers"] for record in scalars if record["type"] == "mechanism"]
     if len(looks) < 2:
         warnings.append("the gates were seen fewer than twice (--seq_len 1): nothing shows that they moved.")
@@ -347,8 +347,7 @@ def summarise(run: training.Run) -> dict:
     args, config, data = run.args, run.record, run.record["data"]
     numbers = training.final_numbers(run, "val_loss val_bits_per_byte val_loss_bos val_bits_per_byte_bos")
     numbers["unique_tokens"] = data["unique_tokens"]
-    path = run.folder / "step_metrics.json"
-    scores = runs.read_json(path).get(str(run.state.step), {}) if path.exists() else {}
+    scores = runs.read_step_metrics(run.folder).get(str(run.state.step), {})
     row = {
         **results.condition_columns(config["flags"], config["unused_flags"]), **numbers,
         "run_id": run.folder.name, "date": config["started"][:10], "notes": args.notes,
@@ -380,7 +379,10 @@ def train(args, procs) -> int:
     optim.lr_multiplier(0, **schedule)  # refuses a bad schedule before anything is written
     if procs.on_main(lambda: training.is_finished(args)):
         return 0
+    procs.hold(args.out_dir)
     before = procs.on_main(lambda: training.config_before(args))
+    if args.results_csv:
+        procs.on_main(lambda: results.check_table(args.results_csv))
 
     # ------------------------------------------------------------------------------------------------------------------
     # data: rank 0 reads every byte once and compares checksums, then the others open the files
@@ -510,7 +512,10 @@ def train(args, procs) -> int:
     elif procs.is_main:
         summary = summarise(run)
         if args.results_csv:
-            results.append_result(args.results_csv, summary["results_row"])
+            try:
+                results.append_result(args.results_csv, summary["results_row"])
+            except (OSError, ValueError) as error:
+                summary["warnings"].append(f"the run's row, results_row of summary.json, was not added: {error}")
         training.write_summary(run, summary)
     return 0
 

@@ -40,17 +40,20 @@ def fsync_path(path) -> None:
 def replacing(path):
     """Open a new file for bytes. It is synced and takes the place of `path` when the block ends.
 
-    `path` keeps its old content if the block, the disk or the machine fails."""
+    `path` keeps its old content if the block, the disk or the machine fails. An OSError names a file."""
     path = Path(path)
     tmp = path.with_name(path.name + ".tmp")
     try:
-        with open(tmp, "wb") as f:
+        tmp.unlink(missing_ok=True)  # of a killed process, or a link
+        with open(tmp, "xb") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
-    except BaseException:
+    except BaseException as error:
         tmp.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno:
+            error.filename = str(path)  # a full disk's error has none
         raise
     fsync_path(path.parent)
 
@@ -64,6 +67,46 @@ def write_whole(path, data: bytes) -> None:
 def write_json(path, value) -> None:
     """Replace a file's content by a value as indented JSON, all of it or nothing."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def append_line(path, line: bytes) -> None:
+    """Append a line to a file, at the start of a line, and sync it."""
+    with open(path, "ab+", buffering=0) as f:
+        f.seek(0, os.SEEK_END)
+        if f.tell():
+            f.seek(-1, os.SEEK_END)
+            if f.read(1) not in (b"\n", b"\r"):
+                line = b"\r\n" + line
+        while line:
+            line = line[f.write(line) :]
+        os.fsync(f.fileno())
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Be the only process that rewrites a file until the block ends; others wait.
+
+    The lock is <path>.lock. It goes before it is unlocked, and whoever then gets it asks again, as the next would lock
+    a new file. The kernel ends the lock of a process that dies."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    lock = Path(f"{path}.lock")
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(lock)):
+                break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -86,7 +129,8 @@ def hold(folder):
         except OSError as error:
             if isinstance(error, FileNotFoundError) and time.monotonic() < until:
                 continue  # the process that had made the folder is removing it
-            raise ValueError(f"{folder} is not writable ({path}: {error.strerror}): choose another.") from error
+            raise ValueError(f"{folder} is not writable ({path}: {error.strerror}): "
+                             "choose another --out_dir.") from error
         is_free, is_there, words, state = True, True, b"no lock", os.fstat(lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

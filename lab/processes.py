@@ -15,9 +15,11 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lab import disk
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +40,7 @@ class Processes:
     local_rank: int = 0
     world_size: int = 1
     device: torch.device | None = None
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # folders, until close()
 
     @property
     def is_main(self) -> bool:
@@ -98,7 +101,12 @@ class Processes:
             work()
         return results[0]
 
+    def hold(self, folder) -> None:
+        """Let no other process write into a folder until close(); see disk.hold. Its error is raised on all ranks."""
+        self.on_main(lambda: self.held.enter_context(disk.hold(folder)))
+
     def close(self) -> None:
+        self.held.close()
         if self.world_size > 1:
             import torch
 
@@ -161,13 +169,18 @@ def start_processes(device: str = "auto") -> Processes:
 
 
 class StopRequest:
-    """SIGTERM and the first ctrl-C ask a script to finish its step, save and exit; a second ctrl-C exits at once."""
+    """SIGTERM, a closed terminal (SIGHUP) and the first ctrl-C ask a script to finish its step, save and exit; a second
+    ctrl-C exits at once. Under nohup a closed terminal asks nothing."""
 
     def __init__(self):
         self.asked = False
         self.previous = {}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
+            numbers.append(hangup)
         if threading.current_thread() is threading.main_thread():  # no other may handle signals
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in numbers:
                 self.previous[number] = signal.signal(number, self._ask)
 
     def _ask(self, number, frame):
@@ -181,14 +194,63 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
-    """Run a script's main() and exit with its status, or with 1 and one sentence on stderr after a user's mistake.
+class Output:
+    """stdout or stderr that may go away, as `| head` and a closed terminal do: what is printed after that is lost, and
+    the script goes on."""
 
-    ctrl-C exits with 130 and prints `interrupted`. An error that all ranks share is printed once.
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text)
+        except OSError:
+            self._discard()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Send what is buffered and all that follows to /dev/null, as the interpreter flushes once more at its end."""
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+
+def outlive_output() -> None:
+    """Let a script go on when what it prints to goes away, or was closed from the beginning."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        elif not isinstance(stream, Output):
+            setattr(sys, name, Output(stream))
+
+
+def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
+    """Run a script's main() and exit with its status, or with 1 and one sentence on stderr after a user's mistake or
+    without a package that it needs.
+
+    ctrl-C exits with 130 and prints `interrupted`. An error that all ranks share is printed once. The script outlives
+    the terminal or pipe that it prints to.
     """
     is_main = os.environ.get("RANK", "0") == "0"
+    outlive_output()
     try:
         sys.exit(main())
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "lab"):  # a fault of ours
+            raise
+        sys.exit(f"{name}: the package {package} is missing: pip install {package}, then run the command again.")
     except (ValueError, OSError) as error:
         if isinstance(error, SharedError) and not is_main:
             sys.exit(1)

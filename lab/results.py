@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import errno
 import functools
 import io
 import os
@@ -73,28 +74,84 @@ def is_condition(column: str) -> bool:
     return runs.has_effect(flag) and trainer_flags().fullmatch(flag) is not None
 
 
-def append_result(path, row: dict) -> None:
-    """Add one finished run. Columns that an older file lacks are added to it; it loses no cell."""
+# what tells a run's row from another's: the same run_id may have been trained again
+IDENTITY = "run_id date seed num_iterations final_train_loss train_time_ms".split()
+
+
+def read_table(path, flag: str) -> tuple[list[str], list[dict]]:
+    """(columns, rows) of a table that a row can be added to; ([], []) when there is none yet.
+
+    ValueError, naming `flag`, for one whose cells could not be kept."""
+    advice = "save it as comma-separated UTF-8, or name another table"
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except FileNotFoundError:
+        return [], []
+    except UnicodeDecodeError:
+        raise ValueError(f"{flag} {path} is not UTF-8, perhaps since a spreadsheet saved it: "
+                         f"{advice}.") from None
+    except csv.Error as error:
+        raise ValueError(f"{flag} {path} is not a table ({error}): {advice}.") from None
+    if not text.strip():
+        return [], []
+    for cells in lines:
+        while cells and not cells[-1].strip():  # a spreadsheet pads with commas
+            cells.pop()
+    columns = [name.strip() for name in lines[0]]
+    if "run_id" not in columns:
+        raise ValueError(f"{flag} {path} has no column run_id between commas "
+                         f"(it begins {text[:40]!r}): {advice}.")
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise ValueError(f"{flag} {path} has two columns {twice[0]!r}: "
+                         "rename one, or name another table.")
+    for count, cells in enumerate(lines, 1):
+        if len(cells) > len(columns):
+            raise ValueError(f"{flag} {path}: row {count} has {len(cells)} cells under {len(columns)} "
+                             f"columns, perhaps of numbers with decimal commas: {advice}.")
+    return columns, [dict(zip(columns, cells, strict=False)) for cells in lines[1:] if cells]
+
+
+def check_table(path, flag: str = "--results_csv") -> None:
+    """ValueError, naming `flag`, unless a row can be added to a table. A run looks at it before it computes anything;
+    nothing is written."""
+    path = Path(path)
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        read_table(path, flag)
+        if path.exists():
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, f"{folder} is not a folder to write into")
+    except OSError as error:
+        raise ValueError(f"{flag} {path} cannot be written ({error.strerror}): "
+                         "name another table.") from None
+
+
+def append_result(path, row: dict, flag: str = "--results_csv") -> None:
+    """Add one finished run, unless a process that was killed at this point has already added it.
+
+    A table that has all columns is appended to, byte for byte. To another the columns are added; it loses no cell.
+    ValueError, naming `flag`, when it could lose some."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(path.name + ".lock")
-    with open(lock, "w") as locked:
-        if os.name == "posix":
-            import fcntl
-
-            fcntl.flock(locked, fcntl.LOCK_EX)  # two runs may finish at once
-        rows, columns = [], dict.fromkeys([*COLUMNS, *row])
-        if path.exists():
-            with open(path, newline="", encoding="utf-8-sig") as f:
-                reader = csv.DictReader(f)
-                rows = list(reader)
-                columns |= dict.fromkeys(reader.fieldnames or ())
+    with disk.locked(path):  # two runs may finish at once
+        columns, rows = read_table(path, flag)
+        row = {name: "" if value is None else str(write_cell(value)) for name, value in row.items()}
+        identity = [row.get(name, "") for name in IDENTITY]
+        if any(identity == [other.get(name, "") for name in IDENTITY] for other in rows):
+            return
+        wanted = dict.fromkeys([*COLUMNS, *row])
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows([*rows, {column: write_cell(value) for column, value in row.items()}])
-        disk.write_whole(path, text.getvalue().encode())
-    lock.unlink(missing_ok=True)
+        if wanted.keys() <= set(columns):
+            csv.DictWriter(text, columns, restval="").writerow(row)
+            disk.append_line(path, text.getvalue().encode())
+        else:
+            table = csv.DictWriter(text, wanted | dict.fromkeys(columns), restval="")
+            table.writeheader()
+            table.writerows([*rows, row])
+            disk.write_whole(path, text.getvalue().encode())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

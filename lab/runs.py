@@ -16,6 +16,7 @@ Nothing here needs torch, so that runs can be compared without it.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import glob
 import hashlib
@@ -29,6 +30,7 @@ import sys
 from pathlib import Path
 
 from lab import disk
+from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, misfit, read_json
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -114,7 +116,8 @@ def make_folder(path, flag: str) -> None:
 
 def create_run(folder: Path, config: dict) -> None:
     """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
-    leftovers = {"exposures", "ckpt", "code", "config.json.tmp"}  # a start was killed early
+    # a start was killed early; .lock is this process's own
+    leftovers = {"exposures", "ckpt", "code", "config.json.tmp", ".lock"}
     if folder.exists() and {path.name for path in folder.iterdir()} - leftovers:
         raise ValueError(f"{folder} already exists: pass --resume auto or another --out_dir.")
     code = folder / "code"
@@ -130,23 +133,57 @@ def create_run(folder: Path, config: dict) -> None:
         raise ValueError(f"{folder} cannot be written ({why}): pass another --out_dir.") from error
 
 
-class JsonlWriter:
-    """Appends records to a JSONL file, each flushed at once, so that a kill tears at most the last line."""
+@contextlib.contextmanager
+def recording(path):
+    """Turn an OSError of the block, which writes `path` into a run's folder, into a ValueError: one sentence that names
+    the file and the last good checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        fault = f"{path} cannot be written ({error.strerror or error})"
+        for folder in Path(path).absolute().parents[:2]:  # exposures are a folder deeper
+            for checkpoint in list_checkpoints(folder)[-1:]:
+                fault += f"; the last good checkpoint is {checkpoint}"
+        raise ValueError(f"{fault}: free space or repair the folder, then run the same command with "
+                         "--resume auto, or score again.") from error
+
+
+class LineWriter:
+    """Appends lines to a file of a run, each at once, so that a kill tears at most the last line. Nothing is buffered:
+    after a full disk nothing is left to be written at exit."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        with recording(path):
+            self.file = open(path, "ab", buffering=0)
+
+    def write_line(self, line: str) -> None:
+        rest = (line + "\n").encode(errors="backslashreplace")
+        with recording(self.path):
+            while rest:
+                rest = rest[self.file.write(rest) :]
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class JsonlWriter(LineWriter):
+    """Appends records to a JSONL file and hands them to its mirrors (lab/mirrors.py)."""
 
     def __init__(self, path, mirrors=()):
-        self.file = open(path, "a", encoding="utf-8", buffering=1)
+        super().__init__(path)
         self.mirrors = mirrors
 
     def write(self, **record) -> None:
         for key, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
                 record[key] = None  # NaN is not JSON; every reader takes null as "no number"
-        self.file.write(json.dumps(record) + "\n")
+        self.write_line(json.dumps(record))
         for mirror, _ in self.mirrors:
             mirror(record)
 
     def close(self) -> None:
-        self.file.close()
+        super().close()
         for _, close in self.mirrors:
             close()
 
@@ -158,18 +195,33 @@ def rewrite_jsonl(path, drop, records=()) -> None:
     ValueError. Searching is far cheaper than parsing, so only lines that contain such a step anywhere are parsed.
     """
     steps = re.compile(rb'"step": *(-?\d+)')
-    with open(path, "ab+") as old, disk.replacing(path) as new:
+    with recording(path), disk.locked(path), open(path, "ab+") as old, disk.replacing(path) as new:
         old.seek(0)
-        for line in old:
+        for count, line in enumerate(old, 1):
             if not line.endswith(b"\n"):
                 break
             if not (line.startswith(b"{") and line.rstrip().endswith(b"}")):
-                raise ValueError(f"{path} has a broken line, {line[:80]!r}: restore it or run again.")
+                raise ValueError(broken_line(path, count))
             suspect = any(drop(int(step)) for step in steps.findall(line))
-            if not suspect or not drop(json.loads(line)["step"]):
+            if not suspect or not drop(_step_of_line(line, path, count)):
                 new.write(line)
         for record in records:
             new.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+
+def broken_line(path, count: int, fault: str = "") -> str:
+    fault = fault and f" ({fault})"
+    return f"{path} has a broken line, {count}{fault}: restore the file or delete that line, then run again."
+
+
+def _step_of_line(line: bytes, path, count: int) -> int:
+    record = None
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(line)
+    fault = misfit(record, {"step": NUMBER})
+    if fault:
+        raise ValueError(broken_line(path, count, fault))
+    return record["step"]
 
 
 def replace_step(path, step: int, records: list[dict]) -> None:
@@ -177,39 +229,19 @@ def replace_step(path, step: int, records: list[dict]) -> None:
     rewrite_jsonl(path, lambda other: other == step, records)
 
 
-def trim_records(folder: Path, last_step: int) -> None:
-    """Take back what a run recorded after `last_step` (-1: everything), so that a resumed run writes it again."""
-    for path in [*folder.glob("*.jsonl"), *folder.glob("exposures/*.jsonl")]:
-        rewrite_jsonl(path, lambda step: step > last_step)
-    for path in folder.glob("val_documents_*.npz"):
-        if step_of(path) > last_step:
-            path.unlink()
-    path = folder / "step_metrics.json"
-    if path.exists():
-        table = json.loads(path.read_text()).items()
-        disk.write_json(path, {step: scores for step, scores in table if int(step) <= last_step})
-
-
 def update_step_metrics(folder: Path, step: int, **scores) -> None:
     """Add an evaluated step's scores to step_metrics.json."""
     path = folder / "step_metrics.json"
-    table = json.loads(path.read_text()) if path.exists() else {}
-    table.setdefault(str(step), {}).update(scores)
-    disk.write_json(path, table)
+    with recording(path), disk.locked(path):  # two benchmarks may be scored at once
+        table = read_step_metrics(folder)
+        table.setdefault(str(step), {}).update(scores)
+        disk.write_json(path, table)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # reading a run
 
 TRAIN_FIELDS = "step train_loss_opt_step_mean grad_norm_l2_preclip tokens_per_sec step_seconds peak_mem_bytes".split()
-
-
-def read_json(path: Path):
-    """A JSON file's value. ValueError when it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): restore it or leave it out.") from None
 
 
 def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) -> list[dict]:
@@ -239,12 +271,23 @@ def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) ->
     if torn:
         broken.pop()
     if notes is None and broken:
-        raise ValueError(f"{path} has a broken line, {broken[0]}: restore it or run again.")
+        raise ValueError(broken_line(path, broken[0]))
     if notes is not None and torn:
         notes.append(f"{path.name}: the last line ({count}) is torn and left out")
     if notes is not None and broken:
         notes.append(f"{path.name}: {len(broken)} broken lines, the first is {broken[0]}, are left out")
     return records
+
+
+STEP_METRICS = {re.compile(r"\d+"): {ANY_NAME: ANYTHING}}
+
+
+def read_step_metrics(folder) -> dict:
+    """step_metrics.json, {"500": {"val_loss": ...}}; {} when there is none. ValueError when it is damaged."""
+    path = Path(folder) / "step_metrics.json"
+    if not path.exists():
+        return {}
+    return read_json(path, STEP_METRICS, "restore it, or delete it to go on without the scores in it")
 
 
 def number(value) -> float:
@@ -387,8 +430,9 @@ def step_of(path) -> int:
 
 
 def list_checkpoints(folder) -> list[Path]:
-    """Checkpoint folders of a run, oldest first."""
-    return sorted(Path(folder).glob("ckpt/step_*"), key=step_of)
+    """Checkpoint folders of a run, oldest first. Other names, such as step_000500.bak, are somebody's own."""
+    folders = Path(folder).glob("ckpt/step_*")
+    return sorted((path for path in folders if re.fullmatch(r"step_\d+", path.name)), key=step_of)
 
 
 def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last: int) -> Path:
@@ -426,19 +470,31 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
     return final
 
 
+# what a trainer or GPT.save writes into a checkpoint
+PARTS = "model.json model.safetensors optimizer.pt rng.pt trainer.json".split()
+MANIFEST = {"step": COUNT, "files": {re.compile(r"[\w-]+\.\w+"): {"sha256": SHA256}}}
+
+
 def check_checkpoint(path: Path) -> None:
     """Compare every file with the manifest. ValueError names what is wrong."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        for name, record in manifest["files"].items():
+        manifest = read_json(path / "manifest.json", MANIFEST)
+        files = manifest["files"]
+        for name in ["model.safetensors", *PARTS]:
+            if name not in files and (name == "model.safetensors" or (path / name).exists()):
+                raise ValueError(f"manifest.json does not name {name}")
+        if re.fullmatch(r"step_\d+", path.name) and manifest["step"] != step_of(path):
+            raise ValueError(f"manifest.json is of step {manifest['step']}")
+        for name, record in files.items():
             if disk.sha256_file(path / name) != record["sha256"]:
-                raise ValueError(f"{path / name} does not match its checksum in manifest.json")
-    except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is incomplete ({error})") from error
+                raise ValueError(f"{name} does not match its checksum in manifest.json")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not whole ({str(error).rstrip('.')})") from error
 
 
-def find_checkpoint(folder, which: str, warn=print) -> Path | None:
+def find_checkpoint(folder, which: str, warn=print, check=check_checkpoint) -> Path | None:
     """The checkpoint to resume from. which: a step number, or "auto", the newest whole one (None when there is none).
+    check(path) raises a ValueError for one that is not whole.
 
     Broken ones are passed over with a warning. ValueError for a named step that is missing or broken, and when
     checkpoints exist but none is whole.
@@ -449,14 +505,14 @@ def find_checkpoint(folder, which: str, warn=print) -> Path | None:
         if path not in checkpoints:
             steps = ", ".join(str(step_of(checkpoint)) for checkpoint in checkpoints) or "none"
             raise ValueError(f"{folder} has no checkpoint of step {which} (there: {steps}): pass --resume auto.")
-        check_checkpoint(path)
+        check(path)
         return path
     for path in reversed(checkpoints):
         try:
-            check_checkpoint(path)
+            check(path)
             return path
         except ValueError as error:
-            warn(f"WARNING: {error}; falling back to the checkpoint before it.")
+            warn(f"WARNING: {str(error).rstrip('.')}; falling back to the checkpoint before it.")
     if checkpoints:
         raise ValueError(f"{folder} has no whole checkpoint: start again with another --out_dir.")
     return None

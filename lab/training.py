@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import math
 import os
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, optim, processes, runs
+from lab import disk, optim, processes, resume, runs
 from lab.mirrors import open_mirrors
 from model import GPT
 
@@ -76,35 +75,6 @@ def add_machine_arguments(parser) -> None:
         help="CUDA: slower, deterministic kernels for bit-exact resume (CPU always is)")
     add("--peak_flops", type=float, default=0.0,
         help="FLOP/s per rank that MFU is measured against (0 = data sheet; measured on CPU)")
-
-
-def take_defaults(parser, argv, skip=()) -> dict | None:
-    """Makes the flags of a run the parser's defaults: of the run that --resume continues, else of --config.
-
-    Returns that run's config.json, None when there is none. skip: flags that are not taken."""
-    first, _ = parser.parse_known_args(argv)
-    if first.resume and not first.out_dir:
-        parser.error("--resume needs --out_dir: name the run's folder.")
-    if first.resume not in ("", "auto") and not first.resume.isdigit():
-        parser.error(f"--resume {first.resume}: give auto or the number of a checkpointed step.")
-    source = first.config
-    if first.resume and (Path(first.out_dir) / "config.json").exists():
-        source = Path(first.out_dir) / "config.json"
-    if not source:
-        return None
-    try:
-        record = json.loads(Path(source).read_text(encoding="utf-8"))
-        flags = dict(record["flags"])
-        derived = list(record.get("derived", ()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        parser.error(f"{source} is not a run's config.json ({error!r}): name one that {parser.prog} wrote.")
-    unknown = sorted(set(flags) - set(vars(first)))
-    if unknown:
-        parser.error(f"{source} has unknown flags ({', '.join(unknown)}): pass them by hand.")
-    for name in ("out_dir", "resume", "config", "name", *derived, *skip):
-        flags.pop(name, None)
-    parser.set_defaults(**flags)
-    return record
 
 
 NEEDS = {
@@ -202,7 +172,8 @@ class Run:
         self.stop = processes.StopRequest()
         self.clock_zero = time.perf_counter() - self.state.wall_seconds
         exposures = self.folder / "exposures"
-        exposures.mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
+        # on other nodes too, whose disk may be another
+        exposures.mkdir(parents=True, exist_ok=True)
         self.exposures = runs.JsonlWriter(exposures / f"exposures_rank{self.procs.rank:04d}.jsonl")
         hidden = True
         if self.procs.is_main:
@@ -214,7 +185,7 @@ class Run:
                     shutil.rmtree(self.folder)  # new and empty; left behind, it would block the retry
                 raise
             self.scalars = runs.JsonlWriter(self.folder / "scalars.jsonl", mirrors)
-            self.log_file = open(self.folder / "log.txt", "a", encoding="utf-8")
+            self.log_file = runs.LineWriter(self.folder / "log.txt")
         self.bar = tqdm(total=args.max_train_steps, initial=step, unit="step",
                         dynamic_ncols=True, disable=hidden)
 
@@ -222,8 +193,7 @@ class Run:
         """Prints a line and adds it to log.txt, on rank 0."""
         if self.procs.is_main:
             tqdm.write(message, file=sys.stdout)
-            self.log_file.write(message + "\n")
-            self.log_file.flush()
+            self.log_file.write_line(message)
 
     def save(self) -> None:
         """Writes a checkpoint of the present step."""
@@ -242,26 +212,29 @@ class Run:
                 tensors += [value for value in state.values() if torch.is_tensor(value)]
         size = int(1.05 * sum(t.numel() * t.element_size() for t in tensors)) + 2**20
         step, keep = self.state.step, self.args.keep_last
-        path = self.procs.on_main(lambda: str(runs.save_checkpoint(self.folder, step, write, size, keep)))
+        path = self.procs.on_main(
+            lambda: str(runs.save_checkpoint(self.folder, step, write, size, keep)))
         self.saved_step = step
         self.log(f"step {step:6d} | saved {path}")
+
+    def check(self, checkpoint: Path) -> None:
+        """ValueError unless a checkpoint is whole and this run's."""
+        runs.check_checkpoint(checkpoint)
+        resume.read_checkpoint(checkpoint, self.model, self.optimizers, State)
 
     def load(self, checkpoint: str) -> None:
         """Continues from a checkpoint that save() wrote."""
         folder, device = Path(checkpoint), self.procs.device
-        self.model.load_state_dict(GPT.load(folder, device).state_dict())
-        states = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
+        weights, states, rng_states, self.state = resume.read_checkpoint(
+            folder, self.model, self.optimizers, State)
+        self.model.load_state_dict(weights)
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
-        rng_states = torch.load(folder / "rng.pt", weights_only=True)
         # training draws nothing from these generators; restored so that it stays so
         if self.procs.rank < len(rng_states):
             torch.set_rng_state(rng_states[self.procs.rank]["cpu"])
             if device.type == "cuda":
                 torch.cuda.set_rng_state(rng_states[self.procs.rank]["cuda"])
-        values = json.loads((folder / "trainer.json").read_text())
-        known = {one.name for one in fields(State)}
-        self.state = State(**{name: value for name, value in values.items() if name in known})
         self.saved_step = self.state.step
 
     def close(self) -> None:
@@ -286,8 +259,11 @@ def config_before(args) -> dict | None:
     """config.json of the run that --resume continues; None for a new run."""
     folder = Path(args.out_dir)
     exists = (folder / "config.json").exists()
+    if args.resume and (folder / "summary.json").exists():  # not yet when is_finished looked
+        raise ValueError(f"{folder} has just been finished by another process: nothing is left to do.")
     if args.resume and exists:
-        return runs.read_config(folder)
+        advice = "restore it, or choose another --out_dir"
+        return runs.read_json(folder / "config.json", resume.CONFIG, advice)
     if args.resume not in ("", "auto"):
         raise ValueError(f"--resume {args.resume}: {folder} is not a run (no config.json); use --resume auto.")
     if exists:  # create_run would find out only when the data is read
@@ -307,7 +283,7 @@ def describe(args, procs, model, flops_per_token: int, unused_flags: list[str]) 
     """The part of config.json that every trainer's run has."""
     peak = args.peak_flops or processes.peak_flops(procs.device)
     return {
-        "flags": dict(vars(args)), "unused_flags": unused_flags, "argv": sys.argv,
+        **resume.portable(vars(args)), "unused_flags": unused_flags, "argv": sys.argv,
         "started": runs.now(), "code": runs.code_state(),
         **processes.machine_state(procs.device), "world_size": procs.world_size,
         "model": model.config.to_dict(), "parameters": model.num_params(),
@@ -329,11 +305,12 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
         messages = []
         if before["code"]["code_sha256"] != run.record["code"]["code_sha256"]:
             messages.append("WARNING: the code has changed since the run began; what follows may not be bit-exact.")
-        checkpoint = runs.find_checkpoint(run.folder, run.args.resume, warn=messages.append)
+        checkpoint = runs.find_checkpoint(
+            run.folder, run.args.resume, warn=messages.append, check=run.check)
         if checkpoint is None:
-            runs.trim_records(run.folder, -1)
+            resume.trim_records(run.folder, -1)
             return "", [*messages, "no checkpoint yet: starting at step 0"]
-        runs.trim_records(run.folder, runs.step_of(checkpoint))
+        resume.trim_records(run.folder, runs.step_of(checkpoint))
         return str(checkpoint), [*messages, f"resumed from {checkpoint}"]
 
     args, procs = run.args, run.procs
@@ -500,9 +477,12 @@ def record_val(run: Run, scores: tuple[dict, dict], fields: dict) -> None:
     """Records a val loss: scores = (fields for scalars.jsonl, arrays per document for val_documents_<step>.npz)."""
     losses, documents = scores
     step = fields["step"]
-    log_scores(run, "val", losses, [key for key, value in losses.items() if isinstance(value, float)], fields)
+    keys = [key for key, value in losses.items() if isinstance(value, float)]
+    log_scores(run, "val", losses, keys, fields)
     if run.procs.is_main:
-        np.savez_compressed(run.folder / f"val_documents_{step:06d}.npz", **documents)
+        path = run.folder / f"val_documents_{step:06d}.npz"
+        with runs.recording(path):
+            np.savez_compressed(path, **documents)
         run.scalars.write(type="val", **losses, **fields)
         runs.update_step_metrics(run.folder, step, **losses)
 
@@ -530,14 +510,15 @@ def leave(run: Run) -> None:
 
 def final_numbers(run: Run, val_fields: str) -> dict:
     """Numbers of summary.json that every trainer has: last and best losses, cost, epochs."""
-    scalars = runs.read_jsonl(run.folder / "scalars.jsonl")
+    scalars = resume.read_scalars(run.folder)
     trained, vals = ([line for line in scalars if line["type"] == kind] for kind in ("train", "val"))
     # the last 2 %: one step's loss is mostly its batch's noise
     losses = [record["train_loss_opt_step_mean"] for record in trained[-max(1, len(trained) // 50) :]]
     numbers = {"final_train_loss": float(np.mean(losses))}
     for name in val_fields.split():
         numbers[f"final_{name}"] = vals[-1].get(name) if vals else None
-    numbers["best_val_loss"] = min((record["val_loss"] for record in vals), default=None)
+    finite = [record["val_loss"] for record in vals if record["val_loss"] is not None]
+    numbers["best_val_loss"] = min(finite, default=None)
     milliseconds = 1000 * run.state.train_seconds
     return numbers | {
         "train_time_ms": round(milliseconds), "ms_per_step": round(milliseconds / run.args.max_train_steps, 3),
@@ -553,7 +534,8 @@ def write_summary(run: Run, summary: dict) -> None:
     summary |= {
         "steps": run.args.max_train_steps, "finished": runs.now(),
         "eval_seconds": round(state.eval_seconds, 3), "wall_seconds": round(state.wall_seconds, 3)}
-    disk.write_json(run.folder / "summary.json", summary)
+    with runs.recording(run.folder / "summary.json"):
+        disk.write_json(run.folder / "summary.json", summary)
     losses = [f"{key} {x:.4f}" for key, x in summary.items() if "_loss" in key and x is not None]
     run.log(f"finished {state.step} steps: {state.train_seconds:.1f} s of training, {state.eval_seconds:.1f} s "
             f"of evaluation, {state.wall_seconds:.1f} s in all | {', '.join(losses)}")

@@ -1,16 +1,20 @@
 """runs.py, results.py, processes.py, disk.py: what a run leaves on disk, and how scripts start and end."""
 
+import argparse
+import concurrent.futures
 import contextlib
 import csv
 import json
+import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_run, write_jsonl
 
-from lab import disk, processes, results, runs
+from lab import disk, processes, results, resume, runs
 
 COLUMNS_003 = (
     "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
@@ -49,6 +53,133 @@ def test_results_keep_every_cell(tmp_path):
     assert results.read_results(path)[1]["run_id"] == "new_s1"
 
 
+FOREIGN_TABLES = {
+    "European Excel": ("\ufeffrun_id;seed;final_val_loss\r\nold;0;3,5\r\n".encode(), "no column run_id between commas"),
+    "decimal comma": (b"run_id,seed,final_val_loss\nold,0,3,5\n", "row 2 has 4 cells under 3 columns"),
+    "tabs": (b"run_id\tseed\nold\t0\n", "no column run_id between commas"),
+    "Latin-1": ("run_id,notes\nold,caf\u00e9\n".encode("latin-1"), "is not UTF-8"),
+    "UTF-16": ("run_id,notes\nold,x\n".encode("utf-16"), "is not UTF-8"),
+    "one column twice": (b"run_id,seed,seed \nold,0,1\n", "two columns 'seed'"),
+    "an open quote": (b'run_id,notes\nold,"x\n', "is not a table"),
+    "prose": (b"# Results\n", "no column run_id"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN_TABLES)
+def test_a_table_whose_cells_could_be_lost_is_refused(case, tmp_path):
+    """3,5 must not become 3: a table that somebody's program changed is refused before a step, and no byte changes."""
+    content, fault = FOREIGN_TABLES[case]
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"--results_csv .*{fault}"):
+        results.check_table(path)
+    with pytest.raises(ValueError, match=f"--results_csv .*{fault}"):
+        results.append_result(path, {"run_id": "new"})
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_table_that_cannot_be_written_is_refused(tmp_path):
+    """A run of days does not end at a path that was wrong on its first day; looking writes nothing."""
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "results.csv"):
+        with pytest.raises(ValueError, match="--results_csv .* cannot be written"):
+            results.check_table(path)
+    results.check_table(tmp_path / "new" / "results.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_rows_are_appended(tmp_path):
+    """No byte of a table with all columns changes; a row that a killed process has added is not added again."""
+    path = tmp_path / "results.csv"
+    row = {"run_id": "a_s0", "seed": 0, "date": "2026-01-01", "final_train_loss": 3.25, "notes": 'x, "y"\nz'}
+    results.append_result(path, row)
+    before = path.read_bytes().rstrip()  # as an editor leaves it
+    path.write_bytes(before)
+    results.append_result(path, row)
+    assert path.read_bytes() == before
+    results.append_result(path, row | {"seed": 1, "notes": None})
+    results.append_result(path, row | {"final_train_loss": 3.5})
+    assert path.read_bytes().startswith(before + b"\r\n")
+    with path.open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [(one["seed"], one["final_train_loss"]) for one in rows] == [("0", "3.25"), ("1", "3.25"), ("0", "3.5")]
+    assert [one["notes"] for one in rows] == [row["notes"], "", row["notes"]]
+    path.write_text("run_id,mood,,\nold,fine,,\n")  # a spreadsheet's padding
+    results.append_result(path, row)
+    assert [one["mood"] for one in csv.DictReader(path.open(newline=""))] == ["fine", ""]
+
+
+def at_once(work, n):
+    """work(0), ..., work(n - 1), each in a thread: file locks part threads as they part processes."""
+    with concurrent.futures.ThreadPoolExecutor(n) as pool:
+        list(pool.map(work, range(n)))
+
+
+def test_runs_that_end_together(tmp_path):
+    """Eight runs that end at once, half of them with a column of their own: eight rows, every cell."""
+    path = tmp_path / "results.csv"
+
+    def end(number):
+        row = {"run_id": f"r_s{number}", "seed": number, "final_val_loss": number / 8}
+        if number % 2:
+            row[f"flag_{number}"] = number
+        results.append_result(path, row)
+
+    at_once(end, 8)
+    with path.open(newline="") as f:
+        rows = {int(row["seed"]): row for row in csv.DictReader(f)}
+    assert sorted(rows) == list(range(8))
+    for number, row in rows.items():
+        assert float(row["final_val_loss"]) == number / 8 and row.get(f"flag_{number}", "") in (str(number), "")
+        assert number % 2 == 0 or row[f"flag_{number}"] == str(number)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+
+
+def test_two_scorers_on_one_run(tmp_path):
+    """Two benchmarks scored beside each other, step by step: no score and no line of an item is lost."""
+
+    def score(number):
+        for step in range(20):
+            place = 100 * number + step
+            runs.replace_step(tmp_path / "items.jsonl", place, [{"step": place, "correct": True}])
+            runs.update_step_metrics(tmp_path, step, **{f"benchmark_{number}": step})
+
+    at_once(score, 3)
+    table = runs.read_step_metrics(tmp_path)
+    assert table == {str(step): {f"benchmark_{n}": step for n in range(3)} for step in range(20)}
+    steps = sorted(record["step"] for record in runs.read_jsonl(tmp_path / "items.jsonl"))
+    assert steps == [100 * number + step for number in range(3) for step in range(20)]
+
+
+def test_no_write_follows_a_planted_link(tmp_path):
+    """A link under the name of a lock or a temporary file changes no file that it points to."""
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    for name in ("step_metrics.json.tmp", "step_metrics.json.lock"):
+        (tmp_path / name).symlink_to(other)
+        with contextlib.suppress(ValueError):
+            runs.update_step_metrics(tmp_path, 1, x=1)
+        (tmp_path / name).unlink(missing_ok=True)
+        assert other.read_text() == "theirs"
+
+
+def test_paths_in_the_repo_are_relative_to_it(tmp_path):
+    """A copied repo writes into its own results.csv, not into the original's."""
+    table, outside = runs.REPO / "experiments" / "results.csv", str(tmp_path)
+    flags = {"results_csv": str(table), "data_dir": outside, "val_data_dir": "data", "init_from": str(table), "seed": 1}
+    record = resume.portable(flags)
+    assert record["flags"] == flags | {"results_csv": "experiments/results.csv"}
+    assert record["repo_paths"] == ["results_csv"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    parser = argparse.ArgumentParser()
+    for flag in ("results_csv", "data_dir", "val_data_dir", "init_from", "config", "resume", "out_dir"):
+        parser.add_argument(f"--{flag}", default="")
+    parser.add_argument("--seed", type=int, default=0)
+    argv = ["--config", str(tmp_path / "config.json")]
+    resume.take_defaults(parser, argv)
+    assert {name: value for name, value in vars(parser.parse_args(argv)).items() if name in flags} == flags
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # records
 
@@ -62,7 +193,7 @@ def test_records_are_taken_back_to_a_step(tmp_path):
     with path.open("a") as f:
         f.write('{"type": "train", "step": 41, "torn')
     write_jsonl(folder / "more.jsonl", [{"step": 3, "inner": {"step": 99}}, {"step": 99, "inner": {"step": 3}}])
-    runs.trim_records(folder, 20)
+    resume.trim_records(folder, 20)
     assert path.read_text() == "".join(kept)
     assert runs.read_jsonl(folder / "more.jsonl") == [{"step": 3, "inner": {"step": 99}}]
     after = runs.read_run(folder)
@@ -166,6 +297,8 @@ def test_autocast():
     (FileNotFoundError("no file"), 1, 1, "t.py: no file"), (processes.SharedError("all"), 0, 1, "t.py: all"),
     (processes.SharedError("all"), 1, 1, ""), (KeyboardInterrupt(), 0, 130, "t.py: stopped"),
     (KeyboardInterrupt(), 1, 130, ""),
+    (ModuleNotFoundError("x", name="transformers.models"), 0, 1,
+     "t.py: the package transformers is missing: pip install transformers, then run the command again."),
 ])
 def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
     """A user's mistake prints one line, on any number of ranks; the exit status tells it from ctrl-C."""
@@ -176,6 +309,7 @@ def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
             raise error
         return 0
 
+    monkeypatch.setattr("sys.stdout", None)
     with pytest.raises(SystemExit) as exit_:
         processes.exit_in_a_sentence(main, "t.py", interrupted="stopped")
     printed = capsys.readouterr().err.strip()
@@ -183,6 +317,41 @@ def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
         assert (1, exit_.value.code) == (code, words)
     else:
         assert (exit_.value.code, printed) == (code, words)
+
+
+def test_output_may_go_away(tmp_path):
+    """A pipe that nobody reads any more ends nothing, not even the flush at the interpreter's end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    output = processes.Output(open(writer, "w"))
+    for _ in range(2):
+        print("lost" * 10_000, file=output, flush=True)
+    assert not output.closed and not output.isatty()
+    output.stream.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_names_the_file(tmp_path):
+    """The sentence names the file that lacks a record and the checkpoint that is still good."""
+    runs.checkpoint_path(tmp_path, 7).mkdir(parents=True)
+    (tmp_path / "exposures").mkdir()
+    for name in ("scalars.jsonl", "exposures/exposures_rank0000.jsonl"):
+        (tmp_path / name).symlink_to("/dev/full")
+        writer = runs.JsonlWriter(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name} cannot be written \(No space .*ckpt/step_000007: free space"):
+            writer.write(step=1)
+        writer.close()
+    with pytest.raises(OSError, match="No space left.*x.json"), disk.replacing(tmp_path / "x.json"):
+        raise OSError(28, "No space left on device")
+
+
+def test_hangups_are_ignored_under_nohup():
+    """nohup's promise holds: a closed terminal asks a run for nothing."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = processes.StopRequest()
+    signal.raise_signal(signal.SIGHUP)
+    stop.restore()
+    assert not stop.asked and signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
 
 
 def test_stop_request():

@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,9 +19,10 @@ import torch
 from conftest import ENV, REPO, exact, exposures, losses, records, tiny_documents, weights, write_dataset
 
 import train_gpt
-from lab import data_order, runs, shards
+from lab import data_order, disk, optim, processes, runs, shards, training
 from lab.mirrors import open_mirrors
 from lab.tokenizer import BOS_ID, get_tokenizer
+from model import GPT
 
 TINY = [*"--n_layer 2 --n_head 2 --n_embd 16 --seq_len 32 --micro_batch_size 2 --total_batch_tokens 256 "
         "--learning_rate 1e-2 --results_csv".split(), ""]
@@ -191,6 +195,68 @@ def test_sigterm_under_two_processes_saves_and_exits_zero(data, base, tmp_path):
     assert np.abs(losses(out) - losses(base)).max() < 1e-3
 
 
+def test_a_second_resume_leaves_the_first_alone(data, base, tmp_path):
+    """A second process in a run's folder says who holds it, and the run ends as if undisturbed. A dead one holds it no
+    more."""
+    out = tmp_path / "r"
+    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5)
+    process = subprocess.Popen(command(data, out, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENV)
+    while not (out / "scalars.jsonl").exists() or (out / "scalars.jsonl").read_text().count('"train"') < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)
+    before = (out / "scalars.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=f"is held by process {process.pid} on .* since 20.*: wait until"):
+        train_gpt_main(data, out, *flags, "--resume", "auto")
+    assert (out / "scalars.jsonl").read_bytes() == before and (out / ".lock").exists()
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(120) == 0, process.stderr.read()
+    process.stderr.close()
+    assert exact(out) == exact(base) and weights(out) == weights(base) and not (out / ".lock").exists()
+    (out / ".lock").write_text(json.dumps({"pid": process.pid, "host": platform.node(), "since": "2026-01-01"}))
+    (out / "summary.json").unlink()
+    train_gpt_main(data, out, *flags, "--resume", "auto")
+    assert (out / "summary.json").exists() and not (out / ".lock").exists()
+
+
+def test_a_run_outlives_its_terminal(data, base, tmp_path):
+    """`| head -1`, then a closed terminal (SIGHUP): no step is lost, log.txt goes on, and the run is saved."""
+    out = tmp_path / "closed"
+    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 0, "--log_every", 1)
+    process = subprocess.Popen(command(data, out, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
+    process.stdout.readline()
+    process.stdout.close()
+    while not (out / "scalars.jsonl").exists() or (out / "scalars.jsonl").read_text().count('"train"') < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    errors = process.stderr.read()
+    assert process.wait(120) == 0 and errors == b""
+    steps = len(losses(out))
+    assert 3 <= steps < 24 and np.array_equal(losses(out), losses(base)[:steps])
+    assert [runs.step_of(path) for path in runs.list_checkpoints(out)] == [steps]
+    log = (out / "log.txt").read_text()
+    assert f"step {steps:6d}/24" in log and log.splitlines()[-1].startswith(f"stopped at step {steps} of 24, saved")
+
+
+def test_disk_full_while_recording(data, tmp_path, monkeypatch):
+    """A full disk costs no step up to the last checkpoint, and the sentence names the file and that checkpoint."""
+    real = runs.JsonlWriter.write
+
+    def write(self, **record):
+        if record["step"] == 3 and record.get("type") == "train":
+            self.file = open("/dev/full", "ab", buffering=0)
+        real(self, **record)
+
+    monkeypatch.setattr(runs.JsonlWriter, "write", write)
+    flags = ("--max_train_steps", 4, "--save_every", 2, "--eval_every", 0)
+    with pytest.raises(ValueError, match=r"scalars.jsonl cannot be written \(No space left .*ckpt/step_000002: free"):
+        train_gpt_main(data, tmp_path / "r", *flags)
+    monkeypatch.undo()
+    train_gpt_main(data, tmp_path / "r", *flags, "--resume", "auto")
+    assert [record["step"] for record in records(tmp_path / "r")] == [1, 2, 3, 4]
+
+
 def test_broken_newest_checkpoint_falls_back(data, base, tmp_path):
     """A flipped byte in the newest checkpoint: a warning, the one before is used, and the end is bit-identical."""
     out = tmp_path / "broken"
@@ -205,6 +271,115 @@ def test_broken_newest_checkpoint_falls_back(data, base, tmp_path):
     )
     assert "WARNING" in printed and "step_000020" in printed
     assert exact(out) == exact(base) and weights(out) == weights(base)
+
+
+def damage_checkpoint(path, name, change):
+    """Change a file of a checkpoint; the manifest goes with it, unless it is the one that changes."""
+    value = json.loads((path / name).read_text()) if name.endswith("json") else torch.load(path / name)
+    value = change(value)
+    if name.endswith("json"):
+        (path / name).write_text(json.dumps(value))
+    else:
+        torch.save(value, path / name)
+    if name != "manifest.json":
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["files"][name]["sha256"] = disk.sha256_file(path / name)
+        (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def shorten_momentum(states):
+    states[0]["state"][0]["exp_avg"] = states[0]["state"][0]["exp_avg"][:3]
+    return states
+
+
+DAMAGE = {
+    "manifest a list": ("manifest.json", lambda m: [], r"it is \[\], not an object"),
+    "files a list": ("manifest.json", lambda m: m | {"files": []}, r"files is \[\], not an object"),
+    "no step": ("manifest.json", lambda m: {"files": m["files"]}, "step is missing"),
+    "another step": ("manifest.json", lambda m: m | {"step": 20}, "manifest.json is of step 20"),
+    "no files": ("manifest.json", lambda m: m | {"files": {}}, "manifest.json does not name model.safetensors"),
+    "optimizer left out": ("manifest.json", lambda m: m["files"].pop("optimizer.pt") and m, "not name optimizer.pt"),
+    "a file elsewhere": ("manifest.json", lambda m: m["files"].update({"../../x.pt": {}}) or m, "is no key of it"),
+    "no checksum": ("manifest.json", lambda m: m["files"].update({"rng.pt": {"sha256": None}}) or m,
+                    "files.rng.pt.sha256 is null, not 64 hex digits"),
+    "trainer a list": ("trainer.json", lambda t: [], r"trainer.json is damaged \(it is \[\], not an object"),
+    "half a step": ("trainer.json", lambda t: t | {"step": 23.5}, "step is 23.5, not a whole number"),
+    "other trainer": ("trainer.json", lambda t: t | {"step": 20}, "trainer.json is of step 20"),
+    "due is a number": ("trainer.json", lambda t: t | {"due": 3}, "due is 3, not a list"),
+    "optimizer a dict": ("optimizer.pt", lambda o: {}, r"optimizer.pt does not belong to this run \(not a list of 1"),
+    "no groups": ("optimizer.pt", lambda o: [{"state": {}}], "param_groups is missing"),
+    "fewer parameters": ("optimizer.pt", lambda o: [o[0] | {"param_groups": o[0]["param_groups"][:1]}],
+                         "are of other parameters"),
+    "short momentum": ("optimizer.pt", shorten_momentum, r"exp_avg has shape \(3, 16\), its parameter"),
+    "rng empty": ("rng.pt", lambda r: [], "rng.pt holds no generators' states"),
+    "rng short": ("rng.pt", lambda r: [{"cpu": torch.zeros(3, dtype=torch.uint8)}], "rng.pt holds no generators'"),
+}
+
+
+@pytest.fixture(scope="session")
+def taken_up(base):
+    """base's run as a resume has it before it looks for a checkpoint."""
+    flags = SimpleNamespace(**json.loads((base / "config.json").read_text())["flags"])
+    model = GPT.load(runs.checkpoint_path(base, 20))
+    optimizers = optim.build_optimizers(model, **optim.settings(flags))
+    return training.Run("train_gpt.py", flags, processes.Processes(), {}, model, optimizers, None)
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_checkpoint_of_another_shape_is_passed_over(case, base, taken_up, tmp_path):
+    """A run never goes on from half a state: a warning and the checkpoint before it, or, when it is asked for by its
+    number, one sentence."""
+    name, change, fault = DAMAGE[case]
+    shutil.copytree(base / "ckpt", tmp_path / "ckpt")
+    find = lambda which: runs.find_checkpoint(tmp_path, which, warn=warnings.append, check=taken_up.check)
+    warnings = []
+    assert find("auto") == runs.checkpoint_path(tmp_path, 24) and warnings == []
+    damage_checkpoint(runs.checkpoint_path(tmp_path, 24), name, change)
+    with pytest.raises(ValueError, match=f"step_000024.*{fault}"):
+        find("24")
+    assert find("auto") == runs.checkpoint_path(tmp_path, 20)
+    assert len(warnings) == 1 and re.search(f"WARNING: .*step_000024.*{fault}.*falling back", warnings[0])
+
+
+@pytest.mark.parametrize("name, line, fault", [
+    ("scalars.jsonl", '{"type": "train", "step": 3}', "scalars.jsonl has a broken line, 4 .train_loss.* is missing"),
+    ("scalars.jsonl", '{"type": "train", "step": 3, }', "scalars.jsonl has a broken line, 4"),
+    ("scalars.jsonl", '{"type": ["val"], "step": 3}', r'line, 4 \(type is \["val"\], not text\): restore the file'),
+    ("scalars.jsonl", '{"type": "x", "inner": {"step": 99}}', r"line, 4 \(step is missing\): restore the file"),
+    ("exposures/exposures_rank0000.jsonl", "junk", "exposures_rank0000.jsonl has a broken line, 4: restore"),
+    ("step_metrics.json", None, r"step_metrics.json is damaged \(flags is no key of it\): restore it, or delete it"),
+    ("config.json", None, r"config.json is not a run's .*flags is \[\], not an object"),
+])
+def test_a_damaged_record_is_named_before_a_step(name, line, fault, data, base, tmp_path, capsys):
+    """A record that the run could not be finished with stops it before a step, with its file and line."""
+    out = tmp_path / "r"
+    shutil.copytree(base, out)
+    (out / "summary.json").unlink()
+    lines = (out / name).read_text().splitlines(keepends=True)
+    if line is None:
+        lines = ['{"flags": [], "x": {}}']
+    else:
+        lines[3] = line + "\n"
+    (out / name).write_text("".join(lines))
+    with pytest.raises((ValueError, SystemExit)) as error:
+        train_gpt_main(data, out, "--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10,
+                       "--save_every", 5, "--resume", "auto")
+    assert re.search(fault, f"{error.value} {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("flag, value", [
+    ("seed", 1.5), ("seed", "1"), ("seed", True), ("seed", None), ("seed", [1]), ("dtype", "bf16"), ("device", "gpu"),
+    ("arch", ["gpt2"]), ("learning_rate", "fast"), ("learning_rate", float("nan")), ("notes", 3), ("notes", {}),
+    ("deterministic", "no"), ("deterministic", 1),
+])
+def test_config_takes_what_the_command_line_takes(flag, value, base, tmp_path, capsys):
+    """dtype 'bf16' would train in fp32 without a word: a value that the command line refuses is refused."""
+    record = json.loads((base / "config.json").read_text())
+    record["flags"][flag] = value
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit):
+        train_gpt.parse_args(["--config", str(tmp_path / "config.json")])
+    assert f"config.json has --{flag} {value!r}, which train_gpt.py does not take" in capsys.readouterr().err
 
 
 def test_resume_without_flags_and_config_repeat(data, base, tmp_path):
@@ -436,8 +611,6 @@ def test_cuda_learns_the_same_and_resumes(data, base, tmp_path, compiled):
 
 def test_val_loss_against_a_plain_loop(data, base):
     """val_loss, its bits per byte and the bos view, recomputed window by window from full logits: to 1e-5."""
-    from model import GPT
-
     model = GPT.load(runs.list_checkpoints(base)[-1])
     val = shards.open_val(data, 10**9)
     tokens, table = torch.from_numpy(val["tokens"].astype(np.int64)), get_tokenizer().token_byte_lengths()
@@ -682,6 +855,26 @@ def test_disk_full_while_saving(data, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(ValueError, match="GB free"):
         train_gpt_main(data, out, "--max_train_steps", 6, "--save_every", 2, "--eval_every", 0, "--resume", "auto")
+
+
+def test_a_run_finishes_whatever_happens_to_the_table(data, tmp_path, capsys):
+    """A table that is bad at step 0 costs no step; one that goes bad later costs no result."""
+    table, out = tmp_path / "results.csv", tmp_path / "r"
+    table.write_text("run_id;seed\nold;0\n")
+    flags = ("--max_train_steps", 2, "--eval_every", 0, "--results_csv", table)
+    with pytest.raises(ValueError, match="results.csv has no column run_id between commas"):
+        train_gpt_main(data, out, *flags)
+    assert not out.exists()
+    table.unlink()
+    train_gpt_main(data, out, *flags, "--max_train_steps", 1)
+    (out / "summary.json").unlink()
+    train_gpt_main(data, out, *flags, "--max_train_steps", 1, "--resume", "auto")
+    assert len(table.read_text().splitlines()) == 2  # killed between the row and the summary: one row
+    with mock.patch("lab.results.append_result", side_effect=OSError(28, "No space left on device")):
+        train_gpt_main(data, tmp_path / "s", *flags)
+    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
+    assert "No space left" in summary["warnings"][-1] and summary["results_row"]["run_id"] == "s"
+    assert "WARNING: the run's row" in capsys.readouterr().out
 
 
 def test_non_finite_loss_stops_with_step_and_data(data, tmp_path):

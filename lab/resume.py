@@ -1,0 +1,226 @@
+"""resume.py owns how a trainer takes up what another process left: flags out of config.json, and a checkpoint's files.
+
+Everything read here is checked against a schema first. What does not fit is one sentence that names file, place and
+what to do; under --resume auto the checkpoint before it is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from lab import disk, runs, schema
+
+# ----------------------------------------------------------------------------------------------------------------------
+# flags
+
+FLAGS = {"flags": {schema.ANY_NAME: schema.ANYTHING}, "derived?": [schema.TEXT], "repo_paths?": [schema.TEXT]}
+CONFIG = FLAGS | {"started": schema.TEXT, "code": {"code_sha256": schema.TEXT}, "model": {}, "data": {}}
+
+
+def portable(flags: dict) -> dict:
+    """{"flags", "repo_paths"}: flags with the paths inside this repo relative to it, and the names of these flags, so
+    that a copy of the repo repeats a run in its own folders."""
+    flags, names = dict(flags), []
+    for name, value in flags.items():
+        if isinstance(value, str) and not runs.has_effect(name) and Path(value).is_absolute():
+            if Path(value).is_relative_to(runs.REPO):
+                flags[name] = Path(value).relative_to(runs.REPO).as_posix()
+                names.append(name)
+    return {"flags": flags, "repo_paths": names}
+
+
+def take_defaults(parser, argv, skip=()) -> dict | None:
+    """Makes the flags of a run the parser's defaults: of the run that --resume continues, else of --config.
+
+    Returns that run's config.json, None when there is none. skip: flags that are not taken. A value that the command
+    line would refuse is refused."""
+    first, _ = parser.parse_known_args(argv)
+    if first.resume and not first.out_dir:
+        parser.error("--resume needs --out_dir: name the run's folder.")
+    if first.resume not in ("", "auto") and not first.resume.isdecimal():
+        parser.error(f"--resume {first.resume}: give auto or the number of a checkpointed step.")
+    source = first.config
+    if first.resume and (Path(first.out_dir) / "config.json").exists():
+        source = Path(first.out_dir) / "config.json"
+    if not source:
+        return None
+    try:
+        record = schema.read_json(source, FLAGS, f"name a config.json that {parser.prog} wrote")
+    except ValueError as error:
+        parser.error(f"{source} is not a run's config.json: {error}")
+    flags = dict(record["flags"])
+    unknown = sorted(set(flags) - set(vars(first)))
+    if unknown:
+        parser.error(f"{source} has unknown flags ({', '.join(unknown)}): pass them by hand.")
+    for action in parser._actions:
+        value = flags.get(action.dest, action.default)
+        if not is_accepted(action, value):
+            parser.error(f"{source} has --{action.dest} {value!r}, which {parser.prog} does not take: "
+                         "repair the file, or pass the flags by hand.")
+    for name in record.get("repo_paths", ()):
+        flags[name] = str(runs.REPO / flags.get(name, ""))
+    for name in ("out_dir", "resume", "config", "name", *record.get("derived", ()), *skip):
+        flags.pop(name, None)
+    parser.set_defaults(**flags)
+    return record
+
+
+def is_accepted(action, value) -> bool:
+    """Whether the command line could have given a flag this value."""
+    if value == action.default and type(value) is type(action.default):
+        return True
+    if action.nargs == 0:  # a switch
+        return isinstance(value, bool)
+    if action.nargs in ("*", "+"):
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return False
+    try:
+        parsed = (action.type or str)(str(value))
+    except ValueError:
+        return False
+    return parsed == value and (action.choices is None or parsed in action.choices)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# records
+
+# what a finished run's summary is made of, by "type"
+SCALARS = {
+    "train": {"train_loss_opt_step_mean": schema.NUMBER},
+    "val": {"val_loss": schema.NUMBER_OR_NULL},
+    "mechanism": {"layers": [{schema.ANY_NAME: schema.ANYTHING}]},
+}
+
+
+def read_scalars(folder) -> list[dict]:
+    """Records of scalars.jsonl. ValueError, with its line, for one that is damaged."""
+    path = Path(folder) / "scalars.jsonl"
+    records = runs.read_jsonl(path)
+    for count, record in enumerate(records, 1):
+        of_all = {"type": schema.TEXT, "step": schema.COUNT}
+        fault = schema.misfit(record, of_all) or schema.misfit(record, SCALARS.get(record["type"], {}))
+        if fault:
+            raise ValueError(runs.broken_line(path, count, fault))
+    return records
+
+
+def trim_records(folder: Path, last_step: int) -> None:
+    """Take back what a run recorded after `last_step` (-1: everything), so that a resumed run writes it again.
+
+    ValueError, before a step is computed, for records that the run could not be finished with."""
+    for path in [*folder.glob("*.jsonl"), *folder.glob("exposures/*.jsonl")]:
+        runs.rewrite_jsonl(path, lambda step: step > last_step)
+    read_scalars(folder)
+    for path in folder.glob("val_documents_*.npz"):
+        if re.fullmatch(r"val_documents_\d+", path.stem) and runs.step_of(path) > last_step:
+            path.unlink()
+    path = folder / "step_metrics.json"
+    with disk.locked(path):
+        table = runs.read_step_metrics(folder)
+        if table:
+            kept = {step: scores for step, scores in table.items() if int(step) <= last_step}
+            disk.write_json(path, kept)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# a checkpoint
+
+
+def read_tensors(path: Path, device):
+    """What torch.save wrote: tensors in lists and dicts. No code in the file is run. ValueError when it is damaged."""
+    import torch
+
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # whatever torch, zip and pickle come up with
+        reason = str(error).strip().partition("\n")[0][:100]
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {reason})") from error
+
+
+def read_checkpoint(folder: Path, model, optimizers: list, state_class) -> tuple:
+    """(weights, a state per optimizer, RNG states per rank, the trainer's state) of a checkpoint, each checked against
+    what it is for. ValueError names the file and what does not fit."""
+    from model import GPT
+
+    device = next(model.parameters()).device
+    weights = GPT.load(folder, device).state_dict()
+    shapes, own = ({name: tuple(t.shape) for name, t in one.items()} for one in (weights, model.state_dict()))
+    if shapes != own:
+        names = sorted(name for name in shapes | own if shapes.get(name) != own.get(name))
+        raise ValueError(f"{folder} does not belong to this run (other shapes of {', '.join(names[:3])})")
+    states = read_tensors(folder / "optimizer.pt", device)
+    fault = misfit_of_optimizers(states, optimizers)
+    if fault:
+        raise ValueError(f"{folder / 'optimizer.pt'} does not belong to this run ({fault})")
+    rng_states = read_tensors(folder / "rng.pt", "cpu")
+    fault = misfit_of_rng(rng_states)
+    if fault:
+        raise ValueError(f"{folder / 'rng.pt'} holds no generators' states ({fault})")
+    return weights, states, rng_states, read_trainer(folder / "trainer.json", state_class)
+
+
+def read_trainer(path: Path, state_class):
+    """trainer.json as a state. Its fields that an older version did not write keep their defaults."""
+    kinds = {"int": schema.COUNT, "float": schema.AMOUNT, "list[str]": [schema.TEXT]}
+    fields = {field.name: field for field in dataclasses.fields(state_class)}
+    shape = {f"{name}?": kinds[field.type] for name, field in fields.items()} | {"step": schema.COUNT}
+    values = schema.read_json(path, shape, "take the checkpoint before it")
+    step = runs.step_of(path.parent)
+    if values["step"] != step:
+        raise ValueError(f"{path} is of step {values['step']}, its folder of step {step}")
+    return state_class(**{name: value for name, value in values.items() if name in fields})
+
+
+def misfit_of_optimizers(states, optimizers: list) -> str:
+    """What in optimizer.pt does not fit the optimizers; "" when all fits."""
+    if not isinstance(states, list) or len(states) != len(optimizers):
+        return f"not a list of {len(optimizers)} states"
+    for i, (state, optimizer) in enumerate(zip(states, optimizers, strict=True)):
+        groups = {"params": [schema.COUNT], "lr": schema.NUMBER, "initial_lr": schema.NUMBER}
+        fault = schema.misfit(state, {"state": {}, "param_groups": [groups]}, f"[{i}]")
+        if fault:
+            return fault
+        own = optimizer.state_dict()["param_groups"]
+        if [group["params"] for group in state["param_groups"]] != [group["params"] for group in own]:
+            return f"[{i}].param_groups are of other parameters"
+        for group, own_group in zip(state["param_groups"], own, strict=True):
+            for key in group.keys() & own_group.keys():
+                if type(group[key]) is not type(own_group[key]):
+                    return f"[{i}].param_groups: {key} is {group[key]!r}"
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        for number, values in state["state"].items():
+            if number not in range(len(params)):
+                return f"[{i}].state has a parameter {number!r}"
+            fault = misfit_of_values(values, params[number], f"[{i}].state[{number}]")
+            if fault:
+                return fault
+    return ""
+
+
+def misfit_of_values(values, parameter, place: str) -> str:
+    """What in an optimizer's values of one parameter, such as its momentum, is not of its shape; "" when all fits."""
+    if not isinstance(values, dict):
+        return f"{place} is {type(values).__name__}"
+    for key, value in values.items():
+        shape = tuple(getattr(value, "shape", ("none",)))
+        if shape not in ((), tuple(parameter.shape)):
+            return f"{place}: {key} has shape {shape}, its parameter {tuple(parameter.shape)}"
+    return ""
+
+
+def misfit_of_rng(states) -> str:
+    import torch
+
+    if not isinstance(states, list) or not states:
+        return "not a list"
+    for rank, state in enumerate(states):
+        try:
+            torch.Generator().set_state(state["cpu"])
+            if "cuda" in state and state["cuda"].dtype != torch.uint8:
+                return f"[{rank}].cuda is not of bytes"
+        except (TypeError, KeyError, AttributeError, RuntimeError, IndexError) as error:
+            return f"[{rank}]: {error!r}"[:100]
+    return ""
