@@ -285,6 +285,7 @@ def train(args, procs) -> int:
     # processes
     device, packing = procs.device, args.packing == "on"
     autocast = training.prepare_machine(args, device)
+    args.out_dir = procs.broadcast(args.out_dir)  # its date may differ at midnight
     if procs.on_main(lambda: training.is_finished(args)):
         return 0
     procs.hold(args.out_dir)

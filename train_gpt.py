@@ -377,6 +377,7 @@ def train(args, procs) -> int:
     tokens_per_step = args.total_batch_tokens
     schedule = optim.schedule_settings(args)
     optim.lr_multiplier(0, **schedule)  # refuses a bad schedule before anything is written
+    args.out_dir = procs.broadcast(args.out_dir)  # its date may differ at midnight
     if procs.on_main(lambda: training.is_finished(args)):
         return 0
     procs.hold(args.out_dir)

@@ -69,6 +69,18 @@ def write_json(path, value) -> None:
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def holds_only(folder, own: dict) -> bool:
+    """Whether every file below a folder is one of own {its path in the folder: its bytes, None for any}; no link is."""
+    folder = Path(folder)
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_dir() or name in own):
+            return False
+        if own.get(name) is not None and path.read_bytes() != own[name]:
+            return False
+    return True
+
+
 def append_line(path, line: bytes) -> None:
     """Append a line to a file, at the start of a line, and sync it."""
     with open(path, "ab+", buffering=0) as f:

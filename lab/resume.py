@@ -60,7 +60,8 @@ def take_defaults(parser, argv, skip=()) -> dict | None:
             parser.error(f"{source} has --{action.dest} {value!r}, which {parser.prog} does not take: "
                          "repair the file, or pass the flags by hand.")
     for name in record.get("repo_paths", ()):
-        flags[name] = str(runs.REPO / flags.get(name, ""))
+        if isinstance(flags.get(name), str):
+            flags[name] = str(runs.REPO / flags[name])
     for name in ("out_dir", "resume", "config", "name", *record.get("derived", ()), *skip):
         flags.pop(name, None)
     parser.set_defaults(**flags)

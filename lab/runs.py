@@ -10,6 +10,7 @@ experiments/runs/<name>/
     <benchmark>_metrics.jsonl, <benchmark>_items.jsonl: its scores and its records per item, for every scored step
     ckpt/step_000500/ model.safetensors, model.json, optimizer.pt, rng.pt, trainer.json; manifest.json (sha256) last
     summary.json      written last: no summary.json = the run is not finished
+    .lock             while it trains, the process that does: pid, host, since when
 
 Nothing here needs torch, so that runs can be compared without it.
 """
@@ -116,9 +117,10 @@ def make_folder(path, flag: str) -> None:
 
 def create_run(folder: Path, config: dict) -> None:
     """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
-    # a start was killed early; .lock is this process's own
-    leftovers = {"exposures", "ckpt", "code", "config.json.tmp", ".lock"}
-    if folder.exists() and {path.name for path in folder.iterdir()} - leftovers:
+    own = {f"code/{path.relative_to(REPO).as_posix()}": path.read_bytes() for path in code_files()}
+    # left by a start that was killed early; .lock is this process's
+    own |= dict.fromkeys((".lock", "config.json.tmp", "code/uncommitted.diff"))
+    if not disk.holds_only(folder, own):
         raise ValueError(f"{folder} already exists: pass --resume auto or another --out_dir.")
     code = folder / "code"
     try:

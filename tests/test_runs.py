@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from conftest import make_run, write_jsonl
 
+import model
 from lab import disk, processes, results, resume, runs
 
 COLUMNS_003 = (
@@ -161,6 +163,26 @@ def test_no_write_follows_a_planted_link(tmp_path):
             runs.update_step_metrics(tmp_path, 1, x=1)
         (tmp_path / name).unlink(missing_ok=True)
         assert other.read_text() == "theirs"
+
+
+def test_a_strangers_folder_is_left_alone(tmp_path):
+    """Only a new folder, an empty one, or what a start left that was killed early becomes a run's."""
+    record = {"code": {"git_diff": ""}}
+    theirs = tmp_path / "theirs"
+    (theirs / "code").mkdir(parents=True)
+    (theirs / "code" / "train_gpt.py").write_text("mine")
+    with pytest.raises(ValueError, match="already exists"):
+        runs.create_run(theirs, record)
+    assert [path.read_text() for path in theirs.rglob("*") if path.is_file()] == ["mine"]
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "code").symlink_to(theirs / "code")
+    with pytest.raises(ValueError, match="already exists"):
+        runs.create_run(linked, record)
+    runs.create_run(tmp_path / "ours", record)
+    (tmp_path / "ours" / "config.json").unlink()  # killed before it was there
+    runs.create_run(tmp_path / "ours", record)
+    assert (tmp_path / "ours" / "code" / "lab" / "runs.py").read_bytes() == Path(runs.__file__).read_bytes()
 
 
 def test_paths_in_the_repo_are_relative_to_it(tmp_path):
@@ -317,6 +339,14 @@ def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
         assert (1, exit_.value.code) == (code, words)
     else:
         assert (exit_.value.code, printed) == (code, words)
+
+
+def test_import_without_transformers(monkeypatch, tmp_path):
+    """The optional package that a command needs is named, with how to get it."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SystemExit, match="model.py: the package transformers is missing: pip install transformers"):
+        processes.exit_in_a_sentence(lambda: model.main(["import", str(tmp_path), str(tmp_path / "out")]), "model.py")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_output_may_go_away(tmp_path):

@@ -125,6 +125,8 @@ def harm_runs(folder: Path, trials: int, seed: int) -> int:
             time.sleep(delay)
             both.append(start("train_gpt.py", *flags, "--resume", "auto"))
         printed = [process.communicate()[0] for process in both]
+        if all(process.returncode for process in both):
+            raise ValueError(f"no run was finished: {printed}")
         result = outcome(run, table)
         if not trial:
             expected = result
@@ -135,8 +137,6 @@ def harm_runs(folder: Path, trials: int, seed: int) -> int:
             is_named = "is held by process" in last or "just been finished" in last
             if process.returncode and not is_named:
                 faults.append(last)
-        if all(process.returncode for process in both):
-            faults.append("both have ended with an error")
         harmed += bool(faults)
         print(f"  after {delay:.1f} s: {', '.join(faults) or 'unharmed'}", flush=True)
     return harmed
