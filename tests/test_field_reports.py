@@ -14,7 +14,7 @@ from conftest import ENV, REPO, make_run, run_script, tiny_documents, write_data
 from test_experiments import load
 
 import compare_runs
-from lab import ab_gate, ab_report, results, runs
+from lab import ab_gate, ab_report, results, resume, runs
 from lab.tokenizer import BOS_ID
 
 SHORT = {"flags": {"max_train_steps": 10, "eval_every": 5}}  # enough for a report
@@ -333,7 +333,7 @@ def val_losses(folder):
 
 def crash(folder, step):
     """Take back what a run did after a step, as if it had been killed there."""
-    runs.trim_records(folder, step)
+    resume.trim_records(folder, step)
     (folder / "summary.json").unlink()
 
 
