@@ -165,9 +165,10 @@ def read_checkpoint(folder: Path, model, optimizers: list, state_class) -> tuple
 
 def read_trainer(path: Path, state_class):
     """trainer.json as a state. Its fields that an older version did not write keep their defaults."""
-    kinds = {"int": schema.COUNT, "float": schema.AMOUNT, "list[str]": [schema.TEXT]}
+    kinds = {"int": schema.COUNT, "float": schema.AMOUNT, "str": schema.TEXT, "list[str]": [schema.TEXT]}
     fields = {field.name: field for field in dataclasses.fields(state_class)}
-    shape = {f"{name}?": kinds[field.type] for name, field in fields.items()} | {"step": schema.COUNT}
+    shape = {f"{name}?": kinds.get(field.type, schema.ANYTHING) for name, field in fields.items()}
+    shape["step"] = schema.COUNT
     values = schema.read_json(path, shape, "take the checkpoint before it")
     step = runs.step_of(path.parent)
     if values["step"] != step:

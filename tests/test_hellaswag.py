@@ -477,7 +477,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runs.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ValueError, match="No space"):
         runs.replace_step(tmp_path / "a.jsonl", 1, [{"step": 1, "again": True}])
     assert (tmp_path / "a.jsonl").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
