@@ -129,8 +129,8 @@ def config_of_start(parser, argv, before: dict | None) -> dict:
     args, _ = parser.parse_known_args(argv)
     if not args.init_from:
         return {}
-    if args.resume and runs.list_checkpoints(args.out_dir):
-        return before["model"]
+    if args.resume and before is not None and runs.list_checkpoints(args.out_dir):
+        return before.get("model", {})
     try:
         folder, _, _ = runs.resolve_checkpoint(args.init_from, flag="--init_from")
         return GPT.load_config(folder).to_dict()
@@ -205,7 +205,7 @@ def load_items(args, benchmark, meta: dict, procs) -> list[dict]:
 def build_model(args, before: dict | None, device) -> tuple[GPT, dict | None]:
     """(the model, what config.json records of --init_from)."""
     if args.init_from and before is not None and runs.list_checkpoints(args.out_dir):
-        return GPT(GPTConfig.from_dict(before["model"]), seed=None).to(device), before["init"]
+        return GPT(GPTConfig.from_dict(before["model"]), seed=None).to(device), before.get("init")
     if args.init_from:
         folder, _, _ = runs.resolve_checkpoint(args.init_from, flag="--init_from")
         init = {"checkpoint": str(folder), "sha256": disk.sha256_file(folder / "model.safetensors")}

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import disk
+from lab import disk, processes
 
 # ----------------------------------------------------------------------------------------------------------------------
 # plots: each returns PNG bytes, or None when there is nothing to draw
@@ -360,14 +360,14 @@ def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
     if not out:
         show(to_markdown([block for block in blocks if block[0] != "img"]))
         return
-    markdown, folder = to_markdown(blocks), Path(out)
+    report, folder = to_markdown(blocks), Path(out)
     files = {"report.json": (json.dumps(plain(record), indent=2) + "\n").encode()}  # first: it marks the folder
     files |= {content[0]: content[2] for kind, *content in blocks if kind == "img"}
     css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     body = "\n".join(HTML[kind](*content) for kind, *content in blocks)
     title = html.escape(one_line(blocks[0][1]))
     files["report.html"] = PAGE.format(title=title, css=css, body=body).encode()
-    files["report.md"] = markdown.encode()
+    files["report.md"] = report.encode()
     check_out(out)
     fault = None
     try:
@@ -376,21 +376,15 @@ def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
             disk.write_whole(folder / name, data)
     except OSError as error:
         fault = f"--out {folder} cannot be written ({error.strerror}): choose another folder."
-    show(markdown)
+    show(report)
     if fault:
         raise ValueError(fault)
 
 
 def show(text: str) -> None:
-    """Print a report. What the terminal's encoding lacks is escaped. A reader who has gone, as in `| head`, has seen
-    enough: that is no error."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    text = text.encode(encoding, "backslashreplace").decode(encoding)
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # where Python flushes what is left when it exits
+    """Print a report, to an encoding or a reader that may not take all of it (processes.Output)."""
+    if sys.stdout is not None:
+        print(text, file=processes.Output(sys.stdout), flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

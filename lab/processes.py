@@ -196,7 +196,7 @@ class StopRequest:
 
 class Output:
     """stdout or stderr that may go away, as `| head` and a closed terminal do: what is printed after that is lost, and
-    the script goes on."""
+    the script goes on. What its encoding lacks is escaped."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -205,8 +205,9 @@ class Output:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
         try:
-            self.stream.write(text)
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except OSError:
             self._discard()
         return len(text)

@@ -117,8 +117,10 @@ def check_table(path, flag: str = "--results_csv") -> None:
     """ValueError, naming `flag`, unless a row can be added to a table. A run looks at it before it computes anything;
     nothing is written."""
     path = Path(path)
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
     try:
+        if path.exists() and not path.is_file():  # not /dev/null either, whose place a table would take
+            raise OSError(errno.EINVAL, "it is not a file")
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
         read_table(path, flag)
         if path.exists():
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 from lab import disk, runs, schema
@@ -15,7 +16,8 @@ from lab import disk, runs, schema
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
 
-FLAGS = {"flags": {schema.ANY_NAME: schema.ANYTHING}, "derived?": [schema.TEXT], "repo_paths?": [schema.TEXT]}
+FLAGS = {"flags": {schema.ANY_NAME: schema.ANYTHING}, "derived?": [schema.TEXT], "repo_paths?": [schema.TEXT],
+         "model?": {}, "benchmarks?": {}}
 CONFIG = FLAGS | {"started": schema.TEXT, "code": {"code_sha256": schema.TEXT}, "model": {}, "data": {}}
 
 
@@ -111,7 +113,15 @@ def read_scalars(folder) -> list[dict]:
 def trim_records(folder: Path, last_step: int) -> None:
     """Take back what a run recorded after `last_step` (-1: everything), so that a resumed run writes it again.
 
+    Later checkpoints become step_<step>.aside: --keep_last would count them, and delete those that the resumed run
+    saves, and the next --resume auto would go on from one whose records are gone.
+
     ValueError, before a step is computed, for records that the run could not be finished with."""
+    for path in runs.list_checkpoints(folder):
+        if runs.step_of(path) > last_step:
+            aside = path.with_name(f"{path.name}.aside")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
     for path in [*folder.glob("*.jsonl"), *folder.glob("exposures/*.jsonl")]:
         runs.rewrite_jsonl(path, lambda step: step > last_step)
     read_scalars(folder)
@@ -136,6 +146,8 @@ def read_tensors(path: Path, device):
 
     try:
         return torch.load(path, map_location=device, weights_only=True)
+    except torch.OutOfMemoryError:  # the file is whole: no reason to fall back to an older checkpoint
+        raise
     except Exception as error:  # whatever torch, zip and pickle come up with
         reason = str(error).strip().partition("\n")[0][:100]
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {reason})") from error

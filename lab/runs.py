@@ -412,7 +412,7 @@ def expand(patterns: list[str], flag: str) -> list[Path]:
 
     def natural(path: Path) -> list:
         pieces = re.split(r"(\d+)", str(path))
-        return [int(piece) if piece.isdigit() else piece for piece in pieces]
+        return [int(piece) if piece.isdecimal() else piece for piece in pieces]
 
     return sorted(folders.values(), key=natural)
 
@@ -509,14 +509,16 @@ def find_checkpoint(folder, which: str, warn=print, check=check_checkpoint) -> P
             raise ValueError(f"{folder} has no checkpoint of step {which} (there: {steps}): pass --resume auto.")
         check(path)
         return path
+    fault = ""
     for path in reversed(checkpoints):
         try:
             check(path)
             return path
         except ValueError as error:
-            warn(f"WARNING: {str(error).rstrip('.')}; falling back to the checkpoint before it.")
+            fault = str(error).rstrip(".")
+            warn(f"WARNING: {fault}; falling back to the checkpoint before it.")
     if checkpoints:
-        raise ValueError(f"{folder} has no whole checkpoint: start again with another --out_dir.")
+        raise ValueError(f"{folder} has no whole checkpoint ({fault}): start again with another --out_dir.")
     return None
 
 

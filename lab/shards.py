@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from lab import disk, token_files, tokenizer
-from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, TEXT, misfit
+from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, TEXT, misfit, read_json
 from lab.token_files import AGAIN, TokenFile, TokenFiles, check
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
 
@@ -116,7 +116,7 @@ class DatasetWriter:
             self.complete = True
         elif "progress.json" in names:
             check(resume, f"{self.dir} holds an unfinished prepare", "pass --resume, or delete it")
-            self._load(read_json(self.dir / "progress.json", "delete all and prepare again"))
+            self._load(read_json(self.dir / "progress.json", advice="delete all and prepare again"))
         else:
             # a kill before the first commit leaves progress.json.tmp
             foreign = [name for name in names if not name.startswith(".") and name != "progress.json.tmp"]
@@ -336,14 +336,6 @@ def _write_all(handle, data: memoryview) -> None:
 # reader
 
 
-def read_json(path: Path, remedy: str):
-    """A JSON file's value. ValueError when it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): {remedy}.") from error
-
-
 DAMAGED_NPZ = (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, RuntimeError,
                MemoryError, zipfile.BadZipFile, zlib.error)
 
@@ -360,7 +352,7 @@ def read_npz(path: Path, names, remedy: str) -> dict[str, np.ndarray]:
 def read_meta(data_dir) -> dict:
     """meta.json of a finished dataset. ValueError when it is broken or was written by something else."""
     path = Path(data_dir) / "meta.json"
-    meta = read_json(path, AGAIN)
+    meta = read_json(path, advice=AGAIN)
     needed = [key for key in META if not key.endswith("?")]
     check(isinstance(meta, dict) and all(key in meta for key in needed),
           f"{path} was not written by this repo's prepare scripts",

@@ -41,7 +41,7 @@ def _npy_layout(path: Path) -> tuple[int, int, str] | None:
     if path.suffix != ".npy":
         return None
     try:
-        array = np.load(path, mmap_mode="r")
+        array = np.lib.format.open_memmap(path, mode="r")  # np.load would also open a renamed .npz
     except (ValueError, EOFError, OSError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable .npy ({error}): download it again.") from error
     is_ids = array.dtype.kind in "iu" and array.dtype.itemsize > 1 and array.ndim == 1

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, optim, processes, resume, runs
+from lab import disk, optim, processes, resume, runs, schema
 from lab.mirrors import open_mirrors
 from model import GPT
 
@@ -232,9 +232,10 @@ class Run:
             optimizer.load_state_dict(state)
         # training draws nothing from these generators; restored so that it stays so
         if self.procs.rank < len(rng_states):
-            torch.set_rng_state(rng_states[self.procs.rank]["cpu"])
-            if device.type == "cuda":
-                torch.cuda.set_rng_state(rng_states[self.procs.rank]["cuda"])
+            own = rng_states[self.procs.rank]
+            torch.set_rng_state(own["cpu"])
+            if device.type == "cuda" and "cuda" in own:  # not in a checkpoint that was saved on CPU
+                torch.cuda.set_rng_state(own["cuda"])
         self.saved_step = self.state.step
 
     def close(self) -> None:
@@ -263,7 +264,7 @@ def config_before(args) -> dict | None:
         raise ValueError(f"{folder} has just been finished by another process: nothing is left to do.")
     if args.resume and exists:
         advice = "restore it, or choose another --out_dir"
-        return runs.read_json(folder / "config.json", resume.CONFIG, advice)
+        return schema.read_json(folder / "config.json", resume.CONFIG, advice)
     if args.resume not in ("", "auto"):
         raise ValueError(f"--resume {args.resume}: {folder} is not a run (no config.json); use --resume auto.")
     if exists:  # create_run would find out only when the data is read

@@ -83,7 +83,7 @@ def test_a_table_whose_cells_could_be_lost_is_refused(case, tmp_path):
 def test_a_table_that_cannot_be_written_is_refused(tmp_path):
     """A run of days does not end at a path that was wrong on its first day; looking writes nothing."""
     (tmp_path / "file").touch()
-    for path in (tmp_path, tmp_path / "file" / "results.csv"):
+    for path in (tmp_path, tmp_path / "file" / "results.csv", Path("/dev/null"), Path("/")):
         with pytest.raises(ValueError, match="--results_csv .* cannot be written"):
             results.check_table(path)
     results.check_table(tmp_path / "new" / "results.csv")
@@ -215,7 +215,10 @@ def test_records_are_taken_back_to_a_step(tmp_path):
     with path.open("a") as f:
         f.write('{"type": "train", "step": 41, "torn')
     write_jsonl(folder / "more.jsonl", [{"step": 3, "inner": {"step": 99}}, {"step": 99, "inner": {"step": 3}}])
+    for step in (20, 30, 40):
+        runs.checkpoint_path(folder, step).mkdir(parents=True)
     resume.trim_records(folder, 20)
+    assert [runs.step_of(path) for path in runs.list_checkpoints(folder)] == [20]  # nor a later one for --resume auto
     assert path.read_text() == "".join(kept)
     assert runs.read_jsonl(folder / "more.jsonl") == [{"step": 3, "inner": {"step": 99}}]
     after = runs.read_run(folder)

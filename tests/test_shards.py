@@ -391,6 +391,11 @@ def refusals():
         remove("*")(folder)
         (folder / "train_0.npy").write_bytes(b"not numpy")
 
+    def renamed_npz(folder):
+        remove("*")(folder)
+        np.savez(folder / "train_0.npz", np.zeros(3, np.uint16))
+        (folder / "train_0.npz").rename(folder / "train_0.npy")
+
     return {
         "empty folder": (remove("*"), "train", "no train files .*prepare_fineweb.py"),
         "no val": (neighbour([1, 2, 3]), "val", "no val files .*--val_data_dir"),
@@ -400,8 +405,8 @@ def refusals():
         "odd bytes": (edit("train_000000.bin", lambda d: d[:-1]), "train", "odd number of bytes"),
         "edited": (edit("train_000001.bin", lambda d: d[:9] + b"\7" + d[10:]), "train", "does not match its checksum"),
         "edited val": (edit("val_documents.npz", lambda d: d + b"x"), "val", "does not match its checksum"),
-        "broken meta": (edit("meta.json", lambda d: d[:50]), "train", "is not valid JSON"),
-        "binary meta": (edit("meta.json", lambda d: b"\xff\xfe"), "train", "is not valid JSON"),
+        "broken meta": (edit("meta.json", lambda d: d[:50]), "train", "cannot be read"),
+        "binary meta": (edit("meta.json", lambda d: b"\xff\xfe"), "train", "cannot be read"),
         "foreign meta": (edit("meta.json", lambda d: b'{"vocab_size": 65}'), "train", "was not written by this repo"),
         "list meta": (edit("meta.json", lambda d: b"[]"), "train", "was not written by this repo"),
         "newer meta": (meta(format_version=9), "train", "version 9, which this version cannot read"),
@@ -419,6 +424,7 @@ def refusals():
         "npy above GPT-2": (npy(np.array([5, 6, 2**16 + 1])), "train", "token 65537 at position 2, not below"),
         "npy of rows": (npy(np.zeros((2, 2), np.uint16)), "train", r"shape \(2, 2\)"),
         "broken npy": (broken_npy, "train", "not a readable .npy"),
+        "renamed npz": (renamed_npz, "train", "not a readable .npy"),
         "mixed": (mixed, "train", "mixes formats"),
     }
 

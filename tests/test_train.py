@@ -757,7 +757,7 @@ REFUSALS = {
     "truncated shard": (lambda d: truncate(d / "train_000001.bin", -2), (), "truncated or edited"),
     "odd bytes": (lambda d: truncate(d / "train_000001.bin", -1), (), "odd number of bytes"),
     "edited shard": (lambda d: flip(d / "train_000001.bin"), (), "does not match its checksum"),
-    "broken meta": (lambda d: (d / "meta.json").write_text("{"), (), "not valid JSON"),
+    "broken meta": (lambda d: (d / "meta.json").write_text("{"), (), "cannot be read"),
     "foreign meta": (lambda d: (d / "meta.json").write_text('{"a": 1}'), (), "was not written by this repo"),
     "unfinished": (lambda d: (d / "meta.json").rename(d / "progress.json"), (), "--resume"),
     "long seq_len": (None, ("--seq_len", 8192, "--total_batch_tokens", 16384), "lower --seq_len"),
