@@ -1,5 +1,4 @@
-"""
-model.py owns the network: GPTConfig, GPT (two architectures, gated attention), initialisation, its files.
+"""model.py owns the network: GPTConfig, GPT (two architectures, gated attention), initialisation, its files.
 
     python model.py --attn_gate headwise                   # parameters and FLOPs of the 124M shape
     python model.py export experiments/runs/<run> gpt2_hf  # checkpoint -> folder for transformers

@@ -1,5 +1,4 @@
-"""
-hf.py owns Hugging Face in and out: weights, configuration, and the folder that transformers loads.
+"""hf.py owns Hugging Face in and out: weights, configuration, and the folder that transformers loads.
 
     python model.py export experiments/runs/<run> gpt2_hf
     python model.py import openai-community/gpt2 gpt2

@@ -1,5 +1,4 @@
-"""
-inference.py owns what a trained model is asked: log-probabilities of endings, and samples.
+"""inference.py owns what a trained model is asked: log-probabilities of endings, and samples.
 
 >>> scores = score_endings(model, [(context_ids, [ending_ids, other_ending_ids])])  # log p of each ending's tokens
 >>> texts = generate(model, [prompt_ids, other_ids], 100, temperature=0.8, stop_ids=[50256])  # Completions

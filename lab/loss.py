@@ -1,5 +1,4 @@
-"""
-loss.py owns the cross-entropy of a tied head: logits, softmax and their gradients, a chunk of rows at a time.
+"""loss.py owns the cross-entropy of a tied head: logits, softmax and their gradients, a chunk of rows at a time.
 
 The (N, V) logits of a batch would be the largest tensor of a training step; here at most CHUNK_ROWS rows exist at once.
 """

@@ -1,5 +1,4 @@
-"""
-trees.py owns trees of token sequences, in which a shared beginning stands once, and attention within them.
+"""trees.py owns trees of token sequences, in which a shared beginning stands once, and attention within them.
 
 lab/inference.py so scores the endings of one context, and of contexts that begin alike, in one forward pass.
 """
