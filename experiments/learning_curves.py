@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lab import ab_gate, ab_many, ab_numbers, ab_report, disk, runs  # noqa: E402
+from lab import ab_gate, ab_many, ab_numbers, ab_plots, ab_report, disk, runs  # noqa: E402
 
 CURVES = (  # records, field, label, chance
     ("val", "val_loss", "val loss, nats/token", None),
@@ -152,7 +152,7 @@ def verdict(checked: dict, notes: list[str]) -> list[tuple]:
 
 def draw(arms: dict, drawn: dict, axis: str, word: str) -> bytes:
     x_label, x_of = AXES[axis]
-    axes, save = ab_report.canvas(6.0, 2.6 * len(drawn) + 0.3, [1] * len(drawn))
+    axes, save = ab_plots.canvas(6.0, 2.6 * len(drawn) + 0.3, [1] * len(drawn))
     legends, every_x = [], []
     for panel, (label, (chance, curves)) in zip(axes, drawn.items(), strict=True):
         lines = {arm: points(arms[arm], scored, x_of) for arm, scored in curves.items()}
@@ -161,7 +161,7 @@ def draw(arms: dict, drawn: dict, axis: str, word: str) -> bytes:
         if not known:
             continue
         every_x += [x for curve in known for x in curve[..., 0].ravel()]
-        legends.append((panel, ab_report.draw_curves(panel, lines)))
+        legends.append((panel, ab_plots.draw_curves(panel, lines)))
         if chance is not None:
             panel.axhline(chance, color="black", linestyle=":", linewidth=1)
             low, high = panel.get_ylim()
@@ -172,7 +172,7 @@ def draw(arms: dict, drawn: dict, axis: str, word: str) -> bytes:
     margin = 0.04 * (right - left or 1)
     for panel in axes:
         panel.set_xlim(left - margin, right + margin)
-    ab_report.add_legend(*max(legends, key=lambda legend: len(legend[1])))
+    ab_plots.add_legend(*max(legends, key=lambda legend: len(legend[1])))
     if word != "comparable":
         axes[0].set_title(f"{word}: learning_curves.py prints why", fontsize=9, loc="left")
     axes[-1].set_xlabel(x_label)

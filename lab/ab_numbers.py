@@ -407,10 +407,10 @@ def at_budget(run: dict, metric: str, axis: str, budget: float):
 
 
 def curve_points(arm: list[dict], metric: str, axis: str) -> list[list[list[float]]]:
-    """Per run [[x, y], ...] at the steps, but for 0, that all of the arm's runs scored."""
+    """Per run [[x, y], ...] at the steps that all of the arm's runs scored."""
     if not arm:
         return []
-    steps = sorted(set.intersection(*(set(run["val"]) for run in arm)) - {0})
+    steps = sorted(set.intersection(*(set(run["val"]) for run in arm)))
     records = [[run["val"][step] for step in steps] for run in arm]
     table = np.array([[[runs.number(r.get(key)) for key in (axis, metric)] for r in own] for own in records])
     table = table.reshape(len(arm), len(steps), 2)
