@@ -157,7 +157,7 @@ def compare_two(args) -> int:
     allowed = allowed_in_words(checked)
     names = {arm: ab_many.label_of(own) for arm, own in arms.items()}
     labelled = {f"{arm}: {names[arm]}": own for arm, own in zip("AB", used, strict=True)}
-    facts = ab_page.facts_of(labelled, checked)
+    facts = [("Arms", ", ".join(labelled)), *ab_page.facts_of(labelled, checked)]
     key_rows = ab_page.key_rows(rows, metrics, primary, verdict, args.alpha)
     blocks: list[tuple] = [
         ("h1", f"{names['B']} against {names['A']}: {verdict}"), ("verdict", head, verdict), ("facts", facts),

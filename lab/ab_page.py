@@ -108,7 +108,7 @@ def model_in_words(run: dict) -> str:
     if math.isfinite(total):
         parts.append(f"{amount(total)} parameters")
     if model.get("n_layer") and model.get("n_embd"):
-        parts.append(f"{model['n_layer']} layers of width {model['n_embd']}")
+        parts.append(f"{count(model['n_layer'], 'layer')} of width {model['n_embd']}")
     return ", ".join([*([str(model["arch"])] if model.get("arch") else []), *parts])
 
 
@@ -224,8 +224,10 @@ def by_arm(arms: dict[str, list], words) -> str:
 
 
 def arrow(sides) -> str:
-    sides = list(dict.fromkeys(side or "not recorded" for side in sides))
-    return (" → " if len(sides) == 2 else ", ").join(sides)
+    sides = [side or "not recorded" for side in sides]
+    if len(sides) == 2:
+        return " → ".join(sides)
+    return ", ".join(dict.fromkeys(sides))
 
 
 def start_in_words(run: dict) -> str:
@@ -331,10 +333,11 @@ def change_in_words(row: dict) -> str:
 
 
 def key_table(rows: list[dict], names: dict[str, str], alpha: float) -> tuple:
+    short = {arm: f"{arm}: {name}" if len(name) <= 16 else arm for arm, name in names.items()}
     columns = [
         ("", "left", lambda row: row["what"]),
-        (f"A: {names['A']}", "right", lambda row: row["a"]),
-        (f"B: {names['B']}", "right", lambda row: row["b"]),
+        (short["A"], "right", lambda row: row["a"]),
+        (short["B"], "right", lambda row: row["b"]),
         ("B - A, {level} interval", "right", change_in_words),
         ("", "left", lambda row: row["reading"]),
     ]

@@ -37,7 +37,7 @@ PLOT_STYLE = {
 # of an SVG in the page: colour -> variable of ab_report.css
 THEME = {
     "#1b1b1b": "--ink", "#000000": "--ink", "#ffffff": "--paper", "#888888": "--grey", "#b0b0b0": "--rule",
-    "#0072b2": "--blue", "#d55e00": "--red", "#009e73": "--green",
+    "#56b4e9": "--sky", "#0072b2": "--blue", "#d55e00": "--red", "#009e73": "--green",
 }
 
 
@@ -251,9 +251,9 @@ def set_view(axis, curves: list[tuple]) -> None:
                 cut[at] = max(cut.get(at, worst), worst)
     if cut:
         first, last = min(cut), max(cut)
-        words = f"cut off: {cut[first]:.4g} at {first:g}"
+        words = f"outside: {cut[first]:.4g} at {first:.4g}"
         if last > first:
-            words += f" to {cut[last]:.4g} at {last:g}"
+            words += f" … {cut[last]:.4g} at {last:.4g}"
         axis.text(0.985, 0.97, words, transform=axis.transAxes, ha="right", va="top", fontsize=8.5)
 
 
