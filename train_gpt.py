@@ -357,6 +357,9 @@ def summarise(run: training.Run) -> dict:
         "gpu_name": config["hardware"]["gpu"] or "cpu", "condition": data["condition"],
         "parameters": config["parameters"]["total"], "data_fingerprint": data["fingerprint"],
         "val_fingerprint": data["val_fingerprint_documents"],
+        "val_fingerprint_tokens": data["val_fingerprint_tokens"], "data_format": data["format"],
+        "mul_token_rate": data["mul_token_rate"], "code_sha256": config["code"]["code_sha256"],
+        "init_sha256": (config["init"] or {}).get("sha256"),
     }
     for benchmark in BENCHMARKS:
         for key, *_ in benchmark.METRICS:

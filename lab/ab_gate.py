@@ -29,7 +29,9 @@ FAMILIES = {  # names for several settings in --treatment and --allow
     "condition": RECOGNISED["tokens"],
     "size": ("n_layer", "n_head", "n_embd", "n_inner"),
 }
-FAULTS = ("treatment", "seed", "incomplete", "invalid_run", "unverified_data", "batch_checksums")  # no settings
+FAULTS = (  # no settings
+    "treatment", "seed", "incomplete", "invalid_run", "unverified_data", "copied_run", "batch_checksums",
+)
 YARDSTICKS = {  # what measures, or what is broken: never a treatment. Every <benchmark>_scorer belongs here, too
     *FAULTS, "scorer", "code_sha256", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
 }
@@ -146,6 +148,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     notes, missing = [], []
     differences += check_seeds(arms, same_seeds, missing)
     differences += check_members(arms, notes, missing)
+    differences += check_copies(arms, notes)
     differences += check_batches(arms, notes)
     for d in differences:
         if d["knob"] in allowed and d["knob"] in FAULTS:
@@ -246,15 +249,17 @@ def fault(name: str, values: dict, why: str) -> dict:
 
 def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str]) -> list[dict]:
     """A seed that an arm has twice is a fault; one that it lacks is missing, and with same_seeds a fault, too."""
-    seeds = {}
+    seeds, unknown = {}, []
     for arm, members in arms.items():
         seeds[arm] = sorted(member["seed"] for member in members if member["seed"] is not None)
+        if len(seeds[arm]) < len(members):
+            unknown.append(arm)
     every = sorted(set().union(*seeds.values()))
-    twice, lacking = [], []
+    twice, lacking = [], [f"seeds unknown in {arm}" for arm in unknown]
     for arm, own in seeds.items():
         twice += [f"{arm} has seed {seed} twice" for seed in every if own.count(seed) > 1]
         left = [str(seed) for seed in every if seed not in own]
-        if left:
+        if left and arm not in unknown:
             lacking.append(f"{arm} lacks seed {', '.join(left)}")
     missing += lacking
     why = twice
@@ -268,10 +273,17 @@ BATCHES = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")  #
 NO_SUMMARY = "no summary.json, so it is unfinished or crashed"
 UNVERIFIED = "--verify_data sizes compared no checksum, so its fingerprints do not prove which text it read"
 PROBLEMS = {  # fault -> what is wrong with a member of an arm ("": nothing)
-    "incomplete": lambda member: NO_SUMMARY if member["run"] and member["run"]["summary"] is None else "",
+    "incomplete": lambda member: incomplete(member),
     "invalid_run": lambda member: " ".join(map(str, summary_of(member).get("warnings") or [])),
     "unverified_data": lambda member: UNVERIFIED if member["unverified"] else "",
 }
+
+
+def incomplete(member: dict) -> str:
+    if member["run"]:
+        return NO_SUMMARY if member["run"]["summary"] is None else ""
+    status = member.get("status") or "finished"
+    return "" if status == "finished" else f"its status is {status}"
 
 
 def summary_of(member: dict) -> dict:
@@ -294,6 +306,35 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
         if why:
             faults.append(fault(name, values, "; ".join(why)))
     return faults
+
+
+def check_copies(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
+    """Runs with the same loss at every step are one run: a fault, but a note where both arms have the seed, as a
+    treatment without effect looks so, too. Of a results.csv: the same final loss after the same time."""
+    first, why = {}, []
+    for arm, members in arms.items():
+        for member in members:
+            losses = losses_of(member)
+            if not losses:
+                continue
+            arm_of_twin, twin = first.setdefault(losses, (arm, member))
+            if twin is member:
+                continue
+            what = f"{twin['name']} and {member['name']} have the same losses"
+            if arm_of_twin != arm and twin["seed"] == member["seed"]:
+                notes.append(f"{what}: the treatment changed nothing, or one is a copy of the other")
+            else:
+                why.append(what)
+    return [fault("copied_run", {arm: ["copies"] for arm in arms}, "; ".join(why))] if why else []
+
+
+def losses_of(member: dict):
+    """What tells a run's losses from another's, or nothing where too little is recorded."""
+    if not member["run"]:
+        losses = member.get("losses", ())
+        return losses if all(losses) else ()
+    losses = member["run"]["train"]["train_loss_opt_step_mean"]
+    return losses.tobytes() if len(losses) > 1 else b""
 
 
 def check_batches(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from lab import ab_gate, ab_numbers, ab_plots, ab_report, runs, shards
-from lab.ab_numbers import SHORT, UNIT, Metric, direction
+from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import count, form, form_interval
 
 LAST = "Samples, commands and files"  # heading of what belongs to one machine: committed tables leave it out
@@ -49,7 +49,7 @@ def facts_of(arms: dict[str, list[dict]], checked: dict) -> list[tuple[str, str]
 def facts_of_rows(arms: dict[str, list[dict]], checked: dict) -> list[tuple[str, str]]:
     """The same of rows of a results.csv (name of an arm -> rows), which record less."""
     every = [row for own in arms.values() for row in own]
-    seeds = {arm: [row.get("seed") or "not recorded" for row in own] for arm, own in arms.items()}
+    seeds = {arm: [str(row.get("seed", "")) or "not recorded" for row in own] for arm, own in arms.items()}
 
     def cells(*names: str) -> str:
         parts = []
@@ -141,11 +141,11 @@ def hardware_in_words(run: dict) -> str:
 
 
 def seeds_in_words(arms: dict[str, list[dict]]) -> str:
-    return seeds_of({arm: [run["seed"] for run in own] for arm, own in arms.items()})
+    return seeds_of({arm: [str(run["seed"]) for run in own] for arm, own in arms.items()})
 
 
-def seeds_of(seeds: dict[str, list]) -> str:
-    listed = {arm: ", ".join(map(str, sorted(set(own)))) for arm, own in seeds.items()}
+def seeds_of(seeds: dict[str, list[str]]) -> str:
+    listed = {arm: ", ".join(sorted(set(own), key=lambda seed: (len(seed), seed))) for arm, own in seeds.items()}
     if len(set(listed.values())) == 1:
         own = next(iter(seeds.values()))
         return f"{count(len(set(own)), 'seed')} per arm ({next(iter(listed.values()))})"
@@ -300,19 +300,53 @@ def wall_clock(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# plots of an A/B
+
+PANELS = {"nats": "losses", "bits": "losses", "benchmark": "benchmarks"}  # by a metric's kind
+
+
+def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alpha: float) -> list[tuple]:
+    """Curves, pairs and the change of every metric, as blocks."""
+    blocks, row = wall_clock(arms, primary), rows[primary]
+    mean = None
+    if isinstance(row["low"], float):
+        mean = (row["delta"], row["low"], row["high"])
+    side = "below" if metrics[primary].better < 0 else "above"
+    x_label = f"B - A in {SHORT[primary]} ({UNIT[primary]}); {side} 0, B is better"
+    png = ab_plots.plot_pairs(row["pairs"], mean, x_label, f"mean, {100 * (1 - alpha):g} %")
+    if png:
+        caption = "Difference within each pair of equal seed"
+        blocks.append(("img", "paired_differences.png", caption, png))
+    forest: dict[str, list] = {"losses": [], "benchmarks": [], "stability and cost": []}
+    for key, row in rows.items():
+        if isinstance(row["low"], float) and math.isfinite(row["low"]) and row["a"]:
+            metric = metrics[key]
+            line = {k: 100 * row[k] / abs(row["a"]) for k in ("delta", "low", "high")}
+            line |= {"better": metric.better, "verdict": row["verdict"].split(",")[0]}
+            line["label"] = re.sub(r" \([^()]*\)$| @.*", "", metric.label)
+            forest[PANELS.get(metric.kind, "stability and cost")].append(line)
+    png = ab_plots.plot_forest(forest)
+    if png:
+        caption = ("Every measured metric: change in percent of A, with its uncorrected interval. ↓ lower is better, "
+                   "↑ higher is better. Filled: better; square: worse; grey: neither. These go by the table's "
+                   "verdict, whose p is corrected; cost and optimisation have none")
+        blocks.append(("img", "forest.png", caption, png))
+    return blocks or [("p", "N/A: nothing to draw.")]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # three rows
 
 
 def key_metrics(rows: dict, metrics: dict[str, Metric], primary: str) -> list[str]:
-    """The primary metric, one more of quality (a benchmark where one was run), and the speed."""
-    quality = [key for key, metric in metrics.items() if metric.kind == "benchmark"]
-    quality += [key for key in ("val_loss_bos", "val_bits_per_byte_bos", "val_bits_per_byte") if key in metrics]
-    measured = [key for key in quality if isinstance(rows[key]["delta"], float) and key != primary]
-    return [primary, *measured[:1], "tokens_per_sec"]
+    """The primary metric, one more that is tested (a benchmark where one was run), and the speed."""
+    tested = [key for key, row in rows.items() if row["family"] == "quality" and isinstance(row["delta"], float)]
+    tested.sort(key=lambda key: metrics[key].kind != "benchmark")
+    return [primary, *tested[:1], "tokens_per_sec"]
 
 
-def key_rows(rows: dict, metrics: dict[str, Metric], primary: str, verdict: str, alpha: float) -> list[dict]:
-    """{"what", "a", "b", "delta", "interval", "reading"} of each, as text."""
+def key_rows(rows: dict, metrics: dict[str, Metric], primary: str) -> list[dict]:
+    """{"what", "a", "b", "delta", "interval", "reading"} of each, as text. rows: with their verdicts."""
     out = []
     for key in key_metrics(rows, metrics, primary):
         row, metric = rows[key], metrics[key]
@@ -321,7 +355,7 @@ def key_rows(rows: dict, metrics: dict[str, Metric], primary: str, verdict: str,
             "a": form(row["a"], metric.form), "b": form(row["b"], metric.form),
             "delta": form(row["delta"], f"+{metric.form}"),
             "interval": form_interval(row, metric.form),
-            "reading": verdict if key == primary else direction(row, metric.better, alpha),
+            "reading": row["verdict"],
         })
     return out
 

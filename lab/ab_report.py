@@ -205,7 +205,7 @@ HTML = {
     "h1": lambda text: f"<h1>{inline(text)}</h1>",
     "h2": lambda text: f"<h2>{inline(text)}</h2>",
     "p": lambda text: f"<p>{inline(text)}</p>",
-    "verdict": lambda text, verdict: f'<p class="verdict {verdict.split()[0]}">{inline(text)}</p>',
+    "verdict": lambda text, verdict: f'<p class="verdict {verdict.split()[0].strip(",:")}">{inline(text)}</p>',
     "ul": lambda items: "<ul>" + "".join(f"<li>{inline(item)}</li>" for item in items) + "</ul>",
     "facts": html_facts,
     "table": html_table,

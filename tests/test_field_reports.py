@@ -167,10 +167,10 @@ def test_names_stay_whole(tmp_path, capsys, monkeypatch, name):
                               "--out", str(tmp_path / "n")]) == 0
     capsys.readouterr()
     text = (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
-    assert text.splitlines()[0] == f"# test against {in_markdown}: equivalent"
+    assert text.splitlines()[0] == f"# test against {in_markdown}: n = 2: too few"
     page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
-    assert f"<h1>test against {in_html}: equivalent</h1>" in page
-    assert f"<title>test against {in_html}: equivalent</title>" in page
+    assert f"<h1>test against {in_html}: n = 2: too few</h1>" in page
+    assert f"<title>test against {in_html}: n = 2: too few</title>" in page
     table = (tmp_path / "n" / "report.md").read_text(encoding="utf-8")
     cell = in_markdown.replace("|", r"\|")
     assert sum(line.startswith((f"| {cell}_s", f"| {cell}\\_s")) for line in table.splitlines()) == 4
