@@ -303,11 +303,15 @@ def html_image(name, caption, data) -> str:
     return f"<figure>{image}<figcaption>{inline(caption)}</figcaption></figure>"
 
 
+def first_word(verdict: str) -> str:
+    return re.match(r"\w+", verdict)[0]
+
+
 HTML = {
     "h1": lambda text: f"<h1>{inline(text)}</h1>",
     "h2": lambda text: f"<h2>{inline(text)}</h2>",
     "p": lambda text: f"<p>{inline(text)}</p>",
-    "verdict": lambda text, verdict: f'<p class="verdict {re.match(r"\w+", verdict)[0]}">{inline(text)}</p>',
+    "verdict": lambda text, verdict: f'<p class="verdict {first_word(verdict)}">{inline(text)}</p>',
     "ul": lambda items: "<ul>" + "".join(f"<li>{inline(item)}</li>" for item in items) + "</ul>",
     "table": html_table,
     "img": html_image,
