@@ -179,6 +179,7 @@ def plot_losses(panels: dict[str, dict[str, list]], x_label: str, unmarked: tupl
         handles = {}
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
             draw_curves(axis, curves, marked=title not in unmarked)
+            note_cut(axis)
             drawn = [arm for arm, points in curves.items() if points is not None]
             handles = dict(zip(drawn, axis.lines, strict=False)) | handles
             axis.set_title(title, loc="left")
@@ -227,28 +228,36 @@ def draw_curves(axis, drawn: dict[str, np.ndarray | None], marked: bool = True) 
         axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.18, linewidth=0)
         (curve,) = axis.plot(x, y.mean(0), linestyle=line, color=colour, linewidth=1.6)
         if marked:
-            curve.set(marker=marker, markersize=4, markevery=max(1, n_points // 40))
+            curve.set(marker=marker, markersize=4, markevery=marker_stride(n_points))
         names.append(named(arm, n_seeds))
         curves.append((x, y))
     set_view(axis, curves)
     return names
 
 
+def marker_stride(n_points: int) -> int:
+    """Every so many points have a marker: all of 80, or every second one of 160."""
+    return max(1, n_points // 40)
+
+
 def set_view(axis, curves: list[tuple]) -> None:
-    """Limits of y. The drop of the first quarter may be cut off, where it would flatten the rest; the panel says so.
+    """Limits of y: the drop of the first quarter is cut off, where it would flatten the rest (note_cut).
     curves: (x (points,), y (seeds, points)) each."""
     every = np.concatenate([y.ravel() for _, y in curves])
     late = np.concatenate([y[:, max(y.shape[1] // 4, y.shape[1] > 2):].ravel() for _, y in curves])
     shown = late if np.ptp(every) > 2.5 * np.ptp(late) > 0 else every
     margin = 0.08 * (np.ptp(shown) or 1)
-    low, high = shown.min() - margin, shown.max() + margin
-    axis.set(ylim=(low, high))
+    axis.set(ylim=(shown.min() - margin, shown.max() + margin))
+
+
+def note_cut(axis) -> None:
+    """Write into a panel, whose limits are final, where its curves leave it."""
+    low, high = axis.get_ylim()
     cut = {}
-    for x, y in curves:
-        for at, values in zip(x, y.T, strict=True):
-            worst = max(values, key=lambda value: abs(value - shown.mean()))
-            if not low <= worst <= high:
-                cut[at] = max(cut.get(at, worst), worst)
+    for line in axis.lines:
+        for x, y in line.get_xydata():
+            if not low <= y <= high:
+                cut[x] = max(cut.get(x, y), y)
     if cut:
         first, last = min(cut), max(cut)
         words = f"outside: {cut[first]:.4g} at {first:.4g}"

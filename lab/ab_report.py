@@ -201,11 +201,15 @@ def html_links(links) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
+def first_word(verdict: str) -> str:
+    return re.match(r"\w+", verdict)[0]
+
+
 HTML = {
     "h1": lambda text: f"<h1>{inline(text)}</h1>",
     "h2": lambda text: f"<h2>{inline(text)}</h2>",
     "p": lambda text: f"<p>{inline(text)}</p>",
-    "verdict": lambda text, verdict: f'<p class="verdict {verdict.split()[0].strip(",:")}">{inline(text)}</p>',
+    "verdict": lambda text, verdict: f'<p class="verdict {first_word(verdict)}">{inline(text)}</p>',
     "ul": lambda items: "<ul>" + "".join(f"<li>{inline(item)}</li>" for item in items) + "</ul>",
     "facts": html_facts,
     "table": html_table,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import default_flags, make_run
 from test_compare_runs import GATE, NOISE_A, NOISE_B, compare, csv_of, make_arms, many, rewrite, table_rows
+from test_experiments import load
 
 from lab import ab_many, ab_numbers, ab_stats, ab_verdict
 
@@ -93,6 +94,8 @@ def test_synthetic_scores_are_named(tmp_path, capsys):
     assert "HellaSwag (synthetic, 400 items) accuracy_norm" in rows and "HellaSwag accuracy_norm" not in rows
     assert "HellaSwag (synthetic, 400 items) accuracy" in report["checklist"][0]
     assert report["items_and_documents"][-1]["what"].startswith("HellaSwag (synthetic, 400 items)")
+    load("learning_curves").main([str(tmp_path / "*_s*"), "--curves", "accuracy_norm"])
+    assert "| HellaSwag (synthetic, 400 items) accuracy_norm (last) |" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
