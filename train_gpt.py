@@ -422,7 +422,7 @@ def train(args, procs) -> int:
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
         "val_documents": len(val["doc_starts"])}
-    for name in ("condition", "mul_token_rate", "crop_fraction"):
+    for name in ("condition", "inject", "mul_token_rate", "crop_fraction"):
         record["data"][name] = meta.get(name)
     for name in ("fingerprint_documents", "fingerprint_tokens"):
         record["data"][f"val_{name}"] = val[name]

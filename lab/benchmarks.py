@@ -372,9 +372,9 @@ def parse_counts(parser, argv, **lowest: int) -> argparse.Namespace:
     return args
 
 
-def load_checkpoint(path, device) -> tuple[GPT, Path, int | None, Path | None]:
-    """(model, its folder, step or None, its run's folder or None) of a --checkpoint argument."""
-    folder, step, run = runs.resolve_checkpoint(path, lambda text: print(text, file=sys.stderr))
+def load_checkpoint(path, device, flag="--checkpoint") -> tuple[GPT, Path, int | None, Path | None]:
+    """(model, its folder, step or None, its run's folder or None) of what a flag names."""
+    folder, step, run = runs.resolve_checkpoint(path, lambda text: print(text, file=sys.stderr), flag)
     return GPT.load(folder, device), folder, step, run
 
 
