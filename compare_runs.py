@@ -8,6 +8,7 @@
     python compare_runs.py --aa 'runs/base_s*'                                  # noise floor of at least 4 seeds
     python compare_runs.py --check runs/mine_s0 --against 'runs/base_s*'        # is a newcomer's run in its band?
     python compare_runs.py --plan --effect 0.003 --noise 0.0013                 # how many seeds does that need?
+    python compare_runs.py --list 'experiments/runs/*'                          # who trains, how far? lab/run_list.py
 
 Reads run folders (layout: lab/runs.py) or a results.csv. Prints Markdown; --out FOLDER also gets report.md,
 report.json, PNG plots and a report.html that needs no network. Exit status: 0 comparable (--check: in the band), 2 not
@@ -24,7 +25,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_power, ab_report, ab_stats, processes, runs
+from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_power, ab_report, ab_stats, processes, run_list, runs
 from lab.ab_numbers import SHORT, UNIT, Metric, direction
 from lab.ab_report import count, form, form_change, form_interval, form_p
 
@@ -442,6 +443,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="metric of the verdict (default val_loss; val_bits_per_byte when tokens differ)")
     add("--delta", type=float, default=0.002, help="margin of equivalence (default 0.002)")
     add("--alpha", type=float, default=0.05, help="level of tests and intervals (default 0.05)")
+    run_list.add_arguments(parser)
     add = parser.add_argument_group("output").add_argument
     add("--out", metavar="FOLDER",
         help="for the report and its plots: new, empty, or of an earlier report (default: only print)")
@@ -465,6 +467,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--check with --against": args.check or args.against,
         "--aa": args.aa,
         "--plan": args.plan,
+        "--list": run_list.is_asked(args),
     }
     chosen = [name for name, given in modes.items() if given]
     one_of = f"give one of {', '.join(modes)}"
@@ -476,6 +479,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     if chosen == ["--group_by"]:
         check(args.group_by and bool(args.runs) != bool(args.results),
               "--group_by needs either --runs or --results, and they need --group_by")
+    if chosen == ["--list"]:
+        run_list.check_flags(args, check)
     if args.plan:
         check(args.effect and 0 < args.effect < math.inf,
               "--plan needs an --effect above 0: the smallest difference worth finding")
@@ -491,6 +496,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
+    if run_list.is_asked(args):
+        return run_list.main(args)
     ab_report.check_out(args.out)
     if args.a:
         return compare_two(args)

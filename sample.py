@@ -202,7 +202,7 @@ class Clock:
 
 def write(opened: Opened, prompts: list[list[int]], samples: list[int], args, autocast,
           clock: Clock, watch=None, stop: str = "") -> list[Written]:
-    """Continues prompts of ids, each as the sample of that number."""
+    """Continues prompts of ids, each as the sample of that number. watch: as in inference.generate."""
     from lab import inference
 
     decode, begun = get_tokenizer().decode, time.perf_counter()
@@ -267,13 +267,13 @@ def sample_all(opened: list[Opened], prompts: list[str], args, autocast, records
         streams = len(batch) == len(opened) == 1
         results = []
         for m, (one, clock) in enumerate(zip(opened, clocks, strict=True)):
-            watch = None
+            stream = None
             if streams:
                 stream = Stream(stop)
                 show_head(opened, prompts, batch[0], args)
-                watch = lambda row, token, stream=stream: stream.add(token)
             ids = [encoded[p][m][0] for p, _ in batch]
-            results.append(write(one, ids, [i for _, i in batch], args, autocast, clock, watch, stop))
+            numbers = [i for _, i in batch]
+            results.append(write(one, ids, numbers, args, autocast, clock, stream, stop))
             if streams:
                 stream.end()
                 show("\n")
@@ -361,7 +361,7 @@ def converse(opened: Opened, args, autocast, records: Records, clock: Clock) -> 
 def ask(is_terminal: bool) -> str:
     """The next message. EOFError after the last one."""
     message = input("User: " if is_terminal else "")
-    if not is_terminal:
+    if message.strip() and not is_terminal:
         show(f"User: {message}\n")
     return whole_characters(message, "the message")
 
@@ -391,7 +391,7 @@ def answer(opened: Opened, ids: list[int], number: int, args, autocast, clock: C
     with interruptible() as asked:
         def watch(row, token):
             new.append(token)
-            stream.add(token)
+            stream(row, token)
             if asked():
                 raise StopAnswer
 

@@ -36,13 +36,13 @@ def visible(text: str) -> str:
 
 
 class Stream:
-    """Shows the text of tokens as they come: whole characters, up to a stop string."""
+    """Shows the text of tokens as they come, stream(row, token) each: whole characters, up to a stop string."""
 
     def __init__(self, stop: str = ""):
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.stop, self.held, self.is_over = stop, "", False
 
-    def add(self, token: int) -> None:
+    def __call__(self, row: int, token: int) -> None:
         self._show(self.decoder.decode(get_tokenizer().decode_bytes([token])))
 
     def end(self) -> None:
@@ -111,3 +111,17 @@ def cells_of(text: str) -> int:
         if not unicodedata.combining(char):
             cells += 2 if unicodedata.east_asian_width(char) in "WF" else 1
     return cells
+
+
+def aligned(header: list[str], rows: list[list[str]], left: set[int]) -> str:
+    """A table for a terminal: columns as wide as their widest cell, two blanks apart; those in `left` begin left."""
+    lines = [[visible(str(cell)) for cell in row] for row in (header, *rows)]
+    widths = [max(map(cells_of, column)) for column in zip(*lines, strict=True)]
+    rows = []
+    for cells in lines:
+        padded = []
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+            blanks = " " * (width - cells_of(cell))
+            padded.append(cell + blanks if i in left else blanks + cell)
+        rows.append("  ".join(padded).rstrip())
+    return "\n".join(rows)
