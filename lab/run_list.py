@@ -1,13 +1,13 @@
-"""run_list.py owns runs at a glance: who trains, how far, how long still, how large; a live page; what may be deleted.
+"""run_list.py owns runs at a glance: the list of compare_runs.py, its live page, and what may be deleted.
 
     python compare_runs.py --list 'experiments/runs/*'
-    python compare_runs.py --list 'experiments/runs/*' --watch 10 --out live        # live/index.html, until ctrl-C
-    python compare_runs.py --list 'experiments/runs/*' --prune                      # names what --yes would delete
+    python compare_runs.py --list 'experiments/runs/*' --watch 10 --out live    # live/index.html, until ctrl-C
+    python compare_runs.py --list 'experiments/runs/*' --prune                  # names what --yes would delete
 
 What a run's state means: lab/run_state.py.
 
---prune deletes checkpoints of finished runs, in their ckpt/, and nothing else: not the last whole one, and none that a
-listed run started from. A run that is held, or that is a link, is left alone, and no link is followed.
+--prune deletes checkpoints of finished runs, in their ckpt/, and nothing else: not the last whole one, and none
+that a listed run started from. A run that is held, or that is a link, is left alone, and no link is followed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PAGE = "index.html"
 MADE_BY = '<meta name="generator" content="moonshotGPT compare_runs.py --watch">'
 POINTS = 400  # of a curve on the page; neighbours are averaged
 TMP = ".tmp_"  # before the name of a checkpoint that is being written or deleted
-PRUNED = re.compile(rf"step_\d+(\.aside)?|{re.escape(TMP)}step_\d+(\.aside)?")  # other names are somebody's own
+PRUNED = re.compile(rf"({re.escape(TMP)})?step_\d+(\.aside)?")  # other names are somebody's own
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the table
@@ -40,10 +40,10 @@ def in_words(seconds: float | None) -> str:
     """A span of time: 45 s, 12 min, 5.2 h, 3.1 days."""
     if seconds is None:
         return "N/A"
-    for limit, size, unit, spec in ((90, 1, "s", ".0f"), (5400, 60, "min", ".0f"), (172800, 3600, "h", ".1f")):
+    for limit, size, form in ((90, 1, "{:.0f} s"), (5400, 60, "{:.0f} min"), (172_800, 3600, "{:.1f} h")):
         if seconds < limit:
-            return f"{seconds / size:{spec}} {unit}"
-    return f"{seconds / 86400:.1f} days"
+            return form.format(seconds / size)
+    return f"{seconds / 86_400:.1f} days"
 
 
 def ago(at: float | None, now: float) -> str:
@@ -81,7 +81,8 @@ COLUMNS = [  # cell(row, now)
 
 
 def table(rows: list[dict], now: float) -> tuple:
-    columns = [(title, side, lambda row, cell=cell: cell(row, now)) for title, side, cell in COLUMNS]
+    columns = [(title, side, lambda row, cell=cell: cell(row, now))
+               for title, side, cell in COLUMNS]
     return ab_report.table(columns, rows)
 
 
@@ -89,9 +90,13 @@ def look_at(patterns: list[str]) -> list[dict]:
     """The runs among the folders that are named. ValueError when there are none."""
     rows = [look(folder) for folder in runs.expand(patterns, "--list")]
     rows = [row for row in rows if row is not None]
+    names = [row["name"] for row in rows]
+    for row in rows:
+        if names.count(row["name"]) > 1:
+            row["name"] = str(row["folder"])
     if not rows:
-        raise ValueError(f"--list {' '.join(patterns)}: no folder there is a run (none has a config.json): name "
-                         "what train_gpt.py or sft.py wrote.")
+        raise ValueError(f"--list {' '.join(patterns)}: no folder there is a run (none has a config.json): "
+                         "name what train_gpt.py or sft.py wrote.")
     return rows
 
 
@@ -120,16 +125,16 @@ def print_list(patterns: list[str]) -> int:
 # ----------------------------------------------------------------------------------------------------------------------
 # the live page
 
-CURVES = (  # title, y label, the points of a run
-    ("Train loss", "nats per token", lambda run: of_steps(run, "train_loss_opt_step_mean")),
-    ("Val loss", "nats per token", lambda run: of_evaluations(run)),
-    ("Speed", "tokens/s", lambda run: of_steps(run, "tokens_per_sec")),
-    ("Peak memory", "GB", lambda run: of_steps(run, "peak_mem_bytes", 1e-9)),
+CURVES = (  # title, y label, whether the axis begins at 0, the points of a run
+    ("Train loss", "nats per token", False, lambda run: of_steps(run, "train_loss_opt_step_mean")),
+    ("Val loss", "nats per token", False, lambda run: of_evaluations(run)),
+    ("Speed", "tokens/s", True, lambda run: of_steps(run, "tokens_per_sec")),
+    ("Peak memory", "GB", True, lambda run: of_steps(run, "peak_mem_bytes", 1e-9)),
 )
 
 
 def of_steps(run: dict, field: str, scale: float = 1.0) -> np.ndarray:
-    """Points (n, 2) of a training record's field over the steps, at most POINTS: means of neighbours."""
+    """Points (n, 2) of a field of the training records, at most POINTS: means of neighbours."""
     points = np.column_stack([run["train"]["step"], scale * run["train"][field]])
     points = points[np.isfinite(points).all(1)]
     if len(points) <= POINTS:
@@ -143,7 +148,7 @@ def of_evaluations(run: dict) -> np.ndarray:
     return points[np.isfinite(points).all(1)]
 
 
-def plot_lines(lines: dict[str, np.ndarray], title: str, y_label: str) -> bytes | None:
+def plot_lines(lines: dict[str, np.ndarray], y_label: str, from_zero: bool) -> bytes | None:
     """A line per run over its steps, None when nothing is recorded yet."""
     lines = {name: points for name, points in lines.items() if len(points)}
     if not lines:
@@ -155,34 +160,39 @@ def plot_lines(lines: dict[str, np.ndarray], title: str, y_label: str) -> bytes 
         every = max(1, len(points) // 12)
         axis.plot(points[:, 0], points[:, 1], linestyle=line, color=colour, linewidth=1.4,
                   marker=marker, markersize=3, markevery=every)
-        first = max(len(points) // 10, int(len(points) > 2))  # the first drop would flatten the rest
-        late.append(points[first:, 1])
+        late.append(points[len(points) // 10 :, 1])  # the first drop would flatten the rest
     late = np.concatenate(late)
-    margin = 0.08 * (np.ptp(late) or abs(late[0]) or 1)
-    axis.set(ylim=(late.min() - margin, late.max() + margin), xlabel="step", ylabel=y_label, title=title)
+    low, high = late.min(), late.max()
+    if from_zero:
+        low = 0.0
+    margin = 0.08 * (high - low or 1)
+    axis.set(ylim=(low - margin, high + margin), xlabel="step", ylabel=y_label)
     ab_report.add_legend(axis, list(lines))
     return save()
 
 
-def page_of(rows: list[dict], shown: list[Path], seconds: float | None) -> bytes:
-    """The page: the table of all runs, curves of those in `shown`. seconds: between two pages, None for the last."""
+def page_of(rows: list[dict], shown: set[Path], seconds: float | None) -> bytes:
+    """The page: the table of all runs, curves of those in `shown`. seconds: to the next page, None for the last."""
     now = time.time()
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-    blocks: list[tuple] = [("h1", "Runs"), ("p", f"{summary_of(rows)}. As of {clock}."), table(rows, now)]
+    blocks: list[tuple] = [
+        ("h1", "Runs"), ("p", f"{summary_of(rows)}. As of {clock}."), table(rows, now)]
     if reasons(rows):
         blocks.append(("ul", reasons(rows)))
     drawn, faults = {}, []
-    for folder in shown:
+    for row in rows:
+        if row["folder"] not in shown:
+            continue
         try:
-            drawn[folder.resolve().name] = runs.read_run(folder)
+            drawn[row["name"]] = runs.read_run(row["folder"])
         except (OSError, ValueError) as error:
             faults.append(str(error))
     pictures = []
-    for title, y_label, points in CURVES:
-        png = plot_lines({name: points(run) for name, run in drawn.items()}, title, y_label)
+    for title, y_label, from_zero, points in CURVES:
+        lines = {name: points(run) for name, run in drawn.items()}
+        png = plot_lines(lines, y_label, from_zero)
         if png:
-            name = f"{title.lower().replace(' ', '_')}.png"
-            pictures.append(("img", name, f"{title} ({y_label}) of the runs that have been running", png))
+            pictures += [("h2", title), ("img", "", f"{title}, {y_label}", png)]
     blocks += pictures or [("p", "No run has been running while this page was kept.")]
     if faults:
         blocks.append(("ul", faults))
@@ -200,7 +210,9 @@ def page_of(rows: list[dict], shown: list[Path], seconds: float | None) -> bytes
 
 
 LATE = """<p id="late" hidden>This page is old: compare_runs.py --watch has ended without a word.</p>
-<script>if (Date.now() - {at:.0f} > {limit:.0f}) document.getElementById("late").hidden = false;</script>"""
+<script>
+if (Date.now() - {at:.0f} > {limit:.0f}) document.getElementById("late").hidden = false;
+</script>"""
 
 
 def check_page(folder: Path) -> None:
@@ -208,7 +220,7 @@ def check_page(folder: Path) -> None:
     fault = "is not empty and holds no page of --watch"
     try:
         names = {path.name for path in folder.iterdir()} - {f"{PAGE}.tmp"}
-        is_ours = names == {PAGE} and MADE_BY in (folder / PAGE).read_text(encoding="utf-8", errors="replace")
+        is_ours = names == {PAGE} and MADE_BY.encode() in (folder / PAGE).read_bytes()
         if is_ours or not names:
             return
     except FileNotFoundError:
@@ -220,7 +232,7 @@ def check_page(folder: Path) -> None:
 
 def watch(patterns: list[str], seconds: float, out: str) -> int:
     """Keeps the page fresh until ctrl-C or SIGTERM. It is always whole."""
-    folder, shown = Path(out), []
+    folder, shown = Path(out), set()
     check_page(folder)
     rows, stop = look_at(patterns), processes.StopRequest()
     runs.make_folder(folder, "--out")
@@ -228,8 +240,7 @@ def watch(patterns: list[str], seconds: float, out: str) -> int:
     print(f"{page} is kept fresh, every {seconds:g} s: open it in a browser; ctrl-C ends it.", flush=True)
     try:
         while not stop.asked:
-            running = [row["folder"] for row in rows if row["state"] == "running"]
-            shown += [path for path in running if path not in shown]
+            shown |= {row["folder"] for row in rows if row["state"] == "running"}
             write_page(page, page_of(rows, shown, seconds))
             until = time.monotonic() + seconds
             while not stop.asked and time.monotonic() < until:
@@ -300,7 +311,7 @@ def plan(folder: Path, starts: dict[Path, str]) -> tuple[list[Path], str]:
 
 
 def delete_folder(path: Path) -> None:
-    """Deletes a checkpoint under a name that no reader takes for one, so that a kill leaves none that is half there."""
+    """Deletes a checkpoint under a name that no reader takes for one: a kill leaves none that is half there."""
     doomed = path
     if not path.name.startswith(TMP):
         doomed = path.with_name(TMP + path.name)
@@ -311,8 +322,8 @@ def delete_folder(path: Path) -> None:
 
 
 def prune(patterns: list[str], yes: bool) -> int:
-    """Names what of the listed runs may be deleted, and deletes it with `yes`. ValueError, in the end, for what could
-    not be deleted."""
+    """Names what of the listed runs may be deleted, and deletes it with `yes`. ValueError, in the end, for what
+    could not be deleted."""
     rows, total, n, faults = look_at(patterns), 0, 0, []
     starts = starts_of(rows)
     for row in rows:
@@ -345,7 +356,7 @@ def prune(patterns: list[str], yes: bool) -> int:
         show("nothing to delete\n")
     if faults:
         listed = "; ".join(fault.rstrip(".") for fault in faults)
-        raise ValueError(f"not all was deleted ({listed}): repair that, then run the same command again.")
+        raise ValueError(f"not all was deleted ({listed}): repair that, then run it again.")
     return 0
 
 

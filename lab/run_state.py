@@ -102,11 +102,12 @@ def state_of(folder: Path, lock: str, who: dict, summary: dict, faults: list[str
 
 
 def last_line(path: Path) -> str:
-    lines = [""]
+    """The last line of a text file that is not blank."""
+    lines = []
     with contextlib.suppress(OSError), open(path, "rb") as f:
         f.seek(max(0, f.seek(0, os.SEEK_END) - 4096))
-        lines += f.read().decode(errors="replace").split("\n")
-    return [line for line in lines if line.strip() or line is lines[0]][-1]
+        lines = f.read().decode(errors="replace").rstrip().split("\n")
+    return lines[-1] if lines else ""
 
 
 def finite(value) -> float | None:
