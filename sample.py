@@ -27,6 +27,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -461,11 +462,11 @@ def main(argv=None) -> int:
     prompts = [whole_characters(args.prompt or "", "--prompt")]
     if args.file is not None:
         prompts = read_prompts(args.file)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise processes.SharedError("this is one process's work: start it with python, not with torchrun.")
     if args.converse and hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     with contextlib.closing(processes.start_processes(args.device)) as procs:
-        if procs.world_size > 1:
-            raise processes.SharedError("sample.py is one process: start it with python, not with torchrun.")
         _, autocast = processes.autocast_for(procs.device, args.dtype)
         machine = f"{procs.device.type}, {args.dtype}"
         records = Records(args.out, args, machine)
