@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_power, ab_report, ab_stats, processes, run_list, runs
+from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_power, ab_report, ab_stats, flags, processes, run_list, runs
 from lab.ab_numbers import SHORT, UNIT, Metric, direction
 from lab.ab_report import count, form, form_change, form_interval, form_p
 
@@ -409,13 +409,10 @@ def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alp
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="compare_runs.py", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Compare two arms, many arms, or a run with a noise floor.",
+    parser = flags.Parser(
+        prog="compare_runs.py", description="Compare two arms, many arms, or a run with a noise floor.",
         epilog="example: python compare_runs.py --a 'runs/base_s*' --b 'runs/bos_s*' --out report\n"
-        "exit status: 0 comparable, or in the band; 2 not comparable, or outside; 1 bad input",
-    )
+        "exit status: 0 comparable, or in the band; 2 not comparable, or outside; 1 bad input")
     add = parser.add_argument_group("two arms").add_argument
     add("--a", nargs="+", metavar="RUNS", help="the baseline's run folders, or a quoted pattern")
     add("--b", nargs="+", metavar="RUNS", help="the treatment's run folders")
@@ -455,11 +452,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     """Flags, checked. ValueError in one sentence, so that exit status 2 keeps its meaning."""
     parser = build_parser()
 
+    def refuse(message: str):
+        raise ValueError(parser.sentence(message))
+
+    parser.error = refuse
+
     def check(condition, sentence: str) -> None:
         if not condition:
             raise ValueError(f"{sentence}; see --help.")
 
-    parser.error = lambda message: check(False, message)
     args = parser.parse_args(argv)
     modes = {
         "--a with --b": args.a or args.b,

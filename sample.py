@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inject_mul import MulExpressionInjector
-from lab import disk, processes, runs, sources
+from lab import disk, flags, processes, runs, sources
 from lab.answers import USER, render_prompt
 from lab.terminal import Stream, note, show, side_by_side
 from lab.tokenizer import BOS_ID, get_tokenizer
@@ -414,8 +414,8 @@ def answer(opened: Opened, ids: list[int], number: int, args, autocast, clock: C
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="sample.py", allow_abbrev=False, description="Samples of a checkpoint, or a conversation with it.",
+    parser = flags.Parser(
+        prog="sample.py", description="Samples of a checkpoint, or a conversation with it.",
         epilog='example: python sample.py experiments/runs/<run> --prompt "Once upon a time" --num_samples 5')
     add = parser.add_argument_group("what").add_argument
     add("run", metavar="RUN",

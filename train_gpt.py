@@ -19,6 +19,11 @@ import math
 import time
 from pathlib import Path
 
+from lab import flags
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 import numpy as np
 import torch
 

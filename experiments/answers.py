@@ -7,7 +7,6 @@ Reads experiments/<date>_<name>/answers.json, which each folder's table.py write
 no number in README is typed by hand. `report`, `answer` and `write` are for those table.py.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import compare_runs  # noqa: E402
-from lab import ab_report, disk  # noqa: E402
+from lab import ab_report, disk, flags  # noqa: E402
 
 START, END = "<!-- answers: python experiments/answers.py --write -->", "<!-- end of answers -->"
 
@@ -84,8 +83,7 @@ def table() -> str:
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = flags.Parser(description=__doc__)
     p.add_argument("--write", action="store_true", help="write the table into README.md (default: print it)")
     args = p.parse_args(argv)
     if not args.write:

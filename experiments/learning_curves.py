@@ -12,7 +12,6 @@ out where an arm has finished ones. The table has the last step that all runs ha
 comparable, 2 not comparable, 1 bad input.
 """
 
-import argparse
 import math
 import statistics
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lab import ab_gate, ab_many, ab_numbers, ab_report, disk, runs  # noqa: E402
+from lab import ab_gate, ab_many, ab_numbers, ab_report, disk, flags, runs  # noqa: E402
 
 CURVES = (  # records, field, label, chance
     ("val", "val_loss", "val loss, nats/token", None),
@@ -219,8 +218,7 @@ def report(args) -> int:
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = flags.Parser(description=__doc__)
     p.add_argument("runs", nargs="+", help="run folders, or quoted patterns")
     p.add_argument("--out", type=Path, help="PNG to write (default: print the table alone)")
     p.add_argument("--x", choices=list(AXES), default="tokens", help="horizontal axis (default tokens)")
