@@ -13,7 +13,6 @@ zero-initialised output projections; use it with --n_head 6 at --n_embd 768 (hea
 >>> nll = model.per_token_loss(idx, targets)  # (B, T) fp32, for evaluation; lab/inference.py scores and samples
 """
 
-import argparse
 import functools
 import hashlib
 import json
@@ -23,6 +22,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
+
+from lab import flags
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
 
 import torch
 import torch.nn.functional as F
@@ -515,9 +519,9 @@ def main(argv=None):
     if argv and argv[0] in ("export", "import"):
         from lab import hf  # only here: the network itself needs none of it
         return hf.main(argv)
-    parser = argparse.ArgumentParser(
-        prog="model.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="model.py [flags] | export CHECKPOINT OUT_DIR | import SOURCE OUT_DIR", description=__doc__)
+    parser = flags.Parser(
+        prog="model.py", description=__doc__,
+        usage="model.py [flags] | export CHECKPOINT OUT_DIR | import SOURCE OUT_DIR")
     add = parser.add_argument
     units = dict(vocab_size="tokens", block_size="tokens", n_layer="blocks", n_head="heads", n_embd="channels")
     for name, unit in units.items():

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 import prepare_fineweb
-from lab import disk, shards
+from lab import disk, flags, shards
 from lab.schema import COUNT, NUMBER, TEXT
 from lab.token_files import check
 from lab.tokenizer import BOS_ID, get_tokenizer
@@ -320,7 +320,7 @@ def print_report(meta: dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         description="Documents -> rows of seq_len + 1 GPT-2 tokens that start with BOS.",
         epilog="example: python prepare_bos_rows.py --dataset 'corpus/*.parquet' --out_dir data/rows")
     prepare_fineweb.add_source_arguments(parser)

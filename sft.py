@@ -26,6 +26,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from lab import flags
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 import numpy as np
 import torch
 import torch.nn.functional as F

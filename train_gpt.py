@@ -19,6 +19,11 @@ import math
 import time
 from pathlib import Path
 
+from lab import flags
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 import numpy as np
 import torch
 
@@ -425,7 +430,7 @@ def train(args, procs) -> int:
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
         "val_documents": len(val["doc_starts"])}
-    for name in ("condition", "mul_token_rate", "crop_fraction", "overflow"):
+    for name in ("condition", "inject", "mul_token_rate", "crop_fraction", "overflow"):
         record["data"][name] = meta.get(name)
     record["data"]["dataset"] = shards.dataset_name(meta)
     for name in ("fingerprint_documents", "fingerprint_tokens"):

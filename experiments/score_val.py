@@ -7,7 +7,6 @@ Reads a checkpoint and the val files of D; prints nats per token and bits per by
 are held out by their text's hash, so a source prepared alone holds out those that it holds out in a mixture.
 """
 
-import argparse
 import contextlib
 import json
 import sys
@@ -15,6 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from lab import flags  # noqa: E402
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 import train_gpt  # noqa: E402
 from lab import ab_report, disk, processes, runs, shards  # noqa: E402
 from model import GPT  # noqa: E402
@@ -43,8 +47,7 @@ def check_out(path: Path | None) -> None:
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = flags.Parser(description=__doc__)
     p.add_argument("--checkpoint", required=True,
                    help="a run's folder, one of its ckpt/step_*, or a GPT.save folder")
     p.add_argument("--data_dir", required=True, help="folder whose val files are scored")

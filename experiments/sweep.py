@@ -12,7 +12,6 @@ its last checkpoint when the sweep is started again. Each run's output goes to <
 command. After a failure nothing new is started; the runs beside it go on to their end.
 """
 
-import argparse
 import shlex
 import signal
 import subprocess
@@ -23,6 +22,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from lab import flags  # noqa: E402
+
 POLL_SECONDS = 0.05
 LAST_WORDS = 5  # lines of a failed run's output that are printed
 
@@ -178,8 +180,7 @@ def sweep(commands: dict[Path, list[str]], jobs: int) -> int:
 
 
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = flags.Parser(description=__doc__)
     p.add_argument("list", help="file with a command per line (- = standard input)")
     p.add_argument("--jobs", type=int, default=1, help="commands at a time (default 1)")
     p.add_argument("--dry_run", action="store_true", help="print what is left to run, and run nothing")

@@ -42,7 +42,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, inference, processes, runs, sources
+from lab import disk, flags, inference, processes, runs, sources
 from lab.tokenizer import BOS_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
 from model import GPT
 
@@ -344,8 +344,8 @@ def write_records(name, table, folder, step: int, result: dict, timestamp: str, 
 
 def make_parser(name: str, title: str, data: str, out: str, batch: str, batch_size=0) -> argparse.ArgumentParser:
     """A parser with the flags that all benchmarks have. data, out, batch: what --data, --out and --batch_size mean."""
-    parser = argparse.ArgumentParser(
-        prog=f"{name}.py", description=f"{title} of a checkpoint.", allow_abbrev=False,
+    parser = flags.Parser(
+        prog=f"{name}.py", description=f"{title} of a checkpoint.",
         epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --show 3")
     add = parser.add_argument_group("what").add_argument
     add("--checkpoint", required=True,
@@ -372,9 +372,9 @@ def parse_counts(parser, argv, **lowest: int) -> argparse.Namespace:
     return args
 
 
-def load_checkpoint(path, device) -> tuple[GPT, Path, int | None, Path | None]:
-    """(model, its folder, step or None, its run's folder or None) of a --checkpoint argument."""
-    folder, step, run = runs.resolve_checkpoint(path, lambda text: print(text, file=sys.stderr))
+def load_checkpoint(path, device, flag="--checkpoint") -> tuple[GPT, Path, int | None, Path | None]:
+    """(model, its folder, step or None, its run's folder or None) of what a flag names."""
+    folder, step, run = runs.resolve_checkpoint(path, lambda text: print(text, file=sys.stderr), flag)
     return GPT.load(folder, device), folder, step, run
 
 

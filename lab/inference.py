@@ -233,7 +233,7 @@ class Completion(NamedTuple):
 
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=0, stop_ids=(),
-             stop_strings=(), decode=None, row_ids=None) -> list[Completion]:
+             stop_strings=(), decode=None, row_ids=None, watch=None) -> list[Completion]:
     """Continues each prompt by up to max_new_tokens; one Completion per prompt, in their order.
 
     prompts: lists of ids, of any lengths, or a (B, T) tensor. temperature 0: greedy. Otherwise softmax(logits /
@@ -245,6 +245,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
     A row ends at one of stop_ids, or when its new text contains one of stop_strings. decode gives the text of a list of
     ids, at least a byte per id, and of joined lists the joined bytes. ids ends before a stop string that begins with a
     token, and otherwise with the token that completes it: the caller cuts decode(ids) at the first stop string.
+    watch(i, id): called with each new token of row i but a stop id, as it comes; what it raises ends the generation.
     The model sees the last block_size tokens. A row longer than that costs a forward of block_size per token, and every
     row of a model that is not attention_only one of its own length.
     Memory: 2 * n_layer * n_embd numbers per row and position, for all prompts at once; on a CPU also a copy of the
@@ -274,6 +275,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
                 stopped[r] = "stop_id"
                 continue
             new[r].append(token)
+            if watch:
+                watch(r, token)
             if stop_strings and (cut := stop_string_cut(new[r][-tail:], stop_strings, decode)) is not None:
                 stopped[r] = "stop_string"
                 del new[r][len(new[r]) - cut :]

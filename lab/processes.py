@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # ranks
 
 
+SECONDS_FOR_MAIN = 3.0  # that another rank waits before it exits, for rank 0 to print what has gone wrong
+
+
 class SharedError(ValueError):
     """An error that every rank raises; only rank 0 prints it."""
 
@@ -168,6 +171,15 @@ def start_processes(device: str = "auto") -> Processes:
 # how a script ends
 
 
+def leave_to_main() -> None:
+    """Ends this process, with status 1, unless it is rank 0, which prints the sentence that all would.
+
+    It waits first: torchrun ends all ranks when one has failed, and rank 0 must have printed by then."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(SECONDS_FOR_MAIN)
+        sys.exit(1)
+
+
 class StopRequest:
     """SIGTERM, a closed terminal (SIGHUP) and the first ctrl-C ask a script to finish its step, save and exit; a second
     ctrl-C exits at once. Under nohup a closed terminal asks nothing."""
@@ -253,8 +265,8 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
             raise
         sys.exit(f"{name}: the package {package} is missing: pip install {package}, then run the command again.")
     except (ValueError, OSError) as error:
-        if isinstance(error, SharedError) and not is_main:
-            sys.exit(1)
+        if isinstance(error, SharedError):
+            leave_to_main()
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         if interrupted and is_main:

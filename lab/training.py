@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, optim, processes, resume, runs, schema
+from lab import disk, flags, optim, processes, resume, runs, schema
 from lab.mirrors import open_mirrors
 from model import GPT
 
@@ -29,8 +29,7 @@ from model import GPT
 
 
 def make_parser(prog: str, doc: str, **more) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=prog, description=doc, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+    return flags.Parser(prog=prog, description=doc, checks_more=True, **more)
 
 
 def add_evaluation_arguments(parser, *, eval_every: int):
@@ -107,6 +106,7 @@ def fill_in(args, name: str) -> None:
     args.name = args.name or name
     folder = f"{datetime.date.today()}_{args.name}_s{args.seed}"
     args.out_dir = args.out_dir or str(runs.REPO / "experiments" / "runs" / folder)
+    flags.accept()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

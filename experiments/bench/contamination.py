@@ -17,7 +17,6 @@ Three figures, with their targets:
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import platform
@@ -34,7 +33,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import prepare_fineweb  # noqa: E402
-from lab import decontaminate, sources  # noqa: E402
+from lab import decontaminate, flags, sources  # noqa: E402
 
 DISGUISES = {
     "as it stands": lambda text: text,
@@ -84,8 +83,8 @@ def planted(guard: decontaminate.Guard, files: dict[str, Path], hosts: list[byte
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The contamination guard: planted items, false hits, cost.",
-                                     epilog="example: see the top of this file", allow_abbrev=False)
+    parser = flags.Parser(description="The contamination guard: planted items, false hits, cost.",
+                          epilog="example: see the top of this file")
     parser.add_argument("--data", nargs="+", required=True, help="parquet files with a column text")
     decontaminate.add_argument(parser)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved repetitions (default: 3)")

@@ -14,7 +14,6 @@ Three races, with the target of no loss in each:
 
 from __future__ import annotations
 
-import argparse
 import csv
 import multiprocessing
 import random
@@ -25,7 +24,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lab import disk, results, runs  # noqa: E402
+from lab import disk, flags, results, runs  # noqa: E402
 
 ENDING, SCORING, STEPS = 8, 2, 20  # processes, processes, steps that each of the latter scores
 TINY = ("--n_layer 1 --n_head 2 --n_embd 32 --seq_len 64 --micro_batch_size 4 --total_batch_tokens 1024 "
@@ -143,8 +142,7 @@ def harm_runs(folder: Path, trials: int, seed: int) -> int:
 
 
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(
-        prog="race.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = flags.Parser(prog="race.py", description=__doc__)
     add = p.add_argument
     add("--ending", type=int, default=5, help="trials of the first race (default %(default)s)")
     add("--scoring", type=int, default=2, help="trials of the second race (default %(default)s)")
