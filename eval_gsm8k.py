@@ -43,7 +43,7 @@ from lab.benchmarks import shares
 from lab.tokenizer import BOS_ID, get_tokenizer
 
 ROOM_STEP = 16  # tokens: the shortest worked answer, such as " 2 + 3 = 5\n#### 5" and <|endoftext|>
-N_SYNTHETIC = 200
+TITLE, N_OFFICIAL, N_SYNTHETIC = "GSM8K", 1_319, 200
 HUB = "openai/gsm8k"
 COMPLETIONS, PROBES, RESULTS = "gsm8k_completions.jsonl", "probes.jsonl", "gsm8k_results.json"
 PARTIAL = "gsm8k_partial.rank{}.jsonl"  # unfinished work
@@ -232,7 +232,7 @@ def drop_partial(folder: Path) -> None:
 
 def report(result: dict) -> str:
     """What the command prints: the shares with their intervals, then the probes."""
-    lines = [f"GSM8K, {result['total']:,} problems of {result['data']} | {result['checkpoint']}"]
+    lines = [f"{result['title']} | {result['data']} | {result['checkpoint']}"]
     lines.append(f"{result['scorer']}, {result['dtype']}, {result['tokens_generated']:,} tokens, "
                  f"{result['too_long']} prompts too long, "
                  f"always the commonest answer {result['most_frequent_answer_share']:.4f}")
@@ -307,6 +307,7 @@ def examine(args, procs) -> None:
         config = runs.read_config(run)
     result = {
         "type": "gsm8k", "model": (run or folder).name,
+        "title": benchmarks.title_of(sys.modules[__name__], items, args.data),
         "checkpoint": str(folder), "step": step,
         "condition": config.get("data", {}).get("condition"),  # baseline or mul_tokens
         **exam["metrics"],

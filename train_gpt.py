@@ -188,8 +188,8 @@ def open_data(args, verify: bool) -> tuple:
     return files, meta, val
 
 
-def load_items(args, benchmark, meta: dict, procs) -> list[dict]:
-    """A benchmark's items. ValueError when there are none, or some are too long for --seq_len."""
+def load_items(args, benchmark, meta: dict, procs) -> tuple[list[dict], str]:
+    """A benchmark's items and their title. ValueError when there are none, or some are too long for --seq_len."""
     flag = f"{benchmark.NAME}_data"
     source, count = getattr(args, flag), getattr(args, f"{benchmark.NAME}_max_examples")
     if not source and meta.get("dataset") == "synthetic":
@@ -199,7 +199,7 @@ def load_items(args, benchmark, meta: dict, procs) -> list[dict]:
         benchmark.check_length(items, args.seq_len)
     except ValueError as error:
         raise processes.SharedError(str(error).replace("--data", f"--{flag}")) from None
-    return items
+    return items, benchmarks.title_of(benchmark, items, source)
 
 
 def build_model(args, before: dict | None, device) -> tuple[GPT, dict | None]:
@@ -263,9 +263,10 @@ def evaluate_val(model, val: dict, args, procs, autocast, stop) -> tuple[dict, d
     return record, documents
 
 
-def record_benchmark(run: training.Run, benchmark, scores: dict, fields: dict) -> None:
+def record_benchmark(run: training.Run, benchmark, title: str, scores: dict, fields: dict) -> None:
     metrics = scores["metrics"]
-    training.log_scores(run, benchmark.NAME, metrics, benchmark.SHOWN, fields)
+    metrics["title"] = title
+    training.log_scores(run, title, metrics, benchmark.SHOWN, fields)
     if run.procs.is_main:
         benchmark.write_records(run.folder, fields["step"], scores, fields["timestamp"])
         scalars = {k: value for k, value in metrics.items() if isinstance(value, (int, float, str))}
@@ -273,7 +274,8 @@ def record_benchmark(run: training.Run, benchmark, scores: dict, fields: dict) -
 
 
 def plan_evaluations(run: training.Run, val: dict, probe, items: dict) -> dict:
-    """What training.evaluate takes. probe: probe_rows'. items: {name: (benchmark, its items)}."""
+    """What training.evaluate takes. probe: probe_rows'. items: {name: (benchmark, its items, their title)}.
+    """
     args, procs, autocast, stop = run.args, run.procs, run.autocast, run.stop
 
     def record_val(scores, fields):
@@ -282,10 +284,10 @@ def plan_evaluations(run: training.Run, val: dict, probe, items: dict) -> dict:
 
     compute_val = functools.partial(evaluate_val, run.model, val, args, procs, autocast, stop)
     evaluations = {"val": (compute_val, record_val)}
-    for name, (benchmark, examples) in items.items():
+    for name, (benchmark, examples, title) in items.items():
         compute = functools.partial(benchmark.evaluate, run.model, examples, procs,
-                                    bos=args.eval_bos == "on", autocast=autocast, stop=stop)
-        evaluations[name] = compute, functools.partial(record_benchmark, run, benchmark)
+                                    bos=args.eval_bos == "on", autocast=autocast, stop=stop, progress=True)
+        evaluations[name] = compute, functools.partial(record_benchmark, run, benchmark, title)
     return evaluations
 
 
@@ -359,6 +361,8 @@ def summarise(run: training.Run) -> dict:
         "val_fingerprint": data["val_fingerprint_documents"],
     }
     for benchmark in BENCHMARKS:
+        about = config["benchmarks"].get(benchmark.NAME, {})
+        row[f"{benchmark.NAME}_title"] = about.get("title")
         for key, *_ in benchmark.METRICS:
             row[key] = scores.get(key)
     return {**numbers, "scores": scores, "warnings": find_warnings(run), "results_row": row}
@@ -399,7 +403,7 @@ def train(args, procs) -> int:
         name = benchmark.NAME
         every[name] = getattr(args, f"{name}_every")
         if every[name]:
-            items[name] = benchmark, load_items(args, benchmark, meta, procs)
+            items[name] = benchmark, *load_items(args, benchmark, meta, procs)
 
     # ------------------------------------------------------------------------------------------------------------------
     # model and optimizer

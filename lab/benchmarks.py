@@ -6,6 +6,7 @@ from its names:
 
     NAME          of flags (--<NAME>_every, --<NAME>_data) and files (<NAME>_metrics.jsonl, <NAME>_items.jsonl)
     TITLE         what people call it
+    N_OFFICIAL    how many items the official data has; a score on others says so in its title (not defined: unknown)
     METRICS       (key, label, better, format) for each row of a report. key: evaluate()'s, with or without `<NAME>_`
                   before it. better: 1 higher, -1 lower, 0 neither
     SHOWN         evaluate()'s keys in the trainer's log line
@@ -128,10 +129,25 @@ def refuse_long(items: list[dict], encoded: list[list[tuple]], block_size: int) 
                          f"{longest}, or leave those items out.")
 
 
-def describe(benchmark, items: list[dict]) -> dict:
-    """The benchmark in a run's config.json: its items, and all that a report needs to know about its metrics."""
+def title_of(benchmark, items: list[dict], source) -> str:
+    """What scores on these items are called, wherever they are shown: TITLE alone for all of the official items.
+
+    source: what load() was given. Others: "HellaSwag (synthetic, 400 items)", "HellaSwag (200 of 10,042 items)"."""
+    n, official = len(items), getattr(benchmark, "N_OFFICIAL", 0)
+    if str(source or "").partition(":")[0] == "synthetic":
+        return f"{benchmark.TITLE} (synthetic, {n:,} items)"
+    if n == official:
+        return benchmark.TITLE
+    if n < official:
+        return f"{benchmark.TITLE} ({n:,} of {official:,} items)"
+    return f"{benchmark.TITLE} ({n:,} items)"
+
+
+def describe(benchmark, items: list[dict], title: str) -> dict:
+    """The benchmark in a run's config.json: its items, and all that a report needs to know about its metrics. title:
+    see title_of()."""
     sha256 = hashlib.sha256(json.dumps(items).encode()).hexdigest()
-    about = {"items": len(items), "sha256": sha256, "title": benchmark.TITLE}
+    about = {"items": len(items), "sha256": sha256, "title": title}
     about["metrics"] = [list(metric) for metric in benchmark.METRICS]
     about["item_metrics"] = list(benchmark.ITEM_METRICS)
     return about | {"cluster": benchmark.CLUSTER, "category": benchmark.CATEGORY}
@@ -405,9 +421,10 @@ def main(benchmark, argv=None) -> int:
         if not procs.is_main:
             return 0
         metrics, source = result["metrics"], args.data or benchmark.OFFICIAL
+        metrics["title"] = title_of(benchmark, items, args.data)
         if args.show:
             print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
-        print(f"{benchmark.TITLE}, {metrics['n']:,} items of {source} | {folder}")
+        print(f"{metrics['title']} | {source} | {folder}")
         print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, "
               f"{metrics['seconds']:.1f} s, chance {benchmark.CHANCE:.4f}\n{benchmark.table(metrics)}")
         if args.out:

@@ -668,7 +668,7 @@ def test_files(checkpoint, tiny, capsys):
     assert result["checkpoint_sha256"] == disk.sha256_file(checkpoint / "ckpt" / "step_000007" / "model.safetensors")
     assert (result["temperature"], result["max_new_tokens"], result["bos"], result["dtype"]) == (0, 16, True, "float32")
     assert result["rules"]["mul_tokens"] and result["code"]["code_sha256"] and result["data_sha256"] is None
-    assert result["scorer"].startswith(g.SCORER)
+    assert result["scorer"].startswith(g.SCORER) and result["title"] == "GSM8K (synthetic, 12 items)"
     for name in ("gsm8k_completions.jsonl", "probes.jsonl"):
         assert result["files"][name] == disk.sha256_file(checkpoint / name)
     records = lines(checkpoint / "gsm8k_completions.jsonl")

@@ -538,7 +538,8 @@ def test_command_line(run_folder, tmp_path, capsys, monkeypatch):
     assert items[1]["endings"][0] in printed and printed.count("chosen") == 2 and items[2]["id"] not in printed
     filed = runs.read_jsonl(out / "hellaswag_metrics.jsonl")[0]
     assert {**filed, "seconds": 0} == {"type": "hellaswag", "step": 20, "timestamp": filed["timestamp"], **want,
-                                       "seconds": 0}
+                                       "title": "HellaSwag (synthetic, 12 items)", "seconds": 0}
+    assert "HellaSwag (synthetic, 12 items) | synthetic:12" in printed
     assert hellaswag.main([*argv[:4], "--text", "lm_eval", "--dtype", "bfloat16", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "accuracy_norm_bytes" in printed and "accuracy_plain" not in printed and "bfloat16" in printed
