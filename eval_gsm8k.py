@@ -38,7 +38,7 @@ from pathlib import Path
 
 from inject_mul import MulExpressionInjector
 from lab import benchmarks, disk, inference, probes, processes, runs, sources, synthetic
-from lab.answers import LITERAL_MUL, MARK, SCORER, USER, answer_text, extract_answer, render_prompt
+from lab.answers import LITERAL_MUL, MARK, SCORER, USER, answer_text, extract_answer, gold_answer, normalise, render_prompt
 from lab.benchmarks import shares
 from lab.tokenizer import BOS_ID, get_tokenizer
 
@@ -86,7 +86,7 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
 def make_item(place, row: dict) -> dict:
     question = row["question"].strip()
     name = f"{place.number:05d}-{hashlib.sha256(question.encode()).hexdigest()[:8]}"
-    gold = extract_answer(row["answer"])
+    gold = gold_answer(row["answer"])
     return {"id": name, "cluster": name, "question": question, "gold": gold}
 
 
@@ -94,9 +94,12 @@ def fault_of(row) -> str | None:
     """What keeps a row from being a problem, see benchmarks.fault_of."""
     if fault := benchmarks.fault_of(row, ["question", "answer"]):
         return fault
-    if extract_answer(row["answer"]) is None:
+    if gold_answer(row["answer"]) is not None:
+        return None
+    _, mark, end = normalise(row["answer"]).rpartition(MARK)
+    if not mark or not any(character.isdigit() for character in end):
         return f"has an answer without a number after {MARK}"
-    return None
+    return f"has an answer that is not one number and its unit after its only {MARK} ({end.strip()[-40:]!r})"
 
 
 def items_sha256(items: list[dict]) -> str:

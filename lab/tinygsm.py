@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab import disk, processes, sources
-from lab.answers import ASSISTANT, USER, extract_answer
+from lab.answers import ASSISTANT, MARK, USER, extract_answer, whole_number
 from lab.programs import Evaluator, Refused, check, parse, show
 
 MAX_SOURCE = 8_000  # characters of a program or a question; it bounds the parser's time and memory
@@ -63,10 +63,10 @@ def convert(question: str, code: str, gold: str | int | float | None = None) -> 
 
 
 def _agrees(answer: int | float, gold: str | int | float) -> bool:
-    text = str(gold).rsplit("####", 1)[-1].replace(",", "").replace("$", "").strip().rstrip(".")
+    value = whole_number(str(gold).rpartition(MARK)[2].strip())
     try:
-        return len(text) < 100 and math.isclose(answer, float(text), rel_tol=1e-6, abs_tol=1e-9)
-    except (ValueError, OverflowError):
+        return value is not None and math.isclose(answer, value, rel_tol=1e-6, abs_tol=1e-9)
+    except OverflowError:
         return False
 
 
