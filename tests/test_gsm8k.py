@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval_gsm8k as g
-from lab import answers, benchmarks, disk, inference, probes, processes, runs
+from lab import answers, benchmarks, disk, exams, inference, probes, processes, runs
 from lab.inference import Completion
 from lab.tokenizer import VOCAB_SIZE, get_tokenizer
 from model import GPT, GPTConfig
@@ -789,14 +789,15 @@ def test_interrupted_exam_continues(checkpoint, tmp_path, monkeypatch):
         Counting(patch, stop_at=2)
         with pytest.raises(KeyboardInterrupt):
             g.main(flags)
-    assert [p.name for p in out.iterdir()] == ["gsm8k_partial.rank0000.jsonl"]
-    with open(out / "gsm8k_partial.rank0000.jsonl", "a") as f:
+    assert [p.name for p in out.iterdir()] == ["gsm8k_partial"]
+    partial = out / "gsm8k_partial" / "rank0000.jsonl"
+    with open(partial, "a") as f:
         f.write('{"id": "torn')
     with monkeypatch.context() as patch:
         Counting(patch, stop_at=2)
         with pytest.raises(KeyboardInterrupt):
             g.main(flags)
-    records = [json.loads(line) for path in out.iterdir() for line in path.read_text().splitlines() if line[-1:] == "}"]
+    records = [json.loads(line) for line in partial.read_text().splitlines() if line[-1:] == "}"]
     assert len({record["id"] for record in records}) == len(records) == 8  # appended, none twice
     with monkeypatch.context() as patch:
         count = Counting(patch)
@@ -848,7 +849,7 @@ def test_failed_write_leaves_the_old_result(checkpoint, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        patch.setattr(g, "read_partial", lambda *args: {})  # the disk fills up while the model writes
+        patch.setattr(exams, "read_done", lambda *args: {})  # the disk fills up while the model writes
         with pytest.raises(ValueError, match="No space left on device.*run the same command again"):
             g.main([*flags, "--bos", "off"])
     assert (checkpoint / "gsm8k_results.json").read_bytes() == before
@@ -905,7 +906,7 @@ def test_ctrl_c_and_errors_from_the_shell(checkpoint, tmp_path):
     script = [sys.executable, str(REPO / "eval_gsm8k.py")]
     flags = command(checkpoint, "--data", "synthetic:400", "--max_new_tokens", 48, "--batch_size", 1, "--probes", "off")
     process = subprocess.Popen([*script, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    partial = checkpoint / "gsm8k_partial.rank0000.jsonl"
+    partial = checkpoint / "gsm8k_partial" / "rank0000.jsonl"
     while not (partial.exists() and partial.stat().st_size) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
