@@ -73,9 +73,9 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
     elif source:
         rows = sources.read_records(source)
     else:
-        with sources.hub_errors(HUB):
-            import datasets
+        import datasets
 
+        with benchmarks.quiet_hub(), sources.hub_errors(HUB):
             rows = benchmarks.numbered(datasets.load_dataset(HUB, "main", split="test"), HUB)
     items = benchmarks.make_items(rows, source or HUB, fault_of, make_item)
     return benchmarks.spread_evenly(items, max_examples)
@@ -273,7 +273,7 @@ def examine(args, procs) -> None:
     settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
                 "top_k": args.top_k or None, "top_p": None if args.top_p == 1 else args.top_p,
                 "seed": args.seed, "batch_size": args.batch_size, "bos": args.bos == "on"}
-    skipped = []
+    skipped = None
     if args.skip_long:
         items, skipped = skip_long(items, settings["bos"], model.config.block_size, args.max_new_tokens)
     code, checkpoint_sha256 = runs.code_state(), benchmarks.weights_sha256(folder)
@@ -300,7 +300,7 @@ def examine(args, procs) -> None:
             config = runs.read_config(run)
         result = {
             "type": "gsm8k", "model": (run or folder).name,
-            "title": benchmarks.title_of(sys.modules[__name__], items, args.data),
+            **benchmarks.name_items(sys.modules[__name__], items, args.data, skipped),
             "checkpoint": str(folder), "step": step,
             "condition": config.get("data", {}).get("condition"),  # baseline or mul_tokens
             **exam["metrics"],
@@ -314,8 +314,6 @@ def examine(args, procs) -> None:
             "code": {name: value for name, value in code.items() if name != "git_diff"},
             **processes.machine_state(procs.device),
         }
-        if args.skip_long:
-            result |= {"skipped": len(skipped), "skipped_ids": skipped}
         if out is not None:
             write_files(out, files, result)
         for record in exam["items"][: args.show]:

@@ -96,7 +96,8 @@ def read_hub() -> list[tuple[str, dict]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(HUB, split="test", token=os.environ.get("HF_TOKEN") or None)
+        with benchmarks.quiet_hub():
+            rows = datasets.load_dataset(HUB, split="test", token=os.environ.get("HF_TOKEN") or None)
         return benchmarks.numbered(rows, HUB)
     except Exception as error:  # a dozen kinds, for no network, no token and no access
         fault = type(error).__name__

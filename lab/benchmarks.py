@@ -34,6 +34,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import logging
 import math
 import os
 import sys
@@ -129,9 +130,9 @@ def refuse_long(tokens_of: dict[str, int], n: int, block_size: int) -> None:
     if tokens_of:
         name, longest = max(tokens_of.items(), key=lambda entry: entry[1])
         raise processes.SharedError(
-            f"{len(tokens_of)} of {n} items have an ending longer than the model's block_size of {block_size} (item "
-            f"{name}: {longest} tokens): take a model with a block_size of at least {longest}, or leave those items "
-            "out with --skip_long.")
+            f"{len(tokens_of)} of {n} items have an ending longer than the model's block_size of "
+            f"{block_size} (item {name}: {longest} tokens): take a model with a block_size of at least "
+            f"{longest}, or leave those items out with --skip_long.")
 
 
 def check_length(items: list[dict], render, block_size: int) -> None:
@@ -163,11 +164,30 @@ def title_of(benchmark, items: list[dict], source) -> str:
     return f"{benchmark.TITLE} ({n:,} items)"
 
 
-def describe(benchmark, items: list[dict], title: str) -> dict:
-    """The benchmark in a run's config.json: its items, and all that a report needs to know about its metrics. title:
-    see title_of()."""
+@contextlib.contextmanager
+def quiet_hub():
+    """Inside, the libraries of the Hugging Face hub do not log their retries before our own sentence."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def name_items(benchmark, items: list[dict], source, skipped: list[str] | None) -> dict:
+    """What a record says about its items. skipped: the ids that --skip_long left out, None without the flag."""
+    about = {"title": title_of(benchmark, items, source)}
+    if skipped is not None:
+        about |= {"skipped": len(skipped), "skipped_ids": skipped}
+    return about
+
+
+def describe(benchmark, items: list[dict], about: dict) -> dict:
+    """The benchmark in a run's config.json: its items, and all that a report needs to know about its metrics. about:
+    name_items()'s."""
     sha256 = hashlib.sha256(json.dumps(items).encode()).hexdigest()
-    about = {"items": len(items), "sha256": sha256, "title": title}
+    about = {"items": len(items), "sha256": sha256, **about}
     about["metrics"] = [list(metric) for metric in benchmark.METRICS]
     about["item_metrics"] = list(benchmark.ITEM_METRICS)
     return about | {"cluster": benchmark.CLUSTER, "category": benchmark.CATEGORY}
@@ -210,8 +230,9 @@ class Scored(NamedTuple):
 NOTHING_DONE = exams.Work()
 
 
-def score(name, model, items, render, procs=None, *, bos=True, batch_size=None, autocast=contextlib.nullcontext,
-          stop=None, progress=False, work=NOTHING_DONE) -> list[Scored] | None:
+def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
+          autocast=contextlib.nullcontext, stop=None, progress=False,
+          work=NOTHING_DONE) -> list[Scored] | None:
     """The scores of each item, in the order of items, on every rank; each item is scored by one rank. None when any
     rank's stop.asked is true, which is looked at between forward passes.
 
@@ -233,7 +254,7 @@ def score(name, model, items, render, procs=None, *, bos=True, batch_size=None, 
         for item, questions in zip(share, encoded, strict=True):
             queue += questions
             names += [f"{item['id']}/{i}" for i in range(len(questions))]
-        sums = {i: work.done[question]["sums"] for i, question in enumerate(names) if question in work.done}
+        sums = {i: work.done[key]["sums"] for i, key in enumerate(names) if key in work.done}
 
         def keep(i, values):
             work.save([{"id": names[i], "sums": values}])
@@ -327,7 +348,8 @@ def make_batches(prompts: list[list[int]], rooms: list[int], batch_size: int) ->
     return batches
 
 
-def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, progress: bool, stop=None) -> list | None:
+def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, progress: bool,
+                  stop=None) -> list | None:
     """Records 0 to n - 1 on every rank, None for those in no batch. answer(batch): the records of these indices; each
     batch is answered by one rank. None when a rank's stop.asked is true before its last batch."""
 
@@ -409,7 +431,7 @@ def make_parser(name: str, title: str, data: str, out: str, long: str, batch: st
         help="a run's folder (its newest checkpoint), one of its ckpt/step_*, or a folder of GPT.save (required)")
     add("--data", default="", help=data)
     add("--max_examples", type=int, default=0, help="items, spread evenly (0 = all)")
-    add("--skip_long", action="store_true", help=f"leave out items that are too long for the model ({long})")
+    add("--skip_long", action="store_true", help=f"leave out items too long for the model ({long})")
     add("--bos", choices=("on", "off"), default="on", help="begin with <|endoftext|> (default on)")
     add = parser.add_argument_group("output").add_argument
     add("--show", type=int, default=0, help="print this many items with their scores (0 = none)")
@@ -446,8 +468,9 @@ def main(benchmark, argv=None) -> int:
     name = benchmark.NAME
     parser = make_parser(
         name, f"{benchmark.TITLE} scores", benchmark.DATA_HELP,
-        out=f"{name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json; the step is the checkpoint's, or 0 if it "
-        "has none", long="otherwise they are refused", batch="contexts per forward pass (0 = a fixed budget of tokens)")
+        out=f"{name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json; the step is the "
+        "checkpoint's, or 0 if it has none", long="otherwise they are refused",
+        batch="contexts per forward pass (0 = a fixed budget of tokens)")
     for option, settings in benchmark.OPTIONS.items():
         parser.add_argument(f"--{option}", **settings)
     args = parse_counts(parser, argv, batch_size=0)
@@ -464,7 +487,7 @@ def examine(benchmark, args, procs) -> None:
     name = benchmark.NAME
     model, folder, step, run = load_checkpoint(args.checkpoint, procs.device)
     items = procs.on_main(lambda: benchmark.load(args.data, args.max_examples))
-    skipped = []
+    skipped = None
     if args.skip_long:
         items, skipped = skip_long(items, benchmark.questions, model.config.block_size)
     _, autocast = processes.autocast_for(procs.device, args.dtype)
@@ -474,7 +497,8 @@ def examine(benchmark, args, procs) -> None:
     # all that decides a score; a rank's share, and with it the batches, depends on the number of ranks
     decisive = [options, weights_sha256(folder), items, args.dtype, procs.device.type, procs.world_size,
                 runs.code_state()["code_sha256"]]
-    with exams.unfinished(procs, out, f"{name}_partial_{step:06d}", decisive, args.resume == "on") as work:
+    partial, resume = f"{name}_partial_{step:06d}", args.resume == "on"
+    with exams.unfinished(procs, out, partial, decisive, resume) as work:
         result = benchmark.evaluate(model, items, procs, autocast=autocast, stop=work.stop, work=work,
                                     progress=True, **options)
         if result is None:
@@ -482,22 +506,21 @@ def examine(benchmark, args, procs) -> None:
         if not procs.is_main:
             return
         metrics, source = result["metrics"], args.data or benchmark.OFFICIAL
-        metrics["title"] = title_of(benchmark, items, args.data)
-        if args.skip_long:
-            metrics |= {"skipped": len(skipped), "skipped_ids": skipped}
+        metrics |= name_items(benchmark, items, args.data, skipped)
         if args.show:
             print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
         print(f"{metrics['title']} | {source} | {folder}")
-        print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, {len(skipped)} skipped, "
-              f"{metrics['seconds']:.1f} s, chance {benchmark.CHANCE:.4f}\n{benchmark.table(metrics)}")
+        print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, "
+              f"{len(skipped or [])} skipped, {metrics['seconds']:.1f} s, chance {benchmark.CHANCE:.4f}")
+        print(benchmark.table(metrics))
         if out is None:
             return
         better = None
         if not args.out:
             better = better_record(benchmark, out, step, metrics)
         if better:
-            print(f"not stored: {out} has scores of step {step} that say more, of {better}; pass --out {out} to "
-                  "replace them, or another --out.")
+            print(f"not stored: {out} has scores of step {step} that say more, of {better}; "
+                  f"pass --out {out} to replace them, or another --out.")
             return
         benchmark.write_records(out, step, result, runs.now())
         print(f"records of step {step} are in {out}")

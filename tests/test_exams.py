@@ -1,6 +1,7 @@
 """lab/exams.py and the command line of the benchmarks: interrupted exams, who holds them, what is stored."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -236,23 +237,42 @@ def test_ranks(tmp_path):
 def test_ctrl_c_from_the_shell(run, tmp_path):
     """ctrl-C: what happens is said at once, exit status 130, nothing half-written; the same command goes on and writes
     the bytes of an unbroken one."""
-    command = [sys.executable, str(REPO / "hellaswag.py"), *flags(run, "--batch_size", 1, data="synthetic:600")]
+    command = [sys.executable, str(REPO / "hellaswag.py"), *flags(run, "--batch_size", 1, data="synthetic:300")]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENV)
     partial = run / "hellaswag_partial_000020" / "rank0000.jsonl"
     while not (partial.exists() and partial.stat().st_size) and first.poll() is None:
         time.sleep(0.02)
+    first.send_signal(signal.SIGSTOP)  # it holds the folder while the second starts
     second = subprocess.run(command, capture_output=True, text=True, env=ENV)
     first.send_signal(signal.SIGINT)
-    errors = first.communicate(timeout=60)[1]
+    first.send_signal(signal.SIGCONT)
+    errors = first.communicate(timeout=200)[1]
     assert second.returncode == 1 and f"is held by process {first.pid} on" in second.stderr
     assert first.returncode == 130 and "ctrl-C: the batch is finished, what is done is kept; ctrl-C again" in errors
     assert errors.endswith("hellaswag.py: stopped; run the same command again to go on.\n")
     assert "Traceback" not in errors + second.stderr and not (run / "hellaswag_items.jsonl").exists()
     third = subprocess.run(command, capture_output=True, text=True, env=ENV)
     assert third.returncode == 0 and "continuing an interrupted exam" in third.stderr and not partial.parent.exists()
-    hellaswag.main(flags(run, "--batch_size", 1, "--out", tmp_path / "whole", data="synthetic:600"))
+    hellaswag.main(flags(run, "--batch_size", 1, "--out", tmp_path / "whole", data="synthetic:300"))
     name = "hellaswag_items.jsonl"
     assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("benchmark", [ewok, eval_gsm8k])
+def test_quiet_hub(monkeypatch, capfd, benchmark):
+    """Lines before our sentence when the hub cannot be reached: none of the library's retries."""
+    import datasets
+
+    def fail(*args, **kwargs):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(ValueError, match="cannot be read from the .*hub"):
+        benchmark.load()
+    assert capfd.readouterr().err == ""
+    logging.getLogger("huggingface_hub.utils._http").warning("as before")
+    assert "as before" in capfd.readouterr().err
 
 
 def test_bar(run, monkeypatch, capsys):
