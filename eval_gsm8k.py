@@ -5,8 +5,8 @@ r"""eval_gsm8k.py owns the exam: GSM8K problems, completions and what is right i
     torchrun --standalone --nproc_per_node=8 eval_gsm8k.py --checkpoint experiments/runs/<run>             # hub, 8 GPUs
 
 Reads a checkpoint and problems (--data, else the hub's openai/gsm8k, main, test: 1,319). Writes gsm8k_completions.jsonl
-and probes.jsonl (a line per item) into --out and, last, gsm8k_results.json, which names their sha256. The same command
-continues an interrupted exam. A problem:
+and probes.jsonl (a line per item) into the run (or --out) and, last, gsm8k_results.json, which names their sha256. The
+same command continues an interrupted exam. A problem:
 
     {"question": "A robe takes 2 bolts of blue fiber and half that much white fiber.  How many bolts ...?",
      "answer": "It takes 2/2=<<2/2=1>>1 bolt of white fiber\nSo the total ... is 2+1=<<2+1=3>>3 bolts ...\n#### 3"}
@@ -123,6 +123,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
     prompts = [benchmarks.encode_prompt(render_prompt(item["question"]), bos) for item in items]
     rooms = [room_after(len(prompt), model.config.block_size, max_new_tokens) for prompt in prompts]
     done, decode = done or {}, get_tokenizer().decode
+    known = {i for i, item in enumerate(items) if item["id"] in done}
 
     def answer(batch):
         ids = [items[i]["id"] for i in batch]
@@ -142,7 +143,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
         return records
 
     batches = benchmarks.make_batches(prompts, rooms, batch_size)
-    records = benchmarks.write_answers(procs, batches, len(items), answer, "gsm8k", progress, stop)
+    records = benchmarks.write_answers(procs, batches, len(items), answer, "gsm8k", progress, stop, known)
     if records is None:
         return None
     for i, record in enumerate(records):

@@ -349,19 +349,21 @@ def make_batches(prompts: list[list[int]], rooms: list[int], batch_size: int) ->
 
 
 def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, progress: bool,
-                  stop=None) -> list | None:
+                  stop=None, known=frozenset()) -> list | None:
     """Records 0 to n - 1 on every rank, None for those in no batch. answer(batch): the records of these indices; each
-    batch is answered by one rank. None when a rank's stop.asked is true before its last batch."""
+    batch is answered by one rank. None when a rank's stop.asked is true before its last batch. known: indices
+    that answer() need not compute, for the bar."""
 
     def answer_share(share):
-        results = []
-        with progress_bar(sum(map(len, share)), name, progress and procs.is_main) as bar:
+        results, n_known = [], sum(len(batch) for batch in share if known.issuperset(batch))
+        with progress_bar(sum(map(len, share)), name, progress and procs.is_main, n_known) as bar:
             for batch in share:
                 if stop is not None and stop.asked:
                     return None
                 with torch.no_grad():
                     results.append(answer(batch))
-                bar.update(len(batch))
+                if not known.issuperset(batch):
+                    bar.update(len(batch))
         return results
 
     answered = processes.spread(procs, batches, answer_share)
