@@ -66,9 +66,10 @@ def prompt_of(probe: dict, form: str) -> tuple[str, str]:
 
 
 def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0, batch_size: int = 64,
-             autocast=contextlib.nullcontext, progress: bool = False) -> dict:
+             autocast=contextlib.nullcontext, stop=None, progress: bool = False) -> dict | None:
     """{"metrics": {form: {family: {...}}, and the settings}, "items": [record per form and probe]}, the same on every
-    rank and for any number of ranks. Greedy. seed: of the set of probes.
+    rank and for any number of ranks; None when a rank's stop.asked is true before its last batch. Greedy. seed: of the
+    set of probes.
 
     With a vocabulary that has the multiplication tokens, products also have the rank of their own token among the 45
     in the answer's place (`token_*`), which means nothing in an arm that never saw them."""
@@ -113,7 +114,9 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
         return records
 
     batches = benchmarks.make_batches(prompts, [NEW_TOKENS] * len(prompts), batch_size)
-    records = benchmarks.write_answers(procs, batches, len(questions), answer, "probes", progress)
+    records = benchmarks.write_answers(procs, batches, len(questions), answer, "probes", progress, stop)
+    if records is None:
+        return None
     metrics = {form: {} for form in forms}
     for form in forms:
         for family in FAMILIES:

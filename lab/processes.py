@@ -279,8 +279,8 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
     """Run a script's main() and exit with its status, or with 1 and one sentence on stderr after a user's mistake or
     without a package that it needs.
 
-    ctrl-C exits with 130 and prints `interrupted`. An error that all ranks share is printed once. The script outlives
-    the terminal or pipe that it prints to.
+    ctrl-C exits with 130 and prints the KeyboardInterrupt's own sentence, or `interrupted`. An error that all ranks
+    share is printed once. The script outlives the terminal or pipe that it prints to.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     outlive_output()
@@ -295,9 +295,10 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
         if isinstance(error, SharedError):
             leave_to_main()
         sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        if interrupted and is_main:
-            print(f"{name}: {interrupted}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        sentence = str(interrupt) or interrupted
+        if sentence and is_main:
+            print(f"{name}: {sentence}", file=sys.stderr)
         sys.exit(130)
 
 
