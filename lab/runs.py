@@ -441,7 +441,8 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
     """Write ckpt/step_<step> completely or not at all, then delete all but the newest `keep_last` (0 = keep all).
 
     write(tmp_folder) puts the files there. A sha256 of each goes into manifest.json, written last; everything is synced
-    to disk before the rename that makes it visible. ValueError when the disk is full; older checkpoints stay.
+    to disk before the rename that makes it visible. Those that a resume had set aside go when their steps are passed.
+    ValueError when the disk is full; older checkpoints stay.
     """
     final = checkpoint_path(folder, step)
     ckpt, tmp = final.parent, final.with_name(f".tmp_{final.name}")
@@ -466,9 +467,13 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
     except Exception as error:  # torch and safetensors wrap a full disk's OSError in their own
         shutil.rmtree(tmp, ignore_errors=True)
         raise ValueError(f"{final} cannot be saved ({error}): free space, then --resume auto.") from error
+    # resume.trim_records sets some aside, until their steps are passed
+    asides = (path for path in ckpt.glob("step_*") if re.fullmatch(r"step_\d+\.aside", path.name))
+    passed = [path for path in asides if step_of(path) <= step]
     if keep_last > 0:
-        for old in list_checkpoints(folder)[:-keep_last]:
-            shutil.rmtree(old, ignore_errors=True)
+        passed += list_checkpoints(folder)[:-keep_last]
+    for old in passed:
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 

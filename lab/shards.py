@@ -433,7 +433,7 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     verify: read every file once and compare its sha256 (about 1.5 GB/s a core), or, without meta.json, check every
     token; `False` checks names and sizes, and samples of a neighbour's files. Raises ValueError / FileNotFoundError in
     one sentence."""
-    folder, meta, row_tokens = Path(data_dir), None, None
+    folder, meta, row_tokens, end = Path(data_dir), None, None, vocab_size
     remedy = f"make it with python prepare_fineweb.py --out_dir {folder}"
     check(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
     if (folder / "meta.json").exists():
@@ -452,6 +452,7 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
         finished = not (folder / "progress.json").exists()
         check(finished, f"{folder} holds an unfinished dataset", "run its prepare again with --resume")
         files, source = token_files.neighbours_files(folder, split, vocab_size)
+        end = token_files.ids_end(vocab_size)
     digests = [f"unverified {file.path.name} {file.path.stat().st_size}" for file in files]
     if verify:
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -460,7 +461,7 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     fingerprint = _fingerprint(list(zip(counts, digests, strict=True)))
     if meta:
         fingerprint = meta["fingerprint"]
-    tokens = TokenFiles(files, source, row_tokens, fingerprint)
+    tokens = TokenFiles(files, source, row_tokens, fingerprint, end)
     if row_tokens:
         for path, ids in zip(tokens.paths, tokens.maps, strict=True):
             good = ids[::row_tokens] == BOS_ID
