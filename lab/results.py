@@ -191,7 +191,10 @@ def read_table(path, flag: str) -> Table:
     try:
         data = Path(path).read_bytes()
         encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-        separator, reader = open_table(data.decode(encoding))
+        text = data.decode(encoding)
+        if "\0" in text:
+            raise UnicodeDecodeError(encoding, data, 0, 1, "a zero byte")
+        separator, reader = open_table(text)
         lines = [(reader.line_num, cells) for cells in reader]
     except UnicodeDecodeError:
         check(False, "is not UTF-8, perhaps since a spreadsheet saved it", "save it as CSV UTF-8")

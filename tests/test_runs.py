@@ -401,6 +401,7 @@ def test_a_full_disk_behind_stdout(monkeypatch, size, status):
         processes.exit_in_a_sentence(main, "t.py")
     wanted = status or r"t.py: .* stdout could not be written \(No space left on device\): free space .*"
     assert done and re.fullmatch(wanted, exit_.value.code)
+    sys.stdout.flush()  # as the interpreter does at its end
     sys.stdout.close()
 
 
