@@ -9,6 +9,7 @@ import os
 import platform
 import stat
 import time
+import zipfile
 from pathlib import Path
 
 
@@ -34,6 +35,16 @@ def fsync_path(path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def refuse_bomb(path) -> None:
+    """ValueError for a zip or .npz whose files would take far more memory than it takes on disk."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        packed = os.path.getsize(path)
+        if unpacked > max(2**28, 200 * packed):
+            raise ValueError(f"its {packed:,} bytes unpack to {unpacked:,}")
 
 
 @contextlib.contextmanager

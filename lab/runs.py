@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 
 from lab import disk
-from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, misfit, read_json
+from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, RUN, SHA256, misfit, read_json
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -255,6 +255,8 @@ def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) ->
     path = Path(path)
     if not path.exists():
         return []
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: restore it or remove it.")
     wanted = step is not None and re.compile(rf'"step": *{step}\b')
     records, broken, line, count = [], [], "\n", 0
     with open(path, encoding="utf-8", errors="replace") as f:
@@ -332,19 +334,18 @@ def read_run(folder) -> dict:
     """
     folder, notes = Path(folder), []
     config = read_config(folder)
-    try:
-        flags, seed = config["flags"], int(config["flags"]["seed"])
-        config["data"]["fingerprint"], config["code"]["code_sha256"]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        fault = f"{folder / 'config.json'} is not a run's record ({type(error).__name__}: {error})"
-        raise ValueError(f"{fault}: name what train_gpt.py wrote.") from None
+    fault = misfit(config, RUN)
+    if fault:
+        raise ValueError(f"{folder / 'config.json'} is not a run's record ({fault}): "
+                         "name what train_gpt.py wrote.")
     for key in ("model", "parameters", "hardware", "versions"):
         if not isinstance(config.setdefault(key, {}), dict):
             value = json.dumps(config[key])[:40]
             notes.append(f"config.json: {key} is {value} and counts as not recorded")
             config[key] = {}
+    flags = config["flags"]
     run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": flags}
-    run |= {"seed": seed, "notes": notes}
+    run |= {"seed": flags["seed"], "notes": notes}
     run["summary"] = _read_object(folder / "summary.json", "the run counts as unfinished", notes,
                                   results_row=dict, warnings=list)
     run |= _read_scalars(folder, notes)
@@ -401,14 +402,14 @@ def expand(patterns: list[str], flag: str) -> list[Path]:
     """Folders that paths or globs name, each once, 2 before 10. A glob passes over files.
 
     ValueError, naming `flag`, for a glob without a folder."""
-    folders: dict[Path, Path] = {}
+    folders: dict[str, Path] = {}
     for pattern in patterns:
         matches = [Path(pattern)]
         if glob.has_magic(pattern) and not matches[0].exists():
             matches = [path for path in map(Path, glob.glob(pattern)) if path.is_dir()]
         if not matches:
             raise ValueError(f"{flag} {pattern!r} matches no folder: check the path.")
-        folders |= {path.resolve(): path for path in matches}
+        folders |= {os.path.realpath(path): path for path in matches}
 
     def natural(path: Path) -> list:
         pieces = re.split(r"(\d+)", str(path))

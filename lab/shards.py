@@ -343,6 +343,7 @@ DAMAGED_NPZ = (OSError, ValueError, EOFError, LookupError, TypeError, AttributeE
 def read_npz(path: Path, names, remedy: str) -> dict[str, np.ndarray]:
     """Arrays of a .npz by name. ValueError when it is missing or damaged."""
     try:
+        disk.refuse_bomb(path)
         with np.load(path) as arrays:
             return {name: arrays[name] for name in names}
     except DAMAGED_NPZ as error:
@@ -495,7 +496,7 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
     files, meta = open_dataset(data_dir, "val", verify, vocab_size)
     path = Path(data_dir) / "val_documents.npz"
     if meta:
-        whole = path.exists() and disk.sha256_file(path) == meta.get("val_documents_sha256")
+        whole = path.is_file() and disk.sha256_file(path) == meta.get("val_documents_sha256")
         check(whole, f"{path} is missing or does not match its checksum in meta.json", AGAIN)
         documents = read_npz(path, (*VAL_RECORD.names, "mul_bytes"), AGAIN)
         check(_is_val_index(documents, files.n_tokens), f"{path} does not fit the val shards", AGAIN)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import codecs
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -207,7 +208,7 @@ def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> 
         names = splits_of(path)
         check(len(names) < 2, f"{path} names both splits", "rename it, so that it names one")
         if split in names:
-            paths.setdefault(path.resolve(), path)  # a link to a file of the split is the same file
+            paths.setdefault(os.path.realpath(path), path)  # a link to a file of the split is the same file
     remedy = "make them with python prepare_fineweb.py"
     if split == "val":
         remedy = "add one, or pass --val_data_dir"
