@@ -158,18 +158,21 @@ class GPTConfig:
             self.padded_vocab_size = self.vocab_size
         for name in "vocab_size block_size n_layer n_head n_embd n_inner padded_vocab_size".split():
             value = getattr(self, name)
-            check(type(value) is int and value >= 1, f"{name} is {value!r}; give a whole number of at least 1")
+            check(type(value) is int and 1 <= value < 2**24,
+                  f"{name} is {value!r}; give a whole number of at least 1 and below 2**24")
         for name, table in CHOICES.items():
             value = getattr(self, name)
             check(value in list(table), f"unknown {name} {value!r}; use one of {', '.join(table)}")
         unit, size = (2, "equal, even size") if ARCHS[self.arch].rope else (1, "equal size")
-        possible = [n for n in range(1, self.n_embd + 1) if self.n_embd % (unit * n) == 0]
+        most = min(self.n_embd, 1024)
+        possible = [n for n in range(1, most + 1) if self.n_embd % (unit * n) == 0]
         advice = ", ".join(map(str, possible)) or "1 and an even n_embd"
         check(self.n_head in possible,
               f"n_embd {self.n_embd} does not split into {self.n_head} heads of {size}; use n_head {advice}")
         check(self.padded_vocab_size >= self.vocab_size,
               f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}; leave it out")
-        self.unused_ids = tuple((int(a), int(b)) for a, b in self.unused_ids)
+        check(is_pairs(self.unused_ids), f"unused_ids is {self.unused_ids!r:.60}; give pairs of whole numbers")
+        self.unused_ids = tuple((a, b) for a, b in self.unused_ids)
 
     @property
     def head_dim(self) -> int:
@@ -187,10 +190,16 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "GPTConfig":
-        wrong = sorted(set(values) ^ {f.name for f in fields(cls)})
+        wrong = sorted(set(values) ^ {f.name for f in fields(cls)})[:9]
         names = ", ".join(wrong)
         check(not wrong, f"the configuration has missing or unknown entries ({names}); {ADVICE}")
         return cls(**values)
+
+
+def is_pairs(value) -> bool:
+    """Whether a value is a list of pairs of whole numbers."""
+    is_list = isinstance(value, (list, tuple))
+    return is_list and all(isinstance(pair, (list, tuple)) and [*map(type, pair)] == [int, int] for pair in value)
 
 
 def rope_tables(block_size: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -482,12 +491,15 @@ class GPT(nn.Module):
                 raise FileNotFoundError(f"{folder} has no {name}; {ADVICE}")
         try:
             meta = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise ValueError(f"{path} is not readable as JSON ({e}); {ADVICE}") from e
         label = {key: meta.get(key) for key in FORMAT} if isinstance(meta, dict) else meta
         check(label == FORMAT and isinstance(meta.get("config"), dict),
               f"{path} is no {FORMAT['format']} of version {FORMAT['version']} (found {label!r}); {ADVICE}")
-        return GPTConfig.from_dict(meta["config"])
+        try:
+            return GPTConfig.from_dict(meta["config"])
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}") from e
 
     @classmethod
     def load(cls, folder, device="cpu") -> "GPT":
@@ -495,23 +507,33 @@ class GPT(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        model = cls(cls.load_config(folder), seed=None)
-        path = Path(folder) / "model.safetensors"
+        config, path = cls.load_config(folder), Path(folder) / "model.safetensors"
         try:
             state = load_file(path)
         except SafetensorError as e:
             raise ValueError(f"{path} is damaged or of another format ({e}); {ADVICE}") from e
+        layers = {name.split(".")[2] for name in state if name.startswith("transformer.h.")}
+        check(len(layers) == config.n_layer,
+              f"{path} has {len(layers)} layers, the configuration says {config.n_layer}; {ADVICE}")
+        with torch.device("meta"):  # takes no memory, however wrong the configuration is
+            check_shapes(cls(config, seed=None), state, path)
+        model = cls(config, seed=None)
         load_exactly(model, state, path)
         return model.to(device)
 
 
-def load_exactly(model: GPT, state: dict, source) -> None:
-    """Copies state into model's weights; ValueError unless names and shapes are exactly the model's."""
+def check_shapes(model: GPT, state: dict, source) -> None:
+    """ValueError unless the names and shapes of state are exactly those of the model's weights."""
     expected, given = ({name: tuple(t.shape) for name, t in d.items()} for d in (model.state_dict(), state))
     for name in sorted(expected | given):
         shape, own = given.get(name), expected.get(name)  # None: absent
         check(shape == own, f"{source}: {name} has shape {shape}, the configuration says {own}; "
                             "use the one it was saved with")
+
+
+def load_exactly(model: GPT, state: dict, source) -> None:
+    """Copies state into model's weights; errors as in check_shapes."""
+    check_shapes(model, state, source)
     model.load_state_dict(state)
 
 

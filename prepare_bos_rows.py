@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 import prepare_fineweb
-from lab import disk, flags, shards
+from lab import disk, flags, processes, shards
 from lab.schema import COUNT, NUMBER, TEXT
 from lab.token_files import check
 from lab.tokenizer import BOS_ID, get_tokenizer
@@ -337,4 +337,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "prepare_bos_rows.py")

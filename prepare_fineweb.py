@@ -505,4 +505,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "prepare_fineweb.py")

@@ -56,7 +56,7 @@ def damage_in(path):
 
     try:
         yield
-    except (OSError, EOFError, pyarrow.ArrowException) as error:
+    except (OSError, EOFError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise ValueError(f"{path} cannot be read ({first_line(error)}): check its permissions; if it is damaged or "
                          "cut off, download it again.") from error
 

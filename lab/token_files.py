@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import codecs
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -207,7 +208,7 @@ def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> 
         names = splits_of(path)
         check(len(names) < 2, f"{path} names both splits", "rename it, so that it names one")
         if split in names:
-            paths.setdefault(path.resolve(), path)  # a link to a file of the split is the same file
+            paths.setdefault(os.path.realpath(path), path)  # a link to a file of the split is the same file
     remedy = "make them with python prepare_fineweb.py"
     if split == "val":
         remedy = "add one, or pass --val_data_dir"
@@ -241,10 +242,12 @@ def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> 
 class TokenFiles:
     """One split of a dataset as one long row of tokens: memmapped files, addressed across file borders.
 
-    Attributes: paths, n_tokens, row_tokens (None for a stream; seq_len + 1 for rows), fingerprint, source (format)."""
+    Attributes: paths, n_tokens, row_tokens (None for a stream; seq_len + 1 for rows), fingerprint, source (format). An
+    id of vocab_size or more is a ValueError when it is read, as not every file was read whole before."""
 
-    def __init__(self, files: list[TokenFile], source: str, row_tokens: int | None, fingerprint: str):
-        self.paths = [file.path for file in files]
+    def __init__(self, files: list[TokenFile], source: str, row_tokens: int | None, fingerprint: str,
+                 vocab_size: int = VOCAB_SIZE):
+        self.paths, self.vocab_size = [file.path for file in files], vocab_size
         self.source, self.row_tokens, self.fingerprint = source, row_tokens, fingerprint
         self.maps = [file.memmap() for file in files]
         self._bounds = np.cumsum([0, *map(len, self.maps)]).tolist()
@@ -280,6 +283,9 @@ class TokenFiles:
                 out[i] = maps[f][start - bounds[f] : start - bounds[f] + width]
             else:  # a window over a file border (or several, when files are tiny)
                 out[i] = self.slice(start, width)
+        if out.size and out.view(np.uint64).max() >= self.vocab_size:  # a negative one is a huge one here
+            for start in starts:
+                self.slice(start, width)
         return out
 
     def slice(self, start: int, n: int) -> np.ndarray:
@@ -287,7 +293,13 @@ class TokenFiles:
         pieces = [np.empty(0, np.uint16)]
         while n > 0 and start < self.n_tokens:
             f = bisect.bisect_right(self._bounds, start) - 1
-            piece = self.maps[f][start - self._bounds[f] :][:n]
+            position = start - self._bounds[f]
+            piece = self.maps[f][position : position + n]
+            if piece.min() < 0 or piece.max() >= self.vocab_size:
+                first = int(np.argmax((piece < 0) | (piece >= self.vocab_size)))
+                where = f"{self.paths[f]} has token {piece[first]} at position {position + first:,}"
+                check(False, f"{where}, not below {self.vocab_size:,}",
+                      "get or prepare the file again, or raise --vocab_size")
             pieces.append(piece)
             start += len(piece)
             n -= len(piece)
