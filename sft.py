@@ -247,6 +247,7 @@ LOSSES = {
     "dropped_too_long": "were too long and dropped",
     "malformed": "were malformed and left out",
     "programs_refused": "had a program that was refused",
+    "with_special_texts": "hold <|endoftext|> or the like as text, which was read as ordinary characters",
 }
 
 
