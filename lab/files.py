@@ -65,14 +65,14 @@ def find(names: Iterable, suffixes: Iterable[str], flag: str = "--data",
 
 
 def only(name, suffixes: Iterable[str], flag: str = "--data") -> str:
-    """The one file that a name stands for. ValueError when it stands for several."""
+    """The one file that a name stands for. FileNotFoundError when there is none or more than one."""
     path = os.path.expanduser(str(name))
     if os.path.isfile(path):
         return path
     paths = find([name], suffixes, flag)
     if len(paths) > 1:
-        raise ValueError(f"{flag} {name} stands for {len(paths):,} files ({listed(paths)}): "
-                         "name one of them.")
+        raise FileNotFoundError(f"{flag} {name}: no such file, but {len(paths):,} ({listed(paths)}): "
+                                "name one of them.")
     return paths[0]
 
 
@@ -248,17 +248,17 @@ def lines_of(f, path, most: int = sys.maxsize) -> Iterator[tuple[int, bytes]]:
     kind = {".gz": "gzip", ".zst": "zstd"}.get(Path(path).suffix.lower())
     if kind is not None:
         f = io.BufferedReader(pyarrow.CompressedInputStream(f, kind), 2**20)
-    blank, size = 0, 0
+    blank, size, begun = 0, 0, False
     for number, line in enumerate(iter(lambda: f.readline(MAX_LINE_BYTES), b""), 1):
         size += len(line)
         if len(line) == MAX_LINE_BYTES:
             fault = f"line {number:,} of {path} has {MAX_LINE_BYTES:,} bytes or more"
             raise ValueError(f"{fault}: split it up.")
         check_size(path, size, most)
-        if number == 1:
+        if not begun:
             line = without_mark(line, path)
         if line and not line.isspace():
-            blank = 0
+            blank, begun = 0, True
             yield number, line
             continue
         blank += 1

@@ -5,8 +5,8 @@
     for place, record in read_zip("ewok.zip", "EWOK_PASSWORD"):
     for record in hub_records("openai/gsm8k", "main", "train"):
 
-Two tables say what a suffix means, DOCUMENT_READERS and RECORD_READERS. A file that is damaged or cut off, or a stream
-that breaks, is an error: it must never look like the end of the data.
+Two tables say what a suffix means, DOCUMENT_READERS and RECORD_READERS; files.py says which files a name stands for. A
+file that is damaged or cut off, or a stream that breaks, is an error: it must never look like the end of the data.
 """
 
 import argparse
@@ -32,6 +32,7 @@ BATCH_BYTES = 2**20  # text tokenised in one go; more gains nothing (measured), 
 MAX_DOCUMENT_BYTES = 2**25  # tiktoken gives ids as a list: 59 MB of text took 1.4 GB (measured)
 # a benchmark's file, unpacked: HellaSwag's has 12 MB and 10,042 rows, EWoK's 2 MB; a zip of 3 MB can hold 3 GB
 MAX_BENCHMARK_BYTES, MAX_BENCHMARK_ROWS = 2**26, 200_000
+PARQUET_ROWS = 32  # decoded at once; more gains nothing but for texts of a few words (measured)
 SEPARATOR, BOM = b"<|endoftext|>", b"\xef\xbb\xbf"  # between the documents of a .txt
 RETRY_WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new attempt after a network error
 EMPTY, NOT_TEXT = "empty", "not text or not valid UTF-8"
@@ -210,27 +211,24 @@ def _parquet_file(f, path: str, field: str):
 
 
 def _read_parquet(f, path: str, field: str, skip: int):
-    file = _parquet_file(f, path, field)
+    yield from _in_batches(_parquet_texts(_parquet_file(f, path, field), field, skip), 0)
+
+
+def _parquet_texts(file, field: str, skip: int) -> Iterator[bytes | str | None]:
+    """The documents of a parquet file; None for each of the first `skip`."""
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
         if skip >= group.num_rows:
             skip -= group.num_rows
-            yield group.num_rows, None
+            yield from itertools.repeat(None, group.num_rows)
             continue
-        columns = [group.column(i) for i in range(group.num_columns)]
-        of_field = next(column for column in columns if column.path_in_schema == field)
-        size = of_field.total_uncompressed_size
-        rows = min(4096, max(1, BATCH_BYTES * group.num_rows // max(1, size)))
-        if of_field.has_dictionary_page and size < 256 * group.num_rows:
-            # rows that repeat a few texts, each of at most `size` bytes: 3 GB may be 1 MB in the file
-            rows = min(rows, max(1, 2**26 // max(1, size)))
-        for batch in file.iter_batches(rows, row_groups=[number], columns=[field], use_threads=False):
+        # few rows at once: a thousand may be one text of a megabyte that the file holds once
+        for batch in file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=[field], use_threads=False):
             column = batch.column(0)
-            if skip:
-                cut = min(skip, len(column))
-                yield cut, None
-                column, skip = column.slice(cut), skip - cut
-            yield from _in_batches(iter(_utf8_list(column)), 0)
+            cut = min(skip, len(column))
+            yield from itertools.repeat(None, cut)
+            skip -= cut
+            yield from _utf8_list(column.slice(cut))
 
 
 def _utf8_list(column) -> list[bytes | str]:
@@ -264,12 +262,15 @@ def _checked(value) -> bytes | str:
 
 
 def _in_batches(items: Iterator, skip: int, document_of: Callable = lambda item: item):
-    """What a reader yields, of the documents that items become after the first `skip`."""
+    """What a reader yields, of the documents that items become after the first `skip` and after those that are None."""
     for _ in itertools.islice(items, skip):
         yield 1, None
     documents, size = [], 0
     for item in items:
         document = document_of(item)
+        if document is None:
+            yield 1, None
+            continue
         documents.append(document)
         size += len(document)
         if size >= BATCH_BYTES or len(documents) >= 4096:
@@ -455,7 +456,9 @@ def _parquet_records(path: Path, columns, most: int) -> Iterator[tuple[Place, ob
             for row in _rows(batch):
                 number += 1
                 place = Place(path, "row", number)
-                yield place, row or BadRecord(place, "is not valid UTF-8")
+                if row is None:
+                    row = BadRecord(place, "is not valid UTF-8")
+                yield place, row
 
 
 def _rows(batch) -> list[dict | None]:
@@ -479,7 +482,8 @@ def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
     is in that environment variable or is typed on a terminal. No error may hold the text, as a decoding error does and
     what is raised in its `except` block; so the blocks only note what went wrong."""
     if os.path.isdir(path):
-        path = files.only(path, [".zip"])
+        with contextlib.suppress(FileNotFoundError):
+            path = files.only(path, [".zip"])
     wrong_password = f"does not open with this password: correct {password_variable}"
     fault, contents, is_rows = None, {}, re.compile(r"(?!__MACOSX).*\.jsonl", re.IGNORECASE)
     encrypted = False
@@ -507,7 +511,7 @@ def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
     except (RuntimeError, EOFError, zlib.error):  # zlib: it passed the check of the first byte
         fault = wrong_password if encrypted else "is damaged: get it again"
     except OSError as error:
-        fault = f"cannot be read ({error.strerror}): check the path"
+        fault = f"cannot be read ({error.strerror}): name one zip"
     if fault is None and not contents:
         fault = "has no .jsonl file: give the zip as it was published"
     if fault is not None:
@@ -547,4 +551,4 @@ def synthetic_size(source: str, default: int) -> int | None:
 
 def has_lone_surrogate(text: str) -> bool:
     """Whether a text holds half a character, which no tokenizer reads (JSON's \\ud800 alone)."""
-    return re.search("[\ud800-\udfff]", text) is not None
+    return not text.isascii() and re.search("[\ud800-\udfff]", text) is not None

@@ -127,8 +127,8 @@ def main(argv: list[str] | None = None) -> None:
         epilog="example: python -m lab.tinygsm --data tinygsm.jsonl.gz --out tinygsm_steps.jsonl")
     add = parser.add_argument_group("input and output").add_argument
     add("--data", nargs="+", required=True, metavar="FILE|NAME",
-        help="files *.jsonl[.gz, .zst] or *.parquet with question and code (and answer, which is then checked), or a "
-             "dataset on the hub such as TinyGSM/TinyGSM (streamed)")
+        help="files *.jsonl[.gz, .zst] or *.parquet with question and code (and answer, which is then checked), or "
+             "folders or globs of them, or a dataset on the hub such as TinyGSM/TinyGSM (streamed)")
     add("--out", required=True, help="jsonl file of question and answer, replaced when complete")
     add("--max_rows", type=int, default=0, help="rows to read (default: 0 = all)")
     args = parser.parse_args(argv)

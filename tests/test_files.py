@@ -49,7 +49,7 @@ def texts_of(tmp_path, *names, flags=()):
 
 
 def test_a_folder_is_all_its_documents(tmp_path, capsys):
-    """Documents of a folder with 3 .txt, 2 .jsonl of 200 lines each and 1 .parquet of 100 rows, in sub-folders too: 503;
+    """Documents of a folder with 3 .txt, 2 .jsonl of 200 lines each in sub-folders and 1 .parquet of 100 rows: 503;
     `datasets` gave the 3 of one suffix. What is left out is named."""
     corpus = tmp_path / "corpus"
     for i in range(3):
@@ -77,7 +77,8 @@ def test_a_folder_is_all_its_documents(tmp_path, capsys):
      "data/train-0.parquet data/train-1.parquet"),
     ("night_train.txt the_test.txt other.txt", "train", "night_train.txt other.txt the_test.txt"),
     ("testing.txt dev.txt", "train", "dev.txt testing.txt"), ("train/test.txt b.txt", "train", "b.txt train/test.txt"),
-    ("train.jsonl val.jsonl", "validation", "val.jsonl"), ("train_test.txt train.txt", "train", "train.txt train_test.txt"),
+    ("train.jsonl val.jsonl", "validation", "val.jsonl"),
+    ("train_test.txt train.txt", "train", "train.txt train_test.txt"),
 ])
 def test_splits_are_whole_words(tmp_path, capsys, names, split, expected):
     """Files of a folder that are read: all, unless every one names a split and one of them the wanted one."""
@@ -169,9 +170,9 @@ def test_every_script_finds_alike(tmp_path, capsys, monkeypatch):
     assert len(eval_gsm8k.load(tmp_path / "exam")) == len(eval_gsm8k.load(tmp_path / "exam" / "*.jsonl")) == 5
     test_sft.write_jsonl(tmp_path / "exam" / "train.jsonl", exam)
     for load in (eval_gsm8k.load, hellaswag.load):
-        with pytest.raises(ValueError, match="stands for 2 files .*test.jsonl.*name one of them"):
+        with pytest.raises(FileNotFoundError, match="no such file, but 2 .*test.jsonl.*name one of them"):
             load(tmp_path / "exam")
-    with pytest.raises(FileNotFoundError, match="holds no data files"):
+    with pytest.raises(ValueError, match="exam cannot be read"):
         ewok.load(tmp_path / "exam")
 
     (tmp_path / "guard").mkdir()
@@ -260,6 +261,19 @@ def test_latin_1_names_its_file(tmp_path):
         eval_gsm8k.load(tmp_path / "latin.parquet")
 
 
+def test_programs_about_test_questions(tmp_path, monkeypatch, capsys):
+    """Rows of TinyGSM that ask a test question, or hold half a character: dropped, and counted by their reason."""
+    secret = "How many of the seven purple lanterns were lit when the twelve boats came home last night?"
+    table = decontaminate.block_table([decontaminate.question_blocks(secret)])
+    monkeypatch.setattr(decontaminate, "gsm8k_test_blocks", lambda: table)
+    code = "def f():\n    a = 2\n    return a * 3"
+    rows = [{"question": q, "code": code} for q in ("How many?", f"Q: {secret.upper()}", "Wh\ud800t?")]
+    rows.append({"question": "How many?", "code": code.replace("\n", f'\n    """{secret}"""\n', 1)})
+    test_sft.write_jsonl(tmp_path / "a.jsonl", rows)
+    counts = tinygsm.convert_files([str(tmp_path / "a.jsonl")], tmp_path / "out.jsonl")
+    assert counts == {"": 1, "holds a question of GSM8K's test split": 2, "half a character (a lone surrogate)": 1}
+
+
 # ------------------------------------------------------------------------------------------------------------
 # bombs
 
@@ -288,7 +302,8 @@ def measured(code, imports=""):
 
 def zip_bomb(path, n_bytes, declared=None):
     """A deflated zip of one jsonl with so many spaces; `declared` writes another size into its headers."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.jsonl", "w") as f:
+    options = zipfile.ZIP_DEFLATED, True, 1
+    with zipfile.ZipFile(path, "w", *options) as archive, archive.open("a.jsonl", "w") as f:
         for _ in range(n_bytes // 2**20):
             f.write(b" " * 2**20)
     if declared is not None:
@@ -300,37 +315,38 @@ def zip_bomb(path, n_bytes, declared=None):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_bombs(tmp_path):
-    """Seconds and memory that small files which unpack to a gigabyte may cost: 2 s and 500 MB, and one sentence."""
-    zip_bomb(tmp_path / "a.zip", 2**30)
-    zip_bomb(tmp_path / "liar.zip", 2**30, declared=1000)
+    """Seconds and memory that small files which unpack to half a gigabyte cost: few, below 500 MB, and a sentence."""
+    zip_bomb(tmp_path / "a.zip", 2**29)
+    zip_bomb(tmp_path / "liar.zip", 2**29, declared=1000)
     with gzip.open(tmp_path / "spaces.jsonl.gz", "wb", 1) as f:
-        f.writelines([b" " * 2**20] * 1000)
+        f.writelines([b" " * 2**20] * 500)
     with gzip.open(tmp_path / "blank.jsonl.gz", "wb", 1) as f:
-        f.writelines([b"\n" * 2**20] * 300)
+        f.writelines([b"\n" * 2**20] * 100)
     row = json.dumps({"question": "How many?", "answer": "#### 1"}).encode() + b"\n"
-    (tmp_path / "rows.jsonl.zst").write_bytes(zstandard.compress(row * 4_000_000))
+    (tmp_path / "rows.jsonl.zst").write_bytes(zstandard.compress(row * 2_000_000))
     pq.write_table(pa.table({"question": ["x" * 2**20] * 1000, "answer": ["#### 1"] * 1000}), tmp_path / "rows.parquet")
     benchmark = "for _ in sources.read_benchmark({0!r}): pass"
     for name, code, fault in [
-        ("a.zip", "list(sources.read_zip({0!r}, 'NONE'))", "unpacks to 1,073,741,824 bytes or more"),
+        ("a.zip", "list(sources.read_zip({0!r}, 'NONE'))", "unpacks to 536,870,912 bytes or more"),
         ("liar.zip", "list(sources.read_zip({0!r}, 'NONE'))", "is not a whole zip file"),
         ("spaces.jsonl.gz", "list(sources.read_records({0!r}))", "line 1 of"),
         ("blank.jsonl.gz", "list(sources.read_records({0!r}))", "1,000,001 blank lines in a row"),
-        ("rows.jsonl.zst", benchmark, "unpacks to"), ("rows.parquet", benchmark, "unpacks to"),
+        ("rows.jsonl.zst", benchmark, "has more than 200,000 rows"), ("rows.parquet", benchmark, "unpacks to"),
     ]:
         path = tmp_path / name
         assert path.stat().st_size < 5e6
         text, seconds, peak = measured(code.format(str(path)))
         assert fault in text and text.count("\n") == 1 and name in text, (name, text)
-        assert peak < 500 and seconds < 5, (name, peak, seconds)
+        assert peak < 400 and seconds < 20, (name, peak, seconds)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_a_parquet_file_of_one_text(tmp_path):
     """Memory that 2 GB of documents in a file of 200 kB take: < 500 MB, as they are one text 1,000 times."""
     pq.write_table(pa.table({"text": ["word " * 400_000] * 1000}), tmp_path / "a.parquet")
-    code = f"print(sum(len(b) for _, b in sources.read_batches(source)), max(sum(map(len, b)) for _, b in sources.read_batches(source)))"
-    imports = ("import argparse\nsource = sources.open_source(argparse.Namespace(dataset=[" + repr(str(tmp_path / "a.parquet"))
-               + "], max_docs=0, split='train', text_field='text', num_proc=1))")
+    code = ("sizes = [list(map(len, batch)) for _, batch in sources.read_batches(source)]; "
+            "print(sum(map(len, sizes)), max(map(sum, sizes)))")
+    imports = (f"import argparse\nnames = [{str(tmp_path / 'a.parquet')!r}]\nsource = sources.open_source("
+               "argparse.Namespace(dataset=names, max_docs=0, split='train', text_field='text', num_proc=1))")
     text, _, peak = measured(code, imports)
     assert text.split() == ["1000", "2000000"] and peak < 500, peak
