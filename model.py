@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lab import processes
+from lab import chunks, memory, processes
 from lab.loss import chunked_cross_entropy, mask_logits, tie
 
 FORMAT = {"format": "moonshotgpt-model", "version": 1}
@@ -102,6 +102,7 @@ class Arch(NamedTuple):
     norm: Callable  # width -> module
     bias: bool  # in the linear layers
     activation: Callable  # of the MLP
+    activation_grad: Callable  # (gradient at its output, its input) -> gradient at its input
     rope: bool  # True: rotary positions and QK-norm; False: learned positions (wpe)
     init: Callable  # (weight, its name, GPTConfig, generator): draws a matrix that is no gate's
 
@@ -121,17 +122,19 @@ def init_speedrun(weight, name, config, generator):
 
 ARCHS = {
     "gpt2": Arch(norm=nn.LayerNorm, bias=True, activation=functools.partial(F.gelu, approximate="tanh"),
+                 activation_grad=functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
                  rope=False, init=init_gpt2),
     "speedrun": Arch(norm=functools.partial(nn.RMSNorm, elementwise_affine=False), bias=False,
-                     activation=lambda x: F.relu(x).square(), rope=True, init=init_speedrun),
+                     activation=lambda x: F.relu(x).square(), activation_grad=lambda g, x: 2 * g * F.relu(x),
+                     rope=True, init=init_speedrun),
 }
 # GPTConfig and the flags of the scripts take their choices from these tables.
 CHOICES = dict(arch=ARCHS, attn_gate=GATES, gate_pos=GATE_POSITIONS, gate_act=GATE_ACTIVATIONS)
 
 
 @dataclass
-class GPTConfig:
-    """Shape of a model. The half-open ranges in `unused_ids`, clipped to the vocabulary, and the ids from `vocab_size`
+class GPTConfig(memory.Settings):
+    """Shape of a model, its memory's included (lab/memory.py). The half-open ranges in `unused_ids`, clipped to the vocabulary, and the ids from `vocab_size`
     to `padded_vocab_size` are padding: their logit is -inf in every loss, score and sample."""
 
     vocab_size: int = 50349  # in every arm: GPT-2's 50257, 47 unused, 45 multiplication tokens
@@ -166,6 +169,7 @@ class GPTConfig:
         check(self.padded_vocab_size >= self.vocab_size,
               f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}; leave it out")
         self.unused_ids = tuple((int(a), int(b)) for a, b in self.unused_ids)
+        memory.complete(self, ARCHS[self.arch], Linear)
 
     @property
     def head_dim(self) -> int:
@@ -183,7 +187,8 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "GPTConfig":
-        wrong = sorted(set(values) ^ {f.name for f in fields(cls)})
+        optional = {f.name for f in fields(memory.Settings)}
+        wrong = sorted((set(values) ^ {f.name for f in fields(cls)}) - (optional - set(values)))
         names = ", ".join(wrong)
         check(not wrong, f"the configuration has missing or unknown entries ({names}); {ADVICE}")
         return cls(**values)
@@ -214,6 +219,7 @@ class Context(NamedTuple):
     rope: tuple | None = None  # cos, sin of the positions of x
     attend: Callable = causal_attention  # q (B, H, R, dh), k and v (B, H, T, dh) -> (B, H, R, dh)
     rows: torch.Tensor | None = None  # (R,) int64: the positions wanted of the result; None: all
+    fast: memory.LayerMemory | None = None  # what this block's memory holds; None: nothing, nothing is written
 
     def wanted(self, x, dim=1):
         return x if self.rows is None else x.index_select(dim, self.rows)
@@ -299,16 +305,22 @@ class Block(nn.Module):
 
     attention_only = True
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, has_memory: bool = False):
         super().__init__()
-        norm = ARCHS[config.arch].norm
-        self.ln_1 = norm(config.n_embd)
+        arch = ARCHS[config.arch]
+        self.ln_1 = arch.norm(config.n_embd)
         self.attn = Attention(config)
-        self.ln_2 = norm(config.n_embd)
-        self.mlp = MLP(config)
+        self.memory = None
+        if has_memory:
+            self.memory = memory.Memory(config, arch, Linear)
+        else:
+            self.ln_2 = arch.norm(config.n_embd)
+            self.mlp = MLP(config)
 
     def forward(self, x, context):
         x = context.wanted(x) + self.attn(self.ln_1(x), context)
+        if self.memory is not None:
+            return self.memory(x, context.fast)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -336,15 +348,24 @@ class GPT(nn.Module):
             self.register_buffer("sin", sin.to(device), persistent=False)
         else:
             self.transformer["wpe"] = Embedding(config.block_size, config.n_embd)
-        self.transformer["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        plain = config.n_layer - config.memory_layers
+        self.transformer["h"] = nn.ModuleList(Block(config, i >= plain) for i in range(config.n_layer))
+        if config.memory != "none":
+            self.register_buffer("teach_factor", torch.ones((), device=device))  # on teach_scale, as trainers set it
         self.transformer["ln_f"] = arch.norm(config.n_embd)
         if seed is not None and device.type != "meta":
             self.init_weights(seed)
 
     @property
     def attention_only(self) -> bool:
-        """Whether every block promises it (see Block)."""
-        return all(getattr(block, "attention_only", False) for block in self.transformer["h"])
+        """Whether every block promises it (see Block) and nothing is written between chunks."""
+        promised = all(getattr(block, "attention_only", False) for block in self.transformer["h"])
+        return promised and not self.writes
+
+    @property
+    def writes(self) -> bool:
+        """Whether reading a sequence writes into its fast weights (lab/memory.py)."""
+        return memory.writes(self.config)
 
     @torch.no_grad()
     def init_weights(self, seed: int):
@@ -358,7 +379,7 @@ class GPT(nn.Module):
                 value.fill_(1.0)
             elif ".gate." in name:
                 drawn.normal_(0.0, 0.02, generator=generator)
-            elif not name.endswith((".bias", "gate_table")):
+            elif p.dim() and not name.endswith((".bias", "gate_table")):
                 ARCHS[self.config.arch].init(drawn, name, self.config, generator)
             p.copy_(value)
 
@@ -375,17 +396,23 @@ class GPT(nn.Module):
             return x, (self.cos[positions], self.sin[positions])
         return x + self.transformer["wpe"].weight[positions], None
 
-    def hidden(self, idx, wte=None, positions=None, attend=causal_attention):
+    def hidden(self, idx, wte=None, positions=None, attend=causal_attention, write=True):
         """Normalised hidden states (B, T, C), which the head reads. wte, positions: see embed. attend: for rows of
         several sequences, which only attention can keep apart."""
         check(attend is causal_attention or self.attention_only,
               "a block of this model has inner state, which packed sequences would share; "
               "put one sequence into each row (sft.py --packing off)")
+        if write and self.writes:
+            return chunks.hidden(self, idx)
         x, rope = self.embed(idx, wte, positions)
         context = Context(rope, attend)
         for block in self.transformer["h"]:
             x = block(x, context)
         return self.transformer["ln_f"](x)
+
+    def block(self, i: int, x, rope, attend=causal_attention, fast=None):
+        """Runs block i on x (B, T, C); see Context."""
+        return self.transformer["h"][i](x, Context(rope, attend, fast=fast))
 
     def head(self, x):
         """Logits (..., padded_vocab) of hidden states (..., C); padding ids are -inf."""
@@ -398,6 +425,8 @@ class GPT(nn.Module):
         targets != -100, divided by loss_denominator (default: their number); infinite if a target is a padding id."""
         if targets is None:
             return self.head(self.hidden(idx))
+        if self.writes:
+            return chunks.loss(self, idx, targets, loss_denominator)
         wte_in, wte_out = None, self.transformer["wte"].weight
         # torch.compile cannot trace sparse gradients, and their sum on a GPU is not deterministic.
         if idx.is_cpu and not torch.compiler.is_compiling() and torch.is_grad_enabled():
@@ -406,9 +435,12 @@ class GPT(nn.Module):
         return chunked_cross_entropy(x, wte_out, targets.flatten(), self.config.masked_ranges, loss_denominator)
 
     @torch.no_grad()
-    def per_token_loss(self, idx, targets):
-        """-log p(target) in nats, (B, T) fp32, 0 where the target is -100: the loss of every validation."""
-        x, wte = self.hidden(idx).flatten(0, 1), self.transformer["wte"].weight
+    def per_token_loss(self, idx, targets, write=True):
+        """-log p(target) in nats, (B, T) fp32, 0 where the target is -100: the loss of every validation. write=False:
+        a memory stays as it was trained."""
+        if write and self.writes:
+            return chunks.per_token_loss(self, idx, targets)
+        x, wte = self.hidden(idx, write=False).flatten(0, 1), self.transformer["wte"].weight
         nll = chunked_cross_entropy(x, wte, targets.flatten(), self.config.masked_ranges, reduce=False)
         return nll.view(targets.shape)
 
