@@ -28,12 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lab import chunks, memory, processes
+from lab import chunks, memory, memory_settings, processes
 from lab.loss import chunked_cross_entropy, mask_logits, tie
 
 FORMAT = {"format": "moonshotgpt-model", "version": 1}
 ADVICE = "pass a folder that this version's GPT.save wrote"
-GATE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def check(condition, sentence: str) -> None:
@@ -133,9 +132,9 @@ CHOICES = dict(arch=ARCHS, attn_gate=GATES, gate_pos=GATE_POSITIONS, gate_act=GA
 
 
 @dataclass
-class GPTConfig(memory.Settings):
-    """Shape of a model, its memory's included (lab/memory.py). The half-open ranges in `unused_ids`, clipped to the vocabulary, and the ids from `vocab_size`
-    to `padded_vocab_size` are padding: their logit is -inf in every loss, score and sample."""
+class GPTConfig(memory_settings.Settings):
+    """Shape of a model, its memory's included. The half-open ranges in `unused_ids`, clipped to the vocabulary, and the
+    ids from `vocab_size` to `padded_vocab_size` are padding: their logit is -inf in every loss, score and sample."""
 
     vocab_size: int = 50349  # in every arm: GPT-2's 50257, 47 unused, 45 multiplication tokens
     block_size: int = 1024
@@ -187,7 +186,7 @@ class GPTConfig(memory.Settings):
 
     @classmethod
     def from_dict(cls, values: dict) -> "GPTConfig":
-        optional = {f.name for f in fields(memory.Settings)}
+        optional = {f.name for f in fields(memory_settings.Settings)}
         wrong = sorted((set(values) ^ {f.name for f in fields(cls)}) - (optional - set(values)))
         names = ", ".join(wrong)
         check(not wrong, f"the configuration has missing or unknown entries ({names}); {ADVICE}")
@@ -275,17 +274,6 @@ class Attention(nn.Module):
         return self.c_proj(y.flatten(2))
 
 
-def first_token_attention(q, k) -> float:
-    """Mean over rows, heads and queries 1 .. T-1 of the probability that causal attention gives to key 0. q, k
-    (B, T, H, dh); one row's scores are alive at a time."""
-    future = torch.ones(q.size(1), q.size(1), dtype=torch.bool, device=q.device).triu(1)
-    share = 0.0
-    for q_row, k_row in zip(q.float().transpose(1, 2), k.float().transpose(1, 2), strict=True):  # (H, T, dh)
-        scores = (q_row @ k_row.mT / math.sqrt(q.size(-1))).masked_fill(future, -math.inf)
-        share += scores.softmax(-1)[:, 1:, 0].mean().item() / len(q)
-    return share
-
-
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -365,7 +353,7 @@ class GPT(nn.Module):
     @property
     def writes(self) -> bool:
         """Whether reading a sequence writes into its fast weights (lab/memory.py)."""
-        return memory.writes(self.config)
+        return memory_settings.writes(self.config)
 
     @torch.no_grad()
     def init_weights(self, seed: int):
@@ -444,33 +432,6 @@ class GPT(nn.Module):
         nll = chunked_cross_entropy(x, wte, targets.flatten(), self.config.masked_ranges, reduce=False)
         return nll.view(targets.shape)
 
-    @torch.no_grad()
-    def gate_stats(self, idx) -> list[dict]:
-        """Per layer, on a small batch idx (B, T >= 2): what gating SDPA's output is said to change (arXiv:2505.06708).
-
-        With a gate: gate_mean, gate_share_below_0.1, gate_quantiles (of GATE_QUANTILES). With attention:
-        first_token_attention. Always: largest_activation, in the residual stream behind the layer."""
-        check(idx.size(1) >= 2, "gate_stats needs rows of at least 2 tokens; pass a longer batch")
-        (x, rope), stats = self.embed(idx), []
-        context = Context(rope)
-        for block in self.transformer["h"]:
-            layer, attention, g = {}, getattr(block, "attn", None), None
-            if isinstance(attention, Attention):
-                normed = block.ln_1(x)
-                q, k, _ = attention.qkv(normed, context)
-                layer["first_token_attention"] = first_token_attention(q, k)
-                g = attention.gate_values(normed)
-            if g is not None:
-                ordered = g.float().flatten().sort().values  # torch.quantile takes at most 2**24
-                at = [round(q * (len(ordered) - 1)) for q in GATE_QUANTILES]
-                layer["gate_mean"] = g.float().mean().item()
-                layer["gate_share_below_0.1"] = (g < 0.1).float().mean().item()
-                layer["gate_quantiles"] = ordered[at].tolist()
-            x = block(x, context)
-            layer["largest_activation"] = x.abs().max().item()
-            stats.append(layer)
-        return stats
-
     def num_params(self) -> dict[str, int]:
         """total: the tied matrix once, without the rows that pad the vocabulary (124,439,808 for GPT-2); non_embedding:
         total without token and position embeddings; gate; padding: what total leaves out."""
@@ -484,12 +445,14 @@ class GPT(nn.Module):
     def flops_per_token(self, seq_len: int) -> int:
         """Training FLOPs (forward + backward) per token, as PaLM (arXiv:2204.02311, appendix B) counts them: 6 per
         weight of every matrix product (the head's over the logical vocabulary), 12 * n_embd * seq_len per attention, as
-        if it were not causal. Embedding look-ups, norms, biases and activations count nothing."""
+        if it were not causal; memory.write_flops for what is written. Embedding look-ups, norms, biases and activations
+        count nothing."""
         c, blocks = self.config, self.transformer["h"]
         matrices = sum(p.numel() for name, p in blocks.named_parameters()
                        if p.dim() == 2 and not name.endswith("gate_table"))
         attentions = sum(isinstance(module, Attention) for module in blocks.modules())
-        return 6 * (matrices + c.vocab_size * c.n_embd) + 12 * attentions * c.n_embd * seq_len
+        products = 6 * (matrices + c.vocab_size * c.n_embd) + 12 * attentions * c.n_embd * seq_len
+        return products + memory.write_flops(c, blocks, seq_len)
 
     def save(self, folder):
         """Writes model.safetensors and model.json into folder, and makes it if needed."""

@@ -7,12 +7,11 @@ holds the trained weights alone.
 
 import copy
 import functools
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 
-from lab import memory
+from lab import memory, memory_settings
 from lab.loss import IGNORE, KnownLoss, head_gradients, tie
 
 
@@ -48,15 +47,14 @@ class Reading:
         """Normalised hidden states (B, C, D) of the next tokens idx (B, C). for_write: write may follow."""
         model, end = self.model, self.position + idx.size(1)
         limit = model.config.block_size
-        memory.check(end <= limit, f"the sequence has {end} tokens but the model's block_size is {limit}; shorten it")
+        memory_settings.check(
+            end <= limit, f"the sequence has {end} tokens but the model's block_size is {limit}; shorten it")
         lowest = min(self.layers)
-        below = nullcontext() if self.train else torch.no_grad()
-        above = torch.enable_grad() if for_write else below
-        with below:
+        with torch.set_grad_enabled(self.train):
             x, rope = model.embed(idx, wte, slice(self.position, end))
             for i in range(lowest):
                 x = model.block(i, x, rope, functools.partial(self.attend, i))
-        with above:
+        with torch.set_grad_enabled(self.train or for_write):
             if for_write and not self.train:
                 x = x.detach().requires_grad_()
             for i in range(lowest, model.config.n_layer):
@@ -73,16 +71,15 @@ class Reading:
         if seen and config.write != "off":
             outputs = [one.y for one in seen]
             signals = torch.autograd.grad(hidden, outputs, signal.to(hidden.dtype), retain_graph=self.train)
-            through = self.train and config.write == "through"
             scales = config.teach_scale * len(self.layers)  # one per written level of a block
-            with nullcontext() if through else torch.no_grad():
+            with torch.set_grad_enabled(self.train and config.write == "through"):
                 for one, delta, scale in zip(seen, signals, scales, strict=True):
                     delta = memory.teach(one, delta, scale * self.model.teach_factor, config)
                     memory.accumulate(one, delta, config, alter=self.alter)
         for layer in self.layers.values():
             if layer.titan is not None:
                 module, u = layer.titan
-                with nullcontext() if self.train else torch.no_grad():
+                with torch.set_grad_enabled(self.train):
                     module.write(u, layer, self.alter)
         self.forget_chunk()
 
@@ -112,8 +109,9 @@ def score(reading: Reading, idx, targets, wte=None, weight=None, with_weight=Fal
     """Reads idx (B, T), writes all chunks but the last, and yields for each its hidden states (B, C, D), nll (B C,),
     and the gradients of its sum in the hidden states and, with_weight, in weight."""
     model = reading.model
-    weight = model.transformer["wte"].weight if weight is None else weight
-    size = memory.chunk_size(model.config)
+    if weight is None:
+        weight = model.transformer["wte"].weight
+    size = memory_settings.chunk_size(model.config)
     for start in range(0, idx.size(1), size):
         part = slice(start, start + size)
         hidden = reading.read(idx[:, part], wte)
@@ -132,7 +130,8 @@ def loss(model, idx, targets, denominator=None):
         wte_in, wte_out = tie(wte_out)
     if denominator is None:
         denominator = (targets != IGNORE).sum().clamp(min=1)
-    parts = list(score(Reading(model, train=True), idx, targets, wte_in, wte_out, with_weight=True))
+    reading = Reading(model, train=torch.is_grad_enabled())
+    parts = list(score(reading, idx, targets, wte_in, wte_out, with_weight=True))
     hidden, nll, signal, grad_weight = zip(*parts, strict=True)
     total = torch.cat(nll).sum() / denominator
     grad_hidden = torch.cat(signal, 1) / denominator
@@ -153,16 +152,21 @@ def next_tokens(idx):
 
 
 def hidden(model, idx):
-    """Normalised hidden states (B, T, D) of idx (B, T), of every chunk before it is written."""
-    parts = score(Reading(model), idx, next_tokens(idx))
-    return torch.cat([states.detach() for states, _, _, _ in parts], 1)
+    """Normalised hidden states (B, T, D) of idx (B, T), of every chunk before it is written with the next tokens as its
+    targets. Differentiable where gradients are enabled."""
+    train = torch.is_grad_enabled()
+    parts = [states for states, _, _, _ in score(Reading(model, train), idx, next_tokens(idx))]
+    states = torch.cat(parts, 1)
+    if train:
+        return states
+    return states.detach()
 
 
 def read_prompt(model, ids: list[int]) -> tuple[Reading, int]:
     """Reads and writes a prompt's whole chunks, those whose targets are in it, each once: (the Reading, how many tokens
     they are). What is longer than block_size is read in windows, and the last one has room for the rest."""
     c, weight = model.config, model.transformer["wte"].weight
-    size = memory.chunk_size(c)
+    size = memory_settings.chunk_size(c)
     reading, idx = Reading(model), torch.tensor([ids], device=weight.device)
     targets = next_tokens(idx)
     n_written = (len(ids) - 1) // size * size

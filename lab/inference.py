@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from lab import chunks, memory, trees
+from lab import chunks, memory_settings, trees
 from lab.loss import CHUNK_ROWS, mask_logits, product_dtype, workspace, write_logits
 from model import Context, Linear, causal_attention, check, packed_linear, seeded_generator
 
@@ -141,7 +141,7 @@ def _score_batches(model, items, batches):
 def _score_written(model, pairs):
     """Scores of a model that writes its fast weights: whole chunks of a context are written, endings never. Contexts
     shorter than a chunk are scored together, as by a model without memory."""
-    size, scores = memory.chunk_size(model.config), [None] * len(pairs)
+    size, scores = memory_settings.chunk_size(model.config), [None] * len(pairs)
     short, before = [], None
     for i, (visible, ending) in enumerate(pairs):
         context = visible[: len(visible) - len(ending)]

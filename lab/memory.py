@@ -20,7 +20,6 @@ Titans memory (arXiv:2501.00663) takes it from its own loss |M(k) - v|^2; HOPE's
 that is written, too. lab/chunks.py reads sequences chunk by chunk.
 """
 
-import argparse
 import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -29,207 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-MEMORIES = ("none", "titan", "hope_attention", "hope")
-WITH_TITAN, WITH_CMS = ("titan", "hope"), ("hope_attention", "hope")
+from lab.memory_settings import WITH_CMS, WITH_TITAN, check, complete_rates, complete_shape, writes
+
 # At the start of training the Titans memory forgets sigmoid(-4) = 1.8 % per write.
 ALPHA_OFFSET = -4.0
 MOMENTUM = 0.9
 TINY = 1e-12  # keeps the gradient of a norm finite at 0
-
-
-def check(condition, sentence: str) -> None:
-    """ValueError with the sentence, unless the condition holds."""
-    if not condition:
-        raise ValueError(sentence)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# configuration: fields of GPTConfig and flags of the trainer, of the same names
-
-
-def list_of(kind):
-    """A parser of comma-separated numbers, for argparse."""
-
-    def parse(text: str) -> tuple:
-        return tuple(kind(part) for part in text.split(",") if part.strip())
-
-    parse.__name__ = f"comma-separated {kind.__name__}"  # argparse shows it in its errors
-    return parse
-
-
-@dataclass
-class Settings:
-    """Fields of model.GPTConfig; a configuration from before there was a memory lacks them. See HELP."""
-
-    memory: str = "none"
-    memory_layers: int = 0
-    write: str = "stop"
-    cms_periods: tuple[int, ...] = ()
-    cms_widths: tuple[int, ...] = ()
-    titan_width: int = 0
-    titan_period: int = 0
-    self_modifier: str = "off"
-    inner_lr: float = 1.0
-    inner_lr_learned: bool = False
-    inner_optimizer: str = "sgd"
-    inner_clip: float = 0.3
-    inner_decay: float = 0.0
-    teach_scale: tuple[float, ...] = (1.0,)
-    teach_clip: float = 0.0
-    surprise_threshold: float = 0.0
-
-
-CHOICES = dict(
-    memory=MEMORIES,
-    write=("off", "stop", "through"),
-    self_modifier=("off", "frozen", "on"),
-    inner_optimizer=("sgd", "momentum", "rank1"))
-HELP = dict(
-    memory="fast weights in the last blocks",
-    memory_layers="blocks that have them (0 = the last quarter)",
-    write="CMS levels in training: not written; written; written, with gradients through the writes",
-    cms_periods="tokens between the writes of each level, 0 = never (default 128,0; shorter where sequences are)",
-    cms_widths="of the levels (default: such that the model is as large as one without memory, half for the written "
-               "levels, half for the one that is never written)",
-    titan_width="of the Titans memory (0 = n_embd / 2)",
-    titan_period="tokens between its writes (0 = the smallest of --cms_periods)",
-    self_modifier="HOPE: the Titans memory's values come through a level that is written",
-    inner_lr="learning rate of the writes",
-    inner_lr_learned="train a factor on inner_lr for each level (CMS: with --write through)",
-    inner_optimizer="of the writes; rank1 leaves out the direction of the mean input",
-    inner_clip="largest L2 norm of a write before inner_lr (0 = off)",
-    inner_decay="share that a write forgets of the earlier ones",
-    teach_scale="factor on the teach signal, or one per written level (default 1)",
-    teach_clip="largest L2 norm of a token's teach signal (0 = off)",
-    surprise_threshold="tokens whose teach signal has a smaller norm are not written")
-# Document 004 as it was run, with its sign repaired: its writes are too small to show.
-ORIGINAL = dict(memory="hope_attention", write="off", inner_lr=3.75e-6, cms_periods=(128, 0))
-
-
-def add_arguments(group: argparse._ArgumentGroup) -> None:
-    """Adds the flags of HELP to a parser's group."""
-    for name, text in HELP.items():
-        default = getattr(Settings, name)
-        keywords = dict(default=default)
-        if isinstance(default, tuple):
-            keywords["type"] = list_of(float if default else int)
-        elif isinstance(default, bool):
-            keywords["action"] = "store_true"
-        else:
-            keywords["type"] = type(default)
-            text += " (default %(default)s)"
-        if name in CHOICES:
-            keywords["choices"] = CHOICES[name]
-        group.add_argument(f"--{name}", help=text, **keywords)
-
-
-def complete(c, arch, linear) -> None:
-    """Fills in what a GPTConfig's 0 and () leave open, in place; ValueError for what no model can have.
-
-    arch, linear: model.ARCHS's entry and model.Linear, which modules here are made of."""
-    for name in ("cms_periods", "cms_widths", "teach_scale"):
-        setattr(c, name, tuple(getattr(c, name)))
-    for name, known in CHOICES.items():
-        value = getattr(c, name)
-        check(value in known, f"unknown {name} {value!r}; use one of {', '.join(known)}")
-    if c.memory == "none":
-        return
-    c.memory_layers = c.memory_layers or max(1, c.n_layer // 4)
-    check(1 <= c.memory_layers <= c.n_layer,
-          f"memory_layers {c.memory_layers} but {c.n_layer} blocks; give a number from 1 to that")
-    _complete_periods(c)
-    if not c.cms_widths:
-        c.cms_widths = matched_widths(c, arch, linear)
-    check(len(c.cms_widths) == len(c.cms_periods) and min(c.cms_widths) >= 1,
-          f"cms_widths {c.cms_widths} do not fit cms_periods {c.cms_periods}; give one of at least 1 per level")
-    n_written = sum(map(bool, c.cms_periods))
-    if len(c.teach_scale) == 1:
-        c.teach_scale *= max(n_written, 1)
-    check(len(c.teach_scale) == max(n_written, 1),
-          f"{len(c.teach_scale)} values of teach_scale for {n_written} written levels; give one, or one each")
-    for name in "inner_lr inner_clip teach_clip surprise_threshold titan_width".split():
-        check(0 <= getattr(c, name) < math.inf, f"{name} {getattr(c, name)}; give 0 or more")
-    check(all(0 <= scale < math.inf for scale in c.teach_scale), f"teach_scale {c.teach_scale}; give 0 or more")
-    check(0 <= c.inner_decay < 1, f"inner_decay {c.inner_decay}; give a share from 0 to below 1")
-    check(c.write == "through" or not (c.inner_lr_learned and c.memory in WITH_CMS),
-          f"inner_lr_learned needs gradients through the writes, which write {c.write} has not; use write through")
-    check(c.write != "through" or c.inner_optimizer != "rank1",
-          "inner_optimizer rank1 has no gradient through its writes; use write stop")
-    check(c.self_modifier == "off" or c.memory == "hope",
-          f"self_modifier {c.self_modifier} is a part of memory hope; leave it out with memory {c.memory}")
-
-
-def _complete_periods(c) -> None:
-    if c.memory in WITH_CMS:
-        c.cms_periods = c.cms_periods or (default_period(c), 0)
-        check(any(c.cms_periods), f"cms_periods {c.cms_periods} write no level; give one above 0, such as 128,0")
-    else:
-        c.cms_periods = c.cms_periods or (0,)
-        check(not any(c.cms_periods), "memory titan writes no CMS level; leave cms_periods out or use memory hope")
-    check(min(c.cms_periods) >= 0, f"cms_periods {c.cms_periods}; give 0 or more per level")
-    if c.memory in WITH_TITAN:
-        c.titan_width = c.titan_width or max(1, c.n_embd // 2)
-        c.titan_period = c.titan_period or min(filter(None, c.cms_periods), default=default_period(c))
-    for period in written_periods(c):
-        check(period % chunk_size(c) == 0,
-              f"a period of {period} tokens is no multiple of the smallest one, {chunk_size(c)}; change cms_periods "
-              "or titan_period")
-        check(period < c.block_size,
-              f"what is written every {period} tokens is never read in sequences of {c.block_size}; lower "
-              "cms_periods or titan_period, or read longer sequences")
-
-
-def default_period(c) -> int:
-    """128 tokens, or the largest power of two that still leaves something to read it."""
-    return next((period for period in (128, 64, 32, 16, 8, 4, 2) if period < c.block_size), 1)
-
-
-def written_periods(c) -> list[int]:
-    """Of everything that is written, in tokens; empty without memory."""
-    periods = [period for period in c.cms_periods if period]
-    if c.memory in WITH_TITAN:
-        periods.append(c.titan_period)
-    return periods
-
-
-def chunk_size(c) -> int:
-    """Tokens that are read at a time: the smallest period."""
-    return min(written_periods(c))
-
-
-def writes(c) -> bool:
-    """Whether reading a sequence writes. The Titans memory is a recurrent layer, which always does."""
-    return c.memory in WITH_TITAN or (c.memory in WITH_CMS and c.write != "off")
-
-
-def n_parameters(make) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in make().parameters())
-
-
-def matched_widths(c, arch, linear) -> tuple[int, ...]:
-    """Widths with which a block with memory has as many parameters as a plain one. What the Titans memory leaves of the
-    MLP goes half to the written levels together, half to the one that is never written."""
-    unwritten = [i for i, period in enumerate(c.cms_periods) if period == 0]
-    check(len(unwritten) == 1, f"cms_periods {c.cms_periods} have {len(unwritten)} levels of period 0, and parameters "
-                               "are matched by the width of one; change them or give cms_widths")
-
-    def size(width: int) -> int:
-        return n_parameters(lambda: Level(c, arch, linear, width))
-
-    n_written = len(c.cms_periods) - 1
-    per_channel = size(2) - size(1)
-    per_level = size(1) - per_channel
-    budget = size(c.n_inner) - (n_written + 1) * per_level
-    if c.memory in WITH_TITAN:
-        budget -= n_parameters(lambda: Titan(c, arch, linear))
-    total = round(budget / per_channel)
-    widths = [total // (2 * max(n_written, 1))] * len(c.cms_periods)
-    widths[unwritten[0]] = total - n_written * widths[0]
-    check(min(widths) >= 1, f"memory {c.memory} needs more parameters than the MLP of {c.n_inner} channels that it "
-                            "replaces; lower titan_width, or give cms_widths")
-    return tuple(widths)
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # a level, and what a sequence writes into it
@@ -276,18 +80,23 @@ class Level(nn.Module):
         """x (B, C, D). fast None: without writes."""
         u = self.ln_1(x)
         z = self.c_fc(u)
-        pair = None if fast is None else fast.pair
-        if pair is not None:
-            z = z + u @ pair[0].to(u.dtype)
+        has_writes = fast is not None and fast.pair is not None
+        if has_writes:
+            z = z + u @ fast.pair[0].to(u.dtype)
         a = self.arch.activation(z)
         out = self.c_proj(a)
-        if pair is not None:
-            out = out + a @ pair[1].to(a.dtype)
+        if has_writes:
+            out = out + a @ fast.pair[1].to(a.dtype)
         return Seen(self, fast, u, z, a, x + out)
+
+    def n_weights(self) -> int:
+        return self.c_fc.weight.numel() + self.c_proj.weight.numel()
 
     def factor(self):
         """On inner_lr."""
-        return 1.0 if self.log_lr is None else self.log_lr.exp()
+        if self.log_lr is None:
+            return 1.0
+        return self.log_lr.exp()
 
 
 def gradients(seen: Seen, delta) -> tuple[torch.Tensor, torch.Tensor]:
@@ -300,7 +109,8 @@ def gradients(seen: Seen, delta) -> tuple[torch.Tensor, torch.Tensor]:
     dz = level.arch.activation_grad(back.to(z.dtype), z)
     g1 = u.mT @ dz.to(u.dtype)
     g2 = a.mT @ delta
-    return g1.float() if g1.dtype.itemsize < 4 else g1, g2.float() if g2.dtype.itemsize < 4 else g2
+    dtype = torch.promote_types(g1.dtype, torch.float32)  # sums of bfloat16 would lose small gradients
+    return g1.to(dtype), g2.to(dtype)
 
 
 def accumulate(seen: Seen, delta, config, alpha=None, alter=None) -> None:
@@ -408,6 +218,9 @@ class Titan(nn.Module):
             memory.titan = (self, u)
         return x + self.out(read)
 
+    def written_levels(self) -> list[Level]:
+        return [level for level in (self.level, self.modifier) if level is not None]
+
     def write(self, u, memory: "LayerMemory", alter=None) -> None:
         """Writes a chunk. u (B, C, D): the normalised input that forward had of it."""
         C = u.size(-1)
@@ -444,8 +257,11 @@ class Memory(nn.Module):
         if self.titan is not None:
             x = self.titan(x, memory)
         for i, level in enumerate(self.levels):
-            seen = level(x, memory.fast(i) if memory is not None and level.period else None)
-            if seen.fast is not None:
+            fast = None
+            if memory is not None and level.period:
+                fast = memory.fast(i)
+            seen = level(x, fast)
+            if fast is not None:
                 memory.seen.append(seen)
             x = seen.y
         return x
@@ -509,3 +325,76 @@ def records(layers: dict[int, LayerMemory], blocks) -> list[dict]:
                 "surprise_gated_share": mean.get("gated", 0.0) / chunks,
                 "inner_lr": module.config.inner_lr * float(level.factor())})
     return rows
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# sizes
+
+
+def complete(c, arch, linear) -> None:
+    """Fills in what a GPTConfig's 0 and () leave open, in place; ValueError for what no model can have.
+
+    arch, linear: model.ARCHS's entry and model.Linear, which modules here are made of."""
+    complete_shape(c)
+    if c.memory == "none":
+        return
+    if not c.cms_widths:
+        c.cms_widths = matched_widths(c, arch, linear)
+    complete_rates(c)
+
+
+def n_parameters(make) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in make().parameters())
+
+
+def matched_widths(c, arch, linear) -> tuple[int, ...]:
+    """Widths with which a block with memory has as many parameters as a plain one. What the Titans memory leaves of the
+    MLP goes half to the written levels together, half to the one that is never written."""
+    unwritten = [i for i, period in enumerate(c.cms_periods) if period == 0]
+    check(len(unwritten) == 1, f"cms_periods {c.cms_periods} have {len(unwritten)} levels of period 0, and parameters "
+                               "are matched by the width of one; change them or give cms_widths")
+
+    def size(width: int) -> int:
+        return n_parameters(lambda: Level(c, arch, linear, width))
+
+    n_written = len(c.cms_periods) - 1
+    per_channel = size(2) - size(1)
+    per_level = size(1) - per_channel
+    budget = size(c.n_inner) - (n_written + 1) * per_level
+    if c.memory in WITH_TITAN:
+        budget -= n_parameters(lambda: Titan(c, arch, linear))
+    total = round(budget / per_channel)
+    widths = [total // (2 * max(n_written, 1))] * len(c.cms_periods)
+    widths[unwritten[0]] = total - n_written * widths[0]
+    check(min(widths) >= 1, f"memory {c.memory} needs more parameters than the MLP of {c.n_inner} channels that it "
+                            "replaces; lower titan_width, or give cms_widths")
+    return tuple(widths)
+
+
+def write_flops(c, blocks, seq_len: int) -> int:
+    """Training FLOPs per token of what is written, beside those of the trained weights (GPT.flops_per_token).
+
+    Of each written level: reading its fast weights forward and backward, 8 per weight, and its three gradients, 6. With
+    gradients through the writes, these three times. For the teach signal: a backward pass in the activations from the
+    head to the lowest level. The Titans memory is read a second time, at its keys."""
+    if not writes(c):
+        return 0
+    total, in_memory = 0, 0
+    for block in blocks:
+        if block.memory is None:
+            continue
+        in_memory += sum(p.numel() for p in block.parameters() if p.dim() == 2)
+        if block.memory.titan is not None:
+            for level in block.memory.titan.written_levels():
+                total += (12 + 16 + 3 * 6) * level.n_weights()
+        if c.write == "off":
+            continue
+        times = {"stop": 1, "through": 3}[c.write]
+        for level in block.memory.levels:
+            if level.period:
+                total += (8 + times * 6) * level.n_weights()
+    if c.memory in WITH_CMS and c.write != "off":
+        attention = 8 * (c.memory_layers - 1) * c.n_embd * seq_len
+        total += 2 * in_memory + attention
+    return total

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lab import chunks, memory
+from lab import chunks, memory, memory_settings
 from lab.inference import generate, score_endings
 from model import ARCHS, GPT, GPTConfig, Linear
 
@@ -285,7 +285,8 @@ def test_parameters_are_matched(arm, arch):
     (dict(write="through", inner_optimizer="rank1"), "write stop"), (dict(inner_lr_learned=True), "write through"),
     (dict(self_modifier="on"), "memory hope"), (dict(inner_decay=1.0), "below 1"), (dict(inner_lr=-1.0), "0 or more"),
     (dict(inner_lr=float("nan")), "0 or more"), (dict(teach_scale=(1.0, 2.0)), "one each"),
-    (dict(memory_layers=9), "3 blocks"), (dict(memory="titan", titan_width=500, titan_period=8, cms_periods=()), "lower titan_width"),
+    (dict(memory_layers=9), "3 blocks"),
+    (dict(memory="titan", titan_width=500, titan_period=8, cms_periods=()), "lower titan_width"),
 ])
 def test_impossible_settings_are_a_sentence(change, word):
     with pytest.raises(ValueError, match=word):
@@ -295,7 +296,7 @@ def test_impossible_settings_are_a_sentence(change, word):
 def test_a_configuration_without_memory_opens():
     """A model.json of before there was a memory."""
     values = GPTConfig().to_dict()
-    older = {name: value for name, value in values.items() if not hasattr(memory.Settings, name)}
+    older = {name: value for name, value in values.items() if not hasattr(memory_settings.Settings, name)}
     assert len(older) < len(values)
     assert GPTConfig.from_dict(older) == GPTConfig()
 
