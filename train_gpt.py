@@ -29,6 +29,7 @@ import torch
 
 import ewok
 import hellaswag
+import lab.memory_settings as memory
 from lab import (
     benchmarks,
     data_order,
@@ -45,6 +46,7 @@ from lab import (
     training,
     val_loss,
 )
+from lab.mechanisms import find_warnings, record_mechanism
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
@@ -87,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="gate the SDPA output or the values (default %(default)s)")
     add("--gate_act", choices=GATE_ACTIVATIONS, default=GPTConfig.gate_act,
         help="range of the gate; ns_sigmoid = 0.5 + 0.5 sigmoid (default %(default)s)")
+    memory.add_arguments(parser.add_argument_group("memory: fast weights, written while a sequence is read"))
     group = parser.add_argument_group("optimization")
     add = group.add_argument
     add("--micro_batch_size", type=int, default=10,
@@ -121,7 +124,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     before = resume.take_defaults(parser, argv)
     presets.take(parser, argv)
     start = config_of_start(parser, argv, before)
-    shape = {name: start[name] for name in SHAPE if name in start}
+    shape = {name: start[name] for name in SHAPE if name in start} | memory.flags_of(start)
     parser.set_defaults(**shape)
     args = parser.parse_args(argv)
     for name, value in shape.items():
@@ -135,12 +138,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     more = " ".join(f"{one.NAME}_every {one.NAME}_max_examples" for one in BENCHMARKS)
     flags.check_flags(parser, args, {
         "a whole number of at least 1": "seq_len n_layer n_embd total_batch_tokens max_train_steps val_tokens",
-        "0 or more": f"num_workers n_head n_inner {more} {optim.number_flags()}", "a number above 0": "max_epochs"})
+        "0 or more": f"num_workers n_head n_inner {more} {optim.number_flags()} {' '.join(memory.SCHEDULE_HELP)}",
+        "a number above 0": "max_epochs"})
+    memory.fill_in(args)
+    if args.memory != "none" and args.compile == "on":
+        parser.error("--compile on cannot trace the writes of a memory: leave it out.")
     if not args.n_head:
         args.n_head = max(1, args.n_embd // 128) if args.arch == "speedrun" else 12
     args.n_inner = args.n_inner or 4 * args.n_embd
     optim.fill_in(args, LONGEST_WARMUP)
     arm = "" if args.attn_gate == "none" else f"_{args.attn_gate}_{args.gate_pos}_{args.gate_act}"
+    if args.memory != "none":
+        arm += f"_{args.memory}_{args.write}"
     flags.fill_in(args, name=f"{Path(args.data_dir).name}{arm}_{args.optimizer}")
     return args
 
@@ -242,7 +251,7 @@ def build_model(args, before: dict | None, device) -> tuple[GPT, dict | None]:
         init = {"checkpoint": str(folder), "sha256": disk.sha256_file(folder / "model.safetensors")}
         return GPT.load(folder, device), init
     padded = -(-args.vocab_size // 128) * 128  # makes the head's products faster; masked everywhere
-    shape = {name: getattr(args, name) for name in SHAPE}
+    shape = {name: getattr(args, name) for name in SHAPE} | memory.settings_of(args)
     config = GPTConfig(**shape, padded_vocab_size=padded, block_size=args.seq_len)
     return GPT(config, seed=args.seed).to(device), None
 
@@ -292,13 +301,6 @@ def probe_rows(args, files, val: dict) -> torch.Tensor | None:
     return torch.from_numpy(whole.astype(np.int64)).view(-1, T)
 
 
-def record_mechanism(run: training.Run, probe: torch.Tensor | None) -> None:
-    """What the gate and the attention of every layer do on the rows of probe."""
-    if run.procs.is_main and probe is not None:
-        layers = run.model.gate_stats(probe.to(run.procs.device))
-        run.scalars.write(type="mechanism", step=run.state.step, timestamp=runs.now(), layers=layers)
-
-
 def print_samples(run: training.Run) -> None:
     step, args = run.state.step, run.args
     samples = inference.generate(
@@ -311,26 +313,6 @@ def print_samples(run: training.Run) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the end
-
-
-def find_warnings(run: training.Run) -> list[str]:
-    """Signs that the intervention was absent, a sentence each."""
-    args, data, warnings = run.args, run.record["data"], []
-    if data["condition"] == "mul_tokens" and not data["mul_token_rate"]:
-        warnings.append("the data's condition is mul_tokens but it holds no multiplication token: "
-                        "nothing was changed.")
-    if args.attn_gate == "none":
-        return warnings
-    scalars = resume.read_scalars(run.folder)
-    looks = [record["layers"] for record in scalars if record["type"] == "mechanism"]
-    if len(looks) < 2:
-        warnings.append("the gates were seen fewer than twice (--seq_len 1): nothing shows that they moved.")
-        return warnings
-    moves = [abs(a["gate_mean"] - b["gate_mean"]) for a, b in zip(looks[0], looks[-1], strict=True)]
-    if max(moves) < 1e-3:
-        warnings.append(f"no layer's mean gate moved by 0.001 (largest move {max(moves):.1e}): "
-                        "the gate is not active.")
-    return warnings
 
 
 def summarise(run: training.Run) -> dict:
@@ -405,7 +387,10 @@ def train(args, procs) -> int:
     model.train()
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    forward = torch.compile(model) if training.compiles(args, device) else model
+    forward = model
+    if training.compiles(args, device) and not model.writes:
+        forward = torch.compile(model)
+    vars(args).update(memory.flags_of(model.config.to_dict()))  # as the model was built
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_per_step = flops_per_token * tokens_per_step
 
@@ -418,7 +403,7 @@ def train(args, procs) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # what it will cost, from one micro-step, which leaves no trace
-    scored = {name: estimate.tokens_of(examples) for name, (_, examples) in items.items()}
+    scored = {name: estimate.tokens_of(examples) for name, (_, examples, _) in items.items()}
     scored["val"] = val_loss.count_tokens(val, args)
     row = torch.from_numpy(files.slice(0, args.seq_len + 1).astype(np.int64))
     pace, costs = training.look_ahead(
@@ -432,7 +417,7 @@ def train(args, procs) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
-    unused_flags = optim.unused_flags(args)
+    unused_flags = optim.unused_flags(args) + memory.unused_flags(model.config)
     if args.attn_gate == "none":
         unused_flags += ["gate_pos", "gate_act"]
     record = training.describe(args, procs, model, flops_per_token, unused_flags)
@@ -475,6 +460,8 @@ def train(args, procs) -> int:
         start_step=state.step, stop_step=last_step, num_workers=args.num_workers,
         pin_memory=device.type == "cuda")
     probe = probe_rows(args, files, val)
+    if model.writes and state.step == 0:
+        model.teach_factor.fill_(memory.teach_factor(args, 0))
     if not args.eval_every and state.step == 0:
         record_mechanism(run, probe)
     evaluations = plan_evaluations(run, val, probe, items)
@@ -484,6 +471,8 @@ def train(args, procs) -> int:
         started = time.perf_counter()
         multiplier = optim.lr_multiplier(state.step, **schedule)
         optim.set_learning_rates(optimizers, multiplier)
+        if model.writes:
+            model.teach_factor.fill_(memory.teach_factor(args, state.step))
         batch = batches.next_step()
         model.train()
         loss = torch.zeros((), device=device)

@@ -341,10 +341,10 @@ def sums_device(procs) -> torch.device:
 def reduce_gradients(procs, params) -> torch.Tensor:
     """Adds up every gradient over all ranks, in one all-reduce of all in a row, so that the order of additions never
     changes. Returns the L2 norm of all."""
+    for p in params:
+        if p.grad is None:  # this rank had no row in the step, or nothing that the parameter decides was read
+            p.grad = torch.zeros_like(p)
     if procs.world_size > 1:
-        for p in params:
-            if p.grad is None:  # this rank had no row in the step
-                p.grad = torch.zeros_like(p)
         flat = procs.sum(torch.cat([p.grad.flatten() for p in params]))
         for p, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
             p.grad.copy_(piece.view_as(p))

@@ -45,8 +45,20 @@ import hellaswag  # noqa: E402
 import prepare_bos_rows  # noqa: E402
 import prepare_fineweb  # noqa: E402
 import train_gpt  # noqa: E402
-from lab import conversations, decontaminate, disk, optim, processes, results, resume  # noqa: E402
-from lab import runs, shards, sources, synthetic, training  # noqa: E402
+from lab import (  # noqa: E402  # noqa: E402
+    conversations,
+    decontaminate,
+    disk,
+    optim,
+    processes,
+    results,
+    resume,
+    runs,
+    shards,
+    sources,
+    synthetic,
+    training,
+)
 from model import GPT  # noqa: E402
 
 MAX_SECONDS, MAX_BYTES = 2.0, 500e6
