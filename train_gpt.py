@@ -29,13 +29,13 @@ import torch
 
 import ewok
 import hellaswag
-import lab.memory_settings as memory
 from lab import (
     benchmarks,
     data_order,
     disk,
     estimate,
     inference,
+    memory_settings,
     optim,
     presets,
     processes,
@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="gate the SDPA output or the values (default %(default)s)")
     add("--gate_act", choices=GATE_ACTIVATIONS, default=GPTConfig.gate_act,
         help="range of the gate; ns_sigmoid = 0.5 + 0.5 sigmoid (default %(default)s)")
-    memory.add_arguments(parser.add_argument_group("memory: fast weights, written while a sequence is read"))
+    memory_settings.add_arguments(parser.add_argument_group("memory: fast weights, written while a sequence is read"))
     group = parser.add_argument_group("optimization")
     add = group.add_argument
     add("--micro_batch_size", type=int, default=10,
@@ -124,7 +124,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     before = resume.take_defaults(parser, argv)
     presets.take(parser, argv)
     start = config_of_start(parser, argv, before)
-    shape = {name: start[name] for name in SHAPE if name in start} | memory.flags_of(start)
+    shape = {name: start[name] for name in SHAPE if name in start} | memory_settings.flags_of(start)
     parser.set_defaults(**shape)
     args = parser.parse_args(argv)
     for name, value in shape.items():
@@ -135,12 +135,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     if not args.data_dir:
         parser.error("--data_dir is required: make one with python prepare_fineweb.py "
                      "--dataset synthetic --max_docs 5000 --out_dir data/synthetic")
-    more = " ".join(f"{one.NAME}_every {one.NAME}_max_examples" for one in BENCHMARKS)
+    more = [f"{one.NAME}_every {one.NAME}_max_examples" for one in BENCHMARKS]
+    more += [optim.number_flags(), *memory_settings.SCHEDULE_NAMES]
     flags.check_flags(parser, args, {
         "a whole number of at least 1": "seq_len n_layer n_embd total_batch_tokens max_train_steps val_tokens",
-        "0 or more": f"num_workers n_head n_inner {more} {optim.number_flags()} {' '.join(memory.SCHEDULE_HELP)}",
+        "0 or more": f"num_workers n_head n_inner {' '.join(more)}",
         "a number above 0": "max_epochs"})
-    memory.fill_in(args)
+    memory_settings.fill_in(args)
     if args.memory != "none" and args.compile == "on":
         parser.error("--compile on cannot trace the writes of a memory: leave it out.")
     if not args.n_head:
@@ -251,7 +252,7 @@ def build_model(args, before: dict | None, device) -> tuple[GPT, dict | None]:
         init = {"checkpoint": str(folder), "sha256": disk.sha256_file(folder / "model.safetensors")}
         return GPT.load(folder, device), init
     padded = -(-args.vocab_size // 128) * 128  # makes the head's products faster; masked everywhere
-    shape = {name: getattr(args, name) for name in SHAPE} | memory.settings_of(args)
+    shape = {name: getattr(args, name) for name in SHAPE} | memory_settings.settings_of(args)
     config = GPTConfig(**shape, padded_vocab_size=padded, block_size=args.seq_len)
     return GPT(config, seed=args.seed).to(device), None
 
@@ -390,7 +391,7 @@ def train(args, procs) -> int:
     forward = model
     if training.compiles(args, device) and not model.writes:
         forward = torch.compile(model)
-    vars(args).update(memory.flags_of(model.config.to_dict()))  # as the model was built
+    vars(args).update(memory_settings.flags_of(model.config.to_dict()))  # as the model was built
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_per_step = flops_per_token * tokens_per_step
 
@@ -417,7 +418,7 @@ def train(args, procs) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
-    unused_flags = optim.unused_flags(args) + memory.unused_flags(model.config)
+    unused_flags = optim.unused_flags(args) + memory_settings.unused_flags(model.config)
     if args.attn_gate == "none":
         unused_flags += ["gate_pos", "gate_act"]
     record = training.describe(args, procs, model, flops_per_token, unused_flags)
@@ -461,7 +462,7 @@ def train(args, procs) -> int:
         pin_memory=device.type == "cuda")
     probe = probe_rows(args, files, val)
     if model.writes and state.step == 0:
-        model.teach_factor.fill_(memory.teach_factor(args, 0))
+        model.teach_factor.fill_(memory_settings.teach_factor(args, 0))
     if not args.eval_every and state.step == 0:
         record_mechanism(run, probe)
     evaluations = plan_evaluations(run, val, probe, items)
@@ -472,7 +473,7 @@ def train(args, procs) -> int:
         multiplier = optim.lr_multiplier(state.step, **schedule)
         optim.set_learning_rates(optimizers, multiplier)
         if model.writes:
-            model.teach_factor.fill_(memory.teach_factor(args, state.step))
+            model.teach_factor.fill_(memory_settings.teach_factor(args, state.step))
         batch = batches.next_step()
         model.train()
         loss = torch.zeros((), device=device)

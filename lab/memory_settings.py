@@ -40,48 +40,53 @@ CHOICES = dict(
     write=("off", "stop", "through"),
     self_modifier=("off", "frozen", "on"),
     inner_optimizer=("sgd", "momentum", "rank1"))
-HELP = dict(
-    memory="fast weights in the last blocks",
-    memory_layers="blocks that have them (0 = the last quarter)",
-    write="CMS levels in training: not written; written; written, with gradients through the writes",
-    cms_periods="tokens between the writes of each level, 0 = never (default 128,0; shorter where sequences are)",
-    cms_widths="of the levels (default: as large a model as one without memory, half of the channels "
+HELP = {
+    "--memory": "fast weights in the last blocks",
+    "--memory_layers": "blocks that have them (0 = the last quarter)",
+    "--write": "CMS levels in training: not written; written; written, with gradients through the writes",
+    "--cms_periods": "tokens between the writes of each level, 0 = never (default 128,0; shorter where sequences are)",
+    "--cms_widths": "of the levels (default: as large a model as one without memory, half of the channels "
                "for the written levels, half for the one that is never written)",
-    titan_width="of the Titans memory (0 = n_embd / 2)",
-    titan_period="tokens between its writes (0 = the smallest of --cms_periods)",
-    self_modifier="HOPE: the Titans memory's values come through a level that is written",
-    inner_lr="learning rate of the writes",
-    inner_lr_learned="train a factor on inner_lr for each level (CMS: with --write through)",
-    inner_optimizer="of the writes; rank1 leaves out the direction of the mean input",
-    inner_clip="largest L2 norm of a write before inner_lr (0 = off)",
-    inner_decay="share that a write forgets of the earlier ones",
-    teach_scale="factor on the teach signal, or one per written level (default 1)",
-    teach_clip="largest L2 norm of a token's teach signal (0 = off)",
-    surprise_threshold="tokens whose teach signal has a smaller norm are not written")
-SCHEDULE_HELP = dict(
-    teach_warmup_iters="steps of linear warmup of the teach scale (0 = off)",
-    teach_decay_start="step from which it falls (0 = never)",
-    teach_decay_iters="steps in which it falls to 0")
+    "--titan_width": "of the Titans memory (0 = n_embd / 2)",
+    "--titan_period": "tokens between its writes (0 = the smallest of --cms_periods)",
+    "--self_modifier": "HOPE: the Titans memory's values come through a level that is written",
+    "--inner_lr": "learning rate of the writes",
+    "--inner_lr_learned": "train a factor on inner_lr for each level (CMS: with --write through)",
+    "--inner_optimizer": "of the writes; rank1 leaves out the direction of the mean input",
+    "--inner_clip": "largest L2 norm of a write before inner_lr (0 = off)",
+    "--inner_decay": "share that a write forgets of the earlier ones",
+    "--teach_scale": "factor on the teach signal, or one per written level (default 1)",
+    "--teach_clip": "largest L2 norm of a token's teach signal (0 = off)",
+    "--surprise_threshold": "tokens whose teach signal has a smaller norm are not written",
+}
+SCHEDULE_HELP = {
+    "--teach_warmup_iters": "steps of linear warmup of the teach scale (0 = off)",
+    "--teach_decay_start": "step from which it falls (0 = never)",
+    "--teach_decay_iters": "steps in which it falls to 0",
+}
+NAMES = [flag.removeprefix("--") for flag in HELP]
+SCHEDULE_NAMES = [flag.removeprefix("--") for flag in SCHEDULE_HELP]
 # Document 004 as it was run, with its sign repaired: its writes are too small to show.
 PRESETS = {"original": dict(memory="hope_attention", write="off", inner_lr=3.75e-6)}
 
 
 def add_arguments(group) -> None:
     """Adds the flags of HELP and SCHEDULE_HELP to a parser's group."""
-    for name, text in HELP.items():
+    for flag, text in HELP.items():
+        name = flag.removeprefix("--")
         default = getattr(Settings, name)
         if isinstance(default, bool):
-            group.add_argument(f"--{name}", action="store_true", help=text)
+            group.add_argument(flag, action="store_true", help=text)
             continue
         if isinstance(default, tuple):  # kept as text, which config.json and a results.csv can hold
             default = as_text(default)
         choices = CHOICES.get(name)
         if name == "memory":
             choices = (*choices, *PRESETS)
-        group.add_argument(f"--{name}", type=type(default), choices=choices, default=default,
+        group.add_argument(flag, type=type(default), choices=choices, default=default,
                            help=f"{text} (default %(default)s)")
-    for name, text in SCHEDULE_HELP.items():
-        group.add_argument(f"--{name}", type=int, default=0, help=text)
+    for flag, text in SCHEDULE_HELP.items():
+        group.add_argument(flag, type=int, default=0, help=text)
 
 
 def fill_in(args) -> None:
@@ -97,7 +102,7 @@ def as_text(numbers) -> str:
 
 def settings_of(args) -> dict:
     """The fields of Settings from a trainer's flags. ValueError for lists that are not numbers."""
-    values = {name: getattr(args, name) for name in HELP}
+    values = {name: getattr(args, name) for name in NAMES}
     for name, kind in (("cms_periods", int), ("cms_widths", int), ("teach_scale", float)):
         try:
             values[name] = tuple(kind(part) for part in values[name].split(",") if part.strip())
@@ -109,22 +114,22 @@ def settings_of(args) -> dict:
 
 def flags_of(config: dict) -> dict:
     """Flags for the fields of Settings in a model's configuration (GPTConfig.to_dict)."""
-    flags = {name: config[name] for name in HELP if name in config}
-    return {name: as_text(v) if isinstance(v, (list, tuple)) else v for name, v in flags.items()}
+    flags = {name: config[name] for name in NAMES if name in config}
+    lists = {name: as_text(value) for name, value in flags.items() if isinstance(value, (list, tuple))}
+    return flags | lists
 
 
 def unused_flags(c) -> list[str]:
     """Flags that a model of configuration c does not use."""
-    schedule = list(SCHEDULE_HELP)
     if c.memory == "none":
-        return [name for name in HELP if name != "memory"] + schedule
+        return [name for name in NAMES if name != "memory"] + SCHEDULE_NAMES
     unused = []
     if c.memory not in WITH_TITAN:
         unused += ["titan_width", "titan_period"]
     if c.memory != "hope":
         unused.append("self_modifier")
     if c.memory not in WITH_CMS:
-        unused += ["write", "teach_scale", "teach_clip", "surprise_threshold", *schedule]
+        unused += ["write", "teach_scale", "teach_clip", "surprise_threshold", *SCHEDULE_NAMES]
     return unused
 
 

@@ -28,7 +28,8 @@ def evaluate(model, val: dict, args, procs, autocast, stop) -> tuple[dict, dict]
     """Val loss in both views, of a memory also without its writes: (fields for scalars.jsonl, arrays per document);
     None when asked to stop.
 
-    Sums of NLL over all ranks in float64 over exact counts, the same for any world size and batch. Draws no random numbers."""
+    Sums of NLL over all ranks in float64 over exact counts, the same for any world size and batch. Draws no random
+    numbers."""
     record, documents = {}, {}
     n_docs = len(val["doc_starts"])
     doc_lengths = np.diff(np.append(val["doc_starts"], len(val["tokens"])))

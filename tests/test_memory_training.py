@@ -137,7 +137,8 @@ def test_fine_tuning_a_memory(data, tmp_path):
     start = train(data, tmp_path / "start", "--memory hope_attention --cms_periods 16,0 --seq_len 128 "
                                             "--total_batch_tokens 256 --max_train_steps 2")
     flags = ["--stage", "gsm8k", "--init", str(start), "--data", "synthetic:40", "--device", "cpu",
-             *"--max_train_steps 2 --micro_batch_size 2 --total_batch_conversations 4 --eval_every 2 --val_fraction 0.2".split()]
+             *"--max_train_steps 2 --micro_batch_size 2 --total_batch_conversations 4".split(),
+             *"--eval_every 2 --val_fraction 0.2".split()]
     sft.main([*flags, "--packing", "off", "--out_dir", str(tmp_path / "tuned")])
     before, after = (GPT.load(runs.resolve_checkpoint(str(folder), flag="--init")[0])
                      for folder in (start, tmp_path / "tuned"))
