@@ -104,6 +104,26 @@ def test_interrupted_twice(run, tmp_path, monkeypatch, capsys, benchmark):
         assert len(again) == 12
 
 
+def test_interrupted_probes(run, tmp_path, monkeypatch):
+    """Every probe's score: an exam stopped among its probes repeats none of them, and gives the same bytes."""
+    argv = flags(run, "--max_new_tokens", "2", "--batch_size", "32", "--max_examples", "4")
+    eval_gsm8k.main([*argv, "--out", str(tmp_path / "whole")])
+    out = tmp_path / "out"
+    stop_at(monkeypatch, eval_gsm8k, [*argv, "--out", str(out)], 6)
+    asked, score = [], inference.score_endings
+
+    def count(model, trees):
+        asked.extend(trees)
+        return score(model, trees)
+
+    monkeypatch.setattr(inference, "score_endings", count)
+    eval_gsm8k.main([*argv, "--out", str(out)])
+    assert len(asked) == 562 - 5 * 64
+    for name in ("gsm8k_completions.jsonl", "probes.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert json.loads((out / "gsm8k_results.json").read_text())["resumed"] == 4
+
+
 def test_interrupted_ewok_keeps_no_text(run, tmp_path, monkeypatch):
     """EWoK's terms: what an interrupted exam leaves holds ids and numbers."""
     stop_at(monkeypatch, ewok, flags(run, "--out", tmp_path / "out"), 6)
