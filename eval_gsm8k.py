@@ -292,8 +292,8 @@ def examine(args, procs) -> None:
                         stop=work.stop, progress=True)
         probed = None
         if exam and args.probes == "on":
-            probed = probes.evaluate(model, procs, bos=settings["bos"], autocast=autocast, progress=True,
-                                     stop=work.stop)
+            probed = probes.evaluate(model, procs, bos=settings["bos"], autocast=autocast, done=work.done,
+                                     save=work.save, stop=work.stop, progress=True)
         if exam is None or (probed is None and args.probes == "on"):
             raise KeyboardInterrupt
         if not procs.is_main:
@@ -314,7 +314,7 @@ def examine(args, procs) -> None:
             "data_sha256": disk.sha256_file(args.data) if Path(args.data).is_file() else None,
             "checkpoint_sha256": checkpoint_sha256,
             "probes": probed and probed["metrics"], "dtype": args.dtype,
-            "resumed": len(work.done), "world_size": procs.world_size,
+            "resumed": sum(item["id"] in work.done for item in items), "world_size": procs.world_size,
             "timestamp": runs.now(),
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
             "code": {name: value for name, value in code.items() if name != "git_diff"},

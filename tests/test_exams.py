@@ -104,6 +104,26 @@ def test_interrupted_twice(run, tmp_path, monkeypatch, capsys, benchmark):
         assert len(again) == 12
 
 
+def test_interrupted_probes(run, tmp_path, monkeypatch):
+    """Every probe's score: an exam stopped among its probes repeats none of them, and gives the same bytes."""
+    argv = flags(run, "--max_new_tokens", "2", "--batch_size", "32", "--max_examples", "4")
+    eval_gsm8k.main([*argv, "--out", str(tmp_path / "whole")])
+    out = tmp_path / "out"
+    stop_at(monkeypatch, eval_gsm8k, [*argv, "--out", str(out)], 6)
+    asked, score = [], inference.score_endings
+
+    def count(model, trees):
+        asked.extend(trees)
+        return score(model, trees)
+
+    monkeypatch.setattr(inference, "score_endings", count)
+    eval_gsm8k.main([*argv, "--out", str(out)])
+    assert len(asked) == 562 - 5 * 64
+    for name in ("gsm8k_completions.jsonl", "probes.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert json.loads((out / "gsm8k_results.json").read_text())["resumed"] == 4
+
+
 def test_interrupted_ewok_keeps_no_text(run, tmp_path, monkeypatch):
     """EWoK's terms: what an interrupted exam leaves holds ids and numbers."""
     stop_at(monkeypatch, ewok, flags(run, "--out", tmp_path / "out"), 6)
@@ -128,6 +148,30 @@ def test_no_two_of_the_same_exam(run, tmp_path):
     assert json.loads((run / "gsm8k_results.json").read_text())["total"] == 24
     assert len(runs.read_jsonl(run / "hellaswag_items.jsonl")) == len(runs.read_jsonl(run / "ewok_items.jsonl")) == 24
     assert json.loads((run / "step_metrics.json").read_text())["20"].keys() >= {"hellaswag_accuracy", "eval_full_sum"}
+
+
+def write_scores(folder, name, first):
+    """One scorer of ten steps of a run."""
+    for step in range(first, 20, 2):
+        result = {"metrics": {"x": 1.0}, "items": [{"id": "a"}, {"id": "b"}]}
+        benchmarks.write_records(name, [(f"{name}_x",)], folder, step, result, "now")
+
+
+def test_scorers_beside_each_other(tmp_path):
+    """Scores and item lines that are lost when four commands score one run at once: 0."""
+    context = torch.multiprocessing.get_context("fork")
+    scorers = [(name, first) for name in ("hellaswag", "ewok") for first in (0, 1)]
+    workers = [context.Process(target=write_scores, args=(tmp_path, *scorer)) for scorer in scorers]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    table = json.loads((tmp_path / "step_metrics.json").read_text())
+    assert table == {str(step): {"hellaswag_x": 1.0, "ewok_x": 1.0} for step in range(20)}
+    for name in ("hellaswag", "ewok"):
+        assert len(runs.read_jsonl(tmp_path / f"{name}_items.jsonl")) == 40
+        assert sorted(line["step"] for line in runs.read_jsonl(tmp_path / f"{name}_metrics.jsonl")) == list(range(20))
 
 
 def test_what_is_stored(run, tmp_path, capsys):
