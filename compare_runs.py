@@ -9,9 +9,9 @@
     python compare_runs.py --check runs/mine_s0 --against 'runs/base_s*'        # is a newcomer's run in its band?
     python compare_runs.py --plan --effect 0.003 --noise 0.0013                 # how many seeds does that need?
 
-Reads run folders (layout: lab/runs.py) or a results.csv. Prints Markdown; --out FOLDER also gets report.md,
-report.json, PNG plots and a report.html that needs no network. Exit status: 0 comparable (--check: in the band), 2 not
-comparable (--check: outside), 1 bad input.
+Reads run folders (layout: lab/runs.py) or a results.csv. Prints Markdown. --out FOLDER gets report.md, report.json,
+PNG plots and a report.html that needs no network; then five lines are printed, and all with --print full. Exit status:
+0 comparable (--check: in the band), 2 not comparable (--check: outside), 1 bad input.
 
 The gate comes first: what differs must be the treatment, else the verdict is `not comparable`. An attention gate, rows
 or tokens that differ alone are recognised; anything else must be declared with --treatment, because a forgotten flag
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 
 from lab import (
     ab_gate,
@@ -30,6 +31,7 @@ from lab import (
     ab_many,
     ab_noise,
     ab_numbers,
+    ab_page,
     ab_power,
     ab_report,
     ab_stats,
@@ -162,11 +164,19 @@ def compare_two(args) -> int:
     answers = checklist(rows, metrics, matched, primary, checked)
     allowed = allowed_in_words(checked)
     names = {arm: ab_many.label_of(own) for arm, own in arms.items()}
+    labelled = {f"{arm}: {names[arm]}": own for arm, own in zip("AB", used, strict=True)}
+    facts = [("Arms", ", ".join(labelled)), *ab_page.facts_of(labelled, checked)]
+    key_rows = ab_page.key_rows(rows, metrics, primary)
     blocks: list[tuple] = [
-        ("h1", f"{names['B']} against {names['A']}: {verdict}"), ("verdict", head, verdict),
-        ("ul", summary(arms, names, primary, checked, allowed, margin, args)),
+        ("h1", f"{names['B']} against {names['A']}: {verdict}"), ("verdict", head, verdict), ("facts", facts),
+    ]
+    if args.out:
+        blocks += ab_page.loss_curves(labelled, primary, checked["other_tokens"])
+    blocks += [
+        ab_page.key_table(key_rows, names, args.alpha),
+        ("ul", summary(dict(facts)["Changed"], primary, checked, allowed, margin, args)),
         ("h2", "Result"), metric_table(rows, metrics, args.alpha),
-        ("h2", f"At equal cost: {SHORT[primary]} ({UNIT[primary]})"),
+        ("h2", f"At equal cost: {ab_page.with_unit(primary)}"),
         ab_report.table(MATCHING_COLUMNS, matched, args.alpha),
         ("p", "At a budget the costlier run is read off its val curve, linearly between two evaluations. "
               "Its learning rate is not down at its end there, which counts against it: a run of that "
@@ -182,11 +192,11 @@ def compare_two(args) -> int:
         blocks.append(("ul", reasons))
     blocks += [("h2", "Interpretation checklist"), ("ul", answers)]
     if args.out:
-        labelled = {f"{arm}: {names[arm]}": own for arm, own in zip("AB", used, strict=True)}
-        blocks += [("h2", "Plots"), *pictures(labelled, rows, metrics, primary, args.alpha)]
+        blocks += [("h2", "Plots"), *ab_page.pictures(labelled, rows, metrics, primary, args.alpha)]
     blocks += [*ab_gate.gate_blocks(checked), ("h2", "How to read this"), ("ul", list(DEFINITIONS))]
+    blocks += ab_page.last_screen(labelled, args.command, args.out)
     record = {
-        "mode": "a/b", "verdict": verdict, "headline": head, "primary": primary,
+        "mode": "a/b", "verdict": verdict, "headline": head, "compared": dict(facts), "primary": primary,
         "margin": margin.value, "margin_in_words": margin.words, "alpha": args.alpha,
         "treatment": checked["treatment"], "allowed": allowed,
         "arms": {arm: [str(run["folder"]) for run in own] for arm, own in arms.items()},
@@ -194,7 +204,11 @@ def compare_two(args) -> int:
         "gate": checked, "metrics": rows, "matchings": matched, "how_sure": how_sure,
         "items_and_documents": extra, "not_available": reasons, "checklist": answers,
     }
-    ab_report.publish(blocks, record, args.out)
+    brief = None
+    if args.print == "short":
+        first = f"{names['B']} against {names['A']}: {head}"
+        brief = ab_page.brief_of(first, ab_page.brief_rows(key_rows))
+    ab_report.publish(blocks, record, args.out, brief)
     return 0 if checked["ok"] else 2
 
 
@@ -214,16 +228,11 @@ def allowed_in_words(checked: dict) -> list[str]:
     return sentences
 
 
-def summary(arms: dict, names: dict, primary: str, checked: dict, allowed: list, margin, args) -> list[str]:
-    """The arms, the treatment and the primary metric, a sentence each."""
-    described = []
-    for arm, own in arms.items():
-        seeds = sorted(run["seed"] for run in own)
-        noun = "seed" if len(seeds) == 1 else "seeds"
-        described.append(f"{arm}: {ab_report.code(names[arm])}, {noun} {', '.join(map(str, seeds))}.")
+def summary(changed: str, primary: str, checked: dict, allowed: list, margin, args) -> list[str]:
+    """The treatment, changed in words, and the primary metric, a sentence each."""
     if checked["treatment"]:
         how = "declared" if args.treatment else "recognised"
-        treatment = f"{checked['treatment']} ({how})"
+        treatment = f"{changed} ({how})"
     elif not checked["ok"]:
         treatment = "none declared or recognised among what differs"
     elif allowed:
@@ -232,7 +241,6 @@ def summary(arms: dict, names: dict, primary: str, checked: dict, allowed: list,
         treatment = "none: the arms differ in nothing that counts (an A/A)"
     because = ", as the arms' tokens differ" if checked["other_tokens"] else ""
     sentences = [
-        " ".join(described),
         f"Treatment: {treatment}.",
         f"Primary metric: {SHORT[primary]}{because}. Equivalence margin {margin.words}. alpha {args.alpha:g}.",
     ]
@@ -243,13 +251,13 @@ def summary(arms: dict, names: dict, primary: str, checked: dict, allowed: list,
 
 def headline(row: dict, step: int | None, checked: dict, used: list) -> str:
     """Verdict, effect, and everything that is missing. row: the primary metric's; step: at which it was scored."""
-    name, unit, verdict = SHORT[row["key"]], UNIT[row["key"]], row["verdict"]
+    name, verdict = SHORT[row["key"]], row["verdict"]
     effect = f"{name} {row['delta']}"
     if isinstance(row["delta"], float):
         design = ab_numbers.design_of(row)
         change = form_change(row, ".4f")
         at = "" if step is None else f" at step {step}"
-        effect = f"B - A = {change} in {name} ({unit}){at}, {design}"
+        effect = f"{ab_page.with_unit(row['key'])}{at}, {design}: B - A = {change}"
     text = f"{effect}."
     if verdict.startswith(("better", "worse")):
         word, _, reserve = verdict.partition(", ")
@@ -340,12 +348,13 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
             scored.append(change(key, metrics[key].label))
     quality = "; ".join(scored) or "HellaSwag and EWoK N/A: not run, so the val loss alone speaks"
     flops = matched[1]
-    effect = f"{form_change(flops['row'], '.4f')} {UNIT[primary]}: {flops['verdict']}"
+    effect = f"{form_change(flops['row'], '.4f')} ({flops['verdict']})"
     steadiness = "; ".join(change(key, name) for key, name in STEADINESS.items())
     speed = change("tokens_per_sec", "tokens/s") + relative_speed(rows["tokens_per_sec"])
     answers = {
         f"Did {subject} improve benchmark quality at matched compute?":
-            f"{quality}. At equal FLOPs ({flops['budget']}) {SHORT[primary]} changes by {effect}.",
+            f"{quality}. At equal FLOPs ({flops['budget']}) {ab_page.with_unit(primary)} changes by "
+            f"{effect}.",
         f"Did {subject} change optimization stability (loss smoothness, grad norms)?":
             f"{steadiness}.",
         "Was runtime throughput materially worse/better?": f"{speed}.",
@@ -402,40 +411,6 @@ def data_read(rows: dict) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# plots of an A/B
-
-PANELS = {"nats": "losses", "bits": "losses", "benchmark": "benchmarks"}  # by a metric's kind
-
-
-def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alpha: float) -> list[tuple]:
-    """Curves, pairs and the change of every metric, as blocks."""
-    blocks, row = ab_many.curves(arms, primary), rows[primary]
-    mean = None
-    if isinstance(row["low"], float):
-        mean = (row["delta"], row["low"], row["high"])
-    side = "below" if metrics[primary].better < 0 else "above"
-    x_label = f"B - A in {SHORT[primary]} ({UNIT[primary]}); {side} 0, B is better"
-    png = ab_report.plot_pairs(row["pairs"], mean, x_label, f"mean, {100 * (1 - alpha):g} %")
-    if png:
-        caption = "Difference within each pair of equal seed"
-        blocks.append(("img", "paired_differences.png", caption, png))
-    forest: dict[str, list] = {"losses": [], "benchmarks": [], "stability and cost": []}
-    for key, row in rows.items():
-        if isinstance(row["low"], float) and math.isfinite(row["low"]) and row["a"]:
-            metric = metrics[key]
-            line = {k: 100 * row[k] / abs(row["a"]) for k in ("delta", "low", "high")}
-            line |= {"better": metric.better, "verdict": row["verdict"].split(",")[0]}
-            line["label"] = metric.label.split(" (")[0].split(" @")[0]
-            forest[PANELS.get(metric.kind, "stability and cost")].append(line)
-    png = ab_report.plot_forest(forest)
-    if png:
-        caption = ("Every measured metric: change in percent of A, with its uncorrected interval. Better and "
-                   "worse go by the table's verdict, whose p is corrected; cost and optimisation have none")
-        blocks.append(("img", "forest.png", caption, png))
-    return blocks or [("p", "N/A: nothing to draw.")]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # flags
 
 
@@ -480,6 +455,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("output").add_argument
     add("--out", metavar="FOLDER",
         help="for the report and its plots: new, empty, or of an earlier report (default: only print)")
+    add("--print", choices=("short", "full"),
+        help="the verdict, three rows and the report's path, or all of it (default: short with --out, else full)")
     add("--no_items", dest="items", action="store_false", help="no bootstrap over benchmark items")
     return parser
 
@@ -522,6 +499,8 @@ def parse_args(argv=None) -> argparse.Namespace:
             check(low < value < high, f"--{name} {value:g}: give a number between {low} and {high}")
     if args.delta is not None:
         check(0 <= args.delta < math.inf, f"--delta {args.delta:g}: give a number of at least 0")
+    args.print = args.print or ("short" if args.out else "full")
+    args.command = ["python", "compare_runs.py", *map(str, sys.argv[1:] if argv is None else argv)]
     return args
 
 

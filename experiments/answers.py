@@ -21,14 +21,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import compare_runs  # noqa: E402
-from lab import ab_report, ab_verdict, disk  # noqa: E402
+from lab import ab_page, ab_report, ab_verdict, disk  # noqa: E402
 
 ALPHA = 0.05
 START, END = "<!-- answers: python experiments/answers.py --write -->", "<!-- end of answers -->"
 
 
 def report(arguments: list[str], images: dict[str, Path], level: int = 1) -> dict:
-    """Runs compare_runs.py, prints its report with every heading `level` levels deeper, and returns its record.
+    """Runs compare_runs.py, prints its report with every heading `level` levels deeper, but without what belongs to one
+    machine (paths, commands), and returns its record.
 
     images: {name of a plot in the report: file that keeps it}; the other plots are dropped. Raises ValueError when the
     runs are not comparable: a table of those would be no result.
@@ -42,7 +43,7 @@ def report(arguments: list[str], images: dict[str, Path], level: int = 1) -> dic
             raise ValueError(f"compare_runs.py {' '.join(arguments)}: {record['headline']}")
         for name, path in images.items():
             disk.write_whole(path, Path(folder, name).read_bytes())
-    text = re.sub(r"!\[[^]]*\]\([^)]*\)\n+", "", text)
+    text = re.sub(r"!\[[^]]*\]\([^)]*\)\n+", "", text.partition(f"## {ab_page.LAST}")[0])
     print(re.sub(r"^#", "#" * (level + 1), text, flags=re.MULTILINE))
     return record
 

@@ -26,7 +26,7 @@ import numpy as np
 from scipy import special
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_report, disk, runs  # noqa: E402
+from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_plots, ab_report, disk, runs  # noqa: E402
 
 CURVES = (  # records, field, label, chance
     ("val", "val_loss", "val loss, nats/token", None),
@@ -167,7 +167,7 @@ def verdict(checked: dict, notes: list[str]) -> list[tuple]:
 
 def draw(arms: dict, drawn: dict, axis: str, word: str) -> bytes:
     x_label, x_of = AXES[axis]
-    axes, save = ab_report.canvas(6.0, 2.6 * len(drawn) + 0.3, [1] * len(drawn))
+    axes, save = ab_plots.canvas(6.0, 2.6 * len(drawn) + 0.3, [1] * len(drawn))
     legends, every_x = [], []
     for panel, (label, (curve, curves)) in zip(axes, drawn.items(), strict=True):
         kind, field, _, chance = curve
@@ -177,20 +177,21 @@ def draw(arms: dict, drawn: dict, axis: str, word: str) -> bytes:
         if not known:
             continue
         every_x += [x for curve in known for x in curve[..., 0].ravel()]
-        legends.append((panel, ab_report.draw_curves(panel, lines)))
+        legends.append((panel, ab_plots.draw_curves(panel, lines)))
         ends = draw_bars(panel, arms, (kind, field), curves, lines)
         widen(panel, ends, LEAST_SCORE if chance is not None else LEAST_LOSS * float(np.mean(ends)))
         if chance is not None:
             panel.axhline(chance, color="black", linestyle=":", linewidth=1)
             low, high = panel.get_ylim()
             panel.set_ylim(min(low, chance - 0.01), max(high, chance + 0.01))
+        ab_plots.note_cut(panel)
     if not every_x or not all(map(math.isfinite, every_x)):
         raise ValueError(f"some run has no finite score, or does not record its {x_label}: use --x steps.")
     left, right = min(every_x), max(every_x)
     margin = 0.04 * (right - left or 1)
     for panel in axes:
         panel.set_xlim(left - margin, right + margin)
-    ab_report.add_legend(*max(legends, key=lambda legend: len(legend[1])))
+    ab_plots.add_legend(*max(legends, key=lambda legend: len(legend[1])))
     if word != "comparable":
         axes[0].set_title(f"{word}: learning_curves.py prints why", fontsize=9, loc="left")
     axes[-1].set_xlabel(f"{x_label}\nbars: lowest to highest seed;\n"
@@ -205,7 +206,7 @@ def draw_bars(panel, arms: dict, of: tuple[str, str], curves: dict, lines: dict)
         if points_of_arm is None:
             continue
         n_seeds, n, _ = points_of_arm.shape
-        at = np.arange(0, n, max(1, n // 12))
+        at = np.arange(0, n, ab_plots.marker_stride(n))
         x, y = points_of_arm[:, at, 0].mean(0), points_of_arm[:, at, 1]
         low, high = y.min(0), y.max(0)
         if n_seeds == 1:
@@ -213,7 +214,7 @@ def draw_bars(panel, arms: dict, of: tuple[str, str], curves: dict, lines: dict)
             run, scored = arms[arm][0], dict(zip(steps.tolist(), y[0], strict=True))
             half = [half_width(run, *of, step, score) for step, score in scored.items()]
             low, high = low - half, high + half
-        colour = ab_report.STYLES[i % len(ab_report.STYLES)][0]
+        colour, _, _ = ab_plots.style_of(i)
         panel.errorbar(x, y.mean(0), [y.mean(0) - low, high - y.mean(0)], fmt="none", ecolor=colour,
                        elinewidth=1, capsize=3)
         kept.append(np.stack([low, high])[:, at >= n // 4])

@@ -42,6 +42,12 @@ UNUSED = {
     "muon_lr": ("optimizer", ("adamw",), "Muon"),
     "muon_scale": ("optimizer", ("adamw",), "Muon"),
 }
+IDENTITIES = {  # settings that are hashes: what is the same where they are equal
+    "data_fingerprint": "training data", "val_fingerprint": "held-out documents",
+    "val_fingerprint_documents": "held-out documents", "val_fingerprint_tokens": "held-out tokens",
+    "code_sha256": "code", "init_sha256": "initial weights",
+}
+HASH = re.compile(r"\b[0-9a-f]{16,64}\b")
 FOLLOWS = {"muon_lr": (0.1, "learning_rate"), "n_inner": (4, "n_embd")}  # by default
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -423,18 +429,29 @@ def flat(values: dict[str, list]) -> list:
 
 def short(value) -> str:
     """A setting's value as text; hashes are cut."""
+    if value is None:
+        return "none"
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text[:8] + "…" if re.fullmatch(r"[0-9a-f]{32,}", text) else text
 
 
 def by_arm(values: dict[str, list]) -> str:
     """{"A": [1], "B": [2]} as '1 / 2', and once where the arms agree."""
-    return " / ".join(distinct(map(in_words, values.values())))
+    return " / ".join(distinct(in_words(values).values()))
 
 
-def in_words(own: list) -> str:
-    """An arm's values as '1 and 2'."""
-    return " and ".join(map(short, own))
+def in_words(values: dict[str, list]) -> dict[str, str]:
+    """{"A": [1, 2], "B": [None]} as {"A": "1 and 2", "B": "none"}. Hashes, which nobody reads, are numbered."""
+    numbers: dict[str, int] = {}
+
+    def number(match) -> str:
+        return f"no. {numbers.setdefault(match[0], len(numbers) + 1)}"
+
+    words = {}
+    for arm, own in values.items():
+        texts = [HASH.sub(number, value) if isinstance(value, str) else short(value) for value in own]
+        words[arm] = " and ".join(texts)
+    return words
 
 
 def trouble_of(checked: dict, spell=by_arm) -> list[str]:
@@ -456,14 +473,20 @@ def gate_blocks(checked: dict) -> list[tuple]:
     if differences:
         columns = [("Knob", "left", lambda d: d["knob"])]
         for arm in differences[0]["values"]:
-            columns.append((arm, "left", lambda d, arm=arm: in_words(d["values"][arm]) or "not recorded"))
+            columns.append((arm, "left", lambda d, arm=arm: in_words(d["values"])[arm] or "not recorded"))
         columns.append(("State", "left", lambda d: d["state"]))
         columns.append(("Why", "left", lambda d: d["why"] or d["state"]))
         blocks += [("p", "What differs:"), ab_report.table(columns, differences)]
     else:
         blocks.append(("p", "Nothing differs."))
-    settings = [f"{name} {short(value)}" for name, value in sorted(equal.items()) if value not in OFF]
-    if settings:
+    same, settings = [], []
+    for name, value in sorted(equal.items()):
+        if value is not None and (name in IDENTITIES or name.endswith("_scorer")):
+            same.append(IDENTITIES.get(name, f"{name.removesuffix('_scorer')} items and scorer"))
+        elif value not in OFF:
+            settings.append(f"{name} {short(value)}")
+    if same or settings:
+        settings = [*dict.fromkeys(same), *settings]
         blocks.append(("p", f"Equal in every run: {', '.join(settings)}."))
     if checked["notes"]:
         blocks.append(("ul", checked["notes"]))

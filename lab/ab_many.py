@@ -15,7 +15,7 @@ import os
 import re
 import statistics
 
-from lab import ab_gate, ab_numbers, ab_report, ab_verdict, results, runs
+from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_verdict, results, runs
 from lab.ab_numbers import PRIMARY, SHORT, UNIT
 from lab.ab_report import form, form_change, form_interval, form_p, minutes
 
@@ -272,8 +272,17 @@ def compare_many(args) -> int:
     if where:
         title += f" ({args.where})"
     unit = f"{SHORT[primary]} ({UNIT[primary]})"
-    blocks: list[tuple] = [
-        ("h1", title), ("verdict", head, word), stage_table(arms, columns, primary),
+    labelled = labels_of(arms, columns)
+    members = {name: [row["run"] for row in arm["rows"]] for name, arm in labelled.items()}
+    facts = ab_page.facts_of_rows({name: arm["rows"] for name, arm in labelled.items()}, checked)
+    if args.runs:
+        facts = ab_page.facts_of(members, checked)
+    blocks: list[tuple] = [("h1", title), ("verdict", head, word), ("facts", facts)]
+    if args.out and args.runs:
+        blocks += ab_page.loss_curves(members, primary, checked["other_tokens"])
+    best = best_rows(labelled, compared, metrics[primary].better)
+    blocks += [
+        best_table(best, primary, args), ("h2", "Every arm"), stage_table(arms, columns, primary),
         ("p", f"final_loss: {unit} at the last step, mean over seeds."),
     ]
     if compared:
@@ -284,16 +293,24 @@ def compare_many(args) -> int:
         blocks.append(("p", f"p (Holm) and verdicts: {counted}, corrected together; intervals are not corrected. "
                             f"Equivalence margin {margin.words}."))
     if args.out:
-        blocks += plots(arms, columns, primary, args)
+        blocks += arms_plot(labelled, primary)
+    if args.out and args.runs:
+        blocks += ab_page.wall_clock(members, primary)
     blocks += ab_gate.gate_blocks(checked)
+    if args.runs:
+        blocks += ab_page.last_screen(members, args.command, args.out)
     record = {
-        "mode": "group_by", "verdict": word, "headline": head, "group_by": columns, "where": where,
+        "mode": "group_by", "verdict": word, "headline": head, "compared": dict(facts),
+        "group_by": columns, "where": where,
         "primary": primary, "margin": margin.value, "margin_in_words": margin.words, "alpha": args.alpha,
         "missing": missing, "gate": checked,
         "arms": [{k: arm[k] for k in ("name", "by_seed", "losses", "times")} for arm in arms],
         "baseline": baseline and baseline["name"], "differences": compared,
     }
-    ab_report.publish(blocks, record, args.out)
+    brief = None
+    if args.print == "short":
+        brief = ab_page.brief_of(f"{title}: {head}", [list(row.values()) for row in best])
+    ab_report.publish(blocks, record, args.out, brief)
     return 0 if word.startswith("comparable") else 2
 
 
@@ -350,7 +367,7 @@ def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) 
 
 def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list) -> str:
     def in_words(values: dict) -> str:
-        return ", ".join(map(ab_gate.short, ab_gate.flat(values)))
+        return ", ".join(dict.fromkeys(ab_gate.in_words(values).values()))
 
     trouble = ab_gate.trouble_of(checked, in_words)
     allowed = [d["knob"] for d in checked["differences"] if d["state"] == "allowed"]
@@ -413,34 +430,51 @@ def difference_table(compared: list[dict], args) -> tuple:
     return ab_report.table(columns, compared, args.alpha)
 
 
-def plots(arms: list[dict], columns: list[str], primary: str, args) -> list[tuple]:
-    """Each arm's losses; from folders the curves, too. Labels hold the columns in which the arms differ."""
+def labels_of(arms: list[dict], columns: list[str]) -> dict[str, dict]:
+    """Arms by a short name, which holds the columns in which they differ."""
     vary = [name for name in columns if len({arm["cells"][name] for arm in arms}) > 1]
-    losses, members = {}, {}
-    for arm in arms:
-        label = ", ".join(arm["cells"][name] or "(empty)" for name in vary or columns[:1])
-        losses[label] = arm["losses"]
-        members[label] = [row["run"] for row in arm["rows"]]
-    blocks: list[tuple] = []
-    png = ab_report.plot_arms(losses, f"final {SHORT[primary]} ({UNIT[primary]})")
-    if png:
-        caption = "Final loss of each arm: a circle per seed, a bar at the mean"
-        blocks.append(("img", "arms.png", caption, png))
-    if args.runs:
-        blocks += curves(members, primary)
-    return blocks
+    names = [", ".join(ab_gate.short(arm["cells"][name]) or "(empty)" for name in vary or columns[:1]) for arm in arms]
+    if len(set(names)) < len(names):  # hashes that begin alike
+        names = [arm["name"] for arm in arms]
+    return dict(zip(names, arms, strict=True))
 
 
-def curves(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
-    """Held-out loss of each arm (name -> runs) over steps, and over training time, as blocks."""
-    blocks = []
-    for axis, name, x_label, over in (
-        ("step", "val_curves.png", "optimizer steps", "optimizer steps"),
-        ("train_seconds", "val_wall_clock.png", "training time (seconds)", "training time"),
-    ):
-        points = {arm: ab_numbers.curve_points(members, metric, axis) for arm, members in arms.items()}
-        png = ab_report.plot_curves(points, x_label, f"{SHORT[metric]} ({UNIT[metric]})")
-        if png:
-            caption = f"Held-out loss against {over}: mean, and band from the lowest to the highest seed"
-            blocks.append(("img", name, caption, png))
-    return blocks
+def arms_plot(labelled: dict[str, dict], primary: str) -> list[tuple]:
+    """Each arm's losses, as blocks."""
+    losses = {name: arm["losses"] for name, arm in labelled.items()}
+    drawn = ab_plots.plot_arms(losses, f"final {SHORT[primary]} ({UNIT[primary]})")
+    if not drawn:
+        return []
+    return [("img", "arms.png", "Final loss of each arm: a circle per seed, a bar at the mean", drawn)]
+
+
+def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> list[dict]:
+    """The three best arms: {"what", "loss", "seeds", "change", "reading"} each, as text. better: -1 or 1, the way the
+    primary metric improves."""
+    by_name = {entry["name"]: entry for entry in compared}
+    ranked = [(name, arm) for name, arm in labelled.items() if arm["losses"]]
+    ranked.sort(key=lambda pair: -better * statistics.fmean(pair[1]["losses"]))
+    rows = []
+    for name, arm in ranked[:3]:
+        entry, change, reading = by_name.get(arm["name"]), "", ""
+        if entry:
+            change, reading = form_change(entry["row"], ".4f").split(", p")[0], entry["verdict"]
+        elif compared:
+            reading = "the baseline"
+        rows.append({
+            "what": name, "loss": f"{statistics.fmean(arm['losses']):.4f}",
+            "seeds": ab_report.count(len(arm["losses"]), "seed"), "change": change, "reading": reading,
+        })
+    return rows
+
+
+def best_table(rows: list[dict], primary: str, args) -> tuple:
+    columns = [
+        ("Best at the end", "left", lambda row: row["what"]),
+        (f"{SHORT[primary]} ({UNIT[primary]})", "right", lambda row: row["loss"]),
+        ("", "left", lambda row: row["seeds"]),
+    ]
+    if args.baseline:
+        columns.append(("against the baseline, {level} interval", "right", lambda row: row["change"]))
+        columns.append(("", "left", lambda row: row["reading"]))
+    return ("key", *ab_report.table(columns, rows, args.alpha)[1:])

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from lab import ab_gate, ab_numbers, ab_power, ab_report, ab_verdict, runs
+from lab import ab_gate, ab_numbers, ab_page, ab_power, ab_report, ab_verdict, runs
 from lab.ab_many import label_of, names_in, read_runs
 from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form
@@ -54,19 +54,28 @@ def compare_noise(args) -> int:
     if trouble:
         word, text = "not comparable", f"{trouble}. {text}"
     head = f"**{word}** · {text}"
+    arms["noise floor"] = used
+    facts = ab_page.facts_of(arms, checked)
     blocks = [
-        ("h1", title), ("verdict", head, word),
+        ("h1", title), ("verdict", head, word), ("facts", facts),
         noise_table(rows, metrics, bool(newcomer), args.alpha),
         ("p", "The band is a prediction interval: "
               "one more run of another seed falls inside with this chance."),
     ]
     record = {
-        "mode": mode, "verdict": word, "headline": head, "primary": primary, "alpha": args.alpha,
-        "metrics": rows, "gate": checked, "runs": [str(run["folder"]) for run in used],
+        "mode": mode, "verdict": word, "headline": head, "compared": dict(facts), "primary": primary,
+        "alpha": args.alpha, "metrics": rows, "gate": checked, "runs": [str(run["folder"]) for run in used],
     }
     if args.plan:
         blocks += plan_blocks(row["sd"], primary, args, record)
-    ab_report.publish([*blocks, *ab_gate.gate_blocks(checked)], record, args.out)
+    blocks += ab_gate.gate_blocks(checked)
+    brief = None
+    if args.print == "short":
+        first = {key: rows[key] for key in list(dict.fromkeys([primary, *rows]))[:3]}
+        _, header, cells, _ = noise_table(first, metrics, bool(newcomer), args.alpha)
+        named = [[row[0], *map(" ".join, zip(header[1:], row[1:], strict=True))] for row in cells]
+        brief = ab_page.brief_of(f"{title.removesuffix(f': {word}')}: {head}", named)
+    ab_report.publish(blocks, record, args.out, brief)
     return 0 if word in ("inside", "comparable") else 2
 
 

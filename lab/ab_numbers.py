@@ -421,11 +421,11 @@ def at_budget(run: dict, metric: str, axis: str, budget: float):
 
 
 def curve_points(arm: list[dict], metric: str, axis: str) -> list[list[list[float]]]:
-    """Per run [[x, y], ...] at the steps, but for 0, that all of the arm's runs scored."""
+    """Per run [[x, y], ...] at the steps that all of the arm's runs scored."""
     if not arm:
         return []
     scored = [curve_of(run, metric) for run in arm]
-    steps = sorted(set.intersection(*map(set, scored)) - {0})
+    steps = sorted(set.intersection(*map(set, scored)))
     records = [[curve[step] for step in steps] for curve in scored]
     table = np.array([[[runs.number(r.get(key)) for key in (axis, metric)] for r in own] for own in records])
     table = table.reshape(len(arm), len(steps), 2)

@@ -13,7 +13,7 @@ import pytest
 from conftest import DOCS, ENV, REPO, base_loss, default_flags, make_run, write_jsonl
 
 import compare_runs
-from lab import ab_gate, ab_numbers, ab_report, ab_stats, runs
+from lab import ab_gate, ab_numbers, ab_plots, ab_report, ab_stats, runs
 from lab.results import append_result
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 
@@ -35,7 +35,7 @@ GATE = {"flags": {"attn_gate": "headwise"}}
 def compare(folder, *flags, a="base_s*", b="test_s*", out=None):
     """(exit code, what report.json holds) of an A/B. Without `out` no file is written and nothing is drawn."""
     records, publish = [], ab_report.publish
-    keep = lambda blocks, record, out: (records.append(ab_report.plain(record)), publish(blocks, record, out))
+    keep = lambda blocks, record, *rest: (records.append(ab_report.plain(record)), publish(blocks, record, *rest))
     with mock.patch.object(ab_report, "publish", keep):
         code = compare_runs.main(["--a", str(folder / a), "--b", str(folder / b), *map(str, flags),
                                   *(["--out", str(out)] if out else [])])
@@ -469,7 +469,7 @@ def test_unknown_benchmark_gets_its_rows(tmp_path, capsys):
         record = {"step": 40, "scorer": "riddles-1", "error": mean, "seconds": 1}
         write_jsonl(folder / "riddles_metrics.jsonl", [record])
         write_jsonl(folder / "riddles_items.jsonl", items)
-    code, report = compare(tmp_path, out=tmp_path / "report")
+    code, report = compare(tmp_path, "--print", "full", out=tmp_path / "report")
     row = report["metrics"]["riddles_error"]
     assert code == 0 and row["n"] == 3 and row["delta"] == pytest.approx(row["b"] - row["a"]) and row["delta"] < 0
     assert table_rows(capsys.readouterr().out)["Riddles, share of errors"][3] == f"{row['delta']:+.3f}"
@@ -511,8 +511,8 @@ def test_forest_follows_the_adjusted_p(tmp_path):
     # raw p 0.03, adjusted 0.06
     make_arms(tmp_path, 4, effect=-0.02, a={"hellaswag": 0.4, "ewok": 0.5},
               b=GATE | {"hellaswag": 0.43, "ewok": 0.5})
-    drawn, plot = {}, ab_report.plot_forest
-    with mock.patch.object(ab_report, "plot_forest", lambda groups: (drawn.update(groups), plot(groups))[1]):
+    drawn, plot = {}, ab_plots.plot_forest
+    with mock.patch.object(ab_plots, "plot_forest", lambda groups: (drawn.update(groups), plot(groups))[1]):
         compare(tmp_path, "--no_items", out=tmp_path / "report")
     row = next(r for r in drawn["benchmarks"] if r["label"] == "HellaSwag accuracy_norm")
     assert row["low"] > 0 and row["verdict"] == "inconclusive"
@@ -1000,12 +1000,12 @@ def test_page_needs_no_network(tmp_path):
     make_arms(tmp_path, 2, b={"flags": {"attn_gate": "<script>alert(1)</script>"}})
     code, report = compare(tmp_path, out=tmp_path / "report")
     page = (tmp_path / "report" / "report.html").read_text()
-    names = {"val_curves.png", "val_wall_clock.png", "paired_differences.png", "forest.png"}
-    assert names <= {p.name for p in (tmp_path / "report").iterdir()} and page.count("data:image/png;base64,") == 4
-    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", page) and not re.search(r"url\(|@import|https?://", page)
+    names = {"loss_curves.png", "val_wall_clock.png", "paired_differences.png", "forest.png"}
+    assert names <= {p.name for p in (tmp_path / "report").iterdir()} and page.count("<figure>") == 4
+    assert not re.search(r"\bsrc\s*=|<link|<image|url\((?!#)|@import|https?://", page)  # nothing is loaded
     assert "<script" not in page and "&lt;script&gt;" in page and 'name="viewport"' in page
     assert not list((tmp_path / "report").glob("*.tmp"))
-    assert (tmp_path / "report" / "val_curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (tmp_path / "report" / "loss_curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     text = (tmp_path / "report" / "report.md").read_text()
     assert all(f"({name})" in text for name in names)
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import make_run
 
 import compare_runs
-from lab import ab_report, runs
+from lab import ab_plots, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = ROOT / "experiments" / "sweep.py"
@@ -343,8 +343,8 @@ def test_learning_curves_show_their_noise(tmp_path, monkeypatch, n_seeds):
         make_run(tmp_path / f"base_s{seed}", seed, loss=0.001 * seed, hellaswag=0.3)
         make_run(tmp_path / f"test_s{seed}", seed, loss=0.001 * seed + 0.0005, hellaswag=0.3,
                  flags={"attn_gate": "headwise"})
-    axes, canvas = [], ab_report.canvas
-    monkeypatch.setattr(ab_report, "canvas", lambda *size: [axes.append(drawn := canvas(*size)), drawn][1])
+    axes, canvas = [], ab_plots.canvas
+    monkeypatch.setattr(ab_plots, "canvas", lambda *size: [axes.append(drawn := canvas(*size)), drawn][1])
     curves = ["val_loss", "val_bits_per_byte", "val_bits_per_byte_bos", "accuracy_norm"]
     learning_curves.main([str(tmp_path / "*_s*"), "--out", str(tmp_path / "c.png"), "--curves", *curves])
     (panels, _), = axes
