@@ -179,7 +179,7 @@ def compare_two(args) -> int:
         ab_page.key_table(key_rows, names, args.alpha),
         ("ul", summary(dict(facts)["Changed"], primary, checked, allowed, margin, args)),
         ("h2", "Result"), metric_table(rows, metrics, args.alpha),
-        ("h2", f"At equal cost: {SHORT[primary]} ({UNIT[primary]})"),
+        ("h2", f"At equal cost: {ab_page.with_unit(primary)}"),
         ab_report.table(MATCHING_COLUMNS, matched, args.alpha),
         ("p", "At a budget the costlier run is read off its val curve, linearly between two evaluations. "
               "Its learning rate is not down at its end there, which counts against it: a run of that "
@@ -254,13 +254,13 @@ def summary(changed: str, primary: str, checked: dict, allowed: list, margin, ar
 
 def headline(row: dict, step: int | None, checked: dict, used: list) -> str:
     """Verdict, effect, and everything that is missing. row: the primary metric's; step: at which it was scored."""
-    name, unit, verdict = SHORT[row["key"]], UNIT[row["key"]], row["verdict"]
+    name, verdict = SHORT[row["key"]], row["verdict"]
     effect = f"{name} {row['delta']}"
     if isinstance(row["delta"], float):
         design = ab_numbers.design_of(row)
         change = form_change(row, ".4f")
         at = "" if step is None else f" at step {step}"
-        effect = f"{name} ({unit}){at}, {design}: B - A = {change}"
+        effect = f"{ab_page.with_unit(row['key'])}{at}, {design}: B - A = {change}"
     text = f"{effect}."
     if verdict.startswith(("better", "worse")):
         word, _, reserve = verdict.partition(", ")
@@ -341,7 +341,8 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
 
     def change(key: str, name: str) -> str:
         row, metric = rows[key], metrics[key]
-        return f"{name} {form_change(row, metric.form)} ({row['verdict']})"
+        also = f", corrected {form_p(row['p_corrected'])}" if row["tests"] > 1 else ""
+        return f"{name} {form_change(row, metric.form)}{also} ({row['verdict']})"
 
     subject = SUBJECTS.get(checked["family"], "the treatment")
     scored = []
@@ -355,7 +356,7 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
     speed = change("tokens_per_sec", "tokens/s") + relative_speed(rows["tokens_per_sec"])
     answers = {
         f"Did {subject} improve benchmark quality at matched compute?":
-            f"{quality}. At equal FLOPs ({flops['budget']}) {SHORT[primary]} ({UNIT[primary]}) changes by "
+            f"{quality}. At equal FLOPs ({flops['budget']}) {ab_page.with_unit(primary)} changes by "
             f"{effect}.",
         f"Did {subject} change optimization stability (loss smoothness, grad norms)?":
             f"{steadiness}.",

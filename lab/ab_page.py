@@ -38,7 +38,7 @@ def facts_of(arms: dict[str, list[dict]], checked: dict) -> list[tuple[str, str]
         "Changed": changed(arms, data, checked),
         "Data": data_fact(data),
         "Model": said(arms, model_in_words),
-        "Training": said(arms, training_in_words),
+        "Training": ", ".join(filter(None, (said(arms, words) for words in TRAINING))),
         "Seeds": seeds_in_words(arms),
         "Date": dates_in_words(str(run["config"].get("started") or "")[:10] for run in every),
         "Hardware": said(arms, hardware_in_words),
@@ -112,20 +112,31 @@ def model_in_words(run: dict) -> str:
     return ", ".join([*([str(model["arch"])] if model.get("arch") else []), *parts])
 
 
-def training_in_words(run: dict) -> str:
-    flags, parts = run["flags"], []
-    steps = runs.number(flags.get("max_train_steps"))
-    tokens = steps * runs.number(run["config"].get("tokens_per_step"))
-    if math.isfinite(steps):
-        parts.append(f"{steps:,.0f} steps")
-    if math.isfinite(tokens):
-        parts.append(f"{amount(tokens)} tokens")
-    epochs = run["config"]["data"].get("epochs")
-    if math.isfinite(runs.number(epochs)):
-        parts.append(f"{epochs:.3g} epochs")
-    if flags.get("optimizer"):
-        parts.append(f"{flags['optimizer']}, learning rate {flags.get('learning_rate', 'not recorded')}")
-    return ", ".join(parts)
+def tokens_of_run(run: dict) -> str:
+    steps, per_step = run["flags"].get("max_train_steps"), run["config"].get("tokens_per_step")
+    tokens = amount(runs.number(steps) * runs.number(per_step))
+    return tokens and f"{tokens} tokens"
+
+
+def epochs_of_run(run: dict) -> str:
+    epochs = runs.number(run["config"]["data"].get("epochs"))
+    return f"{epochs:.3g} epochs" if math.isfinite(epochs) else ""
+
+
+def flag_in_words(flag: str, words: str):
+    """run -> `words` with a flag's value in it, or '' where the run has none."""
+
+    def spell(run: dict) -> str:
+        value = run["flags"].get(flag)
+        return "" if value is None else words.format(value)
+
+    return spell
+
+
+TRAINING = (
+    flag_in_words("max_train_steps", "{} steps"), tokens_of_run, epochs_of_run,
+    flag_in_words("optimizer", "{}"), flag_in_words("learning_rate", "learning rate {}"),
+)
 
 
 def hardware_in_words(run: dict) -> str:
@@ -243,10 +254,16 @@ def start_in_words(run: dict) -> str:
 # curves
 
 
+def with_unit(metric: str) -> str:
+    """'val loss (nats/token)', 'val bits/byte'."""
+    name, unit = SHORT[metric], UNIT[metric]
+    return name if unit in name or unit == "score" else f"{name} ({unit})"
+
+
 def loss_curves(arms: dict[str, list[dict]], metric: str, other_tokens: bool) -> list[tuple]:
     """Held-out loss at every evaluation and train loss, as blocks."""
     names = {
-        f"Held-out: {SHORT[metric]} ({UNIT[metric]})":
+        f"Held-out: {with_unit(metric)}":
             {arm: ab_numbers.curve_points(own, metric, "step") for arm, own in arms.items()},
         "Train loss (nats/token)": {arm: train_points(own) for arm, own in arms.items()},
     }
@@ -292,7 +309,7 @@ def train_points(arm: list[dict]) -> list[list[list[float]]]:
 def wall_clock(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
     """Held-out loss over training time, as blocks."""
     points = {arm: ab_numbers.curve_points(own, metric, "train_seconds") for arm, own in arms.items()}
-    drawn = ab_plots.plot_losses({f"{SHORT[metric]} ({UNIT[metric]})": points}, "training time (seconds)")
+    drawn = ab_plots.plot_losses({with_unit(metric): points}, "training time (seconds)")
     if not drawn:
         return []
     caption = "Held-out loss against training time: mean, and band from the lowest to the highest seed"
@@ -312,7 +329,7 @@ def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alp
     if isinstance(row["low"], float):
         mean = (row["delta"], row["low"], row["high"])
     side = "below" if metrics[primary].better < 0 else "above"
-    x_label = f"B - A in {SHORT[primary]} ({UNIT[primary]}); {side} 0, B is better"
+    x_label = f"B - A in {with_unit(primary)}; {side} 0, B is better"
     png = ab_plots.plot_pairs(row["pairs"], mean, x_label, f"mean, {100 * (1 - alpha):g} %")
     if png:
         caption = "Difference within each pair of equal seed"

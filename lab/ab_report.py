@@ -88,7 +88,7 @@ def markdown_code(text: str) -> str:
 def markdown_quotes(quotes) -> str:
     parts = []
     for heading, texts in quotes:
-        parts.append("\n>\n".join([f"{markdown(heading)}\n", *(f"> {markdown(text)}" for text in texts)]))
+        parts += [markdown(heading), "\n>\n".join(f"> {markdown(text)}" for text in texts)]
     return "\n\n".join(parts)
 
 
