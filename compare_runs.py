@@ -338,7 +338,8 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
 
     def change(key: str, name: str) -> str:
         row, metric = rows[key], metrics[key]
-        return f"{name} {form_change(row, metric.form)} ({row['verdict']})"
+        also = f", corrected {form_p(row['p_corrected'])}" if row["tests"] > 1 else ""
+        return f"{name} {form_change(row, metric.form)}{also} ({row['verdict']})"
 
     subject = SUBJECTS.get(checked["family"], "the treatment")
     scored = []

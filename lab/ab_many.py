@@ -175,7 +175,9 @@ def notes_on(rows: list[dict], compared: set[str], unrecorded: list[str]) -> lis
     ours = {*compared, *results.COLUMNS, *DATA_COLUMNS, *ab_numbers.metrics_of([])}
     ours |= {"unused_flags", "verify_data", "status", "run", "member"}
     others = dict.fromkeys(column for row in rows for column in row if column not in ours)
-    strange = [column for column in others if not results.trainer_flags().fullmatch(column)]
+    scores = tuple(column.removesuffix("title") for column in others if column.endswith("_title"))
+    strange = [column for column in others if not results.trainer_flags().fullmatch(column)
+               and not (scores and column.startswith(scores))]
     if strange:
         notes.append(f"columns that are no flags of train_gpt.py, not compared: {', '.join(strange)}")
         unrecorded += [f"{column} (unknown)" for column in strange]
@@ -204,6 +206,15 @@ def read_scores(arm: dict, primary: str, steps: dict, missing: list[str]) -> Non
         if math.isfinite(time):
             arm["times"].append(time)
     arm["losses"] = [score for score in arm["by_seed"].values() if isinstance(score, float)]
+
+
+def titles_of(rows: list[dict]) -> list[dict]:
+    """What rows of a results.csv tell of their benchmarks' titles, as the configs of runs."""
+    titles = {}
+    for row in rows:
+        cells = {column.removesuffix("_title"): cell for column, cell in row.items() if column.endswith("_title")}
+        titles |= {name: {"title": cell} for name, cell in cells.items() if cell}
+    return [{"config": {"benchmarks": titles}}]
 
 
 def benchmark_score(run: dict, key: str, steps: dict):
@@ -236,7 +247,7 @@ def compare_many(args) -> int:
     arms = group_rows(rows, columns)
     checked = check_arms(arms, columns, args)
     every = [row["run"] for row in rows if row["run"] and row["run"]["summary"]]
-    metrics = ab_numbers.metrics_of(every)
+    metrics = ab_numbers.metrics_of(every or titles_of(rows))
     primary = ab_verdict.primary_of(args.primary, checked, metrics)
     margin = ab_verdict.margin_of(args.delta, args.primary, primary, every)
     args.delta, steps = margin.value, ab_numbers.common_steps(every)
