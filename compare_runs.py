@@ -351,7 +351,7 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
             scored.append(change(key, metrics[key].label))
     quality = "; ".join(scored) or "HellaSwag and EWoK N/A: not run, so the val loss alone speaks"
     flops = matched[1]
-    effect = f"{form_change(flops['row'], '.4f')} ({flops['verdict']})"
+    effect = f"{form_change(flops['row'], '.4f')}: {flops['verdict']}"
     steadiness = "; ".join(change(key, name) for key, name in STEADINESS.items())
     speed = change("tokens_per_sec", "tokens/s") + relative_speed(rows["tokens_per_sec"])
     answers = {

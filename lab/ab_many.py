@@ -367,7 +367,7 @@ def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) 
 
 def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list) -> str:
     def in_words(values: dict) -> str:
-        return ", ".join(dict.fromkeys(ab_gate.in_words(values).values()))
+        return ", ".join(dict.fromkeys(text for texts in ab_gate.as_texts(values).values() for text in texts))
 
     trouble = ab_gate.trouble_of(checked, in_words)
     allowed = [d["knob"] for d in checked["differences"] if d["state"] == "allowed"]
@@ -456,14 +456,15 @@ def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> l
     ranked.sort(key=lambda pair: -better * statistics.fmean(pair[1]["losses"]))
     rows = []
     for name, arm in ranked[:3]:
-        entry, change, reading = by_name.get(arm["name"]), "", ""
+        entry, change, reading = by_name.get(arm["name"]), "-", "-"
         if entry:
             change, reading = form_change(entry["row"], ".4f").split(", p")[0], entry["verdict"]
         elif compared:
             reading = "the baseline"
         rows.append({
             "what": name, "loss": f"{statistics.fmean(arm['losses']):.4f}",
-            "seeds": ab_report.count(len(arm["losses"]), "seed"), "change": change, "reading": reading,
+            "seeds": ab_report.count(len(arm["losses"]), "seed"),
+            "change": change, "reading": reading,
         })
     return rows
 
@@ -472,9 +473,9 @@ def best_table(rows: list[dict], primary: str, args) -> tuple:
     columns = [
         ("Best at the end", "left", lambda row: row["what"]),
         (f"{SHORT[primary]} ({UNIT[primary]})", "right", lambda row: row["loss"]),
-        ("", "left", lambda row: row["seeds"]),
+        ("Seeds", "left", lambda row: row["seeds"]),
     ]
     if args.baseline:
         columns.append(("against the baseline, {level} interval", "right", lambda row: row["change"]))
-        columns.append(("", "left", lambda row: row["reading"]))
+        columns.append(("Verdict", "left", lambda row: row["reading"]))
     return ("key", *ab_report.table(columns, rows, args.alpha)[1:])

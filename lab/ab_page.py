@@ -386,11 +386,11 @@ def change_in_words(row: dict) -> str:
 def key_table(rows: list[dict], names: dict[str, str], alpha: float) -> tuple:
     short = {arm: f"{arm}: {name}" if len(name) <= 16 else arm for arm, name in names.items()}
     columns = [
-        ("", "left", lambda row: row["what"]),
+        ("Three rows", "left", lambda row: row["what"]),
         (short["A"], "right", lambda row: row["a"]),
         (short["B"], "right", lambda row: row["b"]),
         ("B - A, {level} interval", "right", change_in_words),
-        ("", "left", lambda row: row["reading"]),
+        ("Verdict", "left", lambda row: row["reading"]),
     ]
     return ("key", *ab_report.table(columns, rows, alpha)[1:])
 

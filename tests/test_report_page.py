@@ -111,7 +111,9 @@ def test_last_screen(report):
     last = text.split(f"## {ab_page.LAST}")[1]
     for arm, name in zip("AB", NAMES, strict=True):
         assert f"{arm}: {name}, seed 0, step 20\n\n> {name} ⏎ at 20\n" in last and f"{name} ⏎ at 10" not in last
-    assert "python compare_runs.py --a " in last and "--no_items" in last and "python train_gpt.py --config " in last
+    commands = last.replace(" \\\n   ", "")
+    assert "python compare_runs.py --a " in commands and " --no_items " in commands
+    assert commands.count("python train_gpt.py --config ") == 2
     links = [urllib.parse.unquote(link) for link in re.findall(r'<a href="([^"]*)"', page)]
     assert len(links) == 8 and all((folder / "report" / link).exists() for link in links)
     assert re.findall(r"\]\(([^)]*_s2)\)", last) == [f"../runs/{name}_s2" for name in NAMES]
