@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lab import processes
+from lab import disk, processes
 from lab.loss import chunked_cross_entropy, mask_logits, tie
 
 FORMAT = {"format": "moonshotgpt-model", "version": 1}
@@ -470,6 +470,7 @@ class GPT(nn.Module):
         folder, meta = Path(folder), {**FORMAT, "config": self.config.to_dict()}
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: t.contiguous() for name, t in self.state_dict().items()}, folder / "model.safetensors")
+        disk.share(folder / "model.safetensors")
         (folder / "model.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
     @staticmethod

@@ -19,8 +19,7 @@ from lab import flags  # noqa: E402
 if __name__ == "__main__":
     flags.check_first(__file__)
 
-import train_gpt  # noqa: E402
-from lab import ab_report, disk, processes, runs, shards  # noqa: E402
+from lab import ab_report, disk, processes, runs, shards, val_loss  # noqa: E402
 from model import GPT  # noqa: E402
 
 ALL = 2**40  # tokens
@@ -32,7 +31,7 @@ def score(args, procs) -> dict:
     val = shards.open_val(args.data_dir, args.val_tokens, True, model.config.vocab_size)
     shape = SimpleNamespace(seq_len=model.config.block_size, eval_batch_size=args.batch_size)
     never = SimpleNamespace(asked=False)
-    scores, documents = train_gpt.evaluate_val(model, val, shape, procs, contextlib.nullcontext, never)
+    scores, documents = val_loss.evaluate(model, val, shape, procs, contextlib.nullcontext, never)
     fingerprints = {k: val[k] for k in ("fingerprint_documents", "fingerprint_tokens")}
     return {"step": step, "documents": len(documents["stream_nats"]), **scores, **fingerprints}
 

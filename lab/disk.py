@@ -58,6 +58,13 @@ def replacing(path):
     fsync_path(path.parent)
 
 
+def share(path) -> None:
+    """Give a file the permissions of any new one: safetensors writes files that only their owner can read."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
 def write_whole(path, data: bytes) -> None:
     """Replace a file's content, all of it or nothing."""
     with replacing(path) as f:

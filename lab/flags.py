@@ -11,9 +11,11 @@ A script that needs torch says, before it imports anything that does:
 from __future__ import annotations
 
 import argparse
+import datetime
 import difflib
 import importlib.abc
 import importlib.util
+import math
 import os
 import re
 import runpy
@@ -21,7 +23,7 @@ import sys
 import types
 from pathlib import Path
 
-from lab import processes
+from lab import processes, runs, schema
 
 # other names that people know a flag by: {name: flags of ours, of which a script has some}
 SYNONYMS = {
@@ -190,7 +192,7 @@ class _AnyType(type):
     def __or__(cls, other):
         return _Anything
 
-    __ror__ = __getitem__ = __or__
+    __ror__ = __or__
 
 
 class _Anything(metaclass=_AnyType):
@@ -241,4 +243,154 @@ def check_first(script: str) -> None:
             file = getattr(sys.modules[name], "__file__", None) or os.devnull
             ours = Path(file).resolve().is_relative_to(root) and "site-packages" not in file
             if ours or name.split(".")[0] == "torch":
+                package, _, room = name.rpartition(".")
+                vars(sys.modules.get(package, finder)).pop(room, None)  # `from lab import room` looks there first
                 del sys.modules[name]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# files of flags
+
+BY_HAND = "help config resume preset dry_run".split()  # what a file of flags may not hold
+
+
+def read_file(path):
+    """What a JSON file, or a YAML file by its suffix, holds. ValueError when it cannot be read."""
+    if Path(path).suffix.lower() not in (".yaml", ".yml"):
+        return schema.read_json(path, advice="name a file that exists, and repair it")
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read ({reason}): repair it, or name another file.") from None
+
+
+def read_values(parser, values: dict, source) -> dict:
+    """{flag: value as the command line would have given it} of a plain {flag: value}; ends with a usage error."""
+    actions, typed = {action.dest: action for action in parser._actions}, {}
+    for key, value in values.items():
+        name = plain(str(key))
+        if name in BY_HAND:
+            parser.error(f"{source} has {key}: give --{name} by hand.")
+        if name not in actions:
+            advice = did_you_mean(suggest(name, list(actions))) or f": {parser.prog} --help lists the flags."
+            parser.error(f"{source} has {key}, which is no flag of {parser.prog}{advice}")
+        try:
+            typed[name] = convert(actions[name], value)
+        except (TypeError, ValueError):
+            kind = NOUNS.get(getattr(actions[name].type, "__name__", ""), "text")
+            if actions[name].nargs == 0:
+                kind = "true or false"
+            elif actions[name].choices:
+                kind = f"one of {', '.join(map(str, actions[name].choices))}"
+            parser.error(f"{source} has {key} {value!r}: give {kind}.")
+    return typed
+
+
+def convert(action, value):
+    """A value out of JSON or YAML as a flag's. ValueError when it cannot be one."""
+    if action.nargs == 0:  # a switch
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+    if action.nargs in ("*", "+") or isinstance(action, argparse._AppendAction):
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise ValueError
+        return items
+    if isinstance(value, bool) and action.choices:
+        value = "on" if value else "off"  # YAML reads these words as true and false
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    typed = (action.type or str)(str(value))
+    if action.choices is not None and typed not in action.choices:
+        raise ValueError
+    return typed
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the flags of all trainers
+
+
+def make_parser(prog: str, doc: str, **more) -> argparse.ArgumentParser:
+    return Parser(prog=prog, description=doc, checks_more=True, **more)
+
+
+def add_evaluation_arguments(parser, *, eval_every: int):
+    """Adds the group "evaluation and samples" and returns it."""
+    group = parser.add_argument_group("evaluation and samples")
+    add = group.add_argument
+    add("--eval_every", type=int, default=eval_every,
+        help="steps between val losses; also before the first, after the last (default %(default)s; 0 = off)")
+    add("--eval_batch_size", type=int, default=0, help="rows per forward pass (0 = --micro_batch_size)")
+    add("--sample_every", type=int, default=0, help="steps between printed samples (0 = off)")
+    add("--sample_tokens", type=int, default=64, help="tokens per sample (default %(default)s)")
+    return group
+
+
+def add_run_arguments(parser, *, name: str, save_every: int):
+    """Adds the group "run folder" and returns it. name: what --name consists of when it is not given."""
+    group = parser.add_argument_group("run folder")
+    add = group.add_argument
+    add("--out_dir", help="the run's folder (default experiments/runs/<date>_<name>_s<seed>)")
+    add("--name", default="", help=f"name in the default --out_dir (default: {name})")
+    add("--config", help="config.json of a run, or JSON or YAML of {flag: value}, whose flags become defaults")
+    add("--resume", default="",
+        help="auto (newest whole checkpoint, or start) or a step; needs --out_dir ('' = new run)")
+    add("--save_every", type=int, default=save_every,
+        help="steps between checkpoints (default %(default)s; 0 = only the last)")
+    add("--keep_last", type=int, default=2, help="checkpoints kept (default %(default)s; 0 = all)")
+    add("--log_every", type=int, default=10,
+        help="steps between lines in log.txt (0 = none); scalars.jsonl has every step")
+    add("--dry_run", action="store_true", help="say what the run will cost in time, memory and disk, and stop there")
+    add("--notes", default="", help="free text for config.json and results.csv")
+    add("--wandb_project", default="", help="also show scalars.jsonl in this Weights & Biases project ('' = off)")
+    add("--tensorboard", action="store_true", help="also write TensorBoard events into the run's folder")
+    return group
+
+
+def add_machine_arguments(parser) -> None:
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA when there is one")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
+        help="autocast; auto = bfloat16 on CUDA that has it")
+    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto = on CUDA only")
+    add("--deterministic", action="store_true",
+        help="CUDA: slower, deterministic kernels for bit-exact resume (CPU always is)")
+    add("--peak_flops", type=float, default=0.0,
+        help="FLOP/s per rank that MFU is measured against (0 = data sheet; measured on CPU)")
+
+
+NEEDS = {
+    "a whole number of at least 1": lambda value: value >= 1,
+    "0 or more": lambda value: value >= 0,
+    "a number above 0": lambda value: 0 < value < math.inf,
+    "a share from 0 to 1": lambda value: 0 <= value <= 1,
+}
+SHARED_FLAGS = {
+    "a whole number of at least 1": "micro_batch_size sample_tokens",
+    "0 or more": "eval_every eval_batch_size sample_every save_every keep_last log_every warmdown_iters grad_clip "
+                 "seed peak_flops",
+    "a number above 0": "learning_rate",
+}
+
+
+def check_flags(parser, args, names_of: dict[str, str]) -> None:
+    """Ends with a usage error when a shared flag, or one of names_of {key of NEEDS: names}, is not what it must be."""
+    for table in (SHARED_FLAGS, names_of):
+        for need, names in table.items():
+            for name in names.split():
+                value = getattr(args, name)
+                if not NEEDS[need](value):
+                    parser.error(f"--{name} {value}: give {need}.")
+
+
+def fill_in(args, name: str) -> None:
+    """Values of shared flags that derive from others; config.json records what the run used."""
+    args.eval_batch_size = args.eval_batch_size or args.micro_batch_size
+    args.name = args.name or name
+    folder = f"{datetime.date.today()}_{args.name}_s{args.seed}"
+    args.out_dir = args.out_dir or str(runs.REPO / "experiments" / "runs" / folder)
+    accept()

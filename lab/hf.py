@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from lab import flags, runs
+from lab import disk, flags, runs
 from lab.tokenizer import FIRST_MUL_ID, VOCAB_SIZE, write_hf_tokenizer
 from model import GPT, GPTConfig, check, load_exactly
 
@@ -143,6 +143,7 @@ def _write_folder(folder: Path, c: GPTConfig, state: dict, unused: list[int]) ->
     ids = dict(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     GenerationConfig(**ids, suppress_tokens=unused or None).save_pretrained(folder)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    disk.share(folder / "model.safetensors")
 
 
 @torch.no_grad()

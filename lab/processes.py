@@ -104,6 +104,11 @@ class Processes:
             work()
         return results[0]
 
+    def print(self, text: str) -> None:
+        """Print on rank 0."""
+        if self.is_main:
+            print(text)
+
     def hold(self, folder) -> None:
         """Let no other process write into a folder until close(); see disk.hold. Its error is raised on all ranks."""
         self.on_main(lambda: self.held.enter_context(disk.hold(folder)))
@@ -137,6 +142,14 @@ def spread(procs: Processes, items: list, work) -> list | None:
     for rank, share in enumerate(shares):
         results[rank :: procs.world_size] = share
     return results
+
+
+def show_progress(batches, total: int, name: str, procs):
+    """The batches, with a bar on rank 0 when stderr is a terminal."""
+    from tqdm import tqdm
+
+    disable = None if procs.is_main else True
+    return tqdm(batches, name, total, leave=False, dynamic_ncols=True, disable=disable)
 
 
 def start_processes(device: str = "auto") -> Processes:
@@ -181,11 +194,13 @@ def leave_to_main() -> None:
 
 
 class StopRequest:
-    """SIGTERM, a closed terminal (SIGHUP) and the first ctrl-C ask a script to finish its step, save and exit; a second
-    ctrl-C exits at once. Under nohup a closed terminal asks nothing."""
+    """SIGTERM, a closed terminal (SIGHUP) and the first ctrl-C ask a script to finish its step, save and exit, which
+    rank 0 says at once; a second ctrl-C exits at once. Under nohup a closed terminal asks nothing.
 
-    def __init__(self):
-        self.asked = False
+    promise: what is still done, as a sentence's second half."""
+
+    def __init__(self, promise: str = "what is being computed is finished first"):
+        self.asked, self.promise = False, promise
         self.previous = {}
         numbers = [signal.SIGTERM, signal.SIGINT]
         hangup = getattr(signal, "SIGHUP", None)  # Windows has none
@@ -198,7 +213,19 @@ class StopRequest:
     def _ask(self, number, frame):
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        is_first, self.asked = not self.asked, True
+        if is_first and os.environ.get("RANK", "0") == "0":
+            self._say(number)
+
+    def _say(self, number: int) -> None:
+        """Past the buffers, which this may have interrupted in the middle of a write."""
+        asked, warning = "ctrl-C", "ctrl-C again stops at once"
+        if number != signal.SIGINT:
+            asked = signal.Signals(number).name
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            warning = "torchrun kills what takes longer than 30 seconds and ends with status 1 in any case"
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{asked}: {self.promise}; {warning}.\n".encode())
 
     def restore(self) -> None:
         """Put the earlier signal handlers back."""

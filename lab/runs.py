@@ -42,8 +42,8 @@ REPO = Path(__file__).resolve().parents[1]
 # Every other flag, a new one too, counts for --resume, for the gate of compare_runs.py and in results.csv.
 NO_EFFECT = frozenset((
     # names, notes and output
-    "out_dir name notes config resume results_csv save_every keep_last log_every wandb_project tensorboard "
-    "sample_every sample_tokens "
+    "out_dir name notes config preset dry_run resume results_csv save_every keep_last log_every wandb_project "
+    "tensorboard sample_every sample_tokens "
     # how the same numbers are computed
     "micro_batch_size eval_batch_size num_workers device compile deterministic peak_flops "
     # where the data is, and checks of it

@@ -489,7 +489,7 @@ def test_records(tmp_path, items):
 
 def test_no_text_is_ever_written(tmp_path, capsys, monkeypatch):
     """EWoK's terms: a word of the items is in no file, print or error of a whole evaluation."""
-    monkeypatch.setattr(processes, "StopRequest", lambda: SimpleNamespace(asked=False))
+    monkeypatch.setattr(processes, "StopRequest", lambda *_: SimpleNamespace(asked=False))
     monkeypatch.setenv("EWOK_PASSWORD", "p")
     source, out = encrypted_zip(tmp_path / "in.zip", {"a.jsonl": jsonl(secret(9))}, b"p"), tmp_path / "out"
     small().save(tmp_path / "model")

@@ -526,7 +526,7 @@ def test_which_checkpoint_is_meant(run_folder, tmp_path, monkeypatch):
 
 def test_command_line(run_folder, tmp_path, capsys, monkeypatch):
     """What is printed and filed is what evaluate gives for the newest checkpoint."""
-    monkeypatch.setattr(processes, "StopRequest", lambda: SimpleNamespace(asked=False))
+    monkeypatch.setattr(processes, "StopRequest", lambda *_: SimpleNamespace(asked=False))
     out = tmp_path / "out"
     argv = ["--checkpoint", str(run_folder), "--data", "synthetic:12", "--show", "2", "--out", str(out), "--bos", "off"]
     assert hellaswag.main([*argv, "--device", "cpu"]) == 0
