@@ -255,8 +255,8 @@ def print_samples(run: training.Run, data: dict) -> None:
     answers = inference.generate(
         run.model.eval(), prompts, run.args.sample_tokens, temperature=0.0, stop_ids=[BOS_ID])
     decode = get_tokenizer().decode
-    for prompt, answer in zip(prompts, answers, strict=True):
-        run.log(f"step {run.state.step:6d} | sample {decode(prompt)!r} -> {decode(answer.ids)!r}")
+    pairs = zip(prompts, answers, strict=True)
+    training.record_samples(run, [(decode(prompt), decode(answer.ids)) for prompt, answer in pairs])
     run.pace.mark("sample")
 
 

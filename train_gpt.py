@@ -297,8 +297,8 @@ def print_samples(run: training.Run) -> None:
     samples = inference.generate(
         run.model.eval(), [[BOS_ID]] * 2, args.sample_tokens,
         temperature=0.8, top_k=50, seed=args.seed + step, stop_ids=[BOS_ID])
-    for sample in samples:
-        run.log(f"step {step:6d} | sample {get_tokenizer().decode(sample.ids)!r}")
+    decode = get_tokenizer().decode
+    training.record_samples(run, [("", decode(sample.ids)) for sample in samples])
     run.pace.mark("sample")
 
 
@@ -341,6 +341,9 @@ def summarise(run: training.Run) -> dict:
         "gpu_name": config["hardware"]["gpu"] or "cpu", "condition": data["condition"],
         "parameters": config["parameters"]["total"], "data_fingerprint": data["fingerprint"],
         "val_fingerprint": data["val_fingerprint_documents"],
+        "val_fingerprint_tokens": data["val_fingerprint_tokens"], "data_format": data["format"],
+        "mul_token_rate": data["mul_token_rate"], "code_sha256": config["code"]["code_sha256"],
+        "init_sha256": (config["init"] or {}).get("sha256"),
     }
     for benchmark in BENCHMARKS:
         for key, *_ in benchmark.METRICS:
@@ -429,8 +432,9 @@ def train(args, procs) -> int:
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
         "val_documents": len(val["doc_starts"])}
-    for name in ("condition", "inject", "mul_token_rate", "crop_fraction"):
+    for name in ("condition", "inject", "mul_token_rate", "crop_fraction", "overflow"):
         record["data"][name] = meta.get(name)
+    record["data"]["dataset"] = shards.dataset_name(meta)
     for name in ("fingerprint_documents", "fingerprint_tokens"):
         record["data"][f"val_{name}"] = val[name]
     record["benchmarks"] = {name: benchmarks.describe(*items[name]) for name in items}

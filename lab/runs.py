@@ -4,6 +4,7 @@ experiments/runs/<name>/
     config.json       every flag, resolved; code, versions, hardware, data fingerprints, parameter and FLOP counts
     code/             the repo's modules as they were, and uncommitted.diff
     log.txt           what was printed
+    samples.jsonl     what the model wrote at the steps of --sample_every: {"step", "prompt", "text"}
     scalars.jsonl     one line per optimizer step, and one per evaluation ("type": "train" | "val" | ...)
     step_metrics.json every evaluated step's scores: {"500": {"val_loss": ...}}
     exposures/        per rank: which sequences each step read, and a checksum of its tokens

@@ -412,6 +412,16 @@ def is_due(every: int, step: int, last: int | None = None) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
+def record_samples(run: Run, samples: list[tuple[str, str]]) -> None:
+    """Logs (prompt, what the model wrote) of a step, and keeps them in samples.jsonl, which reports quote."""
+    step, records = run.state.step, []
+    for prompt, text in samples:
+        begin = f"{prompt!r} -> " if prompt else ""
+        run.log(f"step {step:6d} | sample {begin}{text!r}")
+        records.append({"step": step, "prompt": prompt, "text": text})
+    runs.replace_step(run.folder / "samples.jsonl", step, records)
+
+
 def evaluate(run: Run, evaluations: dict) -> None:
     """Makes and records the evaluations that are due. An interrupted one stays due, and a resume makes up for it.
 
