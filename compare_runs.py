@@ -8,7 +8,7 @@
     python compare_runs.py --aa 'runs/base_s*'                                  # noise floor of at least 4 seeds
     python compare_runs.py --check runs/mine_s0 --against 'runs/base_s*'        # is a newcomer's run in its band?
     python compare_runs.py --plan --effect 0.003 --noise 0.0013                 # how many seeds does that need?
-    python compare_runs.py --list 'experiments/runs/*'                          # who trains, how far? lab/run_list.py
+    python compare_runs.py --list 'experiments/runs/*'                # who trains, how far? (lab/run_list.py)
 
 Reads run folders (layout: lab/runs.py) or a results.csv. Prints Markdown. --out FOLDER gets report.md, report.json,
 PNG plots and a report.html that needs no network; then five lines are printed, and all with --print full. Exit status:

@@ -167,7 +167,7 @@ def encode(opened: Opened, prompt: str, chat: bool) -> tuple[list[int], int]:
         prompt = render_prompt(prompt.strip())
     elif opened.injector:
         prompt, injected = opened.injector.inject(prompt)
-    ids += get_tokenizer().encode(prompt, mul_tokens=opened.injector is not None)
+    ids += get_tokenizer().encode(prompt, mul_tokens=opened.mul_tokens and not chat)
     if not ids:
         raise ValueError("an empty prompt needs --bos on: give a --prompt, or drop --bos off.")
     window = opened.model.config.block_size
@@ -336,6 +336,8 @@ def converse(opened: Opened, args, autocast, records: Records, clock: Clock) -> 
     exchanges = []  # of ids, a question with its answer each
     is_terminal = sys.stdin.isatty()
     if is_terminal:
+        with contextlib.suppress(ImportError):  # not on Windows
+            import readline  # noqa: F401  # arrow keys, and earlier messages
         note(f"{opened.name}: ctrl-C stops an answer; ctrl-D, or ctrl-C again, leaves.")
     while True:
         try:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import ab_report, disk, processes, runs
+from lab import ab_plots, ab_report, disk, processes, runs
 from lab.run_state import STATES, look, size_of
 from lab.terminal import aligned, show
 
@@ -125,12 +125,16 @@ def print_list(patterns: list[str]) -> int:
 # ----------------------------------------------------------------------------------------------------------------------
 # the live page
 
-CURVES = (  # title, y label, whether the axis begins at 0, the points of a run
-    ("Train loss", "nats per token", False, lambda run: of_steps(run, "train_loss_opt_step_mean")),
-    ("Val loss", "nats per token", False, lambda run: of_evaluations(run)),
-    ("Speed", "tokens/s", True, lambda run: of_steps(run, "tokens_per_sec")),
-    ("Peak memory", "GB", True, lambda run: of_steps(run, "peak_mem_bytes", 1e-9)),
-)
+PICTURES = {  # caption: panels, (title, whether its axis begins at 0, the points of a run)
+    "Losses by step": (
+        ("train loss, nats per token", False, lambda run: of_steps(run, "train_loss_opt_step_mean")),
+        ("val loss, nats per token", False, lambda run: of_evaluations(run)),
+    ),
+    "Speed and memory by step": (
+        ("tokens/s", True, lambda run: of_steps(run, "tokens_per_sec")),
+        ("peak memory, GB", True, lambda run: of_steps(run, "peak_mem_bytes", 1e-9)),
+    ),
+}
 
 
 def of_steps(run: dict, field: str, scale: float = 1.0) -> np.ndarray:
@@ -148,27 +152,35 @@ def of_evaluations(run: dict) -> np.ndarray:
     return points[np.isfinite(points).all(1)]
 
 
-def plot_lines(lines: dict[str, np.ndarray], y_label: str, from_zero: bool) -> bytes | None:
-    """A line per run over its steps, None when nothing is recorded yet."""
-    lines = {name: points for name, points in lines.items() if len(points)}
-    if not lines:
+def plot_panels(panels: tuple, drawn: dict[str, dict]) -> dict | None:
+    """A picture with a line per run in each panel; None when nothing is recorded yet."""
+    points = [{name: of_run(run) for name, run in drawn.items()} for _, _, of_run in panels]
+    if not any(len(line) for lines in points for line in lines.values()):
         return None
-    (axis,), save = ab_report.canvas(5.6, 3.0)
-    late = []
-    for i, points in enumerate(lines.values()):
-        colour, line, marker = ab_report.STYLES[i % len(ab_report.STYLES)]
-        every = max(1, len(points) // 12)
-        axis.plot(points[:, 0], points[:, 1], linestyle=line, color=colour, linewidth=1.4,
-                  marker=marker, markersize=3, markevery=every)
-        late.append(points[len(points) // 10 :, 1])  # the first drop would flatten the rest
-    late = np.concatenate(late)
-    low, high = late.min(), late.max()
-    if from_zero:
-        low = 0.0
-    margin = 0.08 * (high - low or 1)
-    axis.set(ylim=(low - margin, high + margin), xlabel="step", ylabel=y_label)
-    ab_report.add_legend(axis, list(lines))
-    return save()
+
+    def draw(wide: bool) -> str:
+        height = {True: 3.1, False: 2.6 * len(panels)}[wide]
+        axes, save = ab_plots.canvas(ab_plots.WIDTH[wide], height, [1] * len(panels), across=wide)
+        for axis, (title, from_zero, _), lines in zip(axes, panels, points, strict=True):
+            axis.set_title(title, loc="left")
+            names, curves = [], []
+            for i, (name, line) in enumerate(lines.items()):
+                if len(line):
+                    colour, style, marker = ab_plots.style_of(i)
+                    axis.plot(*line.T, linestyle=style, color=colour, linewidth=1.4, marker=marker,
+                              markersize=3, markevery=ab_plots.marker_stride(len(line)))
+                    names.append(name)
+                    curves.append((line[:, 0], line[None, :, 1]))
+            if not names:
+                continue
+            ab_plots.set_view(axis, curves)
+            if from_zero:
+                axis.set_ylim(0, 1.08 * max(y.max() for _, y in curves) or 1)
+            ab_plots.note_cut(axis)
+            ab_plots.add_legend(axis, names)
+        return ab_plots.inline_svg(save("svg"))
+
+    return {"wide": draw(True), "narrow": draw(False)}
 
 
 def page_of(rows: list[dict], shown: set[Path], seconds: float | None) -> bytes:
@@ -188,11 +200,10 @@ def page_of(rows: list[dict], shown: set[Path], seconds: float | None) -> bytes:
         except (OSError, ValueError) as error:
             faults.append(str(error))
     pictures = []
-    for title, y_label, from_zero, points in CURVES:
-        lines = {name: points(run) for name, run in drawn.items()}
-        png = plot_lines(lines, y_label, from_zero)
-        if png:
-            pictures += [("h2", title), ("img", "", f"{title}, {y_label}", png)]
+    for caption, panels in PICTURES.items():
+        picture = plot_panels(panels, drawn)
+        if picture:
+            pictures.append(("img", "", caption, picture))
     blocks += pictures or [("p", "No run has been running while this page was kept.")]
     if faults:
         blocks.append(("ul", faults))

@@ -96,7 +96,7 @@ def state_of(folder: Path, lock: str, who: dict, summary: dict, faults: list[str
         return "unknown", holder
     if lock == "dead":
         return "crashed", f"{holder} ended without a word"
-    if last_line(folder / "log.txt").startswith("stopped at step "):
+    if last_line(folder / "log.txt").startswith("stopped at step "):  # training.leave
         return "stopped", ""
     return "crashed", "ended without a summary, see its log.txt"
 
