@@ -344,9 +344,8 @@ def read_run(folder) -> dict:
             value = json.dumps(config[key])[:40]
             notes.append(f"config.json: {key} is {value} and counts as not recorded")
             config[key] = {}
-    flags = config["flags"]
-    run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": flags}
-    run |= {"seed": flags["seed"], "notes": notes}
+    run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": config["flags"]}
+    run |= {"seed": config["flags"]["seed"], "notes": notes}
     run["summary"] = _read_object(folder / "summary.json", "the run counts as unfinished", notes,
                                   results_row=dict, warnings=list)
     run |= _read_scalars(folder, notes)

@@ -49,32 +49,33 @@ class Task(NamedTuple):
     again: str = ""  # a flag with which it goes on; without it, it begins
     out: str = "--out_dir"
     short: str = ""  # flags for about a second of work
-    long: str = ""  # for six
+    long: str = ""  # for some more
 
 
 TASKS = {
     "prepare": Task("prepare", prepare_fineweb.main, DOCS, "--resume",
-                    short="--max_docs 150", long="--max_docs 9000"),
+                    short="--max_docs 150", long="--max_docs 1500"),
     "prepare, products": Task(
         "prepare", prepare_fineweb.main, f"{DOCS} --condition mul_tokens --num_proc 3 --decontaminate "
-        "gsm8k={world}/gsm8k.jsonl", "--resume", short="--max_docs 150", long="--max_docs 6000"),
+        "gsm8k={world}/gsm8k.jsonl", "--resume", short="--max_docs 150", long="--max_docs 1000"),
     "prepare, rows": Task(
         "prepare", prepare_bos_rows.main, f"{DOCS} --seq_len 32 --overflow split", "--resume",
-        short="--max_docs 150", long="--max_docs 8000"),
+        short="--max_docs 150", long="--max_docs 1500"),
     "train": Task(
         "train", train_gpt.main, "--data_dir {world}/data " + TRAIN,
-        "--resume auto", short="--max_train_steps 14", long="--max_train_steps 600"),
+        "--resume auto", short="--max_train_steps 14", long="--max_train_steps 90"),
     "train, Muon and a gate": Task(
         "train", train_gpt.main, "--data_dir {world}/rows --arch speedrun --attn_gate headwise "
         "--optimizer muon --keep_last 0 " + TRAIN,
-        "--resume auto", short="--max_train_steps 14", long="--max_train_steps 300"),
+        "--resume auto", short="--max_train_steps 14", long="--max_train_steps 60"),
     "sft": Task("sft", sft.main, SFT, "--resume auto",
-                short="--max_train_steps 12", long="--max_train_steps 200"),
+                short="--max_train_steps 12", long="--max_train_steps 60"),
     "gsm8k": Task("exams", eval_gsm8k.main, EXAM, out="--out",
-                  short="--data synthetic:24 --max_new_tokens 16 --probes off", long="--data synthetic:300"),
+                  short="--data synthetic:24 --max_new_tokens 16 --probes off",
+                  long="--data synthetic:60 --max_new_tokens 32"),
     "hellaswag": Task("exams", hellaswag.main, EXAM, out="--out", short="--data synthetic:60",
-                      long="--data synthetic:900"),
-    "ewok": Task("exams", ewok.main, EXAM, out="--out", short="--data synthetic:90", long="--data synthetic:1600"),
+                      long="--data synthetic:400"),
+    "ewok": Task("exams", ewok.main, EXAM, out="--out", short="--data synthetic:90", long="--data synthetic:800"),
 }
 
 
@@ -105,6 +106,7 @@ def start(task: Task, world: Path, out: Path, go_on: bool, size: str = "short") 
     log = out.with_name(f"{out.name}.log")
     if log.exists():
         log = log.with_name(f"{log.name}2")
+    log.touch()
     child = os.fork()
     if child:
         return child
