@@ -73,7 +73,7 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
     if n:
         rows = benchmarks.numbered(synthetic.gsm8k_items(n, split="test"), source)
     elif source:
-        rows = sources.read_records(source)
+        rows = sources.read_benchmark(source)
     else:
         with sources.hub_errors(HUB):
             import datasets

@@ -80,7 +80,7 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
     if n:
         rows = benchmarks.numbered(synthetic.hellaswag_items(n), source)
     else:
-        rows = sources.read_records(source or benchmarks.download(URL, SHA256, TITLE))
+        rows = sources.read_benchmark(source or benchmarks.download(URL, SHA256, TITLE))
     items = benchmarks.make_items(rows, source, fault_of, make_item)
     return benchmarks.spread_evenly(items, max_examples)
 

@@ -27,7 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from lab import disk, processes, sources
+from lab import decontaminate, disk, files, processes, sources
 from lab.answers import ASSISTANT, USER, extract_answer
 from lab.programs import Evaluator, Refused, check, parse, show
 
@@ -49,6 +49,10 @@ def convert(question: str, code: str, gold: str | int | float | None = None) -> 
         check(isinstance(question, str) and isinstance(code, str), "no question or no code")
         check(max(len(question), len(code)) <= MAX_SOURCE, "too long")
         check(question.strip() and code.strip(), "no question or no code")
+        text = f"{question}\n{code}"
+        check(not sources.has_lone_surrogate(text), "half a character (a lone surrogate)")
+        is_test = decontaminate.test_questions_in([text])
+        check(not is_test, "holds a question of GSM8K's test split")
         evaluator = Evaluator()
         answer = evaluator.run(parse(code))
         check(type(answer) in (int, float), "result is not a number")
@@ -81,7 +85,8 @@ def read_rows(data: list[str]) -> Iterator[dict]:
         rows = ((f"a row of {name}", row) for row in sources.hub_records(name, None, "train"))
     else:
         columns = "question", "code", "answer"
-        rows = (item for path in data for item in sources.read_records(path, columns))
+        paths = files.find(data, sources.RECORD_READERS)
+        rows = (item for path in paths for item in sources.read_records(path, columns))
     for place, row in rows:
         if isinstance(row, sources.BadRecord):
             raise ValueError(f"{row}: repair or remove it and run again.") from row
@@ -122,8 +127,8 @@ def main(argv: list[str] | None = None) -> None:
         epilog="example: python -m lab.tinygsm --data tinygsm.jsonl.gz --out tinygsm_steps.jsonl")
     add = parser.add_argument_group("input and output").add_argument
     add("--data", nargs="+", required=True, metavar="FILE|NAME",
-        help="files *.jsonl[.gz, .zst] or *.parquet with question and code (and answer, which is then checked), or a "
-             "dataset on the hub such as TinyGSM/TinyGSM (streamed)")
+        help="files *.jsonl[.gz, .zst] or *.parquet with question and code (and answer, which is then checked), or "
+             "folders or globs of them, or a dataset on the hub such as TinyGSM/TinyGSM (streamed)")
     add("--out", required=True, help="jsonl file of question and answer, replaced when complete")
     add("--max_rows", type=int, default=0, help="rows to read (default: 0 = all)")
     args = parser.parse_args(argv)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lab import disk
+from lab.files import words_of
 from lab.tokenizer import N_GPT2_TOKENS, VOCAB_SIZE
 
 AGAIN = "prepare the data again"
@@ -193,8 +194,7 @@ SPLITS = {"train": {"train", "training"}, "val": {"val", "valid", "validation"}}
 
 def splits_of(path: Path) -> set[str]:
     """The splits that a file's name holds as whole words: {"train"} for retrieval_train_000000.bin."""
-    words = {word.lower() for word in re.findall(r"[A-Z]*[a-z]+|[A-Z]+", path.stem)}
-    return {split for split, names in SPLITS.items() if words & names}
+    return {split for split, names in SPLITS.items() if words_of(path.stem) & names}
 
 
 def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> tuple[list[TokenFile], str]:

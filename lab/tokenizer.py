@@ -36,6 +36,12 @@ N_GPT2_TOKENS = 50257
 FIRST_MUL_ID = 50304
 VOCAB_SIZE = 50349
 
+# what other tokenizers, and inject_mul.py, write for special tokens; in a text it is text like any other
+SPECIAL_TEXTS = (
+    b"<|endoftext|>", b"<|end_of_text|>", b"<|im_end|>", b"<|eot_id|>",
+    b"\n</s>\n", b"\n<eos>\n", b"\n[SEP]\n", b"<MUL_",
+)
+
 BACKENDS = ("auto", "tiktoken", "gigatoken")
 # gigatoken remembers every piece of text it has split: 1.1 GB after 160 MB of random letters (measured)
 CACHE_CEILING = 700 * 2**20  # bytes of resident memory above which its cache is thrown away
@@ -219,6 +225,16 @@ class GPT2TokenizerWithMulFacts:
         offsets = np.asarray(layout.offsets.data)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         return ids.astype(np.uint16), np.diff(offsets)
+
+
+def special_texts(documents: list[bytes]) -> dict[str, list[int]]:
+    """{one of SPECIAL_TEXTS: numbers of the documents that hold it}."""
+    holders = {}
+    for literal in SPECIAL_TEXTS:
+        numbers = [number for number, utf8 in enumerate(documents) if literal in utf8]
+        if numbers:
+            holders[literal.decode().strip()] = numbers
+    return holders
 
 
 def resident_bytes() -> int:
