@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         add(f"--{name}_data", default="",
             help=f"{benchmark.DATA_HELP}; a synthetic corpus is scored on synthetic items by default")
         add(f"--{name}_max_examples", type=int, default=0, help="items, evenly spread (0 = all)")
+    add("--skip_long", action="store_true", help="leave out benchmark items longer than --seq_len")
     add("--eval_bos", choices=("on", "off"), default="on",
         help="<|endoftext|> before every context (default %(default)s)")
     add = training.add_run_arguments(parser, name="data folder, arm, optimizer", save_every=1000).add_argument
@@ -188,18 +189,22 @@ def open_data(args, verify: bool) -> tuple:
     return files, meta, val
 
 
-def load_items(args, benchmark, meta: dict, procs) -> list[dict]:
-    """A benchmark's items. ValueError when there are none, or some are too long for --seq_len."""
+def load_items(args, benchmark, meta: dict, procs) -> tuple[list[dict], dict]:
+    """A benchmark's items, and what its records say about them. ValueError when there are none, or some are too long
+    for --seq_len."""
     flag = f"{benchmark.NAME}_data"
     source, count = getattr(args, flag), getattr(args, f"{benchmark.NAME}_max_examples")
     if not source and meta.get("dataset") == "synthetic":
         source = "synthetic"
+    skipped = None
     try:
         items = procs.on_main(lambda: benchmark.load(source, count))
+        if args.skip_long:
+            items, skipped = benchmarks.skip_long(items, benchmark.questions, args.seq_len)
         benchmark.check_length(items, args.seq_len)
     except ValueError as error:
         raise processes.SharedError(str(error).replace("--data", f"--{flag}")) from None
-    return items
+    return items, benchmarks.name_items(benchmark, items, source, skipped)
 
 
 def build_model(args, before: dict | None, device) -> tuple[GPT, dict | None]:
@@ -263,9 +268,10 @@ def evaluate_val(model, val: dict, args, procs, autocast, stop) -> tuple[dict, d
     return record, documents
 
 
-def record_benchmark(run: training.Run, benchmark, scores: dict, fields: dict) -> None:
+def record_benchmark(run: training.Run, benchmark, about: dict, scores: dict, fields: dict) -> None:
     metrics = scores["metrics"]
-    training.log_scores(run, benchmark.NAME, metrics, benchmark.SHOWN, fields)
+    metrics |= about
+    training.log_scores(run, about["title"], metrics, benchmark.SHOWN, fields)
     if run.procs.is_main:
         benchmark.write_records(run.folder, fields["step"], scores, fields["timestamp"])
         scalars = {k: value for k, value in metrics.items() if isinstance(value, (int, float, str))}
@@ -273,7 +279,7 @@ def record_benchmark(run: training.Run, benchmark, scores: dict, fields: dict) -
 
 
 def plan_evaluations(run: training.Run, val: dict, probe, items: dict) -> dict:
-    """What training.evaluate takes. probe: probe_rows'. items: {name: (benchmark, its items)}."""
+    """What training.evaluate takes. probe: probe_rows'. items: {name: (benchmark, *load_items())}."""
     args, procs, autocast, stop = run.args, run.procs, run.autocast, run.stop
 
     def record_val(scores, fields):
@@ -282,10 +288,11 @@ def plan_evaluations(run: training.Run, val: dict, probe, items: dict) -> dict:
 
     compute_val = functools.partial(evaluate_val, run.model, val, args, procs, autocast, stop)
     evaluations = {"val": (compute_val, record_val)}
-    for name, (benchmark, examples) in items.items():
-        compute = functools.partial(benchmark.evaluate, run.model, examples, procs,
-                                    bos=args.eval_bos == "on", autocast=autocast, stop=stop)
-        evaluations[name] = compute, functools.partial(record_benchmark, run, benchmark)
+    for name, (benchmark, examples, about) in items.items():
+        compute = functools.partial(
+            benchmark.evaluate, run.model, examples, procs, bos=args.eval_bos == "on",
+            autocast=autocast, stop=stop, progress=True)
+        evaluations[name] = compute, functools.partial(record_benchmark, run, benchmark, about)
     return evaluations
 
 
@@ -359,6 +366,8 @@ def summarise(run: training.Run) -> dict:
         "val_fingerprint": data["val_fingerprint_documents"],
     }
     for benchmark in BENCHMARKS:
+        about = config["benchmarks"].get(benchmark.NAME, {})
+        row[f"{benchmark.NAME}_title"] = about.get("title")
         for key, *_ in benchmark.METRICS:
             row[key] = scores.get(key)
     return {**numbers, "scores": scores, "warnings": find_warnings(run), "results_row": row}
@@ -399,7 +408,7 @@ def train(args, procs) -> int:
         name = benchmark.NAME
         every[name] = getattr(args, f"{name}_every")
         if every[name]:
-            items[name] = benchmark, load_items(args, benchmark, meta, procs)
+            items[name] = benchmark, *load_items(args, benchmark, meta, procs)
 
     # ------------------------------------------------------------------------------------------------------------------
     # model and optimizer

@@ -89,9 +89,13 @@ def score_endings(model, items, batch_size=None, batch_tokens=None) -> list[list
     return [scores[i] for i in range(len(items))]
 
 
-def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None) -> Iterator[tuple[int, list]]:
+def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None, known=(),
+                stop=None) -> Iterator[tuple[int, list]]:
     """score_endings as a generator of (index of the item, its list of tensors), for a caller that shows progress or
-    stops in between. Items come after their forward pass, sorted by their contexts, each once. Errors come at once."""
+    stops in between. Items come after their forward pass, sorted by their contexts, each once. Errors come at once.
+
+    known: indices whose scores the caller has. A forward pass of known items alone is left out; the others are as they
+    would be without any known, to the bit. It ends before the next pass once stop.asked is true."""
     for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
         check(value is None or value >= 1, f"{name} is {value}; give at least 1, or None")
     _check_items(items, model.config.block_size, model.config.padded_vocab_size)
@@ -106,7 +110,9 @@ def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None) -> I
             room = budget
         batches[-1].append(i)
         room -= size
-    return _score_batches(model, items, batches)
+    known = set(known)
+    batches = [batch for batch in batches if not known.issuperset(batch)]
+    return _score_batches(model, items, batches, stop)
 
 
 def _check_items(items, limit: int, n_ids: int) -> None:
@@ -124,10 +130,12 @@ def _check_items(items, limit: int, n_ids: int) -> None:
 
 
 @torch.no_grad()
-def _score_batches(model, items, batches):
+def _score_batches(model, items, batches, stop):
     score = _score_trees if model.attention_only else _score_rows
     limit = model.config.block_size + 1
     for batch in batches:
+        if stop is not None and stop.asked:
+            return
         pairs = []  # what the model sees of context + ending, ending
         for context, endings in (items[i] for i in batch):
             pairs += [([*context, *ending][-limit:], ending) for ending in endings]

@@ -173,11 +173,13 @@ def start_processes(device: str = "auto") -> Processes:
 
 
 class StopRequest:
-    """SIGTERM, a closed terminal (SIGHUP) and the first ctrl-C ask a script to finish its step, save and exit; a second
-    ctrl-C exits at once. Under nohup a closed terminal asks nothing."""
+    """SIGTERM, a closed terminal (SIGHUP) and the first ctrl-C ask a script to finish its step, save and exit, which
+    rank 0 says at once; a second ctrl-C exits at once. Under nohup a closed terminal asks nothing.
 
-    def __init__(self):
-        self.asked = False
+    promise: what is still done, as a sentence's second half."""
+
+    def __init__(self, promise: str = "what is being computed is finished first"):
+        self.asked, self.promise = False, promise
         self.previous = {}
         numbers = [signal.SIGTERM, signal.SIGINT]
         hangup = getattr(signal, "SIGHUP", None)  # Windows has none
@@ -190,7 +192,19 @@ class StopRequest:
     def _ask(self, number, frame):
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        is_first, self.asked = not self.asked, True
+        if is_first and os.environ.get("RANK", "0") == "0":
+            self._say(number)
+
+    def _say(self, number: int) -> None:
+        """Past the buffers, which this may have interrupted in the middle of a write."""
+        asked, warning = "ctrl-C", "ctrl-C again stops at once"
+        if number != signal.SIGINT:
+            asked = signal.Signals(number).name
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            warning = "torchrun kills what takes longer than 30 seconds and ends with status 1 in any case"
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{asked}: {self.promise}; {warning}.\n".encode())
 
     def restore(self) -> None:
         """Put the earlier signal handlers back."""
@@ -261,9 +275,9 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
     """Run a script's main() and exit with its status, or with 1 and one sentence on stderr after a user's mistake or
     without a package that it needs.
 
-    ctrl-C exits with 130 and prints `interrupted`. An error that all ranks share is printed once. The script outlives
-    the terminal or pipe that it prints to; when a file or disk did not take what was printed, it exits with 1 in the
-    end.
+    ctrl-C exits with 130 and prints the KeyboardInterrupt's own sentence, or `interrupted`. An error that all ranks
+    share is printed once. The script outlives the terminal or pipe that it prints to; when a file or disk did not take
+    what was printed, it exits with 1 in the end.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     outlive_output()
@@ -282,9 +296,10 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
         if isinstance(error, SharedError) and not is_main:
             sys.exit(1)
         sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        if interrupted and is_main:
-            print(f"{name}: {interrupted}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        sentence = str(interrupt) or interrupted
+        if sentence and is_main:
+            print(f"{name}: {sentence}", file=sys.stderr)
         sys.exit(130)
 
 

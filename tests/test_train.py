@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import ENV, REPO, exact, exposures, losses, records, tiny_documents, weights, write_dataset
+from conftest import ENV, REPO, exact, exposures, losses, records, tiny_documents, weights, write_dataset, write_jsonl
 
 import train_gpt
 from lab import data_order, disk, optim, processes, resume, runs, shards, training
@@ -867,11 +867,20 @@ def test_items_too_long_for_the_model_are_refused_before_step_1(data, tmp_path):
     """Steps trained for nothing: 0. The sentence counts the items and names the block size that would do."""
     item = {"ind": 1, "activity_label": "x", "ctx_a": "Ann sings.", "ctx_b": "she", "ctx": "Ann sings. she", "label": 0,
             "endings": ["sings on.", "stops.", "la " * 200, "leaves."]}
-    (tmp_path / "long.jsonl").write_text(json.dumps(item) + "\n")
-    with pytest.raises(ValueError, match="1 of 1 items have an ending longer than .* of at least 2"):
-        train_gpt_main(data, tmp_path / "run", "--max_train_steps", 6, "--hellaswag_every", 3, "--hellaswag_data",
-                       tmp_path / "long.jsonl")
+    short = {**item, "ind": 2, "endings": ["sings on.", "stops.", "la la.", "leaves."]}
+    write_jsonl(tmp_path / "long.jsonl", [item, short])
+    flags = ("--max_train_steps", 2, "--hellaswag_every", 2, "--hellaswag_data", tmp_path / "long.jsonl")
+    with pytest.raises(ValueError, match="1 of 2 items have an ending longer than .* of at least 2.*--skip_long"):
+        train_gpt_main(data, tmp_path / "run", *flags)
     assert not (tmp_path / "run").exists()
+    train_gpt_main(data, tmp_path / "run", *flags, "--skip_long", "--results_csv", tmp_path / "table.csv")
+    about = json.loads((tmp_path / "run" / "config.json").read_text())["benchmarks"]["hellaswag"]
+    [record] = runs.read_jsonl(tmp_path / "run" / "hellaswag_metrics.jsonl")
+    for place in (about, record):
+        assert (place["title"], place["skipped"]) == ("HellaSwag (1 of 10,042 items)", 1)
+        assert place["skipped_ids"] == ["1"]
+    for text in ("log.txt", "scalars.jsonl", "../table.csv"):
+        assert "HellaSwag (1 of 10,042 items)" in (tmp_path / "run" / text).read_text()
 
 
 def test_wrong_flags_and_occupied_folders(data, base, tmp_path, capsys):
