@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
+import json
 import os
 import re
 import sys
@@ -22,7 +23,16 @@ from pathlib import Path
 
 # twice the longest document: JSON escapes some characters, and a line has other fields
 MAX_LINE_BYTES = 2**26
+MAX_CONTAINERS = 10**6  # lists and objects in a line: 60 MB of `[],` would take 1.4 GB
 MAX_BLANK_LINES = 10**6  # in a row: no data looks so, but a few bytes of gzip can hold a billion
+# what other files begin with, whose name says that they are text
+OTHER_KINDS = {
+    b"\x1f\x8b": ("a gzip file", "unpack it, or let its name end in .jsonl.gz"),
+    b"\x28\xb5\x2f\xfd": ("a zstd file", "unpack it, or let its name end in .jsonl.zst"),
+    b"PAR1": ("a parquet file", "let its name end in .parquet"),
+    b"PK\x03\x04": ("a zip", "unpack it"),
+    b"%PDF-": ("a PDF", "convert it to text"),
+}
 # what the names of a split's files hold as a whole word
 SPLITS = {
     "train": {"train", "training"},
@@ -55,7 +65,7 @@ def find(names: Iterable, suffixes: Iterable[str], flag: str = "--data",
         known.add(key)
         chosen.append(path)
     if again:
-        note(f"{flag}: {listed(again)} came before under this or another name and is read once.")
+        note(f"{flag}: {listed(list(dict.fromkeys(again)))} came before under this or another name and is read once.")
     packed = [path for path in chosen if path.lower().endswith((".gz", ".zst"))]
     twins = [path for path in packed if path.rsplit(".", 1)[0] in chosen]
     if twins:
@@ -231,7 +241,11 @@ def damage_in(path):
 
 
 def without_mark(start: bytes, path) -> bytes:
-    """The first bytes of a text without UTF-8's byte-order mark. ValueError for UTF-16 and UTF-32."""
+    """The first bytes of a text without UTF-8's byte-order mark. ValueError for another kind of file
+    under a text's name, and for UTF-16 and UTF-32."""
+    for magic, (kind, remedy) in OTHER_KINDS.items():
+        if start.startswith(magic):
+            raise ValueError(f"{path} is {kind} inside, not text: {remedy}.")
     zeros = start[:1000].count(0)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or zeros * 4 > len(start[:1000]):
         raise ValueError(f"{path} is UTF-16 or UTF-32, not UTF-8: convert it, as with "
@@ -264,6 +278,13 @@ def lines_of(f, path, most: int = sys.maxsize) -> Iterator[tuple[int, bytes]]:
         blank += 1
         if blank > MAX_BLANK_LINES:
             raise ValueError(f"{path} has {blank:,} blank lines in a row: remove them.")
+
+
+def json_of(line: bytes):
+    """A line's value. ValueError when it is not JSON or would take far more memory than it has bytes."""
+    if len(line) > 2**22 and line.count(b"[") + line.count(b"{") > MAX_CONTAINERS:
+        raise ValueError(f"more than {MAX_CONTAINERS:,} lists and objects")
+    return json.loads(line)
 
 
 def check_size(path, size: int, most: int) -> None:

@@ -90,10 +90,11 @@ def code_state() -> dict:
 
     The hash covers the repo's modules that this process has imported, so that a change to compare_runs.py between two
     runs of train_gpt.py does not make them differ."""
-    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    imported = {Path(file).resolve() for file in files if file}
-    digest = hashlib.sha256()
-    for path in code_files():
+    ours, digest = code_files(), hashlib.sha256()
+    names = {path.name for path in ours}
+    files = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
+    imported = {Path(file).resolve() for file in files if os.path.basename(file) in names}
+    for path in ours:
         if path in imported:
             name = path.relative_to(REPO).as_posix()
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -206,7 +207,7 @@ def rewrite_jsonl(path, drop, records=()) -> None:
                 break
             if not (line.startswith(b"{") and line.rstrip().endswith(b"}")):
                 raise ValueError(broken_line(path, count))
-            suspect = any(drop(int(step)) for step in steps.findall(line))
+            suspect = any(len(step) > 18 or drop(int(step)) for step in steps.findall(line))
             if not suspect or not drop(_step_of_line(line, path, count)):
                 new.write(line)
         for record in records:
@@ -345,9 +346,8 @@ def read_run(folder) -> dict:
             value = json.dumps(config[key])[:40]
             notes.append(f"config.json: {key} is {value} and counts as not recorded")
             config[key] = {}
-    flags = config["flags"]
-    run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": flags}
-    run |= {"seed": flags["seed"], "notes": notes}
+    run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": config["flags"]}
+    run |= {"seed": config["flags"]["seed"], "notes": notes}
     run["summary"] = _read_object(folder / "summary.json", "the run counts as unfinished", notes,
                                   results_row=dict, warnings=list)
     run |= _read_scalars(folder, notes)

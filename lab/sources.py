@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import getpass
 import itertools
-import json
 import os
 import re
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab import disk, files, synthetic
-from lab.files import damage_in, first_line, lines_of, reader_of
+from lab.files import damage_in, first_line, json_of, lines_of, reader_of
 
 BATCH_BYTES = 2**20  # text tokenised in one go; more gains nothing (measured), less costs calls
 MAX_DOCUMENT_BYTES = 2**25  # tiktoken gives ids as a list: 59 MB of text took 1.4 GB (measured)
@@ -317,7 +316,7 @@ def _read_jsonl(f, path: str, field: str, skip: int):
         number, line = numbered
         where = f"line {number:,} of {path}"
         try:
-            record = json.loads(line)
+            record = json_of(line)
         except UnicodeDecodeError:
             return NOT_TEXT
         except (ValueError, RecursionError) as error:
@@ -436,7 +435,7 @@ def _parsed(path, lines) -> Iterator[tuple[Place, object]]:
             continue
         place = Place(path, "line", number)
         try:
-            record = json.loads(line)
+            record = json_of(line)
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
             record = BadRecord(place, f"is not JSON ({first_line(error)})")
         yield place, record

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import pickle
+import platform
 import random
 import re
 import shutil
@@ -35,20 +36,22 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+import tiny  # whose folder's scripts, and the repo's, can be imported from here on
 import torch
+from damage import ARRAYS, BYTES, GZIP, JSON, LINES, ROWS, TABLE, TENSORS, ZIP
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import compare_runs  # noqa: E402
-import eval_gsm8k  # noqa: E402
-import ewok  # noqa: E402
-import hellaswag  # noqa: E402
-import prepare_bos_rows  # noqa: E402
-import prepare_fineweb  # noqa: E402
-import train_gpt  # noqa: E402
-from lab import (  # noqa: E402  # noqa: E402
+import compare_runs
+import eval_gsm8k
+import ewok
+import hellaswag
+import prepare_bos_rows
+import prepare_fineweb
+import train_gpt
+from lab import (
     conversations,
     decontaminate,
     disk,
+    exams,
     optim,
     processes,
     results,
@@ -63,248 +66,9 @@ from model import GPT  # noqa: E402
 
 MAX_SECONDS, MAX_BYTES = 2.0, 500e6
 TOY = "--dataset synthetic --max_docs 60 --val_fraction 0.2".split()
-TINY = ("--n_layer 1 --n_head 2 --n_embd 16 --seq_len 64 --micro_batch_size 4 --total_batch_tokens 512 "
+TINY = ("--n_layer 1 --n_head 2 --n_embd 16 --seq_len 32 --micro_batch_size 2 --total_batch_tokens 64 "
         "--max_train_steps 6 --max_epochs 9 --eval_every 3 --save_every 3 --device cpu --num_workers 0 "
-        "--val_tokens 2000 --hellaswag_every 3 --hellaswag_max_examples 4 --keep_last 0").split()
-
-# ----------------------------------------------------------------------------------------------------------------------
-# damage: each function takes (bytes, random numbers) and gives other bytes
-
-
-def flip(data: bytes, rng) -> bytes:
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 8, 64))):
-        if changed:
-            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
-def splice(data: bytes, rng) -> bytes:
-    """A part cut out, doubled, zeroed, or replaced by random bytes."""
-    start = rng.randrange(len(data) + 1)
-    end = min(len(data), start + rng.choice((1, 2, 16, 512)))
-    part = data[start:end]
-    new = rng.choice((b"", part * 2, bytes(len(part)), rng.randbytes(len(part) + rng.randrange(3))))
-    return data[:start] + new + data[end:]
-
-
-def cut(data: bytes, rng) -> bytes:
-    return data[: rng.choice((0, 1, len(data) // 2, max(0, len(data) - 1), rng.randrange(len(data) + 1)))]
-
-
-def swap_halves(data: bytes, rng) -> bytes:
-    middle = rng.randrange(len(data) + 1)
-    return data[middle:] + data[:middle]
-
-
-def encode_again(data: bytes, rng) -> bytes:
-    text = data.decode("latin-1")
-    kinds = "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-8"
-    return text.encode(rng.choice(kinds))
-
-
-def pack(data: bytes, rng) -> bytes:
-    return rng.choice((gzip.compress, lambda part: part + b"\0" * 99, lambda part: b"\n\n" + part))(data)
-
-
-def replace_all(data: bytes, rng) -> bytes:
-    return rng.choice((b"", b"\n", b"null", b"[]", b"{}", b"[" * 200_000, b'{"a":' * 50_000, b"-", b"\xff\xfe",
-                       b"9" * 5000, b"1e999", b"NaN", b'"\\ud800"', b"<html>Not found</html>", b"PK\x03\x04"))
-
-
-BYTES = (flip, flip, splice, cut, swap_halves, encode_again, pack, replace_all)
-
-ODD = [None, True, [], {}, "", "x", "NaN", "../x", "a\nb", "\ud800", "0" * 64, "x" * 100_000, -1, 0, 1, 1.5, -0.0,
-       math.nan, math.inf, 1e308, 2**31, 2**63, 2**64, 10**400, [[]], [None], {"a": None}, "1", "1e5", "日本", [0] * 9]
-
-
-def places(value, path=()) -> list[tuple]:
-    """Paths to everything inside a JSON value."""
-    found = [path]
-    items = ()
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value[:40])
-    for key, inner in items:
-        found += places(inner, (*path, key))
-    return found
-
-
-def change_value(value, rng):
-    """A JSON-like value with one place changed. It changes `value` itself."""
-    path = rng.choice(places(value))
-    if not path:
-        return rng.choice(ODD)
-    outer = value
-    for key in path[:-1]:
-        outer = outer[key]
-    key, inner = path[-1], outer[path[-1]]
-    kind = rng.randrange(6)
-    if kind == 0:
-        del outer[key]
-    elif kind == 1 and isinstance(outer, dict):
-        outer[rng.choice((str(key).upper(), f"{key} ", "", "../x", "x" * 300))] = outer.pop(key)
-    elif kind == 2 and isinstance(outer, dict):
-        other = rng.choice(list(outer))
-        outer[key], outer[other] = outer[other], outer[key]
-    elif kind == 3 and isinstance(inner, (int, float)):
-        outer[key] = rng.choice((str(inner), -inner, inner + 1, inner * 1000, float(inner)))
-    elif kind == 4 and isinstance(inner, str) and inner:
-        at = rng.randrange(len(inner))
-        outer[key] = inner[:at] + chr(rng.randrange(32, 127)) + inner[at + 1 :]
-    else:
-        outer[key] = rng.choice(ODD)
-    return value
-
-
-def dump(value, rng) -> str:
-    """JSON, now and then with a number or nesting that Python's own reader refuses, or with a key twice."""
-    sys.set_int_max_str_digits(0)
-    text = json.dumps(value)
-    sys.set_int_max_str_digits(4300)
-    hard = rng.randrange(12)
-    if hard == 0:
-        text = text.replace("1", "1" * 5000, 1)
-    elif hard == 1:
-        text = text.replace("null", "[" * 100_000 + "]" * 100_000, 1)
-    elif hard == 2:
-        text = text.replace("{", '{"step": 1, "step": [], ', 1)
-    return text
-
-
-def json_file(data: bytes, rng) -> bytes:
-    return dump(change_value(json.loads(data), rng), rng).encode()
-
-
-def json_line(data: bytes, rng) -> bytes:
-    lines = data.splitlines() or [b"{}"]
-    i = rng.randrange(len(lines))
-    kind = rng.randrange(8)
-    if kind == 0:
-        lines.insert(i, lines[i])
-    elif kind == 1:
-        lines.insert(i, rng.choice((b"", b"[1]", b"{", b"null", b"{}", b"9" * 5000, b"[" * 100_000, b"\xff\xfe")))
-    elif kind == 2:
-        j = rng.randrange(len(lines))
-        lines[i], lines[j] = lines[j], lines[i]
-    else:
-        lines[i] = dump(change_value(json.loads(lines[i]), rng), rng).encode()
-    return b"\n".join(lines) + b"\n"
-
-
-def zip_lines(data: bytes, rng) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        contents = {name: json_line(archive.read(name), rng) for name in archive.namelist()}
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in contents.items():
-            archive.writestr(name, content)
-        if rng.randrange(9) == 0:
-            archive.writestr("bomb.jsonl", bytes(400_000_000))
-    return packed.getvalue()
-
-
-def gzip_lines(data: bytes, rng) -> bytes:
-    lines = json_line(gzip.decompress(data), rng)
-    if rng.randrange(9) == 0:
-        lines += rng.choice((b"\n", b" ", b"{}\n")) * 60_000_000
-    return gzip.compress(lines, 1)
-
-
-def parquet_rows(data: bytes, rng) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(io.BytesIO(data)).to_pylist()
-    packed = io.BytesIO()
-    if rng.randrange(9) == 0:
-        rows = [rows[0] | {key: "x" * 1_000_000 for key in rows[0] if key == "text"}] * 600
-    else:
-        rows = [change_value(rows, rng)] if len(rows) == 1 else change_value(rows, rng)
-    try:
-        pq.write_table(pa.Table.from_pylist(rows), packed)
-    except (pa.ArrowException, AttributeError, TypeError, ValueError, OverflowError):
-        return data  # parquet cannot hold it
-    return packed.getvalue()
-
-
-def table(data: bytes, rng) -> bytes:
-    lines = data.decode().splitlines()
-    i = rng.randrange(len(lines))
-    cells = lines[i].split(",")
-    at = rng.randrange(len(cells))
-    kind = rng.randrange(7)
-    if kind == 0:
-        return data.replace(b",", rng.choice((b";", b"\t", b"|")))
-    if kind == 1:
-        return data.replace(b".", b",")
-    if kind == 2:
-        del cells[at]
-    elif kind == 3:
-        cells.insert(at, rng.choice(("", "x", "3,5", '"', '"3,5"')))
-    elif kind == 4:
-        cells[at] = rng.choice(("", "NaN", "inf", "1e999", "=1+1", "3,5", "-", "x" * 200_000, '"', "\0", "0x10"))
-    elif kind == 5:
-        lines.insert(i, lines[0])
-    else:
-        cells[at], cells[0] = cells[0], cells[at]
-    lines[i] = ",".join(cells)
-    return "\n".join(lines).encode("utf-8", "replace") + b"\n"
-
-
-def arrays(data: bytes, rng) -> bytes:
-    with np.load(io.BytesIO(data)) as file:
-        content = dict(file)
-    name = rng.choice(list(content))
-    value = content[name]
-    odd = (value[:-1], value.astype(np.float32), value[None], np.array(3), np.array(["x"]), value[::-1],
-           np.full(value.shape, 2**62), -value.view(np.int8), np.zeros(0))
-    kind = rng.randrange(4)
-    if kind == 0:
-        content[f"{name}_"] = content.pop(name)
-    elif kind == 1:
-        content[name] = np.array([None, {}], object)
-    else:
-        content[name] = odd[rng.randrange(len(odd))]
-    packed = io.BytesIO()
-    np.savez(packed, **content)
-    return packed.getvalue()
-
-
-def tensor_places(value, path=()) -> list[tuple]:
-    found, items = [path], ()
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    for key, inner in items:
-        found += tensor_places(inner, (*path, key))
-    return found
-
-
-def tensors(data: bytes, rng) -> bytes:
-    """Another shape of what torch.save wrote."""
-
-    def change(value, path):
-        if path:
-            key, rest = path[0], path[1:]
-            if isinstance(value, dict):
-                return {other: change(inner, rest) if other == key else inner for other, inner in value.items()}
-            items = [change(inner, rest) if i == key else inner for i, inner in enumerate(value)]
-            return type(value)(items)
-        if torch.is_tensor(value):
-            odd = value.double(), value[..., :-1] if value.dim() else value[None], value.flatten(), None, value.int()
-            return rng.choice(odd)
-        return rng.choice([*ODD, torch.zeros(3), torch.tensor(math.nan), {3: 4}, (1, 2)])
-
-    value = torch.load(io.BytesIO(data), weights_only=True)
-    packed = io.BytesIO()
-    with contextlib.suppress(TypeError):  # a tuple that would hold too little
-        value = change(value, rng.choice(tensor_places(value)))
-    torch.save(value, packed)
-    return packed.getvalue()
-
+        "--val_tokens 300 --hellaswag_every 3 --hellaswag_max_examples 2 --keep_last 0").split()
 
 # ----------------------------------------------------------------------------------------------------------------------
 # what is read, and with what
@@ -333,7 +97,8 @@ def read_dataset(folder):
         val = shards.open_val(folder, 10**6, verify=verify)
         if verify:
             values += [files.fingerprint, digest(files.slice(0, files.n_tokens).tobytes())]
-            values += [digest(val[name].tobytes()) for name in ("tokens", "token_bytes", "doc_starts", "doc_hash")]
+            names = "tokens", "token_bytes", "doc_starts", "doc_hash"
+            values += [digest(bytes(val[name])) for name in names if val[name] is not None]
     return values
 
 
@@ -358,13 +123,13 @@ def read_progress(folder):
 
 def trainer(folder):
     """A run as its resume has it before it looks for a checkpoint."""
-    flags = SimpleNamespace(**RUN["flags"], **{})
+    flags = SimpleNamespace(**RUN["flags"])
     flags.out_dir = str(folder)
     model = GPT.load(RUN["ckpt"])
     optimizers = optim.build_optimizers(model, **optim.settings(flags))
-    run = training.Run("train_gpt.py", flags, processes.Processes(), {"data": {"epochs": 1}}, model, optimizers, None)
-    run.procs.device = torch.device("cpu")
-    return run
+    procs = processes.Processes(device=torch.device("cpu"))
+    record = {"data": {"epochs": 1}}
+    return training.Run("train_gpt.py", flags, procs, record, model, optimizers, None)
 
 
 def read_checkpoint(folder):
@@ -376,14 +141,18 @@ def read_checkpoint(folder):
             for p in group["params"]:
                 p.grad = torch.zeros_like(p)
         optimizer.step()
-    weights = [(name, t.numpy().tobytes()) for name, t in run.model.state_dict().items()]
-    return run.state.step, digest(weights, run.state, torch.get_rng_state().numpy().tobytes())
+    rng = torch.get_rng_state().numpy().tobytes()
+    return run.state.step, digest(bytes_of(run.model), run.state, rng)
 
 
 def read_model(folder):
     path, *_ = runs.resolve_checkpoint(folder, warn=lambda text: None)
     model = GPT.load(path)
-    return runs.step_of(path), digest([(name, t.numpy().tobytes()) for name, t in model.state_dict().items()])
+    return runs.step_of(path), digest(bytes_of(model))
+
+
+def bytes_of(model) -> list[tuple]:
+    return [(name, t.numpy().tobytes()) for name, t in model.state_dict().items()]
 
 
 def seal(folder):
@@ -438,8 +207,9 @@ def read_results(folder):
 
 
 def read_partial(folder):
-    runs.make_folder(folder, "--out")
-    return len(eval_gsm8k.read_partial(folder, "key"))
+    """Records that were not there, although each line has a checksum."""
+    done = exams.read_done(folder, "key")
+    return [record for record in done.values() if record not in DONE]
 
 
 def hold(folder):
@@ -453,8 +223,8 @@ def read_conversations(file, stage):
 
     def read(folder):
         for kind in ("skip", "error"):
-            args = SimpleNamespace(**flags | {"data": [str(folder / file)], "bad_conversations": kind})
-            conversations.load(args)
+            own = {"data": [str(folder / file)], "bad_conversations": kind}
+            conversations.load(SimpleNamespace(**flags | own))
     return read
 
 
@@ -477,8 +247,6 @@ def reader(function, file):
     return lambda folder: function(folder / file)
 
 
-JSON, LINES = (*BYTES, *[json_file] * 12), (*BYTES, *[json_line] * 10)
-ROWS = (*BYTES, *[parquet_rows] * 8)
 CKPT, OLD = "ckpt/step_000006", "ckpt/step_000003"
 FORMATS = {
     "meta.json": Format("data", "meta.json", read_dataset, JSON, weight=6),
@@ -486,7 +254,7 @@ FORMATS = {
     "meta.json, prepare": Format("data", "meta.json", read_finished, JSON),
     "shard": Format("data", "train_000000.bin", read_dataset, BYTES, True, 3),
     "val shard": Format("mul", "val_000000.bin", read_dataset, BYTES, True, 3),
-    "npz": Format("mul", "val_documents.npz", read_dataset, (*BYTES, *[arrays] * 8), True, 4),
+    "npz": Format("mul", "val_documents.npz", read_dataset, ARRAYS, True, 4),
     "llm.c shard": Format("llmc", "train_0.bin", read_neighbours, BYTES),
     "npy shard": Format("npy", "train_0.npy", read_neighbours, BYTES),
     "headerless shard": Format("plain", "train_0.bin", read_neighbours, BYTES),
@@ -499,11 +267,11 @@ FORMATS = {
     "model.json": Format("run", f"{CKPT}/model.json", read_checkpoint, JSON, True),
     "sealed model.json": Format("run", f"{CKPT}/model.json", read_checkpoint, JSON, weight=4, after=seal),
     "sealed model.json, evals": Format("run", f"{CKPT}/model.json", read_model, JSON, after=seal),
-    "optimizer.pt": Format("run", f"{CKPT}/optimizer.pt", read_checkpoint, (*BYTES, tensors), True),
-    "sealed optimizer.pt": Format("run", f"{CKPT}/optimizer.pt", read_checkpoint, (*BYTES, *[tensors] * 12), weight=6,
+    "optimizer.pt": Format("run", f"{CKPT}/optimizer.pt", read_checkpoint, TENSORS, True),
+    "sealed optimizer.pt": Format("run", f"{CKPT}/optimizer.pt", read_checkpoint, TENSORS, weight=6,
                                   after=seal),
-    "rng.pt": Format("run", f"{CKPT}/rng.pt", read_checkpoint, (*BYTES, tensors), True),
-    "sealed rng.pt": Format("run", f"{CKPT}/rng.pt", read_checkpoint, (*BYTES, *[tensors] * 6), weight=3, after=seal),
+    "rng.pt": Format("run", f"{CKPT}/rng.pt", read_checkpoint, TENSORS, True),
+    "sealed rng.pt": Format("run", f"{CKPT}/rng.pt", read_checkpoint, TENSORS, weight=3, after=seal),
     "trainer.json": Format("run", f"{CKPT}/trainer.json", read_checkpoint, JSON, True),
     "sealed trainer.json": Format("run", f"{CKPT}/trainer.json", read_checkpoint, JSON, weight=4, after=seal),
     "config.json": Format("run", "config.json", read_config, JSON, weight=6),
@@ -517,26 +285,29 @@ FORMATS = {
     "items": Format("run", "hellaswag_items.jsonl", read_records, LINES),
     "items, compare": Format("run", "hellaswag_items.jsonl", compare, LINES),
     "metrics, compare": Format("run", "hellaswag_metrics.jsonl", compare, LINES),
-    "val documents, compare": Format("run", "val_documents_000006.npz", compare, (*BYTES, *[arrays] * 8)),
+    "val documents, compare": Format("run", "val_documents_000006.npz", compare, ARRAYS),
     "gsm8k results, compare": Format("run", "gsm8k_results.json", compare, JSON),
-    "results.csv": Format("files", "results.csv", read_table, (*BYTES, *[table] * 10), weight=6),
-    "results.csv, compare": Format("files", "results.csv", read_results, (*BYTES, *[table] * 10), weight=3),
+    "results.csv": Format("files", "results.csv", read_table, TABLE, weight=6),
+    "results.csv, compare": Format("files", "results.csv", read_results, TABLE, weight=3),
     ".lock": Format("files", ".lock", hold, JSON),
-    "gsm8k partial": Format("files", "gsm8k_partial_rank0000.jsonl", read_partial, LINES),
+    "unfinished exam": Format("files", "rank0000.jsonl", read_partial, LINES, True),
 }
-for kind, name, load in (("hellaswag", "hellaswag.jsonl", hellaswag.load), ("gsm8k", "gsm8k.jsonl", eval_gsm8k.load)):
+for kind, load in (("hellaswag", hellaswag.load), ("gsm8k", eval_gsm8k.load)):
+    name = f"{kind}.jsonl"
     FORMATS[f"{kind} items"] = Format("files", name, reader(load, name), LINES, weight=4)
     FORMATS[f"{kind} items, guard"] = Format("files", name, read_guard(kind, name), LINES)
     packed = f"{name}.gz"
-    FORMATS[f"{kind} items, gzip"] = Format("files", packed, reader(load, packed), (*BYTES, *[gzip_lines] * 4))
-FORMATS["ewok zip"] = Format("files", "ewok.zip", reader(ewok.load, "ewok.zip"), (*BYTES, *[zip_lines] * 8), weight=4)
-FORMATS["ewok zip, guard"] = Format("files", "ewok.zip", read_guard("ewok", "ewok.zip"), (*BYTES, *[zip_lines] * 8))
-for stage, name in (("tulu", "tulu.jsonl"), ("gsm8k", "gsm8k.jsonl"), ("tinygsm", "tinygsm.jsonl")):
-    FORMATS[f"conversations {name}"] = Format("files", name, read_conversations(name, stage), LINES, weight=3)
-FORMATS["conversations parquet"] = Format("files", "tulu.parquet", read_conversations("tulu.parquet", "tulu"), ROWS, weight=3)
-for name, damage in (("docs.jsonl", LINES), ("docs.jsonl.gz", BYTES), ("docs.parquet", ROWS), ("docs.txt", BYTES)):
+    FORMATS[f"{kind} items, gzip"] = Format("files", packed, reader(load, packed), GZIP)
+FORMATS["ewok zip"] = Format("files", "ewok.zip", reader(ewok.load, "ewok.zip"), ZIP, weight=4)
+FORMATS["ewok zip, guard"] = Format("files", "ewok.zip", read_guard("ewok", "ewok.zip"), ZIP)
+for name, damage in (("tulu.jsonl", LINES), ("gsm8k.jsonl", LINES), ("tinygsm.jsonl", LINES), ("tulu.parquet", ROWS)):
+    read = read_conversations(name, name.partition(".")[0])
+    FORMATS[f"conversations {name}"] = Format("files", name, read, damage, weight=3)
+DOCUMENTS = {"docs.jsonl": LINES, "docs.jsonl.gz": GZIP, "docs.parquet": ROWS, "docs.txt": BYTES}
+for name, damage in DOCUMENTS.items():
     FORMATS[f"documents {name}"] = Format("files", name, read_documents(name), damage)
 
+DONE = [{"id": f"{i}", "credit": {"accuracy": i / 8}} for i in range(9)]
 RUN = {}  # flags of the run, its newest checkpoint, and the run beside it
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -551,10 +322,10 @@ def make_world(root: Path) -> None:
     ids = np.fromfile(root / "data" / "train_000000.bin", "<u2")[:2000]
     header = np.zeros(256, "<i4")
     header[:3] = 20240520, 1, len(ids)
-    for name, file, content in (("plain", "0.bin", ids.tobytes()), ("llmc", "0.bin", header.tobytes() + ids.tobytes())):
+    for name, content in (("plain", ids.tobytes()), ("llmc", header.tobytes() + ids.tobytes())):
         (root / name).mkdir()
         for split in ("train", "val"):
-            (root / name / f"{split}_{file}").write_bytes(content)
+            (root / name / f"{split}_0.bin").write_bytes(content)
     (root / "npy").mkdir()
     for split in ("train", "val"):
         np.save(root / "npy" / f"{split}_0.npy", ids)
@@ -565,8 +336,8 @@ def make_world(root: Path) -> None:
     for handle in writer._handles():
         handle.close()
     for name in ("run", "other"):
-        flags = ["--data_dir", str(root / "data"), "--out_dir", str(root / name), "--results_csv", "", *TINY]
-        train_gpt.main(flags)
+        flags = ["--data_dir", str(root / "data"), "--out_dir", str(root / name), *TINY]
+        train_gpt.main([*flags, "--results_csv", ""])
         shutil.rmtree(root / name / "code")
         exam = {"type": "gsm8k", "total": 2, "accuracy": 0.5, "scorer": "gsm8k-1", "files": {}}
         disk.write_json(root / name / "gsm8k_results.json", exam)
@@ -579,15 +350,19 @@ def make_files(folder: Path) -> None:
 
     folder.mkdir()
     problems = list(synthetic.gsm8k_items(20))
-    talk = [{"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": item["question"]},
-                          {"role": "assistant", "content": item["answer"]}]} for item in problems]
-    program = "def simple_math_problem() -> int:\n    a = 6\n    result = a * 9\n    return result\n"
+    talk = []
+    for item in problems:
+        texts = {"system": "Be brief.", "user": item["question"], "assistant": item["answer"]}
+        messages = [{"role": role, "content": text} for role, text in texts.items()]
+        talk.append({"messages": messages})
+    program = "def simple_math_problem() -> int:\n    a = 6\n    return a * 9\n"
     texts = [{"text": text, "n": i} for i, text in enumerate(synthetic.documents(0, 0, 20))]
     contents = {
-        "hellaswag.jsonl": list(synthetic.hellaswag_items(20)), "gsm8k.jsonl": problems, "tulu.jsonl": talk,
+        "hellaswag.jsonl": list(synthetic.hellaswag_items(20)),
+        "gsm8k.jsonl": problems, "tulu.jsonl": talk,
         "tinygsm.jsonl": [{"question": item["question"], "code": program} for item in problems],
         "docs.jsonl": texts,
-        "gsm8k_partial_rank0000.jsonl": [{"key": "key", "id": f"{i}", "credit": {}} for i in range(9)],
+        "rank0000.jsonl": [{"check": exams.check_of("key", record), **record} for record in DONE],
     }
     for name, records in contents.items():
         data = b"".join(json.dumps(record).encode() + b"\n" for record in records)
@@ -601,10 +376,11 @@ def make_files(folder: Path) -> None:
         archive.writestr("ewok/items.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     for gate in ("none", "headwise"):
         for seed in range(3):
-            row = {"run_id": f"{gate}_s{seed}", "seed": seed, "attn_gate": gate, "final_val_loss": 3.5 + seed / 8,
-                   "date": "2026-01-01", "num_iterations": 100, "train_time_ms": 1000, "notes": "a, b"}
+            row = {"run_id": f"{gate}_s{seed}", "seed": seed, "attn_gate": gate, "notes": "a, b"}
+            row |= {"final_val_loss": 3.5 + seed / 8, "num_iterations": 100, "train_time_ms": 1000}
             results.append_result(folder / "results.csv", row)
-    disk.write_json(folder / ".lock", {"pid": 1, "host": os.uname().nodename, "since": "2026-01-01 00:00:00"})
+    holder = {"pid": 1, "host": platform.node(), "since": "2026-01-01 00:00:00"}
+    disk.write_json(folder / ".lock", holder)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -619,7 +395,7 @@ def fault_of(error: BaseException, folder: Path, printed: str) -> str:
     elif not isinstance(error, (ValueError, OSError)) or isinstance(error, UnicodeError):
         return f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
-    if not isinstance(error, SystemExit) and not frames[-1].filename.startswith(str(runs.REPO)):
+    if not isinstance(error, SystemExit) and not frames[-1].filename.startswith(str(tiny.REPO)):
         return f"not ours, {type(error).__name__} in {frames[-1].filename}: {error}"
     last = sentence.strip().rpartition("\n")[2]
     if not last:
@@ -655,10 +431,7 @@ def attempt(form: Format, folder: Path) -> tuple[str, object]:
     except BaseException as error:  # anything may come
         if isinstance(error, KeyboardInterrupt):
             raise
-        fault = fault_of(error, folder, printed.getvalue())
-        if fault and RUN["trace"]:
-            traceback.print_exception(error)
-        return fault, error
+        return fault_of(error, folder, printed.getvalue()), error
 
 
 def try_one(form: Format, world: Path, place: Path, expected: list, rng) -> Result:
@@ -689,7 +462,8 @@ def try_one(form: Format, world: Path, place: Path, expected: list, rng) -> Resu
         if form.guarded and value not in expected:
             outcome, fault = "changed content accepted", f"{value}"[:200]
     if seconds > MAX_SECONDS or size > MAX_BYTES:
-        outcome, fault = "slow or big", f"{seconds:.1f} s, {size / 1e6:.0f} MB, {outcome}: {value!r}"[:300]
+        fault = f"{seconds:.1f} s, {size / 1e6:.0f} MB, {outcome}: {value!r}"[:300]
+        outcome = "slow or big"
     return Result(outcome, fault, seconds, size)
 
 
@@ -748,7 +522,6 @@ def main(argv=None) -> int:
     add("--files", type=int, default=600, help="damaged files to read, of all kinds together (default %(default)s)")
     add("--seed", type=int, default=0, help="of the damage (default %(default)s)")
     add("--only", default="", help="kinds whose name holds this text ('' = all)")
-    add("--trace", action="store_true", help="print tracebacks of what is found")
     add("--show", action="store_true", help="print every fault, with the number that repeats it")
     add("--check", action="store_true", help="exit with status 1 when anything was found")
     args = p.parse_args(argv)
@@ -760,7 +533,6 @@ def main(argv=None) -> int:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             make_world(world)
         RUN["flags"] = json.loads((world / "run" / "config.json").read_text())["flags"]
-        RUN["trace"] = args.trace
         RUN["ckpt"], RUN["other"] = world / "run" / OLD, world / "other"
         for name in names:
             count = math.ceil(args.files * FORMATS[name].weight / weights)
