@@ -97,14 +97,14 @@ def recognised(path: Path, clean: list[Path]) -> int:
     questions, mistakes = [record["question"] for _, record in sources.read_records(path)], 0
     changes = {name: wrapper.format for name, wrapper in WRAPPERS.items()} | DISGUISES
     for name, change in changes.items():
-        found = len(decontaminate.test_questions_in([change(question) for question in questions]))
-        print(f"fine-tuning  {name:22} {found:6,} of {len(questions):6,} test questions recognised")
-        mistakes += len(questions) - found
+        hits = len(decontaminate.test_questions_in([change(question) for question in questions]))
+        print(f"fine-tuning  {name:22} {hits:6,} of {len(questions):6,} test questions recognised")
+        mistakes += len(questions) - hits
     for path in clean:
         texts = ["\n".join(map(str, record.values())) for _, record in sources.read_records(path)]
-        found = sorted(decontaminate.test_questions_in(texts))
-        print(f"fine-tuning  {path.name}: {len(found)} of {len(texts):,} lines taken for one {found[:20]}")
-        mistakes += len(found)
+        hits = sorted(decontaminate.test_questions_in(texts))
+        print(f"fine-tuning  {path.name}: {len(hits)} of {len(texts):,} lines taken for one {hits[:20]}")
+        mistakes += len(hits)
     return mistakes
 
 
