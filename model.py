@@ -1,10 +1,12 @@
-"""model.py owns the network: GPTConfig, GPT (two architectures, gated attention), initialisation, its files.
+"""model.py owns the network: GPTConfig, GPT (three architectures, gated attention), initialisation, its files.
 
     python model.py --attn_gate headwise                   # parameters and FLOPs of the 124M shape
     python model.py export experiments/runs/<run> gpt2_hf  # checkpoint -> folder for transformers
     python model.py import openai-community/gpt2 gpt2      # Hugging Face GPT-2 -> checkpoint
+    python model.py import out/ckpt.pt mine                # nanoGPT's or build-nanogpt's file -> checkpoint
 
 `gpt2` is GPT-2 exactly (learned positions, LayerNorm, tanh-GELU, tied head): weights copy to and from Hugging Face.
+`nanogpt` is the same with nanoGPT's exact GELU.
 `speedrun` is the October-2024 NanoGPT speedrun shape: RoPE, RMSNorm without gain, QK-norm, ReLU^2, no biases,
 zero-initialised output projections; use it with --n_head 6 at --n_embd 768 (heads of 128).
 
@@ -119,9 +121,11 @@ def init_speedrun(weight, name, config, generator):
         weight.uniform_(-bound, bound, generator=generator)
 
 
+GPT2 = Arch(norm=nn.LayerNorm, bias=True, activation=functools.partial(F.gelu, approximate="tanh"), rope=False,
+            init=init_gpt2)
 ARCHS = {
-    "gpt2": Arch(norm=nn.LayerNorm, bias=True, activation=functools.partial(F.gelu, approximate="tanh"),
-                 rope=False, init=init_gpt2),
+    "gpt2": GPT2,
+    "nanogpt": GPT2._replace(activation=F.gelu),  # exact, as in nanoGPT since May 2023
     "speedrun": Arch(norm=functools.partial(nn.RMSNorm, elementwise_affine=False), bias=False,
                      activation=lambda x: F.relu(x).square(), rope=True, init=init_speedrun),
 }
@@ -500,13 +504,21 @@ class GPT(nn.Module):
         return model.to(device)
 
 
-def load_exactly(model: GPT, state: dict, source) -> None:
-    """Copies state into model's weights; ValueError unless names and shapes are exactly the model's."""
+def check_shapes(model: GPT, state: dict, source) -> None:
+    """ValueError unless state's names and shapes are exactly those of model's weights."""
     expected, given = ({name: tuple(t.shape) for name, t in d.items()} for d in (model.state_dict(), state))
     for name in sorted(expected | given):
         shape, own = given.get(name), expected.get(name)  # None: absent
         check(shape == own, f"{source}: {name} has shape {shape}, the configuration says {own}; "
                             "use the one it was saved with")
+
+
+def load_exactly(model: GPT, state: dict, source) -> None:
+    """Copies state into model's weights; ValueError unless they fit exactly and all are finite numbers."""
+    check_shapes(model, state, source)
+    for name, tensor in state.items():
+        finite = all(map(math.isfinite, tensor.aminmax()))  # 10 x as fast as isfinite
+        check(finite, f"{source}: {name} holds NaN or infinity; use a checkpoint from before that")
     model.load_state_dict(state)
 
 
