@@ -29,7 +29,8 @@ FAMILIES = {  # names for several settings in --treatment and --allow
     "condition": RECOGNISED["tokens"],
     "size": ("n_layer", "n_head", "n_embd", "n_inner"),
 }
-FAULTS = ("treatment", "seed", "incomplete", "invalid_run", "unverified_data", "batch_checksums")  # no settings
+# no settings
+FAULTS = ("treatment", "seed", "incomplete", "invalid_run", "unverified_data", "unrecorded", "batch_checksums")
 YARDSTICKS = {  # what measures, or what is broken: never a treatment. Every <benchmark>_scorer belongs here, too
     *FAULTS, "scorer", "code_sha256", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
 }
@@ -56,6 +57,9 @@ def of_run(run: dict) -> dict:
     model, data, code, scorers), "unused" (flags without effect in this run), "machine" (spoils comparisons of speed,
     not of losses), "micro_batch_size", "tokens" (the tokenisation), "unverified" (whether its data's fingerprints were
     taken from meta.json alone), "run" (None for a row of a results.csv)}."""
+    if "log" in run:  # lab/logs.py
+        return {"name": run["name"], "seed": None, "settings": {}, "unused": set(), "machine": {}, "tokens": None,
+                "micro_batch_size": None, "run": None, "unverified": False, "log": run["log"]}
     config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
     settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
     for key, built in config["model"].items():
@@ -124,6 +128,8 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     differences, equal = [], {}
     for name in names:
         compare_setting(name, arms, differences, equal)
+    if any("log" in member for member in members):
+        equal.clear()  # what a log does not record is not equal
     mark_consequences(differences, members)
     counting = [d for d in differences if d["state"] == "differs" and not d["mixed"]]
     changed = {d["knob"] for d in counting} - allowed
@@ -265,6 +271,7 @@ PROBLEMS = {  # fault -> what is wrong with a member of an arm ("": nothing)
     "incomplete": lambda member: NO_SUMMARY if member["run"] and member["run"]["summary"] is None else "",
     "invalid_run": lambda member: " ".join(map(str, summary_of(member).get("warnings") or [])),
     "unverified_data": lambda member: UNVERIFIED if member["unverified"] else "",
+    "unrecorded": lambda member: member.get("log", ""),
 }
 
 

@@ -16,7 +16,7 @@ import os
 import re
 import statistics
 
-from lab import ab_gate, ab_numbers, ab_power, ab_report, results, runs
+from lab import ab_gate, ab_numbers, ab_power, ab_report, logs, results, runs
 from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form, form_change, form_interval, form_p, minutes
 
@@ -25,7 +25,8 @@ HARDWARE_COLUMNS = ("gpu_name", "n_gpus")
 
 
 def read_runs(patterns: list[str], flag: str) -> list[dict]:
-    return [runs.read_run(folder) for folder in runs.expand(patterns, flag)]
+    paths = runs.expand(patterns, flag)
+    return [logs.read_log(path) if path.is_file() else runs.read_run(path) for path in paths]
 
 
 def label_of(arm: list[dict]) -> str:

@@ -397,15 +397,19 @@ def _read_scalars(folder: Path, notes: list[str]) -> dict:
     return {"train": arrays, "val": val}
 
 
+LOGS = (".txt", ".log")  # other projects' (lab/logs.py)
+
+
 def expand(patterns: list[str], flag: str) -> list[Path]:
-    """Folders that paths or globs name, each once, 2 before 10. A glob passes over files.
+    """Folders that paths or globs name, each once, 2 before 10. A glob without any folder names other projects' logs.
 
     ValueError, naming `flag`, for a glob without a folder."""
     folders: dict[Path, Path] = {}
     for pattern in patterns:
         matches = [Path(pattern)]
         if glob.has_magic(pattern) and not matches[0].exists():
-            matches = [path for path in map(Path, glob.glob(pattern)) if path.is_dir()]
+            paths = list(map(Path, glob.glob(pattern)))
+            matches = [path for path in paths if path.is_dir()] or [path for path in paths if path.suffix in LOGS]
         if not matches:
             raise ValueError(f"{flag} {pattern!r} matches no folder: check the path.")
         folders |= {path.resolve(): path for path in matches}
