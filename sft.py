@@ -232,7 +232,7 @@ def print_samples(run: training.Run, data: dict) -> None:
         prompts.append(data["tokens"][span][:first_answer].tolist())
     answers = inference.generate(
         run.model.eval(), prompts, run.args.sample_tokens, temperature=0.0, stop_ids=[BOS_ID])
-    decode = get_tokenizer().decode
+    decode = get_tokenizer().decode_generated
     for prompt, answer in zip(prompts, answers, strict=True):
         run.log(f"step {run.state.step:6d} | sample {decode(prompt)!r} -> {decode(answer.ids)!r}")
 

@@ -315,7 +315,7 @@ def print_samples(run: training.Run) -> None:
         run.model.eval(), [[BOS_ID]] * 2, args.sample_tokens,
         temperature=0.8, top_k=50, seed=args.seed + step, stop_ids=[BOS_ID])
     for sample in samples:
-        run.log(f"step {step:6d} | sample {get_tokenizer().decode(sample.ids)!r}")
+        run.log(f"step {step:6d} | sample {get_tokenizer().decode_generated(sample.ids)!r}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

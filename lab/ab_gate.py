@@ -58,8 +58,9 @@ def of_run(run: dict) -> dict:
     not of losses), "micro_batch_size", "tokens" (the tokenisation), "unverified" (whether its data's fingerprints were
     taken from meta.json alone), "run" (None for a row of a results.csv)}."""
     if "log" in run:  # lab/logs.py
-        return {"name": run["name"], "seed": None, "settings": {}, "unused": set(), "machine": {}, "tokens": None,
-                "micro_batch_size": None, "run": None, "unverified": False, "log": run["log"]}
+        nothing = dict.fromkeys(("seed", "micro_batch_size", "tokens", "run"))
+        nothing |= {"settings": {}, "unused": set(), "machine": {}, "unverified": False}
+        return nothing | {"name": run["name"], "log": run["log"]}
     config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
     settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
     for key, built in config["model"].items():

@@ -26,16 +26,17 @@ CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_
 SHAPE = ("n_layer", "n_head", "n_embd", "n_inner")  # what both sides call alike
 ACTIVATIONS = {"gpt2": "gelu_new", "nanogpt": "gelu"}  # architecture -> activation_function
 FORM = dict(  # what these two build of GPT2Config's variants
-    layer_norm_epsilon=1e-5, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    layer_norm_epsilon=1e-5, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
+    add_cross_attention=False)
 CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that old files hold
 END_OF_TEXT = 50256  # <|endoftext|>
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # of files, which no name on the hub ends with
+FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # no name on the hub ends like this
 SILENT_LOGIT = -1000.0  # of an exported padding id; GPT-2's own logits stay above about -200
 
 
 def from_hf_state(model: GPT, hf_state: dict) -> GPT:
-    """Fills a model of an architecture in ACTIVATIONS, without a gate, from a GPT2LMHeadModel (or GPT2Model) state
-    dict, and returns it.
+    """Fills a model of an architecture in ACTIVATIONS, without a gate, from a GPT2LMHeadModel (or
+    GPT2Model) state dict, and returns it.
 
     Rows from the state's vocabulary up to config.vocab_size become zero. Their logit of 0 is far above GPT-2's usual
     ones: ids that are never trained belong in config.unused_ids. ValueError for weights that do not fit."""
@@ -222,13 +223,14 @@ def grown(model: GPT, vocab_size: int | None) -> GPT:
 
 
 def _load_gpt2(source: str):
-    """The GPT2LMHeadModel in source, in fp32; an error unless it is what an architecture in ACTIVATIONS builds, and
-    whole."""
+    """The GPT2LMHeadModel in source, in fp32; an error unless it is what an architecture in
+    ACTIVATIONS builds, and whole."""
     from transformers import AutoConfig, GPT2LMHeadModel
 
     config = AutoConfig.from_pretrained(source)
     check(config.model_type == "gpt2", f"it is a {config.model_type} model")
-    possible = dict(activation_function=tuple(ACTIVATIONS.values())) | {name: (value,) for name, value in FORM.items()}
+    possible = {name: [value] for name, value in FORM.items()}
+    possible["activation_function"] = list(ACTIVATIONS.values())
     for name, values in possible.items():
         own = getattr(config, name)
         check(own in values, f"this GPT-2 has {name} {own}, not {' or '.join(map(str, values))}")
@@ -242,17 +244,18 @@ def _load_gpt2(source: str):
 
 
 def finder(source: str):
-    """find(name) -> the file of that name beside the weights, in a folder or on the hub; None without one."""
-    if Path(source).exists():
-        folder = Path(source) if Path(source).is_dir() else Path(source).parent
-        return lambda name: folder / name if (folder / name).is_file() else None
+    """find(name) -> the file of that name beside the weights, in a folder or on the hub, or None."""
 
     def find(name: str):
+        path = Path(source)
+        if path.exists():
+            file = path / name if path.is_dir() else path.with_name(name)
+            return file if file.is_file() else None
         from transformers.utils import cached_file
 
         try:
             return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        except OSError:  # a hub that answered a moment ago, with the weights
+        except OSError:  # of a hub that answered a moment ago, with the weights
             return None
 
     return find
@@ -262,14 +265,15 @@ def import_checkpoint(source: str, out_dir: Path, new_vocab_size: int, gelu: str
     """The command: a Hugging Face GPT-2, or a neighbour's file, as a checkpoint of ours."""
     check_new_folder(out_dir)
     path, notes = Path(source), []
-    check(path.exists() or path.suffix not in SUFFIXES, f"{source} does not exist; name a file that does")
-    check(path.suffix != ".safetensors", f"{source} holds weights alone; name its folder, with config.json")
-    files = sorted(path.glob("*.pt")) if path.is_dir() and not (path / "config.json").exists() else []
-    check(not files, f"{source} is a folder with {', '.join(file.name for file in files[:3])}; name one of the files")
+    check(path.exists() or path.suffix not in FILES, f"{source} does not exist; name a file that does")
+    check(path.suffix != ".safetensors", f"{source} holds weights alone; name the folder it lies in")
     if path.is_file():
         model, notes = neighbours.read_checkpoint(path, gelu)
     else:
-        check(gelu is None, f"--gelu is for nanoGPT's files, and {source} says which it has; leave it out")
+        files = sorted(file.name for file in path.glob("*.pt"))
+        check(not files or (path / "config.json").exists(),
+              f"{source} is a folder with {', '.join(files[:3])}; name one of the files")
+        check(gelu is None, f"--gelu is for nanoGPT's files; leave it out, as {source} says what it has")
         model = import_hf(source)
     try:
         warnings = check_tokenizer(finder(source), model.config.vocab_size)
@@ -291,11 +295,12 @@ def main(argv) -> None:
     if command == "export":
         add("checkpoint", help="a run's folder (its newest whole checkpoint), or a checkpoint's folder")
     else:
-        add("source", help="a folder with a Hugging Face GPT-2, or its name on the hub; nanoGPT's ckpt.pt; "
-                           "build-nanogpt's model_*.pt")
+        add("source", help="a folder with a Hugging Face GPT-2, or its name on the hub; nanoGPT's "
+                           "ckpt.pt; build-nanogpt's model_*.pt")
         add("--new_vocab_size", type=int, default=0,
             help="tokens (0 = the source's; 50349 = room for the multiplication tokens)")
-        add("--gelu", choices=neighbours.GELU, help="of nanoGPT's file (default: exact; tanh: from before May 2023)")
+        add("--gelu", choices=neighbours.GELU,
+            help="of nanoGPT's file (default: exact; tanh: of before May 2023)")
     add("folder", nargs="?", type=Path, metavar="OUT_DIR", help="folder to make; or --out_dir")
     add("--out_dir", type=Path, help="the same")
     flags = vars(parser.parse_args(argv[1:]))

@@ -93,6 +93,7 @@ def _unprintable_bytes() -> dict[int, int]:
     return {byte: 256 + i for i, byte in enumerate(others)}
 
 
+@functools.cache
 def gpt2_vocabulary() -> dict[str, int]:
     """GPT-2's 50,257 tokens as its own files spell them (a space is a G with a dot), in order of their ids."""
     table, ranks = _unprintable_bytes(), get_tokenizer()._ranks
@@ -181,6 +182,11 @@ class GPT2TokenizerWithMulFacts:
     def decode(self, ids) -> str:
         """Ids as text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_generated(self, ids) -> str:
+        """As decode, of what a model wrote: an unused id, which nanoGPT's 50,304 rows allow, becomes U+FFFD, too."""
+        pieces = [self._bytes[i] or b"\xff" for i in ids]
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
     def token_byte_lengths(self) -> np.ndarray:
         """uint16 (VOCAB_SIZE,): bytes of UTF-8 text that each id stands for; BOS 0, a mul id those of `6*9=54`.

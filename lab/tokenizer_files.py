@@ -2,8 +2,8 @@
 
     warnings = check_tokenizer(find, vocab_size)        # ValueError when it is another one
 
-Ids are only numbers: a model of another tokenizer can be imported, trained and scored without an error, and every
-number is wrong. So its files are compared, id by id, with the vocabulary that texts become here.
+Ids are only numbers: a model of another tokenizer can be imported, trained and scored without an
+error, and every number is wrong. So its files are compared, id by id, with the vocabulary here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from lab.schema import ANY_NAME, ANYTHING, COUNT, TEXT, misfit
 from lab.tokenizer import N_GPT2_TOKENS, PROBE_TEXT, VOCAB_SIZE, MulFactTokens, get_tokenizer, gpt2_vocabulary
 
+ADVICE = ("all text here becomes GPT-2's ids, so every number would be wrong; import a model of "
+          "GPT-2's tokenizer")
 LARGEST = 2**26  # bytes of a file; GPT-2's tokenizer.json has 3.5 MB
 CLASSES = ("", "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 PADDED = {N_GPT2_TOKENS, 50304, VOCAB_SIZE}  # GPT-2's, nanoGPT's, ours
@@ -22,8 +24,8 @@ PLACEHOLDER = "<|unused_"  # of our own export
 OBJECT = {ANY_NAME: ANYTHING}
 VOCAB = {ANY_NAME: COUNT}
 ADDED = [{"id": COUNT, "content": TEXT, ANY_NAME: ANYTHING}]
-TOKENIZER = {"model": {"vocab": VOCAB, "merges": [ANYTHING], ANY_NAME: ANYTHING}, "added_tokens?": ADDED,
-             ANY_NAME: ANYTHING}
+BPE = {"vocab": VOCAB, "merges": [ANYTHING], ANY_NAME: ANYTHING}
+TOKENIZER = {"model": BPE, "added_tokens?": ADDED, ANY_NAME: ANYTHING}
 
 
 def parsed(text: str, schema) -> dict:
@@ -88,17 +90,23 @@ def other_kind(text: str) -> tuple[str, dict]:
     return "GPT-2 has no such file", {}
 
 
-READERS: dict[str, Callable] = {  # file -> (what makes it another tokenizer than GPT-2's, its tokens behind GPT-2's)
-    "tokenizer.json": of_tokenizer, "vocab.json": of_vocab, "encoder.json": of_vocab, "merges.txt": of_merges,
-    "vocab.bpe": of_merges, "added_tokens.json": lambda text: ("", parsed(text, VOCAB)),
+OTHER_KINDS = "vocab.txt spiece.model spm.model tokenizer.model sentencepiece.bpe.model".split()
+READERS: dict[str, Callable] = {  # file -> (why it is not GPT-2's, its tokens behind GPT-2's)
+    "tokenizer.json": of_tokenizer,
+    "vocab.json": of_vocab,
+    "encoder.json": of_vocab,
+    "merges.txt": of_merges,
+    "vocab.bpe": of_merges,
     "tokenizer_config.json": of_config,
-    **dict.fromkeys("vocab.txt spiece.model spm.model tokenizer.model sentencepiece.bpe.model".split(), other_kind),
+    "added_tokens.json": lambda text: ("", parsed(text, VOCAB)),
+    **dict.fromkeys(OTHER_KINDS, other_kind),
 }
+TABLES = (of_tokenizer, of_vocab, of_merges)  # which show that a tokenizer is GPT-2's
 
 
 def check_tokenizer(find: Callable[[str], Path | None], vocab_size: int) -> list[str]:
-    """Sentences on a tokenizer that has GPT-2's ids and more, or that nobody can see. find(name) -> the file of that
-    name beside the weights, or None. ValueError when it is not GPT-2's."""
+    """Sentences on a tokenizer that has GPT-2's ids and more, or that nobody can see. ValueError
+    when it is not GPT-2's. find(name) -> the file of that name beside the weights, or None."""
     added, seen = {}, False
     for name, read in READERS.items():
         path = find(name)
@@ -112,21 +120,22 @@ def check_tokenizer(find: Callable[[str], Path | None], vocab_size: int) -> list
         except Exception as error:  # of json, or of tokenizers, which raises its own
             fault, others = f"it cannot be read: {str(error).splitlines()[0]}", {}
         if fault:
-            raise ValueError(f"its own tokenizer is not GPT-2's ({name}: {fault}), and all text here becomes GPT-2's "
-                             "ids, so every number would be wrong; import a model of GPT-2's tokenizer, or take "
-                             "the file away if it is not this model's")
+            raise ValueError(f"its own tokenizer is not GPT-2's ({name}: {fault}), and {ADVICE}, or "
+                             "take the file away if it is not this model's")
         added |= others
-        seen = seen or read not in (of_config,)
+        seen = seen or read in TABLES
+    size = f"its vocabulary of {vocab_size:,} ids is not GPT-2's {N_GPT2_TOKENS:,}"
     if vocab_size < N_GPT2_TOKENS:
-        raise ValueError(f"its vocabulary of {vocab_size:,} ids is not GPT-2's {N_GPT2_TOKENS:,}, and all text here "
-                         "becomes GPT-2's ids; import a model of GPT-2's tokenizer")
+        raise ValueError(f"{size}, and {ADVICE}")
     warnings = []
     ours = MulFactTokens.token_to_id
-    own = [token for token, i in added.items() if ours.get(token) != i and not token.startswith(PLACEHOLDER)]
+    others = [token for token, i in added.items() if ours.get(token) != i]
+    own = [token for token in others if not token.startswith(PLACEHOLDER)]
     if own:
         names = ", ".join(own[:3])
-        warnings.append(f"its tokenizer has {len(own)} more tokens than GPT-2's ({names}), which no text here becomes")
+        warnings.append(f"its tokenizer has {len(own)} more tokens than GPT-2's ({names}), which no "
+                        "text here becomes")
     if not seen and vocab_size not in PADDED:
-        warnings.append(f"its vocabulary of {vocab_size:,} ids is not GPT-2's {N_GPT2_TOKENS:,}, and no tokenizer lies "
-                        "beside the weights: if it has its own, every number here will be wrong")
+        warnings.append(f"{size}, and no tokenizer lies beside the weights: if it has its own, every "
+                        "number here will be wrong")
     return warnings
