@@ -292,7 +292,8 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
             bad = [member for member in members if problem(member)]
             why += [f"{member['name']}: {problem(member)}" for member in bad]
             values[arm] = [", ".join(member["name"] for member in bad) or "none"]
-        missing += why
+        if name != "unrecorded":
+            missing += why
         if why:
             faults.append(fault(name, values, "; ".join(why)))
     return faults

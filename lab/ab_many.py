@@ -15,6 +15,7 @@ import math
 import os
 import re
 import statistics
+from pathlib import Path
 
 from lab import ab_gate, ab_numbers, ab_power, ab_report, logs, results, runs
 from lab.ab_numbers import SHORT, UNIT, Metric
@@ -25,8 +26,12 @@ HARDWARE_COLUMNS = ("gpu_name", "n_gpus")
 
 
 def read_runs(patterns: list[str], flag: str) -> list[dict]:
-    paths = runs.expand(patterns, flag)
-    return [logs.read_log(path) if path.is_file() else runs.read_run(path) for path in paths]
+    return [read_one(path) for path in runs.expand(patterns, flag)]
+
+
+def read_one(path) -> dict:
+    """A run's folder, or another project's log."""
+    return logs.read_log(path) if Path(path).is_file() else runs.read_run(path)
 
 
 def label_of(arm: list[dict]) -> str:
@@ -387,7 +392,7 @@ def compare_noise(args) -> int:
     """--aa: what seeds alone do to every metric. --check RUN --against: does a newcomer's run lie in that band?"""
     patterns, flag, newcomer = args.aa, "--aa", []
     if args.check:
-        patterns, flag, newcomer = args.against, "--against", [runs.read_run(args.check)]
+        patterns, flag, newcomer = args.against, "--against", [read_one(args.check)]
     itself = [run["folder"].resolve() for run in newcomer]
     every = [run for run in read_runs(patterns, flag) if run["folder"].resolve() not in itself]
     used = ab_numbers.finished([run for run in every if run["summary"]])

@@ -106,6 +106,15 @@ def test_a_log_beside_runs(tmp_path, capsys):
     assert "Loss smoothness (sd of step-to-step change) | N/A: no" not in capsys.readouterr().out
 
 
+def test_a_log_in_the_band_of_runs(tmp_path, capsys):
+    """--check takes a log; its loss is far outside, and that it is comparable nobody knows."""
+    for seed in range(4):
+        make_run(tmp_path / f"ours_s{seed}", seed)
+    path = written(tmp_path / "b.txt", BUILD.replace("20 ", "50 "))
+    code, record = compared(tmp_path, "--check", path, "--against", tmp_path / "ours_s*")
+    assert code == 2 and "unrecorded (" in record["headline"]
+
+
 def test_many_logs(tmp_path, capsys):
     """A glob of logs gives an arm each, with its final loss; the same file copied is one run, not two seeds."""
     written(tmp_path / "a.txt", NANOGPT)

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import pathlib
+import random
+import sys
 import zipfile
 
 import numpy as np
@@ -188,6 +190,13 @@ def test_gelu_of_old_files(tmp_path):
     assert largest_difference(net, content["model"], gelu="tanh") < 1e-5
 
 
+def test_without_transformers(tmp_path, monkeypatch):
+    """Files of the neighbours need neither transformers nor tokenizers."""
+    for name in ("transformers", "tokenizers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert imported(save(nanogpt(), tmp_path / "ckpt.pt"), tmp_path / "out").config.n_layer == 2
+
+
 def test_room_for_mul_tokens(tmp_path):
     """50304 rows stay as they are, and 45 more are their mean."""
     content = nanogpt()
@@ -343,6 +352,28 @@ def test_characters(tmp_path):
     with pytest.raises(ValueError, match="ckpt.pt cannot be imported: its vocabulary of 65 ids is not GPT-2's 50,257"):
         model_module.main(["import", str(path), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_damaged_pickles(tmp_path):
+    """200 pickles with bytes changed, taken out or put in, behind a right CRC: a sentence or a model, no traceback."""
+    path, rng = tmp_path / "ckpt.pt", random.Random(0)
+    save(nanogpt(n_embd=2, n_head=1), path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    refused = 0
+    for _ in range(200):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in records.items():
+                if name.endswith("data.pkl"):
+                    at, length = rng.randrange(len(data)), rng.randrange(4)
+                    data = data[:at] + rng.randbytes(rng.randrange(4)) + data[at + length :]
+                archive.writestr(name, data)
+        try:
+            neighbours.read_checkpoint(path)
+        except ValueError as error:
+            assert "cannot be imported" in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 100
 
 
 def test_no_name_is_allowed_that_runs():
