@@ -6,15 +6,17 @@
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import math
 import os
-import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
 from lab import neighbours, runs
 from lab.tokenizer import FIRST_MUL_ID, VOCAB_SIZE, write_hf_tokenizer
@@ -103,6 +105,22 @@ def check_new_folder(out_dir: Path) -> None:
           f"{out_dir} is not empty; choose another folder, or delete it")
 
 
+@contextlib.contextmanager
+def made_whole(out_dir: Path):
+    """A folder that becomes out_dir when the block is through, and leaves nothing when it fails. It
+    is made in one of a name that nobody has. ValueError when it cannot be written."""
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as box:
+            folder = Path(box, out_dir.name)
+            folder.mkdir()
+            yield folder
+            folder.replace(out_dir)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{out_dir} cannot be written ({error}); free space, or choose another "
+                         "folder") from error
+
+
 def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
     """Writes out_dir as Hugging Face's GPT2LMHeadModel reads it: config.json, model.safetensors (tied head, vocabulary
     cropped to config.vocab_size), generation_config.json, and what write_tokenizer(folder) adds. The folder takes its
@@ -124,18 +142,11 @@ def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
             warnings.append(f"the {len(unused)} padding ids score 0 in the exported model, because its last "
                             "norm has (nearly) no bias: mask them; generate() suppresses them")
         state["transformer.wte.weight"][unused] = row
-    tmp = out_dir.with_name(out_dir.name + ".tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
-    try:
-        _write_folder(tmp, c, state, unused)
+    with made_whole(out_dir) as folder:
+        _write_folder(folder, c, state, unused)
         if write_tokenizer is not None:
-            write_tokenizer(tmp)
-        _compare_logits(model, tmp, unused)
-        tmp.replace(out_dir)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
+            write_tokenizer(folder)
+        _compare_logits(model, folder, unused)
     return warnings
 
 
@@ -280,7 +291,8 @@ def import_checkpoint(source: str, out_dir: Path, new_vocab_size: int, gelu: str
     except ValueError as error:
         raise ValueError(f"{source} cannot be imported: {error}") from None
     model = grown(model, new_vocab_size or None)
-    model.save(out_dir)
+    with made_whole(out_dir) as folder:
+        model.save(folder)
     for line in [*notes, *(f"WARNING: {warning}" for warning in warnings)]:
         print(line)
     size, vocab_size = model.num_params()["total"], model.config.vocab_size

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import errno
 import json
 import math
 import os
@@ -195,6 +196,20 @@ def test_without_transformers(tmp_path, monkeypatch):
     for name in ("transformers", "tokenizers"):
         monkeypatch.setitem(sys.modules, name, None)
     assert imported(save(nanogpt(), tmp_path / "ckpt.pt"), tmp_path / "out").config.n_layer == 2
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    """A disk that fills while the weights are written: a sentence, nothing half written, a stranger's folder stays."""
+    def fill(net, folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(GPT, "save", fill)
+    (tmp_path / "out.tmp").mkdir()
+    path = save(nanogpt(), tmp_path / "ckpt.pt")
+    with pytest.raises(ValueError, match="out cannot be written .*No space left.*free space"):
+        model_module.main(["import", str(path), str(tmp_path / "out")])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["ckpt.pt", "out.tmp"]
 
 
 def test_room_for_mul_tokens(tmp_path):
