@@ -27,6 +27,7 @@ from lab import runs
 
 LARGEST = 2**28  # bytes; 600,000 steps of nanoGPT print 40 MB
 STEP, VALUE = r"(?P<step>\d+)", r"[-+.\w]+"
+RANK = r"(?:\[\w+\]: ?)?"  # which torchrun may put in front
 TRAIN_LOSS = rf"(?P<train_loss_opt_step_mean>{VALUE})"
 VAL_LOSS = rf"(?P<val_loss>{VALUE})"
 READERS = {  # project: {stream: pattern of a line's beginning, with our records' names}
@@ -105,7 +106,7 @@ def found(text: str, patterns: dict[str, str]) -> list[tuple[str, dict]]:
     """(stream, record) of every line that fits, in the log's order."""
     lines = []
     for stream, pattern in patterns.items():
-        for match in re.finditer(f"^{pattern}", text, re.MULTILINE):
+        for match in re.finditer(f"^{RANK}{pattern}", text, re.MULTILINE):
             record = {name: number(value) for name, value in match.groupdict().items()}
             lines.append((match.start(), stream, record | {"step": int(match["step"])}))
     return [line[1:] for line in sorted(lines, key=lambda line: line[0])]

@@ -13,7 +13,7 @@ from conftest import ENV, REPO, run_script, tiny_documents, write_dataset
 BENCHMARKS = "hellaswag ewok".split()
 SCRIPTS = "prepare_fineweb prepare_bos_rows inject_mul model train_gpt eval_gsm8k sft compare_runs".split() + BENCHMARKS
 LIBRARIES = {"model", "inject_mul"}  # the scripts that others may import
-WITHOUT_TORCH = "runs results processes disk shards sources ab_*".split()
+WITHOUT_TORCH = "runs results processes disk shards sources logs ab_*".split()
 # python model.py export|import runs hf, which needs the network: the one circle, closed only by the command line
 BY_COMMAND = {("model", "lab.hf")}
 

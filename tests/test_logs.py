@@ -57,6 +57,13 @@ def test_logs(tmp_path, project, encoding):
         assert run["train"]["tokens_per_sec"] == [1540000.0] and run["train"]["grad_norm_l2_preclip"] == [0.25]
 
 
+def test_log_of_torchrun(tmp_path):
+    """Lines with their rank in front count like others."""
+    text = "".join(f"[rank0]: {line}\n" for line in NANOGPT.splitlines())
+    run = logs.read_log(written(tmp_path / "log.txt", text))
+    assert list(run["val"]) == [0, 20] and run["train"]["step"].tolist() == [0, 10, 20]
+
+
 def test_log_that_starts_again(tmp_path):
     """A resume from step 10 replaces what came behind it; a new run in the same file replaces all. Both are said."""
     resumed = NANOGPT + "step 10: train loss 9, val loss 9.5\niter 10: loss 8.25, time 1ms, mfu 1%\n"
@@ -101,7 +108,7 @@ def test_a_log_beside_runs(tmp_path, capsys):
     for seed in range(2):
         make_run(tmp_path / f"ours_s{seed}", seed)
     path = written(tmp_path / "b.txt", BUILD)
-    code, record = compared(tmp_path, "--a", tmp_path / "ours_s*", "--b", path)
+    code, record = compared(tmp_path, "--a", tmp_path / "ours_s*", "--b", path, "--no_items")
     assert code == 2 and "unrecorded" in record["headline"] and record["gate"]["equal"] == {}
     assert "Loss smoothness (sd of step-to-step change) | N/A: no" not in capsys.readouterr().out
 
