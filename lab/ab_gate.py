@@ -58,8 +58,8 @@ def of_run(run: dict) -> dict:
     not of losses), "micro_batch_size", "tokens" (the tokenisation), "unverified" (whether its data's fingerprints were
     taken from meta.json alone), "run" (None for a row of a results.csv)}."""
     if "log" in run:  # lab/logs.py
-        nothing = dict.fromkeys(("seed", "micro_batch_size", "tokens", "run"))
-        nothing |= {"settings": {}, "unused": set(), "machine": {}, "unverified": False}
+        nothing = {"seed": None, "tokens": None, "run": None, "settings": {}, "unused": set()}
+        nothing |= {"machine": {}, "micro_batch_size": "not recorded", "unverified": False}
         return nothing | {"name": run["name"], "log": run["log"]}
     config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
     settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
@@ -368,7 +368,8 @@ def compare_machines(arms: dict[str, list[dict]], notes: list[str]) -> bool:
     if len(flat(micro)) > 1:
         notes.append(f"micro_batch_size differs ({by_arm(micro)}), as it may: the tokens of a step do not depend on "
                      "it; speed and memory do, so they do not compare")
-    return bool(differing) or len(flat(micro)) > 1
+    unknown = any("log" in member for member in every)
+    return bool(differing) or len(flat(micro)) > 1 or unknown
 
 
 # ----------------------------------------------------------------------------------------------------------------------

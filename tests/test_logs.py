@@ -110,7 +110,15 @@ def test_a_log_beside_runs(tmp_path, capsys):
     path = written(tmp_path / "b.txt", BUILD)
     code, record = compared(tmp_path, "--a", tmp_path / "ours_s*", "--b", path, "--no_items")
     assert code == 2 and "unrecorded" in record["headline"] and record["gate"]["equal"] == {}
-    assert "Loss smoothness (sd of step-to-step change) | N/A: no" not in capsys.readouterr().out
+    assert "micro_batch_size differs (4 / not recorded)" in capsys.readouterr().out
+
+
+def test_speeds_in_logs(tmp_path, capsys):
+    """Tokens per second of machines that nobody recorded are not compared."""
+    text = LOGS["build-nanogpt's terminal"][0]
+    paths = [written(tmp_path / f"{i}.txt", text.replace("1540000", f"{i}540000")) for i in (1, 2)]
+    compare_runs.main(["--a", str(paths[0]), "--b", str(paths[1])])
+    assert "| 1,540,000 | 2,540,000 | +1,000,000 | N/A: other hardware" in capsys.readouterr().out
 
 
 def test_a_log_in_the_band_of_runs(tmp_path, capsys):
