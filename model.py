@@ -125,9 +125,9 @@ GPT2 = Arch(norm=nn.LayerNorm, bias=True, activation=functools.partial(F.gelu, a
             init=init_gpt2)
 ARCHS = {
     "gpt2": GPT2,
-    "nanogpt": GPT2._replace(activation=F.gelu),  # exact, as in nanoGPT since May 2023
     "speedrun": Arch(norm=functools.partial(nn.RMSNorm, elementwise_affine=False), bias=False,
                      activation=lambda x: F.relu(x).square(), rope=True, init=init_speedrun),
+    "nanogpt": GPT2._replace(activation=F.gelu),  # exact, as in nanoGPT since May 2023
 }
 # GPTConfig and the flags of the scripts take their choices from these tables.
 CHOICES = dict(arch=ARCHS, attn_gate=GATES, gate_pos=GATE_POSITIONS, gate_act=GATE_ACTIVATIONS)

@@ -188,7 +188,9 @@ def read_checkpoint(path, gelu: str | None = None) -> tuple[GPT, list[str]]:
 def build(archive: Archive, gelu: str | None) -> tuple[GPT, list[str]]:
     layout, settings = layout_of(archive.objects)
     gelu = gelu or layout.gelu
-    notes = [f"{layout.name}'s checkpoint of step {archive.objects.get(layout.step)}, {gelu} GELU"]
+    step = archive.objects.get(layout.step)
+    at = f" of step {step}" if isinstance(step, int) else ""
+    notes = [f"{layout.name}'s checkpoint{at}, {gelu} GELU"]
     if layout.name == "nanoGPT":
         notes[0] += " (its own since May 2023; for an older file: --gelu tanh)"
     state = weights_of(archive.objects["model"])

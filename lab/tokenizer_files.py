@@ -13,7 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lab.schema import ANY_NAME, ANYTHING, COUNT, TEXT, misfit
-from lab.tokenizer import N_GPT2_TOKENS, PROBE_TEXT, VOCAB_SIZE, MulFactTokens, get_tokenizer, gpt2_vocabulary
+from lab.tokenizer import (
+    BOS_ID,
+    N_GPT2_TOKENS,
+    PROBE_TEXT,
+    VOCAB_SIZE,
+    MulFactTokens,
+    get_tokenizer,
+    gpt2_vocabulary,
+)
 
 ADVICE = ("all text here becomes GPT-2's ids, so every number would be wrong; import a model of "
           "GPT-2's tokenizer")
@@ -93,6 +101,14 @@ def other_kind(text: str) -> tuple[str, dict]:
 
 
 OTHER_KINDS = "vocab.txt spiece.model spm.model tokenizer.model sentencepiece.bpe.model".split()
+def other_end(path: Path | None) -> int | None:
+    """The id that ends a text by config.json, when it is an ordinary token of GPT-2's."""
+    if path is None:
+        return None
+    end = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
+    return end if type(end) is int and end < BOS_ID else None
+
+
 READERS: dict[str, Callable] = {  # file -> (why it is not GPT-2's, its tokens behind GPT-2's)
     "tokenizer.json": of_tokenizer,
     "vocab.json": of_vocab,
@@ -137,6 +153,10 @@ def check_tokenizer(find: Callable[[str], Path | None], vocab_size: int) -> list
         names = ", ".join(own[:3])
         warnings.append(f"its tokenizer has {len(own)} more tokens than GPT-2's ({names}), which no "
                         "text here becomes")
+    end = other_end(find("config.json"))
+    if end is not None and not seen:
+        warnings.append(f"its config.json ends a text with id {end}, which is not GPT-2's "
+                        "<|endoftext|>: if it has its own tokenizer, every number here will be wrong")
     if not seen and vocab_size not in PADDED:
         warnings.append(f"{size}, and no tokenizer lies beside the weights: if it has its own, every "
                         "number here will be wrong")

@@ -87,6 +87,9 @@ def test_sizes_without_a_tokenizer(tmp_path, gpt2_files):
         checked(tmp_path, {}, 65)
     (warning,) = checked(tmp_path, {}, 50260)
     assert "vocabulary of 50,260" in warning
+    (warning,) = checked(tmp_path, {"config.json": '{"eos_token_id": 0}'})
+    assert "ends a text with id 0" in warning
+    assert checked(tmp_path, {"config.json": '{"eos_token_id": 50256}'}) == []
     added = json.loads(gpt2_files["vocab"]) | {"<|pad|>": 50257, "<|user|>": 50258}
     (warning,) = checked(tmp_path, {"vocab.json": json.dumps(added)}, 50259)
     assert "2 more tokens than GPT-2's (<|pad|>, <|user|>)" in warning
