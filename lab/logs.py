@@ -26,7 +26,7 @@ from pathlib import Path
 from lab import runs
 
 LARGEST = 2**28  # bytes; 600,000 steps of nanoGPT print 40 MB
-STEP, VALUE = r"(?P<step>\d+)", r"[-+.\w]+"
+STEP, VALUE = r"(?P<step>\d{1,12})", r"[-+.a-zA-Z0-9]+"
 RANK = r"(?:\[\w+\]: ?)?"  # which torchrun may put in front
 TRAIN_LOSS = rf"(?P<train_loss_opt_step_mean>{VALUE})"
 VAL_LOSS = rf"(?P<val_loss>{VALUE})"
