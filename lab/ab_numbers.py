@@ -189,6 +189,10 @@ def scores(run: dict, steps: dict, metrics: dict[str, Metric]) -> dict:
     out["wall_seconds"] = out["train_seconds"]
     if isinstance(out["train_seconds"], float):
         out["wall_seconds"] += out["eval_seconds"]
+    if "log" in run:  # lab/logs.py
+        losses = {key for key, *_ in LOSSES}
+        lacking = [key for key, value in out.items() if value == "not a finite number" and key not in losses]
+        out |= dict.fromkeys([*lacking, "eval_seconds", "wall_seconds"], "not recorded")
     return out | facts(run, last)
 
 

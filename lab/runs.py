@@ -110,14 +110,6 @@ def code_state() -> dict:
 # writing a run
 
 
-def make_folder(path, flag: str) -> None:
-    """Make a folder for results before the work that fills it. ValueError, naming `flag`, when it cannot be made."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{flag} {path} cannot be made ({error.strerror}): name another.") from None
-
-
 def create_run(folder: Path, config: dict) -> None:
     """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
     own = {f"code/{path.relative_to(REPO).as_posix()}": path.read_bytes() for path in code_files()}
@@ -400,15 +392,19 @@ def _read_scalars(folder: Path, notes: list[str]) -> dict:
     return {"train": arrays, "val": val}
 
 
+LOGS = (".txt", ".log")  # other projects' (lab/logs.py)
+
+
 def expand(patterns: list[str], flag: str) -> list[Path]:
-    """Folders that paths or globs name, each once, 2 before 10. A glob passes over files.
+    """Folders that paths or globs name, each once, 2 before 10. A glob without any folder names other projects' logs.
 
     ValueError, naming `flag`, for a glob without a folder."""
     folders: dict[str, Path] = {}
     for pattern in patterns:
         matches = [Path(pattern)]
         if glob.has_magic(pattern) and not matches[0].exists():
-            matches = [path for path in map(Path, glob.glob(pattern)) if path.is_dir()]
+            paths = list(map(Path, glob.glob(pattern)))
+            matches = [path for path in paths if path.is_dir()] or [path for path in paths if path.suffix in LOGS]
         if not matches:
             raise ValueError(f"{flag} {pattern!r} matches no folder: check the path.")
         folders |= {os.path.realpath(path): path for path in matches}
@@ -538,7 +534,8 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
     """
     path = Path(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"{flag} {path} is not a folder: name a run's, or one in its ckpt/.")
+        raise FileNotFoundError(f"{flag} {path} is not a folder: name a run's, or one in its ckpt/; "
+                                "python model.py import reads other projects' files.")
     folder = path.resolve()  # so that "." has a name and parents too
     in_a_run = folder.parent.name == "ckpt" and folder.name.startswith("step_")
     if in_a_run or (folder / "manifest.json").exists():
