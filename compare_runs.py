@@ -168,7 +168,8 @@ def compare_two(args) -> int:
     facts = [("Arms", ", ".join(labelled)), *ab_page.facts_of(labelled, checked)]
     key_rows = ab_page.key_rows(rows, metrics, primary)
     blocks: list[tuple] = [
-        ("h1", f"{names['B']} against {names['A']}: {verdict}"), ("verdict", head, verdict), ("facts", facts),
+        ("h1", f"{names['B']} against {names['A']}: {verdict}"),
+        ("verdict", head, verdict), ("facts", facts),
     ]
     if args.out:
         blocks += ab_page.loss_curves(labelled, primary, checked["other_tokens"])
@@ -196,7 +197,8 @@ def compare_two(args) -> int:
     blocks += [*ab_gate.gate_blocks(checked), ("h2", "How to read this"), ("ul", list(DEFINITIONS))]
     blocks += ab_page.last_screen(labelled, args.command, args.out)
     record = {
-        "mode": "a/b", "verdict": verdict, "headline": head, "compared": dict(facts), "primary": primary,
+        "mode": "a/b", "verdict": verdict, "headline": head,
+        "compared": dict(facts), "primary": primary,
         "margin": margin.value, "margin_in_words": margin.words, "alpha": args.alpha,
         "treatment": checked["treatment"], "allowed": allowed,
         "arms": {arm: [str(run["folder"]) for run in own] for arm, own in arms.items()},
@@ -456,7 +458,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", metavar="FOLDER",
         help="for the report and its plots: new, empty, or of an earlier report (default: only print)")
     add("--print", choices=("short", "full"),
-        help="the verdict, three rows and the report's path, or all of it (default: short with --out, else full)")
+        help="the verdict, three rows and the report's path, or all of it "
+        "(default: short with --out, else full)")
     add("--no_items", dest="items", action="store_false", help="no bootstrap over benchmark items")
     return parser
 

@@ -367,7 +367,8 @@ def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) 
 
 def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list) -> str:
     def in_words(values: dict) -> str:
-        return ", ".join(dict.fromkeys(text for texts in ab_gate.as_texts(values).values() for text in texts))
+        texts = ab_gate.as_texts(values).values()
+        return ", ".join(dict.fromkeys(text for own in texts for text in own))
 
     trouble = ab_gate.trouble_of(checked, in_words)
     allowed = [d["knob"] for d in checked["differences"] if d["state"] == "allowed"]
@@ -433,7 +434,10 @@ def difference_table(compared: list[dict], args) -> tuple:
 def labels_of(arms: list[dict], columns: list[str]) -> dict[str, dict]:
     """Arms by a short name, which holds the columns in which they differ."""
     vary = [name for name in columns if len({arm["cells"][name] for arm in arms}) > 1]
-    names = [", ".join(ab_gate.short(arm["cells"][name]) or "(empty)" for name in vary or columns[:1]) for arm in arms]
+    names = []
+    for arm in arms:
+        cells = [ab_gate.short(arm["cells"][name]) for name in vary or columns[:1]]
+        names.append(", ".join(cell or "(empty)" for cell in cells))
     if len(set(names)) < len(names):  # hashes that begin alike
         names = [arm["name"] for arm in arms]
     return dict(zip(names, arms, strict=True))
@@ -445,7 +449,8 @@ def arms_plot(labelled: dict[str, dict], primary: str) -> list[tuple]:
     drawn = ab_plots.plot_arms(losses, f"final {SHORT[primary]} ({UNIT[primary]})")
     if not drawn:
         return []
-    return [("img", "arms.png", "Final loss of each arm: a circle per seed, a bar at the mean", drawn)]
+    caption = "Final loss of each arm: a circle per seed, a bar at the mean"
+    return [("img", "arms.png", caption, drawn)]
 
 
 def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> list[dict]:
@@ -476,6 +481,7 @@ def best_table(rows: list[dict], primary: str, args) -> tuple:
         ("Seeds", "left", lambda row: row["seeds"]),
     ]
     if args.baseline:
-        columns.append(("against the baseline, {level} interval", "right", lambda row: row["change"]))
+        title = "against the baseline, {level} interval"
+        columns.append((title, "right", lambda row: row["change"]))
         columns.append(("Verdict", "left", lambda row: row["reading"]))
     return ("key", *ab_report.table(columns, rows, args.alpha)[1:])
