@@ -427,12 +427,12 @@ def flat(values: dict[str, list]) -> list:
     return distinct(value for own in values.values() for value in own)
 
 
-def short(value) -> str:
+def short(value, cut: bool = True) -> str:
     """A setting's value as text; hashes are cut."""
     if value is None:
         return "none"
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text[:8] + "…" if re.fullmatch(r"[0-9a-f]{32,}", text) else text
+    return text[:8] + "…" if cut and re.fullmatch(r"[0-9a-f]{32,}", text) else text
 
 
 def by_arm(values: dict[str, list]) -> str:
@@ -441,17 +441,18 @@ def by_arm(values: dict[str, list]) -> str:
 
 
 def in_words(values: dict[str, list]) -> dict[str, str]:
-    """{"A": [1, 2], "B": [None]} as {"A": "1 and 2", "B": "none"}. Hashes, which nobody reads, are numbered."""
+    """{"A": [1, 2], "B": [None]} as {"A": "1 and 2", "B": "none"}."""
+    return {arm: " and ".join(texts) for arm, texts in as_texts(values).items()}
+
+
+def as_texts(values: dict[str, list]) -> dict[str, list[str]]:
+    """{"A": [1, "0f…", None]} as {"A": ["1", "no. 1", "none"]}: hashes, which nobody reads, are numbered."""
     numbers: dict[str, int] = {}
 
     def number(match) -> str:
         return f"no. {numbers.setdefault(match[0], len(numbers) + 1)}"
 
-    words = {}
-    for arm, own in values.items():
-        texts = [HASH.sub(number, value) if isinstance(value, str) else short(value) for value in own]
-        words[arm] = " and ".join(texts)
-    return words
+    return {arm: [HASH.sub(number, short(value, cut=False)) for value in own] for arm, own in values.items()}
 
 
 def trouble_of(checked: dict, spell=by_arm) -> list[str]:

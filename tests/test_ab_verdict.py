@@ -74,7 +74,7 @@ def test_primary_of_a_benchmark(tmp_path, primary, verdict):
     code, report = compare(tmp_path, "--no_items", "--primary", primary)
     row = report["metrics"][primary]
     assert code == 0 and report["verdict"] == verdict == row["verdict"] and row["n"] == 4 and row["paired"]
-    assert ab_numbers.SHORT[primary] in report["headline"]
+    assert ab_numbers.SHORT[primary] in report["headline"] and "nats" not in report["headline"]
     assert report["margin"] == 0.01 and "0.01 score (the default" in report["margin_in_words"]
     assert report["metrics"]["val_loss"]["family"] == "quality"
     group = ("--runs", tmp_path / "*_s*", "--group_by", "attn_gate", "--baseline", "attn_gate=none")
