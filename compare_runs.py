@@ -8,6 +8,7 @@
     python compare_runs.py --aa 'runs/base_s*'                                  # noise floor of at least 4 seeds
     python compare_runs.py --check runs/mine_s0 --against 'runs/base_s*'        # is a newcomer's run in its band?
     python compare_runs.py --plan --effect 0.003 --noise 0.0013                 # how many seeds does that need?
+    python compare_runs.py --list 'experiments/runs/*'                # who trains, how far? (lab/run_list.py)
 
 Reads run folders (layout: lab/runs.py) or a results.csv. Prints Markdown. --out FOLDER gets report.md, report.json,
 PNG plots and a report.html that needs no network; then five lines are printed, and all with --print full. Exit status:
@@ -36,7 +37,9 @@ from lab import (
     ab_report,
     ab_stats,
     ab_verdict,
+    flags,
     processes,
+    run_list,
     runs,
 )
 from lab.ab_numbers import SHORT, UNIT, Metric
@@ -346,7 +349,7 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
     subject = SUBJECTS.get(checked["family"], "the treatment")
     scored = []
     for key in ab_numbers.ROWS_000:
-        if metrics[key].benchmark and isinstance(rows[key]["delta"], float):
+        if key in metrics and metrics[key].benchmark and isinstance(rows[key]["delta"], float):
             scored.append(change(key, metrics[key].label))
     quality = "; ".join(scored) or "HellaSwag and EWoK N/A: not run, so the val loss alone speaks"
     flops = matched[1]
@@ -417,13 +420,10 @@ def data_read(rows: dict) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="compare_runs.py", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Compare two arms, many arms, or a run with a noise floor.",
+    parser = flags.Parser(
+        prog="compare_runs.py", description="Compare two arms, many arms, or a run with a noise floor.",
         epilog="example: python compare_runs.py --a 'runs/base_s*' --b 'runs/bos_s*' --out report\n"
-        "exit status: 0 comparable, or in the band; 2 not comparable, or outside; 1 bad input",
-    )
+        "exit status: 0 comparable, or in the band; 2 not comparable, or outside; 1 bad input")
     add = parser.add_argument_group("two arms").add_argument
     add("--a", nargs="+", metavar="RUNS", help="the baseline's run folders, or a quoted pattern")
     add("--b", nargs="+", metavar="RUNS", help="the treatment's run folders")
@@ -454,6 +454,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="margin of equivalence in the metric's unit; nats/token are converted where the verdict is about "
         "bits/byte (default 0.002 nats/token, or 0.01 of a score; 0: no test of equivalence)")
     add("--alpha", type=float, default=0.05, help="level of tests and intervals (default 0.05)")
+    run_list.add_arguments(parser)
     add = parser.add_argument_group("output").add_argument
     add("--out", metavar="FOLDER",
         help="for the report and its plots: new, empty, or of an earlier report (default: only print)")
@@ -468,11 +469,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     """Flags, checked. ValueError in one sentence, so that exit status 2 keeps its meaning."""
     parser = build_parser()
 
+    def refuse(message: str):
+        raise ValueError(parser.sentence(message))
+
+    parser.error = refuse
+
     def check(condition, sentence: str) -> None:
         if not condition:
             raise ValueError(f"{sentence}; see --help.")
 
-    parser.error = lambda message: check(False, message)
     args = parser.parse_args(argv)
     modes = {
         "--a with --b": args.a or args.b,
@@ -480,6 +485,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--check with --against": args.check or args.against,
         "--aa": args.aa,
         "--plan": args.plan,
+        "--list": run_list.is_asked(args),
     }
     chosen = [name for name, given in modes.items() if given]
     one_of = f"give one of {', '.join(modes)}"
@@ -491,6 +497,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     if chosen == ["--group_by"]:
         check(args.group_by and bool(args.runs) != bool(args.results),
               "--group_by needs either --runs or --results, and they need --group_by")
+    if chosen == ["--list"]:
+        run_list.check_flags(args, check)
     if args.plan:
         check(args.effect and 0 < args.effect < math.inf,
               "--plan needs an --effect above 0: the smallest difference worth finding")
@@ -509,6 +517,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
+    if run_list.is_asked(args):
+        return run_list.main(args)
     ab_report.check_out(args.out)
     if args.a:
         return compare_two(args)

@@ -30,7 +30,7 @@ import re
 import sys
 from collections import Counter
 
-from lab import disk, processes
+from lab import disk, flags, processes
 
 # One scan per sign: a pattern that begins with a literal is searched by sre's tight single-character loop, 2.5 GB/s on
 # prose; `[1-9] ?[*×x] ?[1-9]` runs at 0.2 (measured). The rest is checked in Python, because hits are rare.
@@ -246,20 +246,23 @@ def _filter(args: argparse.Namespace, convert) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         description="Write whole single-digit products as <MUL_a_b_c> tokens. Counts go to stderr.",
         epilog="example: python inject_mul.py --mode strict --format jsonl --text_field answer in.jsonl -o out.jsonl")
     add = parser.add_argument_group("input and output").add_argument
     add("input", nargs="?", help="file to read (default: stdin)")
     add("-o", "--output", help="file to write, renamed into place when complete (default: stdout)")
-    add("--format", choices=["text", "jsonl"], default="text",
-        help="text (default): the input is one UTF-8 document, held in memory; jsonl: one per line")
+    add("--format", choices=["text", "jsonl"],
+        help="text: the input is one UTF-8 document, held in memory; jsonl: one per line "
+             "(default: jsonl for a file *.jsonl, else text)")
     add("--text_field", default="text", help="jsonl: the field to convert (default: text)")
     add = parser.add_argument_group("conversion").add_argument
     add("--mode", choices=["weak", "strict"], default="weak",
         help="weak (default): 6*9 and 6*9=54; strict: only 6*9=54")
     add("--expand", action="store_true", help="the way back, <MUL_6_9_54> to 6*9=54 (default: off)")
     args = parser.parse_args()
+    is_jsonl = str(args.input).lower().endswith(".jsonl")
+    args.format = args.format or ("text", "jsonl")[is_jsonl]
     injector, counts = MulExpressionInjector(args.mode), Counter()
     try:
         _filter(args, lambda text: _convert(text, injector, args.expand, counts))

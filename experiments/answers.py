@@ -9,7 +9,6 @@ once would meet chance findings among them, so the table's verdicts are by Holm 
 correction is for its own tests.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -21,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import compare_runs  # noqa: E402
-from lab import ab_page, ab_report, ab_verdict, disk  # noqa: E402
+from lab import ab_page, ab_report, ab_verdict, disk, flags  # noqa: E402
 
 ALPHA = 0.05
 START, END = "<!-- answers: python experiments/answers.py --write -->", "<!-- end of answers -->"
@@ -106,8 +105,7 @@ def table() -> str:
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = flags.Parser(description=__doc__)
     p.add_argument("--write", action="store_true", help="write the table into README.md (default: print it)")
     args = p.parse_args(argv)
     if not args.write:

@@ -15,7 +15,6 @@ Bars go from the lowest to the highest seed; where an arm has one seed they are 
 or held-out documents. An axis spans at least 2 % of a loss or 0.1 of a score, and four bars, so that noise looks small.
 """
 
-import argparse
 import math
 import statistics
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 from scipy import special
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_plots, ab_report, disk, runs  # noqa: E402
+from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_plots, ab_report, disk, flags, runs  # noqa: E402
 
 CURVES = (  # records, field, label, chance
     ("val", "val_loss", "val loss, nats/token", None),
@@ -287,8 +286,7 @@ def report(args) -> int:
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = flags.Parser(description=__doc__)
     p.add_argument("runs", nargs="+", help="run folders, or quoted patterns")
     p.add_argument("--out", type=Path, help="PNG to write (default: print the table alone)")
     p.add_argument("--x", choices=list(AXES), default="tokens", help="horizontal axis (default tokens)")

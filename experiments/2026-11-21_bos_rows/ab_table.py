@@ -6,7 +6,6 @@ Reads <folder>/<arm>_s<seed>/ of every finished run. Refuses runs that differ in
 Differences are arm minus stream, and arm minus crop, of the same seed; intervals are 95 % by Student's t.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -14,7 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lab import ab_numbers, ab_verdict, runs  # noqa: E402
+from lab import ab_numbers, ab_verdict, flags, runs  # noqa: E402
 
 ARMS = ("stream", "crop", "split", "requeue")
 BASES = ("stream", "crop")
@@ -157,7 +156,7 @@ def tables(results: dict) -> str:
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = flags.Parser(description=__doc__)
     p.add_argument("folder", type=Path, help="where run.sh put the runs")
     p.add_argument("--json", type=Path, help="file for the numbers (default: none)")
     args = p.parse_args()
