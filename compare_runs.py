@@ -87,7 +87,7 @@ METRIC_COLUMNS = [  # cell(metric, row)
     ("B mean ± sd", "right", lambda metric, row: mean_cell("b", metric, row)),
     ("Delta", "right", delta_cell),
     ("{level} interval, uncorrected", "right", lambda metric, row: form_interval(row, metric.form)),
-    ("p", "right", lambda metric, row: form_p(row["p_raw"]) if row["tests"] else row["p_corrected"]),
+    ("p", "right", lambda metric, row: form_p(row["p_raw" if row["tests"] else "p_corrected"])),
     ("p, corrected", "right", lambda metric, row: form_p(row["p_corrected"])),
     ("Verdict", "left", lambda metric, row: row["verdict"]),
 ]
@@ -162,7 +162,7 @@ def compare_two(args) -> int:
         reasons, extra = [*reasons, f"Documents: N/A: {extra}"], []
     extra = extra + rows_of_items
 
-    head = headline(rows[primary], step, checked, used)
+    head = headline(rows[primary], step, margin, checked, used)
     how_sure = strength(rows[primary], primary, args)
     answers = checklist(rows, metrics, matched, primary, checked)
     allowed = allowed_in_words(checked)
@@ -221,7 +221,8 @@ def seeds_used(row: dict, values: list[dict], primary: str) -> list[list]:
     """The seeds of each arm that the primary metric's difference is about."""
     if row["paired"]:
         return [list(row["pairs"])] * 2
-    return [[seed for seed, value in arm[primary].items() if isinstance(value, float)] for arm in values]
+    scores = [arm[primary].items() for arm in values]
+    return [[seed for seed, score in arm if isinstance(score, float)] for arm in scores]
 
 
 def allowed_in_words(checked: dict) -> list[str]:
@@ -254,7 +255,7 @@ def summary(changed: str, primary: str, checked: dict, allowed: list, margin, ar
     return sentences
 
 
-def headline(row: dict, step: int | None, checked: dict, used: list) -> str:
+def headline(row: dict, step: int | None, margin, checked: dict, used: list) -> str:
     """Verdict, effect, and everything that is missing. row: the primary metric's; step: at which it was scored."""
     name, verdict = SHORT[row["key"]], row["verdict"]
     effect = f"{name} {row['delta']}"
@@ -265,8 +266,8 @@ def headline(row: dict, step: int | None, checked: dict, used: list) -> str:
         effect = f"{ab_page.with_unit(row['key'])}{at}, {design}: B - A = {change}"
     text = f"{effect}."
     if verdict.startswith(("better", "worse")):
-        word, _, reserve = verdict.partition(", ")
-        text = f"B is {word} than A{', ' if reserve else ''}{reserve}: {effect}."
+        word, sign, reserve = verdict.partition(", ")
+        text = f"B is {word} than A{sign}{reserve}: {effect}."
     elif verdict == "not comparable":
         trouble = "; ".join(ab_gate.trouble_of(checked))
         text = f"{trouble}. What follows is no evidence about a treatment."
@@ -276,6 +277,8 @@ def headline(row: dict, step: int | None, checked: dict, used: list) -> str:
         text += " A seed without a number may be the very one that went wrong."
     elif verdict == "inconclusive" and isinstance(row["delta"], float):
         text += " These seeds do not tell the arms apart."
+    if verdict == "equivalent" or verdict.endswith("margin"):
+        text += f" Margin: {margin.words}."
     missing = [*checked["missing"], *(f"seed {seed} has no {name}" for seed in row["lacking"])]
     planned = max(runs.number(run["flags"].get("max_train_steps")) for arm in used for run in arm)
     if step is not None and step < planned:
@@ -411,7 +414,8 @@ def data_read(rows: dict) -> str:
         crop = form(rows["crop_fraction"][side], ".4f")
         unique = form(rows["unique_tokens"][side], ",.0f")
         epochs = form(rows["epochs"][side], ".3f")
-        sides.append(f"{side.upper()} crop fraction {crop}, unique tokens {unique}, epochs {epochs}")
+        text = f"crop fraction {crop}, unique tokens {unique}, epochs {epochs}"
+        sides.append(f"{side.upper()} {text}")
     return "; ".join(sides)
 
 

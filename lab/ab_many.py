@@ -179,7 +179,8 @@ def notes_on(rows: list[dict], compared: set[str], unrecorded: list[str]) -> lis
     strange = [column for column in others if not results.trainer_flags().fullmatch(column)
                and not (scores and column.startswith(scores))]
     if strange:
-        notes.append(f"columns that are no flags of train_gpt.py, not compared: {', '.join(strange)}")
+        names = ", ".join(strange)
+        notes.append(f"columns that are no flags of train_gpt.py, not compared: {names}")
         unrecorded += [f"{column} (unknown)" for column in strange]
     return notes
 
@@ -189,7 +190,8 @@ def read_scores(arm: dict, primary: str, steps: dict, missing: list[str]) -> Non
     steps: {benchmark: the step that all runs scored}."""
     name = arm["name"]
     column = f"final_{primary}" if primary in PRIMARY else primary
-    arm["rows"] = [row for row in arm["rows"] if not row["run"] or row["run"]["summary"] is not None]
+    arm["rows"] = [row for row in arm["rows"]
+                   if not row["run"] or row["run"]["summary"] is not None]
     arm |= {"by_seed": {}, "times": []}
     seeds = [cell_text(row.get("seed")) for row in arm["rows"]]
     if "" in seeds or len(set(seeds)) < len(seeds):  # unknown or double seeds: nothing to pair by
@@ -212,8 +214,10 @@ def titles_of(rows: list[dict]) -> list[dict]:
     """What rows of a results.csv tell of their benchmarks' titles, as the configs of runs."""
     titles = {}
     for row in rows:
-        cells = {column.removesuffix("_title"): cell for column, cell in row.items() if column.endswith("_title")}
-        titles |= {name: {"title": cell} for name, cell in cells.items() if cell}
+        for column, cell in row.items():
+            name = column.removesuffix("_title")
+            if cell and name != column:
+                titles[name] = {"title": cell}
     return [{"config": {"benchmarks": titles}}]
 
 
@@ -267,7 +271,7 @@ def compare_many(args) -> int:
         compared = compare_with(baseline, others, metrics[primary], primary, checked, args)
 
     word = word_of(checked, arms)
-    head = headline(word, checked, baseline, compared, missing)
+    head = headline(word, checked, baseline, compared, missing, margin)
     title = f"{len(arms)} arms by {', '.join(columns)}"
     if where:
         title += f" ({args.where})"
@@ -360,12 +364,14 @@ def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) 
     """The difference at equal wall-clock. A results.csv has no curves to read it off."""
     if args.results or not arm["rows"] or not baseline["rows"]:
         return None
-    both = [ab_numbers.finished([row["run"] for row in side["rows"]]) for side in (baseline, arm)]
+    both = [ab_numbers.finished([row["run"] for row in side["rows"]])
+            for side in (baseline, arm)]
     step = ab_numbers.common_step([run["val"] for side in both for run in side])
     return ab_numbers.matchings(both, step, primary, checked, args.alpha)[2]["row"]
 
 
-def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list) -> str:
+def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list,
+             margin: ab_verdict.Margin) -> str:
     def in_words(values: dict) -> str:
         texts = ab_gate.as_texts(values).values()
         return ", ".join(dict.fromkeys(text for own in texts for text in own))
@@ -379,6 +385,8 @@ def headline(word: str, checked: dict, baseline: dict | None, compared: list, mi
     elif compared:
         verdicts = "; ".join(f"{entry['name']} {entry['verdict']}" for entry in compared)
         text = f"against {baseline['name']}: {verdicts}."
+        if "equivalent" in verdicts or "margin" in verdicts:
+            text += f" Margin: {margin.words}."
     else:
         text = "name the --baseline for differences and verdicts."
     if missing:
@@ -414,7 +422,9 @@ def difference_table(compared: list[dict], args) -> tuple:
         if entry["wall"] is None:
             return "N/A: no run to compare"
         change = form_change(entry["wall"], ".4f").split(", p")[0]
-        return change if isinstance(entry["wall"]["delta"], str) else f"{change}: {entry['wall']['verdict']}"
+        if isinstance(entry["wall"]["delta"], str):
+            return change
+        return f"{change}: {entry['wall']['verdict']}"
 
     columns = [
         ("arm", "left", lambda entry: entry["name"]),

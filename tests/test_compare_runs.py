@@ -593,6 +593,7 @@ def test_verdicts(tmp_path, capsys, verdict):
     code, report = compare(tmp_path, "--delta", margin, out=tmp_path / "report" if verdict == "better" else None)
     assert code == 0 and report["verdict"] == verdict
     assert report["headline"].startswith(f"**{verdict}**") and "4 pairs" in report["headline"]
+    assert ("Margin: 0.002 nats/token" in report["headline"]) == (verdict == "equivalent")
     assert report["headline"].replace("**", "") in capsys.readouterr().out.replace("**", "")
     if verdict == "better":
         assert report["headline"] in (tmp_path / "report" / "report.md").read_text()
