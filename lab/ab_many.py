@@ -218,7 +218,7 @@ def titles_of(rows: list[dict]) -> list[dict]:
             name = column.removesuffix("_title")
             if cell and name != column:
                 titles[name] = {"title": cell}
-    return [{"config": {"benchmarks": titles}}]
+    return [{"config": {"benchmarks": titles}, "flags": {}}]
 
 
 def benchmark_score(run: dict, key: str, steps: dict):
