@@ -308,12 +308,14 @@ def strength(row: dict, primary: str, args) -> list[str]:
         p = form_p(stats["p_permutation"])
         lines = [f"Seeds do not match: Welch's test; permutation p {p}."]
     needed: object = "N/A"
+    n_for = max(stats["n_for"], ab_stats.MIN_RUNS)  # nan stays, as it comes first
     if args.delta and not stats["degenerate"]:
         needed = ab_power.n_needed(args.delta, stats["sd_diff"], args.alpha, args.power, paired)
+        needed = max(ab_stats.MIN_RUNS, needed)
     lines += [
         f"With {n} {each} the smallest difference found with {args.power:.0%} power is "
         f"{or_na(stats['mde'], '.5f')} {unit}.",
-        f"A true difference as large as the observed one needs {or_na(stats['n_for'], '.0f')} {each}; "
+        f"A true difference as large as the observed one needs {or_na(n_for, '.0f')} {each}; "
         f"one of the margin {args.delta:g} needs {needed}.",
     ]
     if args.delta:

@@ -988,6 +988,10 @@ def test_plan(tmp_path, capsys):
     assert "Smallest difference that n seeds per arm find" in capsys.readouterr().out
     for seed in range(4):
         make_run(tmp_path / f"base_s{seed}", seed, loss=NOISE_A[seed])
+    assert many("--plan", "--effect", 1, "--noise", 0.001, "--out", tmp_path / "large") == 0
+    needed = json.loads((tmp_path / "large" / "report.json").read_text())["plan"]["seeds_needed"]
+    assert set(needed.values()) == {3}  # two would show it, and two never give a verdict
+    capsys.readouterr()
     assert many("--aa", tmp_path / "base_s*", "--plan", "--effect", 0.003) == 0
     assert f"sd between seeds {np.std(NOISE_A[:4], ddof=1):.5g}" in capsys.readouterr().out
 
