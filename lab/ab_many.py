@@ -290,6 +290,8 @@ def compare_many(args) -> int:
     blocks: list[tuple] = [("h1", title), ("verdict", head, word), ("facts", facts)]
     if args.out and args.runs:
         blocks += ab_page.loss_curves(members, primary, checked["other_tokens"])
+    elif args.out:  # a results.csv has no curves
+        blocks += arms_plot(labelled, primary)
     best = best_rows(labelled, compared, metrics[primary].better)
     blocks += [
         best_table(best, primary, args), ("h2", "Every arm"), stage_table(arms, columns, primary),
@@ -302,10 +304,8 @@ def compare_many(args) -> int:
         counted = ab_report.count(tests, "test")
         blocks.append(("p", f"p (Holm) and verdicts: {counted}, corrected together; intervals are not corrected. "
                             f"Equivalence margin {margin.words}."))
-    if args.out:
-        blocks += arms_plot(labelled, primary)
     if args.out and args.runs:
-        blocks += ab_page.wall_clock(members, primary)
+        blocks += [*arms_plot(labelled, primary), *ab_page.wall_clock(members, primary)]
     blocks += ab_gate.gate_blocks(checked)
     if args.runs:
         blocks += ab_page.last_screen(members, args.command, args.out)
