@@ -171,7 +171,8 @@ def compare_two(args) -> int:
     facts = [("Arms", ", ".join(labelled)), *ab_page.facts_of(labelled, checked)]
     key_rows = ab_page.key_rows(rows, metrics, primary)
     blocks: list[tuple] = [
-        ("h1", f"{names['B']} against {names['A']}: {verdict}"), ("verdict", head, verdict), ("facts", facts),
+        ("h1", f"{names['B']} against {names['A']}: {verdict}"),
+        ("verdict", head, verdict), ("facts", facts),
     ]
     if args.out:
         blocks += ab_page.loss_curves(labelled, primary, checked["other_tokens"])
@@ -199,7 +200,8 @@ def compare_two(args) -> int:
     blocks += [*ab_gate.gate_blocks(checked), ("h2", "How to read this"), ("ul", list(DEFINITIONS))]
     blocks += ab_page.last_screen(labelled, args.command, args.out)
     record = {
-        "mode": "a/b", "verdict": verdict, "headline": head, "compared": dict(facts), "primary": primary,
+        "mode": "a/b", "verdict": verdict, "headline": head,
+        "compared": dict(facts), "primary": primary,
         "margin": margin.value, "margin_in_words": margin.words, "alpha": args.alpha,
         "treatment": checked["treatment"], "allowed": allowed,
         "arms": {arm: [str(run["folder"]) for run in own] for arm, own in arms.items()},
@@ -341,7 +343,8 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
 
     def change(key: str, name: str) -> str:
         row, metric = rows[key], metrics[key]
-        return f"{name} {form_change(row, metric.form)} ({row['verdict']})"
+        also = f", corrected {form_p(row['p_corrected'])}" if row["tests"] > 1 else ""
+        return f"{name} {form_change(row, metric.form)}{also} ({row['verdict']})"
 
     subject = SUBJECTS.get(checked["family"], "the treatment")
     scored = []
@@ -350,7 +353,7 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
             scored.append(change(key, metrics[key].label))
     quality = "; ".join(scored) or "HellaSwag and EWoK N/A: not run, so the val loss alone speaks"
     flops = matched[1]
-    effect = f"{form_change(flops['row'], '.4f')} ({flops['verdict']})"
+    effect = f"{form_change(flops['row'], '.4f')}: {flops['verdict']}"
     steadiness = "; ".join(change(key, name) for key, name in STEADINESS.items())
     speed = change("tokens_per_sec", "tokens/s") + relative_speed(rows["tokens_per_sec"])
     answers = {
@@ -456,7 +459,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", metavar="FOLDER",
         help="for the report and its plots: new, empty, or of an earlier report (default: only print)")
     add("--print", choices=("short", "full"),
-        help="the verdict, three rows and the report's path, or all of it (default: short with --out, else full)")
+        help="the verdict, three rows and the report's path, or all of it "
+        "(default: short with --out, else full)")
     add("--no_items", dest="items", action="store_false", help="no bootstrap over benchmark items")
     return parser
 

@@ -75,7 +75,8 @@ def write(here: Path, answers: list[dict]) -> None:
 def word(test: dict) -> str:
     """A test's verdict by the table's correction, and its own report's where that is another one."""
     own = test["verdict"]
-    if own.startswith(("better", "worse", "equivalent")) and not test["p_table"] < ALPHA:
+    clear = own.startswith(("better", "worse", "equivalent"))
+    if clear and not test["p_table"] < ALPHA:
         return f"**inconclusive** (its own report: {own})"
     return f"**{own}**"
 
@@ -84,15 +85,18 @@ def table() -> str:
     lines, answers = [], []
     for path in sorted(ROOT.glob("experiments/2*/answers.json")):
         for a in json.loads(path.read_text(encoding="utf-8")):
-            answers.append({**a, "link": f"[{a['question']}](experiments/{path.parent.name}/README.md)"})
+            link = f"[{a['question']}](experiments/{path.parent.name}/README.md)"
+            answers.append({**a, "link": link})
     tests = [test for a in answers for test in a["tests"]]
     for test, p in zip(tests, ab_verdict.holm([test["p"] for test in tests]), strict=True):
         test["p_table"] = p
     head = f"p, and by Holm over the table's {len(tests)} tests"
-    lines = [f"| question | n | effect, 95 % interval (uncorrected) | {head} | verdict |", "|---|---|---|---|---|"]
+    head = f"| question | n | effect, 95 % interval (uncorrected) | {head} | verdict |"
+    lines = [head, "|---|---|---|---|---|"]
     for a in answers:
         first, *wall = a["tests"]
-        p = "; ".join(f"{ab_report.form_p(test['p'])}, {ab_report.form_p(test['p_table'])}" for test in a["tests"])
+        both = [map(ab_report.form_p, (test["p"], test["p_table"])) for test in a["tests"]]
+        p = "; ".join(map(", ".join, both))
         verdict = word(first)
         if wall and word(wall[0]) != verdict:
             verdict += f"; at equal wall-clock {word(wall[0])}"

@@ -112,7 +112,8 @@ def points(members: list[dict], scored: list[dict], x_of) -> np.ndarray | None:
 
 
 def finite_steps(scored: list[dict]) -> list[int]:
-    return sorted(set.intersection(*({step for step, score in own.items() if math.isfinite(score)} for own in scored)))
+    finite = [{step for step, score in own.items() if math.isfinite(score)} for own in scored]
+    return sorted(set.intersection(*finite))
 
 
 def table(arms: dict, drawn: dict) -> str:
@@ -192,7 +193,8 @@ def draw(arms: dict, drawn: dict, axis: str, word: str) -> bytes:
     ab_plots.add_legend(*max(legends, key=lambda legend: len(legend[1])))
     if word != "comparable":
         axes[0].set_title(f"{word}: learning_curves.py prints why", fontsize=9, loc="left")
-    axes[-1].set_xlabel(f"{x_label}\nbars: lowest to highest seed;\nof a single seed, 95 % over its items or documents")
+    axes[-1].set_xlabel(f"{x_label}\nbars: lowest to highest seed;\n"
+                        "of a single seed, 95 % over its items or documents")
     return save()
 
 
@@ -208,7 +210,8 @@ def draw_bars(panel, arms: dict, of: tuple[str, str], curves: dict, lines: dict)
         low, high = y.min(0), y.max(0)
         if n_seeds == 1:
             steps = np.array(finite_steps(curves[arm]))[at]
-            half = [half_width(arms[arm][0], *of, int(step), score) for step, score in zip(steps, y[0], strict=True)]
+            run, scored = arms[arm][0], dict(zip(steps.tolist(), y[0], strict=True))
+            half = [half_width(run, *of, step, score) for step, score in scored.items()]
             low, high = low - half, high + half
         colour, _, _ = ab_plots.style_of(i)
         panel.errorbar(x, y.mean(0), [y.mean(0) - low, high - y.mean(0)], fmt="none", ecolor=colour,
@@ -229,7 +232,8 @@ def half_width(run: dict, kind: str, field: str, step: int, score: float) -> flo
         nats, size = documents[f"{view}_nats"], documents[f"{view}_bytes"]
     except (OSError, ValueError, KeyError):
         return 0.0
-    n, share = int((size > 0).sum()), nats / nats.sum() - size / size.sum()  # residuals of nats per byte
+    n = int((size > 0).sum())
+    share = nats / nats.sum() - size / size.sum()  # the residuals of nats per byte
     return z * score * math.sqrt(n / (n - 1) * float((share**2).sum())) if n > 1 else 0.0
 
 

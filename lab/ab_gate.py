@@ -272,18 +272,22 @@ def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str
 BATCHES = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")  # decide a step's tokens
 NO_SUMMARY = "no summary.json, so it is unfinished or crashed"
 UNVERIFIED = "--verify_data sizes compared no checksum, so its fingerprints do not prove which text it read"
-PROBLEMS = {  # fault -> what is wrong with a member of an arm ("": nothing)
-    "incomplete": lambda member: incomplete(member),
-    "invalid_run": lambda member: " ".join(map(str, summary_of(member).get("warnings") or [])),
-    "unverified_data": lambda member: UNVERIFIED if member["unverified"] else "",
-}
 
 
 def incomplete(member: dict) -> str:
-    if member["run"]:
-        return NO_SUMMARY if member["run"]["summary"] is None else ""
+    if member["run"] and member["run"]["summary"] is None:
+        return NO_SUMMARY
     status = member.get("status") or "finished"
-    return "" if status == "finished" else f"its status is {status}"
+    if status != "finished":
+        return f"its status is {status}"
+    return ""
+
+
+PROBLEMS = {  # fault -> what is wrong with a member of an arm ("": nothing)
+    "incomplete": incomplete,
+    "invalid_run": lambda member: " ".join(map(str, summary_of(member).get("warnings") or [])),
+    "unverified_data": lambda member: UNVERIFIED if member["unverified"] else "",
+}
 
 
 def summary_of(member: dict) -> dict:
@@ -310,7 +314,8 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
 
 def check_copies(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
     """Runs with the same loss at every step are one run: a fault, but a note where both arms have the seed, as a
-    treatment without effect looks so, too. Of a results.csv: the same final loss after the same time."""
+    treatment without effect looks so, too. Of a results.csv: the same final loss after the same time, which in two arms
+    may be rounded numbers that meet."""
     first, why = {}, []
     for arm, members in arms.items():
         for member in members:
@@ -321,7 +326,8 @@ def check_copies(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
             if twin is member:
                 continue
             what = f"{twin['name']} and {member['name']} have the same losses"
-            if arm_of_twin != arm and twin["seed"] == member["seed"]:
+            by_chance = twin["seed"] == member["seed"] or not member["run"]
+            if arm_of_twin != arm and by_chance:
                 notes.append(f"{what}: the treatment changed nothing, or one is a copy of the other")
             else:
                 why.append(what)
@@ -329,12 +335,12 @@ def check_copies(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
 
 
 def losses_of(member: dict):
-    """What tells a run's losses from another's, or nothing where too little is recorded."""
+    """What tells a run's losses from another's, or something false where too little is recorded."""
     if not member["run"]:
         losses = member.get("losses", ())
-        return losses if all(losses) else ()
+        return all(losses) and losses
     losses = member["run"]["train"]["train_loss_opt_step_mean"]
-    return losses.tobytes() if len(losses) > 1 else b""
+    return len(losses) > 1 and losses.tobytes()
 
 
 def check_batches(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
@@ -421,12 +427,12 @@ def flat(values: dict[str, list]) -> list:
     return distinct(value for own in values.values() for value in own)
 
 
-def short(value) -> str:
+def short(value, cut: bool = True) -> str:
     """A setting's value as text; hashes are cut."""
     if value is None:
         return "none"
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text[:8] + "…" if re.fullmatch(r"[0-9a-f]{32,}", text) else text
+    return text[:8] + "…" if cut and re.fullmatch(r"[0-9a-f]{32,}", text) else text
 
 
 def by_arm(values: dict[str, list]) -> str:
@@ -435,17 +441,18 @@ def by_arm(values: dict[str, list]) -> str:
 
 
 def in_words(values: dict[str, list]) -> dict[str, str]:
-    """{"A": [1, 2], "B": [None]} as {"A": "1 and 2", "B": "none"}. Hashes, which nobody reads, are numbered."""
+    """{"A": [1, 2], "B": [None]} as {"A": "1 and 2", "B": "none"}."""
+    return {arm: " and ".join(texts) for arm, texts in as_texts(values).items()}
+
+
+def as_texts(values: dict[str, list]) -> dict[str, list[str]]:
+    """{"A": [1, "0f…", None]} as {"A": ["1", "no. 1", "none"]}: hashes, which nobody reads, are numbered."""
     numbers: dict[str, int] = {}
 
     def number(match) -> str:
         return f"no. {numbers.setdefault(match[0], len(numbers) + 1)}"
 
-    words = {}
-    for arm, own in values.items():
-        texts = [HASH.sub(number, value) if isinstance(value, str) else short(value) for value in own]
-        words[arm] = " and ".join(texts)
-    return words
+    return {arm: [HASH.sub(number, short(value, cut=False)) for value in own] for arm, own in values.items()}
 
 
 def trouble_of(checked: dict, spell=by_arm) -> list[str]:

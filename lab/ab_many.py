@@ -175,7 +175,9 @@ def notes_on(rows: list[dict], compared: set[str], unrecorded: list[str]) -> lis
     ours = {*compared, *results.COLUMNS, *DATA_COLUMNS, *ab_numbers.metrics_of([])}
     ours |= {"unused_flags", "verify_data", "status", "run", "member"}
     others = dict.fromkeys(column for row in rows for column in row if column not in ours)
-    strange = [column for column in others if not results.trainer_flags().fullmatch(column)]
+    scores = tuple(column.removesuffix("title") for column in others if column.endswith("_title"))
+    strange = [column for column in others if not results.trainer_flags().fullmatch(column)
+               and not (scores and column.startswith(scores))]
     if strange:
         notes.append(f"columns that are no flags of train_gpt.py, not compared: {', '.join(strange)}")
         unrecorded += [f"{column} (unknown)" for column in strange]
@@ -204,6 +206,15 @@ def read_scores(arm: dict, primary: str, steps: dict, missing: list[str]) -> Non
         if math.isfinite(time):
             arm["times"].append(time)
     arm["losses"] = [score for score in arm["by_seed"].values() if isinstance(score, float)]
+
+
+def titles_of(rows: list[dict]) -> list[dict]:
+    """What rows of a results.csv tell of their benchmarks' titles, as the configs of runs."""
+    titles = {}
+    for row in rows:
+        cells = {column.removesuffix("_title"): cell for column, cell in row.items() if column.endswith("_title")}
+        titles |= {name: {"title": cell} for name, cell in cells.items() if cell}
+    return [{"config": {"benchmarks": titles}}]
 
 
 def benchmark_score(run: dict, key: str, steps: dict):
@@ -236,7 +247,7 @@ def compare_many(args) -> int:
     arms = group_rows(rows, columns)
     checked = check_arms(arms, columns, args)
     every = [row["run"] for row in rows if row["run"] and row["run"]["summary"]]
-    metrics = ab_numbers.metrics_of(every)
+    metrics = ab_numbers.metrics_of(every or titles_of(rows))
     primary = ab_verdict.primary_of(args.primary, checked, metrics)
     margin = ab_verdict.margin_of(args.delta, args.primary, primary, every)
     args.delta, steps = margin.value, ab_numbers.common_steps(every)
@@ -356,7 +367,8 @@ def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) 
 
 def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list) -> str:
     def in_words(values: dict) -> str:
-        return ", ".join(dict.fromkeys(ab_gate.in_words(values).values()))
+        texts = ab_gate.as_texts(values).values()
+        return ", ".join(dict.fromkeys(text for own in texts for text in own))
 
     trouble = ab_gate.trouble_of(checked, in_words)
     allowed = [d["knob"] for d in checked["differences"] if d["state"] == "allowed"]
@@ -422,7 +434,10 @@ def difference_table(compared: list[dict], args) -> tuple:
 def labels_of(arms: list[dict], columns: list[str]) -> dict[str, dict]:
     """Arms by a short name, which holds the columns in which they differ."""
     vary = [name for name in columns if len({arm["cells"][name] for arm in arms}) > 1]
-    names = [", ".join(ab_gate.short(arm["cells"][name]) or "(empty)" for name in vary or columns[:1]) for arm in arms]
+    names = []
+    for arm in arms:
+        cells = [ab_gate.short(arm["cells"][name]) for name in vary or columns[:1]]
+        names.append(", ".join(cell or "(empty)" for cell in cells))
     if len(set(names)) < len(names):  # hashes that begin alike
         names = [arm["name"] for arm in arms]
     return dict(zip(names, arms, strict=True))
@@ -434,7 +449,8 @@ def arms_plot(labelled: dict[str, dict], primary: str) -> list[tuple]:
     drawn = ab_plots.plot_arms(losses, f"final {SHORT[primary]} ({UNIT[primary]})")
     if not drawn:
         return []
-    return [("img", "arms.png", "Final loss of each arm: a circle per seed, a bar at the mean", drawn)]
+    caption = "Final loss of each arm: a circle per seed, a bar at the mean"
+    return [("img", "arms.png", caption, drawn)]
 
 
 def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> list[dict]:
@@ -445,14 +461,15 @@ def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> l
     ranked.sort(key=lambda pair: -better * statistics.fmean(pair[1]["losses"]))
     rows = []
     for name, arm in ranked[:3]:
-        entry, change, reading = by_name.get(arm["name"]), "", ""
+        entry, change, reading = by_name.get(arm["name"]), "-", "-"
         if entry:
             change, reading = form_change(entry["row"], ".4f").split(", p")[0], entry["verdict"]
         elif compared:
             reading = "the baseline"
         rows.append({
             "what": name, "loss": f"{statistics.fmean(arm['losses']):.4f}",
-            "seeds": ab_report.count(len(arm["losses"]), "seed"), "change": change, "reading": reading,
+            "seeds": ab_report.count(len(arm["losses"]), "seed"),
+            "change": change, "reading": reading,
         })
     return rows
 
@@ -461,9 +478,10 @@ def best_table(rows: list[dict], primary: str, args) -> tuple:
     columns = [
         ("Best at the end", "left", lambda row: row["what"]),
         (f"{SHORT[primary]} ({UNIT[primary]})", "right", lambda row: row["loss"]),
-        ("", "left", lambda row: row["seeds"]),
+        ("Seeds", "left", lambda row: row["seeds"]),
     ]
     if args.baseline:
-        columns.append(("against the baseline, {level} interval", "right", lambda row: row["change"]))
-        columns.append(("", "left", lambda row: row["reading"]))
+        title = "against the baseline, {level} interval"
+        columns.append((title, "right", lambda row: row["change"]))
+        columns.append(("Verdict", "left", lambda row: row["reading"]))
     return ("key", *ab_report.table(columns, rows, args.alpha)[1:])

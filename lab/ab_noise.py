@@ -23,8 +23,8 @@ def compare_noise(args) -> int:
     every = [run for run in read_runs(patterns, flag) if run["folder"].resolve() not in itself]
     used = ab_numbers.finished([run for run in every if run["summary"]])
     if len(used) < 4:
-        raise ValueError("a noise floor needs at least 4 finished runs of different seeds, and there are "
-                         f"{len(used)}: train more seeds.")
+        raise ValueError("a noise floor needs at least 4 finished runs of different seeds, "
+                         f"and there are {len(used)}: train more seeds.")
     arms = {"noise floor": every}
     if newcomer:
         arms["newcomer"] = newcomer
@@ -35,7 +35,8 @@ def compare_noise(args) -> int:
     rows = noise_rows(values, metrics, checked, args.alpha)
     primary = ab_verdict.primary_of(args.primary, NO_ARMS, metrics)
     if primary not in rows:
-        raise ValueError(f"not all runs have a {SHORT[primary]}: train with --eval_every, or pass --primary.")
+        raise ValueError(f"not all runs have a {SHORT[primary]}: train with --eval_every, "
+                         "or pass --primary.")
 
     trouble, row = "; ".join(ab_gate.trouble_of(checked)), rows[primary]
     seeds = ", ".join(str(run["seed"]) for run in used)
@@ -43,7 +44,8 @@ def compare_noise(args) -> int:
     mode, title, word = "aa", f"Noise floor of {label_of(used)}", "comparable"
     if newcomer:
         word, text = judge_newcomer(rows, primary, trouble, floor, args.alpha)
-        mode, title = "check", f"{newcomer[0]['name']} against the noise floor of {label_of(used)}: {word}"
+        name = newcomer[0]["name"]
+        mode, title = "check", f"{name} against the noise floor of {label_of(used)}: {word}"
     else:
         text = (f"{SHORT[primary]}: sd {row['sd']:.5f} {UNIT[primary]} (95 % interval "
                 f"{row['sd_low']:.5f} to {row['sd_high']:.5f}) over {floor}.")
@@ -57,7 +59,8 @@ def compare_noise(args) -> int:
     blocks = [
         ("h1", title), ("verdict", head, word), ("facts", facts),
         noise_table(rows, metrics, bool(newcomer), args.alpha),
-        ("p", "The band is a prediction interval: one more run of another seed falls inside with this chance."),
+        ("p", "The band is a prediction interval: "
+              "one more run of another seed falls inside with this chance."),
     ]
     record = {
         "mode": mode, "verdict": word, "headline": head, "compared": dict(facts), "primary": primary,
@@ -126,9 +129,11 @@ def judge_newcomer(rows: dict, primary: str, trouble: str, floor: str, alpha: fl
     if isinstance(row["newcomer"], float):
         value, end = f"{row['newcomer']:.4f} {UNIT[primary]}", ""
     outside = sum(other["state"] == "OUTSIDE" for other in rows.values())
+    band = f"[{row['band_low']:.4f}, {row['band_high']:.4f}]"
     return word, (
-        f"{SHORT[primary]} {value}, band [{row['band_low']:.4f}, {row['band_high']:.4f}] from {floor}. "
-        f"{outside} of {n} metrics lie outside their own band (by chance about {alpha * n:.1f} would); "
+        f"{SHORT[primary]} {value}, band {band} from {floor}. "
+        f"{outside} of {n} metrics lie outside their own band "
+        f"(by chance about {alpha * n:.1f} would); "
         f"the primary metric decides{end}."
     )
 
@@ -159,7 +164,8 @@ def plan_blocks(sd: float, primary: str, args, record: dict) -> list[tuple]:
             return f"{ab_power.mde(n, spread, alpha, power, paired):.5f}"
 
         smallest.append((name, "right", detectable))
-    record["plan"] = {"sd": sd, "effect": effect, "power": power, "alpha": alpha, "seeds_needed": needed}
+    record["plan"] = {"sd": sd, "effect": effect, "power": power, "alpha": alpha}
+    record["plan"]["seeds_needed"] = needed
     design = [("Design", "left", str), ("seeds per arm", "right", needed.get)]
     return [
         ("h2", f"Seeds per arm that find {effect:g} {unit}"),

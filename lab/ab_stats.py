@@ -221,7 +221,8 @@ def _tost(stats: dict, margin: float) -> np.ndarray:
     """p of equivalence within ± margin, from what paired() or unpaired() returned; without spread 0 for equal arms,
     nan for others."""
     if not (isinstance(margin, (int, float)) and math.isfinite(margin) and margin > 0):
-        raise ValueError(f"the equivalence margin is {margin!r}: give a positive number in the metric's unit.")
+        raise ValueError(f"the equivalence margin is {margin!r}: "
+                         "give a positive number in the metric's unit.")
     if "se" not in stats or "df" not in stats:
         raise ValueError("equivalence needs se and df: give what paired() or unpaired() returned.")
     delta, se, df = (np.asarray(stats[k], dtype=float) for k in ("delta", "se", "df"))
@@ -265,7 +266,8 @@ def verdict(stats: dict, better: str = "lower", equivalence_margin: float | None
     improved = (delta < 0) == (better == "lower")
     large = np.where(improved, "better", "worse")
     small = np.where(improved, f"better{SMALL}", f"worse{SMALL}")
-    interval = [np.asarray(stats.get(key, math.nan), dtype=float) for key in ("ci_low", "ci_high")]
+    ends = (stats.get(key, math.nan) for key in ("ci_low", "ci_high"))
+    interval = [np.asarray(end, dtype=float) for end in ends]
     leaves_out_0 = (interval[0] > 0) | (interval[1] < 0)
     words = np.where(within & ~leaves_out_0, "equivalent", "inconclusive")
     words = np.where((p < alpha) & (delta != 0), np.where(within, small, large), words)

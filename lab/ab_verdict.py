@@ -19,6 +19,8 @@ from lab import ab_stats, runs
 from lab.ab_numbers import UNIT, Metric
 
 NOT_TESTED = "not tested"
+FAMILY_OF_KIND = {"fixed": "fixed"}  # of what is not tested; else "described"
+TEST = ("p_raw", "p_corrected", "tests", "verdict")  # what judge() adds, as two rows of one test share it
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the primary metric and its margin
@@ -31,8 +33,9 @@ def primary_of(asked: str | None, checked: dict, metrics: dict[str, Metric]) -> 
     if asked and asked not in quality:
         raise ValueError(f"--primary {asked}: use one of {', '.join(quality)}.")
     if asked and metrics[asked].kind == "nats" and checked["other_tokens"]:
-        raise ValueError(f"--primary {asked} counts nats per token, but the arms' tokens differ or are not all "
-                         f"recorded: use --primary {asked.replace('val_loss', 'val_bits_per_byte')}.")
+        other = asked.replace("val_loss", "val_bits_per_byte")
+        raise ValueError(f"--primary {asked} counts nats per token, but the arms' tokens differ "
+                         f"or are not all recorded: use --primary {other}.")
     if asked:
         return asked
     return "val_bits_per_byte" if checked["other_tokens"] else "val_loss"
@@ -52,32 +55,35 @@ def margin_of(given: float | None, asked: str | None, primary: str, every: list[
     token by default; where the primary metric counts bits per byte instead, it is converted by the first run's tokens
     per byte of held-out text, and so is the default."""
     unit = UNIT[primary]
-    asked_unit = UNIT[asked] if asked and given is not None else unit.replace("bits/byte", "nats/token")
+    asked_unit = unit.replace("bits/byte", "nats/token")
     value, source = given, "by --delta"
     if given is None:
-        value, source = DEFAULT_MARGIN[asked_unit], "the default; choose yours before looking, with --delta"
+        value = DEFAULT_MARGIN[asked_unit]
+        source = "the default; choose yours before looking, with --delta"
+    elif asked:
+        asked_unit = UNIT[asked]
     if not value:
         return Margin(0.0, "none (--delta 0)")
     rate = bits_per_nat(every, primary)
-    if unit == "score":
-        return Margin(value, f"{value:g} ({source})")
+    if unit == "score" or (unit == asked_unit and not rate):
+        return Margin(value, f"{value:g} {unit} ({source})")
     if unit == "nats/token":
-        also = f", {value * rate:.2g} bits/byte" if rate else ""
-        return Margin(value, f"{value:g} nats/token{also} ({source})")
+        return Margin(value, f"{value:g} nats/token, {value * rate:.2g} bits/byte ({source})")
     if asked_unit == "bits/byte":
-        also = f", {value / rate:.2g} nats/token" if rate else ""
-        return Margin(value, f"{value:g} bits/byte{also} ({source})")
+        return Margin(value, f"{value:g} bits/byte, {value / rate:.2g} nats/token ({source})")
     if not rate:
-        return Margin(0.0, f"none: {value:g} nats/token cannot be converted to bits/byte, as tokens per byte are not "
-                           "recorded; give --primary and --delta in bits/byte")
-    return Margin(value * rate, f"{value * rate:.2g} bits/byte, from {value:g} nats/token ({source})")
+        return Margin(0.0, f"none: {value:g} nats/token cannot be converted to bits/byte, as tokens "
+                           "per byte are not recorded; give --primary and --delta in bits/byte")
+    value, nats = value * rate, value
+    return Margin(value, f"{value:.2g} bits/byte, from {nats:g} nats/token ({source})")
 
 
 def bits_per_nat(every: list[dict], primary: str) -> float:
-    """Bits/byte for one nat/token of held-out text, by the last evaluation of the first run that tells; else 0."""
-    view = "_bos" if primary.endswith("_bos") else ""
+    """Bits/byte for one nat/token of held-out text, by the last evaluation of the first run that
+    tells; else 0."""
+    view = "_bos" * primary.endswith("_bos")
     for run in every:
-        record = list(run["val"].values())[-1] if run["val"] else {}
+        *_, record = {}, *run["val"].values()
         tokens, size = (runs.number(record.get(f"val_{what}{view}")) for what in ("tokens", "bytes"))
         if tokens > 0 and size > 0:
             return tokens / size / math.log(2)
@@ -97,7 +103,8 @@ def holm(pvalues: list) -> list:
     return adjusted
 
 
-def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float = 0.0, ok: bool = True) -> None:
+def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float = 0.0,
+          ok: bool = True) -> None:
     """Correct differences (ab_numbers.difference) that are tested together by Holm, for "better" and "worse" and, with
     a margin, for "equivalent"; and give each its word. better: which way the metrics improve, -1 or 1.
 
@@ -110,14 +117,16 @@ def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float
     tost = [equivalence_p(row, margin) for row in rows]
     for row, p, p_tost, way in zip(rows, corrected, holm(tost), better, strict=True):
         row |= {"p_raw": row["p"], "p_corrected": p, "tests": tests, "p_equivalent": p_tost}
-        row["verdict"] = word_of(row, alpha, way, margin) if ok else "not comparable"
+        row["verdict"] = word_of(row, alpha, way, margin)
+        if not ok:
+            row["verdict"] = "not comparable"
 
 
 def equivalence_p(row: dict, margin: float) -> float:
     if not margin or row["stats"] is None:
         return math.nan
-    test = ab_stats.equivalence(row["values_a"], row["values_b"], margin, paired_seeds=row["paired"])
-    return float(test["p"])
+    values = row["values_a"], row["values_b"]
+    return float(ab_stats.equivalence(*values, margin, paired_seeds=row["paired"])["p"])
 
 
 def word_of(row: dict, alpha: float, better: int, margin: float) -> str:
@@ -130,7 +139,7 @@ def word_of(row: dict, alpha: float, better: int, margin: float) -> str:
     if row["lacking"] or isinstance(row["p_corrected"], str):
         return "inconclusive"
     stats = row["stats"] | {"p": row["p_corrected"]}
-    way = "lower" if better < 0 else "higher"
+    way = {-1: "lower", 1: "higher"}[better]
     return ab_stats.verdict(stats, way, margin or None, alpha, row["p_equivalent"])
 
 
@@ -138,8 +147,8 @@ def word_of(row: dict, alpha: float, better: int, margin: float) -> str:
 # the metrics of an A/B
 
 
-def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: str, margin: Margin, checked: dict,
-                  alpha: float) -> None:
+def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: str, margin: Margin,
+                  checked: dict, alpha: float) -> None:
     """Give every row "key", "label", "family" (primary | quality | described | fixed), "same_as" (the row whose test
     this is, "" for its own), "interval" (which one low and high are), and what judge() adds."""
     chosen = representatives(rows, metrics, primary)
@@ -152,7 +161,7 @@ def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: st
     for key, row in rows.items():
         metric = metrics[key]
         row |= {"key": key, "label": metric.label, "interval": level, "same_as": ""}
-        row["family"] = families.get(key, "fixed" if metric.kind == "fixed" else "described")
+        row["family"] = families.get(key, FAMILY_OF_KIND.get(metric.kind, "described"))
         if key in families:
             continue
         row |= {"p_raw": row["p"], "p_corrected": NOT_TESTED, "tests": 0, "verdict": row["family"]}
@@ -174,7 +183,8 @@ def share_test(row: dict, tested: dict, tested_metric: Metric, metric: Metric) -
         row |= {name: tested[name] for name in shared}
 
 
-def representatives(rows: dict[str, dict], metrics: dict[str, Metric], primary: str) -> dict[str, str]:
+def representatives(rows: dict[str, dict], metrics: dict[str, Metric],
+                    primary: str) -> dict[str, str]:
     """{thing: the metric that is tested for it}: the primary, else the first that has a p, the thing's own name first
     (a benchmark's tested score is called as its thing)."""
     by_thing: dict[str, list[str]] = {}
@@ -185,28 +195,29 @@ def representatives(rows: dict[str, dict], metrics: dict[str, Metric], primary: 
     def rank(thing: str, key: str) -> tuple:
         return key != primary, isinstance(rows[key]["p"], str), key != thing
 
-    return {thing: min(keys, key=lambda key, thing=thing: rank(thing, key)) for thing, keys in by_thing.items()}
+    return {thing: sorted(keys, key=lambda key, thing=thing: rank(thing, key))[0]
+            for thing, keys in by_thing.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # at equal cost
 
 
-def judge_matchings(matched: list[dict], primary_row: dict, better: int, margin: Margin, checked: dict,
-                    alpha: float) -> None:
+def judge_matchings(matched: list[dict], primary_row: dict, better: int, margin: Margin,
+                    checked: dict, alpha: float) -> None:
     """Give the matchings (ab_numbers.matchings) their "verdict". One that has the very numbers of the primary's row is
     that test; the others are a family of their own."""
     others = []
     for match in matched:
         if is_same(match["row"], primary_row):
-            match["row"] |= {key: primary_row[key] for key in ("p_raw", "p_corrected", "tests", "verdict")}
+            match["row"] |= {key: primary_row[key] for key in TEST}
         elif not any(is_same(match["row"], row) for row in others):
             others.append(match["row"])
     judge(others, alpha, better, margin.value, checked["ok"])
     for match in matched:
         twin = next((row for row in others if is_same(match["row"], row)), None)
         if twin:
-            match["row"] |= {key: twin[key] for key in ("p_raw", "p_corrected", "tests", "verdict")}
+            match["row"] |= {key: twin[key] for key in TEST}
         match["verdict"] = match["row"]["verdict"]
 
 

@@ -74,8 +74,8 @@ def test_primary_of_a_benchmark(tmp_path, primary, verdict):
     code, report = compare(tmp_path, "--no_items", "--primary", primary)
     row = report["metrics"][primary]
     assert code == 0 and report["verdict"] == verdict == row["verdict"] and row["n"] == 4 and row["paired"]
-    assert f"in {ab_numbers.SHORT[primary]} (score)" in report["headline"]
-    assert report["margin"] == 0.01 and "0.01 (the default" in report["margin_in_words"]
+    assert ab_numbers.SHORT[primary] in report["headline"] and "nats" not in report["headline"]
+    assert report["margin"] == 0.01 and "0.01 score (the default" in report["margin_in_words"]
     assert report["metrics"]["val_loss"]["family"] == "quality"
     group = ("--runs", tmp_path / "*_s*", "--group_by", "attn_gate", "--baseline", "attn_gate=none")
     assert many(*group, "--primary", primary, "--out", tmp_path / "out") == 0
@@ -94,6 +94,12 @@ def test_synthetic_scores_are_named(tmp_path, capsys):
     assert "HellaSwag (synthetic, 400 items) accuracy_norm" in rows and "HellaSwag accuracy_norm" not in rows
     assert "HellaSwag (synthetic, 400 items) accuracy" in report["checklist"][0]
     assert report["items_and_documents"][-1]["what"].startswith("HellaSwag (synthetic, 400 items)")
+    table = csv_of(tmp_path, lambda i, row: row | {"hellaswag_title": described["title"],
+                                                   "hellaswag_accuracy_norm": 0.4 + i / 100})
+    group = ("--group_by", "attn_gate", "--baseline", "attn_gate=none", "--primary", "hellaswag_accuracy_norm")
+    assert many("--results", table, *group) == 0
+    text = capsys.readouterr().out
+    assert "final_loss: HellaSwag (synthetic, 400 items) accuracy_norm (score)" in text and "**comparable** ·" in text
     load("learning_curves").main([str(tmp_path / "*_s*"), "--curves", "accuracy_norm"])
     assert "| HellaSwag (synthetic, 400 items) accuracy_norm (last) |" in capsys.readouterr().out
 

@@ -67,8 +67,11 @@ def held_out(folders: dict[str, list[Path]]) -> list[dict]:
     print("|---|---:|---|---:|---:|---:|---|")
     tested, numbers = {}, {}
     for source in SOURCES:
-        scores = {arm: [read_json(run / f"val_{source}.json") for run in folders[arm]] for arm in ARMS}
-        documents = {(r["documents"], r["fingerprint_documents"]) for arm in ARMS for r in scores[arm]}
+        scores = {}
+        for arm in ARMS:
+            scores[arm] = [read_json(run / f"val_{source}.json") for run in folders[arm]]
+        every = [r for arm in ARMS for r in scores[arm]]
+        documents = {(r["documents"], r["fingerprint_documents"]) for r in every}
         assert len(documents) == 1, "the arms were scored on other documents"
         numbers[source], _ = documents.pop()
         for view, field in VIEWS.items():
@@ -91,7 +94,8 @@ def probes(exams: dict[str, list[dict]]) -> list[dict]:
     scores = {}
     for family in FAMILIES:
         for measure in MEASURES:
-            scores[family, measure] = {arm: [exam[family][measure] for exam in exams[arm]] for arm in ARMS}
+            values = {arm: [exam[family][measure] for exam in exams[arm]] for arm in ARMS}
+            scores[family, measure] = values
     better = [-1 if measure == "mean_rank" else 1 for _, measure in scores]
     lines, rows = [], differences(list(scores.values()), better)
     for (family, measure), row in zip(scores, rows, strict=True):
