@@ -27,7 +27,7 @@ SLOW = 5.0  # seconds; a micro-step that takes longer on CPU is extrapolated fro
 DAY = 86_400
 FORWARD_SHARE = 1 / 3  # of a training step's work per token: the backward pass does twice as much
 SAVE_SPEED = 200e6  # bytes per second of a checkpoint, with sync and checksum (assumption, until one was saved)
-NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+NO_MEMORY = re.compile(r"out of memory|not enough memory|can(no|')t allocate memory", re.IGNORECASE)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # time that is left
@@ -40,7 +40,8 @@ class Pace:
     step; at_start: those that come before the first. Between two marks all time counts for the
     second one's kind, so nothing is left out."""
 
-    def __init__(self, last_step: int, every: dict, at_end=(), at_start=(), guesses=None, clock=time.perf_counter):
+    def __init__(self, last_step: int, every: dict, at_end=(), at_start=(), guesses=None,
+                 clock=time.perf_counter):
         self.last_step, self.every = last_step, {"step": 1, **every}
         self.at_end, self.at_start = set(at_end), set(at_start)
         self.guesses, self.clock = guesses or {}, clock
@@ -88,11 +89,16 @@ def duration(seconds: float) -> str:
     """0.31 s, 14 s, 3 min 20 s, 5 h 12 min, 12 days."""
     if seconds < 10:
         return f"{seconds:.2f} s"
-    for limit, size, name, small, of in ((60, 1, "s", "", 1), (3600, 60, "min", "s", 1), (DAY, 3600, "h", "min", 60)):
-        if seconds < limit:
-            whole, rest = divmod(int(seconds), size)
-            return f"{whole} {name}" + (f" {rest // of} {small}" if rest // of else "")
-    return f"{seconds / DAY:,.0f} days"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    large, small, size = "h", "min", 3600
+    if seconds < 3600:
+        large, small, size = "min", "s", 60
+    if seconds >= DAY:
+        return f"{seconds / DAY:,.0f} days"
+    whole, rest = divmod(int(seconds), size)
+    rest = rest * 60 // size
+    return f"{whole} {large} {rest} {small}" if rest else f"{whole} {large}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -146,9 +152,10 @@ def measure(micro_step, update, model, optimizers, rows: int, device, sizes=()) 
             few = rows
             if device.type == "cpu":
                 few = 1
-            first = seconds_of(micro_step, few)
+            micro = seconds_of(micro_step, few) * rows / few
             one_row = processes.peak_rss_bytes() - before
-            micro = first * rows / few
+            if few < rows and micro < rows * SLOW:  # again: the first one also starts torch's kernels
+                micro = seconds_of(micro_step, few) * rows / few
             of_update = seconds_of(update)  # the optimizers' memory is taken from here on
             checkpoint = checkpoint_bytes(model, optimizers)
             if micro < SLOW or is_cuda:
@@ -180,8 +187,9 @@ def measure(micro_step, update, model, optimizers, rows: int, device, sizes=()) 
 
 
 def is_no_memory(error: BaseException) -> bool:
-    is_known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return is_known or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
 
 
 def advise_size(micro_step, clear, rows: int, sizes) -> str:
@@ -201,10 +209,10 @@ def advise_size(micro_step, clear, rows: int, sizes) -> str:
                 raise
             error.__traceback__ = None
             continue
-        return (f"--micro_batch_size {rows} does not fit into memory: pass --micro_batch_size {size}, which does; "
-                "the results stay the same.")
-    return (f"--micro_batch_size {rows} does not fit into memory, nor does any smaller one: lower --seq_len, "
-            "--n_layer or --n_embd, or use a device with more memory.")
+        return (f"--micro_batch_size {rows} does not fit into memory: pass --micro_batch_size {size}, "
+                "which does; the results stay the same.")
+    return (f"--micro_batch_size {rows} does not fit into memory, nor does any smaller one: lower "
+            "--seq_len, --n_layer or --n_embd, or use a device with more memory.")
 
 
 @contextlib.contextmanager
@@ -221,8 +229,8 @@ def naming(flag: str, size: int, sizes=()):
         advice = f"pass --{flag} {half} (estimated: half as much), which changes no result"
         if not half:
             advice = "close other programs, or use a device with more memory"
-        raise ValueError(f"--{flag} {size} does not fit into memory: {advice}; --resume auto goes on from the "
-                         "last checkpoint, if there is one.") from None
+        raise ValueError(f"--{flag} {size} does not fit into memory: {advice}; --resume auto goes on "
+                         "from the last checkpoint, if there is one.") from None
 
 
 def total_memory(device) -> int | None:
@@ -250,10 +258,10 @@ def report(args, cost: Cost, pace: Pace, device, advice: str) -> list[str]:
     step = pace.seconds("step")
     total = pace.seconds_left(0)
     others = total - step * args.max_train_steps
-    lines = [f"measured: about {duration(step)} per step, {duration(total)} in all, {duration(others)} of it "
-             "evaluations and saves"]
+    times = f"about {duration(step)} per step"
+    lines = [f"measured: {times}, {duration(total)} in all, {duration(others)} of it evaluations and saves"]
     if device.type != "cuda" and total > DAY:
-        lines.append(f"WARNING: about {duration(step)} per step here, {duration(total)} in all; {advice}")
+        lines.append(f"WARNING: {times} here, {duration(total)} in all; {advice}")
     free = free_bytes(args.out_dir)
     kept = pace.count("save", 0)
     if args.keep_last:
@@ -265,10 +273,11 @@ def report(args, cost: Cost, pace: Pace, device, advice: str) -> list[str]:
                  f"checkpoint(s) of {gigabytes(cost.checkpoint)}, {gigabytes(free)} free")
     if memory is not None and cost.memory > 0.95 * memory:
         fits = max(1, int(args.micro_batch_size * 0.9 * memory / cost.memory))
-        lines.append(f"WARNING: memory will hardly suffice: pass --micro_batch_size {fits} (estimated), "
-                     "which changes no result.")
-    if disk + cost.checkpoint > free:
-        lines.append(f"WARNING: the disk will be full before the end: free {gigabytes(disk + cost.checkpoint - free)}, "
+        lines.append("WARNING: memory will hardly suffice: pass --micro_batch_size "
+                     f"{fits} (estimated), which changes no result.")
+    missing = disk + cost.checkpoint - free  # one more is there while the next is written
+    if missing > 0:
+        lines.append(f"WARNING: the disk will be full before the end: free {gigabytes(missing)}, "
                      "or pass a lower --keep_last.")
     return lines
 

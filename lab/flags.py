@@ -34,24 +34,28 @@ SYNONYMS = {
     "grad_accum": "total_batch_tokens", "grad_accum_steps": "total_batch_tokens",
     "gradient_accumulation_steps": "total_batch_tokens total_batch_conversations",
     "steps": "max_train_steps", "max_steps": "max_train_steps", "max_iters": "max_train_steps",
-    "num_iterations": "max_train_steps", "iterations": "max_train_steps", "num_steps": "max_train_steps",
-    "warmup": "warmup_iters", "warmup_steps": "warmup_iters", "warmdown": "warmdown_iters",
-    "data": "data_dir dataset", "dataset": "data_dir data", "dataset_dir": "data_dir", "input": "data_dir dataset",
-    "train_data": "data_dir data", "val_data": "val_data_dir",
-    "out": "out_dir output", "output": "out_dir out", "output_dir": "out_dir out", "save_dir": "out_dir out",
-    "run_dir": "out_dir", "block_size": "seq_len", "context_length": "seq_len", "sequence_length": "seq_len",
-    "ctx": "seq_len", "max_length": "seq_len", "layers": "n_layer", "depth": "n_layer", "heads": "n_head",
-    "hidden_size": "n_embd", "d_model": "n_embd", "width": "n_embd", "dim": "n_embd",
-    "eval_interval": "eval_every", "val_every": "eval_every", "log_interval": "log_every",
-    "save_interval": "save_every", "eval_iters": "val_tokens", "gate": "attn_gate", "clip": "grad_clip",
-    "init": "init_from checkpoint", "init_from": "init", "pretrained": "init_from init",
-    "model": "checkpoint init_from init", "ckpt": "checkpoint init_from init", "run": "checkpoint out_dir",
+    "num_iterations": "max_train_steps", "iterations": "max_train_steps",
+    "num_steps": "max_train_steps", "warmup": "warmup_iters", "warmup_steps": "warmup_iters",
+    "warmdown": "warmdown_iters", "data": "data_dir dataset", "dataset": "data_dir data",
+    "dataset_dir": "data_dir", "input": "data_dir dataset", "train_data": "data_dir data",
+    "val_data": "val_data_dir", "out": "out_dir output", "output": "out_dir out",
+    "output_dir": "out_dir out", "save_dir": "out_dir out", "run_dir": "out_dir",
+    "block_size": "seq_len", "context_length": "seq_len", "sequence_length": "seq_len",
+    "ctx": "seq_len", "max_length": "seq_len", "layers": "n_layer", "depth": "n_layer",
+    "heads": "n_head", "hidden_size": "n_embd", "d_model": "n_embd", "width": "n_embd",
+    "dim": "n_embd", "eval_interval": "eval_every", "val_every": "eval_every",
+    "log_interval": "log_every", "save_interval": "save_every", "eval_iters": "val_tokens",
+    "gate": "attn_gate", "clip": "grad_clip", "init": "init_from checkpoint", "init_from": "init",
+    "pretrained": "init_from init", "model": "checkpoint init_from init",
+    "ckpt": "checkpoint init_from init", "run": "checkpoint out_dir",
+    "max_tokens": "max_new_tokens", "start": "prompt", "temp": "temperature",
     "checkpoint": "init_from init", "n": "max_examples max_docs num_samples",
-    "limit": "max_examples max_docs", "max_tokens": "max_new_tokens", "start": "prompt", "temp": "temperature",
-    "num_samples": "max_examples", "n_examples": "max_examples", "max_items": "max_examples",
-    "workers": "num_workers num_proc jobs", "threads": "num_workers num_proc", "gpu": "device", "cuda": "device",
-    "precision": "dtype", "bf16": "dtype", "fp16": "dtype", "wandb": "wandb_project", "continue": "resume",
-    "epoch": "epochs max_epochs", "num_epochs": "epochs max_epochs", "split": "val_fraction val_shards",
+    "limit": "max_examples max_docs", "num_samples": "max_examples", "n_examples": "max_examples",
+    "max_items": "max_examples", "workers": "num_workers num_proc jobs",
+    "threads": "num_workers num_proc", "gpu": "device", "cuda": "device", "precision": "dtype",
+    "bf16": "dtype", "fp16": "dtype", "wandb": "wandb_project", "continue": "resume",
+    "epoch": "epochs max_epochs", "num_epochs": "epochs max_epochs",
+    "split": "val_fraction val_shards",
 }
 INTERRUPTED = 130  # the exit status after ctrl-C
 NOUNS = {"int": "a whole number", "float": "a number"}
@@ -244,7 +248,8 @@ def check_first(script: str) -> None:
             ours = Path(file).resolve().is_relative_to(root) and "site-packages" not in file
             if ours or name.split(".")[0] == "torch":
                 package, _, room = name.rpartition(".")
-                vars(sys.modules.get(package, finder)).pop(room, None)  # `from lab import room` looks there first
+                # where `from lab import room` looks first
+                vars(sys.modules.get(package, finder)).pop(room, None)
                 del sys.modules[name]
 
 
@@ -275,7 +280,7 @@ def read_values(parser, values: dict, source) -> dict:
         if name in BY_HAND:
             parser.error(f"{source} has {key}: give --{name} by hand.")
         if name not in actions:
-            advice = did_you_mean(suggest(name, list(actions))) or f": {parser.prog} --help lists the flags."
+            advice = did_you_mean(suggest(name, list(actions))) or ": --help lists the flags."
             parser.error(f"{source} has {key}, which is no flag of {parser.prog}{advice}")
         try:
             typed[name] = convert(actions[name], value)

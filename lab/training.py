@@ -115,7 +115,8 @@ class Run:
     def open_files(self, is_new: bool) -> None:
         """Opens the records to append to, takes over the stop signals, starts the clock."""
         args, step = self.args, self.state.step
-        self.stop = processes.StopRequest("this step is finished and saved first, or the evaluation left for later")
+        self.stop = processes.StopRequest(
+            "this step is finished and saved first, an evaluation is left for later")
         self.clock_zero = time.perf_counter() - self.state.wall_seconds
         exposures = self.folder / "exposures"
         # on other nodes too, whose disk may be another
@@ -132,8 +133,9 @@ class Run:
                 raise
             self.scalars = runs.JsonlWriter(self.folder / "scalars.jsonl", mirrors)
             self.log_file = runs.LineWriter(self.folder / "log.txt")
-        self.bar = tqdm(total=args.max_train_steps, initial=step, dynamic_ncols=True, disable=hidden,
-                        bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]")
+        layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        self.bar = tqdm(total=args.max_train_steps, initial=step, dynamic_ncols=True,
+                        disable=hidden, bar_format=layout)
         self.pace.start()
 
     def log(self, message: str) -> None:
@@ -512,10 +514,11 @@ def write_summary(run: Run, summary: dict) -> None:
     with runs.recording(run.folder / "summary.json"):
         disk.write_json(run.folder / "summary.json", summary)
     losses = [f"{key} {x:.4f}" for key, x in summary.items() if "_loss" in key and x is not None]
-    share = 100 * state.eval_seconds / state.wall_seconds
     kinds = [kind for kind in run.pace.at_end if kind != "save"]
     if kinds:
-        kind = max(kinds, key=lambda kind: run.pace.sums[kind][-1])
-        run.log(f"evaluation took {share:.0f} % of the time: a higher --{EVERY.get(kind, kind)}_every lowers it")
+        share = state.eval_seconds / state.wall_seconds
+        dearest = max(kinds, key=lambda kind: run.pace.sums[kind][-1])
+        flag = f"--{EVERY.get(dearest, dearest)}_every"
+        run.log(f"evaluation took {100 * share:.0f} % of the time: a higher {flag} lowers it")
     run.log(f"finished {state.step} steps: {state.train_seconds:.1f} s of training, {state.eval_seconds:.1f} s "
             f"of evaluation, {state.wall_seconds:.1f} s in all | {', '.join(losses)}")

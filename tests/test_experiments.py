@@ -113,6 +113,18 @@ def test_sweep_runs_each_once(tmp_path, fake):
     assert run_sweep(text, "--dry_run").stdout.strip() == "all finished"
 
 
+def test_sweep_keeps_going(tmp_path, fake):
+    """With --keep_going what comes after a failure runs, too; the table says what each came to; the status stays 1."""
+    text = "\n".join([fake("a"), fake("b", "--fail"), fake("c")])
+    done = run_sweep(text, "--keep_going")
+    table = [line.split() for line in done.stdout.splitlines()[-4:]]
+    assert done.returncode == 1 and [row[:2] for row in table] == [
+        ["run", "state"], ["a", "finished"], ["b", "failed"], ["c", "finished"]]
+    assert table[2][3:6] == ["s", "status", "3:"] and "b ended with status 3" in done.stderr
+    done = run_sweep(text)  # stops at b again, and c is finished
+    assert [line.split()[1] for line in done.stdout.splitlines()[-3:]] == ["finished", "failed", "finished"]
+
+
 def test_sweep_stops_at_a_failure_and_goes_on(tmp_path, fake):
     """A failing run ends the sweep with its last words; what was finished stays, what comes later has not begun."""
     done = run_sweep("\n".join([fake("a"), fake("b", "--fail"), fake("c")]))

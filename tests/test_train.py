@@ -322,7 +322,7 @@ def taken_up(base):
     flags = SimpleNamespace(**json.loads((base / "config.json").read_text())["flags"])
     model = GPT.load(runs.checkpoint_path(base, 20))
     optimizers = optim.build_optimizers(model, **optim.settings(flags))
-    return training.Run("train_gpt.py", flags, processes.Processes(), {}, model, optimizers, None)
+    return training.Run("train_gpt.py", flags, processes.Processes(), {}, model, optimizers, None, None)
 
 
 @pytest.mark.parametrize("case", DAMAGE)
