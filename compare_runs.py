@@ -349,7 +349,7 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
     subject = SUBJECTS.get(checked["family"], "the treatment")
     scored = []
     for key in ab_numbers.ROWS_000:
-        if metrics[key].benchmark and isinstance(rows[key]["delta"], float):
+        if key in metrics and metrics[key].benchmark and isinstance(rows[key]["delta"], float):
             scored.append(change(key, metrics[key].label))
     quality = "; ".join(scored) or "HellaSwag and EWoK N/A: not run, so the val loss alone speaks"
     flops = matched[1]

@@ -18,8 +18,13 @@ from lab import ab_report, runs
 DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
 SCORER = "scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature".split()
 OFF = (None, 0, "", "none", False)  # an older run that lacks a flag equals one that has it off
+WRITES = ("write", "inner_lr", "inner_lr_learned", "inner_optimizer", "inner_clip", "inner_decay",
+          "teach_scale", "teach_clip", "surprise_threshold",
+          "teach_warmup_iters", "teach_decay_start", "teach_decay_iters")
 RECOGNISED = {  # treatments that need no declaration; a difference in the first setting is their sign
     "gate": ("attn_gate", "gate_pos", "gate_act"),
+    "memory": ("memory", "memory_layers", "cms_periods", "cms_widths", "titan_width", "titan_period",
+               "self_modifier", *WRITES),
     "rows": ("data_format", "crop_fraction", "data_fingerprint"),
     "tokens": ("condition", "mul_token_rate", "data_fingerprint", "val_fingerprint_tokens"),
 }
@@ -67,6 +72,8 @@ def of_run(run: dict) -> dict:
     config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
     settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
     for key, built in config["model"].items():
+        if isinstance(built, list) and key not in DERIVED:
+            built = ",".join(map(str, built))  # as the flag is
         asked = settings.get(key, built)
         if key not in DERIVED:
             settings[key] = built if asked == built else f"{asked} (model: {built})"

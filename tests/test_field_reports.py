@@ -289,7 +289,8 @@ def test_results_that_cannot_be_told(tmp_path):
         "cannot be read": "\n".join([header, first.replace('1,5"', '1,5'), *rest]).encode(),
         "no rows with a column final_val_loss": f"{header}\n".encode(),
     }
-    for content in (b"", b"\xef\xbb\xbf", b"\n\n", b"\0" * 99, good.encode("utf-16-le")):
+    tables |= {"is not UTF-8": good.encode("utf-16-le"), "perhaps since a spreadsheet saved it": b"\0" * 99}
+    for content in (b"", b"\xef\xbb\xbf", b"\n\n"):
         tables[f"no rows with a column final_val_loss {content[:9]}"] = content
     for wanted, content in tables.items():
         path.write_bytes(content)
