@@ -102,10 +102,19 @@ def benchmarks_of(every: list[dict]) -> dict[str, dict]:
                 described["title"] += f" (synthetic, {benchmark['items']} items)"
             if "metrics" in described:
                 known[name] = described
+        for name in known.keys() & recorded_titles(run).keys():
+            known[name]["title"] = recorded_titles(run)[name]
     for benchmark in known.values():
         rows = benchmark["metrics"]
         benchmark["metrics"] = [(key, entitle(label, benchmark["title"]), *rest) for key, label, *rest in rows]
     return known
+
+
+def recorded_titles(run: dict) -> dict[str, str]:
+    """{benchmark: title of its last scores}: it may have been scored after training, on other items."""
+    last = {name: records[max(records)] for name, records in run.get("benchmarks", {}).items() if records}
+    last["gsm8k"] = run.get("gsm8k") or {}
+    return {name: record["title"] for name, record in last.items() if isinstance(record.get("title"), str)}
 
 
 def entitle(label: str, title: str) -> str:

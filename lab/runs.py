@@ -3,13 +3,11 @@
 experiments/runs/<name>/
     config.json       every flag, resolved; code, versions, hardware, data fingerprints, parameter and FLOP counts
     code/             the repo's modules as they were, and uncommitted.diff
-    log.txt           what was printed
-    samples.jsonl     what the model wrote at the steps of --sample_every: {"step", "prompt", "text"}
+    log.txt           what was printed; samples.jsonl: what the model wrote, {"step", "prompt", "text"}
     scalars.jsonl     one line per optimizer step, and one per evaluation ("type": "train" | "val" | ...)
     step_metrics.json every evaluated step's scores: {"500": {"val_loss": ...}}
     exposures/        per rank: which sequences each step read, and a checksum of its tokens
-    <benchmark>_metrics.jsonl, <benchmark>_items.jsonl: its scores and its records per item, for every scored step
-    <benchmark>_partial_000500/, gsm8k_partial/: what an unfinished exam has done, and who is at it (lab/exams.py)
+    <benchmark>_metrics.jsonl, _items.jsonl: its scores and records per item, of every scored step; _partial_*: exams.py
     ckpt/step_000500/ model.safetensors, model.json, optimizer.pt, rng.pt, trainer.json; manifest.json (sha256) last
     summary.json      written last: no summary.json = the run is not finished
     .lock             while it trains, the process that does: pid, host, since when

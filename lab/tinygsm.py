@@ -107,7 +107,8 @@ def convert_files(data: list[str], out: str, max_examples: int = 0) -> Counter:
     counts = Counter()
     rows = islice(read_rows(data), max_examples or None)
     with disk.replacing(out) as f:
-        for row in tqdm(rows, unit="row", unit_scale=True, disable=None, total=max_examples or None):
+        bar = tqdm(rows, total=max_examples or None, unit="row", unit_scale=True, disable=None)
+        for row in bar:
             text, _, reason = convert(row["question"], row["code"], row.get("answer"))
             counts[reason] += 1
             if text is not None:
@@ -123,7 +124,8 @@ def convert_files(data: list[str], out: str, max_examples: int = 0) -> Counter:
 def main(argv: list[str] | None = None) -> None:
     parser = flags.Parser(
         prog="python -m lab.tinygsm",
-        description="TinyGSM's programs -> worked steps that end in '#### answer'. Rows that fail are dropped.",
+        description="TinyGSM's programs -> worked steps that end in '#### answer'. Rows that fail are "
+        "dropped.",
         epilog="example: python -m lab.tinygsm --data tinygsm.jsonl.gz --out tinygsm_steps.jsonl")
     add = parser.add_argument_group("input and output").add_argument
     add("--data", nargs="+", required=True, metavar="FILE|NAME",
