@@ -35,6 +35,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from lab import flags
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 from inject_mul import MulExpressionInjector
 from lab import benchmarks, disk, exams, inference, probes, processes, runs, sources, synthetic
 from lab.answers import LITERAL_MUL, MARK, SCORER, USER, answer_text, extract_answer, gold_answer, render_prompt

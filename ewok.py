@@ -38,6 +38,11 @@ import re
 import sys
 import time
 
+from lab import flags
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 from lab import benchmarks, processes, sources, synthetic
 from lab.benchmarks import mean
 

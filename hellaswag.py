@@ -41,6 +41,11 @@ import re
 import sys
 import time
 
+from lab import flags
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 from lab import benchmarks, processes, sources, synthetic
 
 SCORER = "hellaswag-1"  # a change that changes a score must change this name

@@ -30,7 +30,7 @@ import re
 import sys
 from collections import Counter
 
-from lab import disk, processes
+from lab import disk, flags, processes
 
 # One scan per sign: a pattern that begins with a literal is searched by sre's tight single-character loop, 2.5 GB/s on
 # prose; `[1-9] ?[*×x] ?[1-9]` runs at 0.2 (measured). The rest is checked in Python, because hits are rare.
@@ -246,7 +246,7 @@ def _filter(args: argparse.Namespace, convert) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         description="Write whole single-digit products as <MUL_a_b_c> tokens. Counts go to stderr.",
         epilog="example: python inject_mul.py --mode strict --format jsonl --text_field answer in.jsonl -o out.jsonl")
     add = parser.add_argument_group("input and output").add_argument

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 import prepare_fineweb
-from lab import disk, processes, shards
+from lab import disk, flags, processes, shards
 from lab.schema import COUNT, NUMBER, TEXT
 from lab.token_files import check
 from lab.tokenizer import BOS_ID, get_tokenizer
@@ -345,7 +345,7 @@ def warnings_of(meta: dict) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         description="Documents -> rows of seq_len + 1 GPT-2 tokens that start with BOS.",
         epilog="example: python prepare_bos_rows.py --dataset 'corpus/*.parquet' --out_dir data/rows")
     prepare_fineweb.add_source_arguments(parser)

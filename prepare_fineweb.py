@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 import inject_mul
-from lab import decontaminate, disk, processes, runs, shards, sources
+from lab import decontaminate, disk, flags, processes, runs, shards, sources
 from lab.schema import ANY_NAME, COUNT, NUMBER, TEXT, misfit
 from lab.token_files import check
 from lab.tokenizer import (
@@ -519,7 +519,7 @@ def run(args: argparse.Namespace, train_side) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         description="Documents -> stream shards of GPT-2 tokens, with a held-out set chosen by hash.",
         epilog="example: python prepare_fineweb.py --dataset 'corpus/*.parquet' --out_dir data/mine --num_proc 4")
     add_source_arguments(parser)

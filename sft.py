@@ -26,11 +26,28 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from lab import flags
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lab import conversations, data_order, decontaminate, disk, inference, optim, processes, resume, runs, training
+from lab import (
+    conversations,
+    data_order,
+    decontaminate,
+    disk,
+    estimate,
+    inference,
+    optim,
+    processes,
+    resume,
+    runs,
+    training,
+)
 from lab.loss import chunked_cross_entropy
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import GPT, GPTConfig
@@ -45,7 +62,7 @@ DERIVED = {"seq_len": 0, "max_train_steps": 0, "warmup_iters": -1}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = training.make_parser(
+    parser = flags.make_parser(
         "sft.py", __doc__, usage="sft.py --stage STAGE --init CHECKPOINT [flags]   (sft.py --help lists them)")
     add = parser.add_argument_group("data").add_argument
     add("--stage", choices=STAGES, help="what the model learns (required)")
@@ -79,13 +96,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0,
         help="of the order of conversations and of the mix (default %(default)s)")
     optim.add_arguments(group, learning_rate=1e-4, weight_decay=0.0, longest_warmup=LONGEST_WARMUP)
-    add = training.add_evaluation_arguments(parser, eval_every=100).add_argument
+    add = flags.add_evaluation_arguments(parser, eval_every=100).add_argument
     add("--val_fraction", type=float, default=0.02,
         help="share of conversations held out, by hash (default %(default)s)")
     add("--val_max_conversations", type=int, default=1000,
         help="held-out conversations that are scored (default %(default)s; 0 = all)")
-    training.add_run_arguments(parser, name="sft, stage, condition", save_every=500)
-    training.add_machine_arguments(parser)
+    flags.add_run_arguments(parser, name="sft, stage, condition", save_every=500)
+    flags.add_machine_arguments(parser)
     return parser
 
 
@@ -101,15 +118,15 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error(f"--stage is required: name one of {', '.join(STAGES)}.")
     if not args.init:
         parser.error("--init is required: name a run's folder or a checkpoint to start from.")
-    training.check_flags(parser, args, {
+    flags.check_flags(parser, args, {
         "a whole number of at least 1": "total_batch_conversations",
-        "0 or more": "max_read max_examples seq_len max_train_steps val_max_conversations",
+        "0 or more": "max_read max_examples seq_len max_train_steps val_max_conversations " + optim.number_flags(),
         "a number above 0": "epochs", "a share from 0 to 1": "mix_start mix_end val_fraction"})
     mixes = args.tinygsm_data or (args.mix_start, args.mix_end) != (0, 1)
     if mixes and args.stage != "transition":
         parser.error("--tinygsm_data, --mix_start and --mix_end belong to --stage transition, not "
                      f"{args.stage}: drop them, or change the stage.")
-    training.fill_in(args, name=f"sft_{args.stage}_{args.condition}")
+    flags.fill_in(args, name=f"sft_{args.stage}_{args.condition}")
     return args
 
 
@@ -177,19 +194,24 @@ def pack_rows(data: dict, numbers, args) -> list[list[int]]:
 # evaluation
 
 
+def choose_scored(data: dict, args) -> np.ndarray:
+    """Numbers of the held-out conversations that are scored."""
+    scored = np.flatnonzero(data["held_out"] & (data["lengths"] > 0))
+    return scored[: args.val_max_conversations or None]
+
+
 @torch.no_grad()
 def evaluate_val(model, data: dict, args, procs, autocast, stop) -> tuple[dict, dict] | None:
     """Val loss per trained token over all ranks: (fields for scalars.jsonl, arrays per conversation); None when asked
     to stop. Sums in float64 over exact counts, for any world size, batch and packing. Draws no random numbers."""
-    scored = np.flatnonzero(data["held_out"] & (data["lengths"] > 0))
-    if args.val_max_conversations:
-        scored = scored[: args.val_max_conversations]
+    scored = choose_scored(data, args)
     rows = []
     for start in range(0, len(scored), 256):  # in groups, because first fit looks at every open row
         rows += pack_rows(data, scored[start : start + 256], args)
     mine = rows[procs.rank :: procs.world_size]
     nats = torch.zeros(len(data["lengths"]) + 1, dtype=torch.float64)  # the last one: asked to stop
-    for i in range(0, len(mine), args.eval_batch_size):
+    starts = range(0, len(mine), args.eval_batch_size)
+    for i in processes.show_progress(starts, len(starts), "val loss", procs):
         if stop.asked:
             nats[-1] = 1
             break
@@ -234,8 +256,9 @@ def print_samples(run: training.Run, data: dict) -> None:
     answers = inference.generate(
         run.model.eval(), prompts, run.args.sample_tokens, temperature=0.0, stop_ids=[BOS_ID])
     decode = get_tokenizer().decode
-    for prompt, answer in zip(prompts, answers, strict=True):
-        run.log(f"step {run.state.step:6d} | sample {decode(prompt)!r} -> {decode(answer.ids)!r}")
+    pairs = zip(prompts, answers, strict=True)
+    training.record_samples(run, [(decode(prompt), decode(answer.ids)) for prompt, answer in pairs])
+    run.pace.mark("sample")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -288,9 +311,10 @@ def train(args, procs) -> int:
     device, packing = procs.device, args.packing == "on"
     autocast = training.prepare_machine(args, device)
     args.out_dir = procs.broadcast(args.out_dir)  # its date may differ at midnight
-    if procs.on_main(lambda: training.is_finished(args)):
+    if procs.on_main(lambda: training.is_finished(args, build_parser(), "--init")):
         return 0
-    procs.hold(args.out_dir)
+    if not args.dry_run:
+        procs.hold(args.out_dir)
     before = procs.on_main(lambda: training.config_before(args))
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -336,6 +360,26 @@ def train(args, procs) -> int:
     flops_head = 6 * config.vocab_size * config.n_embd  # the part that only trained tokens pay
     flops_body = flops_per_token - flops_head
 
+    def compute_gradients(rows, trained_tokens: int):
+        batch = conversations.make_batch(data, rows, width)
+        with autocast():
+            loss = batch_loss(model, batch, packing, hidden, denominator=trained_tokens)
+        loss.backward()
+        return loss.detach()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # what it will cost, from one micro-step, which leaves no trace
+    rows = pack_rows(data, plan[:per_step], args)
+    of_val = lengths[choose_scored(data, args)]
+    pace, costs = training.look_ahead(
+        args, procs, model, optimizers, lambda n: compute_gradients((rows * n)[:n], per_step),
+        micro_steps=math.ceil(len(rows) / procs.world_size / args.micro_batch_size),
+        tokens=args.micro_batch_size * args.seq_len, every={"val": args.eval_every}, scored={"val": int(of_val.sum())},
+        sizes=range(1, args.micro_batch_size), advice="for a laptop: lower --epochs or --max_examples")
+    if args.dry_run:
+        procs.print("\n".join(costs))
+        return 0
+
     # ------------------------------------------------------------------------------------------------------------------
     # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
     counts = Counter()
@@ -351,7 +395,7 @@ def train(args, procs) -> int:
         "mul_token_rate": counts["mul_tokens"] / max(1, counts["trained_tokens"]), **data["record"]}
     same = {"fingerprint of the data": ("data", "fingerprint"),
             "weights of --init": ("init", "model_sha256")}
-    run = training.Run("sft.py", args, procs, record, model, optimizers, autocast)
+    run = training.Run("sft.py", args, procs, record, model, optimizers, autocast, pace)
     training.open_run(run, before, same, build_parser())
     state = run.state
     run.log(f"init {init['folder']} | model sha256 {init['model_sha256'][:16]}")
@@ -363,6 +407,8 @@ def train(args, procs) -> int:
             f"warmup {args.warmup_iters} | packing {args.packing}")
     run.log("the first conversation as trained, [[ ]] around what the loss is taken of:\n"
             + conversations.show(conversations.make_batch(data, [[int(plan[0])]])))
+    for line in costs:
+        run.log(line)
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop
@@ -383,11 +429,7 @@ def train(args, procs) -> int:
         model.train()
         loss = torch.zeros((), device=device)
         for i in range(0, len(rows), args.micro_batch_size):
-            batch = conversations.make_batch(data, rows[i : i + args.micro_batch_size], width)
-            with autocast():
-                part = batch_loss(model, batch, packing, hidden, denominator=trained_tokens)
-            part.backward()
-            loss += part.detach()
+            loss += compute_gradients(rows[i : i + args.micro_batch_size], trained_tokens)
         loss, stopped = training.sum_over_ranks(procs, loss, run.stop)
         grad_norm = training.reduce_gradients(procs, params)
         training.refuse_non_finite(run, loss, grad_norm, f"conversations {numbers[:4].tolist()}...")
@@ -431,8 +473,9 @@ def train(args, procs) -> int:
 def main(argv=None) -> int:
     args = parse_args(argv)
     with contextlib.closing(processes.start_processes(args.device)) as procs:
-        return train(args, procs)
+        with estimate.naming("micro_batch_size", args.micro_batch_size):
+            return train(args, procs)
 
 
 if __name__ == "__main__":
-    processes.exit_in_a_sentence(main, "sft.py")
+    processes.exit_in_a_sentence(main, "sft.py", training.INTERRUPTED)

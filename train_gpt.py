@@ -19,12 +19,34 @@ import math
 import time
 from pathlib import Path
 
+from lab import flags
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 import numpy as np
 import torch
 
 import ewok
 import hellaswag
-from lab import benchmarks, data_order, disk, inference, optim, processes, results, resume, runs, shards, training
+from lab import (
+    benchmarks,
+    data_order,
+    disk,
+    estimate,
+    inference,
+    memory_settings,
+    optim,
+    presets,
+    processes,
+    results,
+    resume,
+    runs,
+    shards,
+    training,
+    val_loss,
+)
+from lab.mechanisms import find_warnings, record_mechanism
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
@@ -32,15 +54,15 @@ BENCHMARKS = (hellaswag, ewok)  # scored while training: flags, log lines and re
 LONGEST_WARMUP = 715  # steps
 # the flags of GPTConfig
 SHAPE = "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()
-# stands for the held-out documents when nothing is scored on them
-NO_VAL = {"tokens": (), "doc_starts": (), "fingerprint_documents": None, "fingerprint_tokens": None}
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = training.make_parser("train_gpt.py", __doc__)
+    parser = flags.make_parser("train_gpt.py", __doc__, epilog=presets.help_text())
+    parser.add_argument("--preset", choices=presets.PRESETS,
+                        help="defaults for a purpose, listed at the end; beats --config, any other flag beats it")
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", help="folder of train_*.bin and val_*.bin (required)")
     add("--val_data_dir", help="folder whose val files are scored instead (default: --data_dir)")
@@ -67,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="gate the SDPA output or the values (default %(default)s)")
     add("--gate_act", choices=GATE_ACTIVATIONS, default=GPTConfig.gate_act,
         help="range of the gate; ns_sigmoid = 0.5 + 0.5 sigmoid (default %(default)s)")
+    memory_settings.add_arguments(parser.add_argument_group("memory: fast weights, written while a sequence is read"))
     group = parser.add_argument_group("optimization")
     add = group.add_argument
     add("--micro_batch_size", type=int, default=10,
@@ -76,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0,
         help="of weights, data order and samples, each with its own stream (default %(default)s)")
     optim.add_arguments(group, learning_rate=6e-4, weight_decay=0.1, longest_warmup=LONGEST_WARMUP)
-    add = training.add_evaluation_arguments(parser, eval_every=250).add_argument
+    add = flags.add_evaluation_arguments(parser, eval_every=250).add_argument
     add("--val_tokens", type=int, default=10_485_760,
         help="first whole documents of this many plain GPT-2 tokens (default %(default)s)")
     for benchmark in BENCHMARKS:
@@ -88,10 +111,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--skip_long", action="store_true", help="leave out benchmark items longer than --seq_len")
     add("--eval_bos", choices=("on", "off"), default="on",
         help="<|endoftext|> before every context (default %(default)s)")
-    add = training.add_run_arguments(parser, name="data folder, arm, optimizer", save_every=1000).add_argument
+    add = flags.add_run_arguments(parser, name="data folder, arm, optimizer", save_every=1000).add_argument
     add("--results_csv", default=str(runs.REPO / "experiments" / "results.csv"),
         help="table that a finished run is added to ('' = none)")
-    training.add_machine_arguments(parser)
+    flags.add_machine_arguments(parser)
     return parser
 
 
@@ -99,8 +122,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     """Flags, checked, with derived values filled in. --config, or the run being resumed, supplies the defaults."""
     parser = build_parser()
     before = resume.take_defaults(parser, argv)
+    presets.take(parser, argv)
     start = config_of_start(parser, argv, before)
-    shape = {name: start[name] for name in SHAPE if name in start}
+    shape = {name: start[name] for name in SHAPE if name in start} | memory_settings.flags_of(start)
     parser.set_defaults(**shape)
     args = parser.parse_args(argv)
     for name, value in shape.items():
@@ -111,16 +135,23 @@ def parse_args(argv=None) -> argparse.Namespace:
     if not args.data_dir:
         parser.error("--data_dir is required: make one with python prepare_fineweb.py "
                      "--dataset synthetic --max_docs 5000 --out_dir data/synthetic")
-    of_benchmarks = " ".join(f"{one.NAME}_every {one.NAME}_max_examples" for one in BENCHMARKS)
-    training.check_flags(parser, args, {
+    more = [f"{one.NAME}_every {one.NAME}_max_examples" for one in BENCHMARKS]
+    more += [optim.number_flags(), *memory_settings.SCHEDULE_NAMES]
+    flags.check_flags(parser, args, {
         "a whole number of at least 1": "seq_len n_layer n_embd total_batch_tokens max_train_steps val_tokens",
-        "0 or more": f"num_workers n_head n_inner {of_benchmarks}", "a number above 0": "max_epochs"})
+        "0 or more": f"num_workers n_head n_inner {' '.join(more)}",
+        "a number above 0": "max_epochs"})
+    memory_settings.fill_in(args)
+    if args.memory != "none" and args.compile == "on":
+        parser.error("--compile on cannot trace the writes of a memory: leave it out.")
     if not args.n_head:
         args.n_head = max(1, args.n_embd // 128) if args.arch == "speedrun" else 12
     args.n_inner = args.n_inner or 4 * args.n_embd
     optim.fill_in(args, LONGEST_WARMUP)
     arm = "" if args.attn_gate == "none" else f"_{args.attn_gate}_{args.gate_pos}_{args.gate_act}"
-    training.fill_in(args, name=f"{Path(args.data_dir).name}{arm}_{args.optimizer}")
+    if args.memory != "none":
+        arm += f"_{args.memory}_{args.write}"
+    flags.fill_in(args, name=f"{Path(args.data_dir).name}{arm}_{args.optimizer}")
     return args
 
 
@@ -143,6 +174,12 @@ def config_of_start(parser, argv, before: dict | None) -> dict:
 # data and model
 
 
+def micro_batch_sizes(args, world_size: int) -> list[int]:
+    """Those that share a rank's sequences of a step evenly; [] when the ranks do not share them evenly."""
+    share, rest = divmod(args.total_batch_tokens // args.seq_len, world_size)
+    return [size for size in range(1, share + 1) if share % size == 0 and rest == 0]
+
+
 def count_sequences(args, world_size: int) -> int:
     """Sequences per optimizer step. ValueError, naming values that work, when ranks and micro-batches do not share
     them evenly."""
@@ -151,9 +188,8 @@ def count_sequences(args, world_size: int) -> int:
     if args.total_batch_tokens % unit == 0:
         return sequences
     advice = f"pass --total_batch_tokens {max(1, round(args.total_batch_tokens / unit)) * unit}"
-    if rest == 0 and sequences % world_size == 0:
-        share = sequences // world_size
-        sizes = [size for size in range(1, share + 1) if share % size == 0]
+    sizes = micro_batch_sizes(args, world_size)
+    if rest == 0 and sizes:
         sizes.sort(key=lambda size: abs(size - args.micro_batch_size))
         advice += f", or --micro_batch_size {' or '.join(map(str, sizes[:3]))}"
     raise ValueError(
@@ -176,14 +212,14 @@ def count_epochs(args, sequences_per_step: int, n_sequences: int) -> float:
 
 
 def open_data(args, verify: bool) -> tuple:
-    """(training files, their meta.json or {}, held-out documents or NO_VAL)."""
+    """(training files, their meta.json or {}, held-out documents or val_loss.NONE)."""
     files, meta = shards.open_dataset(args.data_dir, "train", verify, args.vocab_size)
     meta = meta or {}
     condition = meta.get("condition", "unknown")
     if args.condition and args.condition != condition:
         raise ValueError(f"--condition {args.condition}, but {args.data_dir} was prepared as "
                          f"{condition}: name the other folder, or drop --condition.")
-    val = NO_VAL
+    val = val_loss.NONE
     if args.eval_every:
         val = shards.open_val(args.val_data_dir or args.data_dir, args.val_tokens, verify, args.vocab_size)
     return files, meta, val
@@ -216,56 +252,13 @@ def build_model(args, before: dict | None, device) -> tuple[GPT, dict | None]:
         init = {"checkpoint": str(folder), "sha256": disk.sha256_file(folder / "model.safetensors")}
         return GPT.load(folder, device), init
     padded = -(-args.vocab_size // 128) * 128  # makes the head's products faster; masked everywhere
-    shape = {name: getattr(args, name) for name in SHAPE}
+    shape = {name: getattr(args, name) for name in SHAPE} | memory_settings.settings_of(args)
     config = GPTConfig(**shape, padded_vocab_size=padded, block_size=args.seq_len)
     return GPT(config, seed=args.seed).to(device), None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # evaluation
-
-
-@torch.no_grad()
-def evaluate_val(model, val: dict, args, procs, autocast, stop) -> tuple[dict, dict] | None:
-    """Val loss in both views over all ranks: (fields for scalars.jsonl, arrays per document); None when asked to stop.
-
-    Sums of NLL in float64 over exact counts, the same for any world size and batch. Draws no random numbers."""
-    record, documents = {}, {}
-    n_docs = len(val["doc_starts"])
-    doc_lengths = np.diff(np.append(val["doc_starts"], len(val["tokens"])))
-    doc_of = np.repeat(np.arange(n_docs), doc_lengths)  # each token's document
-    for view, suffix in (("stream", ""), ("bos", "_bos")):
-        starts, lengths = data_order.val_rows(val, args.seq_len, view, BOS_ID)
-        mine = slice(procs.rank, None, procs.world_size)
-        # nats, tokens, bytes of each document; last column: asked to stop
-        sums = torch.zeros(3, n_docs + 1, dtype=torch.float64)
-        for x, y, where in data_order.val_batches(val, starts[mine], lengths[mine], args.eval_batch_size):
-            if stop.asked:
-                sums[0, -1] = 1
-                break
-            with autocast():
-                nll = model.per_token_loss(x.to(procs.device), y.to(procs.device))
-            scored = y.numpy() != data_order.IGNORE
-            nll = nll.cpu().double().numpy()[scored]
-            at = where[scored]
-            for row, values in enumerate((nll, np.ones(len(at)), val["token_bytes"][at])):
-                added = np.bincount(doc_of[at], weights=values, minlength=n_docs)
-                sums[row, :-1] += torch.from_numpy(added)
-        if procs.world_size > 1:
-            sums = procs.sum(sums.to(procs.device)).cpu()
-        if sums[0, -1] > 0:
-            return None
-        sums = sums[:, :-1]
-        nats, n_tokens, n_bytes = sums.sum(1).tolist()
-        record[f"val_loss{suffix}"] = nats / n_tokens if n_tokens else math.nan
-        record[f"val_bits_per_byte{suffix}"] = nats / math.log(2) / n_bytes if n_bytes else math.nan
-        record[f"val_tokens{suffix}"] = int(n_tokens)
-        record[f"val_bytes{suffix}"] = int(n_bytes)
-        for name, values in zip(("nats", "tokens", "bytes"), sums.numpy(), strict=True):
-            documents[f"{view}_{name}"] = values
-    if val["doc_hash"] is not None:
-        documents["doc_hash"] = val["doc_hash"]
-    return record, documents
 
 
 def record_benchmark(run: training.Run, benchmark, about: dict, scores: dict, fields: dict) -> None:
@@ -286,7 +279,7 @@ def plan_evaluations(run: training.Run, val: dict, probe, items: dict) -> dict:
         training.record_val(run, scores, fields)
         record_mechanism(run, probe)
 
-    compute_val = functools.partial(evaluate_val, run.model, val, args, procs, autocast, stop)
+    compute_val = functools.partial(val_loss.evaluate, run.model, val, args, procs, autocast, stop)
     evaluations = {"val": (compute_val, record_val)}
     for name, (benchmark, examples, about) in items.items():
         compute = functools.partial(
@@ -309,44 +302,18 @@ def probe_rows(args, files, val: dict) -> torch.Tensor | None:
     return torch.from_numpy(whole.astype(np.int64)).view(-1, T)
 
 
-def record_mechanism(run: training.Run, probe: torch.Tensor | None) -> None:
-    """What the gate and the attention of every layer do on the rows of probe."""
-    if run.procs.is_main and probe is not None:
-        layers = run.model.gate_stats(probe.to(run.procs.device))
-        run.scalars.write(type="mechanism", step=run.state.step, timestamp=runs.now(), layers=layers)
-
-
 def print_samples(run: training.Run) -> None:
     step, args = run.state.step, run.args
     samples = inference.generate(
         run.model.eval(), [[BOS_ID]] * 2, args.sample_tokens,
         temperature=0.8, top_k=50, seed=args.seed + step, stop_ids=[BOS_ID])
-    for sample in samples:
-        run.log(f"step {step:6d} | sample {get_tokenizer().decode(sample.ids)!r}")
+    decode = get_tokenizer().decode
+    training.record_samples(run, [("", decode(sample.ids)) for sample in samples])
+    run.pace.mark("sample")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the end
-
-
-def find_warnings(run: training.Run) -> list[str]:
-    """Signs that the intervention was absent, a sentence each."""
-    args, data, warnings = run.args, run.record["data"], []
-    if data["condition"] == "mul_tokens" and not data["mul_token_rate"]:
-        warnings.append("the data's condition is mul_tokens but it holds no multiplication token: "
-                        "nothing was changed.")
-    if args.attn_gate == "none":
-        return warnings
-    scalars = resume.read_scalars(run.folder)
-    looks = [record["layers"] for record in scalars if record["type"] == "mechanism"]
-    if len(looks) < 2:
-        warnings.append("the gates were seen fewer than twice (--seq_len 1): nothing shows that they moved.")
-        return warnings
-    moves = [abs(a["gate_mean"] - b["gate_mean"]) for a, b in zip(looks[0], looks[-1], strict=True)]
-    if max(moves) < 1e-3:
-        warnings.append(f"no layer's mean gate moved by 0.001 (largest move {max(moves):.1e}): "
-                        "the gate is not active.")
-    return warnings
 
 
 def summarise(run: training.Run) -> dict:
@@ -364,6 +331,9 @@ def summarise(run: training.Run) -> dict:
         "gpu_name": config["hardware"]["gpu"] or "cpu", "condition": data["condition"],
         "parameters": config["parameters"]["total"], "data_fingerprint": data["fingerprint"],
         "val_fingerprint": data["val_fingerprint_documents"],
+        "val_fingerprint_tokens": data["val_fingerprint_tokens"], "data_format": data["format"],
+        "mul_token_rate": data["mul_token_rate"], "code_sha256": config["code"]["code_sha256"],
+        "init_sha256": (config["init"] or {}).get("sha256"),
     }
     for benchmark in BENCHMARKS:
         about = config["benchmarks"].get(benchmark.NAME, {})
@@ -387,16 +357,17 @@ def train(args, procs) -> int:
     schedule = optim.schedule_settings(args)
     optim.lr_multiplier(0, **schedule)  # refuses a bad schedule before anything is written
     args.out_dir = procs.broadcast(args.out_dir)  # its date may differ at midnight
-    if procs.on_main(lambda: training.is_finished(args)):
+    if procs.on_main(lambda: training.is_finished(args, build_parser(), "--init_from")):
         return 0
-    procs.hold(args.out_dir)
+    if not args.dry_run:
+        procs.hold(args.out_dir)
     before = procs.on_main(lambda: training.config_before(args))
     if args.results_csv:
         procs.on_main(lambda: results.check_table(args.results_csv))
 
     # ------------------------------------------------------------------------------------------------------------------
     # data: rank 0 reads every byte once and compares checksums, then the others open the files
-    verify = procs.is_main and args.verify_data == "full"
+    verify = procs.is_main and args.verify_data == "full" and not args.dry_run
     files, meta, val = procs.main_first(lambda: open_data(args, verify))
     files.fingerprint = procs.broadcast(files.fingerprint)
     n_sequences = files.n_sequences(args.seq_len)
@@ -414,15 +385,40 @@ def train(args, procs) -> int:
     # model and optimizer
     model, init = build_model(args, before, device)
     params = [p for p in model.parameters() if p.requires_grad]
+    model.train()
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    forward = torch.compile(model) if training.compiles(args, device) else model
+    forward = model
+    if training.compiles(args, device) and not model.writes:
+        forward = torch.compile(model)
+    vars(args).update(memory_settings.flags_of(model.config.to_dict()))  # as the model was built
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_per_step = flops_per_token * tokens_per_step
 
+    def compute_gradients(tokens):  # (B, T + 1)
+        tokens = tokens.to(device, non_blocking=True)
+        with autocast():
+            loss = forward(tokens[:, :-1], tokens[:, 1:], loss_denominator=tokens_per_step)
+        loss.backward()
+        return loss.detach()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # what it will cost, from one micro-step, which leaves no trace
+    scored = {name: estimate.tokens_of(examples) for name, (_, examples, _) in items.items()}
+    scored["val"] = val_loss.count_tokens(val, args)
+    row = torch.from_numpy(files.slice(0, args.seq_len + 1).astype(np.int64))
+    pace, costs = training.look_ahead(
+        args, procs, model, optimizers, lambda rows: compute_gradients(row.repeat(rows, 1)),
+        micro_steps=sequences_per_step // args.micro_batch_size // procs.world_size,
+        tokens=args.micro_batch_size * args.seq_len, every=every, scored=scored,
+        sizes=micro_batch_sizes(args, procs.world_size), advice=presets.LAPTOP_ADVICE)
+    if args.dry_run:
+        procs.print("\n".join(costs))
+        return 0
+
     # ------------------------------------------------------------------------------------------------------------------
     # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
-    unused_flags = optim.unused_flags(args)
+    unused_flags = optim.unused_flags(args) + memory_settings.unused_flags(model.config)
     if args.attn_gate == "none":
         unused_flags += ["gate_pos", "gate_act"]
     record = training.describe(args, procs, model, flops_per_token, unused_flags)
@@ -431,8 +427,9 @@ def train(args, procs) -> int:
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
         "val_documents": len(val["doc_starts"])}
-    for name in ("condition", "mul_token_rate", "crop_fraction"):
+    for name in ("condition", "inject", "mul_token_rate", "crop_fraction", "overflow"):
         record["data"][name] = meta.get(name)
+    record["data"]["dataset"] = shards.dataset_name(meta)
     for name in ("fingerprint_documents", "fingerprint_tokens"):
         record["data"][f"val_{name}"] = val[name]
     record["benchmarks"] = {name: benchmarks.describe(*items[name]) for name in items}
@@ -440,7 +437,7 @@ def train(args, procs) -> int:
             "val_fingerprint_tokens of the data": ("data", "val_fingerprint_tokens")}
     for name in items:
         same[f"items of {name}"] = ("benchmarks", name, "sha256")
-    run = training.Run("train_gpt.py", args, procs, record, model, optimizers, autocast)
+    run = training.Run("train_gpt.py", args, procs, record, model, optimizers, autocast, pace)
     training.open_run(run, before, same, build_parser())
     state = run.state
     # checkpoints of older versions do not hold these
@@ -453,6 +450,8 @@ def train(args, procs) -> int:
             f"{args.schedule}, warmup {args.warmup_iters} | {last_step * flops_per_step:.3e} FLOPs")
     cadence = ", ".join(f"{name} {steps or 'off'}" for name, steps in every.items())
     run.log(f"steps between evaluations: {cadence}")
+    for line in costs:
+        run.log(line)
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop
@@ -462,6 +461,8 @@ def train(args, procs) -> int:
         start_step=state.step, stop_step=last_step, num_workers=args.num_workers,
         pin_memory=device.type == "cuda")
     probe = probe_rows(args, files, val)
+    if model.writes and state.step == 0:
+        model.teach_factor.fill_(memory_settings.teach_factor(args, 0))
     if not args.eval_every and state.step == 0:
         record_mechanism(run, probe)
     evaluations = plan_evaluations(run, val, probe, items)
@@ -471,15 +472,13 @@ def train(args, procs) -> int:
         started = time.perf_counter()
         multiplier = optim.lr_multiplier(state.step, **schedule)
         optim.set_learning_rates(optimizers, multiplier)
+        if model.writes:
+            model.teach_factor.fill_(memory_settings.teach_factor(args, state.step))
         batch = batches.next_step()
         model.train()
         loss = torch.zeros((), device=device)
         for tokens in batch["tokens"].split(args.micro_batch_size):  # (B, T + 1)
-            tokens = tokens.to(device, non_blocking=True)
-            with autocast():
-                part = forward(tokens[:, :-1], tokens[:, 1:], loss_denominator=tokens_per_step)
-            part.backward()
-            loss += part.detach()
+            loss += compute_gradients(tokens)
         loss, stopped = training.sum_over_ranks(procs, loss, run.stop)
         checksum = training.sum_checksums(procs, batch["checksum"])
         grad_norm = training.reduce_gradients(procs, params)
@@ -533,8 +532,9 @@ def train(args, procs) -> int:
 def main(argv=None) -> int:
     args = parse_args(argv)
     with contextlib.closing(processes.start_processes(args.device)) as procs:
-        return train(args, procs)
+        with estimate.naming("micro_batch_size", args.micro_batch_size, micro_batch_sizes(args, procs.world_size)):
+            return train(args, procs)
 
 
 if __name__ == "__main__":
-    processes.exit_in_a_sentence(main, "train_gpt.py")
+    processes.exit_in_a_sentence(main, "train_gpt.py", training.INTERRUPTED)

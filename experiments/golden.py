@@ -19,7 +19,6 @@ side has is named and is none: a file, a column or a record may be added.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -457,12 +456,14 @@ def check_out(commit: str, folder: Path) -> None:
 # command line
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="golden.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+def build_parser():
+    sys.path.insert(0, str(ROOT))
+    from lab import flags  # not in a worker, which runs the code of another checkout
+
+    parser = flags.Parser(
+        prog="golden.py",
         description="Hash every number that a change of the code must not change, and compare two checkouts.",
-        epilog="example: python experiments/golden.py --against HEAD~1 --jobs 2",
-    )
+        epilog="example: python experiments/golden.py --against HEAD~1 --jobs 2")
     add = parser.add_argument
     add("--out", metavar="FILE", help="write the hashes of --checkout to this JSON file")
     add("--checkout", type=Path, default=ROOT, help="what is hashed (default: the repo of this script)")
@@ -470,15 +471,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--compare", nargs=2, metavar=("OLD", "NEW"), help="compare two files that --out has written")
     add("--only", default=",".join(STAGES), help="stages, with commas between (default %(default)s)")
     add("--jobs", type=int, default=1, help="processes of one thread each (default 1)")
-    add("--worker", help=argparse.SUPPRESS)
     return parser
 
 
 def main(argv=None) -> int:
+    if sys.argv[1:2] == ["--worker"]:
+        return work_off(sys.argv[2])
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.worker:
-        return work_off(args.worker)
     stages = args.only.split(",")
     if unknown := sorted(set(stages) - set(STAGES)):
         parser.error(f"--only {','.join(unknown)}: name some of {', '.join(STAGES)}.")

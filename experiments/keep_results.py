@@ -9,7 +9,6 @@ checksum of every step's tokens: about 10 kB per run, compressed. Weights, code,
 and so are the folders of absolute paths and the host's name. The same runs give the same bytes.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -24,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lab import disk, runs  # noqa: E402
+from lab import disk, flags, runs  # noqa: E402
 
 TOP = "runs"  # the folder inside the archive
 TABLES = ("config.json", "summary.json", "gsm8k_results.json", "*_metrics.jsonl")
@@ -131,8 +130,7 @@ def keep(run: Path, kept: Path, also: list[str]) -> None:
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = flags.Parser(description=__doc__)
     p.add_argument("runs", nargs="+", help="run folders, or quoted patterns")
     p.add_argument("--out", type=Path, required=True, help="archive to write, <experiment>/runs.tar.xz")
     p.add_argument("--also", nargs="+", default=[], metavar="FILE",

@@ -7,7 +7,6 @@ Reads a checkpoint and the val files of D; prints nats per token and bits per by
 are held out by their text's hash, so a source prepared alone holds out those that it holds out in a mixture.
 """
 
-import argparse
 import contextlib
 import json
 import sys
@@ -15,8 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import train_gpt  # noqa: E402
-from lab import ab_report, disk, processes, runs, shards  # noqa: E402
+from lab import flags  # noqa: E402
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
+from lab import ab_report, disk, processes, runs, shards, val_loss  # noqa: E402
 from model import GPT  # noqa: E402
 
 ALL = 2**40  # tokens
@@ -28,7 +31,7 @@ def score(args, procs) -> dict:
     val = shards.open_val(args.data_dir, args.val_tokens, True, model.config.vocab_size)
     shape = SimpleNamespace(seq_len=model.config.block_size, eval_batch_size=args.batch_size)
     never = SimpleNamespace(asked=False)
-    scores, documents = train_gpt.evaluate_val(model, val, shape, procs, contextlib.nullcontext, never)
+    scores, documents = val_loss.evaluate(model, val, shape, procs, contextlib.nullcontext, never)
     fingerprints = {k: val[k] for k in ("fingerprint_documents", "fingerprint_tokens")}
     return {"step": step, "documents": len(documents["stream_nats"]), **scores, **fingerprints}
 
@@ -43,8 +46,7 @@ def check_out(path: Path | None) -> None:
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = flags.Parser(description=__doc__)
     p.add_argument("--checkpoint", required=True,
                    help="a run's folder, one of its ckpt/step_*, or a GPT.save folder")
     p.add_argument("--data_dir", required=True, help="folder whose val files are scored")

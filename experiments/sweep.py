@@ -9,10 +9,10 @@ One command per line: a script of this repo (`python` in front of it is allowed)
 `#` begins a comment; relative paths start at the repo. A run is finished when its folder holds summary.json. `--resume
 auto` is added where --resume is not given, so what was interrupted (ctrl-C, SIGTERM, a crash, no power) continues at
 its last checkpoint when the sweep is started again. Each run's output goes to <out_dir>.out, whose first line is the
-command. After a failure nothing new is started; the runs beside it go on to their end.
+command. After a failure nothing new is started, unless --keep_going is given; the runs beside it go on to their end.
+The last lines are a table: what each run came to.
 """
 
-import argparse
 import shlex
 import signal
 import subprocess
@@ -23,6 +23,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from lab import flags, schema  # noqa: E402
+
 POLL_SECONDS = 0.05
 LAST_WORDS = 5  # lines of a failed run's output that are printed
 
@@ -120,11 +123,36 @@ def stop(children) -> None:
         child.wait()
 
 
-def sweep(commands: dict[Path, list[str]], jobs: int) -> int:
+def closing_table(commands: dict, seconds: dict[Path, float], failed: dict[Path, str]) -> str:
+    """A line per run: its name, what it came to, its seconds in this sweep, its last loss or last words."""
+    rows = [("run", "state", "time", "last words")]
+    for folder in commands:
+        state, words = "not started", ""
+        if folder in failed:
+            state, words = "failed", failed[folder]
+        elif is_finished(folder):
+            state, words = "finished", final_loss(folder)
+        elif folder in seconds:
+            state = "interrupted"
+        time_taken = ""
+        if folder in seconds:
+            time_taken = f"{seconds[folder]:.0f} s"
+        rows.append((folder.name, state, time_taken, words))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join("  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in rows)
+
+
+def final_loss(folder: Path) -> str:
+    summary = schema.read_json(folder / "summary.json")
+    numbers = [(name, summary.get(name)) for name in ("final_val_loss", "final_train_loss")]
+    known = [f"{name} {number:.4f}" for name, number in numbers if isinstance(number, float)]
+    return ", ".join(known)
+
+
+def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False) -> int:
     """Runs what is not finished, `jobs` at a time. Exit status: 0 all finished, 130 interrupted (start it again).
 
-    Raises ValueError that names the runs which failed.
-    """
+    Raises ValueError that names the runs which failed, the first of which ends the sweep unless keep_going."""
     interrupted = False
 
     def ask(number, frame):
@@ -136,12 +164,13 @@ def sweep(commands: dict[Path, list[str]], jobs: int) -> int:
     bar = tqdm(total=len(commands), initial=len(commands) - len(waiting), unit="run", disable=None)
     running: dict[Path, subprocess.Popen] = {}
     started: dict[Path, float] = {}
-    failed: list[str] = []
+    seconds: dict[Path, float] = {}
+    failed: dict[Path, str] = {}  # with their last words
     try:
         while running or waiting:
             if interrupted:
                 stop(running.values())
-            elif failed:
+            elif failed and not keep_going:
                 waiting.clear()
             elif waiting and len(running) < jobs:
                 folder = waiting.pop(0)
@@ -153,22 +182,29 @@ def sweep(commands: dict[Path, list[str]], jobs: int) -> int:
             for folder in [f for f, child in running.items() if child.poll() is not None]:
                 status = running.pop(folder).returncode
                 output = [line for line in read_log(folder) if line.strip()]
+                seconds[folder] = time.perf_counter() - started[folder]
                 if is_finished(folder) and status == 0:
                     bar.update()
-                    seconds = time.perf_counter() - started[folder]
-                    tqdm.write(f"{folder.name}  {seconds:.0f} s  {output[-1]}")
+                    tqdm.write(f"{folder.name}  {seconds[folder]:.0f} s  {output[-1]}")
                 elif interrupted:
                     tqdm.write(f"{folder.name}: interrupted")
                 else:
                     tqdm.write("\n".join(output[-LAST_WORDS:]))
-                    failed.append(f"{folder.name} ended with status {status}, unfinished "
-                                  f"(its output is in {log_of(folder)})")
+                    failed[folder] = f"status {status}: {output[-1][:100]}"
             if interrupted:
-                tqdm.write("\n".join([*failed, "interrupted: start the sweep again to go on."]))
-                return 130
+                break
             time.sleep(POLL_SECONDS)
+        bar.close()
+        print(closing_table(commands, seconds, failed))
+        if interrupted:
+            print("interrupted: start the sweep again to go on.")
+            return 130
         if failed:
-            raise ValueError(f"{'; '.join(failed)}: repair it and start the sweep again.")
+            faults = []
+            for folder, words in failed.items():
+                status = words.partition(":")[0]
+                faults.append(f"{folder.name} ended with {status}, unfinished (its output is in {log_of(folder)})")
+            raise ValueError(f"{'; '.join(faults)}: repair it and start the sweep again.")
         return 0
     finally:
         stop(running.values())
@@ -178,10 +214,10 @@ def sweep(commands: dict[Path, list[str]], jobs: int) -> int:
 
 
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = flags.Parser(description=__doc__)
     p.add_argument("list", help="file with a command per line (- = standard input)")
     p.add_argument("--jobs", type=int, default=1, help="commands at a time (default 1)")
+    p.add_argument("--keep_going", action="store_true", help="go on when one has failed")
     p.add_argument("--dry_run", action="store_true", help="print what is left to run, and run nothing")
     args = p.parse_args(argv)
     if args.jobs < 1:
@@ -200,7 +236,7 @@ def main(argv=None) -> int:
             print("\n".join(left or ["all finished"]))
             return 0
         refuse_other_commands(commands)
-        return sweep(commands, args.jobs)
+        return sweep(commands, args.jobs, args.keep_going)
     except (OSError, ValueError) as error:
         sys.exit(f"sweep.py: {error}")
 

@@ -46,7 +46,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, exams, inference, processes, runs, sources
+from lab import disk, exams, flags, inference, processes, runs, sources
 from lab.tokenizer import BOS_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
 from model import GPT
 
@@ -425,8 +425,8 @@ def make_parser(name: str, title: str, data: str, out: str, long: str, batch: st
                 batch_size=0) -> argparse.ArgumentParser:
     """A parser with the flags that all benchmarks have. data, out, batch: what --data, --out and --batch_size mean;
     long: what becomes of long items without --skip_long."""
-    parser = argparse.ArgumentParser(
-        prog=f"{name}.py", description=f"{title} of a checkpoint.", allow_abbrev=False,
+    parser = flags.Parser(
+        prog=f"{name}.py", description=f"{title} of a checkpoint.",
         epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --show 3")
     add = parser.add_argument_group("what").add_argument
     add("--checkpoint", required=True,
@@ -459,9 +459,9 @@ def parse_counts(parser, argv, **lowest: int) -> argparse.Namespace:
     return args
 
 
-def load_checkpoint(path, device) -> tuple[GPT, Path, int | None, Path | None]:
-    """(model, its folder, step or None, its run's folder or None) of a --checkpoint argument."""
-    folder, step, run = runs.resolve_checkpoint(path, lambda text: print(text, file=sys.stderr))
+def load_checkpoint(path, device, flag="--checkpoint") -> tuple[GPT, Path, int | None, Path | None]:
+    """(model, its folder, step or None, its run's folder or None) of what a flag names."""
+    folder, step, run = runs.resolve_checkpoint(path, lambda text: print(text, file=sys.stderr), flag)
     return GPT.load(folder, device), folder, step, run
 
 

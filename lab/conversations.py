@@ -13,7 +13,7 @@ conditions. A conversation of more than seq_len + 1 tokens loses its end, or is 
 Records: {"messages": [{"role", "content"}, ...]} (tulu), {"question", "answer"} (gsm8k), {"question", "code"} (tinygsm,
 whose programs tinygsm.py turns into worked steps; or {"question", "answer"}, where it has already), in the files that
 sources.py reads, or from the hub. GSM8K's test split is refused by name, by the file's bytes and by every single
-question (decontaminate.py).
+question, wherever it stands in a conversation (decontaminate.py).
 """
 
 import hashlib
@@ -73,11 +73,11 @@ def read_source(stage: str, paths: list[str], about: list[dict]) -> Iterator[tup
         for number, item in enumerate(synthetic.gsm8k_items(n, split="train")):
             yield f"synthetic item {number:,}", item
     else:
-        found = find_files(stage, paths)
-        for path in found:
+        inputs = find_files(stage, paths)
+        for path in inputs:
             digest = disk.sha256_file(path)
             about.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
-        for path in found:
+        for path in inputs:
             yield from sources.read_records(path, FIELDS)
 
 

@@ -408,7 +408,7 @@ def test_questions_in(texts: list[str]) -> set[int]:
         for place, question in table.pairs(hashes):
             text = int(np.searchsorted(ends, start + place, "right"))
             blocks.setdefault((text, question), set()).add(int(hashes[place]))
-    return {text for (text, question), found in blocks.items() if len(found) >= needed[question]}
+    return {text for (text, question), held in blocks.items() if len(held) >= needed[question]}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -451,13 +451,13 @@ def _files_in(name: str) -> dict[str, Path]:
         if len(paths) > 1:
             listed = files.listed(paths)
             raise ValueError(f"--decontaminate {name} holds {listed}: name one, as in {benchmark}=FILE.")
-    found = {benchmark: paths[0] for benchmark, paths in named.items() if paths}
-    missing = [f"{benchmark} ({', '.join(FILES[benchmark])})" for benchmark in FILES if benchmark not in found]
-    if not found:
+    chosen = {benchmark: paths[0] for benchmark, paths in named.items() if paths}
+    missing = [f"{benchmark} ({', '.join(FILES[benchmark])})" for benchmark in FILES if benchmark not in chosen]
+    if not chosen:
         raise ValueError(f"--decontaminate {name} holds none of {', '.join(missing)}: name a file, as in gsm8k=FILE.")
     if missing:
         files.note(f"--decontaminate {name} has no {', '.join(missing)}: not guarded.")
-    return found
+    return chosen
 
 
 def log_lines(document: int | str, tokens: int, hits: list[str]) -> bytes:

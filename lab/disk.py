@@ -71,6 +71,13 @@ def replacing(path):
     fsync_path(path.parent)
 
 
+def share(path) -> None:
+    """Give a file the permissions of any new one: safetensors writes files that only their owner can read."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
 def write_whole(path, data: bytes) -> None:
     """Replace a file's content, all of it or nothing."""
     with replacing(path) as f:
@@ -202,3 +209,44 @@ def hold(folder):
         if is_new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def holder(folder) -> tuple[str, dict]:
+    """Whether a process holds a folder, by hold's .lock: (state, {"pid", "host", "since"}, or {} where not known).
+
+    free: no lock. held: by a living process of this host. dead: its process has ended without giving it back. unknown:
+    of another host, or not readable. Nobody waits for this look: only where a pid lives on as another process the
+    kernel is asked for the lock, and it is shared and given back at once."""
+    try:
+        lock = os.open(Path(folder) / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return "free", {}
+    except (OSError, AttributeError):  # Windows has neither such locks nor O_NOFOLLOW
+        return "unknown", {}
+    try:
+        who = None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            who = json.loads(os.read(lock, 4096))
+        if not isinstance(who, dict) or type(who.get("pid")) is not int or not {"host", "since"} <= who.keys():
+            return "unknown", {}
+        if who["host"] != platform.node():
+            return "unknown", who
+        return ("held" if _is_held(lock, who["pid"]) else "dead"), who
+    finally:
+        os.close(lock)
+
+
+def _is_held(lock: int, pid: int) -> bool:
+    import fcntl
+
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # it lives, as another user's
+        pass
+    except (OSError, OverflowError):
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held; or this file system has no locks, and the pid's word stands
+        return True
+    return False

@@ -67,7 +67,8 @@ def find(names: Iterable, suffixes: Iterable[str], flag: str = "--data",
     if again:
         note(f"{flag}: {listed(list(dict.fromkeys(again)))} came before under this or another name and is read once.")
     packed = [path for path in chosen if path.lower().endswith((".gz", ".zst"))]
-    twins = [path for path in packed if path.rsplit(".", 1)[0] in chosen]
+    plain = set(chosen)
+    twins = [path for path in packed if path.rsplit(".", 1)[0] in plain]
     if twins:
         note(f"{flag}: {listed(twins)} and the same name unpacked are both read; if they are the "
              "same data, name one.")
@@ -118,7 +119,7 @@ def _files_of(name: str, suffixes: tuple[str, ...], flag: str, split: str | None
         paths = sorted(glob.glob(glob.escape(root) + path[len(root) :], recursive=True))
     if not paths:
         raise FileNotFoundError(f"{flag} {name}: no such file or glob; check the path.")
-    files = []
+    chosen = {}  # in their order
     for path in paths:
         if os.path.isdir(path):
             inside = _in_folder(path, suffixes, flag, split)
@@ -127,11 +128,11 @@ def _files_of(name: str, suffixes: tuple[str, ...], flag: str, split: str | None
                 kinds = ", ".join(suffixes)
                 fault = f"{flag} {path} holds no data files ({kinds})"
                 raise FileNotFoundError(f"{fault}: name another folder or files.")
-            files += [file for file in inside if file not in files]
-        elif path not in files:
+            chosen |= dict.fromkeys(inside)
+        elif path not in chosen:
             _check_kind(path, suffixes)
-            files.append(path)
-    return files
+            chosen[path] = None
+    return list(chosen)
 
 
 def _check_kind(path: str, suffixes: tuple[str, ...]) -> None:
@@ -190,7 +191,7 @@ def _of_split(folder: str, paths: list[str], flag: str, split: str | None) -> li
     wanted = next((name for name, words in SPLITS.items() if split in words), split)
     if wanted in splits and None not in splits:
         kept = [path for path, name in zip(paths, splits, strict=True) if name == wanted]
-        rest = [path for path in paths if path not in set(kept)]
+        rest = sorted(set(paths) - set(kept))
         if rest:
             note(f"{flag} {folder}: reads the {len(kept):,} files of its split {wanted} and leaves out "
                  f"{listed(rest)}.")

@@ -4,7 +4,6 @@
     python model.py import openai-community/gpt2 gpt2
 """
 
-import argparse
 import functools
 import math
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from lab import runs
+from lab import disk, flags, runs
 from lab.tokenizer import FIRST_MUL_ID, VOCAB_SIZE, write_hf_tokenizer
 from model import GPT, GPTConfig, check, load_exactly
 
@@ -144,6 +143,7 @@ def _write_folder(folder: Path, c: GPTConfig, state: dict, unused: list[int]) ->
     ids = dict(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     GenerationConfig(**ids, suppress_tokens=unused or None).save_pretrained(folder)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    disk.share(folder / "model.safetensors")
 
 
 @torch.no_grad()
@@ -214,7 +214,7 @@ def _load_gpt2(source: str):
 
 
 def main(argv) -> None:
-    parser = argparse.ArgumentParser(prog=f"model.py {argv[0]}", allow_abbrev=False)
+    parser = flags.Parser(prog=f"model.py {argv[0]}")
     add = parser.add_argument
     if argv[0] == "export":
         add("checkpoint", help="a run's folder (its newest whole checkpoint), or a checkpoint's folder")

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # ranks
 
 
+SECONDS_FOR_MAIN = 3.0  # that another rank waits before it exits, for rank 0 to print what has gone wrong
+
+
 class SharedError(ValueError):
     """An error that every rank raises; only rank 0 prints it."""
 
@@ -105,6 +108,11 @@ class Processes:
             work()
         return results[0]
 
+    def print(self, text: str) -> None:
+        """Print on rank 0."""
+        if self.is_main:
+            print(text)
+
     def hold(self, folder) -> None:
         """Let no other process write into a folder until close(); see disk.hold. Its error is raised on all ranks."""
         self.on_main(lambda: self.held.enter_context(disk.hold(folder)))
@@ -140,6 +148,14 @@ def spread(procs: Processes, items: list, work) -> list | None:
     return results
 
 
+def show_progress(batches, total: int, name: str, procs):
+    """The batches, with a bar on rank 0 when stderr is a terminal."""
+    from tqdm import tqdm
+
+    disable = None if procs.is_main else True
+    return tqdm(batches, name, total, leave=False, dynamic_ncols=True, disable=disable)
+
+
 def start_processes(device: str = "auto") -> Processes:
     """Join torchrun's process group (NCCL on CUDA, gloo on CPU), or be the only process.
 
@@ -170,6 +186,15 @@ def start_processes(device: str = "auto") -> Processes:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # how a script ends
+
+
+def leave_to_main() -> None:
+    """Ends this process, with status 1, unless it is rank 0, which prints the sentence that all would.
+
+    It waits first: torchrun ends all ranks when one has failed, and rank 0 must have printed by then."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(SECONDS_FOR_MAIN)
+        sys.exit(1)
 
 
 class StopRequest:
@@ -293,8 +318,8 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
             raise
         sys.exit(f"{name}: the package {package} is missing: pip install {package}, then run the command again.")
     except (ValueError, OSError) as error:
-        if isinstance(error, SharedError) and not is_main:
-            sys.exit(1)
+        if isinstance(error, SharedError):
+            leave_to_main()
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt as interrupt:
         sentence = str(interrupt) or interrupted

@@ -35,6 +35,7 @@ FLAG_OF = {
     "batch_size": "total_batch_tokens",
     "device_batch_size": "micro_batch_size",
 }
+COLUMN_OF = {flag: column for column, flag in FLAG_OF.items()}
 
 
 def condition_columns(flags: dict, unused_flags=()) -> dict:

@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from lab import disk, runs, schema
+from lab import disk, flags, runs, schema
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
@@ -21,23 +21,23 @@ FLAGS = {"flags": {schema.ANY_NAME: schema.ANYTHING}, "derived?": [schema.TEXT],
 CONFIG = FLAGS | {"started": schema.TEXT, "code": {"code_sha256": schema.TEXT}, "model": {}, "data": {}}
 
 
-def portable(flags: dict) -> dict:
+def portable(values: dict) -> dict:
     """{"flags", "repo_paths"}: flags with the paths inside this repo relative to it, and the names of these flags, so
     that a copy of the repo repeats a run in its own folders."""
-    flags, names = dict(flags), []
-    for name, value in flags.items():
+    values, names = dict(values), []
+    for name, value in values.items():
         if isinstance(value, str) and not runs.has_effect(name) and Path(value).is_absolute():
             if Path(value).is_relative_to(runs.REPO):
-                flags[name] = Path(value).relative_to(runs.REPO).as_posix()
+                values[name] = Path(value).relative_to(runs.REPO).as_posix()
                 names.append(name)
-    return {"flags": flags, "repo_paths": names}
+    return {"flags": values, "repo_paths": names}
 
 
 def take_defaults(parser, argv, skip=()) -> dict | None:
     """Makes the flags of a run the parser's defaults: of the run that --resume continues, else of --config.
 
-    Returns that run's config.json, None when there is none. skip: flags that are not taken. A value that the command
-    line would refuse is refused."""
+    --config may also be plain {flag: value}. Returns config.json, None when there is none. skip: flags that are not
+    taken. A value that the command line would refuse is refused."""
     first, _ = parser.parse_known_args(argv)
     if first.resume and not first.out_dir:
         parser.error("--resume needs --out_dir: name the run's folder.")
@@ -49,24 +49,31 @@ def take_defaults(parser, argv, skip=()) -> dict | None:
     if not source:
         return None
     try:
-        record = schema.read_json(source, FLAGS, f"name a config.json that {parser.prog} wrote")
+        record = flags.read_file(source)
+        is_plain = isinstance(record, dict) and "flags" not in record and source == first.config
+        if not is_plain:
+            record = schema.read_json(source, FLAGS, f"name a config.json that {parser.prog} wrote")
     except ValueError as error:
         parser.error(f"{source} is not a run's config.json: {error}")
-    flags = dict(record["flags"])
-    unknown = sorted(set(flags) - set(vars(first)))
+    if is_plain:
+        values = flags.read_values(parser, record, source)
+        parser.set_defaults(**{name: value for name, value in values.items() if name not in skip})
+        return {"flags": values}
+    of_run = dict(record["flags"])
+    unknown = sorted(set(of_run) - set(vars(first)))
     if unknown:
         parser.error(f"{source} has unknown flags ({', '.join(unknown)}): pass them by hand.")
     for action in parser._actions:
-        value = flags.get(action.dest, action.default)
+        value = of_run.get(action.dest, action.default)
         if not is_accepted(action, value):
             parser.error(f"{source} has --{action.dest} {value!r}, which {parser.prog} does not take: "
                          "repair the file, or pass the flags by hand.")
     for name in record.get("repo_paths", ()):
-        if isinstance(flags.get(name), str):
-            flags[name] = str(runs.REPO / flags[name])
-    for name in ("out_dir", "resume", "config", "name", *record.get("derived", ()), *skip):
-        flags.pop(name, None)
-    parser.set_defaults(**flags)
+        if isinstance(of_run.get(name), str):
+            of_run[name] = str(runs.REPO / of_run[name])
+    for name in ("out_dir", "resume", "config", "preset", "dry_run", "name", *record.get("derived", ()), *skip):
+        of_run.pop(name, None)
+    parser.set_defaults(**of_run)
     return record
 
 

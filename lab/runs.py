@@ -4,6 +4,7 @@ experiments/runs/<name>/
     config.json       every flag, resolved; code, versions, hardware, data fingerprints, parameter and FLOP counts
     code/             the repo's modules as they were, and uncommitted.diff
     log.txt           what was printed
+    samples.jsonl     what the model wrote at the steps of --sample_every: {"step", "prompt", "text"}
     scalars.jsonl     one line per optimizer step, and one per evaluation ("type": "train" | "val" | ...)
     step_metrics.json every evaluated step's scores: {"500": {"val_loss": ...}}
     exposures/        per rank: which sequences each step read, and a checksum of its tokens
@@ -43,8 +44,8 @@ REPO = Path(__file__).resolve().parents[1]
 # Every other flag, a new one too, counts for --resume, for the gate of compare_runs.py and in results.csv.
 NO_EFFECT = frozenset((
     # names, notes and output
-    "out_dir name notes config resume results_csv save_every keep_last log_every wandb_project tensorboard "
-    "sample_every sample_tokens "
+    "out_dir name notes config preset dry_run resume results_csv save_every keep_last log_every wandb_project "
+    "tensorboard sample_every sample_tokens "
     # how the same numbers are computed
     "micro_batch_size eval_batch_size num_workers device compile deterministic peak_flops "
     # where the data is, and checks of it

@@ -362,6 +362,15 @@ def read_meta(data_dir) -> dict:
     return meta
 
 
+def dataset_name(meta: dict) -> str | None:
+    """A dataset's name as people say it: 'edu_web' for a path, 'HuggingFaceFW/fineweb-edu' as it is."""
+    name = str(meta.get("dataset") or "")
+    source = meta.get("source")
+    if isinstance(source, dict) and source.get("kind") == "local":
+        name = re.sub(r"(\.(parquet|jsonl?|txt|gz|zst|zip))+$", "", Path(name).name)
+    return name or None
+
+
 def _contradiction(meta: dict) -> str:
     """Which two fields of a meta.json cannot both be right, or ""."""
     names = [record["name"] for record in meta["data_files"]]

@@ -19,6 +19,7 @@ import sys
 import time
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +90,11 @@ def _open_local(args: argparse.Namespace, paths: list[str]) -> Source:
 
     with ThreadPoolExecutor(max_workers=min(8, args.num_proc)) as pool:
         record = {"kind": "local", "files": list(pool.map(describe, paths))}
+    digests = [about["sha256"] for about in record["files"]]
+    count = Counter(digests)
+    copies = [path for path, digest in zip(paths, digests, strict=True) if count[digest] > 1]
+    if copies:
+        files.note(f"--dataset: {files.listed(copies)} are copies of each other, and all are read.")
     documents = None  # only parquet says how many rows it has
     if all(reader is _read_parquet for reader in readers):
         documents = 0

@@ -25,7 +25,6 @@ holds the thing, which step is done, sums). `bucket`, a hash of who, what and wh
 documents or to one split of one benchmark, so no item's text is in a document although all its parts are. All
 randomness is `random.Random(int).random()`, the one sequence that Python promises to keep.
 """
-import argparse
 import itertools
 import json
 import math
@@ -35,7 +34,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 
-from lab import disk, processes
+from lab import disk, flags, processes
 
 MEDIAN_TOKENS, SIGMA = 130, 1.0  # log-normal document length in GPT-2 tokens
 CHARS_PER_TOKEN = 3.9  # of this corpus (measured): turns the length into characters
@@ -362,7 +361,7 @@ ITEM_MAKERS = {"hellaswag": hellaswag_items, "ewok": ewok_items, "gsm8k": gsm8k_
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="python -m lab.synthetic", description="Documents and eval items of the synthetic corpus.",
         epilog="example: python -m lab.synthetic --n 500 --kind hellaswag --out items.jsonl")
     add = parser.add_argument

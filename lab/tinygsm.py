@@ -16,7 +16,6 @@ how many rows were dropped and why. For the program
 programs.py owns these lines and what a program may consist of. Nothing is ever executed by Python.
 """
 
-import argparse
 import json
 import math
 import signal
@@ -27,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from lab import decontaminate, disk, files, processes, sources
+from lab import decontaminate, disk, files, flags, processes, sources
 from lab.answers import ASSISTANT, MARK, USER, extract_answer, whole_number
 from lab.programs import Evaluator, Refused, check, parse, show
 
@@ -121,8 +120,8 @@ def convert_files(data: list[str], out: str, max_examples: int = 0) -> Counter:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lab.tinygsm", allow_abbrev=False,
+    parser = flags.Parser(
+        prog="python -m lab.tinygsm",
         description="TinyGSM's programs -> worked steps that end in '#### answer'. Rows that fail are dropped.",
         epilog="example: python -m lab.tinygsm --data tinygsm.jsonl.gz --out tinygsm_steps.jsonl")
     add = parser.add_argument_group("input and output").add_argument

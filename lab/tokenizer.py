@@ -141,6 +141,7 @@ class GPT2TokenizerWithMulFacts:
 
     def encode(self, text: str, mul_tokens: bool = False) -> list[int]:
         """Ids of a text; with mul_tokens, `<MUL_a_b_c>` (an injector's output) becomes its id."""
+        refuse_half_characters([text])
         if not mul_tokens:
             return self._tiktoken.encode_ordinary(text)
         ids, known = [], MulFactTokens.token_to_id
@@ -157,6 +158,7 @@ class GPT2TokenizerWithMulFacts:
         Worker threads tokenise side by side: none of them holds the interpreter lock."""
         if not texts:
             return np.empty(0, np.uint16), np.empty(0, np.int64)
+        refuse_half_characters(texts)
         if self.backend == "gigatoken":
             return self._encode_gigatoken(texts)
         texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
@@ -225,6 +227,17 @@ class GPT2TokenizerWithMulFacts:
         offsets = np.asarray(layout.offsets.data)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         return ids.astype(np.uint16), np.diff(offsets)
+
+
+def refuse_half_characters(texts: list) -> None:
+    """ValueError for a str with a lone surrogate (JSON's \\ud800 alone), which tiktoken would take for U+FFFD."""
+    for text in texts:
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"a text has half a character (a lone surrogate) at position {error.start:,}: repair "
+                                 "or remove it.") from None
 
 
 def special_texts(documents: list[bytes]) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""training.py owns what the trainers do alike: shared flags, a run opened, resumed, saved and closed, sums over ranks.
+"""training.py owns what the trainers do alike: a run opened, resumed, saved and closed, sums over ranks.
 
 train_gpt.py and sft.py tell the story of a run, in the same order of sections; the parts that do not differ stand here.
 "Step s" is the state after s optimizer updates. Everything of a step is recorded before the step is saved.
@@ -20,94 +20,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, optim, processes, resume, runs, schema
+from lab import disk, estimate, optim, processes, resume, runs, schema
 from lab.mirrors import open_mirrors
 from model import GPT
 
-# ----------------------------------------------------------------------------------------------------------------------
-# flags
-
-
-def make_parser(prog: str, doc: str, **more) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=prog, description=doc, allow_abbrev=False,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter, **more)
-
-
-def add_evaluation_arguments(parser, *, eval_every: int):
-    """Adds the group "evaluation and samples" and returns it."""
-    group = parser.add_argument_group("evaluation and samples")
-    add = group.add_argument
-    add("--eval_every", type=int, default=eval_every,
-        help="steps between val losses; also before the first, after the last (default %(default)s; 0 = off)")
-    add("--eval_batch_size", type=int, default=0, help="rows per forward pass (0 = --micro_batch_size)")
-    add("--sample_every", type=int, default=0, help="steps between printed samples (0 = off)")
-    add("--sample_tokens", type=int, default=64, help="tokens per sample (default %(default)s)")
-    return group
-
-
-def add_run_arguments(parser, *, name: str, save_every: int):
-    """Adds the group "run folder" and returns it. name: what --name consists of when it is not given."""
-    group = parser.add_argument_group("run folder")
-    add = group.add_argument
-    add("--out_dir", help="the run's folder (default experiments/runs/<date>_<name>_s<seed>)")
-    add("--name", default="", help=f"name in the default --out_dir (default: {name})")
-    add("--config", help="config.json of a run whose flags become the defaults")
-    add("--resume", default="",
-        help="auto (newest whole checkpoint, or start) or a step; needs --out_dir ('' = new run)")
-    add("--save_every", type=int, default=save_every,
-        help="steps between checkpoints (default %(default)s; 0 = only the last)")
-    add("--keep_last", type=int, default=2, help="checkpoints kept (default %(default)s; 0 = all)")
-    add("--log_every", type=int, default=10,
-        help="steps between lines in log.txt (0 = none); scalars.jsonl has every step")
-    add("--notes", default="", help="free text for config.json and results.csv")
-    add("--wandb_project", default="", help="also show scalars.jsonl in this Weights & Biases project ('' = off)")
-    add("--tensorboard", action="store_true", help="also write TensorBoard events into the run's folder")
-    return group
-
-
-def add_machine_arguments(parser) -> None:
-    add = parser.add_argument_group("machine").add_argument
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA when there is one")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
-        help="autocast; auto = bfloat16 on CUDA that has it")
-    add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto = on CUDA only")
-    add("--deterministic", action="store_true",
-        help="CUDA: slower, deterministic kernels for bit-exact resume (CPU always is)")
-    add("--peak_flops", type=float, default=0.0,
-        help="FLOP/s per rank that MFU is measured against (0 = data sheet; measured on CPU)")
-
-
-NEEDS = {
-    "a whole number of at least 1": lambda value: value >= 1,
-    "0 or more": lambda value: value >= 0,
-    "a number above 0": lambda value: 0 < value < math.inf,
-    "a share from 0 to 1": lambda value: 0 <= value <= 1,
-}
-SHARED_FLAGS = {
-    "a whole number of at least 1": "micro_batch_size sample_tokens",
-    "0 or more": "eval_every eval_batch_size sample_every save_every keep_last log_every warmdown_iters grad_clip "
-                 "seed peak_flops " + optim.number_flags(),
-    "a number above 0": "learning_rate",
-}
-
-
-def check_flags(parser, args, names_of: dict[str, str]) -> None:
-    """Ends with a usage error when a shared flag, or one of names_of {key of NEEDS: names}, is not what it must be."""
-    for table in (SHARED_FLAGS, names_of):
-        for need, names in table.items():
-            for name in names.split():
-                value = getattr(args, name)
-                if not NEEDS[need](value):
-                    parser.error(f"--{name} {value}: give {need}.")
-
-
-def fill_in(args, name: str) -> None:
-    """Values of shared flags that derive from others; config.json records what the run used."""
-    args.eval_batch_size = args.eval_batch_size or args.micro_batch_size
-    args.name = args.name or name
-    folder = f"{datetime.date.today()}_{args.name}_s{args.seed}"
-    args.out_dir = args.out_dir or str(runs.REPO / "experiments" / "runs" / folder)
-
+EVERY = {"val": "eval"}  # evaluations whose flag, --<name>_every, has another name
+INTERRUPTED = "stopped at once; the same command with --out_dir and --resume auto goes on from the last checkpoint."
 
 # ----------------------------------------------------------------------------------------------------------------------
 # machine
@@ -124,6 +42,33 @@ def prepare_machine(args, device):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     return autocast
+
+
+def look_ahead(args, procs, model, optimizers, micro_step, *, micro_steps: int, tokens: int, every: dict,
+               scored: dict, sizes=(), advice: str) -> tuple[estimate.Pace, list[str]]:
+    """(how the time that is left is counted, lines on what the run will cost), from one micro-step.
+
+    micro_step(rows): forward and backward. micro_steps: of a rank in a step; tokens: of each. every: {evaluation: steps
+    between two}; scored: {evaluation: its tokens}. sizes, advice: see estimate."""
+    params = [p for p in model.parameters() if p.requires_grad]
+
+    def update() -> None:
+        optim.set_learning_rates(optimizers, 0.0)
+        grad_norm = reduce_gradients(procs, params)
+        if torch.isfinite(grad_norm):  # 0 x inf would not be 0
+            clip_and_step(optimizers, params, grad_norm, args.grad_clip)
+
+    rows, device = args.micro_batch_size, procs.device
+    cost = estimate.measure(micro_step, update, model, optimizers, rows, device, sizes)
+    per_token = estimate.FORWARD_SHARE * cost.micro_step / tokens / procs.world_size
+    guesses = {kind: per_token * count for kind, count in scored.items()}
+    guesses["step"] = micro_steps * cost.micro_step + cost.update
+    guesses["save"] = cost.checkpoint / estimate.SAVE_SPEED
+    kinds = [kind for kind, steps in every.items() if steps]
+    at_start = [kind for kind in kinds if kind == "val"]
+    plan = {**every, "sample": args.sample_every, "save": args.save_every}
+    pace = estimate.Pace(args.max_train_steps, plan, [*kinds, "save"], at_start, guesses)
+    return pace, estimate.report(args, cost, pace, device, advice)
 
 
 def compiles(args, device) -> bool:
@@ -160,6 +105,7 @@ class Run:
     model: GPT
     optimizers: list
     autocast: object  # makes the context of a forward pass
+    pace: estimate.Pace
 
     def __post_init__(self):
         self.folder = Path(self.args.out_dir)
@@ -170,7 +116,8 @@ class Run:
     def open_files(self, is_new: bool) -> None:
         """Opens the records to append to, takes over the stop signals, starts the clock."""
         args, step = self.args, self.state.step
-        self.stop = processes.StopRequest()
+        self.stop = processes.StopRequest(
+            "this step is finished and saved first, an evaluation is left for later")
         self.clock_zero = time.perf_counter() - self.state.wall_seconds
         exposures = self.folder / "exposures"
         # on other nodes too, whose disk may be another
@@ -187,8 +134,10 @@ class Run:
                 raise
             self.scalars = runs.JsonlWriter(self.folder / "scalars.jsonl", mirrors)
             self.log_file = runs.LineWriter(self.folder / "log.txt")
-        self.bar = tqdm(total=args.max_train_steps, initial=step, unit="step",
-                        dynamic_ncols=True, disable=hidden)
+        layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        self.bar = tqdm(total=args.max_train_steps, initial=step, dynamic_ncols=True,
+                        disable=hidden, bar_format=layout)
+        self.pace.start()
 
     def log(self, message: str) -> None:
         """Prints a line and adds it to log.txt, on rank 0."""
@@ -207,15 +156,12 @@ class Run:
             torch.save(rng_states, folder / "rng.pt")
             disk.write_json(folder / "trainer.json", asdict(self.state))
 
-        tensors = list(self.model.parameters())
-        for optimizer in self.optimizers:
-            for state in optimizer.state.values():
-                tensors += [value for value in state.values() if torch.is_tensor(value)]
-        size = int(1.05 * sum(t.numel() * t.element_size() for t in tensors)) + 2**20
+        size = estimate.checkpoint_bytes(self.model, self.optimizers)
         step, keep = self.state.step, self.args.keep_last
         path = self.procs.on_main(
             lambda: str(runs.save_checkpoint(self.folder, step, write, size, keep)))
         self.saved_step = step
+        self.pace.mark("save")
         self.log(f"step {step:6d} | saved {path}")
 
     def check(self, checkpoint: Path) -> None:
@@ -277,12 +223,21 @@ def config_before(args) -> dict | None:
     return None
 
 
-def is_finished(args) -> bool:
-    """Whether the run to resume has ended; then this is printed."""
-    finished = bool(args.resume) and (Path(args.out_dir) / "summary.json").exists()
-    if finished:
-        print(f"{args.out_dir} is already finished (it has a summary.json): nothing to do.")
-    return finished
+def is_finished(args, parser, start_flag: str) -> bool:
+    """Whether the run to resume has ended; then this is printed. ValueError when it was asked for something else, such
+    as more steps. parser: see changed_flags. start_flag: names the weights that a run starts from."""
+    folder = Path(args.out_dir)
+    if not (args.resume and (folder / "summary.json").exists()):
+        return False
+    before = runs.read_config(folder)
+    changed = changed_flags(before, vars(args), parser)
+    if changed:
+        raise ValueError(
+            f"{folder} is finished, and --resume cannot change a finished run ({', '.join(changed)}): to train its "
+            f"weights further, start a new one with {start_flag} {folder} and another --out_dir; to train anew, "
+            "choose another --out_dir; to only ask whether it is finished, drop these flags.")
+    print(f"{args.out_dir} is already finished (it has a summary.json): nothing to do.")
+    return True
 
 
 def describe(args, procs, model, flops_per_token: int, unused_flags: list[str]) -> dict:
@@ -334,14 +289,23 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
         run.log(message)
 
 
+def changed_flags(before: dict, flags: dict, parser) -> list[str]:
+    """"flag: old -> new" of each flag whose change changes the result of the run whose config.json is `before`.
+    parser: its defaults stand for flags that did not exist when the run began, and for those that are not derived yet.
+    """
+    changed, derived = [], before.get("derived", ())
+    for flag, value in sorted(runs.conditions(flags).items()):
+        default = parser.get_default(flag)
+        value_before = before["flags"].get(flag, default)
+        if value_before != value and not (flag in derived and value == default):
+            changed.append(f"{flag}: {value_before!r} -> {value!r}")
+    return changed
+
+
 def refuse_changes(before: dict, record: dict, same: dict, parser) -> None:
     """ValueError when a resumed run would go on with another result. parser: its defaults stand for flags that did not
     exist when the run began."""
-    changed = []
-    for flag, value in sorted(runs.conditions(record["flags"]).items()):
-        value_before = before["flags"].get(flag, parser.get_default(flag))
-        if value_before != value:
-            changed.append(f"{flag}: {value_before!r} -> {value!r}")
+    changed = changed_flags(before, record["flags"], parser)
     for name, keys in same.items():
         old, new = before, record
         for key in keys:
@@ -379,10 +343,10 @@ def sums_device(procs) -> torch.device:
 def reduce_gradients(procs, params) -> torch.Tensor:
     """Adds up every gradient over all ranks, in one all-reduce of all in a row, so that the order of additions never
     changes. Returns the L2 norm of all."""
+    for p in params:
+        if p.grad is None:  # this rank had no row in the step, or nothing that the parameter decides was read
+            p.grad = torch.zeros_like(p)
     if procs.world_size > 1:
-        for p in params:
-            if p.grad is None:  # this rank had no row in the step
-                p.grad = torch.zeros_like(p)
         flat = procs.sum(torch.cat([p.grad.flatten() for p in params]))
         for p, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
             p.grad.copy_(piece.view_as(p))
@@ -426,9 +390,10 @@ def finish_step(run: Run, started: float, tokens: int, trained_tokens: int, flop
 
 def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch, **more) -> None:
     """The step's line in scalars.jsonl, the progress bar, and every --log_every steps a line in log.txt."""
+    args, state = run.args, run.state
+    run.pace.mark("step")
     if not run.procs.is_main:
         return
-    args, state = run.args, run.state
     is_cuda = run.procs.device.type == "cuda"
     peak_memory = torch.cuda.max_memory_allocated() if is_cuda else processes.peak_rss_bytes()
     peak_flops = run.procs.world_size * (run.record["peak_flops"] or math.nan)
@@ -441,11 +406,10 @@ def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch,
         tokens_seen_global=state.tokens_seen, tokens_per_sec=round(speed, 1),
         mfu=round(flops / seconds / peak_flops, 4), peak_mem_bytes=peak_memory,
         step_seconds=round(seconds, 6), flops_total=state.flops, epoch=round(epoch, 6), **more)
+    left = datetime.timedelta(seconds=round(run.pace.seconds_left(state.step)))
+    run.bar.set_postfix_str(f"{left} left, loss {loss:.4f}, {speed:,.0f} tok/s", refresh=False)
     run.bar.update()
-    run.bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tok/s")
     if is_due(args.log_every, state.step):
-        steps_left = args.max_train_steps - state.step
-        left = datetime.timedelta(seconds=round(steps_left * state.train_seconds / state.step))
         run.log(f"step {state.step:6d}/{args.max_train_steps} | loss {loss:.4f} | lr {lr:.3e} | "
                 f"norm {norm:.3f} | {speed:,.0f} tok/s | {left} left")
 
@@ -453,6 +417,16 @@ def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch,
 def is_due(every: int, step: int, last: int | None = None) -> bool:
     """Whether what happens `every` steps (0 = never), and after the last one, happens now."""
     return every > 0 and (step % every == 0 or step == last)
+
+
+def record_samples(run: Run, samples: list[tuple[str, str]]) -> None:
+    """Logs (prompt, what the model wrote) of a step, and keeps them in samples.jsonl, which reports quote."""
+    step, records = run.state.step, []
+    for prompt, text in samples:
+        begin = f"{prompt!r} -> " if prompt else ""
+        run.log(f"step {step:6d} | sample {begin}{text!r}")
+        records.append({"step": step, "prompt": prompt, "text": text})
+    runs.replace_step(run.folder / "samples.jsonl", step, records)
 
 
 def evaluate(run: Run, evaluations: dict) -> None:
@@ -465,10 +439,11 @@ def evaluate(run: Run, evaluations: dict) -> None:
         started = time.perf_counter()
         compute, record = evaluations[state.due[0]]
         run.model.eval()
-        scores = compute()
+        with estimate.naming("eval_batch_size", run.args.eval_batch_size):
+            scores = compute()
         if scores is None:
             return
-        state.due.pop(0)
+        kind = state.due.pop(0)
         seconds = time.perf_counter() - started
         state.eval_seconds += seconds
         record(scores, {
@@ -477,6 +452,7 @@ def evaluate(run: Run, evaluations: dict) -> None:
             # so far, over all resumes
             "train_seconds": round(state.train_seconds, 3), "eval_seconds_total": round(state.eval_seconds, 3),
             "wall_seconds": round(time.perf_counter() - run.clock_zero, 3)})
+        run.pace.mark(kind)
 
 
 def record_val(run: Run, scores: tuple[dict, dict], fields: dict) -> None:
@@ -549,5 +525,11 @@ def write_summary(run: Run, summary: dict) -> None:
     with runs.recording(run.folder / "summary.json"):
         disk.write_json(run.folder / "summary.json", summary)
     losses = [f"{key} {x:.4f}" for key, x in summary.items() if "_loss" in key and x is not None]
+    kinds = [kind for kind in run.pace.at_end if kind != "save"]
+    if kinds:
+        share = state.eval_seconds / state.wall_seconds
+        dearest = max(kinds, key=lambda kind: run.pace.sums[kind][-1])
+        flag = f"--{EVERY.get(dearest, dearest)}_every"
+        run.log(f"evaluation took {100 * share:.0f} % of the time: a higher {flag} lowers it")
     run.log(f"finished {state.step} steps: {state.train_seconds:.1f} s of training, {state.eval_seconds:.1f} s "
             f"of evaluation, {state.wall_seconds:.1f} s in all | {', '.join(losses)}")

@@ -381,24 +381,25 @@ def test_a_crop_that_distorts_the_data_ends_with_a_warning(tmp_path, capsys, ove
     pq.write_table(pa.table({"text": [" ".join(draw.choice(words, n)) for n in sizes]}), tmp_path / "long.parquet")
     meta = prepare(tmp_path / "long.parquet", tmp_path / "d", "--overflow", overflow)
     lines = capsys.readouterr().out.splitlines()
-    told = lines[len(lines) - warnings :]
-    assert sum(line.startswith("WARNING") for line in lines) == warnings == len(told)
-    assert all("--overflow requeue" in line for line in told)
+    last = lines[len(lines) - warnings :]
+    assert sum(line.startswith("WARNING") for line in lines) == warnings == len(last)
+    assert all("--overflow requeue" in line for line in last)
     if overflow == "crop":
-        assert meta["crop_fraction"] > 0.2 and f"{meta['crop_fraction']:.1%} of the tokens were cropped" in told[0]
+        assert meta["crop_fraction"] > 0.2 and f"{meta['crop_fraction']:.1%} of the tokens were cropped" in last[0]
         means = [part["mean_document_tokens"] for part in meta["packing_report"]]
-        assert max(means) > 2 * min(means) and f"{max(means):,.0f} in another" in told[1]
+        assert max(means) > 2 * min(means) and f"{max(means):,.0f} in another" in last[1]
 
 
 def test_bounds_of_the_warnings():
     """20 % and 2x are no warning yet; more is one, which names what is left to try."""
-    def told(overflow, crop, *means):
+    def warnings(overflow, crop, *means):
         report = [{"mean_document_tokens": mean} for mean in means]
         return prepare_bos_rows.warnings_of({"overflow": overflow, "crop_fraction": crop, "packing_report": report})
 
-    assert told("crop", 0.2, 100, 200, 150) == [] == told("requeue", 0.0, 100, 900)
-    assert len(told("crop", 0.201, 100, 100)) == len(told("crop", 0.0, 201, 100)) == len(told("split", 0.3, 1, 1)) == 1
-    assert "--overflow split" in told("crop", 0.3, 1, 1)[0] and "--overflow requeue" in told("crop", 0.3, 1, 1)[0]
+    assert warnings("crop", 0.2, 100, 200, 150) == [] == warnings("requeue", 0.0, 100, 900)
+    for figures in (("crop", 0.201, 100, 100), ("crop", 0.0, 201, 100), ("split", 0.3, 1, 1)):
+        [warning] = warnings(*figures)
+        assert "--overflow requeue" in warning and ("--overflow split" in warning) == (figures[0] == "crop")
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -150,6 +150,30 @@ def test_no_two_of_the_same_exam(run, tmp_path):
     assert json.loads((run / "step_metrics.json").read_text())["20"].keys() >= {"hellaswag_accuracy", "eval_full_sum"}
 
 
+def write_scores(folder, name, first):
+    """One scorer of ten steps of a run."""
+    for step in range(first, 20, 2):
+        result = {"metrics": {"x": 1.0}, "items": [{"id": "a"}, {"id": "b"}]}
+        benchmarks.write_records(name, [(f"{name}_x",)], folder, step, result, "now")
+
+
+def test_scorers_beside_each_other(tmp_path):
+    """Scores and item lines that are lost when four commands score one run at once: 0."""
+    context = torch.multiprocessing.get_context("fork")
+    scorers = [(name, first) for name in ("hellaswag", "ewok") for first in (0, 1)]
+    workers = [context.Process(target=write_scores, args=(tmp_path, *scorer)) for scorer in scorers]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    table = json.loads((tmp_path / "step_metrics.json").read_text())
+    assert table == {str(step): {"hellaswag_x": 1.0, "ewok_x": 1.0} for step in range(20)}
+    for name in ("hellaswag", "ewok"):
+        assert len(runs.read_jsonl(tmp_path / f"{name}_items.jsonl")) == 40
+        assert sorted(line["step"] for line in runs.read_jsonl(tmp_path / f"{name}_metrics.jsonl")) == list(range(20))
+
+
 def test_what_is_stored(run, tmp_path, capsys):
     """The run's records: a command stores into the run; --no_store nowhere; a try of fewer items, or of synthetic ones
     beside official ones, does not take a fuller record's place unless --out says so."""

@@ -30,7 +30,7 @@ def write(path, data="x"):
     return path
 
 
-def found(folder, *names, kinds=KINDS, **options):
+def names_of(folder, *names, kinds=KINDS, **options):
     """What `find` gives for names in a folder, as paths in it."""
     paths = files.find([folder / name for name in names], kinds, "--dataset", **options)
     return [os.path.relpath(path, folder) for path in paths]
@@ -84,7 +84,7 @@ def test_splits_are_whole_words(tmp_path, capsys, names, split, expected):
     """Files of a folder that are read: all, unless every one names a split and one of them the wanted one."""
     for name in names.split():
         write(tmp_path / "d" / name)
-    assert found(tmp_path / "d", ".", split=split) == expected.split()
+    assert names_of(tmp_path / "d", ".", split=split) == expected.split()
     left = set(names.split()) - set(expected.split())
     noted = capsys.readouterr().err
     assert all(name in noted for name in left)
@@ -96,18 +96,18 @@ def test_a_split_that_is_not_there(tmp_path):
     for name in ("latest", "test", "prod"):
         write(tmp_path / name / "a.txt")
     with pytest.raises(ValueError, match="drop --split to read all 3"):
-        found(tmp_path, ".", split="prod")
+        names_of(tmp_path, ".", split="prod")
 
 
 def test_a_path_that_exists_is_itself(tmp_path):
     """Files found below names with glob's characters: as many as there are."""
     for name in ("corpus [v1]/a.jsonl", "corpus [v1]/b.jsonl", "corpus v/a.jsonl", "what?.txt", "whats.txt", "*.txt"):
         write(tmp_path / name)
-    assert found(tmp_path, "corpus [v1]/a.jsonl") == ["corpus [v1]/a.jsonl"]
-    assert found(tmp_path, "corpus [v1]") == found(tmp_path, "corpus [v1]/*.jsonl") == [
+    assert names_of(tmp_path, "corpus [v1]/a.jsonl") == ["corpus [v1]/a.jsonl"]
+    assert names_of(tmp_path, "corpus [v1]") == names_of(tmp_path, "corpus [v1]/*.jsonl") == [
         "corpus [v1]/a.jsonl", "corpus [v1]/b.jsonl"]
-    assert found(tmp_path, "what?.txt") == ["what?.txt"] and found(tmp_path, "*.txt") == ["*.txt"]
-    assert found(tmp_path, "w*.txt") == ["what?.txt", "whats.txt"]
+    assert names_of(tmp_path, "what?.txt") == ["what?.txt"] and names_of(tmp_path, "*.txt") == ["*.txt"]
+    assert names_of(tmp_path, "w*.txt") == ["what?.txt", "whats.txt"]
 
 
 def test_each_file_is_read_once(tmp_path, capsys):
@@ -118,15 +118,18 @@ def test_each_file_is_read_once(tmp_path, capsys):
     os.link(tmp_path / "d" / "b.jsonl", tmp_path / "d" / "hard.jsonl")
     (tmp_path / "d" / "loop").symlink_to(".")
     (tmp_path / "d" / "again").symlink_to("../d")
-    assert found(tmp_path, "d") == ["d/a.jsonl", "d/b.jsonl"]
+    assert names_of(tmp_path, "d") == ["d/a.jsonl", "d/b.jsonl"]
     assert "d/hard.jsonl, " in (noted := capsys.readouterr().err) and "d/link.jsonl came before" in noted
     (tmp_path / "d" / "loop").unlink()
     (tmp_path / "d" / "again").unlink()
     names = ["d/b.jsonl", "d/b.jsonl", "d/../d/b.jsonl", "d/*.jsonl", "d", "d/**", "d/hard.jsonl"]
-    assert found(tmp_path, *names) == ["d/b.jsonl", "d/a.jsonl"]
+    assert names_of(tmp_path, *names) == ["d/b.jsonl", "d/a.jsonl"]
+    for name in ("a.txt", "b.txt", "c.txt"):
+        write(tmp_path / "copies" / name, "same" if name < "c" else "other")
+    assert texts_of(tmp_path, "copies") == ["same", "same", "other"]
+    assert "copies/a.txt, " in (noted := capsys.readouterr().err) and "are copies of each other" in noted
     write(tmp_path / "d" / "a.jsonl.gz")
-    capsys.readouterr()
-    assert len(found(tmp_path, "d")) == 3 and "a.jsonl.gz and the same name unpacked" in capsys.readouterr().err
+    assert len(names_of(tmp_path, "d")) == 3 and "a.jsonl.gz and the same name unpacked" in capsys.readouterr().err
 
 
 def test_what_is_no_file_is_a_sentence(tmp_path):
@@ -139,7 +142,7 @@ def test_what_is_no_file_is_a_sentence(tmp_path):
                         ("other", r"holds no data files .* only data.csv"), ("other/*", "data.csv is none of"),
                         ("empty", "holds no data files"), ("none*", "no such file or glob"), (".", "link to nothing")):
         with pytest.raises((ValueError, FileNotFoundError), match=fault):
-            found(tmp_path, name)
+            names_of(tmp_path, name)
 
 
 def test_every_script_finds_alike(tmp_path, capsys, monkeypatch):
@@ -272,6 +275,29 @@ def test_latin_1_names_its_file(tmp_path):
     pq.write_table(pa.Table.from_arrays(columns, schema=schema), tmp_path / "latin.parquet")
     with pytest.raises(ValueError, match="row 2 is not valid UTF-8"):
         eval_gsm8k.load(tmp_path / "latin.parquet")
+
+
+@pytest.mark.parametrize("backend", ["tiktoken", "auto"])
+def test_half_characters_are_never_tokenised(backend):
+    """Texts with a lone surrogate that become tokens, of "?" or U+FFFD: none, from either backend."""
+    tokenizer = get_tokenizer(backend)
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch(["fine", text])):
+        with pytest.raises(ValueError, match="half a character .* at position 2: repair"):
+            encode("é \udfff")
+    assert tokenizer.decode(tokenizer.encode("é 🙂")) == "é 🙂"
+
+
+def test_rows_of_the_hub_are_guarded_too(monkeypatch):
+    """A disguised question, or half a character, among rows that come from the hub: an error at its record."""
+    secret = "How many of the seven purple lanterns were lit when the twelve boats came home last night?"
+    table = decontaminate.block_table([decontaminate.question_blocks(secret)])
+    monkeypatch.setattr(decontaminate, "gsm8k_test_blocks", lambda: table)
+    monkeypatch.setattr(sources, "hub_revision", lambda name: "0123")
+    for bad, fault in ((f"**Problem:** {secret}", "holds a question"), ("\ud800", "has half a character")):
+        rows = [test_sft.chat("Hi", f"Hello {i}") for i in range(300)] + [test_sft.chat("Hi", "Hello", bad, "5")]
+        monkeypatch.setattr(sources, "hub_records", lambda *_, rows=rows: iter(rows))
+        with pytest.raises(ValueError, match=f"tulu-3-sft-mixture record 300 {fault}"):
+            conversations.load(test_sft.args_of("--eval_every", 0))
 
 
 def test_programs_about_test_questions(tmp_path, monkeypatch, capsys):

@@ -381,7 +381,7 @@ def taken_up(base):
     flags = SimpleNamespace(**json.loads((base / "config.json").read_text())["flags"])
     model = GPT.load(runs.checkpoint_path(base, 20))
     optimizers = optim.build_optimizers(model, **optim.settings(flags))
-    return training.Run("train_gpt.py", flags, processes.Processes(), {}, model, optimizers, None)
+    return training.Run("train_gpt.py", flags, processes.Processes(), {}, model, optimizers, None, None)
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -563,7 +563,7 @@ def test_resume_needs_the_start_no_more(data, base, tmp_path, monkeypatch):
     shutil.copytree(base, tmp_path / "start")
     argv = command(data, tmp_path / "run", "--init_from", tmp_path / "start", "--max_train_steps", 6, "--save_every", 2,
                    "--eval_every", 0)[2:]
-    monkeypatch.setattr(train_gpt.processes, "StopRequest", lambda: SimpleNamespace(asked=True))
+    monkeypatch.setattr(train_gpt.processes, "StopRequest", lambda *_: SimpleNamespace(asked=True))
     assert train_gpt.main(argv) == 0 and not (tmp_path / "run" / "summary.json").exists()
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "start")

@@ -7,7 +7,6 @@ packing_report.json (a record per corpus, T and policy, with the report by decil
 packing_report.png (crop fraction against position), and prints the table. Takes about a minute.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -20,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import prepare_bos_rows  # noqa: E402
 import prepare_fineweb  # noqa: E402
-from lab import shards  # noqa: E402
+from lab import flags, shards  # noqa: E402
 from lab.tokenizer import BOS_ID  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -119,7 +118,7 @@ def draw(records: list[dict], path: Path) -> None:
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = flags.Parser(description=__doc__)
     p.add_argument("corpora", nargs="+", type=Path, help="files that prepare_bos_rows.py reads")
     p.add_argument("--seq_len", nargs="+", type=int, default=[256, 1024], help="tokens per row (default: 256 1024)")
     p.add_argument("--buffer_docs", type=int, default=1000, help="documents to choose from (default: 1000)")

@@ -7,7 +7,6 @@ in nanoGPT's loop: accumulate, clip, step, zero. Prints both losses of every ste
 status 1 when it exceeds --tolerance. Takes about 3 minutes on two quiet cores.
 """
 
-import argparse
 import importlib.util
 import json
 import subprocess
@@ -15,10 +14,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab import flags  # noqa: E402
 
-from lab import data_order, runs, shards
-from model import GPT, GPTConfig
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
+import torch  # noqa: E402
+
+from lab import data_order, runs, shards  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
 
 SHAPE = dict(n_layer=4, n_head=4, n_embd=128)
 SEQ_LEN, MICRO, TOKENS, VOCAB, SEED = 128, 8, 2048, 50257, 0
@@ -79,7 +84,7 @@ def train_theirs(peer, optimizer, batches, ours: list[dict]) -> list[float]:
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = flags.Parser(description=__doc__)
     p.add_argument("--nanogpt", type=Path, required=True, help="nanoGPT checkout")
     p.add_argument("--data_dir", type=Path, required=True,
                    help="folder of prepare_fineweb.py, baseline condition")

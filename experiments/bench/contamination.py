@@ -19,7 +19,6 @@ Four figures, with their targets:
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import platform
@@ -36,7 +35,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import prepare_fineweb  # noqa: E402
-from lab import decontaminate, sources  # noqa: E402
+from lab import decontaminate, flags, sources  # noqa: E402
 
 DISGUISES = {
     "as it stands": lambda text: text,
@@ -98,20 +97,20 @@ def recognised(path: Path, clean: list[Path]) -> int:
     questions, mistakes = [record["question"] for _, record in sources.read_records(path)], 0
     changes = {name: wrapper.format for name, wrapper in WRAPPERS.items()} | DISGUISES
     for name, change in changes.items():
-        found = len(decontaminate.test_questions_in([change(question) for question in questions]))
-        print(f"fine-tuning  {name:22} {found:6,} of {len(questions):6,} test questions recognised")
-        mistakes += len(questions) - found
+        hits = len(decontaminate.test_questions_in([change(question) for question in questions]))
+        print(f"fine-tuning  {name:22} {hits:6,} of {len(questions):6,} test questions recognised")
+        mistakes += len(questions) - hits
     for path in clean:
         texts = ["\n".join(map(str, record.values())) for _, record in sources.read_records(path)]
-        found = sorted(decontaminate.test_questions_in(texts))
-        print(f"fine-tuning  {path.name}: {len(found)} of {len(texts):,} lines taken for one {found[:20]}")
-        mistakes += len(found)
+        hits = sorted(decontaminate.test_questions_in(texts))
+        print(f"fine-tuning  {path.name}: {len(hits)} of {len(texts):,} lines taken for one {hits[:20]}")
+        mistakes += len(hits)
     return mistakes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The contamination guard: planted items, false hits, cost.",
-                                     epilog="example: see the top of this file", allow_abbrev=False)
+    parser = flags.Parser(description="The contamination guard: planted items, false hits, cost.",
+                          epilog="example: see the top of this file")
     parser.add_argument("--data", nargs="+", required=True, help="parquet files with a column text")
     decontaminate.add_argument(parser)
     parser.add_argument("--clean", nargs="*", type=Path, default=[],

@@ -40,8 +40,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from train_step import cpu_entry  # the neighbour in this folder
+
+from lab import flags  # noqa: E402
 
 SHAPE = dict(n_layer=12, n_head=12, n_embd=768, vocab_size=50257, block_size=1024)
 BOS = 50256
@@ -285,10 +286,9 @@ def report(title, result, items, per_item, target, by, missed):
 
 
 def main():
-    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                                     description=__doc__.split("\n    python")[0],
-                                     epilog="example: python experiments/bench/evals.py --data "
-                                            "hellaswag_val.jsonl --lm_eval --check")
+    parser = flags.Parser(description=__doc__.split("\n    python")[0],
+                          epilog="example: python experiments/bench/evals.py --data "
+                                 "hellaswag_val.jsonl --lm_eval --check")
     data = parser.add_argument_group("items")
     data.add_argument("--data", default=None, metavar="JSONL", help="HellaSwag's jsonl (default: synthetic items)")
     data.add_argument("--n", type=int, default=48, help="HellaSwag items; 0: none (default %(default)s)")

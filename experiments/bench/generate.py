@@ -14,7 +14,6 @@ Targets: 3.5 times nanoGPT at B = 1 and 20 times at B = 16; 1.2 times Hugging Fa
 the peer's folder, writes nothing.
 """
 
-import argparse
 import importlib.util
 import os
 import platform
@@ -25,6 +24,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab import flags  # noqa: E402
 
 TARGETS = {("nanoGPT", 1): 3.5, ("nanoGPT", 16): 20.0, ("Hugging Face", 16): 1.2, ("Hugging Face", 64): 1.2}
 
@@ -103,9 +103,8 @@ def timed(f):
 
 
 def main():
-    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                                     description=__doc__.split("\n    python")[0],
-                                     epilog="example: python experiments/bench/generate.py --nanogpt ../nanoGPT")
+    parser = flags.Parser(description=__doc__.split("\n    python")[0],
+                          epilog="example: python experiments/bench/generate.py --nanogpt ../nanoGPT")
     peers = parser.add_argument_group("peers")
     peers.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT (default: left out)")
     peers.add_argument("--nanogpt_batch", type=int, nargs="*", default=[1, 16], metavar="B",

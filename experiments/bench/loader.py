@@ -9,7 +9,6 @@ interleaved repetitions, and the longest single batch of a sequential pass over 
 without its per-step checksum.
 """
 
-import argparse
 import ast
 import os
 import platform
@@ -20,11 +19,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab import flags  # noqa: E402
 
-from lab import data_order, processes, runs, shards
-from lab.tokenizer import VOCAB_SIZE
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from lab import data_order, processes, runs, shards  # noqa: E402
+from lab.tokenizer import VOCAB_SIZE  # noqa: E402
 
 
 def definitions(path: Path, names: tuple, namespace: dict) -> dict:
@@ -43,7 +48,7 @@ def rate(function, tokens: int) -> tuple[float, float]:
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = flags.Parser(description=__doc__)
     p.add_argument("--nanogpt", type=Path, help="nanoGPT checkout ('' = leave out)")
     p.add_argument("--build_nanogpt", type=Path, help="build-nanogpt checkout ('' = leave out)")
     p.add_argument("--shard_tokens", type=int, default=20_000_000, help="tokens per shard (default 20M)")

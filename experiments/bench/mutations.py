@@ -62,7 +62,7 @@ from lab import (
     synthetic,
     training,
 )
-from model import GPT
+from model import GPT  # noqa: E402
 
 MAX_SECONDS, MAX_BYTES = 2.0, 500e6
 TOY = "--dataset synthetic --max_docs 60 --val_fraction 0.2".split()

@@ -27,12 +27,18 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab.flags import Parser, check_first  # noqa: E402
 
-import prepare_bos_rows
-from lab import processes, shards, synthetic, tokenizer
-from lab.tokenizer import BOS_ID
+if __name__ == "__main__":
+    check_first(__file__)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import prepare_bos_rows  # noqa: E402
+from lab import processes, shards, synthetic, tokenizer  # noqa: E402
+from lab.tokenizer import BOS_ID  # noqa: E402
 
 ROW = 1025
 REPO = Path(__file__).resolve().parents[2]
@@ -154,7 +160,7 @@ def prepare(script: str, dataset: list[str], out_dir: Path, flags: list[str]) ->
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(description=__doc__)
     p.add_argument("--dataset", nargs="+", help="text for part 3 (default: 40 MB made up)")
     p.add_argument("--documents", type=int, default=400_000, help="documents of parts 1 and 2 (default: 400_000)")
     p.add_argument("--repeats", type=int, default=5, help="rounds, variants taking turns (default: 5)")

@@ -15,7 +15,6 @@ Four races, with the target of no loss in each:
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import io
@@ -30,7 +29,7 @@ from pathlib import Path
 
 import tiny  # whose folder's scripts, and the repo's, can be imported from here on
 
-from lab import results, runs
+from lab import flags, results, runs
 
 ENDING, SCORING, STEPS = 8, 2, 20  # processes, processes, steps that each of the latter scores
 
@@ -132,8 +131,7 @@ def harm(world: Path, tasks: dict, trials: int, draw, modes) -> int:
 
 
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(
-        prog="race.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = flags.Parser(prog="race.py", description=__doc__)
     add = p.add_argument
     add("--ending", type=int, default=5, help="trials of the first race (default %(default)s)")
     add("--scoring", type=int, default=2, help="trials of the second race (default %(default)s)")

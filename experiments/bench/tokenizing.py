@@ -27,10 +27,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import numpy as np  # noqa: E402
 
-from lab import disk
-from lab.tokenizer import BOS_ID, get_tokenizer
+from lab import disk, flags  # noqa: E402
+from lab.tokenizer import BOS_ID, get_tokenizer  # noqa: E402
 
 TARGETS = {"tokenizer": 10.0, "end to end": 5.0}
 
@@ -111,10 +112,9 @@ def hardware() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         description="Text to shards, beside multiprocessing.Pool(n).imap(tiktoken).",
-        epilog="example: python experiments/bench/tokenizing.py --data corpus.parquet --rounds 5 --check",
-    )
+        epilog="example: python experiments/bench/tokenizing.py --data corpus.parquet --rounds 5 --check")
     group = parser.add_argument_group("what is measured")
     group.add_argument("--data", required=True, help="parquet file of documents")
     group.add_argument("--text_field", default="text", help="its column (default: text)")

@@ -33,6 +33,9 @@ import types
 from contextlib import nullcontext
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab import flags  # noqa: E402
+
 SHAPE = dict(n_layer=6, n_head=6, n_embd=384, vocab_size=50304)
 SPEED_SHIPPED, SPEED_ALLOC, PEAK_SHARE = 1.25, 1.03, 0.60
 
@@ -175,10 +178,9 @@ def cpu_entry(name):
 
 
 def main():
-    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     description=__doc__.split("\n    python")[0],
-                                     epilog="example: python experiments/bench/train_step.py --nanogpt ../nanoGPT "
-                                            "--build_nanogpt ../build-nanogpt --check")
+    parser = flags.Parser(description=__doc__.split("\n    python")[0],
+                          epilog="example: python experiments/bench/train_step.py --nanogpt ../nanoGPT "
+                                 "--build_nanogpt ../build-nanogpt --check")
     peers = parser.add_argument_group("peers (left out when no path is given)")
     peers.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT")
     peers.add_argument("--build_nanogpt", metavar="DIR", help="a checkout of build-nanogpt")

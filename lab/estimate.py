@@ -1,0 +1,294 @@
+"""estimate.py owns what a run will cost: one measured micro-step, time and memory and disk, the time that is left.
+
+    cost = estimate.measure(micro_step, update, rows=8, device=device)      # the model is as it was before
+    pace = estimate.Pace(last_step, {"val": 250}, guesses=guesses)          # guesses: seconds of what was not seen yet
+    pace.mark("step"); pace.mark("val")                                     # at the end of each
+    pace.seconds_left(step)
+
+Nothing here can change a result: generators and learning rates are put back, gradients and optimizer states dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lab import processes
+
+SLOW = 5.0  # seconds; a micro-step that takes longer on CPU is extrapolated from one row
+DAY = 86_400
+FORWARD_SHARE = 1 / 3  # of a training step's work per token: the backward pass does twice as much
+SAVE_SPEED = 200e6  # bytes per second of a checkpoint, with sync and checksum (assumption, until one was saved)
+NO_MEMORY = re.compile(r"out of memory|not enough memory|can(no|')t allocate memory", re.IGNORECASE)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# time that is left
+
+
+class Pace:
+    """How long each kind of a run's work takes, and so how long the rest of it will take.
+
+    every: {kind: steps between two of its kind}, 0 for none; "step" is added. at_end: kinds that also follow the last
+    step; at_start: those that come before the first. Between two marks all time counts for the
+    second one's kind, so nothing is left out."""
+
+    def __init__(self, last_step: int, every: dict, at_end=(), at_start=(), guesses=None,
+                 clock=time.perf_counter):
+        self.last_step, self.every = last_step, {"step": 1, **every}
+        self.at_end, self.at_start = set(at_end), set(at_start)
+        self.guesses, self.clock = guesses or {}, clock
+        self.sums = {kind: [0.0] for kind in self.every}  # seconds of the first n of each kind
+        self.start()
+
+    def start(self) -> None:
+        """What was done until now counts for nothing."""
+        self.since = self.clock()
+
+    def mark(self, kind: str) -> None:
+        """Something of this kind has just ended."""
+        now = self.clock()
+        sums = self.sums[kind]
+        sums.append(sums[-1] + now - self.since)
+        self.since = now
+
+    def seconds(self, kind: str) -> float:
+        """Expected seconds of one: the mean of the later half of those seen, without the first, which warms up."""
+        sums = self.sums[kind]
+        n = len(sums) - 1
+        if n == 0 or (n == 1 and kind == "step" and kind in self.guesses):
+            return self.guesses.get(kind, 0.0)
+        first = max(n // 2, min(1, n - 1))
+        return (sums[n] - sums[first]) / (n - first)
+
+    def count(self, kind: str, step: int) -> int:
+        """How often a kind is still due after `step` steps, when nothing of what follows the last of them is done."""
+        if kind == "step":
+            return self.last_step - step
+        every, n = self.every[kind], 0
+        if every > 0:
+            n = self.last_step // every - max(step - 1, 0) // every
+        if kind in self.at_end and (every <= 0 or self.last_step % every):
+            n += 1
+        if step == 0 and kind in self.at_start:
+            n += 1
+        return n
+
+    def seconds_left(self, step: int) -> float:
+        return sum(self.count(kind, step) * self.seconds(kind) for kind in self.every)
+
+
+def duration(seconds: float) -> str:
+    """0.31 s, 14 s, 3 min 20 s, 5 h 12 min, 12 days."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    large, small, size = "h", "min", 3600
+    if seconds < 3600:
+        large, small, size = "min", "s", 60
+    if seconds >= DAY:
+        return f"{seconds / DAY:,.0f} days"
+    whole, rest = divmod(int(seconds), size)
+    rest = rest * 60 // size
+    return f"{whole} {large} {rest} {small}" if rest else f"{whole} {large}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# one micro-step
+
+
+@dataclass
+class Cost:
+    micro_step: float  # seconds of forward and backward of `rows` rows
+    update: float  # seconds of what follows the micro-steps of a step
+    memory: float  # bytes at the peak; on CPU of the whole process
+    checkpoint: int  # bytes
+
+
+def checkpoint_bytes(model, optimizers) -> int:
+    """About how large a checkpoint is: weights, and what the optimizers keep."""
+    tensors = list(model.parameters())
+    for optimizer in optimizers:
+        for state in optimizer.state.values():
+            tensors += [value for value in state.values() if torch.is_tensor(value)]
+    return int(1.05 * sum(t.numel() * t.element_size() for t in tensors)) + 2**20
+
+
+def measure(micro_step, update, model, optimizers, rows: int, device, sizes=()) -> Cost:
+    """Times micro_step(rows), forward and backward of so many rows, and update(), which moves the weights by nothing.
+
+    One slow row on CPU stands for all of them. ValueError that names the largest of `sizes`, other numbers of rows,
+    which fits when memory does not suffice."""
+
+    def seconds_of(function, *values) -> float:
+        started = time.perf_counter()
+        function(*values)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    def clear() -> None:
+        model.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.state.clear()
+
+    is_cuda, is_training = device.type == "cuda", model.training
+    devices = []
+    if is_cuda:
+        devices = [device]
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    model.train()
+    with torch.random.fork_rng(devices):
+        try:
+            before = processes.peak_rss_bytes()
+            few = rows
+            if device.type == "cpu":
+                few = 1
+            micro = seconds_of(micro_step, few) * rows / few
+            one_row = processes.peak_rss_bytes() - before
+            if few < rows and micro < rows * SLOW:  # again: the first one also starts torch's kernels
+                micro = seconds_of(micro_step, few) * rows / few
+            of_update = seconds_of(update)  # the optimizers' memory is taken from here on
+            checkpoint = checkpoint_bytes(model, optimizers)
+            if micro < SLOW or is_cuda:
+                micro = seconds_of(micro_step, rows)
+                if micro < 0.5:  # once more: the first of its size takes memory
+                    micro = seconds_of(micro_step, rows)
+                one_row = 0
+            memory = processes.peak_rss_bytes() + one_row * (rows - 1)
+            if is_cuda:
+                memory = torch.cuda.max_memory_allocated()
+        except (RuntimeError, MemoryError) as error:
+            if not is_no_memory(error):
+                raise
+            error.__traceback__ = None  # it holds the tensors of the pass
+            raise ValueError(advise_size(micro_step, clear, rows, sizes)) from None
+        finally:
+            clear()
+            model.train(is_training)
+            for optimizer, of_groups in zip(optimizers, rates, strict=True):
+                for group, rate in zip(optimizer.param_groups, of_groups, strict=True):
+                    group["lr"] = rate
+            if is_cuda:
+                torch.cuda.reset_peak_memory_stats()
+    return Cost(micro, of_update, memory, checkpoint)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# memory
+
+
+def is_no_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
+
+
+def advise_size(micro_step, clear, rows: int, sizes) -> str:
+    """A sentence that names the largest of sizes that fits, found by trying."""
+    smaller, size = sorted(size for size in sizes if size < rows), rows
+    while smaller:
+        half = [other for other in smaller if other <= size // 2]
+        size = (half or smaller)[-1]
+        smaller = [other for other in smaller if other < size]
+        clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            micro_step(size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_no_memory(error):
+                raise
+            error.__traceback__ = None
+            continue
+        return (f"--micro_batch_size {rows} does not fit into memory: pass --micro_batch_size {size}, "
+                "which does; the results stay the same.")
+    return (f"--micro_batch_size {rows} does not fit into memory, nor does any smaller one: lower "
+            "--seq_len, --n_layer or --n_embd, or use a device with more memory.")
+
+
+@contextlib.contextmanager
+def naming(flag: str, size: int, sizes=()):
+    """Turns out-of-memory errors of the block into a sentence that names a flag and what should fit: half as much, of
+    `sizes` when only they can be chosen."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_no_memory(error):
+            raise
+        error.__traceback__ = None
+        half = max((other for other in sizes or range(1, size) if other <= size // 2), default=0)
+        advice = f"pass --{flag} {half} (estimated: half as much), which changes no result"
+        if not half:
+            advice = "close other programs, or use a device with more memory"
+        raise ValueError(f"--{flag} {size} does not fit into memory: {advice}; --resume auto goes on "
+                         "from the last checkpoint, if there is one.") from None
+
+
+def total_memory(device) -> int | None:
+    """Bytes of the device's memory; None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what is told before the first step
+
+
+def tokens_of(items: list[dict]) -> float:
+    """About how many tokens a benchmark's items have, four characters each."""
+    return sum(len(json.dumps(item, default=str)) for item in items) / 4
+
+
+def report(args, cost: Cost, pace: Pace, device, advice: str) -> list[str]:
+    """Lines for the log: seconds per step, total time, memory, disk; warnings where something will not suffice.
+    advice: what to do when it would take days without a GPU."""
+    step = pace.seconds("step")
+    total = pace.seconds_left(0)
+    others = total - step * args.max_train_steps
+    times = f"about {duration(step)} per step"
+    lines = [f"measured: {times}, {duration(total)} in all, {duration(others)} of it evaluations and saves"]
+    if device.type != "cuda" and total > DAY:
+        lines.append(f"WARNING: {times} here, {duration(total)} in all; {advice}")
+    free = free_bytes(args.out_dir)
+    kept = pace.count("save", 0)
+    if args.keep_last:
+        kept = min(kept, args.keep_last)
+    disk = kept * cost.checkpoint
+    memory = total_memory(device)
+    of_memory = "" if memory is None else f" of {gigabytes(memory)}"
+    lines.append(f"memory about {gigabytes(cost.memory)}{of_memory} | disk {gigabytes(disk)} for {kept} "
+                 f"checkpoint(s) of {gigabytes(cost.checkpoint)}, {gigabytes(free)} free")
+    if memory is not None and cost.memory > 0.95 * memory:
+        fits = max(1, int(args.micro_batch_size * 0.9 * memory / cost.memory))
+        lines.append("WARNING: memory will hardly suffice: pass --micro_batch_size "
+                     f"{fits} (estimated), which changes no result.")
+    missing = disk + cost.checkpoint - free  # one more is there while the next is written
+    if missing > 0:
+        lines.append(f"WARNING: the disk will be full before the end: free {gigabytes(missing)}, "
+                     "or pass a lower --keep_last.")
+    return lines
+
+
+def gigabytes(n: float) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.0f} MB"
+
+
+def free_bytes(folder) -> int:
+    """Free bytes of the disk where a folder is, or will be made."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,114 @@
+"""Command lines: a mistake of any script is one sentence that says what was probably meant, without importing torch."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ENV, REPO
+
+from lab import flags
+
+PARSES = re.compile(r"\bParser\(|make_parser\(|benchmarks\.main\(")
+RUN = """
+import contextlib, io, runpy, sys, time
+for script in sys.argv[1:]:
+    sys.argv = [script, "--nothing_like_this", "1"]
+    sys.path.insert(0, script.rpartition("/")[0])
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(text):
+            runpy.run_path(script, run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code
+        if isinstance(status, str):
+            text.write(status + "\\n")
+            status = 1
+    sys.path.pop(0)
+    print(script, status, "torch" in sys.modules, repr(text.getvalue()), sep="|")
+"""
+
+
+def scripts():
+    """Every script of the repo that reads flags."""
+    paths = [*REPO.glob("*.py"), *REPO.glob("lab/*.py"), *REPO.glob("experiments/**/*.py")]
+    texts = {path: path.read_text() for path in paths if "/runs/" not in str(path)}
+    mains = (path for path, text in texts.items() if '\nif __name__ == "__main__":' in text)
+    return sorted(path for path in mains if PARSES.search(texts[path]))
+
+
+def test_every_script_refuses_in_a_sentence_without_torch():
+    """Scripts whose wrong flag prints more than a line, exits 0, or imports torch first: none."""
+    found = scripts()
+    assert len(found) > 25
+    command = [sys.executable, "-c", RUN, *map(str, found)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd="/")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(found)
+    for line in lines:
+        path, status, with_torch, printed = line.split("|", 3)
+        name = path.rpartition("/")[2]
+        assert status in ("1", "2") and with_torch == "False", line
+        assert re.fullmatch(rf"'[\w. -]*{name[:-3]}(\.py)?: --nothing_like_this is no flag of .*\\n'", printed), line
+
+
+@pytest.mark.parametrize("line, sentence", [
+    ("--lr 3", "--lr is no flag of train_gpt.py: did you mean --learning_rate?"),
+    ("--data-dir x", "--data-dir is no flag of train_gpt.py: did you mean --data_dir?"),
+    ("--data_dir=x --seq-len=3", "--seq-len is no flag of train_gpt.py: did you mean --seq_len?"),
+    ("--batch_size 3", "--batch_size is no flag of train_gpt.py: did you mean --micro_batch_size or "
+     "--total_batch_tokens?"),
+    ("--learnig_rate 3", "--learnig_rate is no flag of train_gpt.py: did you mean --learning_rate?"),
+    ("--max_steps 3 --wandb", "--max_steps is no flag of train_gpt.py: did you mean --max_train_steps? "
+     "--wandb is no flag of train_gpt.py: did you mean --wandb_project?"),
+    ("\u2014seed 3", "\u2014seed is no flag of train_gpt.py: did you mean --seed?"),
+    ("-seed 3", "-seed is no flag of train_gpt.py: did you mean --seed?"),
+    ("--xyzzy", "--xyzzy is no flag of train_gpt.py: --help lists the flags."),
+    ("--optimizer muonn", "--optimizer muonn: choose one of adamw, muon, muon_all: did you mean muon?"),
+    ("--attn_gate x", "--attn_gate x: choose one of none, headwise, elementwise, const."),
+    ("--seed abc", "--seed 'abc': give a whole number."),
+    ("--learning_rate 1,5", "--learning_rate '1,5': give a number."),
+    ("--seed", "--seed needs a value: write --seed VALUE; --help says which."),
+    ("data", "data belongs to no flag: quote a value that has spaces; --help lists the flags."),
+    ("", "--data_dir is required: make one with python prepare_fineweb.py --dataset synthetic --max_docs 5000 "
+     "--out_dir data/synthetic"),
+])
+def test_mistakes_of_a_trainer(line, sentence, capsys):
+    """What is printed, to the letter; the status is 2."""
+    import train_gpt
+
+    with pytest.raises(SystemExit) as end:
+        train_gpt.parse_args(line.split())
+    assert end.value.code == 2 and capsys.readouterr().err == f"train_gpt.py: {sentence}\n"
+
+
+def test_a_misspelt_flag_is_told_before_a_missing_one(capsys):
+    """The required flag that a misspelt one was meant to be is not what is complained about."""
+    parser = flags.Parser(prog="x.py")
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("-o", "--output")
+    for line, sentence in (("--chekpoint a", "--chekpoint is no flag of x.py: did you mean --checkpoint?"),
+                           ("-o a", "--checkpoint is missing: --help says what it is.")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(line.split())
+        assert capsys.readouterr().err == f"x.py: {sentence}\n"
+    assert parser.parse_args(["--checkpoint", "-1", "-oa"]).checkpoint == "-1"
+
+
+def test_help_and_right_flags_are_left_alone():
+    """--help exits 0 without torch; flags that are right reach the script, which then imports torch."""
+    code = """
+import runpy, sys
+sys.argv = ["x", *{argv!r}]
+try:
+    runpy.run_path({path!r}, run_name="__main__")
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+    for argv, status, with_torch in ((["--help"], 0, "False"), (["--data_dir", "/none"], 1, "True")):
+        command = [sys.executable, "-c", code.format(argv=argv, path=str(REPO / "train_gpt.py"))]
+        done = subprocess.run(command, capture_output=True, text=True, env={**ENV, "PYTHONPATH": str(REPO)})
+        assert done.returncode == status and with_torch in done.stderr.splitlines(), done.stderr
+    assert done.stderr.count("/none does not exist") == 1
