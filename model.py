@@ -166,8 +166,7 @@ class GPTConfig(memory_settings.Settings):
             value = getattr(self, name)
             check(value in list(table), f"unknown {name} {value!r}; use one of {', '.join(table)}")
         unit, size = (2, "equal, even size") if ARCHS[self.arch].rope else (1, "equal size")
-        most = min(self.n_embd, 1024)
-        possible = [n for n in range(1, most + 1) if self.n_embd % (unit * n) == 0]
+        possible = [n for n in range(1, min(self.n_embd, 1024) + 1) if self.n_embd % (unit * n) == 0]
         advice = ", ".join(map(str, possible)) or "1 and an even n_embd"
         check(self.n_head in possible,
               f"n_embd {self.n_embd} does not split into {self.n_head} heads of {size}; use n_head {advice}")
@@ -506,9 +505,7 @@ class GPT(nn.Module):
               f"{path} has {len(layers)} layers, the configuration says {config.n_layer}; {ADVICE}")
         with torch.device("meta"):  # takes no memory, however wrong the configuration is
             check_shapes(cls(config, seed=None), state, path)
-        model = cls(config, seed=None)
-        load_exactly(model, state, path)
-        return model.to(device)
+        return load_exactly(cls(config, seed=None), state, path).to(device)
 
 
 def check_shapes(model: GPT, state: dict, source) -> None:
@@ -520,13 +517,14 @@ def check_shapes(model: GPT, state: dict, source) -> None:
                             "use the one it was saved with")
 
 
-def load_exactly(model: GPT, state: dict, source) -> None:
-    """Copies state into model's weights; ValueError unless they fit exactly and all are finite numbers."""
+def load_exactly(model: GPT, state: dict, source) -> GPT:
+    """The model, with state copied into its weights; ValueError unless they fit exactly and all are finite numbers."""
     check_shapes(model, state, source)
     for name, tensor in state.items():
         finite = all(map(math.isfinite, tensor.aminmax()))  # 10 x as fast as isfinite
         check(finite, f"{source}: {name} holds NaN or infinity; use a checkpoint from before that")
     model.load_state_dict(state)
+    return model
 
 
 def main(argv=None):

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from lab import ab_gate, ab_numbers, ab_page, ab_power, ab_report, ab_stats, ab_verdict, runs
+from lab import ab_gate, ab_numbers, ab_page, ab_power, ab_report, ab_stats, ab_verdict
 from lab.ab_many import label_of, names_in, read_one, read_runs
 from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form

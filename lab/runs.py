@@ -288,13 +288,10 @@ def read_step_metrics(folder) -> dict:
 
 
 def number(value) -> float:
-    """A JSON number as a float, NaN for everything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """A finite JSON number as a float, NaN for everything else."""
+    if not NUMBER[1](value):
         return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan
+    return float(value)
 
 
 def _by_step(records: list[dict], name: str, notes: list[str]) -> dict[int, dict]:

@@ -364,6 +364,7 @@ DAMAGE = {
                          "are of other parameters"),
     "short momentum": ("optimizer.pt", shorten_momentum, r"exp_avg has shape \(3, 16\), not \(\d+, 16\)"),
     "no betas": ("optimizer.pt", lambda o: drop(o, o[0]["param_groups"][0], "betas"), "betas is 'missing'"),
+    "a huge rate": ("optimizer.pt", lambda o: o[0]["param_groups"][0].update(lr=10**400) or o, "lr is 1000"),
     "one beta": ("optimizer.pt", lambda o: o[0]["param_groups"][0].update(betas=(0.9,)) or o, r"betas is \(0.9,\)"),
     "weight decay nan": ("optimizer.pt", lambda o: o[0]["param_groups"][0].update(weight_decay=math.nan) or o,
                          "weight_decay is nan"),
