@@ -8,10 +8,11 @@
     python compare_runs.py --aa 'runs/base_s*'                                  # noise floor of at least 4 seeds
     python compare_runs.py --check runs/mine_s0 --against 'runs/base_s*'        # is a newcomer's run in its band?
     python compare_runs.py --plan --effect 0.003 --noise 0.0013                 # how many seeds does that need?
+    python compare_runs.py --list 'experiments/runs/*'                # who trains, how far? (lab/run_list.py)
 
-Reads run folders (layout: lab/runs.py) or a results.csv. Prints Markdown; --out FOLDER also gets report.md,
-report.json, PNG plots and a report.html that needs no network. Exit status: 0 comparable (--check: in the band), 2 not
-comparable (--check: outside), 1 bad input.
+Reads run folders (layout: lab/runs.py) or a results.csv. Prints Markdown. --out FOLDER gets report.md, report.json,
+PNG plots and a report.html that needs no network; then five lines are printed, and all with --print full. Exit status:
+0 comparable (--check: in the band), 2 not comparable (--check: outside), 1 bad input.
 
 The gate comes first: what differs must be the treatment, else the verdict is `not comparable`. An attention gate, rows
 or tokens that differ alone are recognised; anything else must be declared with --treatment, because a forgotten flag
@@ -23,15 +24,35 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 
-from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_power, ab_report, ab_stats, flags, processes, runs
-from lab.ab_numbers import SHORT, UNIT, Metric, direction
-from lab.ab_report import count, form, form_change, form_interval, form_p
+from lab import (
+    ab_gate,
+    ab_items,
+    ab_many,
+    ab_noise,
+    ab_numbers,
+    ab_page,
+    ab_power,
+    ab_report,
+    ab_stats,
+    ab_verdict,
+    flags,
+    processes,
+    run_list,
+    runs,
+)
+from lab.ab_numbers import SHORT, UNIT, Metric
+from lab.ab_report import form, form_change, form_interval, form_p
 
 DEFINITIONS = (
-    "Delta is B - A. Mean ± sd is over seeds. Where both arms have a seed, interval and p are of the differences "
-    "within pairs of equal seed (paired t), else Welch's. The primary metric's p stands as it is; all others are "
-    "adjusted together by Holm. Fixed: follows from the settings, so there is nothing to test.",
+    "Delta is B - A. Mean ± sd is over seeds. Interval and p are of the differences within pairs of equal seed (paired "
+    "t), or of all runs (Welch's t) where fewer than half of the smaller arm's runs have a partner, or fewer than 3 do "
+    "though each arm has 3 runs. Intervals are not corrected for the number of tests.",
+    "Three families: the primary metric, whose p stands as it is; quality, every other thing that was measured, once, "
+    "corrected together by Holm; cost and optimisation, described and not tested. A val loss and its own bits/byte are "
+    "one test; of a benchmark's rules one is tested. Fewer than 3 pairs, or 3 runs in each arm, are too few for any "
+    "verdict. Fixed: follows from the settings, so there is nothing to test.",
     "Final train loss: mean of the last 2 % of the steps. Arms that read other rows or tokens have other train text, "
     "so their train losses do not say which is better.",
     "Val loss: nats per token over the held-out documents as a stream; the bos view scores each document's beginning "
@@ -65,8 +86,10 @@ METRIC_COLUMNS = [  # cell(metric, row)
     ("A mean ± sd", "right", lambda metric, row: mean_cell("a", metric, row)),
     ("B mean ± sd", "right", lambda metric, row: mean_cell("b", metric, row)),
     ("Delta", "right", delta_cell),
-    ("{level} interval", "right", lambda metric, row: form_interval(row, metric.form)),
-    ("p", "right", lambda metric, row: form_p(row["p"])),
+    ("{level} interval, uncorrected", "right", lambda metric, row: form_interval(row, metric.form)),
+    ("p", "right", lambda metric, row: form_p(row["p_raw"]) if row["tests"] else row["p_corrected"]),
+    ("p, corrected", "right", lambda metric, row: form_p(row["p_corrected"])),
+    ("Verdict", "left", lambda metric, row: row["verdict"]),
 ]
 MATCHING_COLUMNS = [  # cell(match)
     ("Matching", "left", lambda match: match["name"]),
@@ -74,7 +97,9 @@ MATCHING_COLUMNS = [  # cell(match)
     ("A", "right", lambda match: form(match["row"]["a"], ".4f")),
     ("B", "right", lambda match: form(match["row"]["b"], ".4f")),
     ("Delta", "right", lambda match: form(match["row"]["delta"], "+.4f")),
-    ("{level} interval", "right", lambda match: form_interval(match["row"], ".4f")),
+    ("{level} interval, uncorrected", "right", lambda match: form_interval(match["row"], ".4f")),
+    ("p", "right", lambda match: form_p(match["row"]["p_raw"])),
+    ("p, corrected", "right", lambda match: form_p(match["row"]["p_corrected"])),
     ("Verdict", "left", lambda match: match["verdict"]),
 ]
 ITEM_COLUMNS = [  # cell(row)
@@ -116,19 +141,19 @@ def compare_two(args) -> int:
         treatment = ab_many.names_in(args.treatment)
     checked = ab_gate.gate(ab_gate.members_of(arms), treatment, ab_many.names_in(args.allow))
 
-    primary = ab_numbers.primary_of(args.primary, checked)
     used = [ab_numbers.finished(arm) for arm in arms.values()]
-    common = {run["seed"] for run in used[0]} & {run["seed"] for run in used[1]}
-    if common:
-        used = [[run for run in arm if run["seed"] in common] for arm in used]
+    every = [run for arm in used for run in arm]
     pairs = [(a, b) for a in used[0] for b in used[1] if a["seed"] == b["seed"]]
-    metrics = ab_numbers.metrics_of([run for arm in used for run in arm])
+    metrics = ab_numbers.metrics_of(every)
+    primary = ab_verdict.primary_of(args.primary, checked, metrics)
+    margin = ab_verdict.margin_of(args.delta, args.primary, primary, every)
+    args.delta, better = margin.value, metrics[primary].better
     steps, values = ab_numbers.score_arms(used, metrics)
-    rows = ab_numbers.compare_metrics(*values, metrics, primary, checked, args.alpha)
-    verdict = "not comparable"
-    if checked["ok"]:
-        verdict = ab_numbers.verdict_of(rows[primary], args.delta)
-    matched = ab_numbers.matchings(used, steps["val"], primary, checked, args.delta, args.alpha)
+    rows = ab_numbers.compare_metrics(*values, metrics, checked, args.alpha)
+    ab_verdict.judge_metrics(rows, metrics, primary, margin, checked, args.alpha)
+    verdict, step = rows[primary]["verdict"], steps.get(metrics[primary].benchmark or "val")
+    matched = ab_numbers.matchings(used, step, primary, checked, args.alpha)
+    ab_verdict.judge_matchings(matched, rows[primary], better, margin, checked, args.alpha)
     rows_of_items, reasons = [], ["Items: N/A: left out (--no_items)"]
     if args.items:
         rows_of_items, reasons = ab_items.items(pairs, steps, args.alpha)
@@ -137,16 +162,24 @@ def compare_two(args) -> int:
         reasons, extra = [*reasons, f"Documents: N/A: {extra}"], []
     extra = extra + rows_of_items
 
-    head = headline(verdict, rows[primary], primary, checked, steps, used)
+    head = headline(rows[primary], step, checked, used)
     how_sure = strength(rows[primary], primary, args)
-    answers = checklist(rows, metrics, matched, primary, checked, args.alpha)
+    answers = checklist(rows, metrics, matched, primary, checked)
     allowed = allowed_in_words(checked)
     names = {arm: ab_many.label_of(own) for arm, own in arms.items()}
+    labelled = {f"{arm}: {names[arm]}": own for arm, own in zip("AB", used, strict=True)}
+    facts = [("Arms", ", ".join(labelled)), *ab_page.facts_of(labelled, checked)]
+    key_rows = ab_page.key_rows(rows, metrics, primary)
     blocks: list[tuple] = [
-        ("h1", f"{names['B']} against {names['A']}: {verdict}"), ("verdict", head, verdict),
-        ("ul", summary(arms, names, primary, checked, allowed, args)),
+        ("h1", f"{names['B']} against {names['A']}: {verdict}"), ("verdict", head, verdict), ("facts", facts),
+    ]
+    if args.out:
+        blocks += ab_page.loss_curves(labelled, primary, checked["other_tokens"])
+    blocks += [
+        ab_page.key_table(key_rows, names, args.alpha),
+        ("ul", summary(dict(facts)["Changed"], primary, checked, allowed, margin, args)),
         ("h2", "Result"), metric_table(rows, metrics, args.alpha),
-        ("h2", f"At equal cost: {SHORT[primary]} ({UNIT[primary]})"),
+        ("h2", f"At equal cost: {ab_page.with_unit(primary)}"),
         ab_report.table(MATCHING_COLUMNS, matched, args.alpha),
         ("p", "At a budget the costlier run is read off its val curve, linearly between two evaluations. "
               "Its learning rate is not down at its end there, which counts against it: a run of that "
@@ -162,19 +195,31 @@ def compare_two(args) -> int:
         blocks.append(("ul", reasons))
     blocks += [("h2", "Interpretation checklist"), ("ul", answers)]
     if args.out:
-        labelled = {f"{arm}: {names[arm]}": own for arm, own in zip("AB", used, strict=True)}
-        blocks += [("h2", "Plots"), *pictures(labelled, rows, metrics, primary, args.alpha)]
+        blocks += [("h2", "Plots"), *ab_page.pictures(labelled, rows, metrics, primary, args.alpha)]
     blocks += [*ab_gate.gate_blocks(checked), ("h2", "How to read this"), ("ul", list(DEFINITIONS))]
+    blocks += ab_page.last_screen(labelled, args.command, args.out)
     record = {
-        "mode": "a/b", "verdict": verdict, "headline": head, "primary": primary, "margin": args.delta,
-        "alpha": args.alpha, "treatment": checked["treatment"], "allowed": allowed,
+        "mode": "a/b", "verdict": verdict, "headline": head, "compared": dict(facts), "primary": primary,
+        "margin": margin.value, "margin_in_words": margin.words, "alpha": args.alpha,
+        "treatment": checked["treatment"], "allowed": allowed,
         "arms": {arm: [str(run["folder"]) for run in own] for arm, own in arms.items()},
-        "seeds_used": [[run["seed"] for run in arm] for arm in used], "steps": steps,
+        "seeds_used": seeds_used(rows[primary], values, primary), "steps": steps,
         "gate": checked, "metrics": rows, "matchings": matched, "how_sure": how_sure,
         "items_and_documents": extra, "not_available": reasons, "checklist": answers,
     }
-    ab_report.publish(blocks, record, args.out)
+    brief = None
+    if args.print == "short":
+        first = f"{names['B']} against {names['A']}: {head}"
+        brief = ab_page.brief_of(first, ab_page.brief_rows(key_rows))
+    ab_report.publish(blocks, record, args.out, brief)
     return 0 if checked["ok"] else 2
+
+
+def seeds_used(row: dict, values: list[dict], primary: str) -> list[list]:
+    """The seeds of each arm that the primary metric's difference is about."""
+    if row["paired"]:
+        return [list(row["pairs"])] * 2
+    return [[seed for seed, value in arm[primary].items() if isinstance(value, float)] for arm in values]
 
 
 def allowed_in_words(checked: dict) -> list[str]:
@@ -186,16 +231,11 @@ def allowed_in_words(checked: dict) -> list[str]:
     return sentences
 
 
-def summary(arms: dict, names: dict, primary: str, checked: dict, allowed: list, args) -> list[str]:
-    """The arms, the treatment and the primary metric, a sentence each."""
-    described = []
-    for arm, own in arms.items():
-        seeds = sorted(run["seed"] for run in own)
-        noun = "seed" if len(seeds) == 1 else "seeds"
-        described.append(f"{arm}: {ab_report.code(names[arm])}, {noun} {', '.join(map(str, seeds))}.")
+def summary(changed: str, primary: str, checked: dict, allowed: list, margin, args) -> list[str]:
+    """The treatment, changed in words, and the primary metric, a sentence each."""
     if checked["treatment"]:
         how = "declared" if args.treatment else "recognised"
-        treatment = f"{checked['treatment']} ({how})"
+        treatment = f"{changed} ({how})"
     elif not checked["ok"]:
         treatment = "none declared or recognised among what differs"
     elif allowed:
@@ -204,41 +244,40 @@ def summary(arms: dict, names: dict, primary: str, checked: dict, allowed: list,
         treatment = "none: the arms differ in nothing that counts (an A/A)"
     because = ", as the arms' tokens differ" if checked["other_tokens"] else ""
     sentences = [
-        " ".join(described),
         f"Treatment: {treatment}.",
-        f"Primary metric: {SHORT[primary]}{because}. Equivalence margin {args.delta:g} "
-        f"{UNIT[primary]}. alpha {args.alpha:g}.",
+        f"Primary metric: {SHORT[primary]}{because}. Equivalence margin {margin.words}. alpha {args.alpha:g}.",
     ]
     if allowed:
         sentences.append(f"Allowed by --allow: {'; '.join(allowed)}.")
     return sentences
 
 
-def headline(verdict: str, row: dict, primary: str, checked: dict, steps: dict, used: list) -> str:
-    """Verdict, effect, and everything that is missing."""
-    name, unit = SHORT[primary], UNIT[primary]
+def headline(row: dict, step: int | None, checked: dict, used: list) -> str:
+    """Verdict, effect, and everything that is missing. row: the primary metric's; step: at which it was scored."""
+    name, verdict = SHORT[row["key"]], row["verdict"]
     effect = f"{name} {row['delta']}"
     if isinstance(row["delta"], float):
-        pairs = count(row["n"], "pair" if row["paired"] else "unpaired seed")
+        design = ab_numbers.design_of(row)
         change = form_change(row, ".4f")
-        effect = f"B - A = {change} in {name} ({unit}) at step {steps['val']}, {pairs}"
+        at = "" if step is None else f" at step {step}"
+        effect = f"{ab_page.with_unit(row['key'])}{at}, {design}: B - A = {change}"
     text = f"{effect}."
-    if verdict in ("better", "worse"):
-        text = f"B is {verdict} than A: {effect}."
+    if verdict.startswith(("better", "worse")):
+        word, _, reserve = verdict.partition(", ")
+        text = f"B is {word} than A{', ' if reserve else ''}{reserve}: {effect}."
     elif verdict == "not comparable":
         trouble = "; ".join(ab_gate.trouble_of(checked))
         text = f"{trouble}. What follows is no evidence about a treatment."
+    elif row["n"] and verdict == ab_stats.too_few(row["n"]):
+        text += f" Use at least {ab_stats.MIN_RUNS} seeds per arm: fewer are no evidence."
+    elif verdict == "inconclusive" and row["lacking"]:
+        text += " A seed without a number may be the very one that went wrong."
     elif verdict == "inconclusive" and isinstance(row["delta"], float):
-        why = "These seeds do not tell the arms apart."
-        if row["n"] < 2:
-            why = "One seed is no evidence: run more."
-        elif row["lacking"]:
-            why = "A seed without a number may be the very one that went wrong."
-        text += f" {why}"
+        text += " These seeds do not tell the arms apart."
     missing = [*checked["missing"], *(f"seed {seed} has no {name}" for seed in row["lacking"])]
     planned = max(runs.number(run["flags"].get("max_train_steps")) for arm in used for run in arm)
-    if steps["val"] is not None and steps["val"] < planned:
-        missing.append(f"step {steps['val']} is the last that all runs scored, of {planned:.0f}")
+    if step is not None and step < planned:
+        missing.append(f"step {step} is the last that all runs scored, of {planned:.0f}")
     if missing:
         text += f" Missing: {'; '.join(missing)}."
     return f"**{verdict}** · {text}"
@@ -248,7 +287,7 @@ def strength(row: dict, primary: str, args) -> list[str]:
     """What the seeds could show, and how many would show more."""
     stats, unit, n, paired = row["stats"], UNIT[primary], row["n"], row["paired"]
     if stats is None:
-        seeds = count(n, "pair" if paired else "run")
+        seeds = ab_numbers.design_of(row)
         return [f"{seeds} with a {SHORT[primary]}: no spread, so no interval, no test and no verdict. "
                 "Use at least 3 seeds per arm."]
     if paired:
@@ -297,31 +336,33 @@ STEADINESS = {
 }
 
 
-def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: dict, alpha: float) -> list[str]:
+def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: dict) -> list[str]:
     """Document 000's four questions, answered from the numbers."""
 
     def change(key: str, name: str) -> str:
         row, metric = rows[key], metrics[key]
-        return f"{name} {form_change(row, metric.form)} ({direction(row, metric.better, alpha)})"
+        also = f", corrected {form_p(row['p_corrected'])}" if row["tests"] > 1 else ""
+        return f"{name} {form_change(row, metric.form)}{also} ({row['verdict']})"
 
     subject = SUBJECTS.get(checked["family"], "the treatment")
     scored = []
     for key in ab_numbers.ROWS_000:
-        if metrics[key].benchmark and isinstance(rows[key]["delta"], float):
+        if key in metrics and metrics[key].benchmark and isinstance(rows[key]["delta"], float):
             scored.append(change(key, metrics[key].label))
     quality = "; ".join(scored) or "HellaSwag and EWoK N/A: not run, so the val loss alone speaks"
     flops = matched[1]
-    effect = f"{form_change(flops['row'], '.4f')} {UNIT[primary]}: {flops['verdict']}"
+    effect = f"{form_change(flops['row'], '.4f')}: {flops['verdict']}"
     steadiness = "; ".join(change(key, name) for key, name in STEADINESS.items())
     speed = change("tokens_per_sec", "tokens/s") + relative_speed(rows["tokens_per_sec"])
     answers = {
         f"Did {subject} improve benchmark quality at matched compute?":
-            f"{quality}. At equal FLOPs ({flops['budget']}) {SHORT[primary]} changes by {effect}.",
+            f"{quality}. At equal FLOPs ({flops['budget']}) {ab_page.with_unit(primary)} changes by "
+            f"{effect}.",
         f"Did {subject} change optimization stability (loss smoothness, grad norms)?":
             f"{steadiness}.",
         "Was runtime throughput materially worse/better?": f"{speed}.",
         "Is any observed gain plausibly explained by data discard (`crop_fraction`)?":
-            f"{discard(rows, primary, alpha)}. {data_read(rows)}.",
+            f"{discard(rows, primary)}. {data_read(rows)}.",
     }
     return [f"**{question}** {text[0].upper() + text[1:]}" for question, text in answers.items()]
 
@@ -333,6 +374,8 @@ def relative_speed(row: dict) -> str:
     if isinstance(row["low"], str):
         return f", {100 * row['delta'] / row['a']:+.1f} %"
     change, low, high = (100 * row[key] / row["a"] for key in ("delta", "low", "high"))
+    if row["n"] < ab_stats.MIN_RUNS:
+        return f", {change:+.1f} % [{low:+.1f} %, {high:+.1f} %]: {ab_stats.too_few(row['n'])}"
     words = "the interval does not exclude 1 %"
     if high < -1:
         words = "materially worse (by over 1 %)"
@@ -343,13 +386,13 @@ def relative_speed(row: dict) -> str:
     return f", {change:+.1f} % [{low:+.1f} %, {high:+.1f} %]: {words}"
 
 
-def discard(rows: dict, primary: str, alpha: float) -> str:
+def discard(rows: dict, primary: str) -> str:
     """Whether a gain may come from text that an arm did not read."""
     crop = rows["crop_fraction"]
     a, b = (crop[side] if isinstance(crop[side], float) else 0.0 for side in "ab")
     if not max(a, b):
         return "No: no text was discarded in either arm"
-    if direction(rows[primary], -1, alpha) != "better":
+    if not rows[primary]["verdict"].startswith("better"):
         change = f"{SHORT[primary]} {form_change(rows[primary], '.4f')}"
         return (f"There is no clear gain to explain ({change}), "
                 f"though crop fraction is {a:.4f} in A and {b:.4f} in B")
@@ -368,39 +411,6 @@ def data_read(rows: dict) -> str:
         epochs = form(rows["epochs"][side], ".3f")
         sides.append(f"{side.upper()} crop fraction {crop}, unique tokens {unique}, epochs {epochs}")
     return "; ".join(sides)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# plots of an A/B
-
-PANELS = {"nats": "losses", "bits": "losses", "benchmark": "benchmarks"}  # by a metric's kind
-
-
-def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alpha: float) -> list[tuple]:
-    """Curves, pairs and the change of every metric, as blocks."""
-    blocks, row = ab_many.curves(arms, primary), rows[primary]
-    mean = None
-    if isinstance(row["low"], float):
-        mean = (row["delta"], row["low"], row["high"])
-    x_label = f"B - A in {SHORT[primary]} ({UNIT[primary]}); below 0, B is better"
-    png = ab_report.plot_pairs(row["pairs"], mean, x_label, f"mean, {100 * (1 - alpha):g} %")
-    if png:
-        caption = "Difference within each pair of equal seed"
-        blocks.append(("img", "paired_differences.png", caption, png))
-    forest: dict[str, list] = {"losses": [], "benchmarks": [], "stability and cost": []}
-    for key, row in rows.items():
-        if isinstance(row["low"], float) and math.isfinite(row["low"]) and row["a"]:
-            metric = metrics[key]
-            line = {k: 100 * row[k] / abs(row["a"]) for k in ("delta", "low", "high")}
-            line |= {"better": metric.better, "verdict": direction(row, metric.better, alpha)}
-            line["label"] = metric.label.split(" (")[0].split(" @")[0]
-            forest[PANELS.get(metric.kind, "stability and cost")].append(line)
-    png = ab_report.plot_forest(forest)
-    if png:
-        caption = ("Every measured metric: change in percent of A, with its interval. Better, worse and "
-                   "changed go by the table's p, which Holm's correction may have raised")
-        blocks.append(("img", "forest.png", caption, png))
-    return blocks or [("p", "N/A: nothing to draw.")]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -435,13 +445,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="what was changed on purpose: settings, as in attn_gate,gate_act, or one of "
         f"{', '.join(sorted(ab_gate.FAMILIES))} (default: recognise a gate, rows or tokens)")
     add("--allow", metavar="SETTINGS", help="differences to let pass: code_sha256,incomplete")
-    add("--primary", choices=ab_numbers.PRIMARY,
-        help="metric of the verdict (default val_loss; val_bits_per_byte when tokens differ)")
-    add("--delta", type=float, default=0.002, help="margin of equivalence (default 0.002)")
+    add("--primary", metavar="METRIC",
+        help="metric of the verdict: a val loss or any benchmark's score, as hellaswag_accuracy_norm, "
+        "eval_official_sum, gsm8k_accuracy (default val_loss; val_bits_per_byte when tokens differ)")
+    add("--delta", type=float,
+        help="margin of equivalence in the metric's unit; nats/token are converted where the verdict is about "
+        "bits/byte (default 0.002 nats/token, or 0.01 of a score; 0: no test of equivalence)")
     add("--alpha", type=float, default=0.05, help="level of tests and intervals (default 0.05)")
+    run_list.add_arguments(parser)
     add = parser.add_argument_group("output").add_argument
     add("--out", metavar="FOLDER",
         help="for the report and its plots: new, empty, or of an earlier report (default: only print)")
+    add("--print", choices=("short", "full"),
+        help="the verdict, three rows and the report's path, or all of it (default: short with --out, else full)")
     add("--no_items", dest="items", action="store_false", help="no bootstrap over benchmark items")
     return parser
 
@@ -466,6 +482,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--check with --against": args.check or args.against,
         "--aa": args.aa,
         "--plan": args.plan,
+        "--list": run_list.is_asked(args),
     }
     chosen = [name for name, given in modes.items() if given]
     one_of = f"give one of {', '.join(modes)}"
@@ -477,6 +494,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     if chosen == ["--group_by"]:
         check(args.group_by and bool(args.runs) != bool(args.results),
               "--group_by needs either --runs or --results, and they need --group_by")
+    if chosen == ["--list"]:
+        run_list.check_flags(args, check)
     if args.plan:
         check(args.effect and 0 < args.effect < math.inf,
               "--plan needs an --effect above 0: the smallest difference worth finding")
@@ -486,20 +505,25 @@ def parse_args(argv=None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None:
             check(low < value < high, f"--{name} {value:g}: give a number between {low} and {high}")
-    check(0 <= args.delta < math.inf, f"--delta {args.delta:g}: give a number of at least 0")
+    if args.delta is not None:
+        check(0 <= args.delta < math.inf, f"--delta {args.delta:g}: give a number of at least 0")
+    args.print = args.print or ("short" if args.out else "full")
+    args.command = ["python", "compare_runs.py", *map(str, sys.argv[1:] if argv is None else argv)]
     return args
 
 
 def main(argv=None) -> int:
     args = parse_args(argv)
+    if run_list.is_asked(args):
+        return run_list.main(args)
     ab_report.check_out(args.out)
     if args.a:
         return compare_two(args)
     if args.group_by:
         return ab_many.compare_many(args)
     if args.plan and not args.aa:
-        return ab_many.plan_seeds(args)
-    return ab_many.compare_noise(args)
+        return ab_noise.plan_seeds(args)
+    return ab_noise.compare_noise(args)
 
 
 if __name__ == "__main__":

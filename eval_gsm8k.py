@@ -5,8 +5,8 @@ r"""eval_gsm8k.py owns the exam: GSM8K problems, completions and what is right i
     torchrun --standalone --nproc_per_node=8 eval_gsm8k.py --checkpoint experiments/runs/<run>             # hub, 8 GPUs
 
 Reads a checkpoint and problems (--data, else the hub's openai/gsm8k, main, test: 1,319). Writes gsm8k_completions.jsonl
-and probes.jsonl (a line per item) into --out and, last, gsm8k_results.json, which names their sha256. The same command
-continues an interrupted exam. A problem:
+and probes.jsonl (a line per item) into the run (or --out) and, last, gsm8k_results.json, which names their sha256. The
+same command continues an interrupted exam. A problem:
 
     {"question": "A robe takes 2 bolts of blue fiber and half that much white fiber.  How many bolts ...?",
      "answer": "It takes 2/2=<<2/2=1>>1 bolt of white fiber\nSo the total ... is 2+1=<<2+1=3>>3 bolts ...\n#### 3"}
@@ -27,7 +27,6 @@ ROOM_STEP, so that problems can share a batch (`short_room`). --probes adds 281 
 
 import argparse
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -42,16 +41,15 @@ if __name__ == "__main__":
     flags.check_first(__file__)
 
 from inject_mul import MulExpressionInjector
-from lab import benchmarks, disk, inference, probes, processes, runs, sources, synthetic
-from lab.answers import LITERAL_MUL, MARK, SCORER, USER, answer_text, extract_answer, render_prompt
+from lab import benchmarks, disk, exams, inference, probes, processes, runs, sources, synthetic
+from lab.answers import LITERAL_MUL, MARK, SCORER, USER, answer_text, extract_answer, gold_answer, render_prompt
 from lab.benchmarks import shares
 from lab.tokenizer import BOS_ID, get_tokenizer
 
 ROOM_STEP = 16  # tokens: the shortest worked answer, such as " 2 + 3 = 5\n#### 5" and <|endoftext|>
-N_SYNTHETIC = 200
+TITLE, N_OFFICIAL, N_SYNTHETIC = "GSM8K", 1_319, 200
 HUB = "openai/gsm8k"
 COMPLETIONS, PROBES, RESULTS = "gsm8k_completions.jsonl", "probes.jsonl", "gsm8k_results.json"
-PARTIAL = "gsm8k_partial.rank{}.jsonl"  # unfinished work
 RULES = {  # stated in every result
     "strict": "the number after the first #### that one follows on its line",
     "flexible": "the last number of the text",
@@ -78,11 +76,11 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
     if n:
         rows = benchmarks.numbered(synthetic.gsm8k_items(n, split="test"), source)
     elif source:
-        rows = sources.read_records(source)
+        rows = sources.read_benchmark(source)
     else:
-        with sources.hub_errors(HUB):
-            import datasets
+        import datasets
 
+        with benchmarks.quiet_hub(), sources.hub_errors(HUB):
             rows = benchmarks.numbered(datasets.load_dataset(HUB, "main", split="test"), HUB)
     items = benchmarks.make_items(rows, source or HUB, fault_of, make_item)
     return benchmarks.spread_evenly(items, max_examples)
@@ -91,7 +89,7 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
 def make_item(place, row: dict) -> dict:
     question = row["question"].strip()
     name = f"{place.number:05d}-{hashlib.sha256(question.encode()).hexdigest()[:8]}"
-    gold = extract_answer(row["answer"])
+    gold = gold_answer(row["answer"])
     return {"id": name, "cluster": name, "question": question, "gold": gold}
 
 
@@ -99,9 +97,12 @@ def fault_of(row) -> str | None:
     """What keeps a row from being a problem, see benchmarks.fault_of."""
     if fault := benchmarks.fault_of(row, ["question", "answer"]):
         return fault
-    if extract_answer(row["answer"]) is None:
+    if gold_answer(row["answer"]) is not None:
+        return None
+    _, mark, end = LITERAL_MUL.sub("", row["answer"]).rpartition(MARK)
+    if not mark or not any(map(str.isdigit, end)):
         return f"has an answer without a number after {MARK}"
-    return None
+    return f"has an answer that is not one number and its unit after its only {MARK} ({end.strip()[-40:]!r})"
 
 
 def items_sha256(items: list[dict]) -> str:
@@ -112,8 +113,9 @@ def items_sha256(items: list[dict]) -> str:
 
 def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_tokens: int = 256,
              temperature: float = 0.0, top_k=None, top_p=None, seed: int = 0, batch_size: int = 32,
-             autocast=contextlib.nullcontext, done=None, save=None, progress: bool = False) -> dict:
-    """{"metrics": {...}, "items": [record of each item]}, the same on every rank and for any number of ranks.
+             autocast=contextlib.nullcontext, done=None, save=None, stop=None, progress: bool = False) -> dict | None:
+    """{"metrics": {...}, "items": [record of each item]}, the same on every rank and for any number of ranks; None when
+    a rank's stop.asked is true before its last batch.
 
     model: a GPT or its compiled wrapper. items: from load(). temperature 0: greedy; else each problem draws from (seed,
     its id). autocast: makes the context to compute in. done: {id: record} of an earlier try, the same on every rank.
@@ -126,6 +128,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
     prompts = [benchmarks.encode_prompt(render_prompt(item["question"]), bos) for item in items]
     rooms = [room_after(len(prompt), model.config.block_size, max_new_tokens) for prompt in prompts]
     done, decode = done or {}, get_tokenizer().decode
+    known = {i for i, item in enumerate(items) if item["id"] in done}
 
     def answer(batch):
         ids = [items[i]["id"] for i in batch]
@@ -145,7 +148,9 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
         return records
 
     batches = benchmarks.make_batches(prompts, rooms, batch_size)
-    records = benchmarks.write_answers(procs, batches, len(items), answer, "gsm8k", progress)
+    records = benchmarks.write_answers(procs, batches, len(items), answer, "gsm8k", progress, stop, known)
+    if records is None:
+        return None
     for i, record in enumerate(records):
         if record is None:
             records[i] = mark(items[i], "", len(prompts[i]), 0, "too_long")
@@ -167,6 +172,21 @@ def room_after(prompt_tokens: int, block_size: int, max_new_tokens: int) -> int:
     if room >= max_new_tokens:
         return max_new_tokens
     return max(0, room // ROOM_STEP * ROOM_STEP)
+
+
+def skip_long(items: list[dict], bos: bool, block_size: int, max_new_tokens: int) -> tuple[list[dict], list[str]]:
+    """(the problems whose prompts leave room for an answer, the ids of the others). ValueError when none does."""
+    kept, skipped = [], []
+    for item in items:
+        prompt = benchmarks.encode_prompt(render_prompt(item["question"]), bos)
+        if room_after(len(prompt), block_size, max_new_tokens):
+            kept.append(item)
+        else:
+            skipped.append(item["id"])
+    if not kept:
+        raise ValueError(f"all {len(items)} problems are too long for the model's block_size of {block_size}: "
+                         "evaluate a model with a longer one.")
+    return kept, skipped
 
 
 def mark(item: dict, completion: str, prompt_tokens: int, tokens: int, stopped: str) -> dict:
@@ -213,31 +233,9 @@ def jsonl(records: list[dict]) -> bytes:
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
-def append_partial(folder: Path, rank: int, key: str, records: list[dict]) -> None:
-    """Add records to this rank's file of unfinished work, in which nothing is ever rewritten."""
-    content = jsonl([{"key": key, **record} for record in records])
-    with open(folder / PARTIAL.format(f"{rank:04d}"), "ab") as partial:
-        partial.write(b"\n" + content)  # a kill may have torn the last line
-
-
-def read_partial(folder: Path, key: str) -> dict[str, dict]:
-    """{id: record} of what exams with this key have appended in folder, on however many ranks."""
-    done = {}
-    for path in sorted(folder.glob(PARTIAL.format("*"))):
-        for record in runs.read_jsonl(path, notes=[]):  # leaves out torn lines
-            if record.pop("key", None) == key:
-                done[record["id"]] = record
-    return done
-
-
-def drop_partial(folder: Path) -> None:
-    for path in folder.glob(PARTIAL.format("*")):
-        path.unlink()
-
-
 def report(result: dict) -> str:
     """What the command prints: the shares with their intervals, then the probes."""
-    lines = [f"GSM8K, {result['total']:,} problems of {result['data']} | {result['checkpoint']}"]
+    lines = [f"{result['title']} | {result['data']} | {result['checkpoint']}"]
     lines.append(f"{result['scorer']}, {result['dtype']}, {result['tokens_generated']:,} tokens, "
                  f"{result['too_long']} prompts too long, "
                  f"always the commonest answer {result['most_frequent_answer_share']:.4f}")
@@ -254,7 +252,7 @@ def parse_flags(argv) -> argparse.Namespace:
     parser = benchmarks.make_parser(
         "eval_gsm8k", "GSM8K accuracy and arithmetic probes",
         data=f"jsonl[.gz] file, or synthetic[:n] ('' = {HUB}, main, test, from the hub)",
-        out="folder for the three files ('' = the checkpoint's run, or its own folder)",
+        out="the three files", long="otherwise they are scored wrong",
         batch="problems at once (default 32); no effect on results but rounding", batch_size=32)
     add = parser.add_argument_group("exam; the probes are greedy").add_argument
     add("--max_new_tokens", type=int, default=256, help="never beyond block_size (default 256)")
@@ -263,7 +261,6 @@ def parse_flags(argv) -> argparse.Namespace:
     add("--top_p", type=float, default=1.0, help="probability to draw from (1 = all)")
     add("--seed", type=int, default=0, help="of sampling; without effect when greedy (default 0)")
     switch = dict(choices=("on", "off"), default="on")
-    add("--resume", **switch, help="continue this exam if it was interrupted (default on)")
     add("--probes", **switch, help="the arithmetic probes, too (default on)")
     args = benchmarks.parse_counts(parser, argv, top_k=0, max_new_tokens=1, batch_size=1)
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
@@ -282,49 +279,60 @@ def examine(args, procs) -> None:
     settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
                 "top_k": args.top_k or None, "top_p": None if args.top_p == 1 else args.top_p,
                 "seed": args.seed, "batch_size": args.batch_size, "bos": args.bos == "on"}
-    code, checkpoint_sha256 = runs.code_state(), disk.sha256_file(folder / "model.safetensors")
+    skipped = None
+    if args.skip_long:
+        items, skipped = skip_long(items, settings["bos"], model.config.block_size, args.max_new_tokens)
+    code, checkpoint_sha256 = runs.code_state(), benchmarks.weights_sha256(folder)
     # all that decides a completion; only an exam with the same key is continued
     decisive = [settings, checkpoint_sha256, items_sha256(items), args.dtype, procs.device.type,
                 code["code_sha256"]]
-    key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
-    out = Path(args.out or run or folder)
+    out = benchmarks.out_folder(args, run, folder)
+    with exams.unfinished(procs, out, "gsm8k_partial", decisive, args.resume == "on") as work:
+        exam = evaluate(model, items, procs, **settings, autocast=autocast, done=work.done, save=work.save,
+                        stop=work.stop, progress=True)
+        probed = None
+        if exam and args.probes == "on":
+            probed = probes.evaluate(model, procs, bos=settings["bos"], autocast=autocast, done=work.done,
+                                     save=work.save, stop=work.stop, progress=True)
+        if exam is None or (probed is None and args.probes == "on"):
+            raise KeyboardInterrupt
+        if not procs.is_main:
+            return
+        files = {COMPLETIONS: jsonl(exam["items"])}
+        if probed:
+            files[PROBES] = jsonl(probed["items"])
+        config = {}
+        if run is not None and (run / "config.json").exists():
+            config = runs.read_config(run)
+        result = {
+            "type": "gsm8k", "model": (run or folder).name,
+            **benchmarks.name_items(sys.modules[__name__], items, args.data, skipped),
+            "checkpoint": str(folder), "step": step,
+            "condition": config.get("data", {}).get("condition"),  # baseline or mul_tokens
+            **exam["metrics"],
+            "data": args.data or f"{HUB} main test",
+            "data_sha256": disk.sha256_file(args.data) if Path(args.data).is_file() else None,
+            "checkpoint_sha256": checkpoint_sha256,
+            "probes": probed and probed["metrics"], "dtype": args.dtype,
+            "resumed": sum(item["id"] in work.done for item in items), "world_size": procs.world_size,
+            "timestamp": runs.now(),
+            "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+            "code": {name: value for name, value in code.items() if name != "git_diff"},
+            **processes.machine_state(procs.device),
+        }
+        if out is not None:
+            write_files(out, files, result)
+        for record in exam["items"][: args.show]:
+            print(f"problem {record['id']}: {record['question']}\n"
+                  f"  wrote ({record['stopped']}): {record['completion']!r}\n"
+                  f"  strict {record['strict']}, flexible {record['flexible']}, right {record['gold']}\n")
+        print(report(result))
+        if out is not None:
+            print(f"records are in {out}")
 
-    def open_out():
-        runs.make_folder(out, "--out")
-        if args.resume == "off":
-            drop_partial(out)
-        return read_partial(out, key)
 
-    done = procs.on_main(open_out)
-    if done and procs.is_main:
-        print(f"continuing an interrupted exam: {len(done)} of {len(items)} problems are done",
-              file=sys.stderr)
-    save = functools.partial(append_partial, out, procs.rank, key)
-    exam = evaluate(model, items, procs, **settings, autocast=autocast, done=done, save=save, progress=True)
-    files, probe_metrics = {COMPLETIONS: jsonl(exam["items"])}, None
-    if args.probes == "on":
-        probed = probes.evaluate(model, procs, bos=settings["bos"], autocast=autocast, progress=True)
-        files[PROBES], probe_metrics = jsonl(probed["items"]), probed["metrics"]
-    if not procs.is_main:
-        return
-    config = {}
-    if run is not None and (run / "config.json").exists():
-        config = runs.read_config(run)
-    result = {
-        "type": "gsm8k", "model": (run or folder).name,
-        "checkpoint": str(folder), "step": step,
-        "condition": config.get("data", {}).get("condition"),  # baseline or mul_tokens
-        **exam["metrics"],
-        "data": args.data or f"{HUB} main test",
-        "data_sha256": disk.sha256_file(args.data) if Path(args.data).is_file() else None,
-        "checkpoint_sha256": checkpoint_sha256,
-        "probes": probe_metrics, "dtype": args.dtype,
-        "resumed": len(done), "world_size": procs.world_size,
-        "timestamp": runs.now(),
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        "code": {name: value for name, value in code.items() if name != "git_diff"},
-        **processes.machine_state(procs.device),
-    }
+def write_files(out: Path, files: dict[str, bytes], result: dict) -> None:
+    """Write the records and, last, the result. ValueError when the disk is full."""
     try:
         for name, content in files.items():
             disk.write_whole(out / name, content)
@@ -332,12 +340,6 @@ def examine(args, procs) -> None:
     except OSError as error:
         raise ValueError(f"{out} cannot be written ({error.strerror}), what was generated is kept: "
                          "free some space and run the same command again.") from error
-    drop_partial(out)
-    for record in exam["items"][: args.show]:
-        print(f"problem {record['id']}: {record['question']}\n"
-              f"  wrote ({record['stopped']}): {record['completion']!r}\n"
-              f"  strict {record['strict']}, flexible {record['flexible']}, right {record['gold']}\n")
-    print(f"{report(result)}\nrecords are in {out}")
 
 
 def main(argv=None) -> int:

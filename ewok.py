@@ -2,13 +2,14 @@
 
     EWOK_PASSWORD=... python ewok.py --checkpoint experiments/runs/<run> --data ewok_core_1.0.zip
     python ewok.py --checkpoint experiments/runs/<run>                      # from the Hugging Face hub, with HF_TOKEN
-    python ewok.py --checkpoint <folder> --data synthetic:440 --out <folder>    # no network; write the records
+    python ewok.py --checkpoint <folder> --data synthetic:440 --no_store        # no network; only print
     torchrun --standalone --nproc_per_node=8 ewok.py --checkpoint <folder> --data ewok_core_1.0.zip
 
 Reads a checkpoint and EWoK-core 1.0 (4,374 items, 11 domains), from the authors' encrypted zip or the gated dataset
-ewok-core/ewok-core-1.0. With --out it writes ewok_metrics.jsonl, ewok_items.jsonl and step_metrics.json, as a training
-run does. EWoK's terms forbid copies in plain text, so nothing here prints, logs or stores an item's text, not even in
-an error: ids are hashes, and records hold numbers. An invented item:
+ewok-core/ewok-core-1.0. Writes what a training run does, ewok_metrics.jsonl, ewok_items.jsonl and step_metrics.json,
+into the run (or --out). The same command continues an interrupted exam. EWoK's terms forbid copies in plain text, so
+nothing here prints, logs or stores an item's text, not even in an error: ids are hashes, and records hold numbers. An
+invented item:
 
     Domain: spatial-relations    Context1: The cup is left of the plate.     Target1: The plate is right of the cup.
                                  Context2: The cup is right of the plate.    Target2: The plate is left of the cup.
@@ -62,6 +63,7 @@ SCORES = [f"{rule}_{per}" for rule in RULES for per in ("sum", "mean")]  # offic
 
 # what lab/benchmarks.py, the trainer and the reports read
 NAME, TITLE, OFFICIAL, CHANCE = "ewok", "EWoK", HUB, 0.5
+N_OFFICIAL = 4_374
 METRICS = tuple((f"eval_{score}", f"EWoK {score.replace('_', ' ')} metric", 1, ".4f") for score in SCORES)
 SHOWN = ("eval_official_sum", "eval_official_mean", "eval_paper_sum")
 ITEM_METRICS = ("official_sum", "official_mean", "paper_sum", "paper_mean")
@@ -100,7 +102,8 @@ def read_hub() -> list[tuple[str, dict]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(HUB, split="test", token=os.environ.get("HF_TOKEN") or None)
+        with benchmarks.quiet_hub():
+            rows = datasets.load_dataset(HUB, split="test", token=os.environ.get("HF_TOKEN") or None)
         return benchmarks.numbered(rows, HUB)
     except Exception as error:  # a dozen kinds, for no network, no token and no access
         fault = type(error).__name__

@@ -2,11 +2,12 @@ r"""hellaswag.py owns HellaSwag: which of four endings does the model find likel
 
     python hellaswag.py --checkpoint experiments/runs/<run>                              # newest checkpoint, all items
     python hellaswag.py --checkpoint experiments/runs/<run>/ckpt/step_000500 --data hellaswag_val.jsonl --show 5
-    python hellaswag.py --checkpoint <folder> --data synthetic:400 --out <folder>        # no network; write the records
+    python hellaswag.py --checkpoint <folder> --data synthetic:400 --no_store            # no network; only print
     torchrun --standalone --nproc_per_node=8 hellaswag.py --checkpoint <folder>
 
-Reads a checkpoint and the 10,042 validation items (--data, else downloaded once and checked). With --out it writes
-hellaswag_metrics.jsonl, hellaswag_items.jsonl and step_metrics.json, as a training run does. An item:
+Reads a checkpoint and the 10,042 validation items (--data, else downloaded once and checked). Writes what a training
+run does, hellaswag_metrics.jsonl, hellaswag_items.jsonl and step_metrics.json, into the run (or --out). The same
+command continues an interrupted exam. An item:
 
     {"ind": 24, "activity_label": "Roof shingle removal", "ctx_a": "A man is sitting on a roof.", "ctx_b": "he",
      "ctx": "A man is sitting on a roof. he", "label": 3, "source_id": "activitynet~v_-JhWjGDPHMY", ...,
@@ -63,6 +64,7 @@ MARGINS = {"margin": "accuracy_norm", "margin_norm_bytes": "accuracy_norm_bytes"
 
 # what lab/benchmarks.py, the trainer and the reports read
 NAME, TITLE, OFFICIAL, CHANCE = "hellaswag", "HellaSwag", "the official validation set", 0.25
+N_OFFICIAL = 10_042
 METRICS = tuple((f"hellaswag_{name}", f"HellaSwag {name}", 1, ".4f") for name in RULES)
 SHOWN = ("accuracy", "accuracy_norm", "accuracy_norm_bytes")
 ITEM_METRICS = ("accuracy", "accuracy_norm", "accuracy_norm_bytes")
@@ -85,7 +87,7 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
     if n:
         rows = benchmarks.numbered(synthetic.hellaswag_items(n), source)
     else:
-        rows = sources.read_records(source or benchmarks.download(URL, SHA256, TITLE))
+        rows = sources.read_benchmark(source or benchmarks.download(URL, SHA256, TITLE))
     items = benchmarks.make_items(rows, source, fault_of, make_item)
     return benchmarks.spread_evenly(items, max_examples)
 

@@ -252,14 +252,17 @@ def main():
     add = parser.add_argument_group("input and output").add_argument
     add("input", nargs="?", help="file to read (default: stdin)")
     add("-o", "--output", help="file to write, renamed into place when complete (default: stdout)")
-    add("--format", choices=["text", "jsonl"], default="text",
-        help="text (default): the input is one UTF-8 document, held in memory; jsonl: one per line")
+    add("--format", choices=["text", "jsonl"],
+        help="text: the input is one UTF-8 document, held in memory; jsonl: one per line "
+             "(default: jsonl for a file *.jsonl, else text)")
     add("--text_field", default="text", help="jsonl: the field to convert (default: text)")
     add = parser.add_argument_group("conversion").add_argument
     add("--mode", choices=["weak", "strict"], default="weak",
         help="weak (default): 6*9 and 6*9=54; strict: only 6*9=54")
     add("--expand", action="store_true", help="the way back, <MUL_6_9_54> to 6*9=54 (default: off)")
     args = parser.parse_args()
+    is_jsonl = str(args.input).lower().endswith(".jsonl")
+    args.format = args.format or ("text", "jsonl")[is_jsonl]
     injector, counts = MulExpressionInjector(args.mode), Counter()
     try:
         _filter(args, lambda text: _convert(text, injector, args.expand, counts))

@@ -32,12 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lab import disk, processes
+from lab import chunks, disk, memory, memory_settings, processes
 from lab.loss import chunked_cross_entropy, mask_logits, tie
 
 FORMAT = {"format": "moonshotgpt-model", "version": 1}
 ADVICE = "pass a folder that this version's GPT.save wrote"
-GATE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def check(condition, sentence: str) -> None:
@@ -106,6 +105,7 @@ class Arch(NamedTuple):
     norm: Callable  # width -> module
     bias: bool  # in the linear layers
     activation: Callable  # of the MLP
+    activation_grad: Callable  # (gradient at its output, its input) -> gradient at its input
     rope: bool  # True: rotary positions and QK-norm; False: learned positions (wpe)
     init: Callable  # (weight, its name, GPTConfig, generator): draws a matrix that is no gate's
 
@@ -125,18 +125,20 @@ def init_speedrun(weight, name, config, generator):
 
 ARCHS = {
     "gpt2": Arch(norm=nn.LayerNorm, bias=True, activation=functools.partial(F.gelu, approximate="tanh"),
+                 activation_grad=functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
                  rope=False, init=init_gpt2),
     "speedrun": Arch(norm=functools.partial(nn.RMSNorm, elementwise_affine=False), bias=False,
-                     activation=lambda x: F.relu(x).square(), rope=True, init=init_speedrun),
+                     activation=lambda x: F.relu(x).square(), activation_grad=lambda g, x: 2 * g * F.relu(x),
+                     rope=True, init=init_speedrun),
 }
 # GPTConfig and the flags of the scripts take their choices from these tables.
 CHOICES = dict(arch=ARCHS, attn_gate=GATES, gate_pos=GATE_POSITIONS, gate_act=GATE_ACTIVATIONS)
 
 
 @dataclass
-class GPTConfig:
-    """Shape of a model. The half-open ranges in `unused_ids`, clipped to the vocabulary, and the ids from `vocab_size`
-    to `padded_vocab_size` are padding: their logit is -inf in every loss, score and sample."""
+class GPTConfig(memory_settings.Settings):
+    """Shape of a model, its memory's included. The half-open ranges in `unused_ids`, clipped to the vocabulary, and the
+    ids from `vocab_size` to `padded_vocab_size` are padding: their logit is -inf in every loss, score and sample."""
 
     vocab_size: int = 50349  # in every arm: GPT-2's 50257, 47 unused, 45 multiplication tokens
     block_size: int = 1024
@@ -158,18 +160,22 @@ class GPTConfig:
             self.padded_vocab_size = self.vocab_size
         for name in "vocab_size block_size n_layer n_head n_embd n_inner padded_vocab_size".split():
             value = getattr(self, name)
-            check(type(value) is int and value >= 1, f"{name} is {value!r}; give a whole number of at least 1")
+            check(type(value) is int and 1 <= value < 2**24,
+                  f"{name} is {value!r}; give a whole number of at least 1 and below 2**24")
         for name, table in CHOICES.items():
             value = getattr(self, name)
             check(value in list(table), f"unknown {name} {value!r}; use one of {', '.join(table)}")
         unit, size = (2, "equal, even size") if ARCHS[self.arch].rope else (1, "equal size")
-        possible = [n for n in range(1, self.n_embd + 1) if self.n_embd % (unit * n) == 0]
+        most = min(self.n_embd, 1024)
+        possible = [n for n in range(1, most + 1) if self.n_embd % (unit * n) == 0]
         advice = ", ".join(map(str, possible)) or "1 and an even n_embd"
         check(self.n_head in possible,
               f"n_embd {self.n_embd} does not split into {self.n_head} heads of {size}; use n_head {advice}")
         check(self.padded_vocab_size >= self.vocab_size,
               f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}; leave it out")
-        self.unused_ids = tuple((int(a), int(b)) for a, b in self.unused_ids)
+        check(is_pairs(self.unused_ids), f"unused_ids is {self.unused_ids!r:.60}; give pairs of whole numbers")
+        self.unused_ids = tuple((a, b) for a, b in self.unused_ids)
+        memory.complete(self, ARCHS[self.arch], Linear)
 
     @property
     def head_dim(self) -> int:
@@ -187,10 +193,17 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "GPTConfig":
-        wrong = sorted(set(values) ^ {f.name for f in fields(cls)})
+        optional = {f.name for f in fields(memory_settings.Settings)}
+        wrong = sorted((set(values) ^ {f.name for f in fields(cls)}) - (optional - set(values)))[:9]
         names = ", ".join(wrong)
         check(not wrong, f"the configuration has missing or unknown entries ({names}); {ADVICE}")
         return cls(**values)
+
+
+def is_pairs(value) -> bool:
+    """Whether a value is a list of pairs of whole numbers."""
+    is_list = isinstance(value, (list, tuple))
+    return is_list and all(isinstance(pair, (list, tuple)) and [*map(type, pair)] == [int, int] for pair in value)
 
 
 def rope_tables(block_size: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,6 +231,7 @@ class Context(NamedTuple):
     rope: tuple | None = None  # cos, sin of the positions of x
     attend: Callable = causal_attention  # q (B, H, R, dh), k and v (B, H, T, dh) -> (B, H, R, dh)
     rows: torch.Tensor | None = None  # (R,) int64: the positions wanted of the result; None: all
+    fast: memory.LayerMemory | None = None  # what this block's memory holds; None: nothing, nothing is written
 
     def wanted(self, x, dim=1):
         return x if self.rows is None else x.index_select(dim, self.rows)
@@ -273,17 +287,6 @@ class Attention(nn.Module):
         return self.c_proj(y.flatten(2))
 
 
-def first_token_attention(q, k) -> float:
-    """Mean over rows, heads and queries 1 .. T-1 of the probability that causal attention gives to key 0. q, k
-    (B, T, H, dh); one row's scores are alive at a time."""
-    future = torch.ones(q.size(1), q.size(1), dtype=torch.bool, device=q.device).triu(1)
-    share = 0.0
-    for q_row, k_row in zip(q.float().transpose(1, 2), k.float().transpose(1, 2), strict=True):  # (H, T, dh)
-        scores = (q_row @ k_row.mT / math.sqrt(q.size(-1))).masked_fill(future, -math.inf)
-        share += scores.softmax(-1)[:, 1:, 0].mean().item() / len(q)
-    return share
-
-
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -303,16 +306,22 @@ class Block(nn.Module):
 
     attention_only = True
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, config: GPTConfig, has_memory: bool = False):
         super().__init__()
-        norm = ARCHS[config.arch].norm
-        self.ln_1 = norm(config.n_embd)
+        arch = ARCHS[config.arch]
+        self.ln_1 = arch.norm(config.n_embd)
         self.attn = Attention(config)
-        self.ln_2 = norm(config.n_embd)
-        self.mlp = MLP(config)
+        self.memory = None
+        if has_memory:
+            self.memory = memory.Memory(config, arch, Linear)
+        else:
+            self.ln_2 = arch.norm(config.n_embd)
+            self.mlp = MLP(config)
 
     def forward(self, x, context):
         x = context.wanted(x) + self.attn(self.ln_1(x), context)
+        if self.memory is not None:
+            return self.memory(x, context.fast)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -340,15 +349,24 @@ class GPT(nn.Module):
             self.register_buffer("sin", sin.to(device), persistent=False)
         else:
             self.transformer["wpe"] = Embedding(config.block_size, config.n_embd)
-        self.transformer["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        plain = config.n_layer - config.memory_layers
+        self.transformer["h"] = nn.ModuleList(Block(config, i >= plain) for i in range(config.n_layer))
+        if config.memory != "none":
+            self.register_buffer("teach_factor", torch.ones((), device=device))  # on teach_scale, as trainers set it
         self.transformer["ln_f"] = arch.norm(config.n_embd)
         if seed is not None and device.type != "meta":
             self.init_weights(seed)
 
     @property
     def attention_only(self) -> bool:
-        """Whether every block promises it (see Block)."""
-        return all(getattr(block, "attention_only", False) for block in self.transformer["h"])
+        """Whether every block promises it (see Block) and nothing is written between chunks."""
+        promised = all(getattr(block, "attention_only", False) for block in self.transformer["h"])
+        return promised and not self.writes
+
+    @property
+    def writes(self) -> bool:
+        """Whether reading a sequence writes into its fast weights (lab/memory.py)."""
+        return memory_settings.writes(self.config)
 
     @torch.no_grad()
     def init_weights(self, seed: int):
@@ -362,7 +380,7 @@ class GPT(nn.Module):
                 value.fill_(1.0)
             elif ".gate." in name:
                 drawn.normal_(0.0, 0.02, generator=generator)
-            elif not name.endswith((".bias", "gate_table")):
+            elif p.dim() and not name.endswith((".bias", "gate_table")):
                 ARCHS[self.config.arch].init(drawn, name, self.config, generator)
             p.copy_(value)
 
@@ -379,17 +397,23 @@ class GPT(nn.Module):
             return x, (self.cos[positions], self.sin[positions])
         return x + self.transformer["wpe"].weight[positions], None
 
-    def hidden(self, idx, wte=None, positions=None, attend=causal_attention):
+    def hidden(self, idx, wte=None, positions=None, attend=causal_attention, write=True):
         """Normalised hidden states (B, T, C), which the head reads. wte, positions: see embed. attend: for rows of
         several sequences, which only attention can keep apart."""
         check(attend is causal_attention or self.attention_only,
               "a block of this model has inner state, which packed sequences would share; "
               "put one sequence into each row (sft.py --packing off)")
+        if write and self.writes:
+            return chunks.hidden(self, idx)
         x, rope = self.embed(idx, wte, positions)
         context = Context(rope, attend)
         for block in self.transformer["h"]:
             x = block(x, context)
         return self.transformer["ln_f"](x)
+
+    def block(self, i: int, x, rope, attend=causal_attention, fast=None):
+        """Runs block i on x (B, T, C); see Context."""
+        return self.transformer["h"][i](x, Context(rope, attend, fast=fast))
 
     def head(self, x):
         """Logits (..., padded_vocab) of hidden states (..., C); padding ids are -inf."""
@@ -402,6 +426,8 @@ class GPT(nn.Module):
         targets != -100, divided by loss_denominator (default: their number); infinite if a target is a padding id."""
         if targets is None:
             return self.head(self.hidden(idx))
+        if self.writes:
+            return chunks.loss(self, idx, targets, loss_denominator)
         wte_in, wte_out = None, self.transformer["wte"].weight
         # torch.compile cannot trace sparse gradients, and their sum on a GPU is not deterministic.
         if idx.is_cpu and not torch.compiler.is_compiling() and torch.is_grad_enabled():
@@ -410,38 +436,14 @@ class GPT(nn.Module):
         return chunked_cross_entropy(x, wte_out, targets.flatten(), self.config.masked_ranges, loss_denominator)
 
     @torch.no_grad()
-    def per_token_loss(self, idx, targets):
-        """-log p(target) in nats, (B, T) fp32, 0 where the target is -100: the loss of every validation."""
-        x, wte = self.hidden(idx).flatten(0, 1), self.transformer["wte"].weight
+    def per_token_loss(self, idx, targets, write=True):
+        """-log p(target) in nats, (B, T) fp32, 0 where the target is -100: the loss of every validation. write=False:
+        a memory stays as it was trained."""
+        if write and self.writes:
+            return chunks.per_token_loss(self, idx, targets)
+        x, wte = self.hidden(idx, write=False).flatten(0, 1), self.transformer["wte"].weight
         nll = chunked_cross_entropy(x, wte, targets.flatten(), self.config.masked_ranges, reduce=False)
         return nll.view(targets.shape)
-
-    @torch.no_grad()
-    def gate_stats(self, idx) -> list[dict]:
-        """Per layer, on a small batch idx (B, T >= 2): what gating SDPA's output is said to change (arXiv:2505.06708).
-
-        With a gate: gate_mean, gate_share_below_0.1, gate_quantiles (of GATE_QUANTILES). With attention:
-        first_token_attention. Always: largest_activation, in the residual stream behind the layer."""
-        check(idx.size(1) >= 2, "gate_stats needs rows of at least 2 tokens; pass a longer batch")
-        (x, rope), stats = self.embed(idx), []
-        context = Context(rope)
-        for block in self.transformer["h"]:
-            layer, attention, g = {}, getattr(block, "attn", None), None
-            if isinstance(attention, Attention):
-                normed = block.ln_1(x)
-                q, k, _ = attention.qkv(normed, context)
-                layer["first_token_attention"] = first_token_attention(q, k)
-                g = attention.gate_values(normed)
-            if g is not None:
-                ordered = g.float().flatten().sort().values  # torch.quantile takes at most 2**24
-                at = [round(q * (len(ordered) - 1)) for q in GATE_QUANTILES]
-                layer["gate_mean"] = g.float().mean().item()
-                layer["gate_share_below_0.1"] = (g < 0.1).float().mean().item()
-                layer["gate_quantiles"] = ordered[at].tolist()
-            x = block(x, context)
-            layer["largest_activation"] = x.abs().max().item()
-            stats.append(layer)
-        return stats
 
     def num_params(self) -> dict[str, int]:
         """total: the tied matrix once, without the rows that pad the vocabulary (124,439,808 for GPT-2); non_embedding:
@@ -456,12 +458,14 @@ class GPT(nn.Module):
     def flops_per_token(self, seq_len: int) -> int:
         """Training FLOPs (forward + backward) per token, as PaLM (arXiv:2204.02311, appendix B) counts them: 6 per
         weight of every matrix product (the head's over the logical vocabulary), 12 * n_embd * seq_len per attention, as
-        if it were not causal. Embedding look-ups, norms, biases and activations count nothing."""
+        if it were not causal; memory.write_flops for what is written. Embedding look-ups, norms, biases and activations
+        count nothing."""
         c, blocks = self.config, self.transformer["h"]
         matrices = sum(p.numel() for name, p in blocks.named_parameters()
                        if p.dim() == 2 and not name.endswith("gate_table"))
         attentions = sum(isinstance(module, Attention) for module in blocks.modules())
-        return 6 * (matrices + c.vocab_size * c.n_embd) + 12 * attentions * c.n_embd * seq_len
+        products = 6 * (matrices + c.vocab_size * c.n_embd) + 12 * attentions * c.n_embd * seq_len
+        return products + memory.write_flops(c, blocks, seq_len)
 
     def save(self, folder):
         """Writes model.safetensors and model.json into folder, and makes it if needed."""
@@ -482,12 +486,15 @@ class GPT(nn.Module):
                 raise FileNotFoundError(f"{folder} has no {name}; {ADVICE}")
         try:
             meta = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise ValueError(f"{path} is not readable as JSON ({e}); {ADVICE}") from e
         label = {key: meta.get(key) for key in FORMAT} if isinstance(meta, dict) else meta
         check(label == FORMAT and isinstance(meta.get("config"), dict),
               f"{path} is no {FORMAT['format']} of version {FORMAT['version']} (found {label!r}); {ADVICE}")
-        return GPTConfig.from_dict(meta["config"])
+        try:
+            return GPTConfig.from_dict(meta["config"])
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}") from e
 
     @classmethod
     def load(cls, folder, device="cpu") -> "GPT":
@@ -495,23 +502,33 @@ class GPT(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        model = cls(cls.load_config(folder), seed=None)
-        path = Path(folder) / "model.safetensors"
+        config, path = cls.load_config(folder), Path(folder) / "model.safetensors"
         try:
             state = load_file(path)
         except SafetensorError as e:
             raise ValueError(f"{path} is damaged or of another format ({e}); {ADVICE}") from e
+        layers = {name.split(".")[2] for name in state if name.startswith("transformer.h.")}
+        check(len(layers) == config.n_layer,
+              f"{path} has {len(layers)} layers, the configuration says {config.n_layer}; {ADVICE}")
+        with torch.device("meta"):  # takes no memory, however wrong the configuration is
+            check_shapes(cls(config, seed=None), state, path)
+        model = cls(config, seed=None)
         load_exactly(model, state, path)
         return model.to(device)
 
 
-def load_exactly(model: GPT, state: dict, source) -> None:
-    """Copies state into model's weights; ValueError unless names and shapes are exactly the model's."""
+def check_shapes(model: GPT, state: dict, source) -> None:
+    """ValueError unless the names and shapes of state are exactly those of the model's weights."""
     expected, given = ({name: tuple(t.shape) for name, t in d.items()} for d in (model.state_dict(), state))
     for name in sorted(expected | given):
         shape, own = given.get(name), expected.get(name)  # None: absent
         check(shape == own, f"{source}: {name} has shape {shape}, the configuration says {own}; "
                             "use the one it was saved with")
+
+
+def load_exactly(model: GPT, state: dict, source) -> None:
+    """Copies state into model's weights; errors as in check_shapes."""
+    check_shapes(model, state, source)
     model.load_state_dict(state)
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 import prepare_fineweb
-from lab import disk, flags, shards
+from lab import disk, flags, processes, shards
 from lab.schema import COUNT, NUMBER, TEXT
 from lab.token_files import check
 from lab.tokenizer import BOS_ID, get_tokenizer
@@ -40,6 +40,8 @@ from lab.tokenizer import BOS_ID, get_tokenizer
 BOS = np.array([BOS_ID], "<u2").tobytes()
 REPORT_BINS = 2000  # the report's resolution: a decile's edge is off by at most 0.1 % of the rows; even
 BUFFER_NAMES = re.compile(r"packer_buffer_\d{6,}\.tmp(\.tmp)?")  # twice .tmp: killed in writing
+# beyond is a warning: share of tokens cropped; largest over smallest mean length of documents by decile
+MAX_CROP, MAX_DRIFT = 0.2, 2.0
 BLOCK_TOKENS = 2**20  # rows handed to the writer at once; bounds temporary arrays
 
 
@@ -317,6 +319,29 @@ def print_report(meta: dict) -> None:
     print(f"{meta['rows_written_total']:,} rows of {meta['row_tokens']:,} tokens, {meta['overflow']}: "
           f"{meta['tokens_cropped_total']:,} tokens cropped = {meta['crop_fraction']:.2%} of written + "
           f"cropped, {meta['bos_added_total']:,} BOS added")
+    for warning in warnings_of(meta):
+        print(f"WARNING: {warning}")
+
+
+def warnings_of(meta: dict) -> list[str]:
+    """What in a meta.json says that --overflow distorts the data: each a sentence."""
+    advice = {
+        "crop": "pass --overflow requeue (nothing is cropped) or --overflow split",
+        "split": "pass --overflow requeue",
+    }
+    if meta["overflow"] not in advice:
+        return []
+    remedy, warnings = advice[meta["overflow"]], []
+    cropped = meta["crop_fraction"]
+    if cropped > MAX_CROP:
+        warnings.append(f"{cropped:.1%} of the tokens were cropped and are lost: {remedy}.")
+    means = [part["mean_document_tokens"] for part in meta["packing_report"]]
+    low, high = min(means, default=0), max(means, default=0)
+    if high > MAX_DRIFT * low:
+        warnings.append(f"documents have {low:,.0f} tokens on average in one tenth of the rows and "
+                        f"{high:,.0f} in another, so training would read long and short ones at "
+                        f"different times: {remedy}.")
+    return warnings
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -337,4 +362,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "prepare_bos_rows.py")

@@ -32,7 +32,16 @@ import inject_mul
 from lab import decontaminate, disk, flags, processes, runs, shards, sources
 from lab.schema import ANY_NAME, COUNT, NUMBER, TEXT, misfit
 from lab.token_files import check
-from lab.tokenizer import BACKENDS, BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer, tokenizer_hash
+from lab.tokenizer import (
+    BACKENDS,
+    BOS_ID,
+    FIRST_MUL_ID,
+    VOCAB_SIZE,
+    MulFactTokens,
+    get_tokenizer,
+    special_texts,
+    tokenizer_hash,
+)
 
 IN_FLIGHT_BYTES = 2**25  # text that workers hold at once, however many they are
 MAX_WORKERS = 16  # that one reader can feed; each holds 27 MB of gigatoken's tables and as much cache (measured)
@@ -46,6 +55,7 @@ COUNTS = """documents held_out dropped docs_with_products bytes_read
 SUMMARY = {
     "docs_processed": COUNT, "docs_held_out": COUNT, "docs_dropped": COUNT, "condition": TEXT,
     "mul_tokens_in_train": COUNT, "docs_with_mul_tokens": COUNT, "mul_token_rate": NUMBER,
+    "docs_with_special_texts?": {ANY_NAME: COUNT},
     "tokenizer_backend": TEXT, "elapsed_seconds": NUMBER, "throughput_tokens_per_sec": COUNT,
     "token_account": {"tokens_read": COUNT, ANY_NAME: NUMBER},
     "decontamination?": {"benchmarks": {
@@ -62,9 +72,11 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--dataset", nargs="+", default=["HuggingFaceFW/fineweb-edu"], metavar="NAME|PATH|GLOB",
         help="a Hugging Face dataset (streamed), a folder, files or globs *.parquet *.jsonl[.gz|.zst] *.txt "
-             "(a file is one document), or 'synthetic' (default: HuggingFaceFW/fineweb-edu)")
+             "(a document, or several with <|endoftext|> between them), or 'synthetic'; a folder is all "
+             "such files in it (default: HuggingFaceFW/fineweb-edu)")
     add("--config", default="sample-10BT", help="configuration on the hub (default: %(default)s)")
-    add("--split", default="train", help="split on the hub (default: %(default)s)")
+    add("--split", default="train",
+        help="split on the hub, or of a folder whose files all name one (default: %(default)s)")
     add("--revision", help="commit or branch on the hub (default: main, resolved and recorded)")
     add("--text_field", default="text", help="column or JSON field with the text (default: text)")
     add("--synthetic_seed", type=int, default=0, help="world of --dataset synthetic (default: 0)")
@@ -117,6 +129,7 @@ class Tokenized(NamedTuple):
     selected: np.ndarray  # bool (n,): belongs to the held-out share by its hash
     mul_bytes: dict[int, list[int]]  # document -> original UTF-8 bytes behind each mul token
     hits: dict[int, list[str]]  # document -> benchmark items that contaminate it
+    special: dict[str, list[int]]  # special token that stands in a text -> documents
     bad: list[tuple[int, str]]  # (number, why)
     end: int  # number of the document after the batch
 
@@ -174,7 +187,8 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
     digests = [shards.document_hash(text) for text in texts]
     selected = shards.is_held_out(digests, val_fraction)
     return Tokenized(ids, np.array(numbers, np.int64), lengths, baseline_tokens, utf8_bytes, digests,
-                     selected, mul_bytes, hits, bad, end=first + len(documents))
+                     selected, mul_bytes, hits, special_texts(texts), bad,
+                     end=first + len(documents))
 
 
 def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> Iterator[Tokenized]:
@@ -272,7 +286,7 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict) ->
               f"delete {args.out_dir} and prepare again")
         return meta
 
-    state = dict.fromkeys(COUNTS, 0) | {"seconds": 0.0, "train": {}} | writer.state
+    state = dict.fromkeys(COUNTS, 0) | {"seconds": 0.0, "train": {}, "special": {}} | writer.state
     train.restore(state["train"])
     held_out = writer.held_out_hashes()
     if guard:
@@ -385,6 +399,9 @@ def add_batch(args, batch: Tokenized, writer, train, state: dict, held_out: set[
         train.add(writer, ids, lengths[to_train], utf8_bytes[to_train])
 
     state["docs_with_products"] += sum(i < n and bool(to_train[i]) for i in batch.mul_bytes)
+    for literal, documents in batch.special.items():
+        known = state["special"].get(literal, 0)
+        state["special"][literal] = known + sum(i < n for i in documents)
     state["held_out"] += int(to_val.sum())
     state["tokens_read"] += int(lengths.sum())
     state["tokens_dropped"] += int(lengths[dropped].sum())
@@ -434,6 +451,7 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
         "mul_token_counts": counts,
         "docs_with_mul_tokens": state["docs_with_products"], "docs_processed": state["documents"],
         "docs_held_out": state["held_out"], "docs_dropped": state["dropped"],
+        "docs_with_special_texts": state["special"],
         "utf8_bytes_processed": state["bytes_read"], "plain_tokens_in_train": state["plain_train"],
         "token_account": account,
         "elapsed_seconds": round(seconds, 3), "throughput_tokens_per_sec": round(read / seconds),
@@ -471,6 +489,11 @@ def print_summary(args: argparse.Namespace, meta: dict) -> None:
               f"{meta['mul_token_rate']:.2e} of all train tokens")
         if not products:
             print("WARNING: without products this dataset equals the baseline: the intervention is absent.")
+    special = {name: n for name, n in meta.get("docs_with_special_texts", {}).items() if n}
+    if special:
+        names = ", ".join(f"{name} ({n:,} documents)" for name, n in special.items())
+        print(f"WARNING: {names} stands in the text and was read as ordinary characters, not as a token or "
+              "a border of documents: if it is one, cut the documents there, or take it out.")
     first = np.memmap(Path(args.out_dir) / "train_000000.bin", dtype="<u2", mode="r")[: 2**22]
     start = max(0, int(np.argmax(first >= FIRST_MUL_ID)) - 32)
     sample = get_tokenizer(args.tokenizer_backend).decode(first[start : start + 96])
@@ -505,4 +528,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "prepare_fineweb.py")

@@ -68,7 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stage", choices=STAGES, help="what the model learns (required)")
     add("--init", help="starting weights: a run's folder, a checkpoint, or a GPT.save folder (required)")
     add("--data", nargs="+", default=[], metavar="PATH",
-        help="*.jsonl[.gz], *.parquet, folders, or synthetic[:N] for gsm8k (default: the stage's hub dataset)")
+        help="*.jsonl[.gz, .zst], *.parquet, globs, folders (all such files in them), or synthetic[:N] for gsm8k "
+             "(default: the stage's hub dataset)")
     add("--tinygsm_data", nargs="+", default=[], metavar="PATH",
         help="transition: files with question and code; --data has the messages (default: the hub dataset)")
     add("--mix_start", type=float, default=0.0, help="transition: share of tinygsm in step 1 (default %(default)g)")
@@ -255,8 +256,8 @@ def print_samples(run: training.Run, data: dict) -> None:
     answers = inference.generate(
         run.model.eval(), prompts, run.args.sample_tokens, temperature=0.0, stop_ids=[BOS_ID])
     decode = get_tokenizer().decode
-    for prompt, answer in zip(prompts, answers, strict=True):
-        run.log(f"step {run.state.step:6d} | sample {decode(prompt)!r} -> {decode(answer.ids)!r}")
+    pairs = zip(prompts, answers, strict=True)
+    training.record_samples(run, [(decode(prompt), decode(answer.ids)) for prompt, answer in pairs])
     run.pace.mark("sample")
 
 
@@ -270,6 +271,7 @@ LOSSES = {
     "dropped_too_long": "were too long and dropped",
     "malformed": "were malformed and left out",
     "programs_refused": "had a program that was refused",
+    "with_special_texts": "hold <|endoftext|> or the like as text, which was read as ordinary characters",
 }
 
 

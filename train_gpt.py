@@ -35,6 +35,7 @@ from lab import (
     disk,
     estimate,
     inference,
+    memory_settings,
     optim,
     presets,
     processes,
@@ -45,6 +46,7 @@ from lab import (
     training,
     val_loss,
 )
+from lab.mechanisms import find_warnings, record_mechanism
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
@@ -87,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="gate the SDPA output or the values (default %(default)s)")
     add("--gate_act", choices=GATE_ACTIVATIONS, default=GPTConfig.gate_act,
         help="range of the gate; ns_sigmoid = 0.5 + 0.5 sigmoid (default %(default)s)")
+    memory_settings.add_arguments(parser.add_argument_group("memory: fast weights, written while a sequence is read"))
     group = parser.add_argument_group("optimization")
     add = group.add_argument
     add("--micro_batch_size", type=int, default=10,
@@ -105,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         add(f"--{name}_data", default="",
             help=f"{benchmark.DATA_HELP}; a synthetic corpus is scored on synthetic items by default")
         add(f"--{name}_max_examples", type=int, default=0, help="items, evenly spread (0 = all)")
+    add("--skip_long", action="store_true", help="leave out benchmark items longer than --seq_len")
     add("--eval_bos", choices=("on", "off"), default="on",
         help="<|endoftext|> before every context (default %(default)s)")
     add = flags.add_run_arguments(parser, name="data folder, arm, optimizer", save_every=1000).add_argument
@@ -120,7 +124,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     before = resume.take_defaults(parser, argv)
     presets.take(parser, argv)
     start = config_of_start(parser, argv, before)
-    shape = {name: start[name] for name in SHAPE if name in start}
+    shape = {name: start[name] for name in SHAPE if name in start} | memory_settings.flags_of(start)
     parser.set_defaults(**shape)
     args = parser.parse_args(argv)
     for name, value in shape.items():
@@ -131,15 +135,22 @@ def parse_args(argv=None) -> argparse.Namespace:
     if not args.data_dir:
         parser.error("--data_dir is required: make one with python prepare_fineweb.py "
                      "--dataset synthetic --max_docs 5000 --out_dir data/synthetic")
-    more = " ".join(f"{one.NAME}_every {one.NAME}_max_examples" for one in BENCHMARKS)
+    more = [f"{one.NAME}_every {one.NAME}_max_examples" for one in BENCHMARKS]
+    more += [optim.number_flags(), *memory_settings.SCHEDULE_NAMES]
     flags.check_flags(parser, args, {
         "a whole number of at least 1": "seq_len n_layer n_embd total_batch_tokens max_train_steps val_tokens",
-        "0 or more": f"num_workers n_head n_inner {more} {optim.number_flags()}", "a number above 0": "max_epochs"})
+        "0 or more": f"num_workers n_head n_inner {' '.join(more)}",
+        "a number above 0": "max_epochs"})
+    memory_settings.fill_in(args)
+    if args.memory != "none" and args.compile == "on":
+        parser.error("--compile on cannot trace the writes of a memory: leave it out.")
     if not args.n_head:
         args.n_head = max(1, args.n_embd // 128) if args.arch == "speedrun" else 12
     args.n_inner = args.n_inner or 4 * args.n_embd
     optim.fill_in(args, LONGEST_WARMUP)
     arm = "" if args.attn_gate == "none" else f"_{args.attn_gate}_{args.gate_pos}_{args.gate_act}"
+    if args.memory != "none":
+        arm += f"_{args.memory}_{args.write}"
     flags.fill_in(args, name=f"{Path(args.data_dir).name}{arm}_{args.optimizer}")
     return args
 
@@ -214,18 +225,22 @@ def open_data(args, verify: bool) -> tuple:
     return files, meta, val
 
 
-def load_items(args, benchmark, meta: dict, procs) -> list[dict]:
-    """A benchmark's items. ValueError when there are none, or some are too long for --seq_len."""
+def load_items(args, benchmark, meta: dict, procs) -> tuple[list[dict], dict]:
+    """A benchmark's items, and what its records say about them. ValueError when there are none, or some are too long
+    for --seq_len."""
     flag = f"{benchmark.NAME}_data"
     source, count = getattr(args, flag), getattr(args, f"{benchmark.NAME}_max_examples")
     if not source and meta.get("dataset") == "synthetic":
         source = "synthetic"
+    skipped = None
     try:
         items = procs.on_main(lambda: benchmark.load(source, count))
+        if args.skip_long:
+            items, skipped = benchmarks.skip_long(items, benchmark.questions, args.seq_len)
         benchmark.check_length(items, args.seq_len)
     except ValueError as error:
         raise processes.SharedError(str(error).replace("--data", f"--{flag}")) from None
-    return items
+    return items, benchmarks.name_items(benchmark, items, source, skipped)
 
 
 def build_model(args, before: dict | None, device) -> tuple[GPT, dict | None]:
@@ -237,7 +252,7 @@ def build_model(args, before: dict | None, device) -> tuple[GPT, dict | None]:
         init = {"checkpoint": str(folder), "sha256": disk.sha256_file(folder / "model.safetensors")}
         return GPT.load(folder, device), init
     padded = -(-args.vocab_size // 128) * 128  # makes the head's products faster; masked everywhere
-    shape = {name: getattr(args, name) for name in SHAPE}
+    shape = {name: getattr(args, name) for name in SHAPE} | memory_settings.settings_of(args)
     config = GPTConfig(**shape, padded_vocab_size=padded, block_size=args.seq_len)
     return GPT(config, seed=args.seed).to(device), None
 
@@ -246,9 +261,10 @@ def build_model(args, before: dict | None, device) -> tuple[GPT, dict | None]:
 # evaluation
 
 
-def record_benchmark(run: training.Run, benchmark, scores: dict, fields: dict) -> None:
+def record_benchmark(run: training.Run, benchmark, about: dict, scores: dict, fields: dict) -> None:
     metrics = scores["metrics"]
-    training.log_scores(run, benchmark.NAME, metrics, benchmark.SHOWN, fields)
+    metrics |= about
+    training.log_scores(run, about["title"], metrics, benchmark.SHOWN, fields)
     if run.procs.is_main:
         benchmark.write_records(run.folder, fields["step"], scores, fields["timestamp"])
         scalars = {k: value for k, value in metrics.items() if isinstance(value, (int, float, str))}
@@ -256,7 +272,7 @@ def record_benchmark(run: training.Run, benchmark, scores: dict, fields: dict) -
 
 
 def plan_evaluations(run: training.Run, val: dict, probe, items: dict) -> dict:
-    """What training.evaluate takes. probe: probe_rows'. items: {name: (benchmark, its items)}."""
+    """What training.evaluate takes. probe: probe_rows'. items: {name: (benchmark, *load_items())}."""
     args, procs, autocast, stop = run.args, run.procs, run.autocast, run.stop
 
     def record_val(scores, fields):
@@ -265,10 +281,11 @@ def plan_evaluations(run: training.Run, val: dict, probe, items: dict) -> dict:
 
     compute_val = functools.partial(val_loss.evaluate, run.model, val, args, procs, autocast, stop)
     evaluations = {"val": (compute_val, record_val)}
-    for name, (benchmark, examples) in items.items():
-        compute = functools.partial(benchmark.evaluate, run.model, examples, procs,
-                                    bos=args.eval_bos == "on", autocast=autocast, stop=stop, progress=True)
-        evaluations[name] = compute, functools.partial(record_benchmark, run, benchmark)
+    for name, (benchmark, examples, about) in items.items():
+        compute = functools.partial(
+            benchmark.evaluate, run.model, examples, procs, bos=args.eval_bos == "on",
+            autocast=autocast, stop=stop, progress=True)
+        evaluations[name] = compute, functools.partial(record_benchmark, run, benchmark, about)
     return evaluations
 
 
@@ -285,45 +302,18 @@ def probe_rows(args, files, val: dict) -> torch.Tensor | None:
     return torch.from_numpy(whole.astype(np.int64)).view(-1, T)
 
 
-def record_mechanism(run: training.Run, probe: torch.Tensor | None) -> None:
-    """What the gate and the attention of every layer do on the rows of probe."""
-    if run.procs.is_main and probe is not None:
-        layers = run.model.gate_stats(probe.to(run.procs.device))
-        run.scalars.write(type="mechanism", step=run.state.step, timestamp=runs.now(), layers=layers)
-
-
 def print_samples(run: training.Run) -> None:
     step, args = run.state.step, run.args
     samples = inference.generate(
         run.model.eval(), [[BOS_ID]] * 2, args.sample_tokens,
         temperature=0.8, top_k=50, seed=args.seed + step, stop_ids=[BOS_ID])
-    for sample in samples:
-        run.log(f"step {step:6d} | sample {get_tokenizer().decode(sample.ids)!r}")
+    decode = get_tokenizer().decode
+    training.record_samples(run, [("", decode(sample.ids)) for sample in samples])
     run.pace.mark("sample")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the end
-
-
-def find_warnings(run: training.Run) -> list[str]:
-    """Signs that the intervention was absent, a sentence each."""
-    args, data, warnings = run.args, run.record["data"], []
-    if data["condition"] == "mul_tokens" and not data["mul_token_rate"]:
-        warnings.append("the data's condition is mul_tokens but it holds no multiplication token: "
-                        "nothing was changed.")
-    if args.attn_gate == "none":
-        return warnings
-    scalars = resume.read_scalars(run.folder)
-    looks = [record["layers"] for record in scalars if record["type"] == "mechanism"]
-    if len(looks) < 2:
-        warnings.append("the gates were seen fewer than twice (--seq_len 1): nothing shows that they moved.")
-        return warnings
-    moves = [abs(a["gate_mean"] - b["gate_mean"]) for a, b in zip(looks[0], looks[-1], strict=True)]
-    if max(moves) < 1e-3:
-        warnings.append(f"no layer's mean gate moved by 0.001 (largest move {max(moves):.1e}): "
-                        "the gate is not active.")
-    return warnings
 
 
 def summarise(run: training.Run) -> dict:
@@ -341,8 +331,13 @@ def summarise(run: training.Run) -> dict:
         "gpu_name": config["hardware"]["gpu"] or "cpu", "condition": data["condition"],
         "parameters": config["parameters"]["total"], "data_fingerprint": data["fingerprint"],
         "val_fingerprint": data["val_fingerprint_documents"],
+        "val_fingerprint_tokens": data["val_fingerprint_tokens"], "data_format": data["format"],
+        "mul_token_rate": data["mul_token_rate"], "code_sha256": config["code"]["code_sha256"],
+        "init_sha256": (config["init"] or {}).get("sha256"),
     }
     for benchmark in BENCHMARKS:
+        about = config["benchmarks"].get(benchmark.NAME, {})
+        row[f"{benchmark.NAME}_title"] = about.get("title")
         for key, *_ in benchmark.METRICS:
             row[key] = scores.get(key)
     return {**numbers, "scores": scores, "warnings": find_warnings(run), "results_row": row}
@@ -384,7 +379,7 @@ def train(args, procs) -> int:
         name = benchmark.NAME
         every[name] = getattr(args, f"{name}_every")
         if every[name]:
-            items[name] = benchmark, load_items(args, benchmark, meta, procs)
+            items[name] = benchmark, *load_items(args, benchmark, meta, procs)
 
     # ------------------------------------------------------------------------------------------------------------------
     # model and optimizer
@@ -393,7 +388,10 @@ def train(args, procs) -> int:
     model.train()
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    forward = torch.compile(model) if training.compiles(args, device) else model
+    forward = model
+    if training.compiles(args, device) and not model.writes:
+        forward = torch.compile(model)
+    vars(args).update(memory_settings.flags_of(model.config.to_dict()))  # as the model was built
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_per_step = flops_per_token * tokens_per_step
 
@@ -406,7 +404,7 @@ def train(args, procs) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # what it will cost, from one micro-step, which leaves no trace
-    scored = {name: estimate.tokens_of(examples) for name, (_, examples) in items.items()}
+    scored = {name: estimate.tokens_of(examples) for name, (_, examples, _) in items.items()}
     scored["val"] = val_loss.count_tokens(val, args)
     row = torch.from_numpy(files.slice(0, args.seq_len + 1).astype(np.int64))
     pace, costs = training.look_ahead(
@@ -420,7 +418,7 @@ def train(args, procs) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
-    unused_flags = optim.unused_flags(args)
+    unused_flags = optim.unused_flags(args) + memory_settings.unused_flags(model.config)
     if args.attn_gate == "none":
         unused_flags += ["gate_pos", "gate_act"]
     record = training.describe(args, procs, model, flops_per_token, unused_flags)
@@ -429,8 +427,9 @@ def train(args, procs) -> int:
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
         "val_documents": len(val["doc_starts"])}
-    for name in ("condition", "mul_token_rate", "crop_fraction"):
+    for name in ("condition", "inject", "mul_token_rate", "crop_fraction", "overflow"):
         record["data"][name] = meta.get(name)
+    record["data"]["dataset"] = shards.dataset_name(meta)
     for name in ("fingerprint_documents", "fingerprint_tokens"):
         record["data"][f"val_{name}"] = val[name]
     record["benchmarks"] = {name: benchmarks.describe(*items[name]) for name in items}
@@ -462,6 +461,8 @@ def train(args, procs) -> int:
         start_step=state.step, stop_step=last_step, num_workers=args.num_workers,
         pin_memory=device.type == "cuda")
     probe = probe_rows(args, files, val)
+    if model.writes and state.step == 0:
+        model.teach_factor.fill_(memory_settings.teach_factor(args, 0))
     if not args.eval_every and state.step == 0:
         record_mechanism(run, probe)
     evaluations = plan_evaluations(run, val, probe, items)
@@ -471,6 +472,8 @@ def train(args, procs) -> int:
         started = time.perf_counter()
         multiplier = optim.lr_multiplier(state.step, **schedule)
         optim.set_learning_rates(optimizers, multiplier)
+        if model.writes:
+            model.teach_factor.fill_(memory_settings.teach_factor(args, state.step))
         batch = batches.next_step()
         model.train()
         loss = torch.zeros((), device=device)

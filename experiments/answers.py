@@ -1,10 +1,12 @@
-"""answers.py owns the table of answers on README's first screen: question, n, effect with interval, verdict, link.
+"""answers.py owns the table of answers on README's first screen: question, n, effect with interval, p, verdict, link.
 
     python experiments/answers.py            # print it
     python experiments/answers.py --write    # put it into README.md, between the two markers
 
 Reads experiments/<date>_<name>/answers.json, which each folder's table.py writes from its committed results, so that
-no number in README is typed by hand. `report`, `answer` and `write` are for those table.py.
+no number in README is typed by hand. `report`, `answer` and `write` are for those table.py. Who reads many answers at
+once would meet chance findings among them, so the table's verdicts are by Holm over all of its tests; a report's own
+correction is for its own tests.
 """
 
 import contextlib
@@ -18,13 +20,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import compare_runs  # noqa: E402
-from lab import ab_report, disk, flags  # noqa: E402
+from lab import ab_page, ab_report, ab_verdict, disk, flags  # noqa: E402
 
+ALPHA = 0.05
 START, END = "<!-- answers: python experiments/answers.py --write -->", "<!-- end of answers -->"
 
 
 def report(arguments: list[str], images: dict[str, Path], level: int = 1) -> dict:
-    """Runs compare_runs.py, prints its report with every heading `level` levels deeper, and returns its record.
+    """Runs compare_runs.py, prints its report with every heading `level` levels deeper, but without what belongs to one
+    machine (paths, commands), and returns its record.
 
     images: {name of a plot in the report: file that keeps it}; the other plots are dropped. Raises ValueError when the
     runs are not comparable: a table of those would be no result.
@@ -38,7 +42,7 @@ def report(arguments: list[str], images: dict[str, Path], level: int = 1) -> dic
             raise ValueError(f"compare_runs.py {' '.join(arguments)}: {record['headline']}")
         for name, path in images.items():
             disk.write_whole(path, Path(folder, name).read_bytes())
-    text = re.sub(r"!\[[^]]*\]\([^)]*\)\n+", "", text)
+    text = re.sub(r"!\[[^]]*\]\([^)]*\)\n+", "", text.partition(f"## {ab_page.LAST}")[0])
     print(re.sub(r"^#", "#" * (level + 1), text, flags=re.MULTILINE))
     return record
 
@@ -48,37 +52,55 @@ def interval(row: dict, spec: str) -> str:
     return f"{delta} [{low}, {high}]"
 
 
-def answer(question: str, row: dict, verdict: str, unit: str, spec: str = "+.4f", wall: dict | None = None) -> dict:
-    """A line of the table from a row of compare_runs.py's record ("delta", "low", "high", "n").
+def answer(question: str, row: dict, unit: str, spec: str = "+.4f", wall: dict | None = None) -> dict:
+    """A line of the table from a row of compare_runs.py's record ("delta", "low", "high", "n", "p_raw", "verdict").
 
-    wall: the row at equal wall-clock, printed beside it; its verdict is added where it is another one.
+    wall: the row at equal wall-clock, printed beside it, a test of its own.
     """
     effect = f"{interval(row, spec)} {unit}".strip()
+    tests = [{"p": row["p_raw"], "verdict": row["verdict"]}]
     if wall:
         effect += f"; at equal wall-clock {interval(wall, spec)}"
-        at_equal_time = "inconclusive"
-        if wall["high"] < 0:
-            at_equal_time = "better"
-        elif wall["low"] > 0:
-            at_equal_time = "worse"
-        if at_equal_time != verdict:
-            verdict += f"; {at_equal_time} at equal wall-clock"
-    n = f"{row['n']} unpaired"
-    if row.get("paired", True):
-        n = f"{row['n']} pairs"
-    return {"question": question, "n": n, "effect": effect, "verdict": verdict}
+        tests.append({"p": wall["p_raw"], "verdict": wall["verdict"]})
+    n = f"{row['n']} pairs"
+    if not row.get("paired", True):
+        n = f"{row['n_a']} against {row['n_b']} runs"
+    return {"question": question, "n": n, "effect": effect, "tests": tests}
 
 
 def write(here: Path, answers: list[dict]) -> None:
     disk.write_whole(here / "answers.json", (json.dumps(answers, indent=1) + "\n").encode())
 
 
+def word(test: dict) -> str:
+    """A test's verdict by the table's correction, and its own report's where that is another one."""
+    own = test["verdict"]
+    clear = own.startswith(("better", "worse", "equivalent"))
+    if clear and not test["p_table"] < ALPHA:
+        return f"**inconclusive** (its own report: {own})"
+    return f"**{own}**"
+
+
 def table() -> str:
-    lines = ["| question | n | effect, 95 % interval | verdict |", "|---|---|---|---|"]
+    lines, answers = [], []
     for path in sorted(ROOT.glob("experiments/2*/answers.json")):
         for a in json.loads(path.read_text(encoding="utf-8")):
             link = f"[{a['question']}](experiments/{path.parent.name}/README.md)"
-            lines.append(f"| {link} | {a['n']} | {a['effect']} | **{a['verdict']}** |")
+            answers.append({**a, "link": link})
+    tests = [test for a in answers for test in a["tests"]]
+    for test, p in zip(tests, ab_verdict.holm([test["p"] for test in tests]), strict=True):
+        test["p_table"] = p
+    head = f"p, and by Holm over the table's {len(tests)} tests"
+    head = f"| question | n | effect, 95 % interval (uncorrected) | {head} | verdict |"
+    lines = [head, "|---|---|---|---|---|"]
+    for a in answers:
+        first, *wall = a["tests"]
+        both = [map(ab_report.form_p, (test["p"], test["p_table"])) for test in a["tests"]]
+        p = "; ".join(map(", ".join, both))
+        verdict = word(first)
+        if wall and word(wall[0]) != verdict:
+            verdict += f"; at equal wall-clock {word(wall[0])}"
+        lines.append(f"| {a['link']} | {a['n']} | {a['effect']} | {p} | {verdict} |")
     return "\n".join(lines)
 
 

@@ -64,8 +64,8 @@ for name, score, chance in (("hellaswag", "accuracy_norm", 0.25), ("ewok", "eval
               f"{above:5.1f} above chance {chance}")
 sys.exit(0 if worst > 4 else "quickstart.sh: a score is not 4 standard errors above chance")
 PY
+echo; echo "== the two verdicts (a report is a page for your browser; report.md beside it is the same as text)"
 for arm in mul_tokens bos_rows; do
-    echo; echo "== A/B: baseline against $arm"
+    echo
     "$PYTHON" compare_runs.py --a "$out/baseline_s[012]" --b "$out/${arm}_s[012]" --out "$out/report_$arm"
 done
-echo; echo "Open $out/report_mul_tokens/report.html and $out/report_bos_rows/report.html in a browser."

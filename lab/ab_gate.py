@@ -18,8 +18,13 @@ from lab import ab_report, runs
 DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
 SCORER = "scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature".split()
 OFF = (None, 0, "", "none", False)  # an older run that lacks a flag equals one that has it off
+WRITES = ("write", "inner_lr", "inner_lr_learned", "inner_optimizer", "inner_clip", "inner_decay",
+          "teach_scale", "teach_clip", "surprise_threshold",
+          "teach_warmup_iters", "teach_decay_start", "teach_decay_iters")
 RECOGNISED = {  # treatments that need no declaration; a difference in the first setting is their sign
     "gate": ("attn_gate", "gate_pos", "gate_act"),
+    "memory": ("memory", "memory_layers", "cms_periods", "cms_widths", "titan_width", "titan_period",
+               "self_modifier", *WRITES),
     "rows": ("data_format", "crop_fraction", "data_fingerprint"),
     "tokens": ("condition", "mul_token_rate", "data_fingerprint", "val_fingerprint_tokens"),
 }
@@ -29,7 +34,9 @@ FAMILIES = {  # names for several settings in --treatment and --allow
     "condition": RECOGNISED["tokens"],
     "size": ("n_layer", "n_head", "n_embd", "n_inner"),
 }
-FAULTS = ("treatment", "seed", "incomplete", "invalid_run", "unverified_data", "batch_checksums")  # no settings
+FAULTS = (  # no settings
+    "treatment", "seed", "incomplete", "invalid_run", "unverified_data", "copied_run", "batch_checksums",
+)
 YARDSTICKS = {  # what measures, or what is broken: never a treatment. Every <benchmark>_scorer belongs here, too
     *FAULTS, "scorer", "code_sha256", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
 }
@@ -40,6 +47,12 @@ UNUSED = {
     "muon_lr": ("optimizer", ("adamw",), "Muon"),
     "muon_scale": ("optimizer", ("adamw",), "Muon"),
 }
+IDENTITIES = {  # settings that are hashes: what is the same where they are equal
+    "data_fingerprint": "training data", "val_fingerprint": "held-out documents",
+    "val_fingerprint_documents": "held-out documents", "val_fingerprint_tokens": "held-out tokens",
+    "code_sha256": "code", "init_sha256": "initial weights",
+}
+HASH = re.compile(r"\b[0-9a-f]{16,64}\b")
 FOLLOWS = {"muon_lr": (0.1, "learning_rate"), "n_inner": (4, "n_embd")}  # by default
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -59,6 +72,8 @@ def of_run(run: dict) -> dict:
     config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
     settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
     for key, built in config["model"].items():
+        if isinstance(built, list) and key not in DERIVED:
+            built = ",".join(map(str, built))  # as the flag is
         asked = settings.get(key, built)
         if key not in DERIVED:
             settings[key] = built if asked == built else f"{asked} (model: {built})"
@@ -140,6 +155,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     notes, missing = [], []
     differences += check_seeds(arms, same_seeds, missing)
     differences += check_members(arms, notes, missing)
+    differences += check_copies(arms, notes)
     differences += check_batches(arms, notes)
     for d in differences:
         if d["knob"] in allowed and d["knob"] in FAULTS:
@@ -240,15 +256,17 @@ def fault(name: str, values: dict, why: str) -> dict:
 
 def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str]) -> list[dict]:
     """A seed that an arm has twice is a fault; one that it lacks is missing, and with same_seeds a fault, too."""
-    seeds = {}
+    seeds, unknown = {}, []
     for arm, members in arms.items():
         seeds[arm] = sorted(member["seed"] for member in members if member["seed"] is not None)
+        if len(seeds[arm]) < len(members):
+            unknown.append(arm)
     every = sorted(set().union(*seeds.values()))
-    twice, lacking = [], []
+    twice, lacking = [], [f"seeds unknown in {arm}" for arm in unknown]
     for arm, own in seeds.items():
         twice += [f"{arm} has seed {seed} twice" for seed in every if own.count(seed) > 1]
         left = [str(seed) for seed in every if seed not in own]
-        if left:
+        if left and arm not in unknown:
             lacking.append(f"{arm} lacks seed {', '.join(left)}")
     missing += lacking
     why = twice
@@ -261,8 +279,19 @@ def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str
 BATCHES = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")  # decide a step's tokens
 NO_SUMMARY = "no summary.json, so it is unfinished or crashed"
 UNVERIFIED = "--verify_data sizes compared no checksum, so its fingerprints do not prove which text it read"
+
+
+def incomplete(member: dict) -> str:
+    if member["run"] and member["run"]["summary"] is None:
+        return NO_SUMMARY
+    status = member.get("status") or "finished"
+    if status != "finished":
+        return f"its status is {status}"
+    return ""
+
+
 PROBLEMS = {  # fault -> what is wrong with a member of an arm ("": nothing)
-    "incomplete": lambda member: NO_SUMMARY if member["run"] and member["run"]["summary"] is None else "",
+    "incomplete": incomplete,
     "invalid_run": lambda member: " ".join(map(str, summary_of(member).get("warnings") or [])),
     "unverified_data": lambda member: UNVERIFIED if member["unverified"] else "",
 }
@@ -288,6 +317,37 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
         if why:
             faults.append(fault(name, values, "; ".join(why)))
     return faults
+
+
+def check_copies(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
+    """Runs with the same loss at every step are one run: a fault, but a note where both arms have the seed, as a
+    treatment without effect looks so, too. Of a results.csv: the same final loss after the same time, which in two arms
+    may be rounded numbers that meet."""
+    first, why = {}, []
+    for arm, members in arms.items():
+        for member in members:
+            losses = losses_of(member)
+            if not losses:
+                continue
+            arm_of_twin, twin = first.setdefault(losses, (arm, member))
+            if twin is member:
+                continue
+            what = f"{twin['name']} and {member['name']} have the same losses"
+            by_chance = twin["seed"] == member["seed"] or not member["run"]
+            if arm_of_twin != arm and by_chance:
+                notes.append(f"{what}: the treatment changed nothing, or one is a copy of the other")
+            else:
+                why.append(what)
+    return [fault("copied_run", {arm: ["copies"] for arm in arms}, "; ".join(why))] if why else []
+
+
+def losses_of(member: dict):
+    """What tells a run's losses from another's, or something false where too little is recorded."""
+    if not member["run"]:
+        losses = member.get("losses", ())
+        return all(losses) and losses
+    losses = member["run"]["train"]["train_loss_opt_step_mean"]
+    return len(losses) > 1 and losses.tobytes()
 
 
 def check_batches(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
@@ -374,20 +434,32 @@ def flat(values: dict[str, list]) -> list:
     return distinct(value for own in values.values() for value in own)
 
 
-def short(value) -> str:
+def short(value, cut: bool = True) -> str:
     """A setting's value as text; hashes are cut."""
+    if value is None:
+        return "none"
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text[:8] + "…" if re.fullmatch(r"[0-9a-f]{32,}", text) else text
+    return text[:8] + "…" if cut and re.fullmatch(r"[0-9a-f]{32,}", text) else text
 
 
 def by_arm(values: dict[str, list]) -> str:
     """{"A": [1], "B": [2]} as '1 / 2', and once where the arms agree."""
-    return " / ".join(distinct(map(in_words, values.values())))
+    return " / ".join(distinct(in_words(values).values()))
 
 
-def in_words(own: list) -> str:
-    """An arm's values as '1 and 2'."""
-    return " and ".join(map(short, own))
+def in_words(values: dict[str, list]) -> dict[str, str]:
+    """{"A": [1, 2], "B": [None]} as {"A": "1 and 2", "B": "none"}."""
+    return {arm: " and ".join(texts) for arm, texts in as_texts(values).items()}
+
+
+def as_texts(values: dict[str, list]) -> dict[str, list[str]]:
+    """{"A": [1, "0f…", None]} as {"A": ["1", "no. 1", "none"]}: hashes, which nobody reads, are numbered."""
+    numbers: dict[str, int] = {}
+
+    def number(match) -> str:
+        return f"no. {numbers.setdefault(match[0], len(numbers) + 1)}"
+
+    return {arm: [HASH.sub(number, short(value, cut=False)) for value in own] for arm, own in values.items()}
 
 
 def trouble_of(checked: dict, spell=by_arm) -> list[str]:
@@ -409,14 +481,20 @@ def gate_blocks(checked: dict) -> list[tuple]:
     if differences:
         columns = [("Knob", "left", lambda d: d["knob"])]
         for arm in differences[0]["values"]:
-            columns.append((arm, "left", lambda d, arm=arm: in_words(d["values"][arm]) or "not recorded"))
+            columns.append((arm, "left", lambda d, arm=arm: in_words(d["values"])[arm] or "not recorded"))
         columns.append(("State", "left", lambda d: d["state"]))
         columns.append(("Why", "left", lambda d: d["why"] or d["state"]))
         blocks += [("p", "What differs:"), ab_report.table(columns, differences)]
     else:
         blocks.append(("p", "Nothing differs."))
-    settings = [f"{name} {short(value)}" for name, value in sorted(equal.items()) if value not in OFF]
-    if settings:
+    same, settings = [], []
+    for name, value in sorted(equal.items()):
+        if value is not None and (name in IDENTITIES or name.endswith("_scorer")):
+            same.append(IDENTITIES.get(name, f"{name.removesuffix('_scorer')} items and scorer"))
+        elif value not in OFF:
+            settings.append(f"{name} {short(value)}")
+    if same or settings:
+        settings = [*dict.fromkeys(same), *settings]
         blocks.append(("p", f"Equal in every run: {', '.join(settings)}."))
     if checked["notes"]:
         blocks.append(("ul", checked["notes"]))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
-from lab import ab_report, ab_stats, runs
+from lab import ab_report, ab_stats, disk, runs
 from lab.ab_numbers import benchmarks_of
 
 
@@ -44,6 +44,7 @@ def documents(pairs: list[tuple[dict, dict]], step: int | None, alpha: float) ->
 def read_documents(path: Path) -> dict:
     """{"stream_nats": (documents,), ..., "doc_hash": bytes}; fine-tuning has no "bos_...". ValueError: damaged."""
     try:
+        disk.refuse_bomb(path)
         with np.load(path) as f:
             names = [name for name in ("stream_nats", "stream_bytes", "bos_nats", "bos_bytes")
                      if name.startswith("stream") or "bos_nats" in f]

@@ -1,8 +1,7 @@
-"""ab_many.py compares many runs: the stage tables of document 003, the noise floor of seeds, a newcomer's run.
+"""ab_many.py compares many arms: the stage tables of document 003, from run folders or from a results.csv.
 
     python compare_runs.py --runs 'runs/*' --group_by attn_gate,gate_act --baseline attn_gate=none
     python compare_runs.py --results experiments/results.csv --group_by attn_gate --where num_iterations=1500
-    python compare_runs.py --aa 'runs/base_s*'
 
 A row of a stage is a dict of cells by column: what a results.csv records of a run, or what its folder does under the
 same names; "run" (None for a results.csv) and "member" (for ab_gate) are among them. Rows with equal cells in the
@@ -16,11 +15,19 @@ import os
 import re
 import statistics
 
-from lab import ab_gate, ab_numbers, ab_power, ab_report, results, runs
-from lab.ab_numbers import SHORT, UNIT, Metric
+from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_verdict, results, runs
+from lab.ab_numbers import PRIMARY, SHORT, UNIT
 from lab.ab_report import form, form_change, form_interval, form_p, minutes
 
-DATA_COLUMNS = ("condition", "data_fingerprint", "val_fingerprint")  # settings that are no flags
+# settings that are no flags
+DATA_COLUMNS = ("condition", "data_fingerprint", "val_fingerprint", "code_sha256", "data_format", "mul_token_rate",
+                "val_fingerprint_tokens", "init_sha256")
+KNOBS = (  # what a results.csv must hold for "comparable": where a column is missing, nobody knows that it is equal
+    "weight_decay warmup_iters schedule warmdown_iters learning_rate_decay_frac learning_rate optimizer beta1 beta2 "
+    "grad_clip dtype arch n_layer n_head n_embd n_inner seq_len total_batch_tokens max_train_steps data_order "
+    "init_from val_tokens condition data_fingerprint val_fingerprint code_sha256"
+).split()
+UNKNOWN_HARDWARE = " (hardware not recorded)"
 HARDWARE_COLUMNS = ("gpu_name", "n_gpus")
 
 
@@ -55,6 +62,7 @@ def row_of_cells(cells: dict[str, str]) -> dict:
         "micro_batch_size": cells.get("device_batch_size") or None,
         "tokens": cells.get("condition") or None, "run": None,
         "unverified": cells.get("verify_data", "") not in ("", "full"),
+        "status": cells.get("status", ""), "losses": (cells.get("final_val_loss"), cells.get("train_time_ms")),
     }
     return {**cells, "run": None, "member": member}
 
@@ -130,7 +138,7 @@ def check_arms(arms: list[dict], columns: list[str], args) -> dict:
     """The gate, with the columns that make the arms as the treatment."""
     members = {arm["name"]: [row["member"] for row in arm["rows"]] for arm in arms}
     settings = {name for arm in members.values() for member in arm for name in member["settings"]}
-    aliases = results.FLAG_OF | {flag: column for column, flag in results.FLAG_OF.items()}
+    aliases = results.FLAG_OF | results.COLUMN_OF
 
     def known(names: list[str]) -> list[str]:  # a flag or document 003's column, whichever these rows have
         return [name if name in settings else aliases.get(name, name) for name in names]
@@ -142,50 +150,78 @@ def check_arms(arms: list[dict], columns: list[str], args) -> dict:
     if len(arms) == 1:
         treatment = []
     checked = ab_gate.gate(members, treatment, known(names_in(args.allow)), same_seeds=False)
+    checked["unrecorded"] = []
     if args.results:
         rows = [row for arm in arms for row in arm["rows"]]
-        checked["notes"] += notes_on(rows, {*settings, *columns})
+        checked["notes"] += notes_on(rows, {*settings, *columns}, checked["unrecorded"])
     return checked
 
 
-def notes_on(rows: list[dict], compared: set[str]) -> list[str]:
-    """What a results.csv does not record of some rows, and which of its columns are not compared."""
+def notes_on(rows: list[dict], compared: set[str], unrecorded: list[str]) -> list[str]:
+    """What a results.csv does not record of some rows, and which of its columns are not compared; the names of both
+    go into unrecorded, too."""
     notes, lacking = [], {}
-    for name in dict.fromkeys(name for row in rows for name in row["member"]["settings"]):
+    knobs = [name if name in compared else results.COLUMN_OF.get(name, name) for name in KNOBS]
+    for name in dict.fromkeys([*knobs, *(name for row in rows for name in row["member"]["settings"])]):
         n = sum(name not in row["member"]["settings"] for row in rows)
         lacking.setdefault(n, []).append(name)
     lacking.pop(0, None)
+    unrecorded += [name for n in sorted(lacking, reverse=True) for name in lacking[n]]
     for n, names in lacking.items():
         notes.append(f"not recorded in {n} of {len(rows)} rows: {', '.join(names)}")
     commits = ab_gate.distinct(row["git_commit"] for row in rows if row.get("git_commit"))
     if len(commits) > 1:
         notes.append(f"git_commit differs ({', '.join(map(ab_gate.short, commits))})")
-    ours = {*compared, *results.COLUMNS, "unused_flags", "run", "member"}
+    ours = {*compared, *results.COLUMNS, *DATA_COLUMNS, *ab_numbers.metrics_of([])}
+    ours |= {"unused_flags", "verify_data", "status", "run", "member"}
     others = dict.fromkeys(column for row in rows for column in row if column not in ours)
-    strange = [column for column in others if not results.trainer_flags().fullmatch(column)]
+    scores = tuple(column.removesuffix("title") for column in others if column.endswith("_title"))
+    strange = [column for column in others if not results.trainer_flags().fullmatch(column)
+               and not (scores and column.startswith(scores))]
     if strange:
         notes.append(f"columns that are no flags of train_gpt.py, not compared: {', '.join(strange)}")
+        unrecorded += [f"{column} (unknown)" for column in strange]
     return notes
 
 
-def read_losses(arm: dict, primary: str, missing: list[str]) -> None:
-    """Add "by_seed" (seed -> final loss or reason), "losses" and "times" of its finished runs to an arm."""
+def read_scores(arm: dict, primary: str, steps: dict, missing: list[str]) -> None:
+    """Add "by_seed" (seed -> final score or reason), "losses" (the scores) and "times" of its finished runs to an arm.
+    steps: {benchmark: the step that all runs scored}."""
     name = arm["name"]
+    column = f"final_{primary}" if primary in PRIMARY else primary
     arm["rows"] = [row for row in arm["rows"] if not row["run"] or row["run"]["summary"] is not None]
     arm |= {"by_seed": {}, "times": []}
     seeds = [cell_text(row.get("seed")) for row in arm["rows"]]
     if "" in seeds or len(set(seeds)) < len(seeds):  # unknown or double seeds: nothing to pair by
         seeds = [f"{name} row {i}" for i in range(len(seeds))]
     for seed, row in zip(seeds, arm["rows"], strict=True):
-        loss, time = (cell_number(row.get(key)) for key in (f"final_{primary}", "train_time_ms"))
-        if not math.isfinite(loss):
-            arm["by_seed"][seed] = f"no final_{primary}"
-            missing.append(f"{row.get('run_id') or 'a row'} ({name}) has no final_{primary}")
+        score, time = cell_number(row.get(column)), cell_number(row.get("train_time_ms"))
+        if row["run"] and primary not in PRIMARY:
+            score = cell_number(benchmark_score(row["run"], primary, steps))
+        if not math.isfinite(score):
+            arm["by_seed"][seed] = f"no {column}"
+            missing.append(f"{row.get('run_id') or 'a row'} ({name}) has no {column}")
             continue
-        arm["by_seed"][seed] = loss
+        arm["by_seed"][seed] = score
         if math.isfinite(time):
             arm["times"].append(time)
-    arm["losses"] = [loss for loss in arm["by_seed"].values() if isinstance(loss, float)]
+    arm["losses"] = [score for score in arm["by_seed"].values() if isinstance(score, float)]
+
+
+def titles_of(rows: list[dict]) -> list[dict]:
+    """What rows of a results.csv tell of their benchmarks' titles, as the configs of runs."""
+    titles = {}
+    for row in rows:
+        cells = {column.removesuffix("_title"): cell for column, cell in row.items() if column.endswith("_title")}
+        titles |= {name: {"title": cell} for name, cell in cells.items() if cell}
+    return [{"config": {"benchmarks": titles}}]
+
+
+def benchmark_score(run: dict, key: str, steps: dict):
+    for name, benchmark in ab_numbers.benchmarks_of([run]).items():
+        if any(key == metric for metric, *_ in benchmark["metrics"]):
+            return ab_numbers.benchmark_score(run, key, name, steps.get(name))
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -210,10 +246,14 @@ def compare_many(args) -> int:
 
     arms = group_rows(rows, columns)
     checked = check_arms(arms, columns, args)
-    primary = ab_numbers.primary_of(args.primary, checked)
+    every = [row["run"] for row in rows if row["run"] and row["run"]["summary"]]
+    metrics = ab_numbers.metrics_of(every or titles_of(rows))
+    primary = ab_verdict.primary_of(args.primary, checked, metrics)
+    margin = ab_verdict.margin_of(args.delta, args.primary, primary, every)
+    args.delta, steps = margin.value, ab_numbers.common_steps(every)
     missing = list(checked["missing"])
     for arm in arms:
-        read_losses(arm, primary, missing)
+        read_scores(arm, primary, steps, missing)
     baseline, compared = None, []
     if args.baseline:
         wanted = cells_in(args.baseline, "--baseline").items()
@@ -224,49 +264,85 @@ def compare_many(args) -> int:
             raise ValueError(f"--baseline {args.baseline} fits {len(fits)} arms: choose one of {names}.")
         baseline = fits[0]
         others = [arm for arm in arms if arm is not baseline]
-        compared = compare_with(baseline, others, primary, checked, args)
+        compared = compare_with(baseline, others, metrics[primary], primary, checked, args)
 
-    word = "comparable" if checked["ok"] else "not comparable"
+    word = word_of(checked, arms)
     head = headline(word, checked, baseline, compared, missing)
     title = f"{len(arms)} arms by {', '.join(columns)}"
     if where:
         title += f" ({args.where})"
     unit = f"{SHORT[primary]} ({UNIT[primary]})"
-    blocks: list[tuple] = [
-        ("h1", title), ("verdict", head, word), stage_table(arms, columns, primary),
+    labelled = labels_of(arms, columns)
+    members = {name: [row["run"] for row in arm["rows"]] for name, arm in labelled.items()}
+    facts = ab_page.facts_of_rows({name: arm["rows"] for name, arm in labelled.items()}, checked)
+    if args.runs:
+        facts = ab_page.facts_of(members, checked)
+    blocks: list[tuple] = [("h1", title), ("verdict", head, word), ("facts", facts)]
+    if args.out and args.runs:
+        blocks += ab_page.loss_curves(members, primary, checked["other_tokens"])
+    best = best_rows(labelled, compared, metrics[primary].better)
+    blocks += [
+        best_table(best, primary, args), ("h2", "Every arm"), stage_table(arms, columns, primary),
         ("p", f"final_loss: {unit} at the last step, mean over seeds."),
     ]
     if compared:
+        tests = max(entry["row"]["tests"] for entry in compared)
         blocks.append(("h2", f"Differences to {baseline['name']}: {unit}"))
         blocks.append(difference_table(compared, args))
+        counted = ab_report.count(tests, "test")
+        blocks.append(("p", f"p (Holm) and verdicts: {counted}, corrected together; intervals are not corrected. "
+                            f"Equivalence margin {margin.words}."))
     if args.out:
-        blocks += plots(arms, columns, primary, args)
+        blocks += arms_plot(labelled, primary)
+    if args.out and args.runs:
+        blocks += ab_page.wall_clock(members, primary)
     blocks += ab_gate.gate_blocks(checked)
+    if args.runs:
+        blocks += ab_page.last_screen(members, args.command, args.out)
     record = {
-        "mode": "group_by", "verdict": word, "headline": head, "group_by": columns, "where": where,
-        "primary": primary, "margin": args.delta, "alpha": args.alpha, "missing": missing, "gate": checked,
+        "mode": "group_by", "verdict": word, "headline": head, "compared": dict(facts),
+        "group_by": columns, "where": where,
+        "primary": primary, "margin": margin.value, "margin_in_words": margin.words, "alpha": args.alpha,
+        "missing": missing, "gate": checked,
         "arms": [{k: arm[k] for k in ("name", "by_seed", "losses", "times")} for arm in arms],
         "baseline": baseline and baseline["name"], "differences": compared,
     }
-    ab_report.publish(blocks, record, args.out)
-    return 0 if checked["ok"] else 2
+    brief = None
+    if args.print == "short":
+        brief = ab_page.brief_of(f"{title}: {head}", [list(row.values()) for row in best])
+    ab_report.publish(blocks, record, args.out, brief)
+    return 0 if word.startswith("comparable") else 2
 
 
-def compare_with(baseline: dict, others: list[dict], primary: str, checked: dict, args) -> list[dict]:
-    """Every other arm against the baseline, with verdicts by Holm's p: {"name", "row" (difference of the final loss),
-    "wall" (the same at equal wall-clock), "time" (percent, or why not), "verdict"} each."""
+def word_of(checked: dict, arms: list[dict]) -> str:
+    """comparable | comparable as far as recorded | no comparison (one arm alone) | not comparable"""
+    if not checked["ok"]:
+        return "not comparable"
+    if len(arms) < 2:
+        return "no comparison"
+    return "comparable as far as recorded" if checked["unrecorded"] else "comparable"
+
+
+def compare_with(baseline: dict, others: list[dict], metric: ab_numbers.Metric, primary: str, checked: dict,
+                 args) -> list[dict]:
+    """Every other arm against the baseline: {"name", "row" (difference of the final score), "wall" (the same at equal
+    wall-clock, or None), "time" (percent, or why not), "verdict"} each. All differences are one family of tests."""
     compared = [{
         "name": arm["name"],
         "row": ab_numbers.difference(baseline["by_seed"], arm["by_seed"], args.alpha),
         "wall": at_equal_time(baseline, arm, primary, checked, args),
         "time": time_of(arm, baseline, checked),
     } for arm in others]
-    for row, p in ab_numbers.holm([entry["row"] for entry in compared]):
-        row["p_holm"] = p
+    rows = []
+    for entry in compared:  # a test that is made twice counts once
+        if entry["wall"] and ab_verdict.is_same(entry["wall"], entry["row"]):
+            entry["wall"] = entry["row"]
+        rows += [entry["row"]]
+        if entry["wall"] and entry["wall"] is not entry["row"]:
+            rows.append(entry["wall"])
+    ab_verdict.judge(rows, args.alpha, metric.better, args.delta, checked["ok"])
     for entry in compared:
-        entry["verdict"] = "not comparable"
-        if checked["ok"]:
-            entry["verdict"] = ab_numbers.verdict_of(entry["row"], args.delta, entry["row"].get("p_holm"))
+        entry["verdict"] = entry["row"]["verdict"]
     return compared
 
 
@@ -276,7 +352,8 @@ def time_of(arm: dict, baseline: dict, checked: dict) -> str:
     if not arm["times"] or not baseline["times"]:
         return "N/A: not recorded"
     ratio = statistics.fmean(arm["times"]) / statistics.fmean(baseline["times"])
-    return f"{100 * (ratio - 1):+.1f} %"
+    known = all(row["member"]["machine"] for side in (arm, baseline) for row in side["rows"])
+    return f"{100 * (ratio - 1):+.1f} %{'' if known else UNKNOWN_HARDWARE}"
 
 
 def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) -> dict | None:
@@ -285,17 +362,19 @@ def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) 
         return None
     both = [ab_numbers.finished([row["run"] for row in side["rows"]]) for side in (baseline, arm)]
     step = ab_numbers.common_step([run["val"] for side in both for run in side])
-    return ab_numbers.matchings(both, step, primary, checked, args.delta, args.alpha)[2]["row"]
+    return ab_numbers.matchings(both, step, primary, checked, args.alpha)[2]["row"]
 
 
 def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list) -> str:
     def in_words(values: dict) -> str:
-        return ", ".join(map(ab_gate.short, ab_gate.flat(values)))
+        return ", ".join(dict.fromkeys(text for texts in ab_gate.as_texts(values).values() for text in texts))
 
     trouble = ab_gate.trouble_of(checked, in_words)
     allowed = [d["knob"] for d in checked["differences"] if d["state"] == "allowed"]
     if trouble:
         text = f"{'; '.join(trouble)}: choose a stage with --where column=value, or --allow it."
+    elif word == "no comparison":
+        text = "these runs are one arm, and there is nothing to compare it with."
     elif compared:
         verdicts = "; ".join(f"{entry['name']} {entry['verdict']}" for entry in compared)
         text = f"against {baseline['name']}: {verdicts}."
@@ -303,6 +382,9 @@ def headline(word: str, checked: dict, baseline: dict | None, compared: list, mi
         text = "name the --baseline for differences and verdicts."
     if missing:
         text += f" Missing: {'; '.join(missing)}."
+    if checked["unrecorded"]:
+        first, more = checked["unrecorded"][:6], len(checked["unrecorded"]) - 6
+        text += f" Not recorded: {', '.join(first)}{f' and {more} more' if more > 0 else ''}."
     if allowed:
         text += f" Allowed by --allow: {', '.join(allowed)}."
     return f"**{word}** · {text}"
@@ -314,29 +396,32 @@ def stage_table(arms: list[dict], columns: list[str], primary: str) -> tuple:
     def mean(values: list[float], spell, reason: str) -> str:
         return spell(statistics.fmean(values)) if values else f"N/A: {reason}"
 
+    def time(arm: dict) -> str:
+        known = not arm["times"] or all(row["member"]["machine"] for row in arm["rows"])
+        return mean(arm["times"], minutes, "not recorded") + ("" if known else UNKNOWN_HARDWARE)
+
     return ab_report.table([
         *((name, "left", lambda arm, name=name: arm["cells"][name]) for name in columns),
         ("seeds", "right", lambda arm: len(arm["losses"])),
         ("final_loss", "right", lambda arm: mean(arm["losses"], "{:.4f}".format, f"no final_{primary}")),
-        ("train_time", "right", lambda arm: mean(arm["times"], minutes, "not recorded")),
+        ("train_time", "right", time),
     ], arms)
 
 
 def difference_table(compared: list[dict], args) -> tuple:
-    units = {True: "pairs", False: "unpaired"}
-
     def wall(entry: dict) -> str:
         if entry["wall"] is None:
             return "N/A: no run to compare"
-        return form_change(entry["wall"], ".4f").split(", p")[0]
+        change = form_change(entry["wall"], ".4f").split(", p")[0]
+        return change if isinstance(entry["wall"]["delta"], str) else f"{change}: {entry['wall']['verdict']}"
 
     columns = [
         ("arm", "left", lambda entry: entry["name"]),
-        ("n", "right", lambda entry: f"{entry['row']['n']} {units[entry['row']['paired']]}"),
+        ("n", "right", lambda entry: ab_numbers.design_of(entry["row"])),
         ("delta", "right", lambda entry: form(entry["row"]["delta"], "+.4f")),
-        ("{level} interval", "right", lambda entry: form_interval(entry["row"], ".4f")),
-        ("p", "right", lambda entry: form_p(entry["row"]["p"])),
-        ("p (Holm)", "right", lambda entry: form_p(entry["row"].get("p_holm", entry["row"]["p"]))),
+        ("{level} interval, uncorrected", "right", lambda entry: form_interval(entry["row"], ".4f")),
+        ("p", "right", lambda entry: form_p(entry["row"]["p_raw"])),
+        ("p (Holm)", "right", lambda entry: form_p(entry["row"]["p_corrected"])),
         ("verdict", "left", lambda entry: entry["verdict"]),
         ("train_time", "right", lambda entry: entry["time"]),
     ]
@@ -345,183 +430,52 @@ def difference_table(compared: list[dict], args) -> tuple:
     return ab_report.table(columns, compared, args.alpha)
 
 
-def plots(arms: list[dict], columns: list[str], primary: str, args) -> list[tuple]:
-    """Each arm's losses; from folders the curves, too. Labels hold the columns in which the arms differ."""
+def labels_of(arms: list[dict], columns: list[str]) -> dict[str, dict]:
+    """Arms by a short name, which holds the columns in which they differ."""
     vary = [name for name in columns if len({arm["cells"][name] for arm in arms}) > 1]
-    losses, members = {}, {}
-    for arm in arms:
-        label = ", ".join(arm["cells"][name] or "(empty)" for name in vary or columns[:1])
-        losses[label] = arm["losses"]
-        members[label] = [row["run"] for row in arm["rows"]]
-    blocks: list[tuple] = []
-    png = ab_report.plot_arms(losses, f"final {SHORT[primary]} ({UNIT[primary]})")
-    if png:
-        caption = "Final loss of each arm: a circle per seed, a bar at the mean"
-        blocks.append(("img", "arms.png", caption, png))
-    if args.runs:
-        blocks += curves(members, primary)
-    return blocks
+    names = [", ".join(ab_gate.short(arm["cells"][name]) or "(empty)" for name in vary or columns[:1]) for arm in arms]
+    if len(set(names)) < len(names):  # hashes that begin alike
+        names = [arm["name"] for arm in arms]
+    return dict(zip(names, arms, strict=True))
 
 
-def curves(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
-    """Held-out loss of each arm (name -> runs) over steps, and over training time, as blocks."""
-    blocks = []
-    for axis, name, x_label, over in (
-        ("step", "val_curves.png", "optimizer steps", "optimizer steps"),
-        ("train_seconds", "val_wall_clock.png", "training time (seconds)", "training time"),
-    ):
-        points = {arm: ab_numbers.curve_points(members, metric, axis) for arm, members in arms.items()}
-        png = ab_report.plot_curves(points, x_label, f"{SHORT[metric]} ({UNIT[metric]})")
-        if png:
-            caption = f"Held-out loss against {over}: mean, and band from the lowest to the highest seed"
-            blocks.append(("img", name, caption, png))
-    return blocks
+def arms_plot(labelled: dict[str, dict], primary: str) -> list[tuple]:
+    """Each arm's losses, as blocks."""
+    losses = {name: arm["losses"] for name, arm in labelled.items()}
+    drawn = ab_plots.plot_arms(losses, f"final {SHORT[primary]} ({UNIT[primary]})")
+    if not drawn:
+        return []
+    return [("img", "arms.png", "Final loss of each arm: a circle per seed, a bar at the mean", drawn)]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# the noise floor, a newcomer's run, and the seeds that an effect needs
-
-
-def compare_noise(args) -> int:
-    """--aa: what seeds alone do to every metric. --check RUN --against: does a newcomer's run lie in that band?"""
-    patterns, flag, newcomer = args.aa, "--aa", []
-    if args.check:
-        patterns, flag, newcomer = args.against, "--against", [runs.read_run(args.check)]
-    itself = [run["folder"].resolve() for run in newcomer]
-    every = [run for run in read_runs(patterns, flag) if run["folder"].resolve() not in itself]
-    used = ab_numbers.finished([run for run in every if run["summary"]])
-    if len(used) < 4:
-        raise ValueError("a noise floor needs at least 4 finished runs of different seeds, and there are "
-                         f"{len(used)}: train more seeds.")
-    arms = {"noise floor": every}
-    if newcomer:
-        arms["newcomer"] = newcomer
-    # a newcomer may have any seed, and nothing may differ, so there is no treatment
-    checked = ab_gate.gate(ab_gate.members_of(arms), [], names_in(args.allow), same_seeds=False)
-    metrics = ab_numbers.metrics_of(used + newcomer)
-    steps, values = ab_numbers.score_arms([used, newcomer], metrics)
-    rows = noise_rows(values, metrics, checked, args.alpha)
-    primary = args.primary or "val_loss"
-    if primary not in rows:
-        raise ValueError(f"not all runs have a {SHORT[primary]}: train with --eval_every, or pass --primary.")
-
-    trouble, row = "; ".join(ab_gate.trouble_of(checked)), rows[primary]
-    seeds = ", ".join(str(run["seed"]) for run in used)
-    floor = f"{len(used)} seeds ({seeds}), step {steps['val']}"
-    mode, title, word = "aa", f"Noise floor of {label_of(used)}", "comparable"
-    if newcomer:
-        word, text = judge_newcomer(rows, primary, trouble, floor, args.alpha)
-        mode, title = "check", f"{newcomer[0]['name']} against the noise floor of {label_of(used)}: {word}"
-    else:
-        text = (f"{SHORT[primary]}: sd {row['sd']:.5f} {UNIT[primary]} (95 % interval "
-                f"{row['sd_low']:.5f} to {row['sd_high']:.5f}) over {floor}.")
-        if checked["missing"]:
-            text += f" Missing: {'; '.join(checked['missing'])}."
-    if trouble:
-        word, text = "not comparable", f"{trouble}. {text}"
-    head = f"**{word}** · {text}"
-    blocks = [
-        ("h1", title), ("verdict", head, word), noise_table(rows, metrics, bool(newcomer), args.alpha),
-        ("p", "The band is a prediction interval: one more run of another seed falls inside with this chance."),
-    ]
-    record = {
-        "mode": mode, "verdict": word, "headline": head, "primary": primary, "alpha": args.alpha,
-        "metrics": rows, "gate": checked, "runs": [str(run["folder"]) for run in used],
-    }
-    if args.plan:
-        blocks += plan_blocks(row["sd"], primary, args, record)
-    ab_report.publish([*blocks, *ab_gate.gate_blocks(checked)], record, args.out)
-    return 0 if word in ("inside", "comparable") else 2
-
-
-def noise_rows(values: list[dict], metrics: dict[str, Metric], checked: dict, alpha: float) -> dict:
-    """{metric: ab_power.noise_floor(...)} of what all runs have; of a newcomer also "newcomer" and "state"."""
-    rows = {}
-    for key, metric in metrics.items():
-        known = list(values[0][key].values())
-        if metric.kind == "fixed" or not all(isinstance(value, float) for value in known):
-            continue
-        row = rows[key] = dict(ab_power.noise_floor(known, alpha))
-        for value in values[1][key].values():
-            row |= {"newcomer": value, "state": "OUTSIDE"}
-            if isinstance(value, str):
-                row["state"] = f"N/A: {value}"
-            elif metric.kind == "speed" and checked["other_machine"]:
-                row["state"] = "N/A: other hardware or software"
-            elif ab_power.in_band(value, row):
-                row["state"] = "inside"
+def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> list[dict]:
+    """The three best arms: {"what", "loss", "seeds", "change", "reading"} each, as text. better: -1 or 1, the way the
+    primary metric improves."""
+    by_name = {entry["name"]: entry for entry in compared}
+    ranked = [(name, arm) for name, arm in labelled.items() if arm["losses"]]
+    ranked.sort(key=lambda pair: -better * statistics.fmean(pair[1]["losses"]))
+    rows = []
+    for name, arm in ranked[:3]:
+        entry, change, reading = by_name.get(arm["name"]), "-", "-"
+        if entry:
+            change, reading = form_change(entry["row"], ".4f").split(", p")[0], entry["verdict"]
+        elif compared:
+            reading = "the baseline"
+        rows.append({
+            "what": name, "loss": f"{statistics.fmean(arm['losses']):.4f}",
+            "seeds": ab_report.count(len(arm["losses"]), "seed"),
+            "change": change, "reading": reading,
+        })
     return rows
 
 
-def noise_table(rows: dict, metrics: dict[str, Metric], with_newcomer: bool, alpha: float) -> tuple:
-    def band(key: str) -> str:
-        row, spec = rows[key], metrics[key].form
-        return f"[{row['band_low']:{spec}}, {row['band_high']:{spec}}]"
-
-    def this_run(key: str) -> str:
-        value = rows[key]["newcomer"]
-        return f"N/A: {value}" if isinstance(value, str) else form(value, metrics[key].form)
-
+def best_table(rows: list[dict], primary: str, args) -> tuple:
     columns = [
-        ("Metric", "left", lambda key: metrics[key].label),
-        ("mean", "right", lambda key: form(rows[key]["mean"], metrics[key].form)),
-        ("sd", "right", lambda key: f"{rows[key]['sd']:.3g}"),
-        ("band for one more run, {level}", "right", band),
+        ("Best at the end", "left", lambda row: row["what"]),
+        (f"{SHORT[primary]} ({UNIT[primary]})", "right", lambda row: row["loss"]),
+        ("Seeds", "left", lambda row: row["seeds"]),
     ]
-    if with_newcomer:
-        columns.append(("this run", "right", this_run))
-        columns.append(("verdict", "left", lambda key: rows[key]["state"]))
-    return ab_report.table(columns, list(rows), alpha)
-
-
-def judge_newcomer(rows: dict, primary: str, trouble: str, floor: str, alpha: float) -> tuple[str, str]:
-    """(inside | outside | not comparable, the headline's text). The primary metric decides."""
-    row, n = rows[primary], len(rows)
-    word = "not comparable"
-    if not trouble and row["state"] in ("inside", "OUTSIDE"):
-        word = row["state"].lower()
-    value, end = f"of this run N/A ({row['newcomer']})", ", and without it nothing can be said"
-    if isinstance(row["newcomer"], float):
-        value, end = f"{row['newcomer']:.4f} {UNIT[primary]}", ""
-    outside = sum(other["state"] == "OUTSIDE" for other in rows.values())
-    return word, (
-        f"{SHORT[primary]} {value}, band [{row['band_low']:.4f}, {row['band_high']:.4f}] from {floor}. "
-        f"{outside} of {n} metrics lie outside their own band (by chance about {alpha * n:.1f} would); "
-        f"the primary metric decides{end}."
-    )
-
-
-def plan_seeds(args) -> int:
-    """--plan with --noise: seeds that an effect needs."""
-    record: dict = {"mode": "plan"}
-    blocks = plan_blocks(args.noise, args.primary or "val_loss", args, record)
-    ab_report.publish([("h1", "How many seeds?"), *blocks], record, args.out)
-    return 0
-
-
-def plan_blocks(sd: float, primary: str, args, record: dict) -> list[tuple]:
-    """Seeds that --effect needs, and the effect that a number of seeds can show, for several seed correlations."""
-    effect, alpha, power, unit = args.effect, args.alpha, args.power, UNIT[primary]
-    if power <= alpha:
-        raise ValueError(f"--power {power:g} is not above --alpha {alpha:g}: ask for more power.")
-    correlations = sorted({0.0, 0.5, 0.8, args.correlation} - {None})
-    designs = {f"paired, seed correlation {r:g}": (r, True) for r in correlations}
-    designs["unpaired"] = (0.0, False)
-    needed, smallest = {}, [("n", "right", str)]
-    for name, (correlation, paired) in designs.items():
-        spread = ab_power.sd_of_difference(sd, correlation)
-        needed[name] = ab_power.n_needed(effect, spread, alpha, power, paired)
-
-        def detectable(n: int, spread=spread, paired=paired) -> str:
-            return f"{ab_power.mde(n, spread, alpha, power, paired):.5f}"
-
-        smallest.append((name, "right", detectable))
-    record["plan"] = {"sd": sd, "effect": effect, "power": power, "alpha": alpha, "seeds_needed": needed}
-    design = [("Design", "left", str), ("seeds per arm", "right", needed.get)]
-    return [
-        ("h2", f"Seeds per arm that find {effect:g} {unit}"),
-        ("p", f"sd between seeds {sd:.5g} {unit}, two-sided alpha {alpha:g}, power {power:.0%}."),
-        ab_report.table(design, list(needed)),
-        ("h2", f"Smallest difference that n seeds per arm find ({unit})"),
-        ab_report.table(smallest, [2, 3, 4, 5, 6, 8, 10, 15, 20]),
-    ]
+    if args.baseline:
+        columns.append(("against the baseline, {level} interval", "right", lambda row: row["change"]))
+        columns.append(("Verdict", "left", lambda row: row["reading"]))
+    return ("key", *ab_report.table(columns, rows, args.alpha)[1:])

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
 
-from lab import ab_stats, runs
+from lab import ab_report, ab_stats, runs
 
 
 class Metric(NamedTuple):
@@ -25,14 +26,15 @@ class Metric(NamedTuple):
     form: str  # format of its numbers
     kind: str  # nats | bits (of val text) | stability | speed | fixed (follows from the settings) | benchmark
     benchmark: str = ""
+    thing: str = ""  # what it measures, if that is quality: all metrics of one thing are one test
 
 
 LOSSES = (
     ("final_train_loss", "Final train loss (opt-step mean)", -1, ".4f", "nats"),
-    ("val_loss", "Val loss @ matched step", -1, ".4f", "nats"),
-    ("val_bits_per_byte", "Val bits/byte", -1, ".4f", "bits"),
-    ("val_loss_bos", "Val loss, bos view", -1, ".4f", "nats"),
-    ("val_bits_per_byte_bos", "Val bits/byte, bos view", -1, ".4f", "bits"),
+    ("val_loss", "Val loss @ matched step", -1, ".4f", "nats", "", "val"),
+    ("val_bits_per_byte", "Val bits/byte", -1, ".4f", "bits", "", "val"),
+    ("val_loss_bos", "Val loss, bos view", -1, ".4f", "nats", "", "val_bos"),
+    ("val_bits_per_byte_bos", "Val bits/byte, bos view", -1, ".4f", "bits", "", "val_bos"),
 )
 STABILITY_AND_COST = (
     ("tokens_per_sec", "Tokens/sec (reported)", 1, ",.0f", "speed"),
@@ -53,23 +55,25 @@ STABILITY_AND_COST = (
     ("epochs", "Epochs", 0, ".4f", "fixed"),
 )
 RULES = ("official", "full", "paper")  # EWoK's, each with a sum and a mean over the target's tokens
-BENCHMARKS = {  # for runs older than config.json's "benchmarks"[name]["metrics"]; gsm8k's records have no steps
+# For runs older than config.json's "benchmarks"[name]["metrics"]; gsm8k's records have no steps. "tested": the scores
+# that stand for the benchmark in a verdict, each a thing of its own; by default the first
+BENCHMARKS = {
     "hellaswag": {
-        "title": "HellaSwag",
+        "title": "HellaSwag", "tested": ("hellaswag_accuracy_norm",),
         "metrics": [(f"hellaswag_{rule}", f"HellaSwag {rule}", 1, ".4f") for rule in
                     ("accuracy", "accuracy_norm", "accuracy_norm_bytes", "accuracy_plain")],
         "item_metrics": ("accuracy", "accuracy_norm", "accuracy_norm_bytes"),
         "cluster": "cluster", "category": None,
     },
     "ewok": {
-        "title": "EWoK",
+        "title": "EWoK", "tested": ("eval_official_sum",),
         "metrics": [(f"eval_{rule}_{per}", f"EWoK {rule} {per} metric", 1, ".4f")
                     for rule in RULES for per in ("sum", "mean")],
         "item_metrics": ("official_sum", "official_mean", "paper_sum", "paper_mean"),
         "cluster": "cluster", "category": "category",
     },
     "gsm8k": {
-        "item_metrics": (),
+        "title": "GSM8K", "tested": ("gsm8k_accuracy",), "item_metrics": (),
         "metrics": [("gsm8k_accuracy", "GSM8K accuracy (strict)", 1, ".4f"),
                     ("gsm8k_accuracy_flexible", "GSM8K accuracy (flexible)", 1, ".4f")],
     },
@@ -79,27 +83,46 @@ ROWS_000 = (  # the rows that document 000 asks for, in its order: they come fir
     "tokens_per_sec grad_norm_stability crop_fraction"
 ).split()
 PRIMARY = ("val_loss", "val_bits_per_byte", "val_loss_bos", "val_bits_per_byte_bos")
-UNIT = {key: "bits/byte" if "bits" in key else "nats/token" for key in PRIMARY}
+# of every metric that a verdict may be about, also of those of benchmarks, which metrics_of adds
+UNIT = defaultdict(lambda: "score")
+UNIT |= {key: "bits/byte" if "bits" in key else "nats/token" for key in PRIMARY}
 SHORT = {key: label.split(" @")[0].replace("Val", "val") for key, label, *_ in LOSSES if key in PRIMARY}
 
 
 def benchmarks_of(every: list[dict]) -> dict[str, dict]:
-    """{name: {"title", "metrics", "item_metrics", "cluster", "category"}} of all benchmarks that some run describes."""
-    known = dict(BENCHMARKS)
+    """{name: {"title", "metrics", "tested", "item_metrics", "cluster", "category"}} of all benchmarks that some run
+    describes. A title may say more than the name, as "HellaSwag (synthetic, 400 items)"; labels then begin with it."""
+    known = {name: dict(benchmark) for name, benchmark in BENCHMARKS.items()}
     for run in every:
         for name, benchmark in (run["config"].get("benchmarks") or {}).items():
-            if "metrics" in benchmark:
-                defaults = {"title": name, "item_metrics": (), "cluster": None, "category": None}
-                known[name] = defaults | benchmark
+            defaults = {"title": name, "item_metrics": (), "cluster": None, "category": None}
+            described = known.get(name, defaults) | benchmark
+            if "metrics" in described:
+                known[name] = described
+    for benchmark in known.values():
+        rows = benchmark["metrics"]
+        benchmark["metrics"] = [(key, entitle(label, benchmark["title"]), *rest) for key, label, *rest in rows]
     return known
+
+
+def entitle(label: str, title: str) -> str:
+    """'HellaSwag accuracy' under the title 'HellaSwag (synthetic, 400 items)'."""
+    plain, sign, _ = str(title).partition(" (")
+    if not sign or not label.startswith(plain) or label.startswith(f"{plain} ("):
+        return label
+    return f"{title}{label.removeprefix(plain)}"
 
 
 def metrics_of(every: list[dict]) -> dict[str, Metric]:
     """All metrics of these runs, in the order of the table."""
     table = {key: Metric(*rest) for key, *rest in LOSSES}
     for name, benchmark in benchmarks_of(every).items():
+        keys = [key for key, *_ in benchmark["metrics"]]
+        tested = [key for key in benchmark.get("tested", ()) if key in keys] or keys[:1]
         for key, label, better, form in benchmark["metrics"]:
-            table[key] = Metric(label, better, form, "benchmark", name)
+            thing = key if key in tested else tested[0]
+            table[key] = Metric(label, better, form, "benchmark", name, thing)
+            SHORT[key] = label
     table |= {key: Metric(*rest) for key, *rest in STABILITY_AND_COST}
     return {key: table[key] for key in dict.fromkeys([*ROWS_000, *table]) if key in table}
 
@@ -110,17 +133,22 @@ def metrics_of(every: list[dict]) -> dict[str, Metric]:
 
 def score_arms(arms: list[list[dict]], metrics: dict[str, Metric]) -> tuple[dict, list[dict]]:
     """(the step compared, by kind of record; per arm: metric -> seed -> number or reason)."""
-    every = [run for arm in arms for run in arm]
-    steps = {"val": common_step([run["val"] for run in every])}
-    for name in benchmarks_of(every):
-        if name != "gsm8k":
-            steps[name] = common_step([run["benchmarks"].get(name, {}) for run in every])
-    steps["train"] = min((int(max(run["train"]["step"], default=0)) for run in every), default=0)
+    steps = common_steps([run for arm in arms for run in arm])
     by_arm = []
     for arm in arms:
         table = {run["seed"]: scores(run, steps, metrics) for run in arm}
         by_arm.append({key: {seed: row[key] for seed, row in table.items()} for key in metrics})
     return steps, by_arm
+
+
+def common_steps(every: list[dict]) -> dict[str, int | None]:
+    """{kind of record ("val", a benchmark, "train"): the last step that all these runs have}."""
+    steps = {"val": common_step([run["val"] for run in every])}
+    for name in benchmarks_of(every):
+        if name != "gsm8k":
+            steps[name] = common_step([run["benchmarks"].get(name, {}) for run in every])
+    steps["train"] = min((int(max(run["train"]["step"], default=0)) for run in every), default=0)
+    return steps
 
 
 def common_step(records: list[dict]) -> int | None:
@@ -260,24 +288,31 @@ def finished(arm: list[dict]) -> list[dict]:
     return list(first.values())
 
 
-def difference(a: dict, b: dict, alpha: float) -> dict:
-    """B - A of one metric; a, b: seed -> number or reason. Pairs where seeds are common, else unpaired.
+def partners(a: set, b: set) -> list:
+    """The seeds to pair arms by, or [] where all runs are to be compared unpaired: where fewer than half of the smaller
+    arm's runs have a partner of equal seed, or fewer than 3 do though each arm has 3 runs."""
+    common, smaller = sorted(a & b), min(len(a), len(b))
+    enough = len(common) >= ab_stats.MIN_RUNS or smaller < ab_stats.MIN_RUNS
+    return common if enough and 2 * len(common) >= smaller else []
 
-    {"paired", "pairs" (seed -> delta), "n", "used" (pairs, or runs of both arms), "stats" (of ab_stats, or None),
-    "lacking" (seeds without a number), "a", "sd_a", "b", "sd_b", "delta", "low", "high", "p"}; a number that cannot be
-    had is "N/A: reason".
+
+def difference(a: dict, b: dict, alpha: float) -> dict:
+    """B - A of one metric; a, b: seed -> number or reason. Pairs of equal seed, or all runs: see partners().
+
+    {"paired", "pairs" (seed -> delta), "n", "n_a", "n_b", "used" (pairs, or runs of both arms), "left_out" (runs
+    without a partner), "stats" (of ab_stats, or None), "lacking" (seeds without a number, in either arm), "a", "sd_a",
+    "b", "sd_b", "delta", "low", "high", "p"}; a number that cannot be had is "N/A: reason".
     """
     known = [{seed: value for seed, value in arm.items() if isinstance(value, float)} for arm in (a, b)]
-    common = sorted(set(known[0]) & set(known[1]))
+    common, runs_known = partners(*map(set, known)), sum(map(len, known))
     if common:
         known = [{seed: arm[seed] for seed in common} for arm in known]
     xs, ys = (list(arm.values()) for arm in known)
-    seeds = set(a) & set(b) or set(a) | set(b)
-    lacking = {seed for seed in seeds for arm in (a, b) if isinstance(arm.get(seed), str)}
+    lacking = {seed for arm in (a, b) for seed, value in arm.items() if isinstance(value, str)}
     row = {
         "paired": bool(common), "pairs": {seed: known[1][seed] - known[0][seed] for seed in common},
-        "n": min(len(xs), len(ys)), "used": len(common) or len(xs) + len(ys), "stats": None,
-        "lacking": sorted(lacking),
+        "n": min(len(xs), len(ys)), "n_a": len(xs), "n_b": len(ys), "used": len(common) or len(xs) + len(ys),
+        "left_out": runs_known - len(xs) - len(ys), "stats": None, "lacking": sorted(lacking, key=str),
     }
     for side, arm, values in (("a", a, xs), ("b", b, ys)):
         reason = next((value for value in arm.values() if isinstance(value, str)), "not run")
@@ -294,13 +329,20 @@ def difference(a: dict, b: dict, alpha: float) -> dict:
     return row | {"low": stats["ci_low"], "high": stats["ci_high"], "p": stats["p"]}
 
 
+def design_of(row: dict) -> str:
+    """'4 pairs', '4 against 8 runs, unpaired'."""
+    if row["paired"]:
+        left = f" ({ab_report.count(row['left_out'], 'run')} without a partner left out)"
+        return ab_report.count(row["n"], "pair") + (left if row["left_out"] else "")
+    return f"{row['n_a']} against {row['n_b']} runs, unpaired"
+
+
 def without_interval(row: dict, reason: str) -> dict:
     return row | dict.fromkeys(("low", "high", "p"), reason)
 
 
-def compare_metrics(a: dict, b: dict, metrics: dict[str, Metric], primary: str, checked: dict, alpha: float) -> dict:
-    """{metric: difference(...)} without what the gate forbids, all p but the primary's adjusted by Holm.
-    a, b: metric -> seed -> number or reason."""
+def compare_metrics(a: dict, b: dict, metrics: dict[str, Metric], checked: dict, alpha: float) -> dict:
+    """{metric: difference(...)} without what the gate forbids. a, b: metric -> seed -> number or reason."""
     rows = {}
     for key, metric in metrics.items():
         row = difference(a[key], b[key], alpha)
@@ -313,47 +355,7 @@ def compare_metrics(a: dict, b: dict, metrics: dict[str, Metric], primary: str, 
         elif metric.kind == "speed" and checked["other_machine"] and is_number:
             row = without_interval(row, "N/A: other hardware or software")
         rows[key] = row
-    for row, p in holm([row for key, row in rows.items() if key != primary]):
-        row |= {"p_raw": row["p"], "p": p}
     return rows
-
-
-def holm(rows: list[dict]) -> list[tuple[dict, float]]:
-    """(row, p adjusted together with the others') of every row that has a p."""
-    tested = [row for row in rows if isinstance(row["p"], float) and math.isfinite(row["p"])]
-    adjusted = ab_stats.holm([row["p"] for row in tested])
-    return list(zip(tested, map(float, adjusted), strict=True))
-
-
-def verdict_of(row: dict, margin: float, p: float | None = None) -> str:
-    """better | worse | equivalent | inconclusive, for a loss. p: adjusted, where it was."""
-    if row["stats"] is None or row["lacking"]:  # seeds that have no number may be the very ones that went wrong
-        return "inconclusive"
-    stats = row["stats"]
-    if p is not None:
-        stats = stats | {"p": p}
-    return ab_stats.verdict(stats, "lower", margin or None)
-
-
-def direction(row: dict, better: int, alpha: float) -> str:
-    """What may be said of B by the p that stands in the table, which Holm's correction may have raised."""
-    if isinstance(row["p"], str) or row["lacking"]:
-        return "cannot be said"
-    if not row["p"] < alpha:
-        return "no clear change"
-    if better == 0:
-        return "changed"
-    return "better" if better * row["delta"] > 0 else "worse"
-
-
-def primary_of(asked: str | None, checked: dict) -> str:
-    """The metric of the verdict. ValueError for one that means nothing between the arms' tokens."""
-    if asked and UNIT[asked] == "nats/token" and checked["other_tokens"]:
-        raise ValueError(f"--primary {asked} counts nats per token, but the arms' tokens differ or are not all "
-                         f"recorded: use --primary {asked.replace('val_loss', 'val_bits_per_byte')}.")
-    if asked:
-        return asked
-    return "val_bits_per_byte" if checked["other_tokens"] else "val_loss"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -365,10 +367,9 @@ MATCHINGS = (  # name, axis of the val records, the budget in words
 )
 
 
-def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: dict, margin: float,
-              alpha: float) -> list[dict]:
-    """The primary metric of arms [A, B] at equal steps, FLOPs and training seconds: {"name", "row", "verdict",
-    "budget"} each. The budget is what the cheapest run spent; costlier runs are read off their val curve at it."""
+def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: dict, alpha: float) -> list[dict]:
+    """The primary metric of arms [A, B] at equal steps, FLOPs and training seconds: {"name", "row", "budget"} each. The
+    budget is what the cheapest run spent; costlier runs are read off their curve at it."""
     matched = []
     for name, axis, words in MATCHINGS:
         budget = runs.number(step)
@@ -378,12 +379,25 @@ def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: di
         row = difference(a, b, alpha)
         if axis == "train_seconds" and checked["other_machine"] and isinstance(row["delta"], float):
             row = without_interval(row, "N/A: other hardware or software") | {"stats": None}
-        verdict = verdict_of(row, margin) if checked["ok"] else "not comparable"
         in_words = "N/A: not run"
         if math.isfinite(budget):
             in_words = words.format(budget)
-        matched.append({"name": name, "row": row, "verdict": verdict, "budget": in_words})
+        matched.append({"name": name, "row": row, "budget": in_words})
     return matched
+
+
+def curve_of(run: dict, metric: str) -> dict[int, dict]:
+    """{step: record} of a metric's evaluations, each with the metric under its own name, "step", "flops_total" and
+    "train_seconds" (None where the val loss was not scored at that step)."""
+    if metric in PRIMARY:
+        return run["val"]
+    curve = {}
+    for name, benchmark in benchmarks_of([run]).items():
+        if any(key == metric for key, *_ in benchmark["metrics"]):
+            for step in run["benchmarks"].get(name, {}):
+                score = benchmark_score(run, metric, name, step)
+                curve[step] = dict(run["val"].get(step, {})) | {"step": step, metric: score}
+    return curve
 
 
 def spent(run: dict, axis: str) -> float:
@@ -395,8 +409,8 @@ def at_budget(run: dict, metric: str, axis: str, budget: float):
     """A run's metric at a budget of `axis` (step, flops_total, train_seconds), linear between two evaluations; outside
     the scored range a reason (str), as nothing is extrapolated."""
     if axis == "step" or not math.isfinite(budget):
-        return number_or(run["val"].get(budget, {}).get(metric), "not run")
-    points = [(runs.number(r.get(axis)), runs.number(r.get(metric))) for r in run["val"].values()]
+        return number_or(curve_of(run, metric).get(budget, {}).get(metric), "not run")
+    points = [(runs.number(r.get(axis)), runs.number(r.get(metric))) for r in curve_of(run, metric).values()]
     points = sorted(point for point in points if all(map(math.isfinite, point)))
     if not points:
         return "not run"
@@ -407,11 +421,12 @@ def at_budget(run: dict, metric: str, axis: str, budget: float):
 
 
 def curve_points(arm: list[dict], metric: str, axis: str) -> list[list[list[float]]]:
-    """Per run [[x, y], ...] at the steps, but for 0, that all of the arm's runs scored."""
+    """Per run [[x, y], ...] at the steps that all of the arm's runs scored."""
     if not arm:
         return []
-    steps = sorted(set.intersection(*(set(run["val"]) for run in arm)) - {0})
-    records = [[run["val"][step] for step in steps] for run in arm]
+    scored = [curve_of(run, metric) for run in arm]
+    steps = sorted(set.intersection(*map(set, scored)))
+    records = [[curve[step] for step in steps] for curve in scored]
     table = np.array([[[runs.number(r.get(key)) for key in (axis, metric)] for r in own] for own in records])
     table = table.reshape(len(arm), len(steps), 2)
     return table[:, np.isfinite(table).all(axis=(0, 2))].tolist()

@@ -2,200 +2,29 @@
 
 A report is a list of blocks; text may hold `code` and **bold**:
 
-    ("h1", text) ("h2", text) ("p", text) ("verdict", text, verdict) ("ul", [text])
-    ("table", header, rows, {columns of text}) ("img", file name, caption, PNG bytes)
+    ("h1", text) ("h2", text) ("p", text) ("verdict", text, verdict) ("ul", [text]) ("facts", [(name, text)])
+    ("table", header, rows, {columns of text}) ("key", the same: a table that fits a phone) ("code", text)
+    ("img", file name, caption, picture of ab_plots) ("quotes", [(heading, [text])]) ("links", [(name, [path])])
 
-publish() prints it and writes report.md, report.json, report.html and the PNGs. The page refers to nothing outside
-itself (style: ab_report.css). Only `code` and the **bold** word or question at a text's start are markup; everything
-else is shown as it is, whatever a folder or a setting is called. Plots can be read in grey: line styles, markers and
-fillings differ, not colours alone (those are Okabe and Ito's).
+publish() prints it and writes report.md, report.json, report.html and the PNGs. The page loads nothing (style:
+ab_report.css) and links to the runs' folders. Only `code` and the **bold** word or question at a text's start are
+markup; everything else is shown as it is, whatever a folder or a setting is called.
 """
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import math
 import os
 import re
-import statistics
 import sys
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
 
 from lab import disk, processes
-
-# ----------------------------------------------------------------------------------------------------------------------
-# plots: each returns PNG bytes, or None when there is nothing to draw
-
-STYLES = (  # colour, line, marker of each arm
-    ("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"), ("#CC79A7", ":", "D"),
-    ("#56B4E9", (0, (5, 1)), "v"), ("#E69F00", (0, (3, 1, 1, 1)), "P"), ("#000000", (0, (1, 1)), "X"),
-)
-BLUE, GREY = "#0072B2", "#888888"
-MARKS = {"better": ("o", BLUE), "worse": ("s", "white"), "changed": ("s", "white")}  # verdict -> marker, filling
-ARROWS = {-1: "↓", 0: " ", 1: "↑"}  # which way a metric improves
-
-
-PLOT_STYLE = {"text.usetex": False, "text.parse_math": False, "axes.unicode_minus": True}
-
-
-def import_matplotlib():
-    """matplotlib, whatever backend a notebook has put into MPLBACKEND: its import refuses one that is not installed."""
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
-        import matplotlib
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    return matplotlib
-
-
-def canvas(width: float, height: float, panels: list[int] = (1,)):
-    """(axes, save), sizes in inches, one axis per panel, of these relative heights; save() -> PNG bytes.
-
-    A name with dollars in it is no mathematics. The figure is drawn by Agg without pyplot, so that a notebook's own
-    plots keep their backend and are not touched.
-    """
-    matplotlib = import_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-
-    with matplotlib.rc_context(PLOT_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(len(panels), squeeze=False, height_ratios=panels)[:, 0]
-    FigureCanvasAgg(figure)
-    for axis in axes:
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-
-    def save() -> bytes:
-        buffer = io.BytesIO()
-        for text in figure.findobj(Text):
-            text.set(parse_math=False, usetex=False)
-        with matplotlib.rc_context(PLOT_STYLE):
-            figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
-        return buffer.getvalue()
-
-    return axes, save
-
-
-def add_legend(axis, names: list[str]) -> None:
-    """A legend of the first lines on an axis. matplotlib would leave out a name that begins with an underscore."""
-    lines = axis.lines[: len(names)]
-    legend = axis.legend(lines, [" "] * len(lines), frameon=False)
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(plot_name(name))
-
-
-def plot_name(text: str) -> str:
-    """A name for a plot: one line, of which no more than 60 characters leave room for the axes."""
-    text = one_line(text)
-    if len(text) > 60:
-        text = f"{text[:30]}…{text[-29:]}"
-    return text
-
-
-def plot_curves(curves: dict[str, list[list[tuple[float, float]]]], x_label: str, y_label: str) -> bytes | None:
-    """Mean curve of each arm, with a band from its lowest to its highest seed. curves: arm -> seed -> [(x, y)]; the
-    seeds of an arm have as many points each, and the mean is drawn at the mean x."""
-    drawn = {arm: np.array(seeds) for arm, seeds in curves.items() if seeds and seeds[0]}
-    if not drawn:
-        return None
-    (axis,), save = canvas(5.6, 3.6)
-    add_legend(axis, draw_curves(axis, drawn))
-    axis.set(xlabel=x_label, ylabel=y_label)
-    return save()
-
-
-def draw_curves(axis, drawn: dict[str, np.ndarray | None]) -> list[str]:
-    """Mean and band of each arm on one axis; drawn: arm -> (seeds, points, 2), or None for an arm without points, which
-    keeps its colour for other panels. Returns the names for a legend."""
-    late, names = [], []
-    for i, (arm, points) in enumerate(drawn.items()):
-        if points is None:
-            continue
-        colour, line, marker = STYLES[i % len(STYLES)]
-        n_seeds, n_points, _ = points.shape
-        x, y = points[..., 0].mean(0), points[..., 1]
-        plural = "s" if n_seeds > 1 else ""
-        axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.18, linewidth=0)
-        axis.plot(x, y.mean(0), linestyle=line, color=colour, linewidth=1.6,
-                  marker=marker, markersize=4, markevery=max(1, n_points // 12))
-        names.append(f"{arm} ({n_seeds} seed{plural})")
-        first = max(n_points // 4, n_points > 2)  # the drop of the first quarter would flatten the rest
-        late.append(y[:, first:].ravel())
-    late = np.concatenate(late)
-    margin = 0.08 * (np.ptp(late) or 1)
-    axis.set(ylim=(late.min() - margin, late.max() + margin))
-    return names
-
-
-def plot_pairs(pairs: dict, mean: tuple | None, x_label: str, mean_label: str) -> bytes | None:
-    """A point per pair of equal seed, below them the mean with its interval. mean: (delta, low, high) or None."""
-    if not pairs:
-        return None
-    (axis,), save = canvas(5.6, 1.4 + 0.26 * min(len(pairs), 20))
-    axis.axvline(0, color="black", linewidth=1)
-    heights = list(range(len(pairs), 0, -1))
-    labels = [f"seed {seed}" for seed in pairs]
-    axis.plot(list(pairs.values()), heights, "o", color=BLUE, markersize=6)
-    if mean is not None:
-        delta, low, high = mean
-        axis.plot([low, high], [0, 0], color="black", linewidth=2)
-        axis.plot(delta, 0, "D", color="black", markersize=7)
-        heights.append(0)
-        labels.append(mean_label)
-    axis.set_yticks(heights, labels)
-    axis.set(ylim=(min(heights) - 0.7, len(pairs) + 0.7), xlabel=x_label)
-    return save()
-
-
-def plot_forest(groups: dict[str, list[dict]]) -> bytes | None:
-    """Changes in percent with their intervals, a panel with its own scale per group (val losses move by 1 %, benchmarks
-    by 10 %). groups: title -> rows of {"label", "delta", "low", "high" (percent), "better": -1, 0, +1, "verdict"
-    (better, worse, changed or another word, by the adjusted p, which the interval does not know)}."""
-    groups = {title: rows for title, rows in groups.items() if rows}
-    if not groups:
-        return None
-    panels = [len(rows) + 2 for rows in groups.values()]
-    axes, save = canvas(6.0, 0.6 + 0.24 * sum(panels), panels)
-    for axis, (title, rows) in zip(axes, groups.items(), strict=True):
-        axis.axvline(0, color="black", linewidth=1)
-        for y, row in enumerate(reversed(rows)):
-            marker, filling = MARKS.get(row["verdict"], ("o", "#bbbbbb"))
-            line, colour = ("-", "black") if row["verdict"] in MARKS else (":", GREY)
-            axis.plot([row["low"], row["high"]], [y, y], line, color=colour, linewidth=1.6)
-            axis.plot(row["delta"], y, marker, markersize=5, markeredgecolor=colour, markerfacecolor=filling)
-        limit = max(1.2 * max(abs(row["delta"]) for row in rows), 0.1)  # a wide interval must not squeeze the others
-        left, right = axis.get_xlim()
-        axis.set_xlim(max(left, -2 * limit), min(right, 2 * limit))
-        labels = [f"{plot_name(row['label'])} {ARROWS[row['better']]}" for row in reversed(rows)]
-        axis.set_yticks(range(len(rows)), labels, fontsize=8)
-        axis.tick_params(axis="x", labelsize=8)
-        axis.set_title(title, fontsize=9, loc="left")
-    axes[-1].set_xlabel("change from A to B, %.  ↓ lower is better, ↑ higher is better\n"
-                        "filled: better; square: worse or changed; grey: not clear", fontsize=8)
-    return save()
-
-
-def plot_arms(losses: dict[str, list[float]], x_label: str) -> bytes | None:
-    """Each arm's seeds as circles, their mean as a bar."""
-    drawn = {arm: values for arm, values in losses.items() if values}
-    if not drawn:
-        return None
-    (axis,), save = canvas(5.6, 1.1 + 0.34 * len(drawn))
-    for y, values in enumerate(reversed(drawn.values())):
-        axis.plot(values, [y] * len(values), "o", markerfacecolor="none", color=BLUE, markersize=6)
-        axis.plot(statistics.fmean(values), y, "|", color="black", markersize=18, markeredgewidth=2)
-    axis.set_yticks(range(len(drawn)), [plot_name(arm) for arm in reversed(drawn)], fontsize=9)
-    axis.set(ylim=(-0.6, len(drawn) - 0.4), xlabel=f"{x_label}\ncircle: a seed, bar: mean")
-    return save()
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Markdown and HTML
@@ -251,14 +80,44 @@ def markdown_table(header, rows, text_columns) -> str:
     return "\n".join([line(header), "|" + "|".join(rules) + "|", *map(line, rows)])
 
 
+def markdown_code(text: str) -> str:
+    fence = "`" * (3 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}bash\n{text}\n{fence}"
+
+
+def markdown_quotes(quotes) -> str:
+    parts = []
+    for heading, texts in quotes:
+        parts += [markdown(heading), "\n>\n".join(f"> {markdown(text)}" for text in texts)]
+    return "\n\n".join(parts)
+
+
+def markdown_links(links) -> str:
+    def link(path) -> str:
+        name = escape_markdown(one_line(Path(path).name)).replace("[", "\\[").replace("]", "\\]")
+        return f"[{name}]({href_of(path)})"
+
+    return "\n".join(f"- {markdown(name)}: {', '.join(map(link, paths))}" for name, paths in links)
+
+
+def href_of(path) -> str:
+    """A path relative to the report as a reference, whatever signs a folder's name has."""
+    return urllib.parse.quote(os.fsencode(path))
+
+
 MARKDOWN = {  # kind of block -> its text
     "h1": lambda text: f"# {markdown(text)}",
     "h2": lambda text: f"## {markdown(text)}",
     "p": markdown,
     "verdict": lambda text, verdict: markdown(text),
     "ul": lambda items: "\n".join(f"- {markdown(item)}" for item in items),
+    "facts": lambda facts: "\n".join(f"- {markdown(f'**{name}** · {text}')}" for name, text in facts),
     "table": markdown_table,
-    "img": lambda name, caption, data: f"![{markdown(caption)}]({name})",
+    "key": markdown_table,
+    "img": lambda name, caption, picture: f"![{markdown(caption)}]({name})",
+    "code": markdown_code,
+    "quotes": markdown_quotes,
+    "links": markdown_links,
 }
 
 
@@ -297,20 +156,68 @@ def html_table(header, rows, text_columns) -> str:
     return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
-def html_image(name, caption, data) -> str:
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    image = f'<img alt="{html.escape(one_line(caption), quote=True)}" src="{source}">'
-    return f"<figure>{image}<figcaption>{inline(caption)}</figcaption></figure>"
+def html_key(header, rows, text_columns) -> str:
+    """A small table, of which a phone shows a block per row: each cell then has its heading beside it."""
+    kinds = [{True: "text", False: "number"}[i in text_columns] for i in range(len(header))]
+    labels = [html.escape(one_line(name), quote=True) for name in header]
+    head = "".join(f'<th class="{kind}" scope=col>{inline(name)}</th>'
+                   for kind, name in zip(kinds, header, strict=True))
+    body = ""
+    for row in rows:
+        cells = "".join(f'<td class="{kind}" data-label="{label}">{inline(value)}</td>'
+                        for kind, label, value in zip(kinds, labels, row, strict=True))
+        body += f"<tr>{cells}</tr>"
+    return f'<table class="key"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def html_image(name, caption, picture) -> str:
+    """Both drawings, of which the style sheet shows one. A caption is text for those who do not see the plot, too."""
+    title = html.escape(one_line(caption), quote=True)
+    drawings = ""
+    for kind in ("wide", "narrow"):
+        svg = picture[kind].replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+        drawings += f'<div class="{kind}">{svg}</div>'
+    return f"<figure>{drawings}<figcaption>{inline(caption)}</figcaption></figure>"
+
+
+def html_facts(facts) -> str:
+    pairs = (f"<div><dt>{inline(name)}</dt> <dd>{inline(text)}</dd></div>" for name, text in facts)
+    return f"<dl>{''.join(pairs)}</dl>"
+
+
+def html_quotes(quotes) -> str:
+    parts = ""
+    for heading, texts in quotes:
+        said = "".join(f"<blockquote>{inline(text)}</blockquote>" for text in texts)
+        parts += f"<div><h3>{inline(heading)}</h3>{said}</div>"
+    return f'<div class="quotes">{parts}</div>'
+
+
+def html_links(links) -> str:
+    def link(path) -> str:
+        return f'<a href="{href_of(path)}">{html.escape(one_line(Path(path).name))}</a>'
+
+    items = (f"<li>{inline(name)}: {', '.join(map(link, paths))}</li>" for name, paths in links)
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def first_word(verdict: str) -> str:
+    return re.match(r"\w+", verdict)[0]
 
 
 HTML = {
     "h1": lambda text: f"<h1>{inline(text)}</h1>",
     "h2": lambda text: f"<h2>{inline(text)}</h2>",
     "p": lambda text: f"<p>{inline(text)}</p>",
-    "verdict": lambda text, verdict: f'<p class="verdict {verdict.split()[0]}">{inline(text)}</p>',
+    "verdict": lambda text, verdict: f'<p class="verdict {first_word(verdict)}">{inline(text)}</p>',
     "ul": lambda items: "<ul>" + "".join(f"<li>{inline(item)}</li>" for item in items) + "</ul>",
+    "facts": html_facts,
     "table": html_table,
+    "key": html_key,
     "img": html_image,
+    "code": lambda text: f'<pre tabindex="0"><code>{html.escape(text)}</code></pre>',
+    "quotes": html_quotes,
+    "links": html_links,
 }
 
 
@@ -353,32 +260,32 @@ def is_report(path: Path) -> bool:
         return False
 
 
-def publish(blocks: list[tuple], record: dict, out: str | None) -> None:
-    """Print the report; with --out also write report.json, PNGs, report.html and report.md, before it is printed.
+def publish(blocks: list[tuple], record: dict, out: str | None, brief: list[str] | None = None) -> None:
+    """Print the report, or `brief`, its few lines; with --out first write report.json, PNGs, report.html and report.md.
 
-    ValueError, after the printing, when --out cannot be written: the numbers of a long comparison are not lost."""
+    ValueError, after the whole report is printed, when --out cannot be written: the numbers of a long comparison are
+    not lost."""
+    report = to_markdown([block for block in blocks if block[0] != "img" or out])
     if not out:
-        show(to_markdown([block for block in blocks if block[0] != "img"]))
+        show("\n".join(brief) if brief else report)
         return
-    report, folder = to_markdown(blocks), Path(out)
+    folder = Path(out)
     files = {"report.json": (json.dumps(plain(record), indent=2) + "\n").encode()}  # first: it marks the folder
-    files |= {content[0]: content[2] for kind, *content in blocks if kind == "img"}
+    files |= {content[0]: content[2]["png"] for kind, *content in blocks if kind == "img"}
     css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     body = "\n".join(HTML[kind](*content) for kind, *content in blocks)
     title = html.escape(one_line(blocks[0][1]))
     files["report.html"] = PAGE.format(title=title, css=css, body=body).encode()
     files["report.md"] = report.encode()
     check_out(out)
-    fault = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             disk.write_whole(folder / name, data)
     except OSError as error:
-        fault = f"--out {folder} cannot be written ({error.strerror}): choose another folder."
-    show(report)
-    if fault:
-        raise ValueError(fault)
+        show(report)
+        raise ValueError(f"--out {folder} cannot be written ({error.strerror}): choose another folder.") from error
+    show("\n".join([*brief, f"report: {one_line(folder / 'report.html')}"]) if brief else report)
 
 
 def show(text: str) -> None:

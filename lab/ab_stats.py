@@ -5,7 +5,7 @@
 
 A value is one number of one run (a val loss, an accuracy). Runs of equal seed share initial weights and the order of
 data, so arms are compared by their differences within pairs of seeds. The seed is the unit: ten thousand items scored
-by one checkpoint say nothing about the next seed, so one seed never gives a verdict. Delta is always b - a.
+by one checkpoint say nothing about the next seed, and fewer than three seeds never give a verdict. Delta is b - a.
 
 Where an argument is an array of values, leading axes are allowed and give arrays of results, one per A/B (coverage.py
 simulates thousands through the functions that users call). Bad input is a ValueError of one sentence.
@@ -25,6 +25,8 @@ EXACT_PAIRS = 20  # up to here all 2^n sign flips are counted, above DRAWS rando
 EXACT_SPLITS = 20_000  # up to so many splits of the runs in two arms are all counted (8 + 8: 12,870)
 DRAWS = 100_000
 DRAW_SEED = 0
+MIN_RUNS = 3  # pairs, or runs in each arm, below which nothing is called better, worse or equivalent
+SMALL = ", by less than the margin"
 SEED_FLOOR = 0.05  # least seed variance of hierarchical_bootstrap, as a share of the rest's
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -219,7 +221,8 @@ def _tost(stats: dict, margin: float) -> np.ndarray:
     """p of equivalence within ± margin, from what paired() or unpaired() returned; without spread 0 for equal arms,
     nan for others."""
     if not (isinstance(margin, (int, float)) and math.isfinite(margin) and margin > 0):
-        raise ValueError(f"the equivalence margin is {margin!r}: give a positive number in the metric's unit.")
+        raise ValueError(f"the equivalence margin is {margin!r}: "
+                         "give a positive number in the metric's unit.")
     if "se" not in stats or "df" not in stats:
         raise ValueError("equivalence needs se and df: give what paired() or unpaired() returned.")
     delta, se, df = (np.asarray(stats[k], dtype=float) for k in ("delta", "se", "df"))
@@ -229,15 +232,23 @@ def _tost(stats: dict, margin: float) -> np.ndarray:
     return np.where(se > 0, p, np.where((se == 0) & (delta == 0), 0.0, np.nan))
 
 
+def too_few(n: int) -> str:
+    """The verdict of fewer than MIN_RUNS pairs, or runs in an arm."""
+    return f"n = {n}: too few"
+
+
 def verdict(stats: dict, better: str = "lower", equivalence_margin: float | None = None,
-            alpha: float | None = None) -> str | np.ndarray:
-    """"better" | "worse" | "equivalent" | "inconclusive": what may be said of b against a.
+            alpha: float | None = None, p_equivalent=None) -> str | np.ndarray:
+    """What may be said of b against a: "better" | "worse", each perhaps with ", by less than the margin", |
+    "equivalent" | "inconclusive" | "n = 2: too few".
 
     stats: from paired() or unpaired(). better: which way this metric improves. alpha: default the one in stats.
-    The first rule that applies:
-    1. one pair, one run in an arm, or no p: inconclusive, however large the difference;
-    2. with a margin, the 1 - 2 alpha interval within ± margin: equivalent, even if significant (real, but too small);
-    3. p < alpha (the 1 - alpha interval leaves out 0): better or worse by the sign of delta;
+    p_equivalent: of equivalence(), where it was corrected over several tests. The first rule that applies:
+    1. fewer than 3 pairs, or 3 runs in an arm: too few, however large the difference. With two, everything rests on
+       the normal distribution, and Welch's test at 2 against 10 finds 10 % where there is nothing;
+    2. p < alpha (the 1 - alpha interval leaves out 0): better or worse by the sign of delta. With a margin, and the
+       1 - 2 alpha interval within it: better or worse, by less than the margin (real, but too small to matter);
+    3. with a margin, the 1 - 2 alpha interval within it and 0 within the 1 - alpha interval: equivalent;
     4. else inconclusive, which is not "no difference": look at mde for what could have been seen.
     Where there is no difference, "better" or "worse" comes with probability alpha at most, both together. A metric
     tested among others takes its Holm-adjusted p: verdict(stats | {"p": adjusted}).
@@ -248,11 +259,20 @@ def verdict(stats: dict, better: str = "lower", equivalence_margin: float | None
         alpha = stats.get("alpha", 0.05)
     check_share(alpha, "alpha")
     delta, p = np.asarray(stats["delta"], dtype=float), np.asarray(stats["p"], dtype=float)
-    usable = (stats["n"] >= 2) & np.isfinite(p)
-    direction = np.where((delta < 0) == (better == "lower"), "better", "worse")
-    words = np.where(usable & (p < alpha) & (delta != 0), direction, "inconclusive")
+    within = np.zeros(delta.shape, bool)
     if equivalence_margin is not None:
-        words = np.where(usable & (_tost(stats, equivalence_margin) < alpha), "equivalent", words)
+        tost = _tost(stats, equivalence_margin) if p_equivalent is None else p_equivalent
+        within = np.asarray(tost, dtype=float) < alpha
+    improved = (delta < 0) == (better == "lower")
+    large = np.where(improved, "better", "worse")
+    small = np.where(improved, f"better{SMALL}", f"worse{SMALL}")
+    ends = (stats.get(key, math.nan) for key in ("ci_low", "ci_high"))
+    interval = [np.asarray(end, dtype=float) for end in ends]
+    leaves_out_0 = (interval[0] > 0) | (interval[1] < 0)
+    words = np.where(within & ~leaves_out_0, "equivalent", "inconclusive")
+    words = np.where((p < alpha) & (delta != 0), np.where(within, small, large), words)
+    if stats["n"] < MIN_RUNS:
+        words = np.full(delta.shape, too_few(stats["n"]))
     if words.ndim == 0:
         return str(words)
     return words

@@ -1,9 +1,18 @@
-r"""answers.py owns the prompt template and the number that a text gives as its answer.
+r"""answers.py owns the prompt template, and what is a number in a text: one grammar, complete or no answer.
 
-    strict    the number after the first `####` that has one on its line, as GSM8K's own `#### (\-?[0-9\.\,]+)`. Also
-              read: `$29.00`, `3/4`, `1 1/2`, `1e3`, `25%` (as 25), `-$3`, text after the number, and `6*9=54` as 54.
-              An expression without a result (`#### 6*9`) is no answer
-    flexible  the last number of the text
+    number   [sign] [currency] amount           -3, +3, −3 (and other dashes), $12.50, -$3, $-3
+    amount   plain, plain / plain, or whole whole / whole                          18, 3/4, 1 1/2
+    plain    integer [. digits] [e exponent], or . digits                          1234.5, 18.00, .5, 1e3
+    integer  digits, or groups of three after one kind of separator                1,234,567 or 9{,}500 or 9\,500
+
+A number that goes on in another way is none, not its first digits: `0,5`, `1,234,56`, `1.234,5`, `12:30`, `1.2.3`,
+`2½`, `3 million`, `5k`. `25%` is 25, and a unit is passed over. Three readers share this grammar:
+
+    strict      the number after the first `####` that has one on its line, as GSM8K's own `#### (\-?[0-9\.\,]+)`. Text
+                may follow it, but no second number of the same answer (`12 and 13`, `5 feet 3 inches`, `2 and a half`),
+                and no rest of an expression: `#### 6*9` is no answer, `#### 6*9=54` is 54
+    flexible    the last number of the text; if that is not a complete one, there is no answer
+    gold        the only `####`, then on its line one number, its unit (`12 apples`), and at most a full stop
 
 Digits of a literal `<MUL_6_9_54>` are never read: expand the token first (MulExpressionInjector.expand).
 """
@@ -11,7 +20,7 @@ Digits of a literal `<MUL_6_9_54>` are never read: expand the token first (MulEx
 import re
 from fractions import Fraction
 
-SCORER = "gsm8k-1"  # a change that changes a score must change this name
+SCORER = "gsm8k-2"  # a change that changes a score must change this name
 USER, ASSISTANT = "User:", "Assistant:"
 MARK = "####"
 MAX_DIGITS = 1000  # of a number, and the largest exponent; beyond it there is no answer, and no time is spent
@@ -24,20 +33,41 @@ def render_prompt(question: str) -> str:
 
 BLANK = r"[^\S\n]*"
 CURRENCY = r"(?:\\?[$€£¥₹][^\S\n]?)"
-NUMBER = r"(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 OPERATOR = r"(?:\*\*|[-*×·x+÷^/])"
 # `-` is a sign only if no operand precedes it: in `5-3` it is a subtraction
 SIGN = r"(?<![\w)\]%])[-+]"
-# 1.2.3 and 2½ hold no number
-AMOUNT = (rf"(?P<sign>{SIGN})?{CURRENCY}?(?P<sign2>{SIGN})?(?<![0-9])(?<![0-9][.,])"
+
+# digits and all that joins them: more than PLAIN, which says which of these are numbers
+JOINT = r"(?:[.,:'’_]|\{,\}|\\[,;:! ])"
+DIGITS = rf"(?:[0-9]+|\.[0-9]+)(?:{JOINT}[0-9]+)*(?:[eE][-+]?[0-9]+)?"
+BEGIN = r"(?<![0-9])(?<![0-9][.,:'’_])(?<![0-9]\{,\})(?<![0-9]\\[,;:! ])"
+END = rf"(?!(?:{JOINT}|[eE][-+]?)?[0-9])"
+GROUPS = "|".join(rf"[1-9][0-9]{{0,2}}(?:{comma}[0-9]{{3}})+" for comma in (",", r"\{,\}", r"\\,"))
+PLAIN = re.compile(rf"(?P<integer>{GROUPS}|[0-9]*)(?P<decimals>\.[0-9]+)?(?:[eE](?P<exponent>[-+]?[0-9]+))?")
+AMOUNT = (rf"(?P<sign>{SIGN})?{CURRENCY}?(?P<sign2>{SIGN})?{BEGIN}"
           rf"(?:(?P<whole>[0-9]+)[ ](?=[0-9]+/[0-9]))?"
-          rf"(?P<top>{NUMBER})(?: ?/ ?(?P<bottom>{NUMBER}))?"
-          r"(?!(?:[.,]|[eE][-+]?)?[0-9]|[²³¼-¾⅐-⅞])")
+          rf"(?P<top>{DIGITS})(?: ?/ ?(?P<bottom>{DIGITS}))?{END}")
 ANY_AMOUNT = re.compile(AMOUNT)
-# an amount that is not the head of an expression
+# what makes the number before it a part of another
+SCALES = r"(?i:hundred|thousand|million|billion|trillion|lakh|crore)s?\b"
+GOES_ON = re.compile(rf"[²³¹⁰-⁹¼-¾⅐-⅞]|(?:[kKMB]|mn|bn|tn)\b|{BLANK}-?{SCALES}|(?:\.\.+|…){BLANK}[0-9]")
+
+# after `####`: an amount that is not the head of an expression
 STRICT = re.compile(rf"{BLANK}(?P<loose>[-+](?=\s))?{BLANK}{AMOUNT}"
                     rf"(?!{BLANK}%?{BLANK}{OPERATOR}{BLANK}[$(]?[0-9])")
-OPERAND = rf"\(?{CURRENCY}?[-+]?{NUMBER}%?\)?"
+# words after which a number belongs to something else, as in `18 apples for 3 people`
+OTHER = ("for per of in on at from after before with without within because since as so is are was were if when that "
+         "which than under over about between among during until every each").replace(" ", "|")
+WORD = rf"(?!(?:{OTHER})\b)[^\W\d_A-Z]{{1,30}}"
+WORDS = rf"(?:{BLANK}{WORD}(?:[^\S\n]+{WORD}){{0,2}})?"
+HALF = r"(?:and|&) (?:an? |one |two |three )?(?:half|quarters?|thirds?|fifths?)\b"
+SECOND = re.compile(rf"{BLANK}%?{WORDS}(?:{BLANK}[,;&/]|[^\S\n]){BLANK}{CURRENCY}?\.?[0-9]|"
+                    rf"{BLANK}(?:{WORD}[^\S\n])?{HALF}")
+UNIT = (r"(?![^\S\n]*-?(?:and|or|to|plus|minus|times|by)\b)(?![^\n]* and (?:an?|one|two|three|half)\b)"
+        r"[^\S\n]*-?(?:[%°$€£¥₹]|\\[%$])?(?:[ /-]?[^\W\d_]+(?:['’.][^\W\d_]+)*[²³]?){0,6}")
+GOLD = re.compile(rf"{STRICT.pattern}(?={UNIT}[.]?\s*\Z)")
+
+OPERAND = rf"\(?{CURRENCY}?[-+]?{DIGITS}%?\)?"
 EXPRESSION = rf"(?:<<)?{OPERAND}(?:{BLANK}{OPERATOR}{BLANK}{OPERAND})+"
 RESTATED = re.compile(rf"{BLANK}{EXPRESSION}{BLANK}={BLANK}")
 SPOKEN_OPERATOR = rf"(?:{OPERATOR}|times|multiplied by|plus)"
@@ -54,6 +84,19 @@ def extract_answer(text: str, rule: str = "strict") -> Fraction | None:
     return value_of(RULES[rule](normalise(text)))
 
 
+def gold_answer(text: str) -> Fraction | None:
+    """The number of a right answer, `... #### 12 apples`; None unless it is one number and its unit."""
+    parts = re.split("#{4,}", text)
+    if len(parts) != 2:
+        return None
+    return whole_number(parts[1].strip().partition("\n")[0])
+
+
+def whole_number(text: str) -> Fraction | None:
+    """The number that a text is, with its unit and no other text; else None."""
+    return value_of(GOLD.match(normalise(text)))
+
+
 def normalise(text: str) -> str:
     """The text without multiplication tokens, and with one kind of minus."""
     return LITERAL_MUL.sub("\0", text).translate(SAME_SIGN)
@@ -64,7 +107,10 @@ def after_mark(text: str) -> re.Match | None:
         at = mark.end()
         while restated := RESTATED.match(text, at):
             at = restated.end()
-        if match := STRICT.match(text, at):
+        match = STRICT.match(text, at)
+        if match and SECOND.match(text, match.end()):
+            return None
+        if match:
             return match
     return None
 
@@ -84,23 +130,30 @@ def first_number(text: str) -> Fraction | None:
 
 
 def value_of(match: re.Match | None) -> Fraction | None:
-    """The value of a match of AMOUNT; None without one, or if it divides by zero or has too many digits."""
-    if match is None:
+    """The value of a match of AMOUNT; None without one, and if it is not complete, divides by zero or has too many
+    digits."""
+    if match is None or GOES_ON.match(match.string, match.end()):
         return None
-    top, bottom = number(match["top"]), number(match["bottom"] or "1")
-    if top is None or not bottom:
+    whole, top, bottom = (number(match[name] or default) for name, default in PARTS.items())
+    if whole is None or top is None or not bottom:
         return None
-    value = top / bottom + int(match["whole"] or 0)
     minuses = [match["sign"], match["sign2"], match.groupdict().get("loose")].count("-")
-    return value * (-1) ** minuses
+    return (whole + top / bottom) * (-1) ** minuses
+
+
+PARTS = {"whole": "0", "top": "", "bottom": "1"}
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of a match of NUMBER; None beyond MAX_DIGITS."""
-    mantissa, _, exponent = text.replace(",", "").lower().partition("e")
-    if len(mantissa) > MAX_DIGITS or len(exponent) > 9 or abs(int(exponent or 0)) > MAX_DIGITS:
+    """The exact value of a plain number, None for other text and beyond MAX_DIGITS."""
+    match = PLAIN.fullmatch(text)
+    if match is None:
         return None
-    return Fraction(mantissa) * Fraction(10) ** int(exponent or 0)
+    integer, exponent = re.sub(r"[^0-9]", "", match["integer"]), match["exponent"] or "0"
+    mantissa = integer + (match["decimals"] or "")
+    if len(mantissa) > MAX_DIGITS or len(exponent) > 9 or abs(int(exponent)) > MAX_DIGITS:
+        return None
+    return Fraction(mantissa) * Fraction(10) ** int(exponent)
 
 
 def answer_text(value: Fraction | None) -> str | None:

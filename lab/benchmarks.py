@@ -6,6 +6,7 @@ from its names:
 
     NAME          of flags (--<NAME>_every, --<NAME>_data) and files (<NAME>_metrics.jsonl, <NAME>_items.jsonl)
     TITLE         what people call it
+    N_OFFICIAL    how many items the official data has; a score on others says so in its title (not defined: unknown)
     METRICS       (key, label, better, format) for each row of a report. key: evaluate()'s, with or without `<NAME>_`
                   before it. better: 1 higher, -1 lower, 0 neither
     SHOWN         evaluate()'s keys in the trainer's log line
@@ -17,8 +18,10 @@ from its names:
     load(source, max_examples)        items, dicts with "id". source: a file, "synthetic[:n]" (made on the spot) or
                                       "" (the official data). ValueError or OSError in one sentence
     check_length(items, block_size)   ValueError when a model of this block_size cannot score the items
-    evaluate(model, items, procs, *, bos, autocast, stop)
-                                      {"metrics": {...}, "items": [record, ...]}, or None when stopped. metrics has n,
+    questions(item)                   what score() takes as render: --skip_long asks it
+    evaluate(model, items, procs, *, bos, autocast, **options)
+                                      {"metrics": {...}, "items": [record, ...]}, or None when stopped. options: score's
+                                      (batch_size, stop, progress, work), to hand on. metrics has n,
                                       truncated, scorer, dtype, items_sha256 and seconds; a record has id and credit
     write_records(folder, step, result, timestamp)
 
@@ -31,6 +34,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import logging
 import math
 import os
 import sys
@@ -42,7 +46,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, flags, inference, processes, runs, sources
+from lab import disk, exams, flags, inference, processes, runs, sources
 from lab.tokenizer import BOS_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
 from model import GPT
 
@@ -111,27 +115,79 @@ def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
     return encoded
 
 
-def check_length(items: list[dict], render, block_size: int) -> None:
-    """ValueError for endings that a model of this block_size cannot score. render: as in score()."""
-    refuse_long(items, encode([render(item) for item in items], bos=True), block_size)
-
-
-def refuse_long(items: list[dict], encoded: list[list[tuple]], block_size: int) -> None:
+def too_long(items: list[dict], encoded: list[list[tuple]], block_size: int) -> dict[str, int]:
+    """{id: tokens of its longest ending} of the items that a model of this block_size cannot score."""
     tokens_of = {}
     for item, questions in zip(items, encoded, strict=True):
-        tokens_of[item["id"]] = max(len(ending) for _, endings in questions for ending in endings)
-    n_long = sum(tokens > block_size for tokens in tokens_of.values())
-    if n_long:
+        tokens = max(len(ending) for _, endings in questions for ending in endings)
+        if tokens > block_size:
+            tokens_of[item["id"]] = tokens
+    return tokens_of
+
+
+def refuse_long(tokens_of: dict[str, int], n: int, block_size: int) -> None:
+    """ValueError when too_long() found some of n items."""
+    if tokens_of:
         name, longest = max(tokens_of.items(), key=lambda entry: entry[1])
-        raise ValueError(f"{n_long} of {len(items)} items have an ending longer than the model's block_size of "
-                         f"{block_size} (item {name}: {longest} tokens): take a model with a block_size of at least "
-                         f"{longest}, or leave those items out.")
+        raise processes.SharedError(
+            f"{len(tokens_of)} of {n} items have an ending longer than the model's block_size of "
+            f"{block_size} (item {name}: {longest} tokens): take a model with a block_size of at least "
+            f"{longest}, or leave those items out with --skip_long.")
 
 
-def describe(benchmark, items: list[dict]) -> dict:
-    """The benchmark in a run's config.json: its items, and all that a report needs to know about its metrics."""
+def check_length(items: list[dict], render, block_size: int) -> None:
+    """ValueError for endings that a model of this block_size cannot score. render: as in score()."""
+    encoded = encode([render(item) for item in items], bos=True)
+    refuse_long(too_long(items, encoded, block_size), len(items), block_size)
+
+
+def skip_long(items: list[dict], render, block_size: int) -> tuple[list[dict], list[str]]:
+    """(the items that a model of this block_size can score, the ids of the others). ValueError when none is left."""
+    skipped = too_long(items, encode([render(item) for item in items], bos=True), block_size)
+    kept = [item for item in items if item["id"] not in skipped]
+    if not kept:
+        refuse_long(skipped, len(items), block_size)
+    return kept, list(skipped)
+
+
+def title_of(benchmark, items: list[dict], source) -> str:
+    """What scores on these items are called, wherever they are shown: TITLE alone for all of the official items.
+
+    source: what load() was given. Others: "HellaSwag (synthetic, 400 items)", "HellaSwag (200 of 10,042 items)"."""
+    n, official = len(items), getattr(benchmark, "N_OFFICIAL", 0)
+    if str(source or "").partition(":")[0] == "synthetic":
+        return f"{benchmark.TITLE} (synthetic, {n:,} items)"
+    if n == official:
+        return benchmark.TITLE
+    if n < official:
+        return f"{benchmark.TITLE} ({n:,} of {official:,} items)"
+    return f"{benchmark.TITLE} ({n:,} items)"
+
+
+@contextlib.contextmanager
+def quiet_hub():
+    """Inside, the libraries of the Hugging Face hub do not log their retries before our own sentence."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def name_items(benchmark, items: list[dict], source, skipped: list[str] | None) -> dict:
+    """What a record says about its items. skipped: the ids that --skip_long left out, None without the flag."""
+    about = {"title": title_of(benchmark, items, source)}
+    if skipped is not None:
+        about |= {"skipped": len(skipped), "skipped_ids": skipped}
+    return about
+
+
+def describe(benchmark, items: list[dict], about: dict) -> dict:
+    """The benchmark in a run's config.json: its items, and all that a report needs to know about its metrics. about:
+    name_items()'s."""
     sha256 = hashlib.sha256(json.dumps(items).encode()).hexdigest()
-    about = {"items": len(items), "sha256": sha256, "title": benchmark.TITLE}
+    about = {"items": len(items), "sha256": sha256, **about}
     about["metrics"] = [list(metric) for metric in benchmark.METRICS]
     about["item_metrics"] = list(benchmark.ITEM_METRICS)
     return about | {"cluster": benchmark.CLUSTER, "category": benchmark.CATEGORY}
@@ -171,32 +227,50 @@ class Scored(NamedTuple):
     truncated: bool  # the model saw only the end of a context
 
 
+NOTHING_DONE = exams.Work()
+
+
 def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
-          autocast=contextlib.nullcontext, stop=None, progress=False) -> list[Scored] | None:
+          autocast=contextlib.nullcontext, stop=None, progress=False,
+          work=NOTHING_DONE) -> list[Scored] | None:
     """The scores of each item, in the order of items, on every rank; each item is scored by one rank. None when any
     rank's stop.asked is true, which is looked at between forward passes.
 
     name: of the progress bar. model: a GPT or its compiled wrapper; it stays in its mode. render(item): its questions
     as text, [(context, [ending, ...]), ...]. batch_size: contexts per forward pass (None: a fixed budget of tokens).
-    autocast: makes the context to compute in. Draws no random numbers. ValueError: an ending longer than block_size, a
-    vocabulary without GPT-2's ids, scores that are not finite."""
+    autocast: makes the context to compute in. work: of exams.unfinished. Draws no random numbers. ValueError: an ending
+    longer than block_size, a vocabulary without GPT-2's ids, scores that are not finite."""
     model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     check_vocabulary(model, largest=math.inf)
+    share, block_size = items[procs.rank :: procs.world_size], model.config.block_size
+    encoded = encode([render(item) for item in share], bos)
+    long = {}
+    for part in procs.gather(too_long(share, encoded, block_size)):
+        long |= part
+    refuse_long(long, len(items), block_size)
 
     def score_share(share):
-        encoded = encode([render(item) for item in share], bos)
-        refuse_long(share, encoded, model.config.block_size)
-        queue = [question for questions in encoded for question in questions]
-        with progress_bar(len(queue), name, progress and procs.rank == 0) as bar:
-            sums = sum_log_probs(model, queue, batch_size, autocast, stop, bar)
-        if sums is None:
+        queue, names = [], []
+        for item, questions in zip(share, encoded, strict=True):
+            queue += questions
+            names += [f"{item['id']}/{i}" for i in range(len(questions))]
+        sums = {i: work.done[key]["sums"] for i, key in enumerate(names) if key in work.done}
+
+        def keep(i, values):
+            work.save([{"id": names[i], "sums": values}])
+            bar.update(i not in sums)
+            sums[i] = values
+
+        with progress_bar(len(queue), name, progress and procs.is_main, len(sums)) as bar:
+            sum_log_probs(model, queue, batch_size, autocast, keep, known=sums, stop=stop)
+        if len(sums) < len(queue):
             return None
-        scored, rest = [], iter(sums)
+        scored, rest = [], iter(sums[i] for i in range(len(queue)))
         for item, questions in zip(share, encoded, strict=True):
             item_sums = [next(rest) for _ in questions]
             refuse_broken(sum(item_sums, []), f"item {item['id']}")
             lengths = [[len(ending) for ending in endings] for _, endings in questions]
-            truncated = inference.n_truncated(questions, model.config.block_size) > 0
+            truncated = inference.n_truncated(questions, block_size) > 0
             scored.append(Scored(item_sums, lengths, truncated))
         return scored
 
@@ -209,27 +283,24 @@ def refuse_broken(scores: list[float], where: str) -> None:
                          "evaluate an earlier checkpoint.")
 
 
-def sum_log_probs(model, queue, batch_size, autocast, stop, bar) -> list[list[float]] | None:
-    """Summed log-prob of each ending of each (context, endings); None when asked to stop.
+def sum_log_probs(model, queue, batch_size, autocast, keep, **options) -> None:
+    """keep(index, summed log-probs of its endings) for each (context, endings) in queue; options: of iter_scores.
 
     fsum is exact for fp32 values, so equal log-probs give equal sums, and equal means at any length: ties stay ties."""
-    sums, was_training = [None] * len(queue), model.training
+    was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), autocast():
-            for i, endings in inference.iter_scores(model, queue, batch_size):
-                sums[i] = [math.fsum(tokens.tolist()) for tokens in endings]
-                bar.update()
-                if stop is not None and stop.asked:
-                    return None
+            for i, endings in inference.iter_scores(model, queue, batch_size, **options):
+                keep(i, [math.fsum(tokens.tolist()) for tokens in endings])
     finally:
         model.train(was_training)
-    return sums
 
 
-def progress_bar(total: int, name: str, visible: bool) -> tqdm:
+def progress_bar(total: int, name: str, visible: bool, done: int = 0) -> tqdm:
     """A bar that is drawn on terminals only, which is tqdm's meaning of disable=None."""
-    return tqdm(total=total, desc=name, leave=False, disable=None if visible else True)
+    hidden = None if visible else True
+    return tqdm(total=total, initial=done, desc=name, leave=False, disable=hidden)
 
 
 def mean(values: list[float]) -> float | None:
@@ -277,21 +348,29 @@ def make_batches(prompts: list[list[int]], rooms: list[int], batch_size: int) ->
     return batches
 
 
-def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, progress: bool) -> list:
+def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, progress: bool,
+                  stop=None, known=frozenset()) -> list | None:
     """Records 0 to n - 1 on every rank, None for those in no batch. answer(batch): the records of these indices; each
-    batch is answered by one rank."""
+    batch is answered by one rank. None when a rank's stop.asked is true before its last batch. known: indices
+    that answer() need not compute, for the bar."""
 
     def answer_share(share):
-        results = []
-        with progress_bar(sum(map(len, share)), name, progress and procs.is_main) as bar:
+        results, n_known = [], sum(len(batch) for batch in share if known.issuperset(batch))
+        with progress_bar(sum(map(len, share)), name, progress and procs.is_main, n_known) as bar:
             for batch in share:
+                if stop is not None and stop.asked:
+                    return None
                 with torch.no_grad():
                     results.append(answer(batch))
-                bar.update(len(batch))
+                if not known.issuperset(batch):
+                    bar.update(len(batch))
         return results
 
+    answered = processes.spread(procs, batches, answer_share)
+    if answered is None:
+        return None
     records = [None] * n
-    for batch, results in zip(batches, processes.spread(procs, batches, answer_share), strict=True):
+    for batch, results in zip(batches, answered, strict=True):
         for i, record in zip(batch, results, strict=True):
             records[i] = record
     return records
@@ -342,8 +421,10 @@ def write_records(name, table, folder, step: int, result: dict, timestamp: str, 
 # command line
 
 
-def make_parser(name: str, title: str, data: str, out: str, batch: str, batch_size=0) -> argparse.ArgumentParser:
-    """A parser with the flags that all benchmarks have. data, out, batch: what --data, --out and --batch_size mean."""
+def make_parser(name: str, title: str, data: str, out: str, long: str, batch: str,
+                batch_size=0) -> argparse.ArgumentParser:
+    """A parser with the flags that all benchmarks have. data, out, batch: what --data, --out and --batch_size mean;
+    long: what becomes of long items without --skip_long."""
     parser = flags.Parser(
         prog=f"{name}.py", description=f"{title} of a checkpoint.",
         epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --show 3")
@@ -352,10 +433,14 @@ def make_parser(name: str, title: str, data: str, out: str, batch: str, batch_si
         help="a run's folder (its newest checkpoint), one of its ckpt/step_*, or a folder of GPT.save (required)")
     add("--data", default="", help=data)
     add("--max_examples", type=int, default=0, help="items, spread evenly (0 = all)")
+    add("--skip_long", action="store_true", help=f"leave out items too long for the model ({long})")
     add("--bos", choices=("on", "off"), default="on", help="begin with <|endoftext|> (default on)")
     add = parser.add_argument_group("output").add_argument
     add("--show", type=int, default=0, help="print this many items with their scores (0 = none)")
-    add("--out", default="", help=out)
+    add("--out", default="", help=f"folder for {out} ('' = the run's or, without a run, the checkpoint's)")
+    add("--no_store", dest="store", action="store_false", help="only print")
+    add("--resume", choices=("on", "off"), default="on",
+        help="continue this exam if it was interrupted (default on)")
     add = parser.add_argument_group("machine").add_argument
     add("--batch_size", type=int, default=batch_size, help=batch)
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA when there is one")
@@ -369,12 +454,14 @@ def parse_counts(parser, argv, **lowest: int) -> argparse.Namespace:
     for name, low in {"max_examples": 0, "show": 0, **lowest}.items():
         if getattr(args, name) < low:
             parser.error(f"--{name} {getattr(args, name)}: give {low} or more.")
+    if args.out and not args.store:
+        parser.error("--out and --no_store: give one of them.")
     return args
 
 
-def load_checkpoint(path, device) -> tuple[GPT, Path, int | None, Path | None]:
-    """(model, its folder, step or None, its run's folder or None) of a --checkpoint argument."""
-    folder, step, run = runs.resolve_checkpoint(path, lambda text: print(text, file=sys.stderr))
+def load_checkpoint(path, device, flag="--checkpoint") -> tuple[GPT, Path, int | None, Path | None]:
+    """(model, its folder, step or None, its run's folder or None) of what a flag names."""
+    folder, step, run = runs.resolve_checkpoint(path, lambda text: print(text, file=sys.stderr), flag)
     return GPT.load(folder, device), folder, step, run
 
 
@@ -383,36 +470,85 @@ def main(benchmark, argv=None) -> int:
     name = benchmark.NAME
     parser = make_parser(
         name, f"{benchmark.TITLE} scores", benchmark.DATA_HELP,
-        out=f"folder for {name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json, such as the run's; the step "
-        "is the checkpoint's, or 0 if it has none ('' = only print)",
+        out=f"{name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json; the step is the "
+        "checkpoint's, or 0 if it has none", long="otherwise they are refused",
         batch="contexts per forward pass (0 = a fixed budget of tokens)")
     for option, settings in benchmark.OPTIONS.items():
         parser.add_argument(f"--{option}", **settings)
     args = parse_counts(parser, argv, batch_size=0)
     procs = processes.start_processes(args.device)
     try:
-        if args.out:
-            procs.on_main(lambda: runs.make_folder(args.out, "--out"))
-        model, folder, step, _ = load_checkpoint(args.checkpoint, procs.device)
-        items = procs.on_main(lambda: benchmark.load(args.data, args.max_examples))
-        _, autocast = processes.autocast_for(procs.device, args.dtype)
-        own = {option: getattr(args, option) for option in benchmark.OPTIONS}
-        result = benchmark.evaluate(
-            model, items, procs, bos=args.bos == "on", batch_size=args.batch_size or None,
-            autocast=autocast, stop=processes.StopRequest(), progress=True, **own)
-        if result is None:
-            raise KeyboardInterrupt
-        if not procs.is_main:
-            return 0
-        metrics, source = result["metrics"], args.data or benchmark.OFFICIAL
-        if args.show:
-            print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
-        print(f"{benchmark.TITLE}, {metrics['n']:,} items of {source} | {folder}")
-        print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, "
-              f"{metrics['seconds']:.1f} s, chance {benchmark.CHANCE:.4f}\n{benchmark.table(metrics)}")
-        if args.out:
-            benchmark.write_records(args.out, step or 0, result, runs.now())
-            print(f"records of step {step or 0} are in {args.out}")
+        examine(benchmark, args, procs)
     finally:
         procs.close()
     return 0
+
+
+def examine(benchmark, args, procs) -> None:
+    """Score a checkpoint; rank 0 prints and stores the result."""
+    name = benchmark.NAME
+    model, folder, step, run = load_checkpoint(args.checkpoint, procs.device)
+    items = procs.on_main(lambda: benchmark.load(args.data, args.max_examples))
+    skipped = None
+    if args.skip_long:
+        items, skipped = skip_long(items, benchmark.questions, model.config.block_size)
+    _, autocast = processes.autocast_for(procs.device, args.dtype)
+    options = {option: getattr(args, option) for option in benchmark.OPTIONS}
+    options |= {"bos": args.bos == "on", "batch_size": args.batch_size or None}
+    step, out = step or 0, out_folder(args, run, folder)
+    # all that decides a score; a rank's share, and with it the batches, depends on the number of ranks
+    decisive = [options, weights_sha256(folder), items, args.dtype, procs.device.type, procs.world_size,
+                runs.code_state()["code_sha256"]]
+    partial, resume = f"{name}_partial_{step:06d}", args.resume == "on"
+    with exams.unfinished(procs, out, partial, decisive, resume) as work:
+        result = benchmark.evaluate(model, items, procs, autocast=autocast, stop=work.stop, work=work,
+                                    progress=True, **options)
+        if result is None:
+            raise KeyboardInterrupt
+        if not procs.is_main:
+            return
+        metrics, source = result["metrics"], args.data or benchmark.OFFICIAL
+        metrics |= name_items(benchmark, items, args.data, skipped)
+        if args.show:
+            print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
+        print(f"{metrics['title']} | {source} | {folder}")
+        print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, "
+              f"{len(skipped or [])} skipped, {metrics['seconds']:.1f} s, chance {benchmark.CHANCE:.4f}")
+        print(benchmark.table(metrics))
+        if out is None:
+            return
+        better = None
+        if not args.out:
+            better = better_record(benchmark, out, step, metrics)
+        if better:
+            print(f"not stored: {out} has scores of step {step} that say more, of {better}; "
+                  f"pass --out {out} to replace them, or another --out.")
+            return
+        benchmark.write_records(out, step, result, runs.now())
+        print(f"records of step {step} are in {out}")
+
+
+def out_folder(args, run: Path | None, folder: Path) -> Path | None:
+    """Where an exam's records go: --out, else the run's folder, else the checkpoint's; None with --no_store."""
+    if not args.store:
+        return None
+    return Path(args.out or run or folder)
+
+
+def weights_sha256(folder: Path) -> str:
+    return disk.sha256_file(folder / "model.safetensors")
+
+
+def better_record(benchmark, folder: Path, step: int, metrics: dict) -> str | None:
+    """What the record that a folder has of a step is of, if it says more than these metrics: official items beside
+    synthetic ones, more items, more scores."""
+
+    def worth(record):
+        official = "(synthetic," not in str(record.get("title"))
+        scores = [record.get(key.removeprefix(f"{benchmark.NAME}_")) for key, *_ in benchmark.METRICS]
+        return official, runs.number(record.get("n")), sum(score is not None for score in scores)
+
+    for record in runs.read_jsonl(folder / f"{benchmark.NAME}_metrics.jsonl", notes=[]):
+        if record.get("step") == step and worth(record) > worth(metrics):
+            return record.get("title") or f"{record.get('n')} items"
+    return None

@@ -13,13 +13,12 @@ conditions. A conversation of more than seq_len + 1 tokens loses its end, or is 
 Records: {"messages": [{"role", "content"}, ...]} (tulu), {"question", "answer"} (gsm8k), {"question", "code"} (tinygsm,
 whose programs tinygsm.py turns into worked steps; or {"question", "answer"}, where it has already), in the files that
 sources.py reads, or from the hub. GSM8K's test split is refused by name, by the file's bytes and by every single
-question (decontaminate.py).
+question, wherever it stands in a conversation (decontaminate.py).
 """
 
 import hashlib
 import heapq
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +28,10 @@ import torch
 from tqdm import tqdm
 
 from inject_mul import ANNOTATION, MulExpressionInjector
-from lab import data_order, decontaminate, disk, shards, sources, synthetic, tinygsm
+from lab import data_order, decontaminate, disk, files, shards, sources, synthetic, tinygsm
 from lab.answers import render_prompt
 from lab.data_order import IGNORE
-from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer
+from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer, special_texts
 
 STAGES = ("tulu", "gsm8k", "tinygsm")
 FIELDS = ("messages", "question", "answer", "code")
@@ -45,26 +44,15 @@ CHUNK = 256  # conversations handled at once: their text is held no longer than 
 # records
 
 
-def find_files(stage: str, paths: list[str]) -> list[Path]:
+def find_files(stage: str, names: list[str]) -> list[Path]:
     """The files that --data names. GSM8K's test file is refused by its name and by its bytes, before it is parsed."""
-    files, suffixes = [], tuple(sources.RECORD_READERS)
-    for path in map(Path, paths):
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.name.endswith(suffixes))
-            if not inside:
-                raise FileNotFoundError(f"--data {path} holds no {', '.join(suffixes)}: name another folder.")
-        elif not path.is_file():
-            raise FileNotFoundError(f"--data {path}: no such file or folder; check the path.")
-        else:
-            sources.reader_of(sources.RECORD_READERS, path)  # or refuse it now
-        files += inside
-    for path in files:
-        named_test = stage == "gsm8k" and "test" in re.split("[^a-z]+", path.name.lower())
+    paths = list(map(Path, files.find(names, sources.RECORD_READERS)))
+    for path in paths:
+        named_test = stage == "gsm8k" and "test" in files.words_of(path.name)
         if named_test or disk.sha256_file(path) == decontaminate.TEST_FILE_SHA256:
             fault = "named as a test split" if named_test else "GSM8K's test file"
             raise ValueError(f"{path} is {fault}, which training never reads: pass GSM8K's train file.")
-    return files
+    return paths
 
 
 def read_source(stage: str, paths: list[str], about: list[dict]) -> Iterator[tuple[str, object]]:
@@ -85,11 +73,11 @@ def read_source(stage: str, paths: list[str], about: list[dict]) -> Iterator[tup
         for number, item in enumerate(synthetic.gsm8k_items(n, split="train")):
             yield f"synthetic item {number:,}", item
     else:
-        files = find_files(stage, paths)
-        for path in files:
+        inputs = find_files(stage, paths)
+        for path in inputs:
             digest = disk.sha256_file(path)
             about.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
-        for path in files:
+        for path in inputs:
             yield from sources.read_records(path, FIELDS)
 
 
@@ -100,6 +88,13 @@ def exchanges(stage: str, record) -> list[tuple[str, ...]]:
         raise ValueError(record.why)
     if not isinstance(record, dict):
         raise ValueError("is not an object with fields")
+    turns = _turns(stage, record)
+    if any(sources.has_lone_surrogate(text) for turn in turns for text in turn):
+        raise ValueError("has half a character (a lone surrogate) in a text")
+    return turns
+
+
+def _turns(stage: str, record: dict) -> list[tuple[str, ...]]:
     if stage == "tulu":
         return _chat(_field(record, "messages", list))
     question = _field(record, "question").strip()
@@ -149,29 +144,32 @@ def read_conversations(stage: str, paths: list[str], args, guard, counts: Counte
     """Yield (place, digest, exchanges) of a source's conversations. digest: 16 bytes that name the original text, the
     same in every condition. `counts` counts the records read and left out. A question of GSM8K's test split is an
     error; with a guard, in data other than GSM8K's, it goes to `dropped`."""
-    for place, record in itertools.islice(read_source(stage, paths, about), args.max_read or None):
-        counts["read"] += 1
-        try:
-            turns = exchanges(stage, record)
-        except ValueError as error:
-            if args.bad_conversations == "error":
-                raise ValueError(f"{place} {error}: repair it, or pass --bad_conversations skip.") from None
-            counts["malformed"] += 1
-            continue
-        if stage == "tulu":
-            texts = [message["content"] for message in record["messages"]]
-        else:
-            texts = [record["question"]]
-        if any(map(decontaminate.is_test_question, texts)):
-            question = f"{place} holds a question of GSM8K's test split, which training never reads"
-            if stage == "gsm8k":
-                raise ValueError(f"{question}: pass GSM8K's train file.")
-            if guard is None:
-                raise ValueError(f"{question}: remove it, or drop all that benchmarks share with --decontaminate.")
-            dropped.append({"place": str(place), "items": ["gsm8k/question"]})
-            continue
-        text = "\0".join(text for turn in turns for text in turn)
-        yield place, shards.document_hash(text.encode(errors="replace")), turns
+    source = itertools.islice(read_source(stage, paths, about), args.max_read or None)
+    while chunk := list(itertools.islice(source, CHUNK)):
+        kept = []
+        for place, record in chunk:
+            counts["read"] += 1
+            try:
+                kept.append((place, exchanges(stage, record)))
+            except ValueError as error:
+                if args.bad_conversations == "error":
+                    raise ValueError(f"{place} {error}: repair it, or pass --bad_conversations skip.") from None
+                counts["malformed"] += 1
+        texts = ["\n".join(text for turn in turns for text in turn) for _, turns in kept]
+        held = decontaminate.test_questions_in(texts)
+        for i, (place, turns) in enumerate(kept):
+            if i in held:
+                question = f"{place} holds a question of GSM8K's test split, which training never reads"
+                if stage == "gsm8k":
+                    raise ValueError(f"{question}: pass GSM8K's train file.")
+                if guard is None:
+                    raise ValueError(f"{question}: remove it, or drop all that benchmarks share with --decontaminate.")
+                dropped.append({"place": str(place), "items": ["gsm8k/question"]})
+                continue
+            utf8 = "\0".join(text for turn in turns for text in turn).encode()
+            if special_texts([utf8]):
+                counts["with_special_texts"] += 1
+            yield place, shards.document_hash(utf8), turns
 
 
 def sample(conversations, n: int) -> list:
@@ -198,7 +196,7 @@ def answer_pieces(answer: str, injector, strip_notes: bool) -> list[tuple]:
     spans = injector.spans(answer) if injector else []
     pieces, text, last = [], " ", 0
     for start, end, a, b in spans:
-        size = len(baseline(answer[start:end]).encode(errors="replace"))
+        size = len(baseline(answer[start:end]).encode())
         pieces.append((text + baseline(answer[last:start]), None))
         pieces.append((shards.MulFactTokens.id_of(a, b), size))
         text, last = "", end
@@ -222,7 +220,7 @@ def tokenize(conversations: list[list[tuple[str, str]]], *, seq_len: int, bos: b
             plan.append((eos, True, None))
         plans.append(plan)
     texts = [content for plan in plans for content, _, _ in plan if isinstance(content, str)]
-    ids, sizes = tokenizer.encode_batch([text.encode(errors="replace") for text in texts])
+    ids, sizes = tokenizer.encode_batch([text.encode() for text in texts])
     encoded = iter(np.split(ids, np.cumsum(sizes)[:-1]))
     byte_lengths = tokenizer.token_byte_lengths()
     rows = []
@@ -275,7 +273,7 @@ def load_source(stage: str, paths: list[str], args, guard, counts: Counter, abou
         hits = {}
         if guard is not None:
             texts = ["\n".join(text for turn in turns for text in turn) for _, _, turns in chunk]
-            hits = guard.hits_batch([text.encode(errors="replace") for text in texts])
+            hits = guard.hits_batch([text.encode() for text in texts])
         dropped += [{"place": str(chunk[i][0]), "items": items} for i, items in hits.items()]
         conversations = []
         for i, (_, digest, turns) in enumerate(chunk):

@@ -9,6 +9,7 @@ import os
 import platform
 import stat
 import time
+import zipfile
 from pathlib import Path
 
 
@@ -36,6 +37,16 @@ def fsync_path(path) -> None:
             os.close(descriptor)
 
 
+def refuse_bomb(path) -> None:
+    """ValueError for a zip or .npz whose files would take far more memory than it takes on disk."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        packed = os.path.getsize(path)
+        if unpacked > max(2**28, 200 * packed):
+            raise ValueError(f"its {packed:,} bytes unpack to {unpacked:,}")
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Open a new file for bytes. It is synced and takes the place of `path` when the block ends.
@@ -48,6 +59,8 @@ def replacing(path):
         with open(tmp, "xb") as f:
             yield f
             f.flush()
+            with contextlib.suppress(OSError):  # there is none yet, or its rights are not ours to give
+                os.chmod(tmp, stat.S_IMODE(os.stat(path).st_mode))
             os.fsync(f.fileno())
         os.replace(tmp, path)
     except BaseException as error:
@@ -134,10 +147,15 @@ def hold(folder):
 
     <folder>/.lock says who holds it: pid, host, since when. The kernel ends the lock with its process, so that a dead
     one of this host holds nothing; the word of another host stands, as not every file system locks across hosts. A
-    folder that was made here and stayed empty is removed. ValueError, in one sentence, when it cannot be held."""
+    folder that was made here and stayed empty is removed. ValueError, in one sentence, when it cannot be held. Where
+    there are no such locks (Windows), the folder is only made."""
+    folder = Path(folder)
+    if os.name != "posix":
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+        return
     import fcntl
 
-    folder = Path(folder)
     path, is_new = folder / ".lock", not folder.exists()
     me = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     until = time.monotonic() + 5
@@ -147,6 +165,7 @@ def hold(folder):
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and time.monotonic() < until:
+                time.sleep(0.01)
                 continue  # the process that had made the folder is removing it
             raise ValueError(f"{folder} is not writable ({path}: {error.strerror}): "
                              "choose another --out_dir.") from error
@@ -190,3 +209,44 @@ def hold(folder):
         if is_new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def holder(folder) -> tuple[str, dict]:
+    """Whether a process holds a folder, by hold's .lock: (state, {"pid", "host", "since"}, or {} where not known).
+
+    free: no lock. held: by a living process of this host. dead: its process has ended without giving it back. unknown:
+    of another host, or not readable. Nobody waits for this look: only where a pid lives on as another process the
+    kernel is asked for the lock, and it is shared and given back at once."""
+    try:
+        lock = os.open(Path(folder) / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return "free", {}
+    except (OSError, AttributeError):  # Windows has neither such locks nor O_NOFOLLOW
+        return "unknown", {}
+    try:
+        who = None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            who = json.loads(os.read(lock, 4096))
+        if not isinstance(who, dict) or type(who.get("pid")) is not int or not {"host", "since"} <= who.keys():
+            return "unknown", {}
+        if who["host"] != platform.node():
+            return "unknown", who
+        return ("held" if _is_held(lock, who["pid"]) else "dead"), who
+    finally:
+        os.close(lock)
+
+
+def _is_held(lock: int, pid: int) -> bool:
+    import fcntl
+
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # it lives, as another user's
+        pass
+    except (OSError, OverflowError):
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held; or this file system has no locks, and the pid's word stands
+        return True
+    return False

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from lab import trees
+from lab import chunks, memory_settings, trees
 from lab.loss import CHUNK_ROWS, mask_logits, product_dtype, workspace, write_logits
 from model import Context, Linear, causal_attention, check, packed_linear, seeded_generator
 
@@ -89,9 +89,13 @@ def score_endings(model, items, batch_size=None, batch_tokens=None) -> list[list
     return [scores[i] for i in range(len(items))]
 
 
-def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None) -> Iterator[tuple[int, list]]:
+def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None, known=(),
+                stop=None) -> Iterator[tuple[int, list]]:
     """score_endings as a generator of (index of the item, its list of tensors), for a caller that shows progress or
-    stops in between. Items come after their forward pass, sorted by their contexts, each once. Errors come at once."""
+    stops in between. Items come after their forward pass, sorted by their contexts, each once. Errors come at once.
+
+    known: indices whose scores the caller has. A forward pass of known items alone is left out; the others are as they
+    would be without any known, to the bit. It ends before the next pass once stop.asked is true."""
     for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
         check(value is None or value >= 1, f"{name} is {value}; give at least 1, or None")
     _check_items(items, model.config.block_size, model.config.padded_vocab_size)
@@ -106,7 +110,9 @@ def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None) -> I
             room = budget
         batches[-1].append(i)
         room -= size
-    return _score_batches(model, items, batches)
+    known = set(known)
+    batches = [batch for batch in batches if not known.issuperset(batch)]
+    return _score_batches(model, items, batches, stop)
 
 
 def _check_items(items, limit: int, n_ids: int) -> None:
@@ -124,16 +130,39 @@ def _check_items(items, limit: int, n_ids: int) -> None:
 
 
 @torch.no_grad()
-def _score_batches(model, items, batches):
+def _score_batches(model, items, batches, stop):
     score = _score_trees if model.attention_only else _score_rows
+    if model.writes:
+        score = _score_written
     limit = model.config.block_size + 1
     for batch in batches:
+        if stop is not None and stop.asked:
+            return
         pairs = []  # what the model sees of context + ending, ending
         for context, endings in (items[i] for i in batch):
             pairs += [([*context, *ending][-limit:], ending) for ending in endings]
         scores = iter(score(model, pairs))
         for i in batch:
             yield i, [next(scores) for _ in items[i][1]]
+
+
+def _score_written(model, pairs):
+    """Scores of a model that writes its fast weights: whole chunks of a context are written, endings never. Contexts
+    shorter than a chunk are scored together, as by a model without memory."""
+    size, scores = memory_settings.chunk_size(model.config), [None] * len(pairs)
+    short, before = [], None
+    for i, (visible, ending) in enumerate(pairs):
+        context = visible[: len(visible) - len(ending)]
+        if len(context) <= size:
+            short.append(i)
+            continue
+        if context != before:  # endings of one item come one after another
+            (reading, n_written), before = chunks.read_prompt(model, context), context
+        x = reading.fork().read_only(visible[n_written:-1])[0, -len(ending) :]
+        scores[i] = _head_log_probs(x, model, torch.arange(len(ending)), torch.tensor(ending))
+    for i, score in zip(short, _score_trees(model, [pairs[i] for i in short]), strict=True):
+        scores[i] = score
+    return scores
 
 
 def _score_rows(model, pairs):
@@ -233,7 +262,7 @@ class Completion(NamedTuple):
 
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=0, stop_ids=(),
-             stop_strings=(), decode=None, row_ids=None) -> list[Completion]:
+             stop_strings=(), decode=None, row_ids=None, watch=None) -> list[Completion]:
     """Continues each prompt by up to max_new_tokens; one Completion per prompt, in their order.
 
     prompts: lists of ids, of any lengths, or a (B, T) tensor. temperature 0: greedy. Otherwise softmax(logits /
@@ -245,6 +274,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
     A row ends at one of stop_ids, or when its new text contains one of stop_strings. decode gives the text of a list of
     ids, at least a byte per id, and of joined lists the joined bytes. ids ends before a stop string that begins with a
     token, and otherwise with the token that completes it: the caller cuts decode(ids) at the first stop string.
+    watch(i, id): called with each new token of row i but a stop id, as it comes; what it raises ends the generation.
     The model sees the last block_size tokens. A row longer than that costs a forward of block_size per token, and every
     row of a model that is not attention_only one of its own length.
     Memory: 2 * n_layer * n_embd numbers per row and position, for all prompts at once; on a CPU also a copy of the
@@ -274,6 +304,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
                 stopped[r] = "stop_id"
                 continue
             new[r].append(token)
+            if watch:
+                watch(r, token)
             if stop_strings and (cut := stop_string_cut(new[r][-tail:], stop_strings, decode)) is not None:
                 stopped[r] = "stop_string"
                 del new[r][len(new[r]) - cut :]
@@ -302,6 +334,18 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
             if cached:
                 ends = [len(prompts[r]) + len(new[r]) - 1 for r in cached]
                 logits = _decode_step(model, [new[r][-1] for r in cached], ends, cache)
+
+        if model.writes:
+            for r in recomputed:
+                reading, n_written = chunks.read_prompt(model, prompts[r])
+                states = reading.read_only(prompts[r][n_written:])
+                while extend([r], model.head(states[:, -1]))[0]:
+                    tokens = new[r][-1:]
+                    if reading.position == limit:
+                        reading.restart_window()
+                        tokens = (prompts[r] + new[r])[-max(1, limit // 2) :]
+                    states = reading.read_only(tokens)
+            recomputed = []
 
         # Once a row is longer than block_size, each token moves all positions: nothing in a cache stays valid.
         for start in range(0, len(recomputed), at_once):

@@ -65,8 +65,8 @@ def _softmax_nll(logits, targets, x, weight, masked_ranges):
     return probs, (gap - probs.amax(1, keepdim=True).log_()).squeeze(1)
 
 
-def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype):
-    """nll (N,) fp32, 0 where ignored, and the gradients (N, C) and (V, C) of sum(row_weight * nll).
+def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype, with_weight=True):
+    """nll (N,) fp32, 0 where ignored, and the gradients (N, C) and, with_weight, (V, C) of sum(row_weight * nll).
 
     x (N, C), weight (V, C), targets (N,) with IGNORE allowed, row_weight (N,) fp32; None: the gradients mean nothing.
     Products in `dtype`, softmax in fp32."""
@@ -90,6 +90,8 @@ def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype):
         dlogits = probs.scatter_add_(1, target, minus_one).to(dtype)
         r = row_weight[rows].unsqueeze(1)
         grad_x[rows] = (dlogits @ w) * r
+        if not with_weight:
+            continue
         weighted = (x[rows] * r).to(dtype)
         if grad_w is None:
             grad_w = (dlogits.t() @ weighted).to(weight.dtype)
@@ -143,6 +145,30 @@ def chunked_cross_entropy(x, weight, targets, masked_ranges=(), denominator=None
         if reduce:
             return nll.sum() / denominator
         return nll if kept is None else nll.new_zeros(N).index_copy_(0, kept, nll)
+
+
+@torch.no_grad()
+def head_gradients(x, weight, targets, masked_ranges, with_weight=True) -> tuple:
+    """nll (N,) fp32, 0 where the target is IGNORE, and the gradients of its sum in x (N, C) and weight (V, C)."""
+    dtype = product_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        row_weight = (targets != IGNORE).float()
+        return _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype, with_weight)
+
+
+class KnownLoss(torch.autograd.Function):
+    """A loss (scalar) whose gradients in x and weight are known already."""
+
+    @staticmethod
+    def forward(ctx, x, weight, loss, grad_x, grad_weight):
+        ctx.grads = grad_x, grad_weight
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss):
+        grad_x, grad_weight = ctx.grads
+        return grad_x * grad_loss, grad_weight * grad_loss, None, None, None
 
 
 class _Tie(torch.autograd.Function):

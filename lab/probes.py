@@ -66,9 +66,10 @@ def prompt_of(probe: dict, form: str) -> tuple[str, str]:
 
 
 def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0, batch_size: int = 64,
-             autocast=contextlib.nullcontext, progress: bool = False) -> dict:
+             autocast=contextlib.nullcontext, done=None, save=None, stop=None, progress: bool = False) -> dict | None:
     """{"metrics": {form: {family: {...}}, and the settings}, "items": [record per form and probe]}, the same on every
-    rank and for any number of ranks. Greedy. seed: of the set of probes.
+    rank and for any number of ranks; None when a rank's stop.asked is true before its last batch. Greedy. seed: of the
+    set of probes. done, save: as in eval_gsm8k.evaluate.
 
     With a vocabulary that has the multiplication tokens, products also have the rank of their own token among the 45
     in the answer's place (`token_*`), which means nothing in an arm that never saw them."""
@@ -82,6 +83,7 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
     has_facts = model.config.vocab_size >= VOCAB_SIZE
     facts = MulFactTokens.tokens if has_facts else []
     questions = [(form, item, *prompt_of(item, form)) for form in forms for item in items]
+    names, done = [f"{form}/{item['id']}" for form, item, *_ in questions], done or {}
     prompts = [benchmarks.encode_prompt(prompt, bos) for _, _, prompt, _ in questions]
     needed, limit = max(map(len, prompts)) + NEW_TOKENS, model.config.block_size
     if needed > limit:
@@ -89,6 +91,8 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
                          "or evaluate a model with a longer block_size.")
 
     def answer(batch):
+        if all(names[i] in done for i in batch):
+            return [done[names[i]] for i in batch]
         trees = []
         for i in batch:
             _, item, _, lead = questions[i]
@@ -106,14 +110,19 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
             form, item, _, _ = questions[i]
             text = tokenizer.decode(written)
             sums = [math.fsum(tokens.tolist()) for tokens in endings]
-            record = {"id": f"{form}/{item['id']}", "form": form}
+            record = {"id": names[i], "form": form}
             record |= {key: item[key] for key in ("family", "cluster", "answer")}
             record |= {"completion": text, "stopped": stopped}
             records.append(record | mark(item, text, sums, results_of[item["family"]], facts))
+        if save is not None:
+            save(records)
         return records
 
     batches = benchmarks.make_batches(prompts, [NEW_TOKENS] * len(prompts), batch_size)
-    records = benchmarks.write_answers(procs, batches, len(questions), answer, "probes", progress)
+    known = {i for i, name in enumerate(names) if name in done}
+    records = benchmarks.write_answers(procs, batches, len(questions), answer, "probes", progress, stop, known)
+    if records is None:
+        return None
     metrics = {form: {} for form in forms}
     for form in forms:
         for family in FAMILIES:

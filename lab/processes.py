@@ -6,12 +6,14 @@ torch is imported where it is used, so that scripts without it end in the same w
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import math
 import os
 import platform
 import re
 import signal
+import stat
 import sys
 import threading
 import time
@@ -76,15 +78,17 @@ class Processes:
         return values
 
     def on_main(self, function):
-        """Rank 0's function() on every rank. An error there is raised on all, so that no rank waits for it."""
-        result, error = None, None
+        """Rank 0's function() on every rank. An error there is raised on all, so that no rank waits for it: a user's
+        mistake as a SharedError; a fault of ours, and a missing package, is raised on rank 0 as it is."""
+        result, error, message = None, None, None
         if self.is_main:
             try:
                 result = function()
             except (Exception, SystemExit) as caught:
-                error = caught
-        message = None if error is None else str(error)
+                error, message = caught, str(caught)
         result, message = self.broadcast((result, message))
+        if error is not None and not isinstance(error, (ValueError, OSError, SystemExit)):
+            raise error
         if message is not None:
             raise SharedError(message) from error
         return result
@@ -235,10 +239,11 @@ class StopRequest:
 
 class Output:
     """stdout or stderr that may go away, as `| head` and a closed terminal do: what is printed after that is lost, and
-    the script goes on. What its encoding lacks is escaped."""
+    the script goes on. It goes on without a disk for `> file`, too, but keeps the error in `fault`, with which
+    exit_in_a_sentence ends. What its encoding lacks is escaped."""
 
     def __init__(self, stream):
-        self.stream = stream
+        self.stream, self.fault = stream, None
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -247,19 +252,25 @@ class Output:
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         try:
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        except OSError:
-            self._discard()
+        except OSError as error:
+            self._discard(error)
         return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
-        except OSError:
-            self._discard()
+        except OSError as error:
+            self._discard(error)
 
-    def _discard(self) -> None:
+    def _discard(self, error: OSError) -> None:
         """Send what is buffered and all that follows to /dev/null, as the interpreter flushes once more at its end."""
         with contextlib.suppress(OSError):
+            is_file = stat.S_ISREG(os.fstat(self.stream.fileno()).st_mode)
+            gone = {errno.EPIPE, errno.ECONNRESET}
+            if not is_file:
+                gone.add(errno.EIO)  # a closed terminal
+            if error.errno not in gone:
+                self.fault = error
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
@@ -270,22 +281,37 @@ def outlive_output() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))
-        elif not isinstance(stream, Output):
+            stream = open(os.devnull, "w")
+        if not isinstance(stream, Output):
             setattr(sys, name, Output(stream))
+
+
+def lost_output(name: str) -> str | int:
+    """The sentence for a script whose work is done, but whose print a file or disk did not take; 0 if it did."""
+    sys.stdout.flush()
+    fault = getattr(sys.stdout, "fault", None)
+    if fault is None:
+        return 0
+    return (f"{name}: the work is done, but stdout could not be written ({fault.strerror or fault}): "
+            "free space where it goes, then run the command again for what is missing there.")
 
 
 def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
     """Run a script's main() and exit with its status, or with 1 and one sentence on stderr after a user's mistake or
     without a package that it needs.
 
-    ctrl-C exits with 130 and prints `interrupted`. An error that all ranks share is printed once. The script outlives
-    the terminal or pipe that it prints to.
+    ctrl-C exits with 130 and prints the KeyboardInterrupt's own sentence, or `interrupted`. An error that all ranks
+    share is printed once. The script outlives the terminal or pipe that it prints to; when a file or disk did not take
+    what was printed, it exits with 1 in the end.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     outlive_output()
     try:
-        sys.exit(main())
+        try:
+            status = main()
+        except SystemExit as end:  # of argparse, too
+            status = end.code
+        sys.exit(status or lost_output(name))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "lab"):  # a fault of ours
@@ -295,9 +321,10 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
         if isinstance(error, SharedError):
             leave_to_main()
         sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        if interrupted and is_main:
-            print(f"{name}: {interrupted}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        sentence = str(interrupt) or interrupted
+        if sentence and is_main:
+            print(f"{name}: {sentence}", file=sys.stderr)
         sys.exit(130)
 
 

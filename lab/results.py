@@ -13,6 +13,7 @@ import io
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from lab import disk, runs
 
@@ -34,6 +35,7 @@ FLAG_OF = {
     "batch_size": "total_batch_tokens",
     "device_batch_size": "micro_batch_size",
 }
+COLUMN_OF = {flag: column for column, flag in FLAG_OF.items()}
 
 
 def condition_columns(flags: dict, unused_flags=()) -> dict:
@@ -78,50 +80,34 @@ def is_condition(column: str) -> bool:
 IDENTITY = "run_id date seed num_iterations final_train_loss train_time_ms".split()
 
 
-def read_table(path, flag: str) -> tuple[list[str], list[dict]]:
-    """(columns, rows) of a table that a row can be added to; ([], []) when there is none yet.
-
-    ValueError, naming `flag`, for one whose cells could not be kept."""
-    advice = "save it as comma-separated UTF-8, or name another table"
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except FileNotFoundError:
-        return [], []
-    except UnicodeDecodeError:
-        raise ValueError(f"{flag} {path} is not UTF-8, perhaps since a spreadsheet saved it: "
-                         f"{advice}.") from None
-    except csv.Error as error:
-        raise ValueError(f"{flag} {path} is not a table ({error}): {advice}.") from None
-    if not text.strip():
-        return [], []
-    for cells in lines:
-        while cells and not cells[-1].strip():  # a spreadsheet pads with commas
-            cells.pop()
-    columns = [name.strip() for name in lines[0]]
-    if "run_id" not in columns:
-        raise ValueError(f"{flag} {path} has no column run_id between commas "
-                         f"(it begins {text[:40]!r}): {advice}.")
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
-        raise ValueError(f"{flag} {path} has two columns {twice[0]!r}: "
-                         "rename one, or name another table.")
-    for count, cells in enumerate(lines, 1):
-        if len(cells) > len(columns):
-            raise ValueError(f"{flag} {path}: row {count} has {len(cells)} cells under {len(columns)} "
-                             f"columns, perhaps of numbers with decimal commas: {advice}.")
-    return columns, [dict(zip(columns, cells, strict=False)) for cells in lines[1:] if cells]
+def read_own_table(path: Path, flag: str) -> Table:
+    """read_table of a table that a row can be added to; one without columns when there is none yet."""
+    if not path.exists():
+        return Table([], [], ",", "utf-8-sig", False)
+    table = read_table(path, flag)
+    columns = table.columns
+    faults = {
+        "is not UTF-8, perhaps since a spreadsheet saved it": table.encoding != "utf-8-sig",
+        "has no column run_id between commas": "run_id" not in columns or table.separator != ",",
+        "has several columns without a name": columns.count("") > 1,
+        "has numbers with decimal commas": table.has_decimal_commas,
+    }
+    for fault, is_so in faults.items():
+        if columns and is_so:
+            raise ValueError(f"{flag} {path} {fault}: "
+                             "save it as comma-separated UTF-8, or name another table.")
+    return table
 
 
 def check_table(path, flag: str = "--results_csv") -> None:
     """ValueError, naming `flag`, unless a row can be added to a table. A run looks at it before it computes anything;
     nothing is written."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     try:
         if path.exists() and not path.is_file():  # not /dev/null either, whose place a table would take
             raise OSError(errno.EINVAL, "it is not a file")
         folder = next(folder for folder in path.absolute().parents if folder.exists())
-        read_table(path, flag)
+        read_own_table(path, flag)
         if path.exists():
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
         if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -135,11 +121,11 @@ def append_result(path, row: dict, flag: str = "--results_csv") -> None:
     """Add one finished run, unless a process that was killed at this point has already added it.
 
     A table that has all columns is appended to, byte for byte. To another the columns are added; it loses no cell.
-    ValueError, naming `flag`, when it could lose some."""
-    path = Path(path)
+    ValueError, naming `flag`, when it could lose some. A link stays one."""
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk.locked(path):  # two runs may finish at once
-        columns, rows = read_table(path, flag)
+        columns, rows, *_ = read_own_table(path, flag)
         row = {name: "" if value is None else str(write_cell(value)) for name, value in row.items()}
         identity = [row.get(name, "") for name in IDENTITY]
         if any(identity == [other.get(name, "") for name in IDENTITY] for other in rows):
@@ -184,60 +170,90 @@ def read_cell(text: str) -> str:
     return text
 
 
-def read_results(path, flag: str = "--results") -> list[dict]:
-    """Rows of a results.csv as text, also after a spreadsheet has saved it: with a BOM, with semicolons or tabs, with
-    decimal commas. ValueError, naming `flag`, when it is none or its cells cannot be told apart."""
+class Table(NamedTuple):
+    """A table as it stands in its file."""
+
+    columns: list[str]  # none: there is no table yet
+    rows: list[dict]
+    separator: str
+    encoding: str
+    has_decimal_commas: bool
+
+
+def read_table(path, flag: str) -> Table:
+    """A table, also after a spreadsheet has saved it: with a BOM, with semicolons or tabs, with decimal commas.
+    ValueError, naming `flag`, when it is none or its cells cannot be told apart."""
 
     def check(condition, fault: str, remedy: str) -> None:
         if not condition:
             raise ValueError(f"{flag} {path} {fault}: {remedy}.")
 
-    ours = "name a results.csv that train_gpt.py wrote"
+    lines, data = [], b""
     try:
         data = Path(path).read_bytes()
         encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-        reader = open_table(data.decode(encoding))
-        header = [column.strip() for column in next(reader, [])]
-        check("final_val_loss" in header, "has no rows with a column final_val_loss", ours)
-        lines = [(reader.line_num, [read_cell(cell) for cell in cells]) for cells in reader]
-    except UnicodeDecodeError as error:
-        check(False, f"cannot be read ({error})", "save it as CSV UTF-8")
+        text = data.decode(encoding)
+        if "\0" in text:
+            raise UnicodeDecodeError(encoding, data, 0, 1, "a zero byte")
+        separator, reader = open_table(text)
+        lines = [(reader.line_num, cells) for cells in reader]
+    except UnicodeDecodeError:
+        check(False, "is not UTF-8, perhaps since a spreadsheet saved it", "save it as CSV UTF-8")
     except (OSError, csv.Error) as error:
-        check(False, f"cannot be read ({error})", "name a results.csv")
+        check(False, f"is not a table and cannot be read ({error})", "name a results.csv")
 
+    header = []
+    if data.strip() and lines:
+        header = [column.strip() for column in lines[0][1]]
+    while header and not header[-1]:  # a spreadsheet pads with commas
+        header.pop()
     twice = {column for column in header if column and header.count(column) > 1}
     check(not twice, f"has two columns {', '.join(sorted(twice))}", "keep one of each")
     rows = []
-    for number, cells in lines:
-        whole = not any(cells[len(header):])
+    for number, cells in lines[1:]:
+        whole = not any(cell.strip() for cell in cells[len(header):])
         fault = f"has more cells in line {number} than columns"
-        check(whole, fault, "put cells with a comma into quotes")
-        check(cells != header, f"repeats its header in line {number}", "remove that line")
-        if any(cells):
-            named = zip(header, cells, strict=False)
-            rows.append({column: cell for column, cell in named if column})
-    check(rows, "has no rows with a column final_val_loss", ours)
-
-    numbers = [cell for row in rows for column, cell in row.items() if is_number_column(column)]
-    if any(map(DECIMAL_COMMA.fullmatch, numbers)):
-        mixed = any(map(DECIMAL_POINT.fullmatch, numbers))
-        remedy = "write all of its numbers with points"
-        check(not mixed, "has decimal commas and decimal points", remedy)
-        for row in rows:
-            for column, cell in row.items():
-                if column not in TEXT_COLUMNS and DECIMAL_COMMA.fullmatch(cell):
-                    row[column] = cell.replace(",", ".")
-    return rows
+        check(whole, fault, "put cells with a comma into quotes, or name another table")
+        is_header = [cell.strip() for cell in cells] == header
+        check(not (header and is_header), f"repeats its header in line {number}", "remove that line")
+        if any(cell.strip() for cell in cells):
+            rows.append(dict(zip(header, cells, strict=False)))
+    numbers = []
+    for column in filter(is_number_column, header):
+        numbers += [row.get(column, "").strip() for row in rows]
+    has_commas = any(map(DECIMAL_COMMA.fullmatch, numbers))
+    mixed = has_commas and any(map(DECIMAL_POINT.fullmatch, numbers))
+    remedy = "write all of its numbers with points"
+    check(not mixed, "has decimal commas and decimal points", remedy)
+    return Table(header, rows, separator, encoding, has_commas)
 
 
 def open_table(text: str):
-    """A csv.reader of a table whose separator its first line tells: the most frequent one, or Excel's `sep=;`."""
+    """(separator, csv.reader) of a table. Its first line tells the separator: the most frequent one, or Excel's
+    `sep=;`."""
     first, _, rest = text.partition("\n")
     declared = re.fullmatch(r'"?sep=(.)"?', first.strip())
-    sign = declared[1] if declared else max(",;\t", key=first.count)
+    separator = declared[1] if declared else max(",;\t", key=first.count)
     if declared:
         text = rest
-    return csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
+    return separator, csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+
+
+def read_results(path, flag: str = "--results") -> list[dict]:
+    """Rows of a results.csv as text, with decimal points; errors as in read_table."""
+    table = read_table(path, flag)
+    if "final_val_loss" not in table.columns or not table.rows:
+        raise ValueError(f"{flag} {path} has no rows with a column final_val_loss: "
+                         "name a results.csv that train_gpt.py wrote.")
+    rows = []
+    for row in table.rows:
+        cells = {column: read_cell(cell) for column, cell in row.items() if column}
+        for column, cell in cells.items():
+            is_number = column not in TEXT_COLUMNS and DECIMAL_COMMA.fullmatch(cell)
+            if table.has_decimal_commas and is_number:
+                cells[column] = cell.replace(",", ".")
+        rows.append(cells)
+    return rows
 
 
 def is_number_column(column: str) -> bool:

@@ -121,7 +121,8 @@ def trim_records(folder: Path, last_step: int) -> None:
     """Take back what a run recorded after `last_step` (-1: everything), so that a resumed run writes it again.
 
     Later checkpoints become step_<step>.aside: --keep_last would count them, and delete those that the resumed run
-    saves, and the next --resume auto would go on from one whose records are gone.
+    saves, and the next --resume auto would go on from one whose records are gone. The run deletes them as it passes
+    their steps.
 
     ValueError, before a step is computed, for records that the run could not be finished with."""
     for path in runs.list_checkpoints(folder):
@@ -195,6 +196,10 @@ def read_trainer(path: Path, state_class):
     return state_class(**{name: value for name, value in values.items() if name in fields})
 
 
+# settings that not every version of torch has written; a missing one gets its default
+NEWER = {"decoupled_weight_decay"}
+
+
 def misfit_of_optimizers(states, optimizers: list) -> str:
     """What in optimizer.pt does not fit the optimizers; "" when all fits."""
     if not isinstance(states, list) or len(states) != len(optimizers):
@@ -208,27 +213,42 @@ def misfit_of_optimizers(states, optimizers: list) -> str:
         if [group["params"] for group in state["param_groups"]] != [group["params"] for group in own]:
             return f"[{i}].param_groups are of other parameters"
         for group, own_group in zip(state["param_groups"], own, strict=True):
-            for key in group.keys() & own_group.keys():
-                if type(group[key]) is not type(own_group[key]):
-                    return f"[{i}].param_groups: {key} is {group[key]!r}"
+            for key, own_value in own_group.items():
+                if key in NEWER and key not in group:
+                    continue
+                if key not in group or not is_like(group[key], own_value):
+                    return f"[{i}].param_groups: {key} is {group.get(key, 'missing')!r}"
         params = [p for group in optimizer.param_groups for p in group["params"]]
+        if state["state"] and set(state["state"]) != set(range(len(params))):
+            return f"[{i}].state is not of {len(params)} parameters"
         for number, values in state["state"].items():
-            if number not in range(len(params)):
-                return f"[{i}].state has a parameter {number!r}"
-            fault = misfit_of_values(values, params[number], f"[{i}].state[{number}]")
+            fault = misfit_of_values(values, state["state"][0], params[number], f"[{i}].state[{number}]")
             if fault:
                 return fault
     return ""
 
 
-def misfit_of_values(values, parameter, place: str) -> str:
-    """What in an optimizer's values of one parameter, such as its momentum, is not of its shape; "" when all fits."""
-    if not isinstance(values, dict):
-        return f"{place} is {type(values).__name__}"
+def is_like(value, own) -> bool:
+    """Whether a setting of an optimizer has the type of its own: whole numbers, finite ones, or as many of them."""
+    if isinstance(own, (list, tuple)):
+        return type(value) is type(own) and len(value) == len(own) and all(map(is_like, value, own))
+    if isinstance(own, float):
+        return schema.NUMBER[1](value)
+    return type(value) is type(own)
+
+
+def misfit_of_values(values, of_first, parameter, place: str) -> str:
+    """What in an optimizer's values of one parameter, such as its momentum, is not of its shape; "" when all fits.
+    of_first: the values of the first parameter, which has the same ones."""
+    if not isinstance(values, dict) or set(values) != set(of_first or ()):
+        return f"{place} does not have the values of the first parameter"
     for key, value in values.items():
         shape = tuple(getattr(value, "shape", ("none",)))
-        if shape not in ((), tuple(parameter.shape)):
-            return f"{place}: {key} has shape {shape}, its parameter {tuple(parameter.shape)}"
+        expected = tuple(parameter.shape)
+        if key == "step":
+            expected = ()
+        if shape != expected:
+            return f"{place}: {key} has shape {shape}, not {expected}"
     return ""
 
 

@@ -4,10 +4,12 @@ experiments/runs/<name>/
     config.json       every flag, resolved; code, versions, hardware, data fingerprints, parameter and FLOP counts
     code/             the repo's modules as they were, and uncommitted.diff
     log.txt           what was printed
+    samples.jsonl     what the model wrote at the steps of --sample_every: {"step", "prompt", "text"}
     scalars.jsonl     one line per optimizer step, and one per evaluation ("type": "train" | "val" | ...)
     step_metrics.json every evaluated step's scores: {"500": {"val_loss": ...}}
     exposures/        per rank: which sequences each step read, and a checksum of its tokens
     <benchmark>_metrics.jsonl, <benchmark>_items.jsonl: its scores and its records per item, for every scored step
+    <benchmark>_partial_000500/, gsm8k_partial/: what an unfinished exam has done, and who is at it (lab/exams.py)
     ckpt/step_000500/ model.safetensors, model.json, optimizer.pt, rng.pt, trainer.json; manifest.json (sha256) last
     summary.json      written last: no summary.json = the run is not finished
     .lock             while it trains, the process that does: pid, host, since when
@@ -31,7 +33,7 @@ import sys
 from pathlib import Path
 
 from lab import disk
-from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, misfit, read_json
+from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, RUN, SHA256, misfit, read_json
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -88,10 +90,11 @@ def code_state() -> dict:
 
     The hash covers the repo's modules that this process has imported, so that a change to compare_runs.py between two
     runs of train_gpt.py does not make them differ."""
-    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    imported = {Path(file).resolve() for file in files if file}
-    digest = hashlib.sha256()
-    for path in code_files():
+    ours, digest = code_files(), hashlib.sha256()
+    names = {path.name for path in ours}
+    files = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
+    imported = {Path(file).resolve() for file in files if os.path.basename(file) in names}
+    for path in ours:
         if path in imported:
             name = path.relative_to(REPO).as_posix()
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -204,7 +207,7 @@ def rewrite_jsonl(path, drop, records=()) -> None:
                 break
             if not (line.startswith(b"{") and line.rstrip().endswith(b"}")):
                 raise ValueError(broken_line(path, count))
-            suspect = any(drop(int(step)) for step in steps.findall(line))
+            suspect = any(len(step) > 18 or drop(int(step)) for step in steps.findall(line))
             if not suspect or not drop(_step_of_line(line, path, count)):
                 new.write(line)
         for record in records:
@@ -255,6 +258,8 @@ def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) ->
     path = Path(path)
     if not path.exists():
         return []
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: restore it or remove it.")
     wanted = step is not None and re.compile(rf'"step": *{step}\b')
     records, broken, line, count = [], [], "\n", 0
     with open(path, encoding="utf-8", errors="replace") as f:
@@ -332,19 +337,17 @@ def read_run(folder) -> dict:
     """
     folder, notes = Path(folder), []
     config = read_config(folder)
-    try:
-        flags, seed = config["flags"], int(config["flags"]["seed"])
-        config["data"]["fingerprint"], config["code"]["code_sha256"]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        fault = f"{folder / 'config.json'} is not a run's record ({type(error).__name__}: {error})"
-        raise ValueError(f"{fault}: name what train_gpt.py wrote.") from None
+    fault = misfit(config, RUN)
+    if fault:
+        raise ValueError(f"{folder / 'config.json'} is not a run's record ({fault}): "
+                         "name what train_gpt.py wrote.")
     for key in ("model", "parameters", "hardware", "versions"):
         if not isinstance(config.setdefault(key, {}), dict):
             value = json.dumps(config[key])[:40]
             notes.append(f"config.json: {key} is {value} and counts as not recorded")
             config[key] = {}
-    run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": flags}
-    run |= {"seed": seed, "notes": notes}
+    run = {"folder": folder, "name": folder.resolve().name, "config": config, "flags": config["flags"]}
+    run |= {"seed": config["flags"]["seed"], "notes": notes}
     run["summary"] = _read_object(folder / "summary.json", "the run counts as unfinished", notes,
                                   results_row=dict, warnings=list)
     run |= _read_scalars(folder, notes)
@@ -401,14 +404,14 @@ def expand(patterns: list[str], flag: str) -> list[Path]:
     """Folders that paths or globs name, each once, 2 before 10. A glob passes over files.
 
     ValueError, naming `flag`, for a glob without a folder."""
-    folders: dict[Path, Path] = {}
+    folders: dict[str, Path] = {}
     for pattern in patterns:
         matches = [Path(pattern)]
         if glob.has_magic(pattern) and not matches[0].exists():
             matches = [path for path in map(Path, glob.glob(pattern)) if path.is_dir()]
         if not matches:
             raise ValueError(f"{flag} {pattern!r} matches no folder: check the path.")
-        folders |= {path.resolve(): path for path in matches}
+        folders |= {os.path.realpath(path): path for path in matches}
 
     def natural(path: Path) -> list:
         pieces = re.split(r"(\d+)", str(path))
@@ -441,7 +444,8 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
     """Write ckpt/step_<step> completely or not at all, then delete all but the newest `keep_last` (0 = keep all).
 
     write(tmp_folder) puts the files there. A sha256 of each goes into manifest.json, written last; everything is synced
-    to disk before the rename that makes it visible. ValueError when the disk is full; older checkpoints stay.
+    to disk before the rename that makes it visible. Those that a resume had set aside go when their steps are passed.
+    ValueError when the disk is full; older checkpoints stay.
     """
     final = checkpoint_path(folder, step)
     ckpt, tmp = final.parent, final.with_name(f".tmp_{final.name}")
@@ -466,9 +470,13 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
     except Exception as error:  # torch and safetensors wrap a full disk's OSError in their own
         shutil.rmtree(tmp, ignore_errors=True)
         raise ValueError(f"{final} cannot be saved ({error}): free space, then --resume auto.") from error
+    # resume.trim_records sets some aside, until their steps are passed
+    asides = (path for path in ckpt.glob("step_*") if re.fullmatch(r"step_\d+\.aside", path.name))
+    passed = [path for path in asides if step_of(path) <= step]
     if keep_last > 0:
-        for old in list_checkpoints(folder)[:-keep_last]:
-            shutil.rmtree(old, ignore_errors=True)
+        passed += list_checkpoints(folder)[:-keep_last]
+    for old in passed:
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 

@@ -69,3 +69,19 @@ def read_json(path, schema=ANYTHING, advice: str = "restore it or leave it out")
     if fault:
         raise ValueError(f"{path} is damaged ({fault}): {advice}.")
     return value
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# config.json of a run, as far as a resume or a report needs it
+
+FORMAT = re.compile(r"[+,]?(\.\d{1,2})?[efg%]?")
+KINDS = [str, str, int, str]
+METRIC = "[key, label, -1 or 0 or 1, format]", lambda value: (
+    isinstance(value, list) and [*map(type, value)] == KINDS and FORMAT.fullmatch(value[3]))
+TEXT_OR_NULL = "text or null", lambda value: value is None or isinstance(value, str)
+BENCHMARK = {"title?": TEXT, "metrics?": [METRIC], "item_metrics?": [TEXT],
+             "cluster?": TEXT_OR_NULL, "category?": TEXT_OR_NULL}
+BENCHMARKS = "an object of benchmarks", lambda value: (
+    value is None or not misfit(value, {ANY_NAME: BENCHMARK}))
+RUN = {"flags": {"seed": COUNT}, "code": {"code_sha256": TEXT}, "data": {"fingerprint": ANYTHING},
+       "benchmarks?": BENCHMARKS, "unused_flags?": [TEXT]}

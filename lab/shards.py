@@ -21,8 +21,6 @@ import math
 import os
 import re
 import time
-import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -336,16 +334,13 @@ def _write_all(handle, data: memoryview) -> None:
 # reader
 
 
-DAMAGED_NPZ = (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, RuntimeError,
-               MemoryError, zipfile.BadZipFile, zlib.error)
-
-
 def read_npz(path: Path, names, remedy: str) -> dict[str, np.ndarray]:
     """Arrays of a .npz by name. ValueError when it is missing or damaged."""
     try:
+        disk.refuse_bomb(path)
         with np.load(path) as arrays:
             return {name: arrays[name] for name in names}
-    except DAMAGED_NPZ as error:
+    except Exception as error:  # zipfile, zlib and numpy have many for a damaged file
         raise ValueError(f"{path} is missing or damaged ({error}): {remedy}.") from error
 
 
@@ -365,6 +360,15 @@ def read_meta(data_dir) -> dict:
         fault = _contradiction(meta)
     check(not fault, f"{path} is damaged or edited ({fault})", AGAIN)
     return meta
+
+
+def dataset_name(meta: dict) -> str | None:
+    """A dataset's name as people say it: 'edu_web' for a path, 'HuggingFaceFW/fineweb-edu' as it is."""
+    name = str(meta.get("dataset") or "")
+    source = meta.get("source")
+    if isinstance(source, dict) and source.get("kind") == "local":
+        name = re.sub(r"(\.(parquet|jsonl?|txt|gz|zst|zip))+$", "", Path(name).name)
+    return name or None
 
 
 def _contradiction(meta: dict) -> str:
@@ -433,7 +437,7 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     verify: read every file once and compare its sha256 (about 1.5 GB/s a core), or, without meta.json, check every
     token; `False` checks names and sizes, and samples of a neighbour's files. Raises ValueError / FileNotFoundError in
     one sentence."""
-    folder, meta, row_tokens = Path(data_dir), None, None
+    folder, meta, row_tokens, end = Path(data_dir), None, None, vocab_size
     remedy = f"make it with python prepare_fineweb.py --out_dir {folder}"
     check(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
     if (folder / "meta.json").exists():
@@ -452,6 +456,7 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
         finished = not (folder / "progress.json").exists()
         check(finished, f"{folder} holds an unfinished dataset", "run its prepare again with --resume")
         files, source = token_files.neighbours_files(folder, split, vocab_size)
+        end = token_files.ids_end(vocab_size)
     digests = [f"unverified {file.path.name} {file.path.stat().st_size}" for file in files]
     if verify:
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -460,7 +465,7 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     fingerprint = _fingerprint(list(zip(counts, digests, strict=True)))
     if meta:
         fingerprint = meta["fingerprint"]
-    tokens = TokenFiles(files, source, row_tokens, fingerprint)
+    tokens = TokenFiles(files, source, row_tokens, fingerprint, end)
     if row_tokens:
         for path, ids in zip(tokens.paths, tokens.maps, strict=True):
             good = ids[::row_tokens] == BOS_ID
@@ -494,7 +499,7 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
     files, meta = open_dataset(data_dir, "val", verify, vocab_size)
     path = Path(data_dir) / "val_documents.npz"
     if meta:
-        whole = path.exists() and disk.sha256_file(path) == meta.get("val_documents_sha256")
+        whole = path.is_file() and disk.sha256_file(path) == meta.get("val_documents_sha256")
         check(whole, f"{path} is missing or does not match its checksum in meta.json", AGAIN)
         documents = read_npz(path, (*VAL_RECORD.names, "mul_bytes"), AGAIN)
         check(_is_val_index(documents, files.n_tokens), f"{path} does not fit the val shards", AGAIN)

@@ -5,75 +5,38 @@
     for place, record in read_zip("ewok.zip", "EWOK_PASSWORD"):
     for record in hub_records("openai/gsm8k", "main", "train"):
 
-Two tables say what a suffix means, DOCUMENT_READERS and RECORD_READERS. A file that is damaged or cut off, or a stream
-that breaks, is an error: it must never look like the end of the data.
+Two tables say what a suffix means, DOCUMENT_READERS and RECORD_READERS; files.py says which files a name stands for. A
+file that is damaged or cut off, or a stream that breaks, is an error: it must never look like the end of the data.
 """
 
 import argparse
 import contextlib
 import getpass
-import glob
-import io
-import json
+import itertools
 import os
 import re
 import sys
 import time
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from lab import disk, synthetic
+from lab import disk, files, synthetic
+from lab.files import damage_in, first_line, json_of, lines_of, reader_of
 
 BATCH_BYTES = 2**20  # text tokenised in one go; more gains nothing (measured), less costs calls
 MAX_DOCUMENT_BYTES = 2**25  # tiktoken gives ids as a list: 59 MB of text took 1.4 GB (measured)
-MAX_LINE_BYTES = 2 * MAX_DOCUMENT_BYTES  # JSON escapes some characters, and a line has other fields
+# a benchmark's file, unpacked: HellaSwag's has 12 MB and 10,042 rows, EWoK's 2 MB; a zip of 3 MB can hold 3 GB
+MAX_BENCHMARK_BYTES, MAX_BENCHMARK_ROWS = 2**26, 200_000
+PARQUET_ROWS = 32  # decoded at once; more gains nothing but for texts of a few words (measured)
+SEPARATOR, BOM = b"<|endoftext|>", b"\xef\xbb\xbf"  # between the documents of a .txt
 RETRY_WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new attempt after a network error
 EMPTY, NOT_TEXT = "empty", "not text or not valid UTF-8"
 TOO_LONG = f"longer than {MAX_DOCUMENT_BYTES:,} bytes"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type, without a full stop: to be quoted in a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def reader_of(table: dict[str, Callable], path) -> Callable:
-    """The entry of a {suffix: reader} table for a file. ValueError when there is none."""
-    for suffix, reader in table.items():
-        if str(path).endswith(suffix):
-            return reader
-    raise ValueError(f"{path} is none of {', '.join(table)}: convert it to one of these.")
-
-
-@contextlib.contextmanager
-def damage_in(path):
-    """Turns whatever a damaged file raises inside the block into one sentence."""
-    import pyarrow
-
-    try:
-        yield
-    except (OSError, EOFError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read ({first_line(error)}): check its permissions; if it is damaged or "
-                         "cut off, download it again.") from error
-
-
-def lines_of(f, path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of a binary file's lines that are not blank, unpacked by the suffix of `path`. Arrow checks
-    all of a gzip or zstd file, checksums included (the zstandard package accepts a cut-off one)."""
-    import pyarrow
-
-    kind = {".gz": "gzip", ".zst": "zstd"}.get(Path(path).suffix)
-    if kind is not None:
-        f = io.BufferedReader(pyarrow.CompressedInputStream(f, kind), 2**20)
-    for number, line in enumerate(iter(lambda: f.readline(MAX_LINE_BYTES), b""), 1):
-        if len(line) == MAX_LINE_BYTES:
-            raise ValueError(f"line {number:,} of {path} has {MAX_LINE_BYTES:,} bytes or more: split it up.")
-        if not line.isspace():
-            yield number, line
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -102,20 +65,8 @@ def open_source(args: argparse.Namespace) -> Source:
         return Source("synthetic", [], args.text_field, record, args.synthetic_seed, stop, stop, {})
     if len(names) == 1 and is_hub_name(names[0]):
         source = _open_hub(args, names[0])
-    elif len(names) == 1 and Path(names[0]).is_dir():
-        try:
-            files, _ = _resolve_with_datasets(names[0], None, args.split, None)
-        except OSError as error:
-            raise ValueError(f"--dataset {names[0]} holds no data files: name them with a glob.") from error
-        source = _open_local(args, files)
     else:
-        files = []
-        for pattern in names:
-            paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-            if not paths:
-                raise FileNotFoundError(f"--dataset {pattern}: no such file or glob; check the path.")
-            files += [path for path in paths if Path(path).is_file()]
-        source = _open_local(args, files)
+        source = _open_local(args, files.find(names, DOCUMENT_READERS, "--dataset", args.split))
     if stop:
         source = source._replace(stop=stop, documents=min(stop, source.documents or stop))
     if next(read_batches(source), None) is None:
@@ -125,12 +76,12 @@ def open_source(args: argparse.Namespace) -> Source:
 
 def is_hub_name(name: str) -> bool:
     """Whether a name stands for a dataset on the hub rather than for a file."""
-    is_file = Path(name).exists() or name.endswith((*DOCUMENT_READERS, *RECORD_READERS))
+    is_file = Path(name).exists() or name.lower().endswith((*DOCUMENT_READERS, *RECORD_READERS))
     return not is_file and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
 
 
-def _open_local(args: argparse.Namespace, files: list[str]) -> Source:
-    readers = [reader_of(DOCUMENT_READERS, path) for path in files]
+def _open_local(args: argparse.Namespace, paths: list[str]) -> Source:
+    readers = [reader_of(DOCUMENT_READERS, path) for path in paths]
 
     def describe(path: str) -> dict:
         with damage_in(path):
@@ -138,14 +89,19 @@ def _open_local(args: argparse.Namespace, files: list[str]) -> Source:
         return {"name": Path(path).name, "bytes": size, "sha256": digest}
 
     with ThreadPoolExecutor(max_workers=min(8, args.num_proc)) as pool:
-        record = {"kind": "local", "files": list(pool.map(describe, files))}
+        record = {"kind": "local", "files": list(pool.map(describe, paths))}
+    digests = [about["sha256"] for about in record["files"]]
+    count = Counter(digests)
+    copies = [path for path, digest in zip(paths, digests, strict=True) if count[digest] > 1]
+    if copies:
+        files.note(f"--dataset: {files.listed(copies)} are copies of each other, and all are read.")
     documents = None  # only parquet says how many rows it has
     if all(reader is _read_parquet for reader in readers):
         documents = 0
-        for path in files:
+        for path in paths:
             with damage_in(path), open(path, "rb") as f:
                 documents += _parquet_file(f, path, args.text_field).metadata.num_rows
-    return Source("local", files, args.text_field, record, 0, documents, None, {})
+    return Source("local", paths, args.text_field, record, 0, documents, None, {})
 
 
 def _open_hub(args: argparse.Namespace, name: str) -> Source:
@@ -154,12 +110,12 @@ def _open_hub(args: argparse.Namespace, name: str) -> Source:
         revision = hub_revision(name, args.revision)
         yield revision, *_resolve_with_datasets(name, args.config, args.split, revision)
 
-    revision, files, documents = next(with_retries(resolve, 0, lambda _: 0, RETRY_WAITS[:3]))
-    for path in files:
+    revision, paths, documents = next(with_retries(resolve, 0, lambda _: 0, RETRY_WAITS[:3]))
+    for path in paths:
         reader_of(DOCUMENT_READERS, path)  # or refuse it now
-    names = [path.split("/", 3)[-1] for path in files]
+    names = [path.split("/", 3)[-1] for path in paths]
     record = {"kind": "hub", "revision": revision, "files": names}
-    return Source("hub", files, args.text_field, record, 0, documents, None, {})
+    return Source("hub", paths, args.text_field, record, 0, documents, None, {})
 
 
 def hub_revision(name: str, revision: str | None = None) -> str:
@@ -170,15 +126,15 @@ def hub_revision(name: str, revision: str | None = None) -> str:
 
 
 def _resolve_with_datasets(name: str, config: str | None, split: str, revision: str | None):
-    """(paths, documents or None) of a split of a hub dataset or of a local folder. ValueError without such a split."""
+    """(paths, documents or None) of a split of a hub dataset. ValueError without such a split."""
     import datasets
 
     builder = datasets.load_dataset_builder(name, config, revision=revision)
-    files = {str(key): list(paths) for key, paths in (builder.config.data_files or {}).items()}
-    if split not in files:
-        raise ValueError(f"--dataset {name} has no split {split!r}: pass --split with one of {', '.join(files)}.")
+    splits = {str(key): list(paths) for key, paths in (builder.config.data_files or {}).items()}
+    if split not in splits:
+        raise ValueError(f"--dataset {name} has no split {split!r}: pass --split with one of {', '.join(splits)}.")
     info = (builder.info.splits or {}).get(split)
-    return files[split], getattr(info, "num_examples", None) or None
+    return splits[split], getattr(info, "num_examples", None) or None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -219,10 +175,16 @@ def _read_files(source: Source, start: int):
             with guard, _open_file(source, path) as f:
                 for n, documents in reader(f, path, source.field, max(0, start - first)):
                     if documents is not None:
-                        yield position, documents
+                        yield position, [_with_place(document, path) for document in documents]
                     position += n
             source.counts[path] = position - first
         first += source.counts[path]
+
+
+def _with_place(document: bytes | str, path: str) -> bytes | str:
+    if isinstance(document, str):  # why it is unusable
+        document += f", in {path}"
+    return document
 
 
 def _open_file(source: Source, path: str):
@@ -254,24 +216,24 @@ def _parquet_file(f, path: str, field: str):
 
 
 def _read_parquet(f, path: str, field: str, skip: int):
-    file = _parquet_file(f, path, field)
+    yield from _in_batches(_parquet_texts(_parquet_file(f, path, field), field, skip), 0)
+
+
+def _parquet_texts(file, field: str, skip: int) -> Iterator[bytes | str | None]:
+    """The documents of a parquet file; None for each of the first `skip`."""
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
         if skip >= group.num_rows:
             skip -= group.num_rows
-            yield group.num_rows, None
+            yield from itertools.repeat(None, group.num_rows)
             continue
-        columns = [group.column(i) for i in range(group.num_columns)]
-        size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
-        rows = min(4096, max(1, BATCH_BYTES * group.num_rows // max(1, size)))
-        for batch in file.iter_batches(rows, row_groups=[number], columns=[field], use_threads=False):
+        # few rows at once: a thousand may be one text of a megabyte that the file holds once
+        for batch in file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=[field], use_threads=False):
             column = batch.column(0)
-            if skip:
-                cut = min(skip, len(column))
-                yield cut, None
-                column, skip = column.slice(cut), skip - cut
-            if len(column):
-                yield len(column), _utf8_list(column)
+            cut = min(skip, len(column))
+            yield from itertools.repeat(None, cut)
+            skip -= cut
+            yield from _utf8_list(column.slice(cut))
 
 
 def _utf8_list(column) -> list[bytes | str]:
@@ -304,23 +266,65 @@ def _checked(value) -> bytes | str:
     return utf8 if len(utf8) <= MAX_DOCUMENT_BYTES else TOO_LONG
 
 
+def _in_batches(items: Iterator, skip: int, document_of: Callable = lambda item: item):
+    """What a reader yields, of the documents that items become after the first `skip` and after those that are None."""
+    for _ in itertools.islice(items, skip):
+        yield 1, None
+    documents, size = [], 0
+    for item in items:
+        document = document_of(item)
+        if document is None:
+            yield 1, None
+            continue
+        documents.append(document)
+        size += len(document)
+        if size >= BATCH_BYTES or len(documents) >= 4096:
+            yield len(documents), documents
+            documents, size = [], 0
+    if documents:
+        yield len(documents), documents
+
+
 def _read_txt(f, path: str, field: str, skip: int):
-    yield 1, None if skip else [_checked(f.read(MAX_DOCUMENT_BYTES + 1))]
+    yield from _in_batches(_pieces(f, path), skip)
+
+
+def _pieces(f, path: str) -> Iterator[bytes | str]:
+    """The documents of a text file: all of it, byte for byte; or what stands between its SEPARATORs, as in TinyStories,
+    without the line breaks around it."""
+    data, too_long, n = files.without_mark(f.read(2**20), path), False, 0
+    while True:
+        block = f.read(2**20)
+        *whole, data = data.split(SEPARATOR)
+        for piece in whole:
+            n += 1
+            if too_long or piece.strip():
+                yield TOO_LONG if too_long else _checked(piece.removeprefix(BOM).strip(b"\r\n"))
+            too_long = False
+        if len(data) > MAX_DOCUMENT_BYTES:
+            too_long, data = True, data[-len(SEPARATOR) :]  # which may end within a separator
+        if not block:
+            break
+        data += block
+    if too_long:
+        yield TOO_LONG
+    elif not n:
+        yield _checked(data)
+    elif data.strip():
+        yield _checked(data.removeprefix(BOM).strip(b"\r\n"))
 
 
 def _read_jsonl(f, path: str, field: str, skip: int):
-    documents, size, has_field = [], 0, False
-    for number, line in lines_of(f, path):
-        if skip:
-            skip -= 1
-            yield 1, None
-            continue
+    has_field = False
+
+    def document_of(numbered: tuple[int, bytes]) -> bytes | str:
+        nonlocal has_field
+        number, line = numbered
         where = f"line {number:,} of {path}"
         try:
-            record = json.loads(line)
+            record = json_of(line)
         except UnicodeDecodeError:
-            documents.append(NOT_TEXT)
-            continue
+            return NOT_TEXT
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON ({first_line(error)}): repair or remove it.") from error
         if not isinstance(record, dict):
@@ -329,13 +333,9 @@ def _read_jsonl(f, path: str, field: str, skip: int):
             fields = ", ".join(record)
             raise ValueError(f"{where} has no field {field!r} (it has {fields}): pass another --text_field.")
         has_field = True
-        documents.append(_checked(record.get(field)))
-        size += len(line)
-        if size >= BATCH_BYTES or len(documents) >= 4096:
-            yield len(documents), documents
-            documents, size = [], 0
-    if documents:
-        yield len(documents), documents
+        return _checked(record.get(field))
+
+    yield from _in_batches(lines_of(f, path), skip, document_of)
 
 
 DOCUMENT_READERS = {
@@ -406,21 +406,33 @@ class BadRecord(ValueError):
         self.place, self.why = place, why
 
 
-def read_records(path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[Place, object]]:
+def read_records(path, columns: tuple[str, ...] | None = None, most: int = sys.maxsize):
     """Yield (place, record) of a *.jsonl[.gz|.zst] or *.parquet file without its blank lines. The record of a line that
-    is not JSON is a BadRecord, to be raised or counted. columns: those to read of a parquet file, if it has them.
-    FileNotFoundError when there is no such file; ValueError when it is damaged or of another kind."""
+    is not JSON is a BadRecord, to be raised or counted. columns: those to read of a parquet file, if it has them; most:
+    bytes that it may unpack to. FileNotFoundError when there is no such file; ValueError when it is damaged, too large
+    or of another kind."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; check the path.")
     reader = reader_of(RECORD_READERS, path)
     with damage_in(path):
-        yield from reader(path, columns)
+        yield from reader(path, columns, most)
 
 
-def _jsonl_records(path: Path, columns) -> Iterator[tuple[Place, object]]:
+def read_benchmark(name) -> Iterator[tuple[Place, object]]:
+    """The same of the one file that a name stands for (a path, a glob, or a folder with one file), which may not have
+    more bytes or rows than a benchmark has."""
+    path = files.only(name, RECORD_READERS)
+    for n, item in enumerate(read_records(path, most=MAX_BENCHMARK_BYTES), 1):
+        if n > MAX_BENCHMARK_ROWS:
+            raise ValueError(f"{path} has more than {MAX_BENCHMARK_ROWS:,} rows, which is none of our benchmarks: give "
+                             "the file as it was published.")
+        yield item
+
+
+def _jsonl_records(path: Path, columns, most: int) -> Iterator[tuple[Place, object]]:
     with open(path, "rb") as f:
-        yield from _parsed(path, lines_of(f, path))
+        yield from _parsed(path, lines_of(f, path, most))
 
 
 def _parsed(path, lines) -> Iterator[tuple[Place, object]]:
@@ -429,23 +441,39 @@ def _parsed(path, lines) -> Iterator[tuple[Place, object]]:
             continue
         place = Place(path, "line", number)
         try:
-            record = json.loads(line)
+            record = json_of(line)
         except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
             record = BadRecord(place, f"is not JSON ({first_line(error)})")
         yield place, record
 
 
-def _parquet_records(path: Path, columns) -> Iterator[tuple[Place, object]]:
+def _parquet_records(path: Path, columns, most: int) -> Iterator[tuple[Place, object]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         if columns is not None:
             names = [name for name in columns if name in names]
-        batches = file.iter_batches(1024, columns=names)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for number, row in enumerate(rows, 1):
-            yield Place(path, "row", number), row
+        number, size = 0, 0
+        for batch in file.iter_batches(64, columns=names):  # a row may have megabytes
+            size += batch.nbytes
+            files.check_size(path, size, most)
+            for row in _rows(batch):
+                number += 1
+                place = Place(path, "row", number)
+                if row is None:
+                    row = BadRecord(place, "is not valid UTF-8")
+                yield place, row
+
+
+def _rows(batch) -> list[dict | None]:
+    """The rows of an Arrow batch; None for one that holds text which is not UTF-8."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        if len(batch) == 1:
+            return [None]
+        return [row for i in range(len(batch)) for row in _rows(batch.slice(i, 1))]
 
 
 RECORD_READERS = {
@@ -458,11 +486,16 @@ def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
     """Yield (place, record) as read_records, of a zip's jsonl files. An encrypted zip is opened in memory; its password
     is in that environment variable or is typed on a terminal. No error may hold the text, as a decoding error does and
     what is raised in its `except` block; so the blocks only note what went wrong."""
+    if os.path.isdir(path):
+        with contextlib.suppress(FileNotFoundError):
+            path = files.only(path, [".zip"])
     wrong_password = f"does not open with this password: correct {password_variable}"
     fault, contents, is_rows = None, {}, re.compile(r"(?!__MACOSX).*\.jsonl", re.IGNORECASE)
+    encrypted = False
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if is_rows.fullmatch(member.filename)]
+            files.check_declared(path, members, MAX_BENCHMARK_BYTES)
             password = os.environ.get(password_variable, "")
             encrypted = any(member.flag_bits & 1 for member in members)
             if encrypted and not password and sys.stdin is not None and sys.stdin.isatty():
@@ -470,18 +503,20 @@ def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
             if encrypted and not password:
                 raise ValueError(f"{path} is encrypted and no password was given: set {password_variable}.")
             for member in members:
-                utf8 = archive.read(member, password.encode())
+                utf8 = files.read_member(archive, member, password.encode())
                 contents[f"{path}/{member.filename}"] = utf8.decode("utf-8-sig")
     except zipfile.BadZipFile as error:
-        fault = wrong_password if "CRC" in str(error) else "is not a whole zip file: get it again"
+        fault = "is not a whole zip file: get it again"
+        if encrypted and "CRC" in str(error):
+            fault = wrong_password
     except UnicodeDecodeError:
         fault = "holds a file that is not UTF-8 text: get it again"
     except NotImplementedError:
         fault = "has an encryption or compression that Python cannot read: pack it with zip -e"
     except (RuntimeError, EOFError, zlib.error):  # zlib: it passed the check of the first byte
-        fault = wrong_password
+        fault = wrong_password if encrypted else "is damaged: get it again"
     except OSError as error:
-        fault = f"cannot be read ({error.strerror}): check the path"
+        fault = f"cannot be read ({error.strerror}): name one zip"
     if fault is None and not contents:
         fault = "has no .jsonl file: give the zip as it was published"
     if fault is not None:
@@ -521,4 +556,4 @@ def synthetic_size(source: str, default: int) -> int | None:
 
 def has_lone_surrogate(text: str) -> bool:
     """Whether a text holds half a character, which no tokenizer reads (JSON's \\ud800 alone)."""
-    return re.search("[\ud800-\udfff]", text) is not None
+    return not text.isascii() and re.search("[\ud800-\udfff]", text) is not None

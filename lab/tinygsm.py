@@ -1,7 +1,7 @@
 """tinygsm.py owns TinyGSM: question + Python program -> question + worked steps that end in `#### answer`.
 
     python -m lab.tinygsm --data tinygsm.jsonl.gz --out tinygsm_steps.jsonl                 # jsonl[.gz, .zst], parquet
-    python -m lab.tinygsm --data TinyGSM/TinyGSM --max_rows 1_000_000 --out tinygsm_steps.jsonl          # from the hub
+    python -m lab.tinygsm --data TinyGSM/TinyGSM --max_examples 1_000_000 --out tinygsm_steps.jsonl      # from the hub
 
 Reads rows {"question", "code"[, "answer"]}; writes {"question", "answer"} lines as GSM8K has them, in order, and prints
 how many rows were dropped and why. For the program
@@ -26,8 +26,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from lab import disk, flags, processes, sources
-from lab.answers import ASSISTANT, USER, extract_answer
+from lab import decontaminate, disk, files, flags, processes, sources
+from lab.answers import ASSISTANT, MARK, USER, extract_answer, whole_number
 from lab.programs import Evaluator, Refused, check, parse, show
 
 MAX_SOURCE = 8_000  # characters of a program or a question; it bounds the parser's time and memory
@@ -48,6 +48,10 @@ def convert(question: str, code: str, gold: str | int | float | None = None) -> 
         check(isinstance(question, str) and isinstance(code, str), "no question or no code")
         check(max(len(question), len(code)) <= MAX_SOURCE, "too long")
         check(question.strip() and code.strip(), "no question or no code")
+        text = f"{question}\n{code}"
+        check(not sources.has_lone_surrogate(text), "half a character (a lone surrogate)")
+        is_test = decontaminate.test_questions_in([text])
+        check(not is_test, "holds a question of GSM8K's test split")
         evaluator = Evaluator()
         answer = evaluator.run(parse(code))
         check(type(answer) in (int, float), "result is not a number")
@@ -62,10 +66,10 @@ def convert(question: str, code: str, gold: str | int | float | None = None) -> 
 
 
 def _agrees(answer: int | float, gold: str | int | float) -> bool:
-    text = str(gold).rsplit("####", 1)[-1].replace(",", "").replace("$", "").strip().rstrip(".")
+    value = whole_number(str(gold).rpartition(MARK)[2].strip())
     try:
-        return len(text) < 100 and math.isclose(answer, float(text), rel_tol=1e-6, abs_tol=1e-9)
-    except (ValueError, OverflowError):
+        return value is not None and math.isclose(answer, value, rel_tol=1e-6, abs_tol=1e-9)
+    except OverflowError:
         return False
 
 
@@ -80,7 +84,8 @@ def read_rows(data: list[str]) -> Iterator[dict]:
         rows = ((f"a row of {name}", row) for row in sources.hub_records(name, None, "train"))
     else:
         columns = "question", "code", "answer"
-        rows = (item for path in data for item in sources.read_records(path, columns))
+        paths = files.find(data, sources.RECORD_READERS)
+        rows = (item for path in paths for item in sources.read_records(path, columns))
     for place, row in rows:
         if isinstance(row, sources.BadRecord):
             raise ValueError(f"{row}: repair or remove it and run again.") from row
@@ -89,19 +94,19 @@ def read_rows(data: list[str]) -> Iterator[dict]:
         yield row
 
 
-def convert_files(data: list[str], out: str, max_rows: int = 0) -> Counter:
+def convert_files(data: list[str], out: str, max_examples: int = 0) -> Counter:
     """Convert `data` into the file `out`, which appears when it is whole; count the rows by reason ("" = converted).
-    max_rows 0: all. After a ValueError / FileNotFoundError / OSError or ctrl-C, `out` is as it was."""
+    max_examples 0: all. After a ValueError / FileNotFoundError / OSError or ctrl-C, `out` is as it was."""
     from tqdm import tqdm
 
-    if max_rows < 0:
-        raise ValueError("--max_rows must be 0 or more: pass another number.")
+    if max_examples < 0:
+        raise ValueError("--max_examples must be 0 or more: pass another number.")
     if not Path(out).parent.is_dir():
         raise FileNotFoundError(f"--out {out}: its folder does not exist; create it or choose another.")
     counts = Counter()
-    rows = islice(read_rows(data), max_rows or None)
+    rows = islice(read_rows(data), max_examples or None)
     with disk.replacing(out) as f:
-        for row in tqdm(rows, unit="row", unit_scale=True, disable=None, total=max_rows or None):
+        for row in tqdm(rows, unit="row", unit_scale=True, disable=None, total=max_examples or None):
             text, _, reason = convert(row["question"], row["code"], row.get("answer"))
             counts[reason] += 1
             if text is not None:
@@ -121,12 +126,12 @@ def main(argv: list[str] | None = None) -> None:
         epilog="example: python -m lab.tinygsm --data tinygsm.jsonl.gz --out tinygsm_steps.jsonl")
     add = parser.add_argument_group("input and output").add_argument
     add("--data", nargs="+", required=True, metavar="FILE|NAME",
-        help="files *.jsonl[.gz, .zst] or *.parquet with question and code (and answer, which is then checked), or a "
-             "dataset on the hub such as TinyGSM/TinyGSM (streamed)")
+        help="files *.jsonl[.gz, .zst] or *.parquet with question and code (and answer, which is then checked), or "
+             "folders or globs of them, or a dataset on the hub such as TinyGSM/TinyGSM (streamed)")
     add("--out", required=True, help="jsonl file of question and answer, replaced when complete")
-    add("--max_rows", type=int, default=0, help="rows to read (default: 0 = all)")
+    add("--max_examples", type=int, default=0, help="rows to read (default: 0 = all)")
     args = parser.parse_args(argv)
-    counts = convert_files(args.data, args.out, args.max_rows)
+    counts = convert_files(args.data, args.out, args.max_examples)
     print(f"{counts.total():,} rows, {counts['']:,} converted into {args.out}")
     for reason, count in counts.most_common():
         if reason:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import codecs
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lab import disk
+from lab.files import words_of
 from lab.tokenizer import N_GPT2_TOKENS, VOCAB_SIZE
 
 AGAIN = "prepare the data again"
@@ -42,7 +44,7 @@ def _npy_layout(path: Path) -> tuple[int, int, str] | None:
         return None
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # np.load would also open a renamed .npz
-    except (ValueError, EOFError, OSError, TypeError, OverflowError, RecursionError) as error:
+    except Exception as error:  # numpy evaluates the header, which may be any text
         raise ValueError(f"{path} is not a readable .npy ({error}): download it again.") from error
     is_ids = array.dtype.kind in "iu" and array.dtype.itemsize > 1 and array.ndim == 1
     check(is_ids, f"{path} holds {array.dtype} of shape {array.shape}, not a row of token ids",
@@ -192,8 +194,7 @@ SPLITS = {"train": {"train", "training"}, "val": {"val", "valid", "validation"}}
 
 def splits_of(path: Path) -> set[str]:
     """The splits that a file's name holds as whole words: {"train"} for retrieval_train_000000.bin."""
-    words = {word.lower() for word in re.findall(r"[A-Z]*[a-z]+|[A-Z]+", path.stem)}
-    return {split for split, names in SPLITS.items() if words & names}
+    return {split for split, names in SPLITS.items() if words_of(path.stem) & names}
 
 
 def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> tuple[list[TokenFile], str]:
@@ -207,7 +208,7 @@ def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> 
         names = splits_of(path)
         check(len(names) < 2, f"{path} names both splits", "rename it, so that it names one")
         if split in names:
-            paths.setdefault(path.resolve(), path)  # a link to a file of the split is the same file
+            paths.setdefault(os.path.realpath(path), path)  # a link to one of them is the same
     remedy = "make them with python prepare_fineweb.py"
     if split == "val":
         remedy = "add one, or pass --val_data_dir"
@@ -241,10 +242,12 @@ def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> 
 class TokenFiles:
     """One split of a dataset as one long row of tokens: memmapped files, addressed across file borders.
 
-    Attributes: paths, n_tokens, row_tokens (None for a stream; seq_len + 1 for rows), fingerprint, source (format)."""
+    Attributes: paths, n_tokens, row_tokens (None for a stream; seq_len + 1 for rows), fingerprint, source (format). An
+    id of vocab_size or more is a ValueError when it is read, as not every file was read whole before."""
 
-    def __init__(self, files: list[TokenFile], source: str, row_tokens: int | None, fingerprint: str):
-        self.paths = [file.path for file in files]
+    def __init__(self, files: list[TokenFile], source: str, row_tokens: int | None,
+                 fingerprint: str, vocab_size: int = VOCAB_SIZE):
+        self.paths, self.vocab_size = [file.path for file in files], vocab_size
         self.source, self.row_tokens, self.fingerprint = source, row_tokens, fingerprint
         self.maps = [file.memmap() for file in files]
         self._bounds = np.cumsum([0, *map(len, self.maps)]).tolist()
@@ -280,6 +283,9 @@ class TokenFiles:
                 out[i] = maps[f][start - bounds[f] : start - bounds[f] + width]
             else:  # a window over a file border (or several, when files are tiny)
                 out[i] = self.slice(start, width)
+        if out.size and out.view(np.uint64).max() >= self.vocab_size:  # a negative one is a huge one here
+            for start in starts:
+                self.slice(start, width)
         return out
 
     def slice(self, start: int, n: int) -> np.ndarray:
@@ -287,7 +293,13 @@ class TokenFiles:
         pieces = [np.empty(0, np.uint16)]
         while n > 0 and start < self.n_tokens:
             f = bisect.bisect_right(self._bounds, start) - 1
-            piece = self.maps[f][start - self._bounds[f] :][:n]
+            position = start - self._bounds[f]
+            piece = self.maps[f][position : position + n]
+            if piece.min() < 0 or piece.max() >= self.vocab_size:
+                first = int(np.argmax((piece < 0) | (piece >= self.vocab_size)))
+                where = f"{self.paths[f]} has token {piece[first]} at position {position + first:,}"
+                check(False, f"{where}, not below {self.vocab_size:,}",
+                      "get or prepare the file again, or raise --vocab_size")
             pieces.append(piece)
             start += len(piece)
             n -= len(piece)

@@ -36,6 +36,12 @@ N_GPT2_TOKENS = 50257
 FIRST_MUL_ID = 50304
 VOCAB_SIZE = 50349
 
+# what other tokenizers, and inject_mul.py, write for special tokens; in a text it is text like any other
+SPECIAL_TEXTS = (
+    b"<|endoftext|>", b"<|end_of_text|>", b"<|im_end|>", b"<|eot_id|>",
+    b"\n</s>\n", b"\n<eos>\n", b"\n[SEP]\n", b"<MUL_",
+)
+
 BACKENDS = ("auto", "tiktoken", "gigatoken")
 # gigatoken remembers every piece of text it has split: 1.1 GB after 160 MB of random letters (measured)
 CACHE_CEILING = 700 * 2**20  # bytes of resident memory above which its cache is thrown away
@@ -135,6 +141,7 @@ class GPT2TokenizerWithMulFacts:
 
     def encode(self, text: str, mul_tokens: bool = False) -> list[int]:
         """Ids of a text; with mul_tokens, `<MUL_a_b_c>` (an injector's output) becomes its id."""
+        refuse_half_characters([text])
         if not mul_tokens:
             return self._tiktoken.encode_ordinary(text)
         ids, known = [], MulFactTokens.token_to_id
@@ -151,6 +158,7 @@ class GPT2TokenizerWithMulFacts:
         Worker threads tokenise side by side: none of them holds the interpreter lock."""
         if not texts:
             return np.empty(0, np.uint16), np.empty(0, np.int64)
+        refuse_half_characters(texts)
         if self.backend == "gigatoken":
             return self._encode_gigatoken(texts)
         texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
@@ -219,6 +227,27 @@ class GPT2TokenizerWithMulFacts:
         offsets = np.asarray(layout.offsets.data)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         return ids.astype(np.uint16), np.diff(offsets)
+
+
+def refuse_half_characters(texts: list) -> None:
+    """ValueError for a str with a lone surrogate (JSON's \\ud800 alone), which tiktoken would take for U+FFFD."""
+    for text in texts:
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"a text has half a character (a lone surrogate) at position {error.start:,}: repair "
+                                 "or remove it.") from None
+
+
+def special_texts(documents: list[bytes]) -> dict[str, list[int]]:
+    """{one of SPECIAL_TEXTS: numbers of the documents that hold it}."""
+    holders = {}
+    for literal in SPECIAL_TEXTS:
+        numbers = [number for number, utf8 in enumerate(documents) if literal in utf8]
+        if numbers:
+            holders[literal.decode().strip()] = numbers
+    return holders
 
 
 def resident_bytes() -> int:

@@ -111,6 +111,7 @@ class Run:
         self.folder = Path(self.args.out_dir)
         self.state = State()
         self.saved_step = -1  # of the newest checkpoint
+        self.checked = None, None  # the last checkpoint that check() read, and its content
 
     def open_files(self, is_new: bool) -> None:
         """Opens the records to append to, takes over the stop signals, starts the clock."""
@@ -166,13 +167,17 @@ class Run:
     def check(self, checkpoint: Path) -> None:
         """ValueError unless a checkpoint is whole and this run's."""
         runs.check_checkpoint(checkpoint)
-        resume.read_checkpoint(checkpoint, self.model, self.optimizers, State)
+        self.checked = None, None
+        content = resume.read_checkpoint(checkpoint, self.model, self.optimizers, State)
+        self.checked = str(checkpoint), content
 
     def load(self, checkpoint: str) -> None:
         """Continues from a checkpoint that save() wrote."""
-        folder, device = Path(checkpoint), self.procs.device
-        weights, states, rng_states, self.state = resume.read_checkpoint(
-            folder, self.model, self.optimizers, State)
+        device, (name, content) = self.procs.device, self.checked
+        if name != checkpoint:  # rank 0 alone has checked it
+            content = resume.read_checkpoint(Path(checkpoint), self.model, self.optimizers, State)
+        self.checked = None, None
+        weights, states, rng_states, self.state = content
         self.model.load_state_dict(weights)
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
@@ -338,10 +343,10 @@ def sums_device(procs) -> torch.device:
 def reduce_gradients(procs, params) -> torch.Tensor:
     """Adds up every gradient over all ranks, in one all-reduce of all in a row, so that the order of additions never
     changes. Returns the L2 norm of all."""
+    for p in params:
+        if p.grad is None:  # this rank had no row in the step, or nothing that the parameter decides was read
+            p.grad = torch.zeros_like(p)
     if procs.world_size > 1:
-        for p in params:
-            if p.grad is None:  # this rank had no row in the step
-                p.grad = torch.zeros_like(p)
         flat = procs.sum(torch.cat([p.grad.flatten() for p in params]))
         for p, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
             p.grad.copy_(piece.view_as(p))
@@ -414,6 +419,16 @@ def is_due(every: int, step: int, last: int | None = None) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
+def record_samples(run: Run, samples: list[tuple[str, str]]) -> None:
+    """Logs (prompt, what the model wrote) of a step, and keeps them in samples.jsonl, which reports quote."""
+    step, records = run.state.step, []
+    for prompt, text in samples:
+        begin = f"{prompt!r} -> " if prompt else ""
+        run.log(f"step {step:6d} | sample {begin}{text!r}")
+        records.append({"step": step, "prompt": prompt, "text": text})
+    runs.replace_step(run.folder / "samples.jsonl", step, records)
+
+
 def evaluate(run: Run, evaluations: dict) -> None:
     """Makes and records the evaluations that are due. An interrupted one stays due, and a resume makes up for it.
 
@@ -481,7 +496,7 @@ def final_numbers(run: Run, val_fields: str) -> dict:
     trained, vals = ([line for line in scalars if line["type"] == kind] for kind in ("train", "val"))
     # the last 2 %: one step's loss is mostly its batch's noise
     losses = [record["train_loss_opt_step_mean"] for record in trained[-max(1, len(trained) // 50) :]]
-    numbers = {"final_train_loss": float(np.mean(losses))}
+    numbers = {"final_train_loss": float(np.mean(losses)) if losses else None}
     for name in val_fields.split():
         numbers[f"final_{name}"] = vals[-1].get(name) if vals else None
     finite = [record["val_loss"] for record in vals if record["val_loss"] is not None]
@@ -496,6 +511,12 @@ def write_summary(run: Run, summary: dict) -> None:
     """Logs the warnings and the last line, and writes summary.json, with which the run is finished."""
     state = run.state
     state.wall_seconds = time.perf_counter() - run.clock_zero
+    scalars = resume.read_scalars(run.folder)
+    steps = {record["step"] for record in scalars if record["type"] == "train"}
+    lost = run.args.max_train_steps - len(steps)
+    if lost:
+        summary["warnings"].append(f"scalars.jsonl lacks {lost} of {run.args.max_train_steps} steps: "
+                                   "the final and best losses are those of what is left of it.")
     for warning in summary["warnings"]:
         run.log(f"WARNING: {warning}")
     summary |= {

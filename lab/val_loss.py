@@ -11,6 +11,7 @@ from lab import data_order, processes
 from lab.tokenizer import BOS_ID
 
 VIEWS = {"stream": "", "bos": "_bos"}  # view: suffix of its numbers
+NO_WRITE = "_no_write"  # suffix of the stream view's, read by a memory that is not written
 # stands for the held-out documents when nothing is scored on them
 NONE = {"tokens": (), "doc_starts": (), "fingerprint_documents": None, "fingerprint_tokens": None}
 
@@ -24,14 +25,19 @@ def count_tokens(val: dict, args) -> int:
 
 @torch.no_grad()
 def evaluate(model, val: dict, args, procs, autocast, stop) -> tuple[dict, dict] | None:
-    """Val loss in both views over all ranks: (fields for scalars.jsonl, arrays per document); None when asked to stop.
+    """Val loss in both views, of a memory also without its writes: (fields for scalars.jsonl, arrays per document);
+    None when asked to stop.
 
-    Sums of NLL in float64 over exact counts, the same for any world size and batch. Draws no random numbers."""
+    Sums of NLL over all ranks in float64 over exact counts, the same for any world size and batch. Draws no random
+    numbers."""
     record, documents = {}, {}
     n_docs = len(val["doc_starts"])
     doc_lengths = np.diff(np.append(val["doc_starts"], len(val["tokens"])))
     doc_of = np.repeat(np.arange(n_docs), doc_lengths)  # each token's document
-    for view, suffix in VIEWS.items():
+    passes = [(view, suffix, view) for view, suffix in VIEWS.items()]
+    if model.writes:
+        passes.append(("stream", NO_WRITE, "stream" + NO_WRITE))
+    for view, suffix, name_of_arrays in passes:
         starts, lengths = data_order.val_rows(val, args.seq_len, view, BOS_ID)
         mine = slice(procs.rank, None, procs.world_size)
         # nats, tokens, bytes of each document; last column: asked to stop
@@ -43,7 +49,7 @@ def evaluate(model, val: dict, args, procs, autocast, stop) -> tuple[dict, dict]
                 sums[0, -1] = 1
                 break
             with autocast():
-                nll = model.per_token_loss(x.to(procs.device), y.to(procs.device))
+                nll = model.per_token_loss(x.to(procs.device), y.to(procs.device), write=suffix != NO_WRITE)
             scored = y.numpy() != data_order.IGNORE
             nll = nll.cpu().double().numpy()[scored]
             at = where[scored]
@@ -61,7 +67,7 @@ def evaluate(model, val: dict, args, procs, autocast, stop) -> tuple[dict, dict]
         record[f"val_tokens{suffix}"] = int(n_tokens)
         record[f"val_bytes{suffix}"] = int(n_bytes)
         for name, values in zip(("nats", "tokens", "bytes"), sums.numpy(), strict=True):
-            documents[f"{view}_{name}"] = values
+            documents[f"{name_of_arrays}_{name}"] = values
     if val["doc_hash"] is not None:
         documents["doc_hash"] = val["doc_hash"]
     return record, documents

@@ -267,6 +267,11 @@ def summary_of(folder, config, vals, numbers):
         "parameters": 809408,
         "data_fingerprint": data["fingerprint"],
         "val_fingerprint": data["val_fingerprint_documents"],
+        "val_fingerprint_tokens": data["val_fingerprint_tokens"],
+        "data_format": data["format"],
+        "mul_token_rate": data["mul_token_rate"],
+        "code_sha256": config["code"]["code_sha256"],
+        "init_sha256": None,
         **numbers,
     }
     return {**numbers, "steps": steps, "finished": STAMP, "eval_seconds": 1.5, "results_row": row}

@@ -38,9 +38,13 @@ class Fake:
         self.training = mode
         return self
 
-    def iter_scores(self, items, batch_size=None, batch_tokens=None):
+    def iter_scores(self, items, batch_size=None, batch_tokens=None, known=(), stop=None):
         assert not self.training
         for i in reversed(range(len(items))):  # any order is allowed
+            if stop is not None and stop.asked:
+                return
+            if i in known:
+                continue
             yield i, [torch.tensor(self.log_probs(items[i][0], ending)) for ending in items[i][1]]
 
 

@@ -141,14 +141,15 @@ def test_leading_axes_are_single_calls():
 
 
 def test_one_pair_says_nothing():
-    """n = 1: no interval, no p, inconclusive, however large the difference; two pairs already have an interval."""
+    """n = 1: no interval, no p, no verdict, however large the difference; two pairs already have an interval."""
     for stats_ in (ab_stats.paired([3.3], [2.0]), ab_stats.unpaired([3.3], [2.0]),
                    ab_stats.unpaired([3.3], [2.0, 2.0001, 2.0002])):
         assert math.isnan(stats_["ci_low"]) and math.isnan(stats_["p"]) and math.isnan(stats_["mde"])
         assert stats_["delta"] < -1.2 and stats_["n"] == 1
         for margin in (None, 10.0):
-            assert ab_stats.verdict(stats_, "lower", margin) == "inconclusive"
-    assert ab_stats.verdict({"n": 1, "delta": -1.0, "p": 1e-9}) == "inconclusive"  # a p over items is none over seeds
+            assert ab_stats.verdict(stats_, "lower", margin) == "n = 1: too few"
+    items = {"n": 1, "delta": -1.0, "p": 1e-9}  # a p over items is none over seeds
+    assert ab_stats.verdict(items) == "n = 1: too few"
     assert math.isfinite(ab_stats.paired([3.3, 3.31], [3.2, 3.22])["ci_low"])
 
 
@@ -235,7 +236,14 @@ def test_verdicts():
     assert [ab_stats.verdict(better, way) for way in ("lower", "higher")] == ["better", "worse"]
     assert ab_stats.verdict(better | {"p": 0.06}) == "inconclusive"  # Holm-adjusted
     assert ab_stats.verdict(better, alpha=better["p"] / 2) == "inconclusive"
-    assert ab_stats.verdict(better, equivalence_margin=0.02) == "equivalent"  # real, and smaller than what matters
+    small = "better, by less than the margin"  # real, and smaller than what matters
+    assert ab_stats.verdict(better, equivalence_margin=0.02) == small
+    adjusted = better | {"p": 0.06}  # the interval leaves out 0 all the same
+    assert ab_stats.verdict(adjusted, equivalence_margin=0.02) == "inconclusive"
+    two = {key: value[:2] for key, value in {"a": A, "b": np.array(A) - 0.01}.items()}
+    for test in (ab_stats.paired, ab_stats.unpaired):
+        stats = test(np.array(two["a"]), two["b"] + [0, 1e-7])
+        assert stats["p"] < 0.05 and ab_stats.verdict(stats, equivalence_margin=0.1) == "n = 2: too few"
     assert ab_stats.verdict(better, equivalence_margin=0.009) == "better"
     none = ab_stats.paired(A, np.array(A) + [0.001, -0.0012, 0.0003, -0.0002, 0.0004])
     assert ab_stats.verdict(none) == "inconclusive" and ab_stats.verdict(none, equivalence_margin=0.005) == "equivalent"
@@ -246,14 +254,17 @@ def test_verdicts():
 @settings(max_examples=60, deadline=None)
 @given(losses, st.floats(1e-5, 0.1), st.sampled_from([0.05, 0.1, 0.01]))
 def test_verdict_follows_the_interval(arms, margin, alpha):
-    """better or worse exactly when the 1 - alpha interval leaves out 0, equivalent when the 1 - 2 alpha is inside."""
+    """better or worse exactly when the 1 - alpha interval leaves out 0, and by less than the margin when the
+    1 - 2 alpha interval is inside; equivalent when that is inside and 0 is in the first."""
     a, b = arms
     assume(np.std(b - a) > 1e-6)
     found, wide = ab_stats.paired(a, b, alpha), ab_stats.paired(a, b, 2 * alpha)
     said = ab_stats.verdict(found, "lower", margin)
     inside = -margin < wide["ci_low"] and wide["ci_high"] < margin
-    apart = "better" if found["ci_high"] < 0 else "worse" if found["ci_low"] > 0 else "inconclusive"
-    assert said == ("equivalent" if inside else apart)
+    apart = "better" if found["ci_high"] < 0 else "worse" if found["ci_low"] > 0 else ""
+    expected = {(True, True): f"{apart}, by less than the margin", (True, False): apart,
+                (False, True): "equivalent", (False, False): "inconclusive"}[bool(apart), inside]
+    assert said == (expected if len(a) > 2 else "n = 2: too few")
     tost = ab_stats.equivalence(a, b, margin, alpha)
     assert (tost["verdict"] == "equivalent") == inside
     assert (tost["ci_low"], tost["ci_high"]) == (wide["ci_low"], wide["ci_high"])

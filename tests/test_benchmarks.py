@@ -1,13 +1,18 @@
 """lab/benchmarks.py: a stranger's benchmark needs one file and one word in train_gpt.BENCHMARKS; and shared helpers."""
 
+import csv
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import hellaswag
 from lab import benchmarks, runs
+
+SYNTHETIC = "HellaSwag (synthetic, 400 items)"
 
 AGREEMENT = '''"""agreement.py owns number agreement: does the model prefer the verb that fits its subject?"""
 
@@ -135,15 +140,17 @@ def test_a_third_benchmark(tmp_path):
     metrics = runs.read_jsonl(run / "agreement_metrics.jsonl")
     accuracy = metrics[-1]["accuracy"]
     assert [(record["step"], record["n"]) for record in metrics] == [(2, 24), (4, 24)] and 0 <= accuracy <= 1
-    assert f"agreement accuracy {accuracy:.4f}" in (run / "log.txt").read_text()
+    assert f"Agreement (synthetic, 24 items) accuracy {accuracy:.4f}" in (run / "log.txt").read_text()
     items = runs.read_jsonl(run / "agreement_items.jsonl")
     assert len(items) == 48 and sum(r["credit"]["accuracy"] for r in items if r["step"] == 4) / 24 == accuracy
     assert json.loads((run / "step_metrics.json").read_text())["4"]["agreement_accuracy"] == accuracy
     config = json.loads((run / "config.json").read_text())["benchmarks"]["agreement"]
     assert config["items"] == 24 and config["metrics"] == [["agreement_accuracy", "Agreement accuracy", 1, ".4f"]]
     assert (config["item_metrics"], config["cluster"], config["category"]) == (["accuracy"], "noun", None)
-    header, row = (tmp_path / "results.csv").read_text().splitlines()[:2]
-    assert dict(zip(header.split(","), row.split(","), strict=False))["agreement_accuracy"] == str(accuracy)
+    with open(tmp_path / "results.csv", newline="") as f:
+        row = next(csv.DictReader(f))
+    assert (row["agreement_accuracy"], row["agreement_title"]) == (str(accuracy), "Agreement (synthetic, 24 items)")
+    assert config["title"] == metrics[-1]["title"] == "Agreement (synthetic, 24 items)" and row["hellaswag_title"] == ""
 
     assert seen["code"] == 0
     rows = [line for line in seen["report"].splitlines() if "Agreement accuracy" in line]
@@ -153,12 +160,21 @@ def test_a_third_benchmark(tmp_path):
         scores.append(table["4"]["agreement_accuracy"])
     assert rows and f"{sum(scores) / 2:.4f}" in rows[0]
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    by_item = [row for row in report["items_and_documents"] if row["what"] == "Agreement accuracy"]
+    by_item = [row for row in report["items_and_documents"] if row["what"] == f"{config['title']} accuracy"]
     assert [row["clusters"] for row in by_item] == [8]
 
-    assert "The cat " in seen["scores"] and "Agreement, 32 items" in seen["scores"]
+    assert "The cat " in seen["scores"] and "Agreement (32 items) | the items in this file" in seen["scores"]
     single = runs.read_jsonl(tmp_path / "single" / "agreement_metrics.jsonl")
     assert [(record["step"], record["n"]) for record in single] == [(4, 32)]
+
+
+@pytest.mark.parametrize(("n", "source", "title"), [
+    (10_042, "", "HellaSwag"), (10_042, Path("val.jsonl"), "HellaSwag"), (400, "synthetic", SYNTHETIC),
+    (400, "synthetic:9000", SYNTHETIC), (10_042, "synthetic:10042", "HellaSwag (synthetic, 10,042 items)"),
+    (200, None, "HellaSwag (200 of 10,042 items)"), (39_905, "train.jsonl", "HellaSwag (39,905 items)")])
+def test_title(n, source, title):
+    """What a score is called in logs, tables and results.csv: HellaSwag alone is all of the official items."""
+    assert benchmarks.title_of(hellaswag, [None] * n, source) == title
 
 
 def test_spread_evenly():

@@ -225,7 +225,7 @@ def test_equal_texts_tie_in_a_real_model():
     items = check(rows)
 
     class Rounding(Fake):  # a device that rounds one text differently in two batches
-        def iter_scores(self, items, *_):
+        def iter_scores(self, items, *_, **options):
             for i, (_, endings) in enumerate(items):
                 yield i, [torch.full((len(ending),), -2 - 1e-6 * i) for ending in endings]
 
@@ -489,7 +489,6 @@ def test_records(tmp_path, items):
 
 def test_no_text_is_ever_written(tmp_path, capsys, monkeypatch):
     """EWoK's terms: a word of the items is in no file, print or error of a whole evaluation."""
-    monkeypatch.setattr(processes, "StopRequest", lambda *_: SimpleNamespace(asked=False))
     monkeypatch.setenv("EWOK_PASSWORD", "p")
     source, out = encrypted_zip(tmp_path / "in.zip", {"a.jsonl": jsonl(secret(9))}, b"p"), tmp_path / "out"
     small().save(tmp_path / "model")

@@ -16,7 +16,7 @@ import pytest
 from conftest import make_run
 
 import compare_runs
-from lab import runs
+from lab import ab_plots, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = ROOT / "experiments" / "sweep.py"
@@ -344,6 +344,33 @@ def test_learning_curves(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match=r"no folder among these is a run"):
         learning_curves.main([str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_learning_curves_show_their_noise(tmp_path, monkeypatch, n_seeds):
+    """Every panel has a bar at every marker, of one seed over its items or documents; two arms that differ by 0.0005
+    nats and by one item of 120 stand close together, and do not fill the panel."""
+    learning_curves = load("learning_curves")
+    for seed in range(n_seeds):
+        make_run(tmp_path / f"base_s{seed}", seed, loss=0.001 * seed, hellaswag=0.3)
+        make_run(tmp_path / f"test_s{seed}", seed, loss=0.001 * seed + 0.0005, hellaswag=0.3,
+                 flags={"attn_gate": "headwise"})
+    axes, canvas = [], ab_plots.canvas
+    monkeypatch.setattr(ab_plots, "canvas", lambda *size: [axes.append(drawn := canvas(*size)), drawn][1])
+    curves = ["val_loss", "val_bits_per_byte", "val_bits_per_byte_bos", "accuracy_norm"]
+    learning_curves.main([str(tmp_path / "*_s*"), "--out", str(tmp_path / "c.png"), "--curves", *curves])
+    (panels, _), = axes
+    for panel, field in zip(panels, curves, strict=True):
+        low, high = panel.get_ylim()
+        bars = panel.collections[-1].get_segments()
+        assert len(panel.containers) == 2 and len(bars) == (2 if field == "accuracy_norm" else 5)
+        lengths = [float(bar[1][1] - bar[0][1]) for bar in bars]
+        assert min(lengths) > 0 and 4 * lengths[-1] <= (high - low) * 1.001
+        assert low <= bars[-1][0][1] and bars[-1][1][1] <= high
+        assert high - low >= (0.1 if field == "accuracy_norm" else 0.02 * low)
+    if n_seeds == 1:  # 25 of 120 items: 1.96 standard errors both ways
+        score = runs.read_run(tmp_path / "test_s0")["benchmarks"]["hellaswag"][40]["accuracy_norm"]
+        assert lengths[-1] == pytest.approx(2 * 1.959964 * (score * (1 - score) / 120) ** 0.5, rel=1e-5)
 
 
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("experiments/2*/table.py"))

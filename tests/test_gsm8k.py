@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval_gsm8k as g
-from lab import answers, benchmarks, disk, inference, probes, processes, runs
+from lab import answers, benchmarks, disk, exams, inference, probes, processes, runs
 from lab.inference import Completion
 from lab.tokenizer import VOCAB_SIZE, get_tokenizer
 from model import GPT, GPTConfig
@@ -106,7 +106,62 @@ TABLE = [  # text, strict, flexible
     ("#### 5<MUL_6_9_54>", 5, 5),
     ("#### <MUL_9_6_54>", None, None),
     ("", None, None),
+    # a number that goes on in another way is none, not its first or last digits
+    ("#### 9{,}500", 9500, 9500),  # LaTeX's thousands
+    ("#### 1{,}234{,}567.5", "1234567.5", "1234567.5"),
+    ("#### 9\\,500", 9500, 9500),
+    ("#### 9{,}50", None, None),
+    ("#### 0,5", None, None),
+    ("#### 0,500", None, None),
+    ("#### 2,5", None, None),
+    ("#### 1,234,56", None, None),
+    ("#### 1234,567", None, None),
+    ("#### 1,234{,}567", None, None),
+    ("#### 1.234,5", None, None),
+    ("#### 1'000", None, None),
+    ("#### 1_000", None, None),
+    ("#### 12:30", None, None),
+    ("#### 3:2", None, None),
+    ("#### 5'10", None, None),
+    ("It is 7. At 12:30", None, None),
+    ("#### 3 million", None, None),
+    ("#### 3-million", None, None),
+    ("#### 0.5 Billion", None, None),
+    ("#### $3M", None, None),
+    ("#### 5k", None, None),
+    ("#### 5 km", 5, 5),
+    ("#### 3 dozen", 3, 3),  # a unit in GSM8K
+    ("#### 18 m\u00b2", 18, 18),
+    ("#### 18 m2", 18, 2),
+    ("#### 2\u00b2", None, None),
+    ("7 or \u00bd", None, 7),
+    ("7 or 2\u00bd", None, None),
+    ("#### 12 and 13", None, 13),
+    ("#### 12, 13", None, 13),
+    ("#### 12 or 13", None, 13),
+    ("#### 12 to 15", None, 15),
+    ("#### 12..15", None, 15),
+    ("#### 1 234", None, 234),
+    ("#### 5 feet 3 inches", None, 3),
+    ("#### 2 hours and 30 minutes", None, 30),
+    ("#### 2 and a half", None, 2),
+    ("#### 2 hours and a half", None, 2),
+    ("#### 18 because 20 - 2 is 18", 18, 18),
+    ("#### 18 per 2 people", 18, 2),
+    ("#### 18 Step 2: none", 18, 2),
+    ("#### 12:30\n#### 6", None, 6),  # the first mark that has a number decides
+    ("#### 12 and 13\n#### 6", None, 6),
+    ("#### " + "9" * 6000 + " 1/2", None, None),
 ]
+
+GOLDS = [  # a right answer, its value
+    ("12", 12), ("12 apples", 12), ("12 apples.", 12), ("12.", 12), ("$12.50", "12.5"), ("50%", 50), ("1/2", "1/2"),
+    ("1 1/2 cups", "3/2"), ("1e3", 1000), ("-3", -3), ("\u22123", -3), ("1,234", 1234), ("9{,}500", 9500),
+    ("12 \u20ac", 12), ("5 km/h", 5), ("12 cm\u00b3", 12), ("5 quarters", 5), ("3 salt and pepper shakers", 3),
+    ("12\nThe answer is: 12", 12), ("0,5", None), ("12:30", None), ("3 million", None), ("1,234,56", None),
+    ("1.234,5", None), ("12 and 13", None), ("12 or more", None), ("2 and a half", None), ("2 hours and a half", None),
+    ("5 feet 3 inches", None), ("12-15", None), ("12 (total)", None), ("12, so", None), ("10+", None), ("~10", None),
+    ("6*9=54", None), ("54 = 6*9", None), ("3/0", None), ("seven", None), ("", None), ("12 #### 12", None)]
 
 
 @pytest.mark.parametrize("text, strict, flexible", TABLE)
@@ -114,6 +169,18 @@ def test_extraction_table(text, strict, flexible):
     """Accuracy itself: an answer read wrongly is a problem scored wrongly."""
     for rule, expected in (("strict", strict), ("flexible", flexible)):
         assert answers.extract_answer(text, rule) == (None if expected is None else Fraction(expected)), rule
+
+
+@pytest.mark.parametrize("text, value", GOLDS)
+def test_gold_answers(tmp_path, text, value):
+    """What every answer is compared with: one number and its unit, or the line that is refused."""
+    row = {"question": "a", "answer": f"So 7.\n#### {text}"}
+    path = write(tmp_path / "a.jsonl", GOOD, row)
+    if value is not None:
+        assert g.load(path)[1]["gold"] == Fraction(value) == answers.extract_answer(row["answer"])
+        return
+    with pytest.raises(ValueError, match="a.jsonl line 2 has an answer .*correct or remove it"):
+        g.load(path)
 
 
 def test_unknown_rule():
@@ -668,7 +735,7 @@ def test_files(checkpoint, tiny, capsys):
     assert result["checkpoint_sha256"] == disk.sha256_file(checkpoint / "ckpt" / "step_000007" / "model.safetensors")
     assert (result["temperature"], result["max_new_tokens"], result["bos"], result["dtype"]) == (0, 16, True, "float32")
     assert result["rules"]["mul_tokens"] and result["code"]["code_sha256"] and result["data_sha256"] is None
-    assert result["scorer"].startswith(g.SCORER)
+    assert result["scorer"].startswith(g.SCORER) and result["title"] == "GSM8K (synthetic, 12 items)"
     for name in ("gsm8k_completions.jsonl", "probes.jsonl"):
         assert result["files"][name] == disk.sha256_file(checkpoint / name)
     records = lines(checkpoint / "gsm8k_completions.jsonl")
@@ -722,14 +789,15 @@ def test_interrupted_exam_continues(checkpoint, tmp_path, monkeypatch):
         Counting(patch, stop_at=2)
         with pytest.raises(KeyboardInterrupt):
             g.main(flags)
-    assert [p.name for p in out.iterdir()] == ["gsm8k_partial.rank0000.jsonl"]
-    with open(out / "gsm8k_partial.rank0000.jsonl", "a") as f:
+    assert [p.name for p in out.iterdir()] == ["gsm8k_partial"]
+    partial = out / "gsm8k_partial" / "rank0000.jsonl"
+    with open(partial, "a") as f:
         f.write('{"id": "torn')
     with monkeypatch.context() as patch:
         Counting(patch, stop_at=2)
         with pytest.raises(KeyboardInterrupt):
             g.main(flags)
-    records = [json.loads(line) for path in out.iterdir() for line in path.read_text().splitlines() if line[-1:] == "}"]
+    records = [json.loads(line) for line in partial.read_text().splitlines() if line[-1:] == "}"]
     assert len({record["id"] for record in records}) == len(records) == 8  # appended, none twice
     with monkeypatch.context() as patch:
         count = Counting(patch)
@@ -781,7 +849,7 @@ def test_failed_write_leaves_the_old_result(checkpoint, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        patch.setattr(g, "read_partial", lambda *args: {})  # the disk fills up while the model writes
+        patch.setattr(exams, "read_done", lambda *args: {})  # the disk fills up while the model writes
         with pytest.raises(ValueError, match="No space left on device.*run the same command again"):
             g.main([*flags, "--bos", "off"])
     assert (checkpoint / "gsm8k_results.json").read_bytes() == before
@@ -838,7 +906,7 @@ def test_ctrl_c_and_errors_from_the_shell(checkpoint, tmp_path):
     script = [sys.executable, str(REPO / "eval_gsm8k.py")]
     flags = command(checkpoint, "--data", "synthetic:400", "--max_new_tokens", 48, "--batch_size", 1, "--probes", "off")
     process = subprocess.Popen([*script, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    partial = checkpoint / "gsm8k_partial.rank0000.jsonl"
+    partial = checkpoint / "gsm8k_partial" / "rank0000.jsonl"
     while not (partial.exists() and partial.stat().st_size) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

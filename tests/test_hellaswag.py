@@ -526,7 +526,6 @@ def test_which_checkpoint_is_meant(run_folder, tmp_path, monkeypatch):
 
 def test_command_line(run_folder, tmp_path, capsys, monkeypatch):
     """What is printed and filed is what evaluate gives for the newest checkpoint."""
-    monkeypatch.setattr(processes, "StopRequest", lambda *_: SimpleNamespace(asked=False))
     out = tmp_path / "out"
     argv = ["--checkpoint", str(run_folder), "--data", "synthetic:12", "--show", "2", "--out", str(out), "--bos", "off"]
     assert hellaswag.main([*argv, "--device", "cpu"]) == 0
@@ -538,7 +537,8 @@ def test_command_line(run_folder, tmp_path, capsys, monkeypatch):
     assert items[1]["endings"][0] in printed and printed.count("chosen") == 2 and items[2]["id"] not in printed
     filed = runs.read_jsonl(out / "hellaswag_metrics.jsonl")[0]
     assert {**filed, "seconds": 0} == {"type": "hellaswag", "step": 20, "timestamp": filed["timestamp"], **want,
-                                       "seconds": 0}
+                                       "title": "HellaSwag (synthetic, 12 items)", "seconds": 0}
+    assert "HellaSwag (synthetic, 12 items) | synthetic:12" in printed
     assert hellaswag.main([*argv[:4], "--text", "lm_eval", "--dtype", "bfloat16", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "accuracy_norm_bytes" in printed and "accuracy_plain" not in printed and "bfloat16" in printed

@@ -11,9 +11,11 @@ import pytest
 from conftest import ENV, REPO, run_script, tiny_documents, write_dataset
 
 BENCHMARKS = "hellaswag ewok".split()
-SCRIPTS = "prepare_fineweb prepare_bos_rows inject_mul model train_gpt eval_gsm8k sft compare_runs".split() + BENCHMARKS
+SCRIPTS = "prepare_fineweb prepare_bos_rows inject_mul model train_gpt eval_gsm8k sft sample compare_runs".split()
+SCRIPTS += BENCHMARKS
 LIBRARIES = {"model", "inject_mul"}  # the scripts that others may import
-WITHOUT_TORCH = "flags runs results processes disk shards sources ab_*".split()
+WITHOUT_TORCH = "flags runs results processes disk shards sources terminal files decontaminate tinygsm".split()
+WITHOUT_TORCH += ["run_*", "ab_*"]
 # python model.py export|import runs hf, which needs the network: the one circle, closed only by the command line
 BY_COMMAND = {("model", "lab.hf")}
 
@@ -53,7 +55,7 @@ def imports(path):
 
 
 def test_top_level():
-    """The top folder, which a newcomer opens first, holds the ten scripts and nothing unexpected."""
+    """The top folder, which a newcomer opens first, holds the eleven scripts and nothing unexpected."""
     top = {name.parts[0] for name in tracked()} - {".gitignore", ".ci"}
     scripts = {f"{name}.py" for name in SCRIPTS}
     assert top == scripts | {"README.md", "pyproject.toml", "LICENSE", "lab", "tests", "experiments"}
@@ -113,7 +115,8 @@ for name in sys.argv[1:]:
 def test_no_torch_where_none_is_needed():
     """Seconds that a comparison or a preparation would wait for torch: 0."""
     rooms = sorted({path.stem for pattern in WITHOUT_TORCH for path in REPO.glob(f"lab/{pattern}.py")})
-    names = ["compare_runs", "prepare_fineweb", "prepare_bos_rows", "inject_mul", *(f"lab.{room}" for room in rooms)]
+    names = "compare_runs sample prepare_fineweb prepare_bos_rows inject_mul".split()
+    names += [f"lab.{room}" for room in rooms]
     done = subprocess.run([sys.executable, "-c", NO_TORCH, *names], cwd=REPO, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -304,6 +304,13 @@ def test_filter_jsonl(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+def test_format_by_name(tmp_path):
+    """A file *.jsonl is read line by line, whatever its case; a product in another field stays."""
+    (tmp_path / "in.JSONL").write_text('{"text": "6*9", "id": "6*9"}\n')
+    assert json.loads(run(tmp_path / "in.JSONL").stdout) == {"text": "<MUL_6_9_54>", "id": "6*9"}
+    assert run("--format", "text", tmp_path / "in.JSONL").stdout.count(b"<MUL_6_9_54>") == 2
+
+
 @pytest.mark.parametrize("line, words", [
     (b'{"text": ', b"line 2 is not JSON"), (b"[1]", b"line 2 has no string field 'text'"),
     (b'{"body": "6*9"}', b"--text_field"), (b'{"text": "\xff"}', b"line 2 is not JSON"),

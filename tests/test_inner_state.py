@@ -10,6 +10,7 @@ from torch import nn
 import model as m
 import sft
 from lab.inference import Completion, generate, score_endings
+from lab.mechanisms import gate_stats
 from model import GPT, GPTConfig
 
 torch.set_num_threads(1)
@@ -126,7 +127,7 @@ def test_scores_are_those_of_separate_forwards(kind, arm):
 def test_statistics_of_a_mixed_model(kind):
     """Counts, FLOPs and mechanism records of a memory arm: attention's where a block has it, nothing made up."""
     net = with_memory(kind, attn_gate="headwise")
-    attention, memory, _ = net.gate_stats(torch.tensor([some_ids(12, 1)]))
+    attention, memory, _ = gate_stats(net, torch.tensor([some_ids(12, 1)]))
     assert set(memory) == {"largest_activation"}
     assert {"gate_mean", "first_token_attention", "largest_activation"} < set(attention)
     own = sum(p.numel() for p in net.transformer["h"][1].parameters() if p.dim() == 2)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import lab.loss
 import model as m
-from lab import hf
+from lab import hf, mechanisms
 from model import GPT, GPTConfig
 
 torch.set_num_threads(1)
@@ -519,7 +519,7 @@ def test_gate_stats(arch, gate):
         net(idx)
     for hook in hooks:
         hook.remove()
-    stats = net.gate_stats(idx)
+    stats = mechanisms.gate_stats(net, idx)
     assert len(stats) == 2 and net(idx, targets).item() == before and all(p.grad is None for p in net.parameters())
     assert [layer["largest_activation"] for layer in stats] == pytest.approx(largest, abs=1e-5)
     for layer, (attn, (x, context)) in zip(stats, seen, strict=True):
@@ -534,7 +534,7 @@ def test_gate_stats(arch, gate):
         if gate == "none":
             assert set(layer) == {"first_token_attention", "largest_activation"}
         else:
-            exact = torch.quantile(g.float(), torch.tensor(m.GATE_QUANTILES), interpolation="nearest")
+            exact = torch.quantile(g.float(), torch.tensor(mechanisms.GATE_QUANTILES), interpolation="nearest")
             assert layer["gate_quantiles"] == pytest.approx(exact.tolist(), abs=1e-6)
             assert layer["gate_mean"] == pytest.approx(g.mean().item(), abs=1e-6)
             below = (g < 0.1).float().mean().item()

@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,7 +235,8 @@ def test_documents_from_any_start(tmp_path, name):
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "c.parquet", row_group_size=53)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    argv = {"synthetic": ["synthetic", "--max_docs", "310"], "two": [str(tmp_path / "c.parquet")] * 2}.get(name)
+    shutil.copy(tmp_path / "c.parquet", tmp_path / "d.parquet")
+    argv = {"synthetic": ["synthetic", "--max_docs", "310"], "two": [str(tmp_path / "[cd].parquet")]}.get(name)
     args = parse("--dataset", *(argv or [str(tmp_path / name)]), "--out_dir", "unused")
     source = sources.open_source(args)
 
@@ -855,8 +857,8 @@ def test_hub_refusals_are_not_retried(hub_folder, tmp_path, monkeypatch):
     assert "one of train" in sentence_of("someone/corpus", tmp_path / "d", "--split", "test")
 
 
-def test_folder_is_read_like_the_hub(hub_folder, tmp_path):
-    """A local folder goes through `datasets`, which knows the files of a split."""
+def test_folder_is_its_files(hub_folder, tmp_path):
+    """A folder's name stands for what a glob of its files does."""
     expected = prepare(hub_folder / "*.parquet", tmp_path / "files")["fingerprint"]
     assert prepare(hub_folder, tmp_path / "folder")["fingerprint"] == expected
 

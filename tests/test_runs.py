@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -56,12 +57,15 @@ def test_results_keep_every_cell(tmp_path):
 
 
 FOREIGN_TABLES = {
+    "quoted decimal commas": (b'run_id,seed,final_val_loss\nold,0,"3,5"\n', "has numbers with decimal commas"),
+    "columns without a name": (b",,run_id\n0,1,old\n", "has several columns without a name"),
+    "two headers": (b"run_id,seed\nold,0\nrun_id,seed\n", "repeats its header in line 3"),
     "European Excel": ("\ufeffrun_id;seed;final_val_loss\r\nold;0;3,5\r\n".encode(), "no column run_id between commas"),
-    "decimal comma": (b"run_id,seed,final_val_loss\nold,0,3,5\n", "row 2 has 4 cells under 3 columns"),
+    "decimal comma": (b"run_id,seed,final_val_loss\nold,0,3,5\n", "more cells in line 2 than columns"),
     "tabs": (b"run_id\tseed\nold\t0\n", "no column run_id between commas"),
     "Latin-1": ("run_id,notes\nold,caf\u00e9\n".encode("latin-1"), "is not UTF-8"),
     "UTF-16": ("run_id,notes\nold,x\n".encode("utf-16"), "is not UTF-8"),
-    "one column twice": (b"run_id,seed,seed \nold,0,1\n", "two columns 'seed'"),
+    "one column twice": (b"run_id,seed,seed \nold,0,1\n", "two columns seed"),
     "an open quote": (b'run_id,notes\nold,"x\n', "is not a table"),
     "prose": (b"# Results\n", "no column run_id"),
 }
@@ -109,6 +113,22 @@ def test_rows_are_appended(tmp_path):
     path.write_text("run_id,mood,,\nold,fine,,\n")  # a spreadsheet's padding
     results.append_result(path, row)
     assert [one["mood"] for one in csv.DictReader(path.open(newline=""))] == ["fine", ""]
+
+
+def test_a_linked_table_stays_one(tmp_path):
+    """results.csv is a link to a table that others share: new columns go there, with the rights it had."""
+    shared, path = tmp_path / "shared" / "all.csv", tmp_path / "results.csv"
+    shared.parent.mkdir()
+    shared.write_text("run_id,mood\nold,fine\n")
+    shared.chmod(0o664)
+    path.symlink_to("shared/all.csv")
+    results.check_table(path)
+    for seed in (0, 1):
+        results.append_result(path, {"run_id": "new", "seed": seed})
+    assert path.is_symlink() and shared.stat().st_mode & 0o777 == 0o664
+    with shared.open(newline="") as f:
+        assert [row["run_id"] for row in csv.DictReader(f)] == ["old", "new", "new"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["all.csv", "results.csv", "shared"]
 
 
 def at_once(work, n):
@@ -352,6 +372,39 @@ def test_import_without_transformers(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [KeyError("bug"), MemoryError("big")])
+def test_a_fault_of_ours_shows_its_traceback(error):
+    """A bug in what rank 0 does for all is no sentence there: only its traceback says where it is."""
+    Rank.sent = []
+
+    def work():
+        raise error
+
+    for rank, kind in ((0, type(error)), (1, processes.SharedError)):
+        with pytest.raises(kind):
+            Rank(rank, rank, 2).on_main(work)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("size, status", [(10, 0), (100_000, 0), (10, "failed: repair it.")])
+def test_a_full_disk_behind_stdout(monkeypatch, size, status):
+    """`> file` on a full disk: the work goes on to its end, and exit status 0 never hides that print was lost."""
+    monkeypatch.setattr("sys.stdout", open("/dev/full", "w"))
+    done = []
+
+    def main():
+        print("x" * size)
+        done.append(1)
+        return status
+
+    with pytest.raises(SystemExit) as exit_:
+        processes.exit_in_a_sentence(main, "t.py")
+    wanted = status or r"t.py: .* stdout could not be written \(No space left on device\): free space .*"
+    assert done and re.fullmatch(wanted, exit_.value.code)
+    sys.stdout.flush()  # as the interpreter does at its end
+    sys.stdout.close()
+
+
 def test_output_may_go_away(tmp_path):
     """A pipe that nobody reads any more ends nothing, not even the flush at the interpreter's end."""
     reader, writer = os.pipe()
@@ -359,7 +412,7 @@ def test_output_may_go_away(tmp_path):
     output = processes.Output(open(writer, "w"))
     for _ in range(2):
         print("lost" * 10_000, file=output, flush=True)
-    assert not output.closed and not output.isatty()
+    assert not output.closed and not output.isatty() and output.fault is None
     output.stream.close()
 
 

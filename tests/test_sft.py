@@ -542,18 +542,60 @@ def test_transition_moves_from_one_source_to_the_other(tmp_path):
 
 def test_known_gsm8k_test_hashes():
     """Number of test questions that training recognises: 1,319, none of them a synthetic problem."""
-    assert len(decontaminate.gsm8k_test_hashes()) == 1319
-    assert not any(decontaminate.is_test_question(item["question"]) for item in synthetic.gsm8k_items(500))
+    assert len(decontaminate.gsm8k_test_blocks()[1]) == 1319
+    questions = [item["question"] for item in synthetic.gsm8k_items(500)]
+    assert not decontaminate.test_questions_in(questions)
+
+
+DISGUISES = {
+    "none": lambda q: q, "Question:": lambda q: f"Question: {q}", "Q:": lambda q: f"Q: {q}\nA:",
+    "Problem:": lambda q: f"Problem: {q}", "Solve:": lambda q: f"Solve: {q}",
+    "capitals": lambda q: q.upper(), "no spaces": lambda q: q.replace(" ", ""),
+    "spaces": lambda q: q.replace(" ", " \n\u00a0"),
+    "no commas": lambda q: q.replace(",", ""), "quotes": lambda q: q.replace("'", "’").replace('"', "“"),
+    "bold": lambda q: f"**Question**\n\n{q.replace(' how ', ' **how** ')}",
+    "html": lambda q: f"<p>{q.replace('. ', '.<br>')}</p>",
+    "entities": lambda q: q.replace("'", "&#39;").replace('"', "&quot;"), "escaped": lambda q: q.replace(". ", ".\\n"),
+    "wide": lambda q: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in q),
+    "instruction": lambda q: f"You are a tutor.\n### Instruction:\nThink first. {q} Give one number.\n### Response:",
+    "one letter wrong": lambda q: q[:30] + "~x" + q[31:],
+}
 
 
 @needs_gsm8k
 def test_the_published_split_is_told_apart():
-    """Of 1,319 test questions all are recognised, respaced and in capitals too; of 7,473 train questions none."""
-    read = lambda name: [json.loads(line)["question"] for line in open(SHARED / "gsm8k" / f"{name}.jsonl")]
-    assert all(decontaminate.is_test_question(q) for q in read("test"))
-    assert all(decontaminate.is_test_question("  " + q.upper().replace(" ", "\n").replace(",", "")) for q in
-               read("test"))
-    assert not any(decontaminate.is_test_question(q) for q in read("train"))
+    """Of 1,319 test questions all are recognised in each of 16 disguises (of those with one wrong letter, the longer
+    ones); of 7,473 train conversations none."""
+    read = lambda name: [json.loads(line) for line in open(SHARED / "gsm8k" / f"{name}.jsonl")]
+    questions = [record["question"] for record in read("test")]
+    for name, disguise in DISGUISES.items():
+        held = decontaminate.test_questions_in([disguise(question) for question in questions])
+        assert len(held) >= (1300 if name == "one letter wrong" else 1319), name
+    train = [f"{record['question']}\n{record['answer']}" for record in read("train")]
+    assert not decontaminate.test_questions_in(train)
+
+
+@needs_gsm8k
+def test_no_place_in_a_conversation_hides_a_test_question(tmp_path):
+    """Of test questions in the system message, the second turn, an answer, a program, or over two turns: all refused,
+    from every kind of file."""
+    question = json.loads(open(SHARED / "gsm8k" / "test.jsonl").readline())["question"]
+    half = len(question) // 2
+    system = {"messages": [{"role": "system", "content": f"Example: {question}"}, *chat("Hi", "Hello")["messages"]]}
+    chats = [chat("Hi", "Hello", f"Question: {question}", "18"), chat("Hi", f"You asked: {question}"), system,
+             chat(question[:half], "Go on.", question[half:], "18")]
+    cases = [("tulu", record) for record in chats]
+    cases += [("gsm8k", {"question": f"Q: {question}", "answer": "#### 18"}),
+              ("gsm8k", {"question": "Why?", "answer": f"{question} #### 18"}),
+              ("tinygsm", {"question": "Why?", "code": f'def f():\n    """{question}"""\n    return 18'}),
+              ("tinygsm", {"question": f"Q: {question}", "answer": "#### 18"})]
+    for number, (stage, record) in enumerate(cases):
+        lines = write_jsonl(tmp_path / f"{number}.jsonl.gz", [record])
+        table = tmp_path / f"{number}.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record]), table)
+        for path in (lines, table):
+            with pytest.raises(ValueError, match="1 holds a question of GSM8K's test split"):
+                conversations.load(args_of("--stage", stage, "--data", path, "--eval_every", 0))
 
 
 @needs_gsm8k
@@ -580,8 +622,8 @@ def test_no_disguise_of_the_test_file_is_read(base, tmp_path):
 def test_a_question_of_the_test_split_is_refused_or_dropped(tmp_path, monkeypatch):
     """The same with a stand-in for a test question: an error at its line; dropped and named under --decontaminate."""
     secret = "How many of the seven purple lanterns were lit when the twelve boats came home last night?"
-    hashes = frozenset([decontaminate.question_hash(secret)])
-    monkeypatch.setattr(decontaminate, "gsm8k_test_hashes", lambda: hashes)
+    table = decontaminate.block_table([decontaminate.question_blocks(secret)])
+    monkeypatch.setattr(decontaminate, "gsm8k_test_blocks", lambda: table)
     rows = [chat("Hi", f"Hello {i}") for i in range(20)]
     talk = write_jsonl(tmp_path / "talk.jsonl", [*rows, chat(secret, "5"), chat("Well: " + secret, "So 5.")])
     with pytest.raises(ValueError, match="line 21 holds a question of GSM8K's test split"):
@@ -656,6 +698,11 @@ BAD_FILES = {  # content of a jsonl file, flags, what the sentence says
     "empty": ("", (), "no conversation is left of 0 records"),
     "gsm8k without answer": (lines({"question": "x"}), ("--stage", "gsm8k"), "line 1 has no field 'answer'"),
     "gsm8k number": (lines({"question": "x", "answer": 5}), ("--stage", "gsm8k"), "'answer' that is int, not"),
+    "lone surrogate": (lines(GOOD, chat("Hi", "Hello \ud800")), (), "line 2 has half a character"),
+    "lone surrogate in an answer": (lines({"question": "x", "answer": "5 \udfff#### 5"}), ("--stage", "gsm8k"),
+                                    "line 1 has half a character"),
+    "lone surrogate in a program": (lines({"question": "x", "code": "\udc00"}), ("--stage", "tinygsm"),
+                                    "line 1 has half a character"),
     "all too long": (lines(*[chat("word " * 100, "x")] * 4), (), "4 are too long for --seq_len 64"),
     "nothing held out": (lines(GOOD), ("--val_fraction", "0"), "holds out none of 1 conversations"),
     "seq_len": (lines(GOOD), ("--seq_len", "65"), "block_size 64"),
@@ -688,7 +735,7 @@ def test_bad_files_and_models(base, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     GPT(GPTConfig(vocab_size=50257, block_size=16, n_layer=1, n_head=1, n_embd=8), seed=0).save(tmp_path / "plain")
     GPT(GPTConfig(vocab_size=300, block_size=16, n_layer=1, n_head=1, n_embd=8), seed=0).save(tmp_path / "small")
-    cases = [(("--data", tmp_path / "none.jsonl"), "no such file"), (("--data", tmp_path / "empty"), "holds no .jsonl"),
+    cases = [(("--data", tmp_path / "none.jsonl"), "no such file"), (("--data", tmp_path / "empty"), "holds no data"),
              (("--data", tmp_path / "x.csv"), "is none of .jsonl"), (("--data", tmp_path / "cut.jsonl.gz"), "cut off"),
              (("--data", tmp_path / "bad.parquet"), "is damaged"),
              (("--data", "synthetic"), "belongs to --stage gsm8k"),

@@ -544,6 +544,30 @@ def test_verify_can_be_left_out(copy):
         shards.open_dataset(copy, verify=False)
 
 
+@pytest.mark.parametrize("dtype", ["<u2", "<i4"])
+def test_large_ids_beyond_the_samples(tmp_path, dtype):
+    """Without a whole read, an id that no sample showed is refused where it is read, with its file and position; it was
+    "index out of bounds", or another token (in int32)."""
+    ids = np.random.default_rng(0).integers(0, 50000, 600_000).astype(dtype)
+    ids[::100] = BOS_ID
+    ids[120_001] = 65_000
+    suffix = "bin" if dtype == "<u2" else "npy"
+    for split in ("train", "val"):
+        path = tmp_path / f"{split}_0.{suffix}"
+        if suffix == "npy":
+            np.save(path, ids)
+        else:
+            path.write_bytes(ids.tobytes())
+    files, _ = shards.open_dataset(tmp_path, "train", verify=False)
+    found = r"{}_0.* has token 65,?000 at position 120,001, not below 50,257: "
+    assert files.read([0, 1], 60_000).shape == (2, 60_001)
+    for read in (lambda: files.read([1, 2], 60_000), lambda: files.slice(120_000, 2)):
+        with pytest.raises(ValueError, match=found.format("train")):
+            read()
+    with pytest.raises(ValueError, match=found.format("val")):
+        shards.open_val(tmp_path, 10**6, verify=False)
+
+
 def test_writer_refuses_other_settings_and_damage(tmp_path):
     """A resumed run may not continue with other settings or on files that lost bytes."""
     def writer(**settings):

@@ -597,7 +597,7 @@ def test_files(tmp_path, capsys):
     assert records[0] == {"question": "How many are 1 bags of 7? ½",
                           "answer": "bags: 1\nper bag: 7\nresult: 1 * 7 = 7\n#### 7"}
     both = [str(tmp_path / "a.jsonl"), str(tmp_path / "a.parquet")]
-    tinygsm.main(["--data", *both, "--out", str(out), "--max_rows", "1003"])
+    tinygsm.main(["--data", *both, "--out", str(out), "--max_examples", "1003"])
     assert "1,003 rows, 802 converted" in capsys.readouterr().out
     assert [path.name for path in tmp_path.glob("*.tmp")] == []
 
@@ -632,7 +632,7 @@ def test_bad_files(tmp_path):
         ("list.jsonl", (), "line 1 has no fields"), ("cut.jsonl.gz", (), "damaged or cut off"),
         ("none.jsonl", (), "there are none"),
         ("fails.jsonl", (), "not one function"), ("bad.parquet", (), "cannot be read"), ("data.csv", (), "none of"),
-        ("other.parquet", (), "question and code"), ("good.jsonl", ("--max_rows", "-1"), "--max_rows must"),
+        ("other.parquet", (), "question and code"), ("good.jsonl", ("--max_examples", "-1"), "--max_examples must"),
         ("good.jsonl", ("--out", str(tmp_path / "no" / "out.jsonl")), "its folder does not exist"),
     ]:
         command = [*SCRIPT, "--data", str(tmp_path / name), "--out", str(out), *flags]

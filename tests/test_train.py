@@ -1,6 +1,7 @@
 """train_gpt.py end to end on tiny models: order of data, resume, val loss, signals, records and refusals."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -16,10 +17,10 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import ENV, REPO, exact, exposures, losses, records, tiny_documents, weights, write_dataset
+from conftest import ENV, REPO, exact, exposures, losses, records, tiny_documents, weights, write_dataset, write_jsonl
 
 import train_gpt
-from lab import data_order, disk, optim, processes, runs, shards, training
+from lab import data_order, disk, optim, processes, resume, runs, shards, training
 from lab.mirrors import open_mirrors
 from lab.tokenizer import BOS_ID, get_tokenizer
 from model import GPT
@@ -219,6 +220,52 @@ def test_a_second_resume_leaves_the_first_alone(data, base, tmp_path):
     assert (out / "summary.json").exists() and not (out / ".lock").exists()
 
 
+def test_resume_from_a_named_step(data, base, tmp_path, monkeypatch):
+    """--resume 20 of a run at 24: the later checkpoint steps aside until the run has passed it, and the end is the
+    undisturbed run's. Each checkpoint that is taken up is read once."""
+    out, reads = tmp_path / "r", []
+    shutil.copytree(base, out)
+    (out / "summary.json").unlink()
+    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5)
+    read = resume.read_checkpoint
+
+    def note(folder, *rest):
+        reads.append(folder.name)
+        return read(folder, *rest)
+
+    monkeypatch.setattr(resume, "read_checkpoint", note)
+    evaluate, asked = training.evaluate, []
+
+    def stop_at_22(run, evaluations):
+        evaluate(run, evaluations)
+        if run.state.step == 22 and not asked:
+            asked.append(1)
+            run.stop.asked = True
+
+    monkeypatch.setattr(training, "evaluate", stop_at_22)
+    train_gpt_main(data, out, *flags, "--resume", "20")
+    names = lambda: sorted(path.name for path in (out / "ckpt").iterdir())
+    assert reads == ["step_000020"] and not (out / "summary.json").exists()
+    assert "step_000024.aside" in names() and runs.step_of(runs.list_checkpoints(out)[-1]) < 24
+    train_gpt_main(data, out, *flags, "--resume", "auto")
+    assert names()[-1] == "step_000024" and not [name for name in names() if "aside" in name]
+    assert exact(out) == exact(base) and weights(out) == weights(base)
+
+
+def test_records_that_were_deleted(data, base, tmp_path):
+    """A run whose scalars.jsonl is gone still ends, and says so; no NaN gets into a record."""
+    out = tmp_path / "r"
+    shutil.copytree(base, out)
+    (out / "summary.json").unlink()
+    (out / "scalars.jsonl").unlink()
+    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5)
+    train_gpt_main(data, out, *flags, "--resume", "auto")
+    text = (out / "summary.json").read_text()
+    summary = json.loads(text)
+    assert "NaN" not in text and summary["final_train_loss"] is summary["best_val_loss"] is None
+    assert "scalars.jsonl lacks 24 of 24 steps" in summary["warnings"][-1]
+
+
 def test_a_run_outlives_its_terminal(data, base, tmp_path):
     """`| head -1`, then a closed terminal (SIGHUP): no step is lost, log.txt goes on, and the run is saved."""
     out = tmp_path / "closed"
@@ -293,6 +340,11 @@ def shorten_momentum(states):
     return states
 
 
+def drop(states, of, key):
+    del of[key]
+    return states
+
+
 DAMAGE = {
     "manifest a list": ("manifest.json", lambda m: [], r"it is \[\], not an object"),
     "files a list": ("manifest.json", lambda m: m | {"files": []}, r"files is \[\], not an object"),
@@ -311,7 +363,14 @@ DAMAGE = {
     "no groups": ("optimizer.pt", lambda o: [{"state": {}}], "param_groups is missing"),
     "fewer parameters": ("optimizer.pt", lambda o: [o[0] | {"param_groups": o[0]["param_groups"][:1]}],
                          "are of other parameters"),
-    "short momentum": ("optimizer.pt", shorten_momentum, r"exp_avg has shape \(3, 16\), its parameter"),
+    "short momentum": ("optimizer.pt", shorten_momentum, r"exp_avg has shape \(3, 16\), not \(\d+, 16\)"),
+    "no betas": ("optimizer.pt", lambda o: drop(o, o[0]["param_groups"][0], "betas"), "betas is 'missing'"),
+    "one beta": ("optimizer.pt", lambda o: o[0]["param_groups"][0].update(betas=(0.9,)) or o, r"betas is \(0.9,\)"),
+    "weight decay nan": ("optimizer.pt", lambda o: o[0]["param_groups"][0].update(weight_decay=math.nan) or o,
+                         "weight_decay is nan"),
+    "no second moment": ("optimizer.pt", lambda o: drop(o, o[0]["state"][2], "exp_avg_sq"),
+                         r"\[0\].state\[2\] does not have the values of the first"),
+    "no state of one": ("optimizer.pt", lambda o: drop(o, o[0]["state"], 3), r"\[0\].state is not of \d+ parameters"),
     "rng empty": ("rng.pt", lambda r: [], "rng.pt holds no generators' states"),
     "rng short": ("rng.pt", lambda r: [{"cpu": torch.zeros(3, dtype=torch.uint8)}], "rng.pt holds no generators'"),
 }
@@ -809,11 +868,20 @@ def test_items_too_long_for_the_model_are_refused_before_step_1(data, tmp_path):
     """Steps trained for nothing: 0. The sentence counts the items and names the block size that would do."""
     item = {"ind": 1, "activity_label": "x", "ctx_a": "Ann sings.", "ctx_b": "she", "ctx": "Ann sings. she", "label": 0,
             "endings": ["sings on.", "stops.", "la " * 200, "leaves."]}
-    (tmp_path / "long.jsonl").write_text(json.dumps(item) + "\n")
-    with pytest.raises(ValueError, match="1 of 1 items have an ending longer than .* of at least 2"):
-        train_gpt_main(data, tmp_path / "run", "--max_train_steps", 6, "--hellaswag_every", 3, "--hellaswag_data",
-                       tmp_path / "long.jsonl")
+    short = {**item, "ind": 2, "endings": ["sings on.", "stops.", "la la.", "leaves."]}
+    write_jsonl(tmp_path / "long.jsonl", [item, short])
+    flags = ("--max_train_steps", 2, "--hellaswag_every", 2, "--hellaswag_data", tmp_path / "long.jsonl")
+    with pytest.raises(ValueError, match="1 of 2 items have an ending longer than .* of at least 2.*--skip_long"):
+        train_gpt_main(data, tmp_path / "run", *flags)
     assert not (tmp_path / "run").exists()
+    train_gpt_main(data, tmp_path / "run", *flags, "--skip_long", "--results_csv", tmp_path / "table.csv")
+    about = json.loads((tmp_path / "run" / "config.json").read_text())["benchmarks"]["hellaswag"]
+    [record] = runs.read_jsonl(tmp_path / "run" / "hellaswag_metrics.jsonl")
+    for place in (about, record):
+        assert (place["title"], place["skipped"]) == ("HellaSwag (1 of 10,042 items)", 1)
+        assert place["skipped_ids"] == ["1"]
+    for text in ("log.txt", "scalars.jsonl", "../table.csv"):
+        assert "HellaSwag (1 of 10,042 items)" in (tmp_path / "run" / text).read_text()
 
 
 def test_wrong_flags_and_occupied_folders(data, base, tmp_path, capsys):

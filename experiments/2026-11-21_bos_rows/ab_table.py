@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lab import flags, runs  # noqa: E402
+from lab import ab_numbers, ab_verdict, flags, runs  # noqa: E402
 
 ARMS = ("stream", "crop", "split", "requeue")
 BASES = ("stream", "crop")
 VIEWS = {"stream view": "val_bits_per_byte", "bos view": "val_bits_per_byte_bos"}
+ALPHA = 0.05
 T_95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # two-sided, 1..9 degrees of freedom
 SAME_DATA = ("val_fingerprint_documents", "val_fingerprint_tokens")
 SAME_VAL = ("val_tokens", "val_tokens_bos", "val_bytes", "val_bytes_bos")
-TOO_FEW = "N/A | inconclusive (fewer than two pairs)"
 
 
 def conditions(run: dict) -> dict:
@@ -54,10 +54,7 @@ def read_arms(folder: Path) -> dict[str, dict[int, dict]]:
 
 
 def paired(a: dict, b: dict, field: str) -> dict:
-    """b - a over the seeds both have: mean, half-width of the 95 % interval, n and a verdict (less is better).
-
-    Empty with fewer than two pairs.
-    """
+    """b - a over the seeds both have: mean, half-width of the 95 % interval, n. Empty with fewer than two pairs."""
     seeds = sorted(set(a) & set(b))
     values = [b[s]["last_val"][field] - a[s]["last_val"][field] for s in seeds]
     n = len(values)
@@ -65,13 +62,17 @@ def paired(a: dict, b: dict, field: str) -> dict:
         return {}
     mean = statistics.mean(values)
     half = T_95[min(n - 1, len(T_95)) - 1] * statistics.stdev(values) / math.sqrt(n)
-    if abs(mean) <= half:
-        verdict = "inconclusive"
-    elif mean < 0:
-        verdict = "better"
-    else:
-        verdict = "worse"
-    return {"n": n, "mean": mean, "half_width": half, "verdict": verdict, "differences": values}
+    return {"n": n, "mean": mean, "half_width": half, "differences": values}
+
+
+def judge(differences: list[dict]) -> list[dict]:
+    """Rows of ab_verdict.judge, all differences corrected together (less is better)."""
+    rows = []
+    for d in differences:
+        pairs = dict(enumerate(d.get("differences", [])))
+        rows.append(ab_numbers.difference(dict.fromkeys(pairs, 0.0), pairs, ALPHA))
+    ab_verdict.judge(rows, ALPHA, -1)
+    return rows
 
 
 def collect(folder: Path) -> dict:
@@ -139,17 +140,17 @@ def tables(results: dict) -> str:
         cells += [mean_and_sd(r[k]) for k in ("train loss", *VIEWS)]
         lines.append(f"| {' | '.join(cells)} |")
 
-    lines += ["", "Paired differences in bits/byte, 95 % intervals; less is better.", ""]
+    judged = judge(results["differences"])
+    lines += ["", "Paired differences in bits/byte, 95 % intervals (uncorrected); less is better. "
+              f"Verdicts by Holm over all {judged[0]['tests']}.", ""]
     head = ["difference", "pairs"] + [f"{view} | verdict" for view in VIEWS]
     lines += [f"| {' | '.join(head)} |", "|---|---:" + "|---:|---" * len(VIEWS) + "|"]
     for first in range(0, len(results["differences"]), len(VIEWS)):
         views = results["differences"][first : first + len(VIEWS)]
         cells = [f"{views[0]['arm']} - {views[0]['base']}", str(views[0].get("n", 0))]
-        for d in views:
-            if "mean" in d:
-                cells.append(f"{d['mean']:+.4f} ± {d['half_width']:.4f} | {d['verdict']}")
-            else:
-                cells.append(TOO_FEW)
+        for d, row in zip(views, judged[first : first + len(VIEWS)], strict=True):
+            change = f"{d['mean']:+.4f} ± {d['half_width']:.4f}" if "mean" in d else "N/A"
+            cells.append(f"{change} | {row['verdict']}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

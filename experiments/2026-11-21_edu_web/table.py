@@ -8,15 +8,15 @@ import numpy as np
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parents[1]))
-from lab import ab_report  # noqa: E402
+from lab import ab_plots  # noqa: E402
 
 VIEWS = {"stream view": "val_bits_per_byte", "bos view": "val_bits_per_byte_bos"}
 SCORES = ("val_loss", "val_bits_per_byte", "val_loss_bos", "val_bits_per_byte_bos")
 
 
 def draw(val: list[dict]) -> bytes:
-    axes, save = ab_report.canvas(6.0, 3.4)
-    for (name, field), style in zip(VIEWS.items(), ab_report.STYLES, strict=False):
+    axes, save = ab_plots.canvas(6.0, 3.4)
+    for (name, field), style in zip(VIEWS.items(), ab_plots.STYLES, strict=False):
         points = np.array([(r["tokens_seen_global"] / 1e6, r[field]) for r in val])
         colour, line, marker = style
         axes[0].plot(*points.T, color=colour, linestyle=line, marker=marker, label=name)

@@ -1,7 +1,6 @@
 """This experiment's tables and plots, from the committed results: python experiments/2026-11-21_mul_tokens/table.py"""
 
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 import keep_results  # noqa: E402
 
-from lab import ab_stats, runs  # noqa: E402  (answers puts the repo's root on the path)
+from lab import ab_numbers, ab_verdict, runs  # noqa: E402  (answers puts the repo's root on the path)
 
 ARMS = ("baseline", "mul_tokens")
 SOURCES = {"edu_web": "web text", "arithmetic": "documents with sums"}
@@ -29,27 +28,21 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def difference(values: dict, less_is_better: bool, p: float | None = None) -> tuple[dict, str]:
-    """The paired difference of two arms, {"delta", "low", "high", "n"}, and its verdict.
-
-    values: {arm: a number per seed}. p: corrected for the number of tests (default: the pair's own).
-    """
-    test = ab_stats.paired(values["baseline"], values["mul_tokens"])
-    if p is None:
-        p = test["p"]
-    verdict = "inconclusive"
-    if p < 0.05:
-        lower = test["delta"] < 0
-        verdict = "better" if lower == less_is_better else "worse"
-    row = {"delta": test["delta"], "low": test["ci_low"], "high": test["ci_high"], "n": test["n"]}
-    return row, verdict
+def differences(scores: list[dict], better: list[int]) -> list[dict]:
+    """The paired differences of two arms, tested together (ab_verdict.judge). scores: {arm: a number per seed} each."""
+    rows = []
+    for values in scores:
+        arms = [dict(enumerate(map(float, values[arm]))) for arm in ARMS]
+        rows.append(ab_numbers.difference(*arms, alpha=0.05))
+    ab_verdict.judge(rows, 0.05, better)
+    return rows
 
 
-def cells(values: dict, row: dict, verdict: str, spec: str) -> str:
+def cells(row: dict, spec: str) -> str:
     """The mean of each arm, the difference with its interval, the verdict."""
-    a, b = (format(statistics.fmean(values[arm]), spec) for arm in ARMS)
+    a, b = (format(row[k], spec) for k in "ab")
     delta, low, high = (format(row[k], f"+{spec}") for k in ("delta", "low", "high"))
-    return f"{a} | {b} | {delta} [{low}, {high}] | {verdict} |"
+    return f"{a} | {b} | {delta} [{low}, {high}] | {row['verdict']} |"
 
 
 def intervention(folders: dict[str, list[Path]]) -> None:
@@ -69,22 +62,26 @@ def intervention(folders: dict[str, list[Path]]) -> None:
 def held_out(folders: dict[str, list[Path]]) -> list[dict]:
     """Prints bits per byte by source and view; returns the answers' lines of the stream view."""
     print("\n## Bits per byte of the held-out documents, by source "
-          "(difference paired by seed, 95 % interval)\n")
+          "(difference paired by seed, 95 % interval, uncorrected; verdicts by Holm over the table)\n")
     print("| source | documents | view | baseline | mul_tokens | difference | verdict |")
     print("|---|---:|---|---:|---:|---:|---|")
-    lines = []
-    for source, name in SOURCES.items():
-        scores = {arm: [read_json(run / f"val_{source}.json") for run in folders[arm]] for arm in ARMS}
-        documents = {(r["documents"], r["fingerprint_documents"]) for arm in ARMS for r in scores[arm]}
+    tested, numbers = {}, {}
+    for source in SOURCES:
+        scores = {}
+        for arm in ARMS:
+            scores[arm] = [read_json(run / f"val_{source}.json") for run in folders[arm]]
+        every = [r for arm in ARMS for r in scores[arm]]
+        documents = {(r["documents"], r["fingerprint_documents"]) for r in every}
         assert len(documents) == 1, "the arms were scored on other documents"
-        number, _ = documents.pop()
+        numbers[source], _ = documents.pop()
         for view, field in VIEWS.items():
-            values = {arm: [r[field] for r in scores[arm]] for arm in ARMS}
-            row, verdict = difference(values, less_is_better=True)
-            print(f"| {source} | {number} | {view} | {cells(values, row, verdict, '.4f')}")
-            if view == "stream":
-                question = f"Products as one token: held-out {name}"
-                lines.append(answers.answer(question, row, verdict, "bits/byte"))
+            tested[source, view] = {arm: [r[field] for r in scores[arm]] for arm in ARMS}
+    lines, rows = [], differences(list(tested.values()), [-1] * len(tested))
+    for (source, view), row in zip(tested, rows, strict=True):
+        print(f"| {source} | {numbers[source]} | {view} | {cells(row, '.4f')}")
+        if view == "stream":
+            question = f"Products as one token: held-out {SOURCES[source]}"
+            lines.append(answers.answer(question, row, "bits/byte"))
     return lines
 
 
@@ -97,25 +94,19 @@ def probes(exams: dict[str, list[dict]]) -> list[dict]:
     scores = {}
     for family in FAMILIES:
         for measure in MEASURES:
-            scores[family, measure] = {arm: [exam[family][measure] for exam in exams[arm]] for arm in ARMS}
-    p_values = []
-    for values in scores.values():
-        p = ab_stats.paired(values["baseline"], values["mul_tokens"])["p"]
-        if math.isnan(p):  # the difference is the same in every seed
-            p = 1.0
-        p_values.append(p)
-
-    lines = []
-    for ((family, measure), values), p in zip(scores.items(), ab_stats.holm(p_values), strict=True):
+            values = {arm: [exam[family][measure] for exam in exams[arm]] for arm in ARMS}
+            scores[family, measure] = values
+    better = [-1 if measure == "mean_rank" else 1 for _, measure in scores]
+    lines, rows = [], differences(list(scores.values()), better)
+    for (family, measure), row in zip(scores, rows, strict=True):
         spec = MEASURES[measure]
-        row, verdict = difference(values, measure == "mean_rank", float(p))
         chance = exams["baseline"][0][family].get(f"chance_{measure}", "")
         if chance != "":
             chance = format(chance, spec)
-        print(f"| {FAMILIES[family]} | {measure} | {chance} | {cells(values, row, verdict, spec)}")
+        print(f"| {FAMILIES[family]} | {measure} | {chance} | {cells(row, spec)}")
         if family == "products" and measure in ANSWERED:
             question = f"Products as one token, probe: {FAMILIES[family]}, {ANSWERED[measure]}"
-            lines.append(answers.answer(question, row, verdict, "", f"+{spec}"))
+            lines.append(answers.answer(question, row, "", f"+{spec}"))
 
     token = [exam["products"]["token"] for exam in exams["mul_tokens"]]
     first = statistics.fmean(t["top1"] for t in token)

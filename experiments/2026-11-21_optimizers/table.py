@@ -54,7 +54,7 @@ def comparison(kept: Path, arch: str, best: dict) -> list[dict]:
     lines = []
     for e in record["differences"]:
         question = f"{NAMES[e['name']]} instead of AdamW, {arch}"
-        lines.append(answers.answer(question, e["row"], e["verdict"], "nats/token", wall=e["wall"]))
+        lines.append(answers.answer(question, e["row"], "nats/token", wall=e["wall"]))
     return lines
 
 

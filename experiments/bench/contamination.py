@@ -3,11 +3,13 @@
     EWOK_PASSWORD=... python experiments/bench/contamination.py --data edu_web.parquet books.parquet \\
         --decontaminate gsm8k=gsm8k/test.jsonl hellaswag=hellaswag_val.jsonl ewok=ewok_core_1.0.zip --check
 
-Three figures, with their targets:
+Four figures, with their targets:
     planted     each benchmark item written into a document of the first file, one by one: GSM8K's question, HellaSwag's
                 context with its right ending, each of EWoK's four pairs; unchanged and disguised in five ways (upper
                 case, no punctuation, punctuation as blanks, other white space, typographic apostrophes). Target: all
                 are caught
+    fine-tuning GSM8K's test questions that sft.py recognises without a guard, in each of WRAPPERS; target: all. With
+                --clean FILE, such as GSM8K's train.jsonl, lines of it that are taken for one; target: none
     false hits  documents of --data that the guard drops, unchanged; they are listed for inspection, by number and by
                 the ids of the items. Target: below 0.1 % of the first file
     speed       text per CPU-second of `Guard.hits_batch` alone (20 MB), and CPU time of `prepare_fineweb.prepare` with
@@ -42,6 +44,13 @@ DISGUISES = {
     "punctuation as blanks": lambda text: re.sub(r"[^\w\s]|_", " ", text),
     "white space": lambda text: re.sub(r"\s+", " \n\t ", text),
     "typographic": lambda text: text.replace("'", "’").replace('"', "“").replace(" - ", " — "),
+}
+# what people put around a question, or do to it, on the way into a file of conversations
+WRAPPERS = {
+    "Question:": "Question: {}", "Q: A:": "Q: {}\nA:", "Problem:": "Problem: {}", "Solve:": "Solve: {}",
+    "instruction": "Below is an instruction.\n\n### Instruction:\n{} Think step by step.\n\n### Response:",
+    "bold": "**Question:** {}\n\n**Answer:**", "html": "<p><b>Q</b> {}</p>", "after a turn": "Hi\nHello!\n{}",
+    "in a program": 'def f():\n    """{}"""\n    return 1', "choices": "{}\n(A) 5 (B) 6 (C) 7", "latex": "\\text{{{}}}",
 }
 
 
@@ -82,11 +91,30 @@ def planted(guard: decontaminate.Guard, files: dict[str, Path], hosts: list[byte
     return missed
 
 
+def recognised(path: Path, clean: list[Path]) -> int:
+    """Prints how many test questions fine-tuning recognises, and how many lines of clean files it takes for one;
+    returns the number of mistakes."""
+    questions, mistakes = [record["question"] for _, record in sources.read_records(path)], 0
+    changes = {name: wrapper.format for name, wrapper in WRAPPERS.items()} | DISGUISES
+    for name, change in changes.items():
+        hits = len(decontaminate.test_questions_in([change(question) for question in questions]))
+        print(f"fine-tuning  {name:22} {hits:6,} of {len(questions):6,} test questions recognised")
+        mistakes += len(questions) - hits
+    for path in clean:
+        texts = ["\n".join(map(str, record.values())) for _, record in sources.read_records(path)]
+        hits = sorted(decontaminate.test_questions_in(texts))
+        print(f"fine-tuning  {path.name}: {len(hits)} of {len(texts):,} lines taken for one {hits[:20]}")
+        mistakes += len(hits)
+    return mistakes
+
+
 def main() -> None:
     parser = flags.Parser(description="The contamination guard: planted items, false hits, cost.",
                           epilog="example: see the top of this file")
     parser.add_argument("--data", nargs="+", required=True, help="parquet files with a column text")
     decontaminate.add_argument(parser)
+    parser.add_argument("--clean", nargs="*", type=Path, default=[],
+                        help="jsonl files without a test question, such as GSM8K's train.jsonl (default: none)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved repetitions (default: 3)")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed (default: off)")
     args = parser.parse_args()
@@ -107,6 +135,8 @@ def main() -> None:
         corpora[path] = [text.encode() for text in pq.read_table(path, columns=["text"]).column(0).to_pylist()]
     if planted(guard, files, corpora[args.data[0]]):
         missed.append("planted")
+    if "gsm8k" in files and recognised(files["gsm8k"], args.clean):
+        missed.append("fine-tuning")
 
     for path, texts in corpora.items():
         hits = scan(guard, texts)

@@ -145,7 +145,7 @@ def not_normal(table: Table, rng, sims: int) -> None:
         for decimals in (4, 3):
             verdict = ab_stats.verdict(ab_stats.paired(a.round(decimals), b.round(decimals)))
             table.rate(f"n = {n}, r = 0.8, losses rounded to {decimals} decimals", "false better or worse",
-                       verdict != "inconclusive")
+                       np.isin(verdict, ("better", "worse")), None, 0.0 if n == 2 else None)
 
 
 def planning(table: Table, rng, sims: int) -> None:

@@ -1,34 +1,37 @@
 """race.py measures whether processes that meet in one file or one folder lose anything.
 
     python experiments/bench/race.py                                                 # a minute
-    python experiments/bench/race.py --ending 40 --scoring 20 --resuming 20 --check
+    python experiments/bench/race.py --ending 40 --scoring 20 --resuming 20 --pairs 20 --check
 
-Three races, with the target of no loss in each:
+Four races, with the target of no loss in each:
     ending    8 processes finish a run at once and add its row to one results.csv, every second
               one with a new column
     scoring   2 processes score one run beside each other: step_metrics.json and items
     resuming  `train_gpt.py --resume auto` beside a run that was started 0 to 5 s before. One of the
               two must end as an undisturbed run does, to the bit, with one row in results.csv; the
               other must say who holds the folder
+    pairs     the same for two of any script of tiny.py, each fresh or with --resume
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import multiprocessing
+import os
 import random
-import subprocess
+import re
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lab import disk, flags, results, runs  # noqa: E402
+import tiny  # whose folder's scripts, and the repo's, can be imported from here on
+
+from lab import flags, results, runs
 
 ENDING, SCORING, STEPS = 8, 2, 20  # processes, processes, steps that each of the latter scores
-TINY = ("--n_layer 1 --n_head 2 --n_embd 32 --seq_len 64 --micro_batch_size 4 --total_batch_tokens 1024 "
-        "--max_train_steps 60 --max_epochs 9 --eval_every 20 --save_every 10 --device cpu --num_workers 0").split()
 
 # ----------------------------------------------------------------------------------------------------------------------
 # in this process's children, which wait for each other
@@ -59,7 +62,7 @@ def score_run(task) -> None:
 
 def at_once(n: int):
     """A pool of n processes whose functions begin together."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     return context.Pool(n, wait_at, [context.Barrier(n)])
 
 
@@ -90,54 +93,41 @@ def lose_scores(folder: Path, trials: int) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# two trainers in one folder
+# two of anything in one folder
+
+# the last line of the one that leaves: mostly the first, the others when it comes after the end
+LEAVES = re.compile(r"is held by process \d+ on .* since |just been finished|is already finished|already exists|"
+                    "already holds a finished dataset")
 
 
-def start(script: str, *flags) -> subprocess.Popen:
-    command = [sys.executable, str(runs.REPO / script), *map(str, flags)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def harm(world: Path, tasks: dict, trials: int, draw, modes) -> int:
+    """Trials in which one process beside another changed what is left, or kept silent.
 
-
-def outcome(run: Path, table: Path) -> dict:
-    """What of a finished run must not depend on anybody beside it."""
-    losses = [(record["type"], record["step"], record.get("train_loss_opt_step_mean", record.get("val_loss")))
-              for record in runs.read_jsonl(run / "scalars.jsonl")]
-    with table.open(newline="") as f:
-        rows = [row["final_val_loss"] for row in csv.DictReader(f)]
-    weights = disk.sha256_file(runs.list_checkpoints(run)[-1] / "model.safetensors")
-    return {"losses": losses, "rows of results.csv": rows, "weights": weights}
-
-
-def harm_runs(folder: Path, trials: int, seed: int) -> int:
-    """Trials in which a second trainer changed the first's result or table, or kept silent."""
-    data, delays, harmed, expected = folder / "data", random.Random(seed), 0, None
-    made = start("prepare_fineweb.py", "--dataset", "synthetic", "--max_docs", 400, "--out_dir", data)
-    printed, _ = made.communicate()
-    if made.returncode:
-        raise ValueError(f"prepare_fineweb.py failed: {printed}")
-    for trial in range(trials + 1):  # the first without a neighbour
-        run, table = folder / f"run_{trial}" / "r", folder / f"run_{trial}" / "results.csv"
-        flags = ["--data_dir", data, "--out_dir", run, "--results_csv", table, *TINY]
-        both = [start("train_gpt.py", *flags)]
-        if trial:
-            delay = delays.uniform(0, 5)
-            time.sleep(delay)
-            both.append(start("train_gpt.py", *flags, "--resume", "auto"))
-        printed = [process.communicate()[0] for process in both]
-        if all(process.returncode for process in both):
-            raise ValueError(f"no run was finished: {printed}")
-        result = outcome(run, table)
-        if not trial:
-            expected = result
-            continue
-        faults = [name for name in expected if result[name] != expected[name]]
-        for process, text in zip(both, printed, strict=True):
-            last = text.strip().rpartition("\n")[2]
-            is_named = "is held by process" in last or "just been finished" in last
-            if process.returncode and not is_named:
-                faults.append(last)
+    modes: whether the first and the second are told to go on, or None to draw it."""
+    harmed, expected = 0, {}
+    for trial in range(trials):
+        name = list(tasks)[trial % len(tasks)]
+        task, place = tasks[name], Path(tempfile.mkdtemp(dir=world))
+        if name not in expected:
+            (place / "whole").mkdir()
+            expected[name], _ = tiny.run(task, world, place / "whole" / "out", "long")
+        out, delay, children = place / "pair" / "out", draw.uniform(0, 5), []
+        out.parent.mkdir()
+        for pause, go_on in zip((0, delay), modes, strict=True):
+            time.sleep(pause)
+            if go_on is None:
+                go_on = draw.random() < 0.5
+            children.append(tiny.start(task, world, out, go_on, "long"))
+        statuses = [os.waitpid(child, 0)[1] for child in children]
+        texts = [path.read_text() for path in (out.with_name("out.log"), out.with_name("out.log2"))]
+        last = [text.strip().rpartition("\n")[2] for text in texts]
+        faults = tiny.differences(expected[name], tiny.outcome(out))
+        left = [bool(LEAVES.search(line)) for line in last]
+        if all(statuses) or sorted(left) != [False, True]:
+            faults.append(f"they ended with {last}")
         harmed += bool(faults)
-        print(f"  after {delay:.1f} s: {', '.join(faults) or 'unharmed'}", flush=True)
+        words = last[left.index(True)][-90:] if any(left) else ""
+        print(f"  {name}, after {delay:.1f} s: {', '.join(faults) or 'unharmed'}; {words}", flush=True)
     return harmed
 
 
@@ -147,6 +137,7 @@ def main(argv=None) -> int:
     add("--ending", type=int, default=5, help="trials of the first race (default %(default)s)")
     add("--scoring", type=int, default=2, help="trials of the second race (default %(default)s)")
     add("--resuming", type=int, default=2, help="trials of the third race (default %(default)s)")
+    add("--pairs", type=int, default=4, help="trials of the fourth race (default %(default)s)")
     add("--seed", type=int, default=0, help="of the delays (default %(default)s)")
     add("--check", action="store_true", help="exit with status 1 when anything was lost")
     args = p.parse_args(argv)
@@ -155,8 +146,14 @@ def main(argv=None) -> int:
         lost = {f"rows lost of {args.ending} x {ENDING}": lose_rows(folder, args.ending)}
         written = 2 * SCORING * STEPS
         lost[f"scores and items lost of {args.scoring} x {written}"] = lose_scores(folder, args.scoring)
-        if args.resuming:
-            lost[f"runs harmed of {args.resuming}"] = harm_runs(folder, args.resuming, args.seed)
+        if args.resuming or args.pairs:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                tiny.make_world(folder)
+        draw, trained = random.Random(args.seed), {"train": tiny.TASKS["train"]}
+        harmed = harm(folder, trained, args.resuming, draw, (False, True))
+        lost[f"runs harmed of {args.resuming}"] = harmed
+        harmed = harm(folder, tiny.TASKS, args.pairs, draw, (None, None))
+        lost[f"pairs harmed of {args.pairs}"] = harmed
     for what, count in lost.items():
         print(f"{what}: {count}")
     return int(args.check and any(lost.values()))

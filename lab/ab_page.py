@@ -1,0 +1,489 @@
+"""ab_page.py owns what a report shows a colleague first and last: what was compared, in words; curves; the way back.
+
+    facts = facts_of({"A: base": runs_a, "B: test": runs_b}, checked)      # [("Data", "edu_web, 11.7M tokens"), ...]
+    blocks = loss_curves(arms, "val_loss", other_tokens=False)
+    blocks = last_screen(arms, command, out)                               # samples, commands, files
+
+Words come from what the runs recorded; of what they did not record nothing is said. Nothing here is a test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from lab import ab_gate, ab_numbers, ab_plots, ab_report, runs, shards
+from lab.ab_numbers import SHORT, UNIT, Metric
+from lab.ab_report import count, form, form_interval
+
+LAST = "Samples, commands and files"  # heading of what belongs to one machine: committed tables leave it out
+BINS = 200  # points of a train curve: more cannot be told apart on a page
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what was compared
+
+
+def facts_of(arms: dict[str, list[dict]], checked: dict) -> list[tuple[str, str]]:
+    """(name, words) of what differs and of what all runs share; arms: name -> runs."""
+    every = [run for own in arms.values() for run in own]
+    data = {arm: list(map(data_of, own)) for arm, own in arms.items()}
+    facts = {
+        "Changed": changed(arms, data, checked),
+        "Data": data_fact(data),
+        "Model": said(arms, model_in_words),
+        "Training": ", ".join(filter(None, (said(arms, words) for words in TRAINING))),
+        "Seeds": seeds_in_words(arms),
+        "Date": dates_in_words(str(run["config"].get("started") or "")[:10] for run in every),
+        "Hardware": said(arms, hardware_in_words),
+    }
+    return [(name, words) for name, words in facts.items() if words]
+
+
+def facts_of_rows(arms: dict[str, list[dict]], checked: dict) -> list[tuple[str, str]]:
+    """The same of rows of a results.csv (name of an arm -> rows), which record less."""
+    every = [row for own in arms.values() for row in own]
+    seeds = {arm: [str(row.get("seed", "")) or "not recorded" for row in own] for arm, own in arms.items()}
+
+    def cells(*names: str) -> str:
+        parts = []
+        for name in names:
+            values = list(dict.fromkeys(str(row[name]) for row in every if row.get(name)))
+            if values:
+                parts.append(f"{name.replace('_', ' ')} {', '.join(values)}")
+        return "; ".join(parts)
+
+    facts = {
+        "Changed": changed({}, {}, checked),
+        "Data": cells("condition"),
+        "Model": cells("parameters", "n_layer", "n_embd"),
+        "Training": cells("num_iterations", "batch_size", "sequence_length"),
+        "Seeds": seeds_of(seeds),
+        "Date": dates_in_words(str(row.get("date") or "")[:10] for row in every),
+        "Hardware": cells("n_gpus", "gpu_name"),
+    }
+    return [(name, words) for name, words in facts.items() if words]
+
+
+def data_of(run: dict) -> dict:
+    """What is known of a run's data: its own record and, where the folder still holds that data, its meta.json."""
+    flags, data = run["flags"], dict(run["config"]["data"])
+    if "dataset" not in data and flags.get("data_dir"):  # older runs
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            meta = json.loads((Path(flags["data_dir"]) / "meta.json").read_text(encoding="utf-8"))
+            if meta["fingerprint"] == data["fingerprint"]:
+                data |= {"dataset": shards.dataset_name(meta), "overflow": meta.get("overflow")}
+    return data | {"folder": Path(str(flags.get("data_dir") or "")).name}
+
+
+def said(arms: dict[str, list], words) -> str:
+    """words(member), once where all agree: 'x', else 'x / y' by arm."""
+    by_arm = {arm: list(dict.fromkeys(filter(None, map(words, own)))) for arm, own in arms.items()}
+    return " / ".join(dict.fromkeys(" and ".join(own) for own in by_arm.values() if own))
+
+
+def data_fact(data: dict[str, list[dict]]) -> str:
+    """'edu_web, 11.7M / 11.6M tokens, 45 held-out documents'."""
+    name, tokens = said(data, data_in_words), said(data, lambda own: amount(runs.number(own.get("tokens"))))
+    parts = [name, tokens and f"{tokens} tokens"]
+    for key, noun in (("conversations", "conversations"), ("val_documents", "held-out documents")):
+        n = said(data, lambda own, key=key: amount(runs.number(own.get(key))))
+        parts.append(n and f"{n} {noun}")
+    return ", ".join(filter(None, parts))
+
+
+def data_in_words(data: dict) -> str:
+    return str(data.get("dataset") or data["folder"])
+
+
+def model_in_words(run: dict) -> str:
+    model, total = run["config"]["model"], runs.number(run["config"]["parameters"].get("total"))
+    parts = []
+    if math.isfinite(total):
+        parts.append(f"{amount(total)} parameters")
+    if model.get("n_layer") and model.get("n_embd"):
+        parts.append(f"{count(model['n_layer'], 'layer')} of width {model['n_embd']}")
+    return ", ".join([*([str(model["arch"])] if model.get("arch") else []), *parts])
+
+
+def tokens_of_run(run: dict) -> str:
+    steps, per_step = run["flags"].get("max_train_steps"), run["config"].get("tokens_per_step")
+    tokens = amount(runs.number(steps) * runs.number(per_step))
+    return tokens and f"{tokens} tokens"
+
+
+def epochs_of_run(run: dict) -> str:
+    epochs = runs.number(run["config"]["data"].get("epochs"))
+    return f"{epochs:.3g} epochs" if math.isfinite(epochs) else ""
+
+
+def flag_in_words(flag: str, words: str):
+    """run -> `words` with a flag's value in it, or '' where the run has none."""
+
+    def spell(run: dict) -> str:
+        value = run["flags"].get(flag)
+        return "" if value is None else words.format(value)
+
+    return spell
+
+
+TRAINING = (
+    flag_in_words("max_train_steps", "{} steps"), tokens_of_run, epochs_of_run,
+    flag_in_words("optimizer", "{}"), flag_in_words("learning_rate", "learning rate {}"),
+)
+
+
+def hardware_in_words(run: dict) -> str:
+    hardware, n = run["config"]["hardware"], run["config"].get("world_size") or 1
+    if hardware.get("gpu"):
+        return f"{n} x {hardware['gpu']}"
+    if not hardware.get("cpu"):
+        return ""
+    threads = hardware.get("torch_threads")
+    each = count(threads, "thread") if isinstance(threads, int) else "threads not recorded"
+    processes = f"{n} processes, " if n > 1 else ""
+    return f"CPU {hardware['cpu']}, {processes}{each}"
+
+
+def seeds_in_words(arms: dict[str, list[dict]]) -> str:
+    return seeds_of({arm: [str(run["seed"]) for run in own] for arm, own in arms.items()})
+
+
+def seeds_of(seeds: dict[str, list[str]]) -> str:
+    listed = {arm: ", ".join(sorted(set(own), key=lambda seed: (len(seed), seed))) for arm, own in seeds.items()}
+    if len(set(listed.values())) == 1:
+        own = next(iter(seeds.values()))
+        return f"{count(len(set(own)), 'seed')} per arm ({next(iter(listed.values()))})"
+    return "; ".join(f"{arm}: {own}" for arm, own in listed.items())
+
+
+def dates_in_words(dates) -> str:
+    known = sorted(set(filter(None, dates)))
+    return " to ".join(dict.fromkeys([*known[:1], *known[-1:]]))
+
+
+def amount(x: float) -> str:
+    """11,700,000 -> '11.7M'; '' for no number."""
+    if not math.isfinite(x):
+        return ""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if x >= size:
+            return f"{x / size:.3g}{letter}"
+    return f"{x:g}"
+
+
+# what differs, in words: setting -> (what it is called, the words for a run's data; None: its value)
+HASHES = ("data_fingerprint", "val_fingerprint_tokens", "val_fingerprint_documents", "init_sha256", "code_sha256")
+CONDITIONS = {"baseline": "plain", "mul_tokens": "products as single tokens"}
+
+
+def rows_in_words(data: dict) -> str:
+    form = str(data.get("format"))
+    if form.startswith("bos_row"):
+        overflow = data.get("overflow")
+        return f"BOS rows, {overflow}" if overflow else "BOS rows"
+    return form
+
+
+def tokens_in_words(data: dict) -> str:
+    words = CONDITIONS.get(data.get("condition"), str(data.get("condition")))
+    rate = runs.number(data.get("mul_token_rate"))
+    return f"{words} ({rate:.2%} of the tokens)" if rate > 0 else words
+
+
+OF_DATA = {  # settings that follow from the data are told together: setting -> (name, words)
+    "data_format": ("rows", rows_in_words),
+    "crop_fraction": ("rows", rows_in_words),
+    "condition": ("tokens", tokens_in_words),
+    "mul_token_rate": ("tokens", tokens_in_words),
+}
+
+
+def changed(arms: dict, data: dict[str, list[dict]], checked: dict) -> str:
+    """'rows: stream → BOS rows, requeue; learning_rate: 0.001 → 0.002': the treatment, and what else counts."""
+    states = ("treatment", "allowed") if checked["ok"] else ("treatment", "allowed", "differs")
+    words: dict[str, str] = {}
+    hashes = []
+    for d in checked["differences"]:
+        name = d["knob"]
+        if d["state"] not in states or name in ab_gate.FAULTS or name.endswith("_scorer"):
+            continue
+        if name in HASHES:
+            hashes.append(name)
+        elif name in OF_DATA and any(data.values()):
+            name, spell = OF_DATA[name]
+            words[name] = by_arm(data, spell)
+        else:
+            words[name] = arrow(ab_gate.in_words(d["values"]).values())
+    if "data_fingerprint" in hashes and not {"rows", "tokens"} & words.keys():
+        words["data"] = by_arm(data, data_in_words) or "other text"
+    if "init_sha256" in hashes:
+        words["start"] = by_arm(arms, start_in_words) or "other weights"
+    if "code_sha256" in hashes:
+        words["code"] = "other versions"
+    return "; ".join(f"{name}: {text}" for name, text in words.items()) or "nothing that counts"
+
+
+def by_arm(arms: dict[str, list], words) -> str:
+    return arrow(said({arm: own}, words) for arm, own in arms.items())
+
+
+def arrow(sides) -> str:
+    sides = [side or "not recorded" for side in sides]
+    if len(sides) == 2:
+        return " → ".join(sides)
+    return ", ".join(dict.fromkeys(sides))
+
+
+def start_in_words(run: dict) -> str:
+    """The checkpoint that a run began from: 'base_s0/step_000500'."""
+    init = run["config"].get("init")
+    if not isinstance(init, dict):
+        return "fresh weights"
+    parts = Path(str(init.get("checkpoint") or init.get("folder") or "")).parts
+    return "/".join(part for part in parts if part != "ckpt")[-60:].lstrip("/") or "a checkpoint"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# curves
+
+
+def with_unit(metric: str) -> str:
+    """'val loss (nats/token)', 'val bits/byte'."""
+    name, unit = SHORT[metric], UNIT[metric]
+    return name if unit in name or unit == "score" else f"{name} ({unit})"
+
+
+def loss_curves(arms: dict[str, list[dict]], metric: str, other_tokens: bool) -> list[tuple]:
+    """Held-out loss at every evaluation and train loss, as blocks."""
+    names = {
+        f"Held-out: {with_unit(metric)}":
+            {arm: ab_numbers.curve_points(own, metric, "step") for arm, own in arms.items()},
+        "Train loss (nats/token)": {arm: train_points(own) for arm, own in arms.items()},
+    }
+    drawn = ab_plots.plot_losses(names, "optimizer steps", unmarked=tuple(names)[1:])
+    if not drawn:
+        return []
+    caption = "Mean over seeds, band from the lowest to the highest seed; a marker is an evaluation."
+    if other_tokens:
+        caption += " The arms' tokens differ, so their train losses do not compare."
+    ends = last_values(arms, metric)
+    if ends:
+        caption += f" At the end, {SHORT[metric]}: {ends}."
+    return [("img", "loss_curves.png", caption, drawn)]
+
+
+def last_values(arms: dict[str, list[dict]], metric: str) -> str:
+    ends = []
+    for arm, own in arms.items():
+        points = ab_numbers.curve_points(own, metric, "step")
+        if points and points[0]:
+            ends.append(f"{arm} {np.mean([run[-1][1] for run in points]):.4f}")
+    return ", ".join(ends[:8])
+
+
+def train_points(arm: list[dict]) -> list[list[list[float]]]:
+    """Per run [[step, train loss], ...], means over equal spans of steps, over the steps that all runs made."""
+    last = min((int(max(run["train"]["step"], default=0)) for run in arm), default=0)
+    if last < 1:
+        return []
+    n = min(BINS, last)
+    table = np.full((len(arm), n, 2), math.nan)
+    for row, run in zip(table, arm, strict=True):
+        step, loss = run["train"]["step"], run["train"]["train_loss_opt_step_mean"]
+        used = np.isfinite(loss) & (step <= last) & (step >= 1)
+        at = ((step[used] - 1) * n // last).astype(int)
+        size = np.bincount(at, minlength=n)
+        known = size > 0
+        for column, values in enumerate((step[used], loss[used])):
+            row[known, column] = np.bincount(at, weights=values, minlength=n)[known] / size[known]
+    return table[:, np.isfinite(table).all(axis=(0, 2))].tolist()
+
+
+def wall_clock(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
+    """Held-out loss over training time, as blocks."""
+    points = {arm: ab_numbers.curve_points(own, metric, "train_seconds") for arm, own in arms.items()}
+    drawn = ab_plots.plot_losses({with_unit(metric): points}, "training time (seconds)")
+    if not drawn:
+        return []
+    caption = "Held-out loss against training time: mean, and band from the lowest to the highest seed"
+    return [("img", "val_wall_clock.png", caption, drawn)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# plots of an A/B
+
+PANELS = {"nats": "losses", "bits": "losses", "benchmark": "benchmarks"}  # by a metric's kind
+
+
+def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alpha: float) -> list[tuple]:
+    """Curves, pairs and the change of every metric, as blocks."""
+    blocks, row = wall_clock(arms, primary), rows[primary]
+    mean = None
+    if isinstance(row["low"], float):
+        mean = (row["delta"], row["low"], row["high"])
+    side = "below" if metrics[primary].better < 0 else "above"
+    x_label = f"B - A in {with_unit(primary)}; {side} 0, B is better"
+    png = ab_plots.plot_pairs(row["pairs"], mean, x_label, f"mean, {100 * (1 - alpha):g} %")
+    if png:
+        caption = "Difference within each pair of equal seed"
+        blocks.append(("img", "paired_differences.png", caption, png))
+    forest: dict[str, list] = {"losses": [], "benchmarks": [], "stability and cost": []}
+    for key, row in rows.items():
+        if isinstance(row["low"], float) and math.isfinite(row["low"]) and row["a"]:
+            metric = metrics[key]
+            line = {k: 100 * row[k] / abs(row["a"]) for k in ("delta", "low", "high")}
+            line |= {"better": metric.better, "verdict": row["verdict"].split(",")[0]}
+            line["label"] = re.sub(r" \([^()]*\)$| @.*", "", metric.label)
+            forest[PANELS.get(metric.kind, "stability and cost")].append(line)
+    png = ab_plots.plot_forest(forest)
+    if png:
+        caption = ("Every measured metric: change in percent of A, with its uncorrected interval. ↓ lower is better, "
+                   "↑ higher is better. Filled: better; square: worse; grey: neither. These go by the table's "
+                   "verdict, whose p is corrected; cost and optimisation have none")
+        blocks.append(("img", "forest.png", caption, png))
+    return blocks or [("p", "N/A: nothing to draw.")]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# three rows
+
+
+def key_metrics(rows: dict, metrics: dict[str, Metric], primary: str) -> list[str]:
+    """The primary metric, one more that is tested (a benchmark where one was run), and the speed."""
+    tested = [key for key, row in rows.items() if row["family"] == "quality" and isinstance(row["delta"], float)]
+    tested.sort(key=lambda key: metrics[key].kind != "benchmark")
+    return [primary, *tested[:1], "tokens_per_sec"]
+
+
+def key_rows(rows: dict, metrics: dict[str, Metric], primary: str) -> list[dict]:
+    """{"what", "a", "b", "delta", "interval", "reading"} of each, as text. rows: with their verdicts."""
+    out = []
+    for key in key_metrics(rows, metrics, primary):
+        row, metric = rows[key], metrics[key]
+        out.append({
+            "what": metric.label.split(" @")[0],
+            "a": form(row["a"], metric.form), "b": form(row["b"], metric.form),
+            "delta": form(row["delta"], f"+{metric.form}"),
+            "interval": form_interval(row, metric.form),
+            "reading": row["verdict"],
+        })
+    return out
+
+
+def change_in_words(row: dict) -> str:
+    if row["interval"].startswith("N/A"):
+        return row["delta"]
+    return f"{row['delta']} {row['interval']}"
+
+
+def key_table(rows: list[dict], names: dict[str, str], alpha: float) -> tuple:
+    short = {arm: f"{arm}: {name}" if len(name) <= 16 else arm for arm, name in names.items()}
+    columns = [
+        ("Three rows", "left", lambda row: row["what"]),
+        (short["A"], "right", lambda row: row["a"]),
+        (short["B"], "right", lambda row: row["b"]),
+        ("B - A, {level} interval", "right", change_in_words),
+        ("Verdict", "left", lambda row: row["reading"]),
+    ]
+    return ("key", *ab_report.table(columns, rows, alpha)[1:])
+
+
+def brief_of(first: str, rows: list[list[str]]) -> list[str]:
+    """The few lines for a terminal: the verdict, and a line per row with its cells below each other."""
+    first = ab_report.one_line(first.replace("**", ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  " + "  ".join(map(ab_report.one_line, cells)).rstrip())
+    return [first, *lines]
+
+
+def brief_rows(rows: list[dict]) -> list[list[str]]:
+    return [[row["what"], f"{row['a']} → {row['b']}", change_in_words(row), row["reading"]] for row in rows]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the way back: samples, commands, files
+
+
+def last_screen(arms: dict[str, list[dict]], command: list[str], out: str | None) -> list[tuple]:
+    """Samples that the runs recorded, the commands that repeat all this, and where the runs lie, as blocks."""
+    blocks: list[tuple] = [("h2", LAST)]
+    quotes = samples_of(arms)
+    if quotes:
+        blocks += [("p", "From the same prompts and seed:"), ("quotes", quotes)]
+    else:
+        blocks.append(("p", "Samples: the runs recorded none (train_gpt.py --sample_every)."))
+    lines = ["# this report", shell(command)]
+    for arm, own in list(arms.items())[:8]:
+        if own:
+            lines += ["", f"# {ab_report.one_line(arm)}, seed {own[0]['seed']}"]
+            lines.append(shell(training_command(own[0])))
+    blocks += [("p", "To repeat it:"), ("code", "\n".join(lines))]
+    if out:
+        blocks += [("p", "The runs' folders, and the numbers of this report:"), ("links", links_of(arms, out))]
+    return blocks
+
+
+def training_command(run: dict) -> list[str]:
+    argv = run["config"].get("argv")
+    if isinstance(argv, list) and len(argv) > 1:
+        return ["python", Path(str(argv[0])).name, *map(str, argv[1:])]
+    script = "sft.py" if run["config"]["data"].get("format") == "conversations" else "train_gpt.py"
+    return ["python", script, "--config", str(run["folder"] / "config.json")]
+
+
+def shell(command: list[str], width: int = 96) -> str:
+    """A command for a shell, over several lines; a flag stays with its value."""
+    lines, words = [], [ab_report.one_line(shlex.quote(word)) for word in command]
+    line = " ".join(words[:2])
+    for group in re.split(r" (?=--)", " ".join(words[2:])):
+        if len(line) + len(group) > width:
+            lines.append(f"{line} \\")
+            line = f"    {group}"
+        else:
+            line = f"{line} {group}".rstrip()
+    return "\n".join([*lines, line])
+
+
+def links_of(arms: dict[str, list[dict]], out: str) -> list[tuple]:
+    links = []
+    for arm, own in arms.items():
+        links.append((arm, [os.path.relpath(run["folder"], out) for run in own]))
+    return [*links, ("Numbers", ["report.json"]), ("This report as text", ["report.md"])]
+
+
+def samples_of(arms: dict[str, list[dict]]) -> list[tuple[str, list[str]]]:
+    """(arm and step, its last samples) of each arm's first run that recorded any, of a seed that all arms have."""
+    common = set.intersection(*({run["seed"] for run in own} for own in arms.values() if own) or [set()])
+    quotes = []
+    for arm, own in list(arms.items())[:8]:
+        for run in [run for run in own if run["seed"] in common] or own:
+            samples = last_samples(run)
+            if samples:
+                step = samples[0]["step"]
+                heading = f"{arm}, seed {run['seed']}, step {step}"
+                quotes.append((heading, [sample_in_words(sample) for sample in samples[:3]]))
+                break
+    return quotes
+
+
+def last_samples(run: dict) -> list[dict]:
+    records = runs.read_jsonl(run["folder"] / "samples.jsonl", notes=[])
+    samples = [r for r in records if isinstance(r.get("step"), int) and isinstance(r.get("text"), str)]
+    last = max((sample["step"] for sample in samples), default=None)
+    return [sample for sample in samples if sample["step"] == last]
+
+
+def sample_in_words(sample: dict) -> str:
+    text = f"{sample.get('prompt') or ''} … {sample['text']}"
+    text = re.sub(r"\s*\n\s*", " ⏎ ", text).strip().removeprefix("… ")
+    return text if len(text) <= 400 else f"{text[:400]} …"

@@ -1,0 +1,400 @@
+"""memory.py owns fast weights: MLPs that each sequence writes for itself while it is read (document 004).
+
+A level is a residual MLP of width h. Of its weights, a sequence b has its own sum of writes, 0 at its beginning:
+
+    u = norm(x)                                  (B, C, D)   C tokens of a chunk, D channels
+    z = u (W1 + Fast1[b]) + b1,  a = phi(z)      (B, C, h)   phi: the architecture's activation
+    y = x + a (W2 + Fast2[b]) + b2               (B, C, D)
+
+A chunk is scored with the weights in force and then written, so no token is scored after it was written. With delta
+(B, C, D), the gradient of a loss at y, the gradients of that loss in the fast weights have a closed form:
+
+    g2 = a' delta,   dz = (delta (W2 + Fast2)') phi'(z),   g1 = u' dz
+
+They are summed over the P tokens of a level's period, divided by P, and written at its end:
+
+    Fast <- (1 - decay) Fast - inner_lr clip(optimizer(g), inner_clip)
+
+CMS levels (continuum memory system, Behrouz et al. 2025) take delta from the model's own loss, the teach signal. The
+Titans memory (arXiv:2501.00663) takes it from its own loss |M(k) - v|^2; HOPE's has its values v made by a second level
+that is written, too. lab/chunks.py reads sequences chunk by chunk.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lab.memory_settings import WITH_CMS, WITH_TITAN, check, complete_rates, complete_shape, writes
+
+# At the start of training the Titans memory forgets sigmoid(-4) = 1.8 % per write.
+ALPHA_OFFSET = -4.0
+MOMENTUM = 0.9
+TINY = 1e-12  # keeps the gradient of a norm finite at 0
+
+# ----------------------------------------------------------------------------------------------------------------------
+# a level, and what a sequence writes into it
+
+
+@dataclass
+class Fast:
+    """What the sequences of a batch have written into one level. None: nothing yet."""
+
+    pair: tuple | None = None  # Fast1 (B, D, h), Fast2 (B, h, D), fp32
+    sums: tuple | None = None  # of the gradients / P, of the same shapes
+    momentum: tuple | None = None
+    inputs: tuple | None = None  # sums of u (B, D) and a (B, h), for rank1
+    tokens: int = 0  # in the sums
+    counts: dict = field(default_factory=dict)  # {counter: (B,)}, see record
+
+    def add(self, name: str, value) -> None:
+        self.counts[name] = self.counts.get(name, 0) + value.detach()
+
+
+class Seen(NamedTuple):
+    """What a level computed of a chunk, from which its gradients follow."""
+
+    level: "Level"
+    fast: Fast
+    u: torch.Tensor
+    z: torch.Tensor
+    a: torch.Tensor
+    y: torch.Tensor  # the output, residual included
+
+
+class Level(nn.Module):
+    """The residual MLP of the module's docstring. period 0: never written."""
+
+    def __init__(self, config, arch, linear, width: int, period: int = 0, learned: bool = False):
+        super().__init__()
+        self.arch, self.period = arch, period
+        self.ln_1 = arch.norm(config.n_embd)
+        self.c_fc = linear(config.n_embd, width, bias=arch.bias)
+        self.c_proj = linear(width, config.n_embd, bias=arch.bias)
+        self.log_lr = nn.Parameter(torch.empty(())) if learned else None
+
+    def forward(self, x, fast: Fast | None = None) -> Seen:
+        """x (B, C, D). fast None: without writes."""
+        u = self.ln_1(x)
+        z = self.c_fc(u)
+        has_writes = fast is not None and fast.pair is not None
+        if has_writes:
+            z = z + u @ fast.pair[0].to(u.dtype)
+        a = self.arch.activation(z)
+        out = self.c_proj(a)
+        if has_writes:
+            out = out + a @ fast.pair[1].to(a.dtype)
+        return Seen(self, fast, u, z, a, x + out)
+
+    def n_weights(self) -> int:
+        return self.c_fc.weight.numel() + self.c_proj.weight.numel()
+
+    def factor(self):
+        """On inner_lr."""
+        if self.log_lr is None:
+            return 1.0
+        return self.log_lr.exp()
+
+
+def gradients(seen: Seen, delta) -> tuple[torch.Tensor, torch.Tensor]:
+    """g1 (B, D, h) and g2 (B, h, D) of the sum over tokens of <delta, y>, for a fixed delta (B, C, D)."""
+    level, fast, u, z, a, _ = seen
+    delta = delta.to(a.dtype)
+    back = F.linear(delta, level.c_proj.weight.mT)
+    if fast.pair is not None:
+        back = back + delta @ fast.pair[1].mT.to(delta.dtype)
+    dz = level.arch.activation_grad(back.to(z.dtype), z)
+    g1 = u.mT @ dz.to(u.dtype)
+    g2 = a.mT @ delta
+    dtype = torch.promote_types(g1.dtype, torch.float32)  # sums of bfloat16 would lose small gradients
+    return g1.to(dtype), g2.to(dtype)
+
+
+def accumulate(seen: Seen, delta, config, alpha=None, alter=None) -> None:
+    """Adds a chunk's gradients to its level's sums, and writes them when a period has been seen.
+
+    alpha (B, C): what the Titans memory forgets per write, besides inner_decay. alter: see write."""
+    level, fast = seen.level, seen.fast
+    added = [g / level.period for g in gradients(seen, delta)]
+    if config.inner_optimizer == "rank1":
+        means = seen.u.float().sum(1), seen.a.float().sum(1)
+        fast.inputs = means if fast.inputs is None else tuple(map(torch.add, fast.inputs, means))
+    fast.sums = tuple(added) if fast.sums is None else tuple(map(torch.add, fast.sums, added))
+    fast.tokens += delta.size(1)
+    if fast.tokens == level.period:
+        write(level, fast, config, alpha, alter)
+
+
+def write(level: Level, fast: Fast, config, alpha=None, alter=None) -> None:
+    """Fast <- (1 - decay) Fast - inner_lr clip(optimizer(sums)), and empty sums.
+
+    alter: a control, (step1, step2) -> what is written in their place (see random_steps, other_steps)."""
+    steps = fast.sums
+    if config.inner_optimizer == "momentum":
+        before = fast.momentum or tuple(map(torch.zeros_like, steps))
+        steps = tuple(MOMENTUM * m + g for m, g in zip(before, steps, strict=True))
+        fast.momentum = steps
+    elif config.inner_optimizer == "rank1":
+        directions = [F.normalize(total, dim=-1).unsqueeze(1) for total in fast.inputs]  # (B, 1, inputs)
+        steps = tuple(g - d.mT @ (d @ g) for d, g in zip(directions, steps, strict=True))
+    norm = joint_norm(steps)  # (B, 1, 1)
+    if config.inner_clip > 0:
+        factor = (config.inner_clip / norm.clamp(min=TINY)).clamp(max=1.0)
+        steps = tuple(factor * g for g in steps)
+        norm = factor * norm
+    rate = config.inner_lr * level.factor()
+    steps = tuple(rate * g for g in steps)
+    if alter is not None:
+        steps = alter(*steps)
+    keep = 1.0 - config.inner_decay
+    if alpha is not None:
+        keep = keep * (1.0 - alpha.mean(1)[:, None, None])
+    if fast.pair is None:
+        fast.pair = tuple(-g for g in steps)
+    else:
+        fast.pair = tuple(keep * w - g for w, g in zip(fast.pair, steps, strict=True))
+    length = (rate * norm).flatten()
+    fast.add("updates", length > 0)
+    fast.add("update_norm", length)
+    fast.sums, fast.inputs, fast.tokens = None, None, 0
+
+
+def joint_norm(pair) -> torch.Tensor:
+    """(B, 1, 1): the L2 norm of both tensors of each sequence together."""
+    squares = sum(g.square().sum((1, 2), keepdim=True) for g in pair)
+    return squares.clamp(min=TINY**2).sqrt() * (squares > 0)
+
+
+def random_steps(generator):
+    """A control: in place of each step, a random one of the same norm per sequence and tensor."""
+
+    def alter(*steps):
+        noise = [torch.randn(g.shape, generator=generator).to(g) for g in steps]
+        return tuple(n * (joint_norm([g]) / joint_norm([n])) for n, g in zip(noise, steps, strict=True))
+
+    return alter
+
+
+def other_steps(*steps):
+    """A control: each sequence gets the steps of the one before it in the batch."""
+    check(steps[0].size(0) > 1, "another text's writes need a batch of at least two; read more texts at once")
+    return tuple(g.roll(1, 0) for g in steps)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the Titans memory
+
+
+class Titan(nn.Module):
+    """Reads o = out(norm(M(q)) - q) and is written so that M(k) comes closer to v. M is a level.
+
+    self_modifier: HOPE's; v is made from v0 by a level S that is written with -delta, the gradient of M's loss in v."""
+
+    def __init__(self, config, arch, linear):
+        super().__init__()
+        self.config = config
+        C, width, learned = config.n_embd, config.titan_width, config.inner_lr_learned
+        self.ln_1 = arch.norm(C)
+        self.query, self.key, self.value, self.out = (linear(C, C, bias=False) for _ in range(4))
+        self.level = Level(config, arch, linear, width, config.titan_period, learned)
+        # what decides per token how much is written (eta) and forgotten (alpha)
+        self.eta, self.alpha = nn.Parameter(torch.empty(C)), nn.Parameter(torch.empty(C))
+        self.modifier = None
+        if config.self_modifier != "off":
+            self.modifier = Level(config, arch, linear, width, config.titan_period, learned)
+            self.modifier.requires_grad_(config.self_modifier == "on")
+
+    def forward(self, x, memory: "LayerMemory | None" = None):
+        """x (B, C, D) -> x + o."""
+        C = x.size(-1)
+        u = self.ln_1(x)
+        q = F.rms_norm(self.query(u), (C,))
+        fast = None if memory is None else memory.fast("titan")
+        read = F.rms_norm(self.level(q, fast).y, (C,)) - q
+        if memory is not None:
+            memory.titan = (self, u)
+        return x + self.out(read)
+
+    def written_levels(self) -> list[Level]:
+        return [level for level in (self.level, self.modifier) if level is not None]
+
+    def write(self, u, memory: "LayerMemory", alter=None) -> None:
+        """Writes a chunk. u (B, C, D): the normalised input that forward had of it."""
+        C = u.size(-1)
+        k, v = F.rms_norm(self.key(u), (C,)), self.value(u)
+        seen = self.level(k, memory.fast("titan"))
+        if self.modifier is not None:
+            made = self.modifier(v, memory.fast("modifier"))
+            v = made.y
+        eta, alpha = torch.sigmoid(u @ self.eta), torch.sigmoid(u @ self.alpha + ALPHA_OFFSET)  # (B, C)
+        delta = eta.unsqueeze(-1) * (seen.y - v) / math.sqrt(C)
+        accumulate(seen, delta, self.config, alpha, alter)
+        if self.modifier is not None:
+            accumulate(made, -delta, self.config, alpha, alter)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the memory of a block
+
+
+class Memory(nn.Module):
+    """What a block with memory has in place of its MLP: the Titans memory, if there is one, and the CMS levels."""
+
+    def __init__(self, config, arch, linear):
+        super().__init__()
+        self.config = config
+        self.titan = Titan(config, arch, linear) if config.memory in WITH_TITAN else None
+        shapes = zip(config.cms_widths, config.cms_periods, strict=True)
+        self.levels = nn.ModuleList(
+            Level(config, arch, linear, width, period, config.inner_lr_learned and period > 0)
+            for width, period in shapes)
+
+    def forward(self, x, memory: "LayerMemory | None" = None):
+        """x (B, C, D) -> the same shape. memory None: without writes, and nothing is remembered."""
+        if self.titan is not None:
+            x = self.titan(x, memory)
+        for i, level in enumerate(self.levels):
+            fast = None
+            if memory is not None and level.period:
+                fast = memory.fast(i)
+            seen = level(x, fast)
+            if fast is not None:
+                memory.seen.append(seen)
+            x = seen.y
+        return x
+
+
+@dataclass
+class LayerMemory:
+    """What the sequences of a batch have written into one block, and what their last chunk left to be written."""
+
+    by_level: dict = field(default_factory=dict)  # {index of a level, "titan" or "modifier": Fast}
+    seen: list = field(default_factory=list)  # the written CMS levels' Seen of the chunk
+    titan: tuple | None = None  # the Titans memory and its input of the chunk
+
+    def fast(self, key) -> Fast:
+        return self.by_level.setdefault(key, Fast())
+
+
+def teach(seen: Seen, signal, scale, config):
+    """delta (B, C, D): the teach signal, scaled, clipped per token, and 0 where the surprise is too small."""
+    norm = signal.norm(dim=-1, keepdim=True)  # (B, C, 1)
+    fast = seen.fast
+    fast.add("teach_norm", norm.mean((1, 2)))
+    fast.add("chunks", torch.ones(len(norm), device=norm.device))
+    if config.surprise_threshold > 0:
+        gated = norm < config.surprise_threshold
+        fast.add("gated", gated.float().mean((1, 2)))
+        signal = signal.masked_fill(gated, 0.0)
+    if config.teach_clip > 0:
+        fast.add("clipped", (norm > config.teach_clip).float().mean((1, 2)))
+        signal = signal * (config.teach_clip / norm.clamp(min=TINY)).clamp(max=1.0)
+    return scale * signal
+
+
+def level_of(module: Memory, key) -> Level:
+    """The level that LayerMemory.by_level has under key."""
+    if key == "titan":
+        return module.titan.level
+    return module.titan.modifier if key == "modifier" else module.levels[key]
+
+
+def records(layers: dict[int, LayerMemory], blocks) -> list[dict]:
+    """What the writes of a batch came to, per block and level, as means over sequences. updates: writes of a norm above
+    0 per sequence; update_norm: their summed norms; delta_over_theta: |Fast| / |W| behind the last one."""
+    rows = []
+    for index, layer in layers.items():
+        for key, fast in layer.by_level.items():
+            module = blocks[index].memory
+            level = level_of(module, key)
+            mean = {name: count.float().mean().item() for name, count in fast.counts.items()}
+            chunks = mean.get("chunks", 1.0)
+            size = joint_norm([w[None] for w in (level.c_fc.weight, level.c_proj.weight)]).item()
+            length = 0.0
+            if fast.pair is not None:
+                length = joint_norm(fast.pair).mean().item()
+            rows.append({
+                "layer": index, "level": str(key), "period": level.period,
+                "updates": mean.get("updates", 0.0), "update_norm": mean.get("update_norm", 0.0),
+                "delta_over_theta": length / max(size, TINY),
+                "teach_norm_mean": mean.get("teach_norm", 0.0) / chunks,
+                "teach_clipped_share": mean.get("clipped", 0.0) / chunks,
+                "surprise_gated_share": mean.get("gated", 0.0) / chunks,
+                "inner_lr": module.config.inner_lr * float(level.factor())})
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# sizes
+
+
+def complete(c, arch, linear) -> None:
+    """Fills in what a GPTConfig's 0 and () leave open, in place; ValueError for what no model can have.
+
+    arch, linear: model.ARCHS's entry and model.Linear, which modules here are made of."""
+    complete_shape(c)
+    if c.memory == "none":
+        return
+    if not c.cms_widths:
+        c.cms_widths = matched_widths(c, arch, linear)
+    complete_rates(c)
+
+
+def n_parameters(make) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in make().parameters())
+
+
+def matched_widths(c, arch, linear) -> tuple[int, ...]:
+    """Widths with which a block with memory has as many parameters as a plain one. What the Titans memory leaves of the
+    MLP goes half to the written levels together, half to the one that is never written."""
+    unwritten = [i for i, period in enumerate(c.cms_periods) if period == 0]
+    check(len(unwritten) == 1, f"cms_periods {c.cms_periods} have {len(unwritten)} levels of period 0, and parameters "
+                               "are matched by the width of one; change them or give cms_widths")
+
+    def size(width: int) -> int:
+        return n_parameters(lambda: Level(c, arch, linear, width))
+
+    n_written = len(c.cms_periods) - 1
+    per_channel = size(2) - size(1)
+    per_level = size(1) - per_channel
+    budget = size(c.n_inner) - (n_written + 1) * per_level
+    if c.memory in WITH_TITAN:
+        budget -= n_parameters(lambda: Titan(c, arch, linear))
+    total = round(budget / per_channel)
+    widths = [total // (2 * max(n_written, 1))] * len(c.cms_periods)
+    widths[unwritten[0]] = total - n_written * widths[0]
+    check(min(widths) >= 1, f"memory {c.memory} needs more parameters than the MLP of {c.n_inner} channels that it "
+                            "replaces; lower titan_width, or give cms_widths")
+    return tuple(widths)
+
+
+def write_flops(c, blocks, seq_len: int) -> int:
+    """Training FLOPs per token of what is written, beside those of the trained weights (GPT.flops_per_token).
+
+    Of each written level: reading its fast weights forward and backward, 8 per weight, and its three gradients, 6. With
+    gradients through the writes, these three times. For the teach signal: a backward pass in the activations from the
+    head to the lowest level. The Titans memory is read a second time, at its keys."""
+    if not writes(c):
+        return 0
+    total, in_memory = 0, 0
+    for block in blocks:
+        if block.memory is None:
+            continue
+        in_memory += sum(p.numel() for p in block.parameters() if p.dim() == 2)
+        if block.memory.titan is not None:
+            for level in block.memory.titan.written_levels():
+                total += (12 + 16 + 3 * 6) * level.n_weights()
+        if c.write == "off":
+            continue
+        times = {"stop": 1, "through": 3}[c.write]
+        for level in block.memory.levels:
+            if level.period:
+                total += (8 + times * 6) * level.n_weights()
+    if c.memory in WITH_CMS and c.write != "off":
+        attention = 8 * (c.memory_layers - 1) * c.n_embd * seq_len
+        total += 2 * in_memory + attention
+    return total

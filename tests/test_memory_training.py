@@ -1,0 +1,158 @@
+"""Training with fast weights, through the trainers: batches, ranks, resume, records, refusals, the gate."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ENV, REPO, exact, losses, records, tiny_documents, write_dataset
+
+import compare_runs
+import sft
+import train_gpt
+from lab import runs
+from model import GPT
+
+TINY = ("--n_layer 2 --n_head 2 --n_embd 16 --seq_len 32 --micro_batch_size 2 --total_batch_tokens 256 --device cpu "
+        "--learning_rate 1e-2 --max_train_steps 8 --eval_every 4 --save_every 4 --num_workers 0").split()
+ARMS = {
+    "titan": "--memory titan --titan_period 8",
+    "hope_attention": "--memory hope_attention --cms_periods 8,0 --inner_lr 20",
+    "hope": "--memory hope --cms_periods 8,16,0 --self_modifier on --write through --optimizer muon --arch speedrun",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """About 2,000 train tokens."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    write_dataset(folder, tiny_documents(40, 20, 120))
+    return folder
+
+
+def train(data, out, flags):
+    command = ["--data_dir", str(data), "--out_dir", str(out), "--results_csv", "", *TINY, *flags.split()]
+    train_gpt.main(command)
+    return out
+
+
+@pytest.fixture(scope="module")
+def base(data, tmp_path_factory):
+    """{arm: its run}"""
+    folder = tmp_path_factory.mktemp("runs")
+    return {arm: train(data, folder / arm, flags) for arm, flags in ARMS.items()}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_micro_batches_give_the_same_losses(arm, base, data, tmp_path):
+    """1 and 8 sequences at a time: 1e-6 apart at step 1, 1e-4 after 8 steps."""
+    for size in (1, 8):
+        run = train(data, tmp_path / str(size), f"{ARMS[arm]} --micro_batch_size {size}")
+        assert losses(run)[0] == pytest.approx(losses(base[arm])[0], abs=2e-6)
+        assert losses(run) == pytest.approx(losses(base[arm]), abs=1e-4)
+
+
+def test_two_ranks_give_the_same_losses(base, data, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    flags = ["--data_dir", str(data), "--out_dir", str(tmp_path / "run"), "--results_csv", "", *TINY]
+    command = [*launch, str(REPO / "train_gpt.py"), *flags, *ARMS["hope_attention"].split()]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run") == pytest.approx(losses(base["hope_attention"]), abs=1e-4)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_resume_is_exact(arm, base, data, tmp_path):
+    """From the checkpoint in the middle, with a teach schedule on the way: the same records and weights to the bit."""
+    flags = f"{ARMS[arm]} --teach_warmup_iters 6"
+    whole, again = train(data, tmp_path / "whole", flags), tmp_path / "again"
+    shutil.copytree(whole, again)
+    (again / "summary.json").unlink()
+    shutil.rmtree(again / "ckpt" / "step_000008")
+    train_gpt.main(["--out_dir", str(again), "--resume", "auto"])
+    assert exact(again) == exact(whole)
+    files = [run / "ckpt" / "step_000008" / "model.safetensors" for run in (whole, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not (losses(whole) == losses(base[arm])).all() or arm == "titan"  # the teach signal is not Titans'
+
+
+def test_evaluations_leave_training_alone(base, data, tmp_path):
+    often = train(data, tmp_path / "run", f"{ARMS['hope_attention']} --eval_every 1")
+    assert (losses(often) == losses(base["hope_attention"])).all()
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_what_is_written_is_recorded(arm, base):
+    """Every level's writes in a row of 32 tokens, and the loss without them."""
+    levels = records(base[arm], "memory")[-1]["levels"]
+    expected = {"titan": {"titan": 3}, "hope_attention": {"0": 3}, "hope": {"titan": 3, "modifier": 3, "0": 3, "1": 1}}
+    assert {level["level"]: level["updates"] for level in levels} == expected[arm]
+    assert all(level["update_norm"] > 0 and level["delta_over_theta"] > 0 for level in levels)
+    val = records(base[arm], "val")[-1]
+    assert val["val_loss"] != val["val_loss_no_write"]
+    assert val["val_tokens_no_write"] == val["val_tokens"]
+    flags = runs.read_config(base[arm])["flags"]
+    assert flags["cms_periods"] in ARMS[arm] or arm == "titan"
+    assert flags["cms_widths"] and flags["memory_layers"] == 1
+
+
+@pytest.mark.parametrize(("flags", "word"), [
+    ("--surprise_threshold 1e9", "not written once"), ("--inner_lr 0", "not written once"),
+    ("--cms_periods 32,0", "never read"), ("--cms_periods 8,x", "comma-separated"), ("--teach_scale 1,2", "one each")])
+def test_a_memory_that_cannot_write_is_refused(flags, word, data, tmp_path):
+    with pytest.raises((ValueError, RuntimeError), match=word):
+        train(data, tmp_path / "run", f"{ARMS['hope_attention']} {flags}")
+
+
+def test_compiling_is_refused(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(data, tmp_path / "run", f"{ARMS['hope_attention']} --compile on")
+    assert "--compile on cannot trace" in capsys.readouterr().err
+
+
+def test_a_memory_without_effect_is_a_warning(data, tmp_path):
+    """Writes that change the val loss by less than 1e-4 make the run invalid for compare_runs."""
+    run = train(data, tmp_path / "run", f"{ARMS['hope_attention']} --inner_lr 1e-6")
+    warnings = json.loads((run / "summary.json").read_text())["warnings"]
+    assert any("the memory is not active" in warning for warning in warnings)
+
+
+def test_the_original_preset_writes_nothing_in_training(data, tmp_path):
+    """--memory original stands for the flags of document 004, with static training."""
+    run = train(data, tmp_path / "run", "--memory original --cms_periods 8,0")
+    flags = runs.read_config(run)["flags"]
+    assert (flags["memory"], flags["write"], flags["inner_lr"]) == ("hope_attention", "off", 3.75e-6)
+    assert not records(run, "memory") and "val_loss_no_write" not in records(run, "val")[-1]
+
+
+def test_another_run_starts_from_a_memory(base, data, tmp_path):
+    run = train(data, tmp_path / "run", f"--init_from {base['hope']} --arch speedrun")
+    assert runs.read_config(run)["model"] == runs.read_config(base["hope"])["model"]
+    assert losses(run)[0] < losses(base["hope"])[0]
+
+
+def test_fine_tuning_a_memory(data, tmp_path):
+    """Through sft.py, one conversation per row: packed ones would share a memory. The written level learns."""
+    start = train(data, tmp_path / "start", "--memory hope_attention --cms_periods 16,0 --seq_len 128 "
+                                            "--total_batch_tokens 256 --max_train_steps 2")
+    flags = ["--stage", "gsm8k", "--init", str(start), "--data", "synthetic:40", "--device", "cpu",
+             *"--max_train_steps 2 --micro_batch_size 2 --total_batch_conversations 4".split(),
+             *"--eval_every 2 --val_fraction 0.2".split()]
+    sft.main([*flags, "--packing", "off", "--out_dir", str(tmp_path / "tuned")])
+    before, after = (GPT.load(runs.resolve_checkpoint(str(folder), flag="--init")[0])
+                     for folder in (start, tmp_path / "tuned"))
+    weights = [model.transformer["h"][1].memory.levels[0].c_fc.weight for model in (before, after)]
+    assert after.writes and not weights[0].equal(weights[1])
+    with pytest.raises(ValueError, match="--packing off"):
+        sft.main([*flags, "--out_dir", str(tmp_path / "packed")])
+
+
+def test_the_gate_knows_a_memory_as_one_treatment(base, data, tmp_path, capsys):
+    plain = [train(data, tmp_path / f"plain_s{seed}", f"--seed {seed}") for seed in (0, 1)]
+    memory = [train(data, tmp_path / f"memory_s{seed}", f"{ARMS['hope_attention']} --seed {seed}") for seed in (0, 1)]
+    assert plain and memory
+    compare_runs.main(["--a", str(tmp_path / "plain_s*"), "--b", str(tmp_path / "memory_s*")])
+    printed = capsys.readouterr().out
+    assert "not comparable" not in printed
+    assert "memory" in printed
