@@ -431,7 +431,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: python compare_runs.py --a 'runs/base_s*' --b 'runs/bos_s*' --out report\n"
         "exit status: 0 comparable, or in the band; 2 not comparable, or outside; 1 bad input")
     add = parser.add_argument_group("two arms").add_argument
-    add("--a", nargs="+", metavar="RUNS", help="the baseline's run folders, or a quoted pattern")
+    add("--a", nargs="+", metavar="RUNS",
+        help="the baseline's run folders, or a quoted pattern; or logs of other projects (lab/logs.py)")
     add("--b", nargs="+", metavar="RUNS", help="the treatment's run folders")
     add = parser.add_argument_group("many arms").add_argument
     add("--runs", nargs="+", metavar="RUNS", help="run folders of all arms (with --group_by)")

@@ -14,8 +14,9 @@ import math
 import os
 import re
 import statistics
+from pathlib import Path
 
-from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_verdict, results, runs
+from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_verdict, logs, results, runs
 from lab.ab_numbers import PRIMARY, SHORT, UNIT
 from lab.ab_report import form, form_change, form_interval, form_p, minutes
 
@@ -32,7 +33,12 @@ HARDWARE_COLUMNS = ("gpu_name", "n_gpus")
 
 
 def read_runs(patterns: list[str], flag: str) -> list[dict]:
-    return [runs.read_run(folder) for folder in runs.expand(patterns, flag)]
+    return [read_one(path) for path in runs.expand(patterns, flag)]
+
+
+def read_one(path) -> dict:
+    """A run's folder, or another project's log."""
+    return logs.read_log(path) if Path(path).is_file() else runs.read_run(path)
 
 
 def label_of(arm: list[dict]) -> str:

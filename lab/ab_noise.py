@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from lab import ab_gate, ab_numbers, ab_page, ab_power, ab_report, ab_stats, ab_verdict, runs
-from lab.ab_many import label_of, names_in, read_runs
+from lab import ab_gate, ab_numbers, ab_page, ab_power, ab_report, ab_stats, ab_verdict
+from lab.ab_many import label_of, names_in, read_one, read_runs
 from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form
 
@@ -18,7 +18,7 @@ def compare_noise(args) -> int:
     """--aa: what seeds alone do to every metric. --check RUN --against: does a newcomer's run lie in that band?"""
     patterns, flag, newcomer = args.aa, "--aa", []
     if args.check:
-        patterns, flag, newcomer = args.against, "--against", [runs.read_run(args.check)]
+        patterns, flag, newcomer = args.against, "--against", [read_one(args.check)]
     itself = [run["folder"].resolve() for run in newcomer]
     every = [run for run in read_runs(patterns, flag) if run["folder"].resolve() not in itself]
     used = ab_numbers.finished([run for run in every if run["summary"]])

@@ -3,14 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from lab.schema import check
+
 MEMORIES = ("none", "titan", "hope_attention", "hope")
 WITH_TITAN, WITH_CMS = ("titan", "hope"), ("hope_attention", "hope")
-
-
-def check(condition, sentence: str) -> None:
-    """ValueError with the sentence, unless the condition holds."""
-    if not condition:
-        raise ValueError(sentence)
 
 
 @dataclass

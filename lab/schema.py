@@ -7,18 +7,31 @@ object. Its keys are names, with a "?" at the end for those that may be missing,
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from pathlib import Path
 
 COUNT = "a whole number of at least 0", lambda value: type(value) is int and 0 <= value < 2**63
-AMOUNT = "a finite number of at least 0", lambda value: type(value) in (int, float) and 0 <= value < math.inf
-NUMBER = "a finite number", lambda value: type(value) in (int, float) and abs(value) < math.inf
+MOST = sys.float_info.max  # JSON's whole numbers may be larger
+AMOUNT = "a finite number of at least 0", lambda value: type(value) in (int, float) and 0 <= value <= MOST
+NUMBER = "a finite number", lambda value: type(value) in (int, float) and abs(value) <= MOST
 NUMBER_OR_NULL = "a finite number or null", lambda value: value is None or NUMBER[1](value)
 TEXT = "text", lambda value: isinstance(value, str)
 SHA256 = "64 hex digits", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
 ANYTHING = "any value", lambda value: True
 ANY_NAME = re.compile("(?s).*")
+
+
+def check(condition, sentence: str) -> None:
+    """ValueError with the sentence, unless the condition holds."""
+    if not condition:
+        raise ValueError(sentence)
+
+
+def is_pairs(value) -> bool:
+    """Whether a value is a list of pairs of whole numbers."""
+    is_list = isinstance(value, (list, tuple))
+    return is_list and all(isinstance(pair, (list, tuple)) and [*map(type, pair)] == [int, int] for pair in value)
 
 
 def misfit(value, schema, place: str = "") -> str:

@@ -217,6 +217,7 @@ def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> 
     check(paths, fault, remedy, FileNotFoundError)
     files, formats = [], set()
     for path in paths.values():
+        check(path.is_file(), f"{path} is not a file, or a link to itself", AGAIN)
         check(path.stat().st_size, f"{path} is empty", AGAIN)
         for name, layout_of in FILE_FORMATS.items():
             if layout := layout_of(path):

@@ -95,7 +95,7 @@ def lose_scores(folder: Path, trials: int) -> int:
 # ----------------------------------------------------------------------------------------------------------------------
 # two of anything in one folder
 
-# the last line of the one that leaves: mostly the first, the others when it comes after the end
+# what the one says that leaves: mostly the first, the others when it comes after the end
 LEAVES = re.compile(r"is held by process \d+ on .* since |just been finished|is already finished|already exists|"
                     "already holds a finished dataset")
 
@@ -120,14 +120,13 @@ def harm(world: Path, tasks: dict, trials: int, draw, modes) -> int:
             children.append(tiny.start(task, world, out, go_on, "long"))
         statuses = [os.waitpid(child, 0)[1] for child in children]
         texts = [path.read_text() for path in (out.with_name("out.log"), out.with_name("out.log2"))]
-        last = [text.strip().rpartition("\n")[2] for text in texts]
         faults = tiny.differences(expected[name], tiny.outcome(out))
-        left = [bool(LEAVES.search(line)) for line in last]
-        if all(statuses) or sorted(left) != [False, True]:
-            faults.append(f"they ended with {last}")
+        words = [match[0] for match in map(LEAVES.search, texts) if match]
+        if all(statuses) or len(words) != 1:
+            faults.append(f"they ended with {[text[-300:] for text in texts]}")
         harmed += bool(faults)
-        words = last[left.index(True)][-90:] if any(left) else ""
-        print(f"  {name}, after {delay:.1f} s: {', '.join(faults) or 'unharmed'}; {words}", flush=True)
+        listed = ", ".join(faults) or f"unharmed, the other: {words[0]}"
+        print(f"  {name}, after {delay:.1f} s: {listed}", flush=True)
     return harmed
 
 

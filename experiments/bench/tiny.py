@@ -54,13 +54,13 @@ class Task(NamedTuple):
 
 TASKS = {
     "prepare": Task("prepare", prepare_fineweb.main, DOCS, "--resume",
-                    short="--max_docs 150", long="--max_docs 1500"),
+                    short="--max_docs 150", long="--max_docs 5000"),
     "prepare, products": Task(
         "prepare", prepare_fineweb.main, f"{DOCS} --condition mul_tokens --num_proc 3 --decontaminate "
-        "gsm8k={world}/gsm8k.jsonl", "--resume", short="--max_docs 150", long="--max_docs 1000"),
+        "gsm8k={world}/gsm8k.jsonl", "--resume", short="--max_docs 150", long="--max_docs 4000"),
     "prepare, rows": Task(
         "prepare", prepare_bos_rows.main, f"{DOCS} --seq_len 32 --overflow split", "--resume",
-        short="--max_docs 150", long="--max_docs 1500"),
+        short="--max_docs 150", long="--max_docs 5000"),
     "train": Task(
         "train", train_gpt.main, "--data_dir {world}/data " + TRAIN,
         "--resume auto", short="--max_train_steps 14", long="--max_train_steps 90"),
