@@ -208,6 +208,8 @@ OF_DATA = {  # settings that follow from the data are told together: setting -> 
 def changed(arms: dict, data: dict[str, list[dict]], checked: dict) -> str:
     """'rows: stream → BOS rows, requeue; learning_rate: 0.001 → 0.002': the treatment, and what else counts."""
     states = ("treatment", "allowed") if checked["ok"] else ("treatment", "allowed", "differs")
+    has_order = all(list(d["values"]) == ["A", "B"] for d in checked["differences"])
+    between = {True: " → ", False: ", "}[has_order]
     words: dict[str, str] = {}
     hashes = []
     for d in checked["differences"]:
@@ -218,27 +220,24 @@ def changed(arms: dict, data: dict[str, list[dict]], checked: dict) -> str:
             hashes.append(name)
         elif name in OF_DATA and any(data.values()):
             name, spell = OF_DATA[name]
-            words[name] = by_arm(data, spell)
+            words[name] = by_arm(data, spell, between)
         else:
-            words[name] = arrow(ab_gate.in_words(d["values"]).values())
+            words[name] = joined(ab_gate.in_words(d["values"]).values(), between)
     if "data_fingerprint" in hashes and not {"rows", "tokens"} & words.keys():
-        words["data"] = by_arm(data, data_in_words) or "other text"
+        words["data"] = by_arm(data, data_in_words, between) or "other text"
     if "init_sha256" in hashes:
-        words["start"] = by_arm(arms, start_in_words) or "other weights"
+        words["start"] = by_arm(arms, start_in_words, between) or "other weights"
     if "code_sha256" in hashes:
         words["code"] = "other versions"
     return "; ".join(f"{name}: {text}" for name, text in words.items()) or "nothing that counts"
 
 
-def by_arm(arms: dict[str, list], words) -> str:
-    return arrow(said({arm: own}, words) for arm, own in arms.items())
+def by_arm(arms: dict[str, list], words, between: str) -> str:
+    return joined((said({arm: own}, words) for arm, own in arms.items()), between)
 
 
-def arrow(sides) -> str:
-    sides = [side or "not recorded" for side in sides]
-    if len(sides) == 2:
-        return " → ".join(sides)
-    return ", ".join(dict.fromkeys(sides))
+def joined(sides, between: str) -> str:
+    return between.join(dict.fromkeys(side or "not recorded" for side in sides))
 
 
 def start_in_words(run: dict) -> str:
