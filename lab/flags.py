@@ -163,15 +163,12 @@ class Parser(argparse.ArgumentParser):
     def exit(self, status=0, message=None):
         if message:
             self._print_message(message, sys.stderr)
-        raise Exit(status)
+        _Torch.is_over = True
+        sys.exit(status)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # before torch is imported
-
-
-class Exit(SystemExit):
-    """How a Parser ends a script."""
 
 
 class Accepted(BaseException):
@@ -207,6 +204,7 @@ class _Torch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds an empty torch."""
 
     is_hidden = False
+    is_over = False  # a Parser has ended the script
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "torch":
@@ -231,12 +229,12 @@ def check_first(script: str) -> None:
         return
     finder, before = _Torch(), set(sys.modules)
     root = Path(__file__).resolve().parents[1]
-    _Torch.is_hidden = True
+    _Torch.is_hidden, _Torch.is_over = True, False
     sys.meta_path.insert(0, finder)
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as error:
-        if isinstance(error, Exit) or error.code == INTERRUPTED:
+        if _Torch.is_over or error.code == INTERRUPTED:
             raise
     except (Exception, Accepted):
         pass

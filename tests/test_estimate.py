@@ -157,7 +157,7 @@ def test_out_of_memory_names_the_micro_batch_that_fits(data, tmp_path, monkeypat
             raise error
         return forward(self, idx, *args, **kwargs)
 
-    def broken(*_):
+    def broken(*_, **__):
         raise error
 
     with monkeypatch.context() as patch:

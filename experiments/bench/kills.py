@@ -11,7 +11,6 @@ another number of rows.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import math
@@ -23,7 +22,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import tiny
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab.flags import Parser, check_first  # noqa: E402
+
+if __name__ == "__main__":
+    check_first(__file__)
+
+import tiny  # noqa: E402
 
 MOST_KILLS = 3  # of one folder
 
@@ -103,8 +108,7 @@ def run_kind(kind: str, wanted: int, world: Path, draw) -> tuple[int, int, list[
 
 
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(
-        prog="kills.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="kills.py", description=__doc__)
     add = p.add_argument
     for kind, count in {"prepare": 20, "train": 6, "sft": 4, "exams": 6}.items():
         add(f"--{kind}", type=int, default=count, help=f"kills of {kind} (default %(default)s)")

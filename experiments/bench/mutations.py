@@ -12,7 +12,6 @@ the same files.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gzip
 import hashlib
@@ -35,19 +34,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import numpy as np
-import tiny  # whose folder's scripts, and the repo's, can be imported from here on
-import torch
-from damage import ARRAYS, BYTES, GZIP, JSON, LINES, ROWS, TABLE, TENSORS, ZIP
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab.flags import Parser, check_first  # noqa: E402
 
-import compare_runs
-import eval_gsm8k
-import ewok
-import hellaswag
-import prepare_bos_rows
-import prepare_fineweb
-import train_gpt
-from lab import (
+if __name__ == "__main__":
+    check_first(__file__)
+
+import numpy as np  # noqa: E402
+import tiny  # noqa: E402 # whose folder's scripts, and the repo's, can be imported from here on
+import torch  # noqa: E402
+from damage import ARRAYS, BYTES, GZIP, JSON, LINES, ROWS, TABLE, TENSORS, ZIP  # noqa: E402
+
+import compare_runs  # noqa: E402
+import eval_gsm8k  # noqa: E402
+import ewok  # noqa: E402
+import hellaswag  # noqa: E402
+import prepare_bos_rows  # noqa: E402
+import prepare_fineweb  # noqa: E402
+import train_gpt  # noqa: E402
+from lab import (  # noqa: E402  # noqa: E402
     conversations,
     decontaminate,
     disk,
@@ -129,7 +134,7 @@ def trainer(folder):
     optimizers = optim.build_optimizers(model, **optim.settings(flags))
     procs = processes.Processes(device=torch.device("cpu"))
     record = {"data": {"epochs": 1}}
-    return training.Run("train_gpt.py", flags, procs, record, model, optimizers, None)
+    return training.Run("train_gpt.py", flags, procs, record, model, optimizers, None, None)
 
 
 def read_checkpoint(folder):
@@ -230,7 +235,7 @@ def read_conversations(file, stage):
 
 def read_documents(file):
     def read(folder):
-        parser = argparse.ArgumentParser()
+        parser = Parser()
         prepare_fineweb.add_source_arguments(parser)
         args = parser.parse_args(["--dataset", str(folder / file), "--out_dir", "x"])
         for first, documents in sources.read_batches(sources.open_source(args)):
@@ -516,8 +521,7 @@ def run_format(name: str, count: int, world: Path, seed: int) -> list[Result]:
 
 
 def main(argv=None) -> int:
-    p = argparse.ArgumentParser(
-        prog="mutations.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(prog="mutations.py", description=__doc__)
     add = p.add_argument
     add("--files", type=int, default=600, help="damaged files to read, of all kinds together (default %(default)s)")
     add("--seed", type=int, default=0, help="of the damage (default %(default)s)")

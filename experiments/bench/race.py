@@ -27,9 +27,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import tiny  # whose folder's scripts, and the repo's, can be imported from here on
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab import flags  # noqa: E402
 
-from lab import flags, results, runs
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
+import tiny  # noqa: E402
+
+from lab import results, runs  # noqa: E402
 
 ENDING, SCORING, STEPS = 8, 2, 20  # processes, processes, steps that each of the latter scores
 
