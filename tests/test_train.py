@@ -278,7 +278,7 @@ def test_a_run_outlives_its_terminal(data, base, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGHUP)
     errors = process.stderr.read()
-    assert process.wait(120) == 0 and errors == b""
+    assert process.wait(120) == 0 and b"Traceback" not in errors
     steps = len(losses(out))
     assert 3 <= steps < 24 and np.array_equal(losses(out), losses(base)[:steps])
     assert [runs.step_of(path) for path in runs.list_checkpoints(out)] == [steps]

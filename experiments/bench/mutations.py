@@ -129,7 +129,7 @@ def trainer(folder):
     optimizers = optim.build_optimizers(model, **optim.settings(flags))
     procs = processes.Processes(device=torch.device("cpu"))
     record = {"data": {"epochs": 1}}
-    return training.Run("train_gpt.py", flags, procs, record, model, optimizers, None)
+    return training.Run("train_gpt.py", flags, procs, record, model, optimizers, None, None)
 
 
 def read_checkpoint(folder):
