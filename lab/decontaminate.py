@@ -25,6 +25,7 @@ import functools
 import hashlib
 import html
 import json
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -314,6 +315,8 @@ def _gsm8k(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 def _hellaswag(path: Path) -> Iterator[tuple[str, list[str]]]:
     for place, record in _checked(sources.read_benchmark(path), "HellaSwag", "ctx", "endings"):
+        if not isinstance(record["endings"], list):
+            raise ValueError(f"--decontaminate: {place} has endings that are no list: that is not HellaSwag.")
         texts = [f"{record['ctx']} {ending}" for ending in record["endings"]]
         names = [str(record[key]) for key in ("source_id", "ind") if record.get(key) is not None]
         name = "#".join(names) or str(place.number)
@@ -436,7 +439,7 @@ def find_files(values: list[str]) -> dict[str, Path]:
         if not equals or Path(value).exists():
             named = _files_in(value)
         for name, path in named.items():
-            if chosen.setdefault(name, path).resolve() != path.resolve():
+            if os.path.realpath(chosen.setdefault(name, path)) != os.path.realpath(path):
                 raise ValueError(f"--decontaminate names {name} twice ({chosen[name]} and {path}): keep one.")
     return chosen
 
