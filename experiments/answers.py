@@ -128,7 +128,7 @@ TABLES = {"README.md": short_table, "experiments/README.md": table}
 
 def main(argv=None):
     p = flags.Parser(description=__doc__)
-    p.add_argument("--write", action="store_true", help="write the tables into their files (default: print the long one)")
+    p.add_argument("--write", action="store_true", help="write both tables into their files (default: print one)")
     args = p.parse_args(argv)
     if not args.write:
         ab_report.show(table())

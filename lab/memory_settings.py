@@ -156,15 +156,8 @@ def checked(name: str, value):
 def complete_shape(c) -> None:
     """Fills in what a GPTConfig's 0 and () leave open of blocks, periods and the Titans memory, in place; ValueError
     for what no model can have."""
-<<<<<<< HEAD
     for name in NAMES:
         setattr(c, name, checked(name, getattr(c, name)))
-=======
-    for name in ("cms_periods", "cms_widths", "teach_scale"):
-        value = getattr(c, name)
-        check(isinstance(value, (list, tuple)), f"{name} is {value!r}; give a list")
-        setattr(c, name, tuple(value))
->>>>>>> h_robust
     for name, known in CHOICES.items():
         value = getattr(c, name)
         check(value in list(known), f"unknown {name} {value!r}; use one of {', '.join(known)}")
