@@ -288,10 +288,10 @@ def read_step_metrics(folder) -> dict:
 
 
 def number(value) -> float:
-    """A finite JSON number as a float, NaN for everything else."""
-    if not NUMBER[1](value):
-        return math.nan
-    return float(value)
+    """A finite number as a float, NaN for everything else."""
+    if isinstance(value, float):  # numpy's, too
+        value = float(value)
+    return float(value) if NUMBER[1](value) else math.nan
 
 
 def _by_step(records: list[dict], name: str, notes: list[str]) -> dict[int, dict]:
