@@ -87,7 +87,7 @@ METRIC_COLUMNS = [  # cell(metric, row)
     ("B mean ± sd", "right", lambda metric, row: mean_cell("b", metric, row)),
     ("Delta", "right", delta_cell),
     ("{level} interval, uncorrected", "right", lambda metric, row: form_interval(row, metric.form)),
-    ("p", "right", lambda metric, row: form_p(row["p_raw"]) if row["tests"] else row["p_corrected"]),
+    ("p", "right", lambda metric, row: form_p(row["p_raw" if row["tests"] else "p_corrected"])),
     ("p, corrected", "right", lambda metric, row: form_p(row["p_corrected"])),
     ("Verdict", "left", lambda metric, row: row["verdict"]),
 ]
@@ -162,7 +162,7 @@ def compare_two(args) -> int:
         reasons, extra = [*reasons, f"Documents: N/A: {extra}"], []
     extra = extra + rows_of_items
 
-    head = headline(rows[primary], step, checked, used)
+    head = headline(rows[primary], step, margin, checked, used)
     how_sure = strength(rows[primary], primary, args)
     answers = checklist(rows, metrics, matched, primary, checked)
     allowed = allowed_in_words(checked)
@@ -171,7 +171,8 @@ def compare_two(args) -> int:
     facts = [("Arms", ", ".join(labelled)), *ab_page.facts_of(labelled, checked)]
     key_rows = ab_page.key_rows(rows, metrics, primary)
     blocks: list[tuple] = [
-        ("h1", f"{names['B']} against {names['A']}: {verdict}"), ("verdict", head, verdict), ("facts", facts),
+        ("h1", f"{names['B']} against {names['A']}: {verdict}"),
+        ("verdict", head, verdict), ("facts", facts),
     ]
     if args.out:
         blocks += ab_page.loss_curves(labelled, primary, checked["other_tokens"])
@@ -199,7 +200,8 @@ def compare_two(args) -> int:
     blocks += [*ab_gate.gate_blocks(checked), ("h2", "How to read this"), ("ul", list(DEFINITIONS))]
     blocks += ab_page.last_screen(labelled, args.command, args.out)
     record = {
-        "mode": "a/b", "verdict": verdict, "headline": head, "compared": dict(facts), "primary": primary,
+        "mode": "a/b", "verdict": verdict, "headline": head,
+        "compared": dict(facts), "primary": primary,
         "margin": margin.value, "margin_in_words": margin.words, "alpha": args.alpha,
         "treatment": checked["treatment"], "allowed": allowed,
         "arms": {arm: [str(run["folder"]) for run in own] for arm, own in arms.items()},
@@ -219,7 +221,8 @@ def seeds_used(row: dict, values: list[dict], primary: str) -> list[list]:
     """The seeds of each arm that the primary metric's difference is about."""
     if row["paired"]:
         return [list(row["pairs"])] * 2
-    return [[seed for seed, value in arm[primary].items() if isinstance(value, float)] for arm in values]
+    scores = [arm[primary].items() for arm in values]
+    return [[seed for seed, score in arm if isinstance(score, float)] for arm in scores]
 
 
 def allowed_in_words(checked: dict) -> list[str]:
@@ -252,7 +255,7 @@ def summary(changed: str, primary: str, checked: dict, allowed: list, margin, ar
     return sentences
 
 
-def headline(row: dict, step: int | None, checked: dict, used: list) -> str:
+def headline(row: dict, step: int | None, margin, checked: dict, used: list) -> str:
     """Verdict, effect, and everything that is missing. row: the primary metric's; step: at which it was scored."""
     name, verdict = SHORT[row["key"]], row["verdict"]
     effect = f"{name} {row['delta']}"
@@ -263,8 +266,8 @@ def headline(row: dict, step: int | None, checked: dict, used: list) -> str:
         effect = f"{ab_page.with_unit(row['key'])}{at}, {design}: B - A = {change}"
     text = f"{effect}."
     if verdict.startswith(("better", "worse")):
-        word, _, reserve = verdict.partition(", ")
-        text = f"B is {word} than A{', ' if reserve else ''}{reserve}: {effect}."
+        word, sign, reserve = verdict.partition(", ")
+        text = f"B is {word} than A{sign}{reserve}: {effect}."
     elif verdict == "not comparable":
         trouble = "; ".join(ab_gate.trouble_of(checked))
         text = f"{trouble}. What follows is no evidence about a treatment."
@@ -274,6 +277,8 @@ def headline(row: dict, step: int | None, checked: dict, used: list) -> str:
         text += " A seed without a number may be the very one that went wrong."
     elif verdict == "inconclusive" and isinstance(row["delta"], float):
         text += " These seeds do not tell the arms apart."
+    if verdict == "equivalent" or verdict.endswith("margin"):
+        text += f" Margin: {margin.words}."
     missing = [*checked["missing"], *(f"seed {seed} has no {name}" for seed in row["lacking"])]
     planned = max(runs.number(run["flags"].get("max_train_steps")) for arm in used for run in arm)
     if step is not None and step < planned:
@@ -303,12 +308,14 @@ def strength(row: dict, primary: str, args) -> list[str]:
         p = form_p(stats["p_permutation"])
         lines = [f"Seeds do not match: Welch's test; permutation p {p}."]
     needed: object = "N/A"
+    n_for = max(stats["n_for"], ab_stats.MIN_RUNS)  # nan stays, as it comes first
     if args.delta and not stats["degenerate"]:
         needed = ab_power.n_needed(args.delta, stats["sd_diff"], args.alpha, args.power, paired)
+        needed = max(ab_stats.MIN_RUNS, needed)
     lines += [
         f"With {n} {each} the smallest difference found with {args.power:.0%} power is "
         f"{or_na(stats['mde'], '.5f')} {unit}.",
-        f"A true difference as large as the observed one needs {or_na(stats['n_for'], '.0f')} {each}; "
+        f"A true difference as large as the observed one needs {or_na(n_for, '.0f')} {each}; "
         f"one of the margin {args.delta:g} needs {needed}.",
     ]
     if args.delta:
@@ -409,7 +416,8 @@ def data_read(rows: dict) -> str:
         crop = form(rows["crop_fraction"][side], ".4f")
         unique = form(rows["unique_tokens"][side], ",.0f")
         epochs = form(rows["epochs"][side], ".3f")
-        sides.append(f"{side.upper()} crop fraction {crop}, unique tokens {unique}, epochs {epochs}")
+        text = f"crop fraction {crop}, unique tokens {unique}, epochs {epochs}"
+        sides.append(f"{side.upper()} {text}")
     return "; ".join(sides)
 
 
@@ -423,7 +431,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: python compare_runs.py --a 'runs/base_s*' --b 'runs/bos_s*' --out report\n"
         "exit status: 0 comparable, or in the band; 2 not comparable, or outside; 1 bad input")
     add = parser.add_argument_group("two arms").add_argument
-    add("--a", nargs="+", metavar="RUNS", help="the baseline's run folders, or a quoted pattern")
+    add("--a", nargs="+", metavar="RUNS",
+        help="the baseline's run folders, or a quoted pattern; or logs of other projects (lab/logs.py)")
     add("--b", nargs="+", metavar="RUNS", help="the treatment's run folders")
     add = parser.add_argument_group("many arms").add_argument
     add("--runs", nargs="+", metavar="RUNS", help="run folders of all arms (with --group_by)")
@@ -457,7 +466,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", metavar="FOLDER",
         help="for the report and its plots: new, empty, or of an earlier report (default: only print)")
     add("--print", choices=("short", "full"),
-        help="the verdict, three rows and the report's path, or all of it (default: short with --out, else full)")
+        help="the verdict, three rows and the report's path, or all of it "
+        "(default: short with --out, else full)")
     add("--no_items", dest="items", action="store_false", help="no bootstrap over benchmark items")
     return parser
 

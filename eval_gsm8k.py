@@ -127,7 +127,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
         raise ValueError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}: give at least 1.")
     prompts = [benchmarks.encode_prompt(render_prompt(item["question"]), bos) for item in items]
     rooms = [room_after(len(prompt), model.config.block_size, max_new_tokens) for prompt in prompts]
-    done, decode = done or {}, get_tokenizer().decode
+    done, decode = done or {}, get_tokenizer().decode_generated
     known = {i for i, item in enumerate(items) if item["id"] in done}
 
     def answer(batch):

@@ -1,10 +1,12 @@
-"""model.py owns the network: GPTConfig, GPT (two architectures, gated attention), initialisation, its files.
+"""model.py owns the network: GPTConfig, GPT (three architectures, gated attention), initialisation, its files.
 
     python model.py --attn_gate headwise                   # parameters and FLOPs of the 124M shape
     python model.py export experiments/runs/<run> gpt2_hf  # checkpoint -> folder for transformers
     python model.py import openai-community/gpt2 gpt2      # Hugging Face GPT-2 -> checkpoint
+    python model.py import out/ckpt.pt mine                # nanoGPT's or build-nanogpt's file -> checkpoint
 
 `gpt2` is GPT-2 exactly (learned positions, LayerNorm, tanh-GELU, tied head): weights copy to and from Hugging Face.
+`nanogpt` is the same with nanoGPT's exact GELU.
 `speedrun` is the October-2024 NanoGPT speedrun shape: RoPE, RMSNorm without gain, QK-norm, ReLU^2, no biases,
 zero-initialised output projections; use it with --n_head 6 at --n_embd 768 (heads of 128).
 
@@ -34,15 +36,10 @@ from torch import nn
 
 from lab import chunks, disk, memory, memory_settings, processes
 from lab.loss import chunked_cross_entropy, mask_logits, tie
+from lab.schema import check, is_pairs
 
 FORMAT = {"format": "moonshotgpt-model", "version": 1}
 ADVICE = "pass a folder that this version's GPT.save wrote"
-
-
-def check(condition, sentence: str) -> None:
-    """ValueError with the sentence, unless the condition holds."""
-    if not condition:
-        raise ValueError(sentence)
 
 
 class Linear(nn.Linear):
@@ -123,13 +120,16 @@ def init_speedrun(weight, name, config, generator):
         weight.uniform_(-bound, bound, generator=generator)
 
 
+GPT2 = Arch(norm=nn.LayerNorm, bias=True, activation=functools.partial(F.gelu, approximate="tanh"),
+            activation_grad=functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+            rope=False, init=init_gpt2)
 ARCHS = {
-    "gpt2": Arch(norm=nn.LayerNorm, bias=True, activation=functools.partial(F.gelu, approximate="tanh"),
-                 activation_grad=functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
-                 rope=False, init=init_gpt2),
+    "gpt2": GPT2,
     "speedrun": Arch(norm=functools.partial(nn.RMSNorm, elementwise_affine=False), bias=False,
                      activation=lambda x: F.relu(x).square(), activation_grad=lambda g, x: 2 * g * F.relu(x),
                      rope=True, init=init_speedrun),
+    # exact, as in nanoGPT since May 2023
+    "nanogpt": GPT2._replace(activation=F.gelu, activation_grad=torch.ops.aten.gelu_backward),
 }
 # GPTConfig and the flags of the scripts take their choices from these tables.
 CHOICES = dict(arch=ARCHS, attn_gate=GATES, gate_pos=GATE_POSITIONS, gate_act=GATE_ACTIVATIONS)
@@ -197,12 +197,6 @@ class GPTConfig(memory_settings.Settings):
         names = ", ".join(wrong)
         check(not wrong, f"the configuration has missing or unknown entries ({names}); {ADVICE}")
         return cls(**values)
-
-
-def is_pairs(value) -> bool:
-    """Whether a value is a list of pairs of whole numbers."""
-    lists = list, tuple
-    return isinstance(value, lists) and all(isinstance(v, lists) and [*map(type, v)] == [int, int] for v in value)
 
 
 def rope_tables(block_size: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -524,8 +518,11 @@ def check_shapes(model: GPT, state: dict, source) -> None:
 
 
 def load_exactly(model: GPT, state: dict, source) -> GPT:
-    """The model, with state copied into its weights; errors as in check_shapes."""
+    """The model, with state copied into its weights; ValueError unless they fit exactly and all are finite numbers."""
     check_shapes(model, state, source)
+    for name, tensor in state.items():
+        finite = all(map(math.isfinite, tensor.aminmax()))  # 10 x as fast as isfinite
+        check(finite, f"{source}: {name} holds NaN or infinity; use a checkpoint from before that")
     model.load_state_dict(state)
     return model
 
@@ -542,9 +539,10 @@ def main(argv=None):
     units = dict(vocab_size="tokens", block_size="tokens", n_layer="blocks", n_head="heads", n_embd="channels")
     for name, unit in units.items():
         add(f"--{name}", type=int, default=getattr(GPTConfig, name), help=f"{unit} (default %(default)s)")
-    for name, what in dict(arch="architecture", attn_gate="attention gate").items():
+    choices = CHOICES | memory_settings.CHOICES
+    for name, what in dict(arch="architecture", attn_gate="attention gate", memory="fast weights").items():
         default = getattr(GPTConfig, name)
-        add(f"--{name}", choices=CHOICES[name], default=default, help=f"{what} (default %(default)s)")
+        add(f"--{name}", choices=choices[name], default=default, help=f"{what} (default %(default)s)")
     add("--seq_len", type=int, help="tokens, for the FLOPs (default: block_size)")
     shape = vars(parser.parse_args(argv))
     seq_len = shape.pop("seq_len") or shape["block_size"]
@@ -554,6 +552,7 @@ def main(argv=None):
         print(f"{name + ' parameters':<28} {count:>15,}")
     flops = model.flops_per_token(seq_len)
     print(f"{'training FLOPs per token':<28} {flops:>15,}   at {seq_len} tokens per sequence")
+    print(f"{'bytes written per sequence':<28} {memory.state_bytes(model.transformer['h']):>15,}")
 
 
 if __name__ == "__main__":

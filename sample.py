@@ -234,7 +234,7 @@ class Records:
             return
         if Path(path).exists():
             raise ValueError(f"--out {path} exists: name a new file, or delete it.")
-        runs.make_folder(Path(path).parent, "--out")
+        disk.make_folder(Path(path).parent, "--out")
 
     def add(self, opened: Opened, prompt: str, ids: list, sample: int, written: Written, **more):
         if not self.path:

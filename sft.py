@@ -255,7 +255,7 @@ def print_samples(run: training.Run, data: dict) -> None:
         prompts.append(data["tokens"][span][:first_answer].tolist())
     answers = inference.generate(
         run.model.eval(), prompts, run.args.sample_tokens, temperature=0.0, stop_ids=[BOS_ID])
-    decode = get_tokenizer().decode
+    decode = get_tokenizer().decode_generated
     pairs = zip(prompts, answers, strict=True)
     training.record_samples(run, [(decode(prompt), decode(answer.ids)) for prompt, answer in pairs])
     run.pace.mark("sample")

@@ -307,7 +307,7 @@ def print_samples(run: training.Run) -> None:
     samples = inference.generate(
         run.model.eval(), [[BOS_ID]] * 2, args.sample_tokens,
         temperature=0.8, top_k=50, seed=args.seed + step, stop_ids=[BOS_ID])
-    decode = get_tokenizer().decode
+    decode = get_tokenizer().decode_generated
     training.record_samples(run, [("", decode(sample.ids)) for sample in samples])
     run.pace.mark("sample")
 

@@ -1,7 +1,7 @@
 """answers.py owns the table of answers on README's first screen: question, n, effect with interval, p, verdict, link.
 
     python experiments/answers.py            # print it
-    python experiments/answers.py --write    # put it into README.md, between the two markers
+    python experiments/answers.py --write    # put it into experiments/README.md, and its short form into README.md
 
 Reads experiments/<date>_<name>/answers.json, which each folder's table.py writes from its committed results, so that
 no number in README is typed by hand. `report`, `answer` and `write` are for those table.py. Who reads many answers at
@@ -81,18 +81,24 @@ def word(test: dict) -> str:
     return f"**{own}**"
 
 
-def table() -> str:
-    lines, answers = [], []
+def read_answers() -> list[dict]:
+    """All answers, each with its folder's README as "link" and, in its tests, the p by Holm over all as "p_table"."""
+    answers = []
     for path in sorted(ROOT.glob("experiments/2*/answers.json")):
-        for a in json.loads(path.read_text(encoding="utf-8")):
-            link = f"[{a['question']}](experiments/{path.parent.name}/README.md)"
-            answers.append({**a, "link": link})
-    tests = [test for a in answers for test in a["tests"]]
+        for answer in json.loads(path.read_text(encoding="utf-8")):
+            answers.append({**answer, "link": f"{path.parent.name}/README.md"})
+    tests = [test for answer in answers for test in answer["tests"]]
     for test, p in zip(tests, ab_verdict.holm([test["p"] for test in tests]), strict=True):
         test["p_table"] = p
-    head = f"p, and by Holm over the table's {len(tests)} tests"
-    head = f"| question | n | effect, 95 % interval (uncorrected) | {head} | verdict |"
-    lines = [head, "|---|---|---|---|---|"]
+    return answers
+
+
+def table() -> str:
+    """Every answer with its p, for the log."""
+    answers = read_answers()
+    n_tests = sum(len(answer["tests"]) for answer in answers)
+    head = f"p, and by Holm over the table's {n_tests} tests"
+    lines = [f"| question | n | effect, 95 % interval (uncorrected) | {head} | verdict |", "|---|---|---|---|---|"]
     for a in answers:
         first, *wall = a["tests"]
         both = [map(ab_report.form_p, (test["p"], test["p_table"])) for test in a["tests"]]
@@ -100,27 +106,43 @@ def table() -> str:
         verdict = word(first)
         if wall and word(wall[0]) != verdict:
             verdict += f"; at equal wall-clock {word(wall[0])}"
-        lines.append(f"| {a['link']} | {a['n']} | {a['effect']} | {p} | {verdict} |")
+        lines.append(f"| [{a['question']}]({a['link']}) | {a['n']} | {a['effect']} | {p} | {verdict} |")
     return "\n".join(lines)
+
+
+def short_table() -> str:
+    """Each answer's own effect and verdicts, for README: its own report's, and by Holm over all tests of the log."""
+    lines = ["| question | effect, 95 % interval | its report | over all tests |", "|---|---|---|---|"]
+    for a in read_answers():
+        test, effect = a["tests"][0], a["effect"].partition("; at equal")[0]
+        overall = "inconclusive"
+        if test["p_table"] < ALPHA:
+            overall = test["verdict"]
+        link = f"[{a['question']}](experiments/{a['link']})"
+        lines.append(f"| {link} | {effect} | {test['verdict']} | {overall} |")
+    return "\n".join(lines)
+
+
+TABLES = {"README.md": short_table, "experiments/README.md": table}
 
 
 def main(argv=None):
     p = flags.Parser(description=__doc__)
-    p.add_argument("--write", action="store_true", help="write the table into README.md (default: print it)")
+    p.add_argument("--write", action="store_true", help="write the tables into their files (default: print the long one)")
     args = p.parse_args(argv)
     if not args.write:
         ab_report.show(table())
         return
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1:
-        sys.exit(f"answers.py: README.md must hold each of {START} and {END} once: put them back.")
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    try:
-        disk.write_whole(readme, f"{before}{START}\n{table()}\n{END}{after}".encode())
-    except OSError as error:
-        sys.exit(f"answers.py: README.md cannot be written ({error.strerror}): free space, or take the file back.")
+    for name, make in TABLES.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if text.count(START) != 1 or text.count(END) != 1:
+            sys.exit(f"answers.py: {name} must hold each of {START} and {END} once: put them back.")
+        before, rest = text.split(START)
+        _, after = rest.split(END)
+        try:
+            disk.write_whole(ROOT / name, f"{before}{START}\n{make()}\n{END}{after}".encode())
+        except OSError as error:
+            sys.exit(f"answers.py: {name} cannot be written ({error.strerror}): free space, or take the file back.")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ FAMILIES = {  # names for several settings in --treatment and --allow
     "size": ("n_layer", "n_head", "n_embd", "n_inner"),
 }
 FAULTS = (  # no settings
-    "treatment", "seed", "incomplete", "invalid_run", "unverified_data", "copied_run", "batch_checksums",
+    "treatment", "seed", "incomplete", "invalid_run", "unverified_data", "copied_run",
+    "unrecorded", "batch_checksums",
 )
 YARDSTICKS = {  # what measures, or what is broken: never a treatment. Every <benchmark>_scorer belongs here, too
     *FAULTS, "scorer", "code_sha256", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
@@ -69,6 +70,10 @@ def of_run(run: dict) -> dict:
     model, data, code, scorers), "unused" (flags without effect in this run), "machine" (spoils comparisons of speed,
     not of losses), "micro_batch_size", "tokens" (the tokenisation), "unverified" (whether its data's fingerprints were
     taken from meta.json alone), "run" (None for a row of a results.csv)}."""
+    if "log" in run:  # lab/logs.py
+        nothing = {"seed": None, "tokens": None, "run": None, "settings": {}, "unused": set()}
+        nothing |= {"machine": {}, "micro_batch_size": "not recorded", "unverified": False}
+        return nothing | {"name": run["name"], "log": run["log"]}
     config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
     settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
     for key, built in config["model"].items():
@@ -139,6 +144,8 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     differences, equal = [], {}
     for name in names:
         compare_setting(name, arms, differences, equal)
+    if any("log" in member for member in members):
+        equal.clear()  # what a log does not record is not equal
     mark_consequences(differences, members)
     counting = [d for d in differences if d["state"] == "differs" and not d["mixed"]]
     changed = {d["knob"] for d in counting} - allowed
@@ -294,6 +301,7 @@ PROBLEMS = {  # fault -> what is wrong with a member of an arm ("": nothing)
     "incomplete": incomplete,
     "invalid_run": lambda member: " ".join(map(str, summary_of(member).get("warnings") or [])),
     "unverified_data": lambda member: UNVERIFIED if member["unverified"] else "",
+    "unrecorded": lambda member: member.get("log", ""),
 }
 
 
@@ -313,7 +321,8 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
             bad = [member for member in members if problem(member)]
             why += [f"{member['name']}: {problem(member)}" for member in bad]
             values[arm] = [", ".join(member["name"] for member in bad) or "none"]
-        missing += why
+        if name != "unrecorded":
+            missing += why
         if why:
             faults.append(fault(name, values, "; ".join(why)))
     return faults
@@ -419,7 +428,8 @@ def compare_machines(arms: dict[str, list[dict]], notes: list[str]) -> bool:
     if len(flat(micro)) > 1:
         notes.append(f"micro_batch_size differs ({by_arm(micro)}), as it may: the tokens of a step do not depend on "
                      "it; speed and memory do, so they do not compare")
-    return bool(differing) or len(flat(micro)) > 1
+    unknown = any("log" in member for member in every)
+    return bool(differing) or len(flat(micro)) > 1 or unknown
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ import math
 import os
 import re
 import statistics
+from pathlib import Path
 
-from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_verdict, results, runs
+from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_verdict, logs, results, runs
 from lab.ab_numbers import PRIMARY, SHORT, UNIT
 from lab.ab_report import form, form_change, form_interval, form_p, minutes
 
@@ -32,7 +33,12 @@ HARDWARE_COLUMNS = ("gpu_name", "n_gpus")
 
 
 def read_runs(patterns: list[str], flag: str) -> list[dict]:
-    return [runs.read_run(folder) for folder in runs.expand(patterns, flag)]
+    return [read_one(path) for path in runs.expand(patterns, flag)]
+
+
+def read_one(path) -> dict:
+    """A run's folder, or another project's log."""
+    return logs.read_log(path) if Path(path).is_file() else runs.read_run(path)
 
 
 def label_of(arm: list[dict]) -> str:
@@ -179,7 +185,8 @@ def notes_on(rows: list[dict], compared: set[str], unrecorded: list[str]) -> lis
     strange = [column for column in others if not results.trainer_flags().fullmatch(column)
                and not (scores and column.startswith(scores))]
     if strange:
-        notes.append(f"columns that are no flags of train_gpt.py, not compared: {', '.join(strange)}")
+        names = ", ".join(strange)
+        notes.append(f"columns that are no flags of train_gpt.py, not compared: {names}")
         unrecorded += [f"{column} (unknown)" for column in strange]
     return notes
 
@@ -189,7 +196,8 @@ def read_scores(arm: dict, primary: str, steps: dict, missing: list[str]) -> Non
     steps: {benchmark: the step that all runs scored}."""
     name = arm["name"]
     column = f"final_{primary}" if primary in PRIMARY else primary
-    arm["rows"] = [row for row in arm["rows"] if not row["run"] or row["run"]["summary"] is not None]
+    arm["rows"] = [row for row in arm["rows"]
+                   if not row["run"] or row["run"]["summary"] is not None]
     arm |= {"by_seed": {}, "times": []}
     seeds = [cell_text(row.get("seed")) for row in arm["rows"]]
     if "" in seeds or len(set(seeds)) < len(seeds):  # unknown or double seeds: nothing to pair by
@@ -212,9 +220,11 @@ def titles_of(rows: list[dict]) -> list[dict]:
     """What rows of a results.csv tell of their benchmarks' titles, as the configs of runs."""
     titles = {}
     for row in rows:
-        cells = {column.removesuffix("_title"): cell for column, cell in row.items() if column.endswith("_title")}
-        titles |= {name: {"title": cell} for name, cell in cells.items() if cell}
-    return [{"config": {"benchmarks": titles}}]
+        for column, cell in row.items():
+            name = column.removesuffix("_title")
+            if cell and name != column:
+                titles[name] = {"title": cell}
+    return [{"config": {"benchmarks": titles}, "flags": {}}]
 
 
 def benchmark_score(run: dict, key: str, steps: dict):
@@ -267,7 +277,7 @@ def compare_many(args) -> int:
         compared = compare_with(baseline, others, metrics[primary], primary, checked, args)
 
     word = word_of(checked, arms)
-    head = headline(word, checked, baseline, compared, missing)
+    head = headline(word, checked, baseline, compared, missing, margin)
     title = f"{len(arms)} arms by {', '.join(columns)}"
     if where:
         title += f" ({args.where})"
@@ -280,6 +290,8 @@ def compare_many(args) -> int:
     blocks: list[tuple] = [("h1", title), ("verdict", head, word), ("facts", facts)]
     if args.out and args.runs:
         blocks += ab_page.loss_curves(members, primary, checked["other_tokens"])
+    elif args.out:  # a results.csv has no curves
+        blocks += arms_plot(labelled, primary)
     best = best_rows(labelled, compared, metrics[primary].better)
     blocks += [
         best_table(best, primary, args), ("h2", "Every arm"), stage_table(arms, columns, primary),
@@ -292,10 +304,8 @@ def compare_many(args) -> int:
         counted = ab_report.count(tests, "test")
         blocks.append(("p", f"p (Holm) and verdicts: {counted}, corrected together; intervals are not corrected. "
                             f"Equivalence margin {margin.words}."))
-    if args.out:
-        blocks += arms_plot(labelled, primary)
     if args.out and args.runs:
-        blocks += ab_page.wall_clock(members, primary)
+        blocks += [*arms_plot(labelled, primary), *ab_page.wall_clock(members, primary)]
     blocks += ab_gate.gate_blocks(checked)
     if args.runs:
         blocks += ab_page.last_screen(members, args.command, args.out)
@@ -360,14 +370,17 @@ def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) 
     """The difference at equal wall-clock. A results.csv has no curves to read it off."""
     if args.results or not arm["rows"] or not baseline["rows"]:
         return None
-    both = [ab_numbers.finished([row["run"] for row in side["rows"]]) for side in (baseline, arm)]
+    both = [ab_numbers.finished([row["run"] for row in side["rows"]])
+            for side in (baseline, arm)]
     step = ab_numbers.common_step([run["val"] for side in both for run in side])
     return ab_numbers.matchings(both, step, primary, checked, args.alpha)[2]["row"]
 
 
-def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list) -> str:
+def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list,
+             margin: ab_verdict.Margin) -> str:
     def in_words(values: dict) -> str:
-        return ", ".join(dict.fromkeys(text for texts in ab_gate.as_texts(values).values() for text in texts))
+        texts = ab_gate.as_texts(values).values()
+        return ", ".join(dict.fromkeys(text for own in texts for text in own))
 
     trouble = ab_gate.trouble_of(checked, in_words)
     allowed = [d["knob"] for d in checked["differences"] if d["state"] == "allowed"]
@@ -378,6 +391,8 @@ def headline(word: str, checked: dict, baseline: dict | None, compared: list, mi
     elif compared:
         verdicts = "; ".join(f"{entry['name']} {entry['verdict']}" for entry in compared)
         text = f"against {baseline['name']}: {verdicts}."
+        if "equivalent" in verdicts or "margin" in verdicts:
+            text += f" Margin: {margin.words}."
     else:
         text = "name the --baseline for differences and verdicts."
     if missing:
@@ -413,7 +428,9 @@ def difference_table(compared: list[dict], args) -> tuple:
         if entry["wall"] is None:
             return "N/A: no run to compare"
         change = form_change(entry["wall"], ".4f").split(", p")[0]
-        return change if isinstance(entry["wall"]["delta"], str) else f"{change}: {entry['wall']['verdict']}"
+        if isinstance(entry["wall"]["delta"], str):
+            return change
+        return f"{change}: {entry['wall']['verdict']}"
 
     columns = [
         ("arm", "left", lambda entry: entry["name"]),
@@ -433,7 +450,10 @@ def difference_table(compared: list[dict], args) -> tuple:
 def labels_of(arms: list[dict], columns: list[str]) -> dict[str, dict]:
     """Arms by a short name, which holds the columns in which they differ."""
     vary = [name for name in columns if len({arm["cells"][name] for arm in arms}) > 1]
-    names = [", ".join(ab_gate.short(arm["cells"][name]) or "(empty)" for name in vary or columns[:1]) for arm in arms]
+    names = []
+    for arm in arms:
+        cells = [ab_gate.short(arm["cells"][name]) for name in vary or columns[:1]]
+        names.append(", ".join(cell or "(empty)" for cell in cells))
     if len(set(names)) < len(names):  # hashes that begin alike
         names = [arm["name"] for arm in arms]
     return dict(zip(names, arms, strict=True))
@@ -445,7 +465,8 @@ def arms_plot(labelled: dict[str, dict], primary: str) -> list[tuple]:
     drawn = ab_plots.plot_arms(losses, f"final {SHORT[primary]} ({UNIT[primary]})")
     if not drawn:
         return []
-    return [("img", "arms.png", "Final loss of each arm: a circle per seed, a bar at the mean", drawn)]
+    caption = "Final loss of each arm: a circle per seed, a bar at the mean"
+    return [("img", "arms.png", caption, drawn)]
 
 
 def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> list[dict]:
@@ -476,6 +497,7 @@ def best_table(rows: list[dict], primary: str, args) -> tuple:
         ("Seeds", "left", lambda row: row["seeds"]),
     ]
     if args.baseline:
-        columns.append(("against the baseline, {level} interval", "right", lambda row: row["change"]))
+        title = "against the baseline, {level} interval"
+        columns.append((title, "right", lambda row: row["change"]))
         columns.append(("Verdict", "left", lambda row: row["reading"]))
     return ("key", *ab_report.table(columns, rows, args.alpha)[1:])

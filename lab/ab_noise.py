@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from lab import ab_gate, ab_numbers, ab_page, ab_power, ab_report, ab_verdict, runs
-from lab.ab_many import label_of, names_in, read_runs
+from lab import ab_gate, ab_numbers, ab_page, ab_power, ab_report, ab_stats, ab_verdict
+from lab.ab_many import label_of, names_in, read_one, read_runs
 from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form
 
@@ -18,7 +18,7 @@ def compare_noise(args) -> int:
     """--aa: what seeds alone do to every metric. --check RUN --against: does a newcomer's run lie in that band?"""
     patterns, flag, newcomer = args.aa, "--aa", []
     if args.check:
-        patterns, flag, newcomer = args.against, "--against", [runs.read_run(args.check)]
+        patterns, flag, newcomer = args.against, "--against", [read_one(args.check)]
     itself = [run["folder"].resolve() for run in newcomer]
     every = [run for run in read_runs(patterns, flag) if run["folder"].resolve() not in itself]
     used = ab_numbers.finished([run for run in every if run["summary"]])
@@ -158,7 +158,9 @@ def plan_blocks(sd: float, primary: str, args, record: dict) -> list[tuple]:
     needed, smallest = {}, [("n", "right", str)]
     for name, (correlation, paired) in designs.items():
         spread = ab_power.sd_of_difference(sd, correlation)
-        needed[name] = ab_power.n_needed(effect, spread, alpha, power, paired)
+        enough = ab_power.n_needed(effect, spread, alpha, power, paired)
+        # fewer never give a verdict
+        needed[name] = max(ab_stats.MIN_RUNS, enough)
 
         def detectable(n: int, spread=spread, paired=paired) -> str:
             return f"{ab_power.mde(n, spread, alpha, power, paired):.5f}"
@@ -172,5 +174,5 @@ def plan_blocks(sd: float, primary: str, args, record: dict) -> list[tuple]:
         ("p", f"sd between seeds {sd:.5g} {unit}, two-sided alpha {alpha:g}, power {power:.0%}."),
         ab_report.table(design, list(needed)),
         ("h2", f"Smallest difference that n seeds per arm find ({unit})"),
-        ab_report.table(smallest, [2, 3, 4, 5, 6, 8, 10, 15, 20]),
+        ab_report.table(smallest, [3, 4, 5, 6, 8, 10, 15, 20]),
     ]

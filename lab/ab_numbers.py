@@ -97,12 +97,24 @@ def benchmarks_of(every: list[dict]) -> dict[str, dict]:
         for name, benchmark in (run["config"].get("benchmarks") or {}).items():
             defaults = {"title": name, "item_metrics": (), "cluster": None, "category": None}
             described = known.get(name, defaults) | benchmark
+            stand_in = str(run["flags"].get(f"{name}_data")).startswith("synthetic")
+            if stand_in and "(" not in described["title"] and "items" in benchmark:  # an older run
+                described["title"] += f" (synthetic, {benchmark['items']} items)"
             if "metrics" in described:
                 known[name] = described
+        for name in known.keys() & recorded_titles(run).keys():
+            known[name]["title"] = recorded_titles(run)[name]
     for benchmark in known.values():
         rows = benchmark["metrics"]
         benchmark["metrics"] = [(key, entitle(label, benchmark["title"]), *rest) for key, label, *rest in rows]
     return known
+
+
+def recorded_titles(run: dict) -> dict[str, str]:
+    """{benchmark: title of its last scores}: it may have been scored after training, on other items."""
+    last = {name: records[max(records)] for name, records in run.get("benchmarks", {}).items() if records}
+    last["gsm8k"] = run.get("gsm8k") or {}
+    return {name: record["title"] for name, record in last.items() if isinstance(record.get("title"), str)}
 
 
 def entitle(label: str, title: str) -> str:
@@ -189,6 +201,10 @@ def scores(run: dict, steps: dict, metrics: dict[str, Metric]) -> dict:
     out["wall_seconds"] = out["train_seconds"]
     if isinstance(out["train_seconds"], float):
         out["wall_seconds"] += out["eval_seconds"]
+    if "log" in run:  # lab/logs.py
+        losses = {key for key, *_ in LOSSES}
+        lacking = [key for key, value in out.items() if value == "not a finite number" and key not in losses]
+        out |= dict.fromkeys([*lacking, "eval_seconds", "wall_seconds"], "not recorded")
     return out | facts(run, last)
 
 

@@ -421,12 +421,16 @@ def last_screen(arms: dict[str, list[dict]], command: list[str], out: str | None
     if quotes:
         blocks += [("p", "From the same prompts and seed:"), ("quotes", quotes)]
     else:
-        blocks.append(("p", "Samples: the runs recorded none (train_gpt.py --sample_every)."))
+        blocks.append(("p", "Samples: the runs recorded none, as they do with --sample_every."))
     lines = ["# this report", shell(command)]
     for arm, own in list(arms.items())[:8]:
         if own:
             lines += ["", f"# {ab_report.one_line(arm)}, seed {own[0]['seed']}"]
             lines.append(shell(training_command(own[0])))
+    saved = [str(own[0]["folder"]) for own in arms.values() if own and runs.list_checkpoints(own[0]["folder"])]
+    if len(saved) > 1:
+        lines += ["", "# what the arms write, side by side"]
+        lines.append(shell(["python", "sample.py", saved[0], "--compare", *saved[1:4], "--prompt", "The"]))
     blocks += [("p", "To repeat it:"), ("code", "\n".join(lines))]
     if out:
         blocks += [("p", "The runs' folders, and the numbers of this report:"), ("links", links_of(arms, out))]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from lab import memory, memory_settings
 from lab.loss import IGNORE, KnownLoss, head_gradients, tie
+from lab.schema import check
 
 
 class Reading:
@@ -47,7 +48,7 @@ class Reading:
         """Normalised hidden states (B, C, D) of the next tokens idx (B, C). for_write: write may follow."""
         model, end = self.model, self.position + idx.size(1)
         limit = model.config.block_size
-        memory_settings.check(
+        check(
             end <= limit, f"the sequence has {end} tokens but the model's block_size is {limit}; shorten it")
         lowest = min(self.layers)
         with torch.set_grad_enabled(self.train):

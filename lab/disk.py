@@ -37,6 +37,14 @@ def fsync_path(path) -> None:
             os.close(descriptor)
 
 
+def make_folder(path, flag: str) -> None:
+    """Make a folder for results before the work that fills it. ValueError, naming `flag`, when it cannot be made."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{flag} {path} cannot be made ({error.strerror}): name another.") from None
+
+
 def refuse_bomb(path) -> None:
     """ValueError for a zip or .npz whose files would take far more memory than it takes on disk."""
     if zipfile.is_zipfile(path):

@@ -57,7 +57,7 @@ def unfinished(procs: processes.Processes, out, name: str, decisive, resume: boo
     folder, files, writers = Path(out) / name, contextlib.ExitStack(), []
 
     def open_folder() -> dict[str, dict]:
-        runs.make_folder(out, "--out")
+        disk.make_folder(out, "--out")
         try:
             files.enter_context(disk.hold(folder))
         except ValueError as error:

@@ -2,40 +2,49 @@
 
     python model.py export experiments/runs/<run> gpt2_hf
     python model.py import openai-community/gpt2 gpt2
+    python model.py import out/ckpt.pt mine             # files of nanoGPT and build-nanogpt: lab/neighbours.py
 """
 
+
+import contextlib
+import dataclasses
 import functools
 import math
 import os
-import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
-from lab import disk, flags, runs
+from lab import disk, flags, neighbours, runs
 from lab.tokenizer import FIRST_MUL_ID, VOCAB_SIZE, write_hf_tokenizer
+from lab.tokenizer_files import check_tokenizer
 from model import GPT, GPTConfig, check, load_exactly
 
 # Hugging Face stores these as Conv1D, (in, out): always transposed, by name. By shape, square ones would be missed.
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 SHAPE = ("n_layer", "n_head", "n_embd", "n_inner")  # what both sides call alike
-FORM = dict(  # what GPTConfig(arch="gpt2") builds of GPT2Config's variants
-    activation_function="gelu_new", layer_norm_epsilon=1e-5, scale_attn_weights=True,
-    scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+ACTIVATIONS = {"gpt2": "gelu_new", "nanogpt": "gelu"}  # architecture -> activation_function
+FORM = dict(  # what these two build of GPT2Config's variants
+    layer_norm_epsilon=1e-5, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
+    add_cross_attention=False)
 CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that old files hold
 END_OF_TEXT = 50256  # <|endoftext|>
+FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # no name on the hub ends like this
 SILENT_LOGIT = -1000.0  # of an exported padding id; GPT-2's own logits stay above about -200
 
 
 def from_hf_state(model: GPT, hf_state: dict) -> GPT:
-    """Fills a gpt2-arch model without a gate from a GPT2LMHeadModel (or GPT2Model) state dict, and returns it.
+    """Fills a model of an architecture in ACTIVATIONS, without a gate, from a GPT2LMHeadModel (or
+    GPT2Model) state dict, and returns it.
 
     Rows from the state's vocabulary up to config.vocab_size become zero. Their logit of 0 is far above GPT-2's usual
     ones: ids that are never trained belong in config.unused_ids. ValueError for weights that do not fit."""
     c = model.config
-    check(c.arch == "gpt2" and c.attn_gate == "none",
-          "Hugging Face weights fit only arch='gpt2' with attn_gate='none'; use these")
+    check(c.arch in ACTIVATIONS and c.attn_gate == "none",
+          "Hugging Face weights fit only arch='gpt2' (or 'nanogpt') with attn_gate='none'; use these")
     state = {}
     for name, value in hf_state.items():
         if name != "lm_head.weight" and not name.endswith(CAUSAL_MASKS):
@@ -56,8 +65,9 @@ def from_hf_state(model: GPT, hf_state: dict) -> GPT:
 def to_hf_state(model: GPT) -> dict[str, torch.Tensor]:
     """A GPT2LMHeadModel state dict, as copies, with the config's vocab_size token rows."""
     c = model.config
-    check(c.arch == "gpt2" and c.attn_gate == "none" and model.attention_only,
-          "only arch='gpt2' with attn_gate='none' (without a gate) has a Hugging Face form; use GPT.save")
+    check(c.arch in ACTIVATIONS and c.attn_gate == "none" and c.memory == "none" and model.attention_only,
+          "only arch='gpt2' or 'nanogpt' with attn_gate='none' (without a gate) has a Hugging Face form; "
+          "use GPT.save")
     state = dict(model.state_dict())
     state["transformer.wte.weight"] = state["transformer.wte.weight"][: c.vocab_size]
     for name, value in state.items():
@@ -95,6 +105,22 @@ def check_new_folder(out_dir: Path) -> None:
           f"{out_dir} is not empty; choose another folder, or delete it")
 
 
+@contextlib.contextmanager
+def made_whole(out_dir: Path):
+    """A folder that becomes out_dir when the block is through, and leaves nothing when it fails. It
+    is made in one of a name that nobody has. ValueError when it cannot be written."""
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", dir=out_dir.parent) as box:
+            folder = Path(box, out_dir.name)
+            folder.mkdir()
+            yield folder
+            folder.replace(out_dir)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{out_dir} cannot be written ({error}); free space, or choose another "
+                         "folder") from error
+
+
 def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
     """Writes out_dir as Hugging Face's GPT2LMHeadModel reads it: config.json, model.safetensors (tied head, vocabulary
     cropped to config.vocab_size), generation_config.json, and what write_tokenizer(folder) adds. The folder takes its
@@ -116,18 +142,11 @@ def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
             warnings.append(f"the {len(unused)} padding ids score 0 in the exported model, because its last "
                             "norm has (nearly) no bias: mask them; generate() suppresses them")
         state["transformer.wte.weight"][unused] = row
-    tmp = out_dir.with_name(out_dir.name + ".tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
-    try:
-        _write_folder(tmp, c, state, unused)
+    with made_whole(out_dir) as folder:
+        _write_folder(folder, c, state, unused)
         if write_tokenizer is not None:
-            write_tokenizer(tmp)
-        _compare_logits(model, tmp, unused)
-        tmp.replace(out_dir)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
+            write_tokenizer(folder)
+        _compare_logits(model, folder, unused)
     return warnings
 
 
@@ -138,8 +157,9 @@ def _write_folder(folder: Path, c: GPTConfig, state: dict, unused: list[int]) ->
     end = END_OF_TEXT if c.vocab_size > END_OF_TEXT else None
     shape = {name: getattr(c, name) for name in SHAPE}
     GPT2Config(
-        **shape, **FORM, vocab_size=c.vocab_size, n_positions=c.block_size, tie_word_embeddings=True,
-        bos_token_id=end, eos_token_id=end, architectures=["GPT2LMHeadModel"]).save_pretrained(folder)
+        **shape, **FORM, activation_function=ACTIVATIONS[c.arch], vocab_size=c.vocab_size, n_positions=c.block_size,
+        tie_word_embeddings=True, bos_token_id=end, eos_token_id=end, architectures=["GPT2LMHeadModel"],
+    ).save_pretrained(folder)
     ids = dict(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     GenerationConfig(**ids, suppress_tokens=unused or None).save_pretrained(folder)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -167,9 +187,7 @@ def import_hf(source: str, vocab_size: int | None = None) -> GPT:
     """The GPT of a Hugging Face GPT-2, from a local folder or the hub. ValueError for a model that is not GPT-2's, or
     whose weights are not exactly its configuration's.
 
-    vocab_size above the source's (50349 to fine-tune with multiplication tokens): each new row is the mean of the old
-    ones (Hewitt 2021, "Initializing new word embeddings for pretrained language models"). The source's own rows are
-    never padding, unless it has our 50349."""
+    vocab_size: see grown. The source's own rows are never padding, unless it has our 50349."""
     import transformers
 
     verbosity = transformers.logging.get_verbosity()
@@ -183,27 +201,51 @@ def import_hf(source: str, vocab_size: int | None = None) -> GPT:
     finally:
         transformers.logging.set_verbosity(verbosity)
     c = net.config
-    n_old = c.vocab_size
-    first_new = 0 if n_old == GPTConfig.vocab_size else n_old
-    unused = tuple((max(a, first_new), b) for a, b in GPTConfig.unused_ids if first_new <= b)
     shape = {name: getattr(c, name) for name in SHAPE}
-    config = GPTConfig(**shape, vocab_size=vocab_size or n_old, block_size=c.n_positions, unused_ids=unused)
-    model = from_hf_state(GPT(config, seed=None), net.state_dict())
-    with torch.no_grad():
-        wte = model.transformer["wte"].weight
-        wte[n_old : config.vocab_size] = wte[:n_old].mean(0)
-    return model
+    arch = next(arch for arch, name in ACTIVATIONS.items() if name == c.activation_function)
+    config = GPTConfig(**shape, arch=arch, vocab_size=c.vocab_size, block_size=c.n_positions,
+                       unused_ids=unused_ids(c.vocab_size))
+    return grown(from_hf_state(GPT(config, seed=None), net.state_dict()), vocab_size)
+
+
+def unused_ids(n_old: int) -> tuple:
+    """Which ids are padding in a model that came with n_old rows."""
+    first_new = 0 if n_old == GPTConfig.vocab_size else n_old
+    return tuple((max(a, first_new), b) for a, b in GPTConfig.unused_ids if first_new <= b)
+
+
+@torch.no_grad()
+def grown(model: GPT, vocab_size: int | None) -> GPT:
+    """The model with a vocabulary of vocab_size (None: its own; 50349: to fine-tune with multiplication tokens).
+
+    Each new row is the mean of the old ones (Hewitt 2021, "Initializing new word embeddings for pretrained language
+    models"). ValueError for less than it has."""
+    n_old = model.config.vocab_size
+    if vocab_size in (None, n_old):
+        return model
+    check(vocab_size > n_old, f"the weights have more than {vocab_size} token rows; use vocab_size={n_old}")
+    config = dataclasses.replace(model.config, vocab_size=vocab_size, padded_vocab_size=vocab_size,
+                                 unused_ids=unused_ids(n_old))
+    state = model.state_dict()
+    wte = state["transformer.wte.weight"]
+    state["transformer.wte.weight"] = torch.cat([wte, wte.mean(0).expand(vocab_size - n_old, -1)])
+    larger = GPT(config, seed=None)
+    load_exactly(larger, state, "the larger model")
+    return larger
 
 
 def _load_gpt2(source: str):
-    """The GPT2LMHeadModel in source, in fp32; an error unless it is what GPTConfig(arch="gpt2") builds, and whole."""
+    """The GPT2LMHeadModel in source, in fp32; an error unless it is what an architecture in
+    ACTIVATIONS builds, and whole."""
     from transformers import AutoConfig, GPT2LMHeadModel
 
     config = AutoConfig.from_pretrained(source)
     check(config.model_type == "gpt2", f"it is a {config.model_type} model")
-    for name, value in FORM.items():
+    possible = {name: [value] for name, value in FORM.items()}
+    possible["activation_function"] = list(ACTIVATIONS.values())
+    for name, values in possible.items():
         own = getattr(config, name)
-        check(own == value, f"this GPT-2 has {name} {own}, not {value}")
+        check(own in values, f"this GPT-2 has {name} {own}, not {' or '.join(map(str, values))}")
     net, report = GPT2LMHeadModel.from_pretrained(
         source, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True)
     for fault in ("missing", "mismatched", "unexpected"):
@@ -213,24 +255,74 @@ def _load_gpt2(source: str):
     return net
 
 
-def main(argv) -> None:
-    parser = flags.Parser(prog=f"model.py {argv[0]}")
-    add = parser.add_argument
-    if argv[0] == "export":
-        add("checkpoint", help="a run's folder (its newest whole checkpoint), or a checkpoint's folder")
-        add("out_dir", type=Path, help="folder to make, for transformers")
-        return export_checkpoint(**vars(parser.parse_args(argv[1:])))
-    add("source", help="Hugging Face GPT-2: a folder, or a name on the hub")
-    add("out_dir", type=Path, help="folder to make, for --init_from, sft.py and the evals")
-    add("--new_vocab_size", type=int, default=0,
-        help="tokens (0 = the source's; 50349 = room for the multiplication tokens)")
-    args = parser.parse_args(argv[1:])
-    check_new_folder(args.out_dir)
-    model = import_hf(args.source, args.new_vocab_size or None)
-    model.save(args.out_dir)
+def finder(source: str):
+    """find(name) -> the file of that name beside the weights, in a folder or on the hub, or None."""
+
+    def find(name: str):
+        path = Path(source)
+        if path.exists():
+            file = path / name if path.is_dir() else path.with_name(name)
+            return file if file.is_file() else None
+        from transformers.utils import cached_file
+
+        try:
+            return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        except OSError:  # of a hub that answered a moment ago, with the weights
+            return None
+
+    return find
+
+
+def import_checkpoint(source: str, out_dir: Path, new_vocab_size: int, gelu: str | None) -> None:
+    """The command: a Hugging Face GPT-2, or a neighbour's file, as a checkpoint of ours."""
+    check_new_folder(out_dir)
+    path, notes = Path(source), []
+    check(path.exists() or path.suffix not in FILES, f"{source} does not exist; name a file that does")
+    check(path.suffix != ".safetensors", f"{source} holds weights alone; name the folder it lies in")
+    if path.is_file():
+        model, notes = neighbours.read_checkpoint(path, gelu)
+    else:
+        files = sorted(file.name for file in path.glob("*.pt"))
+        check(not files or (path / "config.json").exists(),
+              f"{source} is a folder with {', '.join(files[:3])}; name one of the files")
+        check(gelu is None, f"--gelu is for nanoGPT's files; leave it out, as {source} says what it has")
+        model = import_hf(source)
+    try:
+        warnings = check_tokenizer(finder(source), model.config.vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be imported: {error}") from None
+    model = grown(model, new_vocab_size or None)
+    with made_whole(out_dir) as folder:
+        model.save(folder)
+    for line in [*notes, *(f"WARNING: {warning}" for warning in warnings)]:
+        print(line)
     size, vocab_size = model.num_params()["total"], model.config.vocab_size
-    print(f"wrote {args.out_dir}: {args.source}, {size:,} parameters, vocabulary {vocab_size}; "
+    print(f"wrote {out_dir}: {source}, {size:,} parameters, vocabulary {vocab_size}; "
           "use it with train_gpt.py --init_from, sft.py --init, or an eval's --checkpoint")
+
+
+def main(argv) -> None:
+    command = argv[0]
+    parser = flags.Parser(prog=f"model.py {command}")
+    add = parser.add_argument
+    if command == "export":
+        add("checkpoint", help="a run's folder (its newest whole checkpoint), or a checkpoint's folder")
+    else:
+        add("source", help="a folder with a Hugging Face GPT-2, or its name on the hub; nanoGPT's "
+                           "ckpt.pt; build-nanogpt's model_*.pt")
+        add("--new_vocab_size", type=int, default=0,
+            help="tokens (0 = the source's; 50349 = room for the multiplication tokens)")
+        add("--gelu", choices=neighbours.GELU,
+            help="of nanoGPT's file (default: exact; tanh: of before May 2023)")
+    add("folder", nargs="?", type=Path, metavar="OUT_DIR", help="folder to make; or --out_dir")
+    add("--out_dir", type=Path, help="the same")
+    args = vars(parser.parse_args(argv[1:]))
+    folder = args.pop("folder")
+    if (folder is None) == (args["out_dir"] is None):
+        parser.error("name one folder to make, as OUT_DIR or with --out_dir")
+    args["out_dir"] = folder or args["out_dir"]
+    run = {"export": export_checkpoint, "import": import_checkpoint}[command]
+    run(**args)
 
 
 def export_checkpoint(checkpoint: str, out_dir: Path) -> None:

@@ -372,6 +372,19 @@ def matched_widths(c, arch, linear) -> tuple[int, ...]:
     return tuple(widths)
 
 
+def state_bytes(blocks) -> int:
+    """What a sequence's fast weights take, and their sums as much again while a period lasts."""
+    weights = 0
+    for block in blocks:
+        if block.memory is None:
+            continue
+        levels = [level for level in block.memory.levels if level.period]
+        if block.memory.titan is not None:
+            levels += block.memory.titan.written_levels()
+        weights += sum(level.n_weights() for level in levels)
+    return 2 * 4 * weights
+
+
 def write_flops(c, blocks, seq_len: int) -> int:
     """Training FLOPs per token of what is written, beside those of the trained weights (GPT.flops_per_token).
 

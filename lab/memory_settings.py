@@ -3,14 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from lab.schema import check
+
 MEMORIES = ("none", "titan", "hope_attention", "hope")
 WITH_TITAN, WITH_CMS = ("titan", "hope"), ("hope_attention", "hope")
-
-
-def check(condition, sentence: str) -> None:
-    """ValueError with the sentence, unless the condition holds."""
-    if not condition:
-        raise ValueError(sentence)
 
 
 @dataclass
@@ -144,16 +140,27 @@ def teach_factor(args, step: int) -> float:
     return factor
 
 
+def checked(name: str, value):
+    """A setting's value, of the type of its default; ValueError for another type."""
+    default = getattr(Settings, name)
+    if isinstance(default, tuple):
+        numbers = (int, float) if default else (int,)
+        is_list = isinstance(value, (list, tuple)) and all(type(one) in numbers for one in value)
+        check(is_list, f"{name} is {value!r:.60}; give a list of numbers")
+        return tuple(value)
+    kinds = {float: (int, float)}.get(type(default), (type(default),))
+    check(type(value) in kinds, f"{name} is {value!r:.60}; give a value like {default!r}")
+    return value
+
+
 def complete_shape(c) -> None:
     """Fills in what a GPTConfig's 0 and () leave open of blocks, periods and the Titans memory, in place; ValueError
     for what no model can have."""
-    for name in ("cms_periods", "cms_widths", "teach_scale"):
-        value = getattr(c, name)
-        check(isinstance(value, (list, tuple)), f"{name} is {value!r}; give a list")
-        setattr(c, name, tuple(value))
+    for name in NAMES:
+        setattr(c, name, checked(name, getattr(c, name)))
     for name, known in CHOICES.items():
         value = getattr(c, name)
-        check(value in list(known), f"unknown {name} {value!r}; use one of {', '.join(known)}")
+        check(value in known, f"unknown {name} {value!r}; use one of {', '.join(known)}")
     if c.memory == "none":
         return
     c.memory_layers = c.memory_layers or max(1, c.n_layer // 4)

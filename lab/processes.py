@@ -310,7 +310,8 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
         try:
             status = main()
         except SystemExit as end:  # of argparse, too
-            status = end.code
+            end.code = end.code or lost_output(name)
+            raise
         sys.exit(status or lost_output(name))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

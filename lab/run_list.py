@@ -246,7 +246,7 @@ def watch(patterns: list[str], seconds: float, out: str) -> int:
     folder, shown = Path(out), set()
     check_page(folder)
     rows, stop = look_at(patterns), processes.StopRequest()
-    runs.make_folder(folder, "--out")
+    disk.make_folder(folder, "--out")
     page = folder / PAGE
     print(f"{page} is kept fresh, every {seconds:g} s: open it in a browser; ctrl-C ends it.", flush=True)
     try:

@@ -3,13 +3,11 @@
 experiments/runs/<name>/
     config.json       every flag, resolved; code, versions, hardware, data fingerprints, parameter and FLOP counts
     code/             the repo's modules as they were, and uncommitted.diff
-    log.txt           what was printed
-    samples.jsonl     what the model wrote at the steps of --sample_every: {"step", "prompt", "text"}
+    log.txt           what was printed; samples.jsonl: what the model wrote, {"step", "prompt", "text"}
     scalars.jsonl     one line per optimizer step, and one per evaluation ("type": "train" | "val" | ...)
     step_metrics.json every evaluated step's scores: {"500": {"val_loss": ...}}
     exposures/        per rank: which sequences each step read, and a checksum of its tokens
-    <benchmark>_metrics.jsonl, <benchmark>_items.jsonl: its scores and its records per item, for every scored step
-    <benchmark>_partial_000500/, gsm8k_partial/: what an unfinished exam has done, and who is at it (lab/exams.py)
+    <benchmark>_metrics.jsonl, _items.jsonl: its scores and records per item, of every scored step; _partial_*: exams.py
     ckpt/step_000500/ model.safetensors, model.json, optimizer.pt, rng.pt, trainer.json; manifest.json (sha256) last
     summary.json      written last: no summary.json = the run is not finished
     .lock             while it trains, the process that does: pid, host, since when
@@ -108,14 +106,6 @@ def code_state() -> dict:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # writing a run
-
-
-def make_folder(path, flag: str) -> None:
-    """Make a folder for results before the work that fills it. ValueError, naming `flag`, when it cannot be made."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{flag} {path} cannot be made ({error.strerror}): name another.") from None
 
 
 def create_run(folder: Path, config: dict) -> None:
@@ -397,15 +387,19 @@ def _read_scalars(folder: Path, notes: list[str]) -> dict:
     return {"train": arrays, "val": val}
 
 
+LOGS = (".txt", ".log")  # other projects' (lab/logs.py)
+
+
 def expand(patterns: list[str], flag: str) -> list[Path]:
-    """Folders that paths or globs name, each once, 2 before 10. A glob passes over files.
+    """Folders that paths or globs name, each once, 2 before 10. A glob without any folder names other projects' logs.
 
     ValueError, naming `flag`, for a glob without a folder."""
     folders: dict[str, Path] = {}
     for pattern in patterns:
         matches = [Path(pattern)]
         if glob.has_magic(pattern) and not matches[0].exists():
-            matches = [path for path in map(Path, glob.glob(pattern)) if path.is_dir()]
+            paths = list(map(Path, glob.glob(pattern)))
+            matches = [path for path in paths if path.is_dir()] or [path for path in paths if path.suffix in LOGS]
         if not matches:
             raise ValueError(f"{flag} {pattern!r} matches no folder: check the path.")
         folders |= {os.path.realpath(path): path for path in matches}
@@ -535,7 +529,8 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
     """
     path = Path(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"{flag} {path} is not a folder: name a run's, or one in its ckpt/.")
+        raise FileNotFoundError(f"{flag} {path} is not a folder: name a run's, or one in its ckpt/; "
+                                "python model.py import reads other projects' files.")
     folder = path.resolve()  # so that "." has a name and parents too
     in_a_run = folder.parent.name == "ckpt" and folder.name.startswith("step_")
     if in_a_run or (folder / "manifest.json").exists():

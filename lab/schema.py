@@ -22,6 +22,18 @@ ANYTHING = "any value", lambda value: True
 ANY_NAME = re.compile("(?s).*")
 
 
+def check(condition, sentence: str) -> None:
+    """ValueError with the sentence, unless the condition holds."""
+    if not condition:
+        raise ValueError(sentence)
+
+
+def is_pairs(value) -> bool:
+    """Whether a value is a list of pairs of whole numbers."""
+    is_list = isinstance(value, (list, tuple))
+    return is_list and all(isinstance(pair, (list, tuple)) and [*map(type, pair)] == [int, int] for pair in value)
+
+
 def misfit(value, schema, place: str = "") -> str:
     """What does not fit, with its place, such as "files.rng.pt.sha256 is null, not 64 hex digits"; "" when all fits."""
     if isinstance(schema, tuple):

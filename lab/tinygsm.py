@@ -78,7 +78,7 @@ def _agrees(answer: int | float, gold: str | int | float) -> bool:
 
 
 def read_rows(data: list[str]) -> Iterator[dict]:
-    """Rows of the files that sources.py reads, or of one dataset on the hub (split train, streamed)."""
+    """Rows of the files that sources.py reads, or of one dataset on the hub (streamed)."""
     if len(data) == 1 and "/" in data[0] and sources.is_hub_name(data[0]):
         [name] = data
         rows = ((f"a row of {name}", row) for row in sources.hub_records(name, None, "train"))
@@ -102,11 +102,13 @@ def convert_files(data: list[str], out: str, max_examples: int = 0) -> Counter:
     if max_examples < 0:
         raise ValueError("--max_examples must be 0 or more: pass another number.")
     if not Path(out).parent.is_dir():
-        raise FileNotFoundError(f"--out {out}: its folder does not exist; create it or choose another.")
+        fault = f"--out {out}: its folder does not exist"
+        raise FileNotFoundError(f"{fault}; create it or choose another.")
     counts = Counter()
     rows = islice(read_rows(data), max_examples or None)
     with disk.replacing(out) as f:
-        for row in tqdm(rows, unit="row", unit_scale=True, disable=None, total=max_examples or None):
+        bar = tqdm(rows, total=max_examples or None, unit="row", unit_scale=True, disable=None)
+        for row in bar:
             text, _, reason = convert(row["question"], row["code"], row.get("answer"))
             counts[reason] += 1
             if text is not None:
@@ -122,7 +124,8 @@ def convert_files(data: list[str], out: str, max_examples: int = 0) -> Counter:
 def main(argv: list[str] | None = None) -> None:
     parser = flags.Parser(
         prog="python -m lab.tinygsm",
-        description="TinyGSM's programs -> worked steps that end in '#### answer'. Rows that fail are dropped.",
+        description="TinyGSM's programs -> worked steps that end in '#### answer'. Rows that fail are "
+        "dropped.",
         epilog="example: python -m lab.tinygsm --data tinygsm.jsonl.gz --out tinygsm_steps.jsonl")
     add = parser.add_argument_group("input and output").add_argument
     add("--data", nargs="+", required=True, metavar="FILE|NAME",

@@ -86,13 +86,25 @@ def _load_gpt2_ranks() -> dict[bytes, int]:
     path = Path(package.origin).parent / "data" / "encoder.json"
     if not path.exists() or disk.sha256_file(path) != VOCAB_FILES["encoder.json"]:
         return _ranks_of_tiktoken()
-    # GPT-2's bytes_to_unicode: bytes that do not print are written as the characters from 256 on
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {256 + i: chr(byte) for i, byte in enumerate(others)}
     ids = json.loads(path.read_bytes())
     del ids["<|endoftext|>"]
+    table = {character: chr(byte) for byte, character in _unprintable_bytes().items()}
     return {token.translate(table).encode("latin-1"): i for token, i in ids.items()}
+
+
+def _unprintable_bytes() -> dict[int, int]:
+    """GPT-2's bytes_to_unicode: bytes that do not print, and the characters from 256 on that stand for them."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: 256 + i for i, byte in enumerate(others)}
+
+
+@functools.cache
+def gpt2_vocabulary() -> dict[str, int]:
+    """GPT-2's 50,257 tokens as its own files spell them (a space is a G with a dot), in order of their ids."""
+    table, ranks = _unprintable_bytes(), get_tokenizer()._ranks
+    tokens = [token.decode("latin-1").translate(table) for token in sorted(ranks, key=ranks.get)]
+    return {token: i for i, token in enumerate([*tokens, "<|endoftext|>"])}
 
 
 def _ranks_of_tiktoken() -> dict[bytes, int]:
@@ -178,6 +190,11 @@ class GPT2TokenizerWithMulFacts:
     def decode(self, ids) -> str:
         """Ids as text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_generated(self, ids) -> str:
+        """As decode, of what a model wrote: an unused id, which nanoGPT's 50,304 rows allow, becomes U+FFFD, too."""
+        pieces = [self._bytes[i] or b"\xff" for i in ids]
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
     def token_byte_lengths(self) -> np.ndarray:
         """uint16 (VOCAB_SIZE,): bytes of UTF-8 text that each id stands for; BOS 0, a mul id those of `6*9=54`.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hellaswag
-from lab import benchmarks, runs
+from lab import ab_numbers, benchmarks, runs
 
 SYNTHETIC = "HellaSwag (synthetic, 400 items)"
 
@@ -153,7 +153,8 @@ def test_a_third_benchmark(tmp_path):
     assert config["title"] == metrics[-1]["title"] == "Agreement (synthetic, 24 items)" and row["hellaswag_title"] == ""
 
     assert seen["code"] == 0
-    rows = [line for line in seen["report"].splitlines() if "Agreement accuracy" in line]
+    report = (tmp_path / "report" / "report.md").read_text()
+    rows = [line for line in report.splitlines() if line.startswith("| Agreement (synthetic, 24 items) accuracy")]
     scores = []
     for seed in (1, 2):
         table = json.loads((tmp_path / f"adamw_s{seed}" / "step_metrics.json").read_text())
@@ -175,6 +176,21 @@ def test_a_third_benchmark(tmp_path):
 def test_title(n, source, title):
     """What a score is called in logs, tables and results.csv: HellaSwag alone is all of the official items."""
     assert benchmarks.title_of(hellaswag, [None] * n, source) == title
+
+
+def test_titles_of_reports():
+    """What a report calls scores that were made after training: by the items of their last record."""
+    about = benchmarks.describe(hellaswag, [{}] * 40, {"title": SYNTHETIC})
+    trained = {"config": {"benchmarks": {"hellaswag": about}}}
+    later = {"hellaswag": "HellaSwag (60 of 10,042 items)", "ewok": "EWoK (synthetic, 44 items)",
+             "gsm8k": "GSM8K (synthetic, 8 items)"}
+    scored = {name: {4: {"title": later[name]}} for name in ("hellaswag", "ewok")}
+    rescored = trained | {"benchmarks": scored, "gsm8k": {"title": later["gsm8k"]}}
+    before = {"hellaswag": SYNTHETIC, "ewok": "EWoK", "gsm8k": "GSM8K"}
+    for run, titles in ((trained, before), (rescored, later)):
+        for name, benchmark in ab_numbers.benchmarks_of([run]).items():
+            assert benchmark["title"] == titles[name]
+            assert all(label.startswith(f"{titles[name]} ") for _, label, *_ in benchmark["metrics"])
 
 
 def test_spread_evenly():

@@ -593,6 +593,7 @@ def test_verdicts(tmp_path, capsys, verdict):
     code, report = compare(tmp_path, "--delta", margin, out=tmp_path / "report" if verdict == "better" else None)
     assert code == 0 and report["verdict"] == verdict
     assert report["headline"].startswith(f"**{verdict}**") and "4 pairs" in report["headline"]
+    assert ("Margin: 0.002 nats/token" in report["headline"]) == (verdict == "equivalent")
     assert report["headline"].replace("**", "") in capsys.readouterr().out.replace("**", "")
     if verdict == "better":
         assert report["headline"] in (tmp_path / "report" / "report.md").read_text()
@@ -987,6 +988,10 @@ def test_plan(tmp_path, capsys):
     assert "Smallest difference that n seeds per arm find" in capsys.readouterr().out
     for seed in range(4):
         make_run(tmp_path / f"base_s{seed}", seed, loss=NOISE_A[seed])
+    assert many("--plan", "--effect", 1, "--noise", 0.001, "--out", tmp_path / "large") == 0
+    needed = json.loads((tmp_path / "large" / "report.json").read_text())["plan"]["seeds_needed"]
+    assert set(needed.values()) == {3}  # two would show it, and two never give a verdict
+    capsys.readouterr()
     assert many("--aa", tmp_path / "base_s*", "--plan", "--effect", 0.003) == 0
     assert f"sd between seeds {np.std(NOISE_A[:4], ddof=1):.5g}" in capsys.readouterr().out
 
@@ -1051,7 +1056,7 @@ def test_bad_input_is_one_sentence(two_arms, case):
     flags, message = BAD[case]
     with pytest.raises(ValueError) as error:
         many(*(flag.format(two_arms) for flag in flags))
-    assert message in str(error.value) and "\n" not in str(error.value) and str(error.value).endswith(".")
+    assert message in str(error.value) and "\n" not in str(error.value) and str(error.value).endswith((".", "?"))
 
 
 def test_exit_statuses_of_the_command(two_arms, tmp_path):

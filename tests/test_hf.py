@@ -148,6 +148,8 @@ BAD_SOURCES = {  # name: (what is done to a saved GPT-2, what is said)
     "n_embd 64": (lambda f: change(f, n_embd=64), "mismatched weights: transformer.h.0"),
     "n_positions 64": (lambda f: change(f, n_positions=64), "mismatched weights: transformer.wpe"),
     "a weight more": (lambda f: change(f, add={"transformer.h.0.attn.lora_A": torch.ones(3)}), "unexpected .*lora_A"),
+    "NaN": (lambda f: change(f, add={"transformer.h.0.ln_1.weight": torch.full((48,), torch.nan)}),
+            "h.0.ln_1.weight holds NaN or infinity"),
     "cut off": (cut, "cannot be imported"),
     "cut off bin": (as_bin, "cannot be imported"),
 }

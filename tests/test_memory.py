@@ -285,7 +285,9 @@ def test_parameters_are_matched(arm, arch):
     (dict(write="through", inner_optimizer="rank1"), "write stop"), (dict(inner_lr_learned=True), "write through"),
     (dict(self_modifier="on"), "memory hope"), (dict(inner_decay=1.0), "below 1"), (dict(inner_lr=-1.0), "0 or more"),
     (dict(inner_lr=float("nan")), "0 or more"), (dict(teach_scale=(1.0, 2.0)), "one each"),
-    (dict(memory_layers=9), "3 blocks"),
+    (dict(memory_layers=9), "3 blocks"), (dict(memory_layers="2"), "memory_layers is '2'"),
+    (dict(cms_periods=8), "list of numbers"), (dict(cms_periods=("8", 0)), "list of numbers"),
+    (dict(inner_lr=None), "inner_lr is None"), (dict(inner_lr_learned=1), "like False"),
     (dict(memory="titan", titan_width=500, titan_period=8, cms_periods=()), "lower titan_width"),
 ])
 def test_impossible_settings_are_a_sentence(change, word):

@@ -594,3 +594,14 @@ def test_command_line():
     assert out.returncode == 0 and "124,439,808" in out.stdout and "854,438,400" in out.stdout
     bad = run("--n_head", "7")
     assert bad.returncode == 1 and "use n_head 1, 2, 3, 4, 6, 8, 12" in bad.stderr and "Traceback" not in bad.stderr
+
+
+def test_weights_that_are_no_numbers(tmp_path):
+    """NaN or infinity in a checkpoint, which would make every score of it NaN: one sentence with the weight's name."""
+    for value in (math.nan, -math.inf):
+        net = GPT(GPTConfig(**TINY))
+        with torch.no_grad():
+            net.transformer["wpe"].weight[3, 1] = value
+        net.save(tmp_path)
+        with pytest.raises(ValueError, match="transformer.wpe.weight holds NaN or infinity"):
+            GPT.load(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from conftest import base_loss, make_run
 
 import compare_runs
-from lab import ab_page, ab_plots, ab_report, runs, shards, training
+from lab import ab_numbers, ab_page, ab_plots, ab_report, runs, shards, training
 
 SHORT = {"max_train_steps": 20, "eval_every": 5}
 NAMES = "baseline_adamw_trapezoid_x", "bos_rows_requeue_trapezoid"  # 26 characters each
@@ -194,6 +194,18 @@ def test_arms_of_a_plot_differ():
 def test_datasets_have_names(meta, name):
     """A path of someone's machine in a record or a report: none."""
     assert shards.dataset_name(meta) == name
+
+
+def test_stand_ins_are_named(tmp_path):
+    """Scores on synthetic items that stand under the name of the real benchmark, of an older run or a newer one: 0."""
+    titles = {"older": "HellaSwag", "newer": "HellaSwag (synthetic, 60 items)"}
+    for name, title in titles.items():
+        described = {"hellaswag": {"title": title, "items": 60, "sha256": "0" * 64, "item_metrics": [],
+                                   "metrics": [["hellaswag_accuracy_norm", "HellaSwag accuracy_norm", 1, ".4f"]]}}
+        run = make_run(tmp_path / name, flags={**SHORT, "hellaswag_data": "synthetic:60"}, hellaswag=0.4,
+                       config={"benchmarks": described})
+        label = ab_numbers.metrics_of([runs.read_run(run)])["hellaswag_accuracy_norm"].label
+        assert label == "HellaSwag (synthetic, 60 items) accuracy_norm"
 
 
 def test_samples_are_recorded(tmp_path):
