@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from lab import files
 from lab.schema import ANY_NAME, ANYTHING, COUNT, TEXT, misfit
 from lab.tokenizer import (
     BOS_ID,
@@ -96,11 +97,13 @@ def of_config(text: str) -> tuple[str, dict]:
     return "" if name in CLASSES else f"it is a {name}", {}
 
 
+OTHER_KINDS = "vocab.txt spiece.model spm.model tokenizer.model sentencepiece.bpe.model".split()
+
+
 def other_kind(text: str) -> tuple[str, dict]:
     return "GPT-2 has no such file", {}
 
 
-OTHER_KINDS = "vocab.txt spiece.model spm.model tokenizer.model sentencepiece.bpe.model".split()
 def other_end(path: Path | None) -> int | None:
     """The id that ends a text by config.json, when it is an ordinary token of GPT-2's."""
     if path is None:
@@ -136,7 +139,7 @@ def check_tokenizer(find: Callable[[str], Path | None], vocab_size: int) -> list
             text = Path(path).read_text(encoding="utf-8", errors="replace")
             fault, others = read(text)
         except Exception as error:  # of json, or of tokenizers, which raises its own
-            fault, others = f"it cannot be read: {str(error).splitlines()[0]}", {}
+            fault, others = f"it cannot be read: {files.first_line(error)}", {}
         if fault:
             raise ValueError(f"its own tokenizer is not GPT-2's ({name}: {fault}), and {ADVICE}, or "
                              "take the file away if it is not this model's")

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from lab import hf
+from lab import hf, tokenizer_files
 from lab.tokenizer import write_hf_tokenizer
 from lab.tokenizer_files import check_tokenizer
 
@@ -79,6 +79,17 @@ def test_own_tokenizers_are_refused(tmp_path, gpt2_files, name):
     with pytest.raises(ValueError, match=said) as error:
         checked(tmp_path, {file: write(gpt2_files)})
     assert "\n" not in str(error.value) and "import a model of GPT-2's tokenizer" in str(error.value)
+
+
+def test_an_error_without_words_is_named(tmp_path, monkeypatch):
+    """Tracebacks of a file whose reader fails without a message, as for lack of memory: 0."""
+
+    def fail(text):
+        raise MemoryError
+
+    monkeypatch.setitem(tokenizer_files.READERS, "tokenizer.json", fail)
+    with pytest.raises(ValueError, match="tokenizer.json: it cannot be read: MemoryError"):
+        checked(tmp_path, {"tokenizer.json": "{}"})
 
 
 def test_sizes_without_a_tokenizer(tmp_path, gpt2_files):
