@@ -283,9 +283,9 @@ def import_checkpoint(source: str, out_dir: Path, new_vocab_size: int, gelu: str
     if path.is_file():
         model, notes = neighbours.read_checkpoint(path, gelu)
     else:
-        files = sorted(file.name for file in path.glob("*.pt"))
-        check(not files or (path / "config.json").exists(),
-              f"{source} is a folder with {', '.join(files[:3])}; name one of the files")
+        names = sorted(file.name for file in path.glob("*.pt"))
+        check(not names or (path / "config.json").exists(),
+              f"{source} is a folder with {', '.join(names[:3])}; name one of the files")
         check(gelu is None, f"--gelu is for nanoGPT's files; leave it out, as {source} says what it has")
         model = import_hf(source)
     try:

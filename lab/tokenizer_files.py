@@ -8,6 +8,7 @@ error, and every number is wrong. So its files are compared, id by id, with the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -106,9 +107,10 @@ def other_kind(text: str) -> tuple[str, dict]:
 
 def other_end(path: Path | None) -> int | None:
     """The id that ends a text by config.json, when it is an ordinary token of GPT-2's."""
-    if path is None:
-        return None
-    end = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
+    end = None
+    if path is not None:
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # some other program's config.json
+            end = parsed(Path(path).read_text(encoding="utf-8"), OBJECT).get("eos_token_id")
     return end if type(end) is int and end < BOS_ID else None
 
 

@@ -101,6 +101,8 @@ def test_sizes_without_a_tokenizer(tmp_path, gpt2_files):
     (warning,) = checked(tmp_path, {"config.json": '{"eos_token_id": 0}'})
     assert "ends a text with id 0" in warning
     assert checked(tmp_path, {"config.json": '{"eos_token_id": 50256}'}) == []
+    for other in ("[]", "{", "null"):  # beside a neighbour's ckpt.pt it may be another program's
+        assert checked(tmp_path, {"config.json": other}) == []
     added = json.loads(gpt2_files["vocab"]) | {"<|pad|>": 50257, "<|user|>": 50258}
     (warning,) = checked(tmp_path, {"vocab.json": json.dumps(added)}, 50259)
     assert "2 more tokens than GPT-2's (<|pad|>, <|user|>)" in warning
