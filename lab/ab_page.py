@@ -4,7 +4,7 @@
     blocks = loss_curves(arms, "val_loss", other_tokens=False)
     blocks = last_screen(arms, command, out)                               # samples, commands, files
 
-Words come from what the runs recorded; of what they did not record nothing is said. Nothing here is a test.
+Words come from what the runs recorded, and what they did not record is left out. Nothing here is a test.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Pace:
         self.start()
 
     def start(self) -> None:
-        """What was done until now counts for nothing."""
+        """Leaves out the time until now."""
         self.since = self.clock()
 
     def mark(self, kind: str) -> None:
@@ -107,7 +107,7 @@ def checkpoint_bytes(model, optimizers) -> int:
 
 
 def measure(micro_step, update, model, optimizers, rows: int, device, sizes=()) -> Cost:
-    """Times micro_step(rows), forward and backward of so many rows, and update(), which moves the weights by nothing.
+    """Times micro_step(rows), forward and backward of so many rows, and update(), a step at learning rate 0.
 
     One slow row on CPU stands for all of them. ValueError that names the largest of `sizes`, other numbers of rows,
     which fits when memory does not suffice."""
@@ -228,7 +228,7 @@ def total_memory(device) -> int | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# what is told before the first step
+# what is printed before the first step
 
 
 def tokens_of(items: list[dict]) -> float:

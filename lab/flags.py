@@ -113,8 +113,8 @@ class Parser(argparse.ArgumentParser):
         return parsed, rest
 
     def refuse_unknown(self, words: list[str]) -> None:
-        """Ends the script when a word that looks like a flag is none. Said first: a flag that seems missing is most
-        often one that was misspelt."""
+        """Ends the script when a word that looks like a flag is none. This comes before argparse, which would
+        complain about a missing flag where it was only misspelt."""
         known = self._option_string_actions
         names = [option[2:] for option in known if option.startswith("--")]
         faults = []

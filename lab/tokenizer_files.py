@@ -128,8 +128,8 @@ TABLES = (of_tokenizer, of_vocab, of_merges)  # which show that a tokenizer is G
 
 
 def check_tokenizer(find: Callable[[str], Path | None], vocab_size: int) -> list[str]:
-    """Sentences on a tokenizer that has GPT-2's ids and more, or that nobody can see. ValueError
-    when it is not GPT-2's. find(name) -> the file of that name beside the weights, or None."""
+    """Warnings of a tokenizer that has more than GPT-2's ids, or that is missing. ValueError when
+    it is not GPT-2's. find(name) -> the file of that name beside the weights, or None."""
     added, seen = {}, False
     for name, read in READERS.items():
         path = find(name)

@@ -1,4 +1,4 @@
-"""units.py owns how a span of time and a number of bytes are written for people: 45 s, 5.2 h, 310.4 MB."""
+"""units.py owns how spans of time and numbers of bytes are written: 45 s, 5.2 h, 310.4 MB."""
 
 from __future__ import annotations
 
