@@ -267,6 +267,7 @@ def parse_flags(argv) -> argparse.Namespace:
         parser.error("--temperature is 0 (greedy) or more, --top_p above 0 and up to 1.")
     if args.temperature == 0 and (args.top_k or args.top_p < 1):
         parser.error("--top_k and --top_p do nothing when greedy: raise --temperature, or drop them.")
+    flags.accept()
     return args
 
 

@@ -142,12 +142,12 @@ def open_model(path: str, flag: str, args, device) -> Opened:
         name += f" step {step}"
     sha256 = disk.sha256_file(folder / "model.safetensors")
     opened = Opened(name, folder, model.eval(), sha256, mul_tokens, injector, is_chat, bos != "off")
-    tell(opened, path, args)
+    check_kind(opened, path, args)
     return opened
 
 
-def tell(opened: Opened, path: str, args) -> None:
-    """Notes on how a checkpoint is asked. ValueError for --chat with one that never saw a conversation."""
+def check_kind(opened: Opened, path: str, args) -> None:
+    """ValueError for --chat with a checkpoint that never saw a conversation; notes on what may surprise."""
     if args.chat and opened.is_chat is False:
         raise ValueError(f"--chat: {path} was not fine-tuned on conversations: name a run of sft.py, "
                          "or give a --prompt without --chat.")

@@ -14,6 +14,7 @@ from lab.ab_report import form
 
 NO_ARMS = {"other_tokens": False}  # one run repeated: nothing differs
 
+
 def compare_noise(args) -> int:
     """--aa: what seeds alone do to every metric. --check RUN --against: does a newcomer's run lie in that band?"""
     patterns, flag, newcomer = args.aa, "--aa", []

@@ -4,7 +4,7 @@
     blocks = loss_curves(arms, "val_loss", other_tokens=False)
     blocks = last_screen(arms, command, out)                               # samples, commands, files
 
-Words come from what the runs recorded; of what they did not record nothing is said. Nothing here is a test.
+Words come from what the runs recorded, and what they did not record is left out. Nothing here is a test.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def facts_of(arms: dict[str, list[dict]], checked: dict) -> list[tuple[str, str]
     facts = {
         "Changed": changed(arms, data, checked),
         "Data": data_fact(data),
-        "Model": said(arms, model_in_words),
-        "Training": ", ".join(filter(None, (said(arms, words) for words in TRAINING))),
+        "Model": once(arms, model_in_words),
+        "Training": ", ".join(filter(None, (once(arms, words) for words in TRAINING))),
         "Seeds": seeds_in_words(arms),
         "Date": dates_in_words(str(run["config"].get("started") or "")[:10] for run in every),
-        "Hardware": said(arms, hardware_in_words),
+        "Hardware": once(arms, hardware_in_words),
     }
     return [(name, words) for name, words in facts.items() if words]
 
@@ -82,18 +82,18 @@ def data_of(run: dict) -> dict:
     return data | {"folder": Path(str(flags.get("data_dir") or "")).name}
 
 
-def said(arms: dict[str, list], words) -> str:
-    """words(member), once where all agree: 'x', else 'x / y' by arm."""
+def once(arms: dict[str, list], words) -> str:
+    """words(member) of every member, once where all agree: 'x', else 'x / y' by arm."""
     by_arm = {arm: list(dict.fromkeys(filter(None, map(words, own)))) for arm, own in arms.items()}
     return " / ".join(dict.fromkeys(" and ".join(own) for own in by_arm.values() if own))
 
 
 def data_fact(data: dict[str, list[dict]]) -> str:
     """'edu_web, 11.7M / 11.6M tokens, 45 held-out documents'."""
-    name, tokens = said(data, data_in_words), said(data, lambda own: amount(runs.number(own.get("tokens"))))
+    name, tokens = once(data, data_in_words), once(data, lambda own: amount(runs.number(own.get("tokens"))))
     parts = [name, tokens and f"{tokens} tokens"]
     for key, noun in (("conversations", "conversations"), ("val_documents", "held-out documents")):
-        n = said(data, lambda own, key=key: amount(runs.number(own.get(key))))
+        n = once(data, lambda own, key=key: amount(runs.number(own.get(key))))
         parts.append(n and f"{n} {noun}")
     return ", ".join(filter(None, parts))
 
@@ -233,7 +233,7 @@ def changed(arms: dict, data: dict[str, list[dict]], checked: dict) -> str:
 
 
 def by_arm(arms: dict[str, list], words, between: str) -> str:
-    return joined((said({arm: own}, words) for arm, own in arms.items()), between)
+    return joined((once({arm: own}, words) for arm, own in arms.items()), between)
 
 
 def joined(sides, between: str) -> str:

@@ -71,7 +71,7 @@ def canvas(width: float, height: float, panels: list[int] = (1,), across: bool =
     """(axes, save), sizes in inches, one axis per panel, of these relative heights, below each other or `across`;
     save("png" | "svg") -> bytes.
 
-    A name with dollars in it is no mathematics. The figure is drawn by Agg without pyplot, so that a notebook's own
+    Dollars in a name begin no formula. The figure is drawn by Agg without pyplot, so that a notebook's own
     plots keep their backend and are not touched.
     """
     matplotlib = import_matplotlib()

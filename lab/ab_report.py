@@ -239,12 +239,17 @@ MODES = ("a/b", "group_by", "aa", "check", "plan")  # of a report.json, by which
 
 def check_out(out: str | None) -> None:
     """ValueError unless a report may go to --out: a folder that is new, empty, or holds an earlier report."""
-    if not out:
-        return
-    folder, fault = Path(out), "is not empty and holds no report.json of compare_runs.py"
+    if out:
+        folder = Path(out)
+        check_folder(folder, "report.json.tmp", lambda names: is_report(folder / "report.json"),
+                     "is not empty and holds no report.json of compare_runs.py")
+
+
+def check_folder(folder: Path, unfinished: str, is_ours, fault: str) -> None:
+    """ValueError, with `fault`, unless --out is new, empty but for a file that a kill has left, or is_ours(names)."""
     try:
-        names = {path.name for path in folder.iterdir()} - {"report.json.tmp"}
-        if not names or is_report(folder / "report.json"):
+        names = {path.name for path in folder.iterdir()} - {unfinished}
+        if not names or is_ours(names):
             return
     except FileNotFoundError:
         return

@@ -80,7 +80,7 @@ def margin_of(given: float | None, asked: str | None, primary: str, every: list[
 
 def bits_per_nat(every: list[dict], primary: str) -> float:
     """Bits/byte for one nat/token of held-out text, by the last evaluation of the first run that
-    tells; else 0."""
+    recorded both counts; 0 where none did."""
     view = "_bos" * primary.endswith("_bos")
     for run in every:
         *_, record = {}, *run["val"].values()

@@ -426,7 +426,7 @@ def make_parser(name: str, title: str, data: str, out: str, long: str, batch: st
     """A parser with the flags that all benchmarks have. data, out, batch: what --data, --out and --batch_size mean;
     long: what becomes of long items without --skip_long."""
     parser = flags.Parser(
-        prog=f"{name}.py", description=f"{title} of a checkpoint.",
+        prog=f"{name}.py", description=f"{title} of a checkpoint.", checks_more=True,
         epilog=f"example: python {name}.py --checkpoint experiments/runs/<run> --show 3")
     add = parser.add_argument_group("what").add_argument
     add("--checkpoint", required=True,
@@ -449,7 +449,7 @@ def make_parser(name: str, title: str, data: str, out: str, long: str, batch: st
 
 
 def parse_counts(parser, argv, **lowest: int) -> argparse.Namespace:
-    """Parsed flags, none below its lowest value."""
+    """Parsed flags, none below its lowest value. When the script has no more to check, flags.accept() follows."""
     args = parser.parse_args(argv)
     for name, low in {"max_examples": 0, "show": 0, **lowest}.items():
         if getattr(args, name) < low:
@@ -476,6 +476,7 @@ def main(benchmark, argv=None) -> int:
     for option, settings in benchmark.OPTIONS.items():
         parser.add_argument(f"--{option}", **settings)
     args = parse_counts(parser, argv, batch_size=0)
+    flags.accept()
     procs = processes.start_processes(args.device)
     try:
         examine(benchmark, args, procs)

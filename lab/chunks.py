@@ -92,7 +92,7 @@ class Reading:
         return states
 
     def fork(self) -> "Reading":
-        """Another one that goes on from here, for read_only."""
+        """A copy that reads on from here, for read_only."""
         other = copy.copy(self)
         other.past = dict(self.past)
         return other

@@ -196,10 +196,8 @@ def hold(folder):
     try:
         holder = me
         if words:  # none: killed before it wrote them
-            holder = None
-            with contextlib.suppress(ValueError, RecursionError):
-                holder = json.loads(words)
-        if not isinstance(holder, dict) or holder.keys() != me.keys():
+            holder = _who(words)
+        if holder is None:
             raise ValueError(f"{path} was not written by this lab: delete it, or choose another folder.")
         fault = "{} is held by process {pid} on {host} since {since}".format(folder, **holder)
         if not is_free:
@@ -233,15 +231,24 @@ def holder(folder) -> tuple[str, dict]:
         return "unknown", {}
     try:
         who = None
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            who = json.loads(os.read(lock, 4096))
-        if not isinstance(who, dict) or type(who.get("pid")) is not int or not {"host", "since"} <= who.keys():
+        with contextlib.suppress(OSError):
+            who = _who(os.read(lock, 4096))
+        if who is None:
             return "unknown", {}
         if who["host"] != platform.node():
             return "unknown", who
         return ("held" if _is_held(lock, who["pid"]) else "dead"), who
     finally:
         os.close(lock)
+
+
+def _who(words: bytes) -> dict | None:
+    """{"pid", "host", "since"} as hold() writes them into a .lock; None for anything else."""
+    with contextlib.suppress(ValueError, RecursionError):
+        who = json.loads(words)
+        if isinstance(who, dict) and who.keys() == {"pid", "host", "since"} and type(who["pid"]) is int:
+            return who
+    return None
 
 
 def _is_held(lock: int, pid: int) -> bool:

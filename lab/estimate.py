@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from lab import processes
+from lab import processes, units
 
 SLOW = 5.0  # seconds; a micro-step that takes longer on CPU is extrapolated from one row
 DAY = 86_400
@@ -49,7 +49,7 @@ class Pace:
         self.start()
 
     def start(self) -> None:
-        """What was done until now counts for nothing."""
+        """Leaves out the time until now."""
         self.since = self.clock()
 
     def mark(self, kind: str) -> None:
@@ -85,22 +85,6 @@ class Pace:
         return sum(self.count(kind, step) * self.seconds(kind) for kind in self.every)
 
 
-def duration(seconds: float) -> str:
-    """0.31 s, 14 s, 3 min 20 s, 5 h 12 min, 12 days."""
-    if seconds < 10:
-        return f"{seconds:.2f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    large, small, size = "h", "min", 3600
-    if seconds < 3600:
-        large, small, size = "min", "s", 60
-    if seconds >= DAY:
-        return f"{seconds / DAY:,.0f} days"
-    whole, rest = divmod(int(seconds), size)
-    rest = rest * 60 // size
-    return f"{whole} {large} {rest} {small}" if rest else f"{whole} {large}"
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # one micro-step
 
@@ -123,7 +107,7 @@ def checkpoint_bytes(model, optimizers) -> int:
 
 
 def measure(micro_step, update, model, optimizers, rows: int, device, sizes=()) -> Cost:
-    """Times micro_step(rows), forward and backward of so many rows, and update(), which moves the weights by nothing.
+    """Times micro_step(rows), forward and backward of so many rows, and update(), a step at learning rate 0.
 
     One slow row on CPU stands for all of them. ValueError that names the largest of `sizes`, other numbers of rows,
     which fits when memory does not suffice."""
@@ -244,7 +228,7 @@ def total_memory(device) -> int | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# what is told before the first step
+# what is printed before the first step
 
 
 def tokens_of(items: list[dict]) -> float:
@@ -258,32 +242,28 @@ def report(args, cost: Cost, pace: Pace, device, advice: str) -> list[str]:
     step = pace.seconds("step")
     total = pace.seconds_left(0)
     others = total - step * args.max_train_steps
-    times = f"about {duration(step)} per step"
-    lines = [f"measured: {times}, {duration(total)} in all, {duration(others)} of it evaluations and saves"]
+    times = f"about {units.duration(step)} per step"
+    lines = [f"measured: {times}, {units.duration(total)} in all, {units.duration(others)} of it evaluations and saves"]
     if device.type != "cuda" and total > DAY:
-        lines.append(f"WARNING: {times} here, {duration(total)} in all; {advice}")
+        lines.append(f"WARNING: {times} here, {units.duration(total)} in all; {advice}")
     free = free_bytes(args.out_dir)
     kept = pace.count("save", 0)
     if args.keep_last:
         kept = min(kept, args.keep_last)
     disk = kept * cost.checkpoint
     memory = total_memory(device)
-    of_memory = "" if memory is None else f" of {gigabytes(memory)}"
-    lines.append(f"memory about {gigabytes(cost.memory)}{of_memory} | disk {gigabytes(disk)} for {kept} "
-                 f"checkpoint(s) of {gigabytes(cost.checkpoint)}, {gigabytes(free)} free")
+    of_memory = "" if memory is None else f" of {units.size(memory)}"
+    lines.append(f"memory about {units.size(cost.memory)}{of_memory} | disk {units.size(disk)} for {kept} "
+                 f"checkpoint(s) of {units.size(cost.checkpoint)}, {units.size(free)} free")
     if memory is not None and cost.memory > 0.95 * memory:
         fits = max(1, int(args.micro_batch_size * 0.9 * memory / cost.memory))
         lines.append("WARNING: memory will hardly suffice: pass --micro_batch_size "
                      f"{fits} (estimated), which changes no result.")
     missing = disk + cost.checkpoint - free  # one more is there while the next is written
     if missing > 0:
-        lines.append(f"WARNING: the disk will be full before the end: free {gigabytes(missing)}, "
-                     "or pass a lower --keep_last.")
+        lines.append(f"WARNING: the disk will be full before the end: free {units.size(missing)}, "
+                     "or keep fewer checkpoints with --keep_last or --save_every.")
     return lines
-
-
-def gigabytes(n: float) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.0f} MB"
 
 
 def free_bytes(folder) -> int:

@@ -44,8 +44,8 @@ def read_done(folder: Path, key: str) -> dict[str, dict]:
 
 @contextlib.contextmanager
 def unfinished(procs: processes.Processes, out, name: str, decisive, resume: bool = True) -> Iterator[Work]:
-    """Work that is kept in out/name until this is left without an error: leave it when the results are written. Who
-    leaves because of stop.asked raises KeyboardInterrupt. out None: nothing is kept.
+    """Work that is kept in out/name until this is left without an error: leave it when the results are written. A
+    caller that stops because of stop.asked raises KeyboardInterrupt. out None: nothing is kept.
 
     decisive: JSON of all that decides a record. resume: take over what is done. ValueError on every rank when `out`
     cannot be written, or another process has the same exam in it."""

@@ -92,7 +92,7 @@ def did_you_mean(names: list[str], prefix: str = "") -> str:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one sentence, without the usage; a flag is never abbreviated.
 
-    checks_more: the script looks at the values, too, and then calls accept()."""
+    checks_more: the script checks the values too, and calls accept() before anything else."""
 
     def __init__(self, *args, checks_more=False, **settings):
         settings = {"formatter_class": argparse.RawDescriptionHelpFormatter, **settings}
@@ -113,8 +113,8 @@ class Parser(argparse.ArgumentParser):
         return parsed, rest
 
     def refuse_unknown(self, words: list[str]) -> None:
-        """Ends the script when a word that looks like a flag is none. Said first: a flag that seems missing is most
-        often one that was misspelt."""
+        """Ends the script when a word that looks like a flag is none. This comes before argparse, which would
+        complain about a missing flag where it was only misspelt."""
         known = self._option_string_actions
         names = [option[2:] for option in known if option.startswith("--")]
         faults = []
@@ -176,7 +176,7 @@ class Accepted(BaseException):
 
 
 def accept() -> None:
-    """Ends check_first's look at the command line; nothing otherwise."""
+    """Ends check_first's look at the command line; nothing otherwise. Work must not begin before it: torch is empty."""
     if _Torch.is_hidden:
         raise Accepted
 

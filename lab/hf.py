@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
-from lab import disk, flags, neighbours, runs
+from lab import disk, files, flags, neighbours, runs
+from lab.schema import check
 from lab.tokenizer import FIRST_MUL_ID, VOCAB_SIZE, write_hf_tokenizer
 from lab.tokenizer_files import check_tokenizer
-from model import GPT, GPTConfig, check, load_exactly
+from model import GPT, GPTConfig, load_exactly
 
 # Hugging Face stores these as Conv1D, (in, out): always transposed, by name. By shape, square ones would be missed.
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -195,7 +196,7 @@ def import_hf(source: str, vocab_size: int | None = None) -> GPT:
     try:
         net = _load_gpt2(source)
     except Exception as error:  # whatever transformers, torch and safetensors come up with
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = files.first_line(error)
         raise ValueError(f"{source} cannot be imported ({reason}); name a folder that holds a Hugging Face "
                          "GPT-2, or one on the hub such as openai-community/gpt2") from error
     finally:
@@ -282,9 +283,9 @@ def import_checkpoint(source: str, out_dir: Path, new_vocab_size: int, gelu: str
     if path.is_file():
         model, notes = neighbours.read_checkpoint(path, gelu)
     else:
-        files = sorted(file.name for file in path.glob("*.pt"))
-        check(not files or (path / "config.json").exists(),
-              f"{source} is a folder with {', '.join(files[:3])}; name one of the files")
+        names = sorted(file.name for file in path.glob("*.pt"))
+        check(not names or (path / "config.json").exists(),
+              f"{source} is a folder with {', '.join(names[:3])}; name one of the files")
         check(gelu is None, f"--gelu is for nanoGPT's files; leave it out, as {source} says what it has")
         model = import_hf(source)
     try:

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 
 from lab import chunks, memory_settings, trees
 from lab.loss import CHUNK_ROWS, mask_logits, product_dtype, workspace, write_logits
-from model import Context, Linear, causal_attention, check, packed_linear, seeded_generator
+from lab.schema import check
+from model import Context, Linear, causal_attention, packed_linear, seeded_generator
 
 
 def can_pack(weight) -> bool:

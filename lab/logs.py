@@ -70,7 +70,7 @@ def read_log(path) -> dict:
     none of READERS'."""
     path, notes = Path(path), []
     text, seed = read_text(path)
-    lines = {project: found(text, patterns) for project, patterns in READERS.items()}
+    lines = {project: records_in(text, patterns) for project, patterns in READERS.items()}
     project = max(lines, key=lambda name: len(lines[name]))
     if not lines[project]:
         raise ValueError(f"{path} is no log of {', '.join(READERS)}: name one of those, or a run's "
@@ -102,7 +102,7 @@ def read_text(path: Path) -> tuple[str, UnknownSeed]:
     return text, UnknownSeed(-1 - zlib.crc32(data))
 
 
-def found(text: str, patterns: dict[str, str]) -> list[tuple[str, dict]]:
+def records_in(text: str, patterns: dict[str, str]) -> list[tuple[str, dict]]:
     """(stream, record) of every line that fits, in the log's order."""
     lines = []
     for stream, pattern in patterns.items():

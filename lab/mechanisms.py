@@ -5,7 +5,8 @@ import math
 import torch
 
 from lab import chunks, memory, resume, runs
-from model import GPT, Attention, Context, check
+from lab.schema import check
+from model import GPT, Attention, Context
 
 MIN_GAIN = 1e-4  # nats per token: a memory that changes the val loss by less is not active
 GATE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

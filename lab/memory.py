@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lab.memory_settings import WITH_CMS, WITH_TITAN, check, complete_rates, complete_shape, writes
+from lab.memory_settings import WITH_CMS, WITH_TITAN, complete_rates, complete_shape, writes
+from lab.schema import check
 
 # At the start of training the Titans memory forgets sigmoid(-4) = 1.8 % per write.
 ALPHA_OFFSET = -4.0

@@ -11,7 +11,7 @@ WITH_TITAN, WITH_CMS = ("titan", "hope"), ("hope_attention", "hope")
 
 @dataclass
 class Settings:
-    """Fields of model.GPTConfig; a configuration from before there was a memory lacks them. See HELP."""
+    """Fields of model.GPTConfig; older configurations, of models without memory, lack them. See HELP."""
 
     memory: str = "none"
     memory_layers: int = 0

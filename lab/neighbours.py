@@ -26,8 +26,9 @@ from typing import NamedTuple
 
 import torch
 
-from lab.schema import ANY_NAME, ANYTHING, COUNT, misfit
-from model import GPT, GPTConfig, check, check_shapes, load_exactly
+from lab import files
+from lab.schema import ANY_NAME, ANYTHING, COUNT, check, misfit
+from model import GPT, GPTConfig, check_shapes, load_exactly
 
 LARGEST_PICKLE = 2**24  # bytes; nanoGPT's is about 50 kB
 FLAG = "true or false", lambda value: isinstance(value, bool)
@@ -174,7 +175,7 @@ def read_checkpoint(path, gelu: str | None = None) -> tuple[GPT, list[str]]:
         with zipfile.ZipFile(path) as zipped:
             return build(Archive(path, zipped), gelu)
     except Exception as error:  # whatever zipfile, pickle and torch make of a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = files.first_line(error)
         if not zipfile.is_zipfile(path):
             reason = "no whole zip of torch.save: cut off, of a torch before 1.6, or something else"
         raise ValueError(f"{path} cannot be imported ({reason}); name nanoGPT's ckpt.pt, "
@@ -210,8 +211,9 @@ def build(archive: Archive, gelu: str | None) -> tuple[GPT, list[str]]:
 
     tensors = {name: archive.tensor(stored) for name, stored in state.items()}
     rows = tensors["transformer.wte.weight"]
-    check(head is None or torch.equal(archive.tensor(head), rows),
-          "it has a head of its own, lm_head.weight, where GPT-2 uses its token rows")
+    # the shape first: nothing bounds that of a head, which may repeat one number without end
+    is_tied = head is None or (tuple(head.shape) == rows.shape and torch.equal(archive.tensor(head), rows))
+    check(is_tied, "it has a head of its own, lm_head.weight, where GPT-2 uses its token rows")
     zeros = {name: torch.zeros(expected[name].shape) for name in absent}
     model = GPT(config, seed=None)
     load_exactly(model, tensors | zeros, "its weights")

@@ -1,7 +1,7 @@
 """presets.py owns named sets of train_gpt.py's flags, from the 124M of GPT-2 down to what a laptop trains in minutes.
 
-A preset only changes defaults: config.json records the plain flags, and a flag on the command line beats it. It beats
-the file of --config."""
+A preset only changes defaults, and config.json records the plain flags. The command line beats a preset, and a preset
+beats the file of --config."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import ab_plots, ab_report, disk, processes, runs
+from lab import ab_plots, ab_report, disk, processes, runs, units
 from lab.run_state import STATES, look, size_of
 from lab.terminal import aligned, show
 
@@ -36,27 +36,10 @@ PRUNED = re.compile(rf"({re.escape(TMP)})?step_\d+(\.aside)?")  # other names ar
 # the table
 
 
-def in_words(seconds: float | None) -> str:
-    """A span of time: 45 s, 12 min, 5.2 h, 3.1 days."""
-    if seconds is None:
-        return "N/A"
-    for limit, size, form in ((90, 1, "{:.0f} s"), (5400, 60, "{:.0f} min"), (172_800, 3600, "{:.1f} h")):
-        if seconds < limit:
-            return form.format(seconds / size)
-    return f"{seconds / 86_400:.1f} days"
-
-
 def ago(at: float | None, now: float) -> str:
     if at is None:
         return "N/A"
-    return f"{in_words(max(0.0, now - at))} ago"
-
-
-def bytes_in_words(n: int) -> str:
-    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if n >= size:
-            return f"{n / size:.1f} {unit}"
-    return f"{n} B"
+    return f"{units.duration(max(0.0, now - at))} ago"
 
 
 def steps_in_words(row: dict) -> str:
@@ -74,8 +57,8 @@ COLUMNS = [  # cell(row, now)
     ("Step", "right", lambda row, now: steps_in_words(row)),
     ("Train loss", "right", lambda row, now: loss_in_words(row["train_loss"])),
     ("Val loss", "right", lambda row, now: loss_in_words(row["val_loss"])),
-    ("ETA", "right", lambda row, now: in_words(row["eta"]) if row["state"] == "running" else ""),
-    ("On disk", "right", lambda row, now: bytes_in_words(row["bytes"])),
+    ("ETA", "right", lambda row, now: units.duration(row["eta"]) if row["state"] == "running" else ""),
+    ("On disk", "right", lambda row, now: units.size(row["bytes"])),
     ("Last moved", "right", lambda row, now: ago(row["moved"], now)),
 ]
 
@@ -104,7 +87,7 @@ def summary_of(rows: list[dict]) -> str:
     """'5 runs: 1 running, 4 finished; 1.2 GB'."""
     counts = [(sum(row["state"] == state for row in rows), state) for state in STATES]
     listed = ", ".join(f"{n} {state}" for n, state in counts if n)
-    size = bytes_in_words(sum(row["bytes"] for row in rows))
+    size = units.size(sum(row["bytes"] for row in rows))
     return f"{ab_report.count(len(rows), 'run')}: {listed}; {size}"
 
 
@@ -228,17 +211,11 @@ if (Date.now() - {at:.0f} > {limit:.0f}) document.getElementById("late").hidden 
 
 def check_page(folder: Path) -> None:
     """ValueError unless the page may go into the folder: a new or empty one, or that of an earlier page."""
-    fault = "is not empty and holds no page of --watch"
-    try:
-        names = {path.name for path in folder.iterdir()} - {f"{PAGE}.tmp"}
-        is_ours = names == {PAGE} and MADE_BY.encode() in (folder / PAGE).read_bytes()
-        if is_ours or not names:
-            return
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        fault = f"cannot be written ({error.strerror})"
-    raise ValueError(f"--out {folder} {fault}: choose another folder.")
+
+    def is_page(names: set) -> bool:
+        return names == {PAGE} and MADE_BY.encode() in (folder / PAGE).read_bytes()
+
+    ab_report.check_folder(folder, f"{PAGE}.tmp", is_page, "is not empty and holds no page of --watch")
 
 
 def watch(patterns: list[str], seconds: float, out: str) -> int:
@@ -356,12 +333,12 @@ def prune(patterns: list[str], yes: bool) -> int:
         if delete:
             verb = "deletes" if yes else "would delete"
             names = ", ".join(path.name for path in delete)
-            line = f"{row['name']}: {verb} {names} ({bytes_in_words(freed)}); stays: {stays}"
+            line = f"{row['name']}: {verb} {names} ({units.size(freed)}); stays: {stays}"
         show(line + "\n")
     if yes:
-        show(f"freed {bytes_in_words(total)}\n")
+        show(f"freed {units.size(total)}\n")
     elif n:
-        show(f"would free {bytes_in_words(total)} in {ab_report.count(n, 'checkpoint')}; "
+        show(f"would free {units.size(total)} in {ab_report.count(n, 'checkpoint')}; "
              "the same command with --yes deletes them\n")
     else:
         show("nothing to delete\n")

@@ -8,10 +8,12 @@ error, and every number is wrong. So its files are compared, id by id, with the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+from lab import files
 from lab.schema import ANY_NAME, ANYTHING, COUNT, TEXT, misfit
 from lab.tokenizer import (
     BOS_ID,
@@ -96,16 +98,19 @@ def of_config(text: str) -> tuple[str, dict]:
     return "" if name in CLASSES else f"it is a {name}", {}
 
 
+OTHER_KINDS = "vocab.txt spiece.model spm.model tokenizer.model sentencepiece.bpe.model".split()
+
+
 def other_kind(text: str) -> tuple[str, dict]:
     return "GPT-2 has no such file", {}
 
 
-OTHER_KINDS = "vocab.txt spiece.model spm.model tokenizer.model sentencepiece.bpe.model".split()
 def other_end(path: Path | None) -> int | None:
     """The id that ends a text by config.json, when it is an ordinary token of GPT-2's."""
-    if path is None:
-        return None
-    end = json.loads(Path(path).read_text(encoding="utf-8")).get("eos_token_id")
+    end = None
+    if path is not None:
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # some other program's config.json
+            end = parsed(Path(path).read_text(encoding="utf-8"), OBJECT).get("eos_token_id")
     return end if type(end) is int and end < BOS_ID else None
 
 
@@ -123,8 +128,8 @@ TABLES = (of_tokenizer, of_vocab, of_merges)  # which show that a tokenizer is G
 
 
 def check_tokenizer(find: Callable[[str], Path | None], vocab_size: int) -> list[str]:
-    """Sentences on a tokenizer that has GPT-2's ids and more, or that nobody can see. ValueError
-    when it is not GPT-2's. find(name) -> the file of that name beside the weights, or None."""
+    """Warnings of a tokenizer that has more than GPT-2's ids, or that is missing. ValueError when
+    it is not GPT-2's. find(name) -> the file of that name beside the weights, or None."""
     added, seen = {}, False
     for name, read in READERS.items():
         path = find(name)
@@ -136,7 +141,7 @@ def check_tokenizer(find: Callable[[str], Path | None], vocab_size: int) -> list
             text = Path(path).read_text(encoding="utf-8", errors="replace")
             fault, others = read(text)
         except Exception as error:  # of json, or of tokenizers, which raises its own
-            fault, others = f"it cannot be read: {str(error).splitlines()[0]}", {}
+            fault, others = f"it cannot be read: {files.first_line(error)}", {}
         if fault:
             raise ValueError(f"its own tokenizer is not GPT-2's ({name}: {fault}), and {ADVICE}, or "
                              "take the file away if it is not this model's")

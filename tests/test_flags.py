@@ -97,6 +97,23 @@ def test_a_misspelt_flag_is_told_before_a_missing_one(capsys):
     assert parser.parse_args(["--checkpoint", "-1", "-oa"]).checkpoint == "-1"
 
 
+@pytest.mark.parametrize("script, line, sentence", [
+    ("train_gpt.py", "--data_dir x --micro_batch_size 0", "--micro_batch_size 0: give a whole number of at least 1."),
+    ("sft.py", "--stage gsm8k", "--init is required: name a run's folder or a checkpoint to start from."),
+    ("ewok.py", "--checkpoint x --out y --no_store", "--out and --no_store: give one of them."),
+    ("hellaswag.py", "--checkpoint x --show -1", "--show -1: give 0 or more."),
+    ("eval_gsm8k.py", "--checkpoint x --top_k 3", "--top_k and --top_p do nothing when greedy: raise --temperature, "
+     "or drop them."),
+])
+def test_wrong_values_are_refused_without_torch(script, line, sentence):
+    """Seconds that a user waits for torch before a sentence about a value, or about two flags together: 0."""
+    command = [sys.executable, "-X", "importtime", str(REPO / script), *line.split()]
+    done = subprocess.run(command, capture_output=True, text=True, env={**ENV, "PYTHONPATH": str(REPO)})
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and lines.count(f"{script}: {sentence}") == 1
+    assert not any(line.endswith(" torch._C") for line in lines)
+
+
 def test_help_and_right_flags_are_left_alone():
     """--help exits 0 without torch; flags that are right reach the script, which then imports torch."""
     code = """

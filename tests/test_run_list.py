@@ -17,7 +17,7 @@ import pytest
 from conftest import ENV, REPO, light_files, make_run, write_jsonl
 
 import compare_runs
-from lab import disk, run_list, run_state, runs
+from lab import disk, run_list, run_state, runs, units
 
 HOST = {"pid": os.getpid(), "host": os.uname().nodename, "since": "2026-11-26 10:00:00"}
 
@@ -125,14 +125,15 @@ def test_numbers(tmp_path, capsys):
         assert compare_runs.main(["--list", str(tmp_path / "*")]) == 0
     header, line, _, last = capsys.readouterr().out.splitlines()
     assert header.split("  ")[0] == "Run" and re.split(r" {2,}", line)[:6] == [
-        "run_s0", "running", "7 / 40", "4.1250", f"{row['val_loss']:.4f}", "2 min"]
+        "run_s0", "running", "7 / 40", "4.1250", f"{row['val_loss']:.4f}", "2.1 min"]
     assert last.startswith("1 run: 1 running; ")
 
 
 @pytest.mark.parametrize("seconds, words", [
-    (None, "N/A"), (0, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (172800, "2.0 days")])
+    (None, "N/A"), (0, "0 s"), (0.314, "0.31 s"), (14.6, "15 s"), (89, "89 s"), (90, "1.5 min"), (200, "3.3 min"),
+    (5399, "90 min"), (5400, "1.5 h"), (172_799, "48 h"), (172_800, "2.0 days"), (1e8, "1,157.4 days")])
 def test_time_in_words(seconds, words):
-    assert run_list.in_words(seconds) == words
+    assert units.duration(seconds) == words
 
 
 @pytest.mark.parametrize("flags, fault", [
@@ -214,7 +215,7 @@ def test_prune_deletes_only_what_nobody_needs(tmp_path, capsys):
         gone = {path for path in before if re.match(
             r"done/ckpt/(step_000010|step_000040|step_000035\.aside|\.tmp_step_000036)/", path)}
         size = sum((folder / path).stat().st_size for path in gone) + len(os.readlink(done / "ckpt/step_000010/link"))
-        words = run_list.bytes_in_words(size)
+        words = units.size(size)
         assert f"would free {words} in 4 checkpoints" in shown
         assert ("step_000030 (the last whole one)" in shown and "step_000020 (child started from it)" in shown
                 and "step_000005 (no folder)" in shown)

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from lab import hf
+from lab import hf, tokenizer_files
 from lab.tokenizer import write_hf_tokenizer
 from lab.tokenizer_files import check_tokenizer
 
@@ -81,6 +81,17 @@ def test_own_tokenizers_are_refused(tmp_path, gpt2_files, name):
     assert "\n" not in str(error.value) and "import a model of GPT-2's tokenizer" in str(error.value)
 
 
+def test_an_error_without_words_is_named(tmp_path, monkeypatch):
+    """Tracebacks of a file whose reader fails without a message, as for lack of memory: 0."""
+
+    def fail(text):
+        raise MemoryError
+
+    monkeypatch.setitem(tokenizer_files.READERS, "tokenizer.json", fail)
+    with pytest.raises(ValueError, match="tokenizer.json: it cannot be read: MemoryError"):
+        checked(tmp_path, {"tokenizer.json": "{}"})
+
+
 def test_sizes_without_a_tokenizer(tmp_path, gpt2_files):
     """Less than GPT-2's ids cannot be GPT-2's; more may be, and that is said; tokens it added are named."""
     with pytest.raises(ValueError, match="vocabulary of 65 ids is not GPT-2's 50,257"):
@@ -90,6 +101,8 @@ def test_sizes_without_a_tokenizer(tmp_path, gpt2_files):
     (warning,) = checked(tmp_path, {"config.json": '{"eos_token_id": 0}'})
     assert "ends a text with id 0" in warning
     assert checked(tmp_path, {"config.json": '{"eos_token_id": 50256}'}) == []
+    for other in ("[]", "{", "null"):  # beside a neighbour's ckpt.pt it may be another program's
+        assert checked(tmp_path, {"config.json": other}) == []
     added = json.loads(gpt2_files["vocab"]) | {"<|pad|>": 50257, "<|user|>": 50258}
     (warning,) = checked(tmp_path, {"vocab.json": json.dumps(added)}, 50259)
     assert "2 more tokens than GPT-2's (<|pad|>, <|user|>)" in warning

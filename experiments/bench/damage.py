@@ -1,5 +1,7 @@
-"""damage.py owns the ways in which mutations.py spoils a file: each function takes (bytes, random.Random) and gives
-other bytes. A kind of file has a tuple of them, in which a function may stand more than once."""
+"""damage.py owns the ways in which mutations.py spoils a file.
+
+Each function takes (bytes, random.Random) and gives other bytes. A kind of file has a tuple of them, in which a
+function may stand more than once."""
 
 from __future__ import annotations
 
@@ -63,16 +65,15 @@ ODD = [None, True, [], {}, "", "x", "NaN", "../x", "a\nb", "\ud800", "0" * 64, "
 
 
 def places(value, path=()) -> list[tuple]:
-    """Paths to everything inside a JSON value."""
-    found = [path]
-    items = ()
+    """Paths to everything inside a value of JSON or torch.save, of long lists to the first 40."""
+    paths, items = [path], ()
     if isinstance(value, dict):
         items = value.items()
-    elif isinstance(value, list):
+    elif isinstance(value, (list, tuple)):
         items = enumerate(value[:40])
     for key, inner in items:
-        found += places(inner, (*path, key))
-    return found
+        paths += places(inner, (*path, key))
+    return paths
 
 
 def change_value(value, rng):
@@ -216,17 +217,6 @@ def arrays(data: bytes, rng) -> bytes:
     return packed.getvalue()
 
 
-def tensor_places(value, path=()) -> list[tuple]:
-    found, items = [path], ()
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    for key, inner in items:
-        found += tensor_places(inner, (*path, key))
-    return found
-
-
 def tensors(data: bytes, rng) -> bytes:
     """Another shape of what torch.save wrote."""
 
@@ -245,7 +235,7 @@ def tensors(data: bytes, rng) -> bytes:
     value = torch.load(io.BytesIO(data), weights_only=True)
     packed = io.BytesIO()
     with contextlib.suppress(TypeError):  # a tuple that would hold too little
-        value = change(value, rng.choice(tensor_places(value)))
+        value = change(value, rng.choice(places(value)))
     torch.save(value, packed)
     return packed.getvalue()
 

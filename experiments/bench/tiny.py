@@ -1,5 +1,7 @@
-"""tiny.py owns small examples of every script that fills a folder, for kills.py and race.py: how each begins, in a fork
-of this process, which has imported torch, and what of its folder must not depend on who was killed or stood beside."""
+"""tiny.py owns small examples of every script that fills a folder, for kills.py and race.py.
+
+It knows how each begins, in a fork of this process, which has imported torch, and what of its folder must not depend
+on who was killed or stood beside."""
 
 from __future__ import annotations
 
