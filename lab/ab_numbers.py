@@ -97,7 +97,7 @@ def benchmarks_of(every: list[dict]) -> dict[str, dict]:
         for name, benchmark in (run["config"].get("benchmarks") or {}).items():
             defaults = {"title": name, "item_metrics": (), "cluster": None, "category": None}
             described = known.get(name, defaults) | benchmark
-            stand_in = str(run["flags"].get(f"{name}_data")).startswith("synthetic")
+            stand_in = str(run.get("flags", {}).get(f"{name}_data")).startswith("synthetic")
             if stand_in and "(" not in described["title"] and "items" in benchmark:  # an older run
                 described["title"] += f" (synthetic, {benchmark['items']} items)"
             if "metrics" in described:

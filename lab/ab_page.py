@@ -423,7 +423,7 @@ def last_screen(arms: dict[str, list[dict]], command: list[str], out: str | None
         blocks.append(("p", "Samples: the runs recorded none, as they do with --sample_every."))
     lines = ["# this report", shell(command)]
     for arm, own in list(arms.items())[:8]:
-        if own:
+        if own and not own[0].get("log"):  # what another project's log came from is not recorded
             lines += ["", f"# {ab_report.one_line(arm)}, seed {own[0]['seed']}"]
             lines.append(shell(training_command(own[0])))
     saved = [str(own[0]["folder"]) for own in arms.values() if own and runs.list_checkpoints(own[0]["folder"])]

@@ -160,7 +160,7 @@ def complete_shape(c) -> None:
         setattr(c, name, checked(name, getattr(c, name)))
     for name, known in CHOICES.items():
         value = getattr(c, name)
-        check(value in list(known), f"unknown {name} {value!r}; use one of {', '.join(known)}")
+        check(value in known, f"unknown {name} {value!r}; use one of {', '.join(known)}")
     if c.memory == "none":
         return
     c.memory_layers = c.memory_layers or max(1, c.n_layer // 4)

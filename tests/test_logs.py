@@ -87,7 +87,7 @@ def test_long_logs_are_quick(tmp_path):
 
 
 def compared(tmp_path, *flags):
-    code = compare_runs.main([*map(str, flags), "--out", str(tmp_path / "report")])
+    code = compare_runs.main([*map(str, flags), "--out", str(tmp_path / "report"), "--print", "full"])
     return code, json.loads((tmp_path / "report" / "report.json").read_text())
 
 
@@ -97,10 +97,10 @@ def test_logs_are_not_comparable(tmp_path, capsys):
     code, record = compared(tmp_path, *flags)
     text = capsys.readouterr().out
     assert code == 2 and record["verdict"] == "not comparable" and "not recorded" in record["headline"]
-    assert "| 6.5000 | 6.0000 | -0.5000 |" in text and "seed not recorded" in text and "Equal in every run" not in text
-    assert (tmp_path / "report" / "val_curves.png").exists()
-    code, record = compared(tmp_path, *flags, "--allow", "unrecorded")
-    assert code == 0 and record["verdict"] == "inconclusive" and "One seed is no evidence" in record["headline"]
+    assert "| 6.5000 | 6.0000 | -0.5000 |" in text and "seeds unknown" in text and "Equal in every run" not in text
+    assert (tmp_path / "report" / "loss_curves.png").exists()
+    code, record = compared(tmp_path, *flags, "--allow", "unrecorded,seed")
+    assert code == 0 and record["verdict"] == "n = 1: too few"
 
 
 def test_a_log_beside_runs(tmp_path, capsys):
@@ -134,10 +134,11 @@ def test_many_logs(tmp_path, capsys):
     """A glob of logs gives an arm each, with its final loss; the same file copied is one run, not two seeds."""
     written(tmp_path / "a.txt", NANOGPT)
     written(tmp_path / "b.txt", BUILD)
-    code, record = compared(tmp_path, "--runs", tmp_path / "*.txt", "--group_by", "run_id", "--allow", "unrecorded")
+    arms = ("--runs", tmp_path / "*.txt", "--group_by", "run_id")
+    code, record = compared(tmp_path, *arms, "--allow", "unrecorded,seed")
     assert code == 0 and [arm["losses"] for arm in record["arms"]] == [[6.5], [6.0]]
     copies = [written(tmp_path / f"copy{i}.log", NANOGPT) for i in range(2)]
-    code, record = compared(tmp_path, "--a", *copies, "--b", tmp_path / "b.txt", "--allow", "unrecorded")
+    code, record = compared(tmp_path, "--a", *copies, "--b", tmp_path / "b.txt", "--allow", "unrecorded,seed")
     assert record["seeds_used"][0] == [-1 - zlib.crc32(NANOGPT.encode())]
 
 

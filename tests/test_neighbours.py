@@ -330,6 +330,7 @@ FILES = {  # name: (what writes it, what is said)
     "another project": (lambda path: save({"state_dict": weights(), "epoch": 3}, path), "state_dict, epoch"),
     "n_embd large": (lambda path: save(nanogpt(weights(), n_embd=10**12), path), "its token rows are"),
     "block_size large": (lambda path: save(nanogpt(weights(), block_size=10**12), path), "block_size is 1000000000000"),
+    "block_size wrong": (lambda path: save(nanogpt(weights(), block_size=10**6), path), "wpe.weight has shape"),
     "n_layer text": (lambda path: save(nanogpt(n_layer=2) | {"model_args": {**SHAPE, "vocab_size": 50304,
                                                                             "n_layer": "2"}}, path), "n_layer is"),
     "a layer less": (lambda path: save(nanogpt(weights(n_layer=1)), path), "1 layers, and its settings say 2"),
