@@ -42,6 +42,7 @@ if __name__ == "__main__":
 
 from inject_mul import MulExpressionInjector
 from lab import benchmarks, disk, exams, inference, probes, processes, runs, sources, synthetic
+from lab import files as data_files
 from lab.answers import LITERAL_MUL, MARK, SCORER, USER, answer_text, extract_answer, gold_answer, render_prompt
 from lab.benchmarks import shares
 from lab.tokenizer import BOS_ID, get_tokenizer
@@ -103,6 +104,13 @@ def fault_of(row) -> str | None:
     if not mark or not any(map(str.isdigit, end)):
         return f"has an answer without a number after {MARK}"
     return f"has an answer that is not one number and its unit after its only {MARK} ({end.strip()[-40:]!r})"
+
+
+def file_sha256(source: str) -> str | None:
+    """Of the one file that a name, a folder or a glob stands for; None for made-up problems and the hub's."""
+    if not source or sources.synthetic_size(source, N_SYNTHETIC):
+        return None
+    return disk.sha256_file(data_files.only(source, sources.RECORD_READERS))
 
 
 def items_sha256(items: list[dict]) -> str:
@@ -287,6 +295,7 @@ def examine(args, procs) -> None:
     # all that decides a completion; only an exam with the same key is continued
     decisive = [settings, checkpoint_sha256, items_sha256(items), args.dtype, procs.device.type,
                 code["code_sha256"]]
+    data_sha256 = procs.on_main(lambda: file_sha256(args.data))
     out = benchmarks.out_folder(args, run, folder)
     with exams.unfinished(procs, out, "gsm8k_partial", decisive, args.resume == "on") as work:
         exam = evaluate(model, items, procs, **settings, autocast=autocast, done=work.done, save=work.save,
@@ -312,7 +321,7 @@ def examine(args, procs) -> None:
             "condition": config.get("data", {}).get("condition"),  # baseline or mul_tokens
             **exam["metrics"],
             "data": args.data or f"{HUB} main test",
-            "data_sha256": disk.sha256_file(args.data) if Path(args.data).is_file() else None,
+            "data_sha256": data_sha256,
             "checkpoint_sha256": checkpoint_sha256,
             "probes": probed and probed["metrics"], "dtype": args.dtype,
             "resumed": sum(item["id"] in work.done for item in items), "world_size": procs.world_size,

@@ -38,9 +38,9 @@ OPERATOR = r"(?:\*\*|[-*×·x+÷^/])"
 SIGN = r"(?<![\w)\]%])[-+]"
 
 # digits and all that joins them: more than PLAIN, which says which of these are numbers
-JOINT = r"(?:[.,:'’_]|\{,\}|\\[,;:! ])"
+JOINT = r"(?:[.,:'’_\u00a0\u2009\u202f]|\{,\}|\\[,;:! ])"
 DIGITS = rf"(?:[0-9]+|\.[0-9]+)(?:{JOINT}[0-9]+)*(?:[eE][-+]?[0-9]+)?"
-BEGIN = r"(?<![0-9])(?<![0-9][.,:'’_])(?<![0-9]\{,\})(?<![0-9]\\[,;:! ])"
+BEGIN = r"(?<![0-9])(?<![0-9][.,:'’_\u00a0\u2009\u202f])(?<![0-9]\{,\})(?<![0-9]\\[,;:! ])"
 END = rf"(?!(?:{JOINT}|[eE][-+]?)?[0-9])"
 GROUPS = "|".join(rf"[1-9][0-9]{{0,2}}(?:{comma}[0-9]{{3}})+" for comma in (",", r"\{,\}", r"\\,"))
 PLAIN = re.compile(rf"(?P<integer>{GROUPS}|[0-9]*)(?P<decimals>\.[0-9]+)?(?:[eE](?P<exponent>[-+]?[0-9]+))?")

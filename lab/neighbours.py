@@ -91,6 +91,12 @@ def rebuild_tensor(*arguments) -> Stored:
     return Stored(*arguments[:4])
 
 
+def ordered(*pairs) -> collections.OrderedDict:
+    """OrderedDict's pickle makes an empty one, and then sets its items."""
+    check(not pairs, "its pickle is damaged")
+    return collections.OrderedDict()
+
+
 DTYPES = dict(
     Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16,
     Long=torch.int64, Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8,
@@ -102,14 +108,43 @@ FORKS = (  # what they keep beside the weights: settings, paths, numbers of nump
 ALLOWED = {
     **{f"torch.{name}Storage": dtype for name, dtype in DTYPES.items()},
     **dict.fromkeys(FORKS, Fields),
-    "collections.OrderedDict": collections.OrderedDict,
+    "collections.OrderedDict": ordered,
     "torch._utils._rebuild_tensor": rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
 }
 
 
-class Unpickler(pickle.Unpickler):
+def check_keys(keys) -> None:
+    """The hash of a key of tuples in tuples, a few bytes that name each other, would take for ever."""
+    check(not any(isinstance(key, tuple) for key in keys), "its pickle has a tuple as a key")
+
+
+class Unpickler(pickle._Unpickler):
+    """pickle's own in Python, which has a table of opcodes."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_setitem(self):
+        check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self):
+        check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self):
+        check_keys(self.stack[::2])
+        super().load_dict()
+
+    def refuse_set(self):
+        raise ValueError("its pickle holds a set")
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.FROZENSET[0]] = dispatch[pickle.ADDITEMS[0]] = refuse_set
+
     def find_class(self, module, name):
         if name == "GPTConfig":
             return Fields
@@ -119,6 +154,7 @@ class Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid):
         _, dtype, key, _, numel = pid
+        check(isinstance(key, str) and isinstance(dtype, torch.dtype), "its pickle is damaged")
         return Storage(key, dtype, numel)
 
 

@@ -124,8 +124,14 @@ def create_run(folder: Path, config: dict) -> None:
         (code / "uncommitted.diff").write_text(config["code"]["git_diff"])
         disk.write_json(folder / "config.json", config)
     except OSError as error:
+        # nothing half-made stays: all of it is ours, as holds_only has seen; .lock is still held
+        for name in own.keys() - {".lock"}:
+            (folder / name).unlink(missing_ok=True)
+        for name in ("exposures", "ckpt", "code/lab", "code"):
+            with contextlib.suppress(OSError):
+                (folder / name).rmdir()
         why = error.strerror
-        raise ValueError(f"{folder} cannot be written ({why}): pass another --out_dir.") from error
+        raise ValueError(f"{folder} cannot be written ({why}): free space, or pass another --out_dir.") from error
 
 
 @contextlib.contextmanager

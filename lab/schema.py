@@ -6,6 +6,7 @@ object. Its keys are names, with a "?" at the end for those that may be missing,
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -50,7 +51,10 @@ def misfit(value, schema, place: str = "") -> str:
         if isinstance(value, dict):
             return _misfit_of_object(value, schema, place)
     name = place or "it"
-    return f"{name} is {json.dumps(value, default=repr)[:60]}, not {words}"
+    # piece by piece: all of it may be endless, as of a pickle's tuples in tuples
+    pieces = json.JSONEncoder(default=repr).iterencode(value)
+    shown = "".join(itertools.islice(pieces, 60))[:60]
+    return f"{name} is {shown}, not {words}"
 
 
 def _misfit_of_object(value: dict, schema: dict, place: str) -> str:

@@ -41,7 +41,6 @@ TOO_LONG = f"longer than {MAX_DOCUMENT_BYTES:,} bytes"
 
 # ----------------------------------------------------------------------------------------------------------------------
 # documents: which files
-
 class Source(NamedTuple):
     """What --dataset names, opened by `open_source`."""
     kind: str  # "hub", "local" or "synthetic"
@@ -152,8 +151,8 @@ def read_batches(source: Source, start: int = 0) -> Iterator[tuple[int, list[byt
         make = lambda i: [text.encode() for text in synthetic.documents(source.seed, i, i + 256)]
         batches = ((first, make(first)) for first in range(start, sys.maxsize, 256))
     elif source.kind == "hub":
-        read = lambda first: _read_files(source, first)
-        batches = with_retries(read, start, lambda batch: batch[0] + len(batch[1]))
+        after = lambda batch: batch[0] + len(batch[1])
+        batches = with_retries(lambda first: _read_files(source, first), start, after)
     else:
         batches = _read_files(source, start)
     for first, documents in batches:
@@ -249,7 +248,7 @@ def _utf8_list(column) -> list[bytes | str]:
     values = column.view(plain).to_pylist()
     with contextlib.suppress(pa.ArrowInvalid):
         column.view(text).validate(full=True)
-        if all(values) and column.nbytes < MAX_DOCUMENT_BYTES:
+        if all(values) and column.nbytes < MAX_DOCUMENT_BYTES and not any(b"\0" in value for value in values):
             return values
     return [_checked(value) for value in values]
 
@@ -262,6 +261,8 @@ def _checked(value) -> bytes | str:
         utf8 = value.encode() if isinstance(value, str) else value
         utf8.decode()
     except (UnicodeError, AttributeError):  # a lone surrogate, or no text at all
+        return NOT_TEXT
+    if utf8[:1000].count(0) * 4 > len(utf8[:1000]):  # UTF-16 of English is UTF-8, too: a zero beside each letter
         return NOT_TEXT
     return utf8 if len(utf8) <= MAX_DOCUMENT_BYTES else TOO_LONG
 

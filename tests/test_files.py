@@ -269,6 +269,10 @@ def test_latin_1_names_its_file(tmp_path):
     write(tmp_path / "d" / "b.txt", b"caf\xe9")
     message = test_prepare.sentence_of(tmp_path / "d", tmp_path / "out")
     assert "document 1 (counted from 0) is not text or not valid UTF-8, in" in message and "b.txt" in message
+    utf16 = ["words of a page".encode(encoding) for encoding in ("utf-16-le", "utf-16-be", "utf-32-le")]
+    pq.write_table(pa.table({"text": pa.array([b"fine", *utf16], pa.binary())}), tmp_path / "utf16.parquet")
+    message = test_prepare.sentence_of(tmp_path / "utf16.parquet", tmp_path / "out")
+    assert "document 1 (counted from 0) is not text or not valid UTF-8, in" in message  # its bytes are UTF-8, too
     table = pa.table({"question": pa.array([b"ok", b"caf\xe9"], pa.binary()), "answer": ["#### 1"] * 2})
     schema = pa.schema([("question", pa.string()), ("answer", pa.string())])
     columns = [pa.Array.from_buffers(pa.string(), 2, table["question"].chunk(0).buffers()), table["answer"].chunk(0)]

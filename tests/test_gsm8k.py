@@ -52,6 +52,8 @@ TABLE = [  # text, strict, flexible
     ("####\n18", None, 18),
     ("### 18", None, 18),
     ("##### 18", 18, 18),
+    ("It is 1\u202f000.", None, None),  # groups of a typesetter: not 0
+    ("#### 1\u00a0234", None, None),
     ("#### 3/4", "3/4", "3/4"),
     ("#### 3 / 4", "3/4", "3/4"),
     ("#### 1 1/2", "3/2", "3/2"),
@@ -750,14 +752,18 @@ def test_files(checkpoint, tiny, capsys):
 
 
 def test_where_the_files_go(checkpoint, tiny, tmp_path):
-    """The folder of the record: --out, else the run, else the bare folder; and a local file's sha256."""
-    data = write(tmp_path / "a.jsonl", GOOD, GOOD)
+    """The folder of the record: --out, else the run, else the bare folder; and a local file's sha256, also of the one
+    that a folder or a glob stands for."""
+    (tmp_path / "d").mkdir()
+    data = write(tmp_path / "d" / "a.jsonl", GOOD, GOOD)
+    names = iter([data, data.parent, data.with_name("*.jsonl")])
     bare = tmp_path / "bare"
     tiny.save(bare)
     for flags, folder in ((["--checkpoint", bare], bare), (["--checkpoint", bare, "--out", tmp_path / "o" / "p"],
                                                            tmp_path / "o" / "p"),
                           (["--checkpoint", checkpoint / "ckpt" / "step_000007"], checkpoint)):
-        g.main([*map(str, flags), "--data", str(data), "--max_new_tokens", "4", "--probes", "off", "--bos", "off"])
+        g.main([*map(str, flags), "--data", str(next(names)), "--max_new_tokens", "4", "--probes", "off",
+                "--bos", "off"])
         result = json.loads((folder / "gsm8k_results.json").read_text())
         assert result["probes"] is None and result["bos"] is False and result["total"] == 2
         assert result["data_sha256"] == disk.sha256_file(data)

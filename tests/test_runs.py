@@ -4,6 +4,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import csv
+import errno
 import json
 import os
 import re
@@ -185,8 +186,9 @@ def test_no_write_follows_a_planted_link(tmp_path):
         assert other.read_text() == "theirs"
 
 
-def test_a_strangers_folder_is_left_alone(tmp_path):
-    """Only a new folder, an empty one, or what a start left that was killed early becomes a run's."""
+def test_a_strangers_folder_is_left_alone(tmp_path, monkeypatch):
+    """Only a new folder, an empty one, or what a start left that was killed early becomes a run's; a full disk
+    leaves nothing half made."""
     record = {"code": {"git_diff": ""}}
     theirs = tmp_path / "theirs"
     (theirs / "code").mkdir(parents=True)
@@ -199,6 +201,11 @@ def test_a_strangers_folder_is_left_alone(tmp_path):
     (linked / "code").symlink_to(theirs / "code")
     with pytest.raises(ValueError, match="already exists"):
         runs.create_run(linked, record)
+    monkeypatch.setattr(disk, "write_json", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(ValueError, match="ours cannot be written .full.: free space"):
+        runs.create_run(tmp_path / "ours", record)
+    assert not list((tmp_path / "ours").rglob("*"))  # the same command works when there is space
+    monkeypatch.undo()
     runs.create_run(tmp_path / "ours", record)
     (tmp_path / "ours" / "config.json").unlink()  # killed before it was there
     runs.create_run(tmp_path / "ours", record)
