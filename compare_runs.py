@@ -50,9 +50,9 @@ DEFINITIONS = (
     "t), or of all runs (Welch's t) where fewer than half of the smaller arm's runs have a partner, or fewer than 3 do "
     "though each arm has 3 runs. Intervals are not corrected for the number of tests.",
     "Three families: the primary metric, whose p stands as it is; quality, every other thing that was measured, once, "
-    "corrected together by Holm; cost and optimisation, described and not tested. A val loss and its own bits/byte are "
-    "one test; of a benchmark's rules one is tested. Fewer than 3 pairs, or 3 runs in each arm, are too few for any "
-    "verdict. Fixed: follows from the settings, so there is nothing to test.",
+    "corrected together by Holm; cost and optimisation, described and not tested (–). A val loss and its own bits/byte "
+    "are one test; of a benchmark's rules one is tested. Fewer than 3 pairs, or 3 runs in each arm, are too few for "
+    "any verdict. Fixed: follows from the settings, so there is nothing to test.",
     "Final train loss: mean of the last 2 % of the steps. Arms that read other rows or tokens have other train text, "
     "so their train losses do not say which is better.",
     "Val loss: nats per token over the held-out documents as a stream; the bos view scores each document's beginning "
@@ -87,8 +87,8 @@ METRIC_COLUMNS = [  # cell(metric, row)
     ("B mean ± sd", "right", lambda metric, row: mean_cell("b", metric, row)),
     ("Delta", "right", delta_cell),
     ("{level} interval, uncorrected", "right", lambda metric, row: form_interval(row, metric.form)),
-    ("p", "right", lambda metric, row: form_p(row["p_raw" if row["tests"] else "p_corrected"])),
-    ("p, corrected", "right", lambda metric, row: form_p(row["p_corrected"])),
+    ("p", "right", lambda metric, row: form_p(row["p_raw"]) if row["tests"] else "–"),
+    ("p, corrected", "right", lambda metric, row: form_p(row["p_corrected"]) if row["tests"] else "–"),
     ("Verdict", "left", lambda metric, row: row["verdict"]),
 ]
 MATCHING_COLUMNS = [  # cell(match)
@@ -349,7 +349,10 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
     def change(key: str, name: str) -> str:
         row, metric = rows[key], metrics[key]
         also = f", corrected {form_p(row['p_corrected'])}" if row["tests"] > 1 else ""
-        return f"{name} {form_change(row, metric.form)}{also} ({row['verdict']})"
+        effect = form_change(row, metric.form)
+        if not row["tests"]:  # as the table: no p beside what is only described
+            effect = effect.split(", p ")[0]
+        return f"{name} {effect}{also} ({row['verdict']})"
 
     subject = SUBJECTS.get(checked["family"], "the treatment")
     scored = []

@@ -79,7 +79,8 @@ def data_of(run: dict) -> dict:
             meta = json.loads((Path(flags["data_dir"]) / "meta.json").read_text(encoding="utf-8"))
             if meta["fingerprint"] == data["fingerprint"]:
                 data |= {"dataset": shards.dataset_name(meta), "overflow": meta.get("overflow")}
-    return data | {"folder": Path(str(flags.get("data_dir") or "")).name}
+    parts = Path(str(flags.get("data_dir") or "")).parts
+    return data | {"folder": "/".join(parts[-2:] if parts[-1:] == ("data",) else parts[-1:])}
 
 
 def once(arms: dict[str, list], words) -> str:
@@ -383,7 +384,8 @@ def change_in_words(row: dict) -> str:
 
 
 def key_table(rows: list[dict], names: dict[str, str], alpha: float) -> tuple:
-    short = {arm: f"{arm}: {name}" if len(name) <= 16 else arm for arm, name in names.items()}
+    fits = max(map(len, names.values())) <= 20  # in both heads or in none
+    short = {arm: f"{arm}: {name}" if fits else arm for arm, name in names.items()}
     columns = [
         ("Three rows", "left", lambda row: row["what"]),
         (short["A"], "right", lambda row: row["a"]),

@@ -13,6 +13,7 @@ one is tested. Intervals are never corrected, and say so.
 from __future__ import annotations
 
 import math
+import re
 from typing import NamedTuple
 
 from lab import ab_stats, runs
@@ -59,7 +60,7 @@ def margin_of(given: float | None, asked: str | None, primary: str, every: list[
     value, source = given, "by --delta"
     if given is None:
         value = DEFAULT_MARGIN[asked_unit]
-        source = "the default; choose yours before looking, with --delta"
+        source = "the default; choose yours before looking, with `--delta`"
     elif asked:
         asked_unit = UNIT[asked]
     if not value:
@@ -177,7 +178,8 @@ def share_test(row: dict, tested: dict, tested_metric: Metric, metric: Metric) -
     """A row whose thing has its test in another row: the same number in another unit shares that test; another rule of
     the same items is only described."""
     row["same_as"] = tested_metric.label
-    row["verdict"] = f"see {tested_metric.label}"
+    rule = re.sub(r"^\S+ (\([^)]*\) )?", "", tested_metric.label)  # without the benchmark's name, which stands beside
+    row["verdict"] = f"see {rule}"
     if metric.kind != "benchmark":
         shared = ("family", "p_corrected", "tests", "verdict")
         row |= {name: tested[name] for name in shared}

@@ -39,13 +39,15 @@ def test_one_measurement_one_verdict(tmp_path, capsys):
     tested = {key for key, row in rows.items() if row["family"] == "quality" and not row["same_as"]
               and not isinstance(row["delta"], str)}
     assert tested == {"val_loss_bos", "hellaswag_accuracy_norm", "eval_official_sum"}
-    assert rows["eval_official_mean"]["verdict"] == "see EWoK official sum metric"
+    assert rows["eval_official_mean"]["verdict"] == "see official sum metric"
     for key in ("tokens_per_sec", "grad_norm_max", "final_train_loss"):  # cost and optimisation: no verdict
         assert rows[key]["family"] == rows[key]["verdict"] == "described"
         assert rows[key]["p_corrected"] == "not tested"
     text = capsys.readouterr().out
     cells = table_rows(text)
     assert cells["Val loss @ matched step"][5:] == cells["Val bits/byte"][5:] and "(better)" not in text
+    assert cells["Tokens/sec (reported)"][5:] == ["–", "–", "described"]  # no p, in the table and in words
+    assert not re.search(r", p [^(;]*\((described|see )", text) and "(see official sum metric)" in text
     assert "95 % interval, uncorrected | p | p, corrected | Verdict |" in text
     assert {row["interval"] for row in rows.values()} == {"95 %, uncorrected"}
     steps, flops, wall = report["matchings"]  # equal cost: the same numbers are the same test
