@@ -96,7 +96,8 @@ class Guard:
                 document = int(np.searchsorted(ends, words.positions[word], "right"))
                 if words.positions[word + n - 1] < ends[document]:  # else it runs on into the next
                     items_of.setdefault(document, set()).add(item)
-        return {document: [self.ids[item] for item in sorted(items_of[document])] for document in sorted(items_of)}
+        return {
+            document: [self.ids[item] for item in sorted(items_of[document])] for document in sorted(items_of)}
 
     def _matches(self, words: _Words, last: bool) -> Iterator[tuple[int, int, int]]:
         """(first word, number of words, item) of each passage and each whole text of an item."""
@@ -316,7 +317,8 @@ def _gsm8k(path: Path) -> Iterator[tuple[str, list[str]]]:
 def _hellaswag(path: Path) -> Iterator[tuple[str, list[str]]]:
     for place, record in _checked(sources.read_benchmark(path), "HellaSwag", "ctx", "endings"):
         if not isinstance(record["endings"], list):
-            raise ValueError(f"--decontaminate: {place} has endings that are no list: that is not HellaSwag.")
+            raise ValueError(f"--decontaminate: {place} has endings that are no list: "
+                             "that is not HellaSwag.")
         texts = [f"{record['ctx']} {ending}" for ending in record["endings"]]
         names = [str(record[key]) for key in ("source_id", "ind") if record.get(key) is not None]
         name = "#".join(names) or str(place.number)

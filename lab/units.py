@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-TIMES = ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h"))  # below so many seconds, in this unit
+# below so many seconds, in this unit
+TIMES = ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h"))
 SIZES = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
