@@ -529,12 +529,13 @@ def load_exactly(model: GPT, state: dict, source) -> GPT:
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in ("export", "import"):
+    command = "".join(argv[:1])
+    if command in ("export", "import"):
         from lab import hf  # only here: the network itself needs none of it
         return hf.main(argv)
-    parser = flags.Parser(
-        prog="model.py", description=__doc__,
-        usage="model.py [flags] | export CHECKPOINT OUT_DIR | import SOURCE OUT_DIR")
+    check(command[:1] in ("", "-"), f"{command} is no command of model.py: export, import, or flags alone (--help).")
+    parser = flags.Parser(prog="model.py", description=__doc__,
+                          usage="model.py [flags] | export CHECKPOINT OUT_DIR | import SOURCE OUT_DIR")
     add = parser.add_argument
     units = dict(vocab_size="tokens", block_size="tokens", n_layer="blocks", n_head="heads", n_embd="channels")
     for name, unit in units.items():
