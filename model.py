@@ -532,6 +532,8 @@ def main(argv=None):
     if argv and argv[0] in ("export", "import"):
         from lab import hf  # only here: the network itself needs none of it
         return hf.main(argv)
+    if argv and not argv[0].startswith("-"):
+        raise ValueError(f"{argv[0]} is no command of model.py: write export, import, or flags alone (--help).")
     parser = flags.Parser(
         prog="model.py", description=__doc__,
         usage="model.py [flags] | export CHECKPOINT OUT_DIR | import SOURCE OUT_DIR")

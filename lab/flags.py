@@ -39,7 +39,7 @@ SYNONYMS = {
     "warmdown": "warmdown_iters", "data": "data_dir dataset", "dataset": "data_dir data",
     "dataset_dir": "data_dir", "input": "data_dir dataset", "train_data": "data_dir data",
     "val_data": "val_data_dir", "out": "out_dir output", "output": "out_dir out",
-    "output_dir": "out_dir out", "save_dir": "out_dir out", "run_dir": "out_dir",
+    "output_dir": "out_dir out", "out_dir": "out output", "save_dir": "out_dir out", "run_dir": "out_dir",
     "block_size": "seq_len", "context_length": "seq_len", "sequence_length": "seq_len",
     "ctx": "seq_len", "max_length": "seq_len", "layers": "n_layer", "depth": "n_layer",
     "heads": "n_head", "hidden_size": "n_embd", "d_model": "n_embd", "width": "n_embd",

@@ -301,8 +301,8 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
     without a package that it needs.
 
     ctrl-C exits with 130 and prints the KeyboardInterrupt's own sentence, or `interrupted`. An error that all ranks
-    share is printed once. The script outlives the terminal or pipe that it prints to; when a file or disk did not take
-    what was printed, it exits with 1 in the end.
+    share is printed once: rank 0 speaks first. The script outlives the terminal or pipe that it prints to; when a file
+    or disk did not take what was printed, it exits with 1 in the end.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     outlive_output()
@@ -321,6 +321,8 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
     except (ValueError, OSError) as error:
         if isinstance(error, SharedError):
             leave_to_main()
+        if not is_main:
+            time.sleep(SECONDS_FOR_MAIN)  # where rank 0 has the same to say, torchrun ends this one meanwhile
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt as interrupt:
         sentence = str(interrupt) or interrupted
