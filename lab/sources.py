@@ -262,7 +262,8 @@ def _checked(value) -> bytes | str:
         utf8.decode()
     except (UnicodeError, AttributeError):  # a lone surrogate, or no text at all
         return NOT_TEXT
-    if utf8[:1000].count(0) * 4 > len(utf8[:1000]):  # UTF-16 of English is UTF-8, too: a zero beside each letter
+    halves = utf8[:1000:2], utf8[1:1000:2]  # UTF-16 of English is UTF-8, too: all zeros in one of them
+    if len(utf8) >= 16 and max(half.count(0) / len(half) for half in halves) > 0.8:
         return NOT_TEXT
     return utf8 if len(utf8) <= MAX_DOCUMENT_BYTES else TOO_LONG
 

@@ -248,6 +248,7 @@ def test_kept_results_compare_as_the_runs(tmp_path, capsys):
             assert compare_runs.main(["--a", arms[0], "--b", arms[1], "--out", str(out), "--no_items"]) == 0
             reports.append(json.loads((out / "report.json").read_text()))
             assert len(reports[-1].pop("arms")["A"]) == 3  # the folders' paths
+            assert reports[-1]["compared"].pop("Data").startswith(("someone/data,", "data,"))  # kept without its path
         capsys.readouterr()
         assert reports[0]["verdict"] == "better" and reports[0] == reports[1]
         one = kept / "a_s0"

@@ -66,6 +66,7 @@ def test_every_script_refuses_in_a_sentence_without_torch():
     ("\u2014seed 3", "\u2014seed is no flag of train_gpt.py: did you mean --seed?"),
     ("-seed 3", "-seed is no flag of train_gpt.py: did you mean --seed?"),
     ("--xyzzy", "--xyzzy is no flag of train_gpt.py: --help lists the flags."),
+    ("--out x", "--out is no flag of train_gpt.py: did you mean --out_dir?"),
     ("--optimizer muonn", "--optimizer muonn: choose one of adamw, muon, muon_all: did you mean muon?"),
     ("--attn_gate x", "--attn_gate x: choose one of none, headwise, elementwise, const."),
     ("--seed abc", "--seed 'abc': give a whole number."),
@@ -129,3 +130,11 @@ finally:
         done = subprocess.run(command, capture_output=True, text=True, env={**ENV, "PYTHONPATH": str(REPO)})
         assert done.returncode == status and with_torch in done.stderr.splitlines(), done.stderr
     assert done.stderr.count("/none does not exist") == 1
+
+
+def test_the_other_scripts_name_of_a_flag():
+    """compare_runs.py has --out where the others have --out_dir; a command of model.py is not a flag's value."""
+    assert flags.suggest("--out_dir", ["out", "a"]) == ["out"]
+    done = subprocess.run([sys.executable, REPO / "model.py", "imprt", "a"], capture_output=True, text=True, env=ENV)
+    assert (done.returncode, done.stderr) == (
+        1, "model.py: imprt is no command of model.py: export, import, or flags alone (--help).\n")

@@ -362,8 +362,12 @@ def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
         return 0
 
     monkeypatch.setattr("sys.stdout", None)
+    waits = []
+    monkeypatch.setattr(processes.time, "sleep", waits.append)
     with pytest.raises(SystemExit) as exit_:
         processes.exit_in_a_sentence(main, "t.py", interrupted="stopped")
+    speaks_second = rank == 1 and isinstance(error, (ValueError, OSError))
+    assert waits == [processes.SECONDS_FOR_MAIN] * speaks_second
     printed = capsys.readouterr().err.strip()
     if isinstance(exit_.value.code, str):  # the interpreter prints it and exits with 1
         assert (1, exit_.value.code) == (code, words)
