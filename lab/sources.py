@@ -35,8 +35,7 @@ MAX_BENCHMARK_BYTES, MAX_BENCHMARK_ROWS = 2**26, 200_000
 PARQUET_ROWS = 32  # decoded at once; more gains nothing but for texts of a few words (measured)
 SEPARATOR, BOM = b"<|endoftext|>", b"\xef\xbb\xbf"  # between the documents of a .txt
 RETRY_WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new attempt after a network error
-EMPTY, NOT_TEXT = "empty", "not text or not valid UTF-8"
-TOO_LONG = f"longer than {MAX_DOCUMENT_BYTES:,} bytes"
+EMPTY, NOT_TEXT, TOO_LONG = "empty", "not text or not valid UTF-8", f"longer than {MAX_DOCUMENT_BYTES:,} bytes"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
