@@ -207,7 +207,9 @@ def test_a_strangers_folder_is_left_alone(tmp_path, monkeypatch):
     assert not list((tmp_path / "ours").rglob("*"))  # the same command works when there is space
     monkeypatch.undo()
     runs.create_run(tmp_path / "ours", record)
-    (tmp_path / "ours" / "config.json").unlink()  # killed before it was there
+    (tmp_path / "ours" / "config.json").unlink()  # killed before it was there, while a file was copied
+    cut = tmp_path / "ours" / "code" / "lab" / "runs.py"
+    cut.write_bytes(cut.read_bytes()[:1000])
     runs.create_run(tmp_path / "ours", record)
     assert (tmp_path / "ours" / "code" / "lab" / "runs.py").read_bytes() == Path(runs.__file__).read_bytes()
 
