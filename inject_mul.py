@@ -261,8 +261,9 @@ def main():
         help="weak (default): 6*9 and 6*9=54; strict: only 6*9=54")
     add("--expand", action="store_true", help="the way back, <MUL_6_9_54> to 6*9=54 (default: off)")
     args = parser.parse_args()
-    is_jsonl = str(args.input).lower().endswith(".jsonl")
-    args.format = args.format or ("text", "jsonl")[is_jsonl]
+    if args.format is None:
+        is_jsonl = str(args.input).lower().endswith(".jsonl")
+        args.format = "jsonl" if is_jsonl else "text"
     injector, counts = MulExpressionInjector(args.mode), Counter()
     try:
         _filter(args, lambda text: _convert(text, injector, args.expand, counts))

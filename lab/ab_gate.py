@@ -194,6 +194,8 @@ def compare_setting(name: str, arms: dict[str, list[dict]], differences: list[di
         return
     mixed = [arm for arm, own in values.items() if len(own) > 1]
     why = f"differs within {' and '.join(mixed)}" if mixed else ""
+    if mixed and name.endswith("_scorer"):
+        why += f": some runs were scored on other items or by another rule; score all alike, or --allow {name}"
     differences.append({"knob": name, "state": "differs", "values": values, "mixed": mixed, "why": why})
 
 

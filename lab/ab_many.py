@@ -362,8 +362,10 @@ def time_of(arm: dict, baseline: dict, checked: dict) -> str:
     if not arm["times"] or not baseline["times"]:
         return "N/A: not recorded"
     ratio = statistics.fmean(arm["times"]) / statistics.fmean(baseline["times"])
-    known = all(row["member"]["machine"] for side in (arm, baseline) for row in side["rows"])
-    return f"{100 * (ratio - 1):+.1f} %{'' if known else UNKNOWN_HARDWARE}"
+    change = f"{100 * (ratio - 1):+.1f} %"
+    if not all(row["member"]["machine"] for side in (arm, baseline) for row in side["rows"]):
+        change += UNKNOWN_HARDWARE
+    return change
 
 
 def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) -> dict | None:
@@ -399,7 +401,10 @@ def headline(word: str, checked: dict, baseline: dict | None, compared: list, mi
         text += f" Missing: {'; '.join(missing)}."
     if checked["unrecorded"]:
         first, more = checked["unrecorded"][:6], len(checked["unrecorded"]) - 6
-        text += f" Not recorded: {', '.join(first)}{f' and {more} more' if more > 0 else ''}."
+        listed = ", ".join(first)
+        if more > 0:
+            listed += f" and {more} more"
+        text += f" Not recorded: {listed}."
     if allowed:
         text += f" Allowed by --allow: {', '.join(allowed)}."
     return f"**{word}** · {text}"

@@ -93,6 +93,7 @@ def benchmarks_of(every: list[dict]) -> dict[str, dict]:
     """{name: {"title", "metrics", "tested", "item_metrics", "cluster", "category"}} of all benchmarks that some run
     describes. A title may say more than the name, as "HellaSwag (synthetic, 400 items)"; labels then begin with it."""
     known = {name: dict(benchmark) for name, benchmark in BENCHMARKS.items()}
+    titles: dict[str, list[str]] = {}  # of the scores that the runs recorded last
     for run in every:
         for name, benchmark in (run["config"].get("benchmarks") or {}).items():
             defaults = {"title": name, "item_metrics": (), "cluster": None, "category": None}
@@ -102,8 +103,13 @@ def benchmarks_of(every: list[dict]) -> dict[str, dict]:
                 described["title"] += f" (synthetic, {benchmark['items']} items)"
             if "metrics" in described:
                 known[name] = described
-        for name in known.keys() & recorded_titles(run).keys():
-            known[name]["title"] = recorded_titles(run)[name]
+        for name, title in recorded_titles(run).items():
+            if name in known:
+                titles.setdefault(name, []).append(title)
+                known[name]["title"] = title
+    for name, own in titles.items():
+        if len(set(own)) > 1:  # their mean is of no one set of items
+            known[name]["title"] = f"{own[0].partition(' (')[0]} (other items in some runs)"
     for benchmark in known.values():
         rows = benchmark["metrics"]
         benchmark["metrics"] = [(key, entitle(label, benchmark["title"]), *rest) for key, label, *rest in rows]

@@ -82,7 +82,9 @@ def margin_of(given: float | None, asked: str | None, primary: str, every: list[
 def bits_per_nat(every: list[dict], primary: str) -> float:
     """Bits/byte for one nat/token of held-out text, by the last evaluation of the first run that
     recorded both counts; 0 where none did."""
-    view = "_bos" * primary.endswith("_bos")
+    view = ""
+    if primary.endswith("_bos"):
+        view = "_bos"
     for run in every:
         *_, record = {}, *run["val"].values()
         tokens, size = (runs.number(record.get(f"val_{what}{view}")) for what in ("tokens", "bytes"))

@@ -106,6 +106,22 @@ def test_synthetic_scores_are_named(tmp_path, capsys):
     assert "| HellaSwag (synthetic, 400 items) accuracy_norm (last) |" in capsys.readouterr().out
 
 
+def test_mixed_items_are_named(tmp_path, capsys):
+    """One seed scored afterwards on other items: the mean is of no one set of items, and the gate says what to do."""
+    make_arms(tmp_path, 3, b=GATE, hellaswag=0.4)
+    for i, path in enumerate(sorted(tmp_path.glob("*_s*/hellaswag_metrics.jsonl"))):
+        title, n = ("HellaSwag (30 of 10,042 items)", 30) if i == 0 else ("HellaSwag (synthetic, 40 items)", 40)
+        lines = [json.loads(line) | {"title": title, "n": n} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, report = compare(tmp_path, "--no_items")
+    assert code == 2
+    assert "hellaswag_scorer (differs within A: some runs were scored on other items" in report["headline"]
+    assert "score all alike, or --allow hellaswag_scorer" in report["headline"]
+    rows = table_rows(capsys.readouterr().out)
+    assert "HellaSwag (other items in some runs) accuracy_norm" in rows
+    assert not any("synthetic" in name or "10,042" in name for name in rows)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # too few seeds
 
