@@ -105,12 +105,6 @@ def test_a_memory_that_cannot_write_is_refused(flags, word, data, tmp_path):
         train(data, tmp_path / "run", f"{ARMS['hope_attention']} {flags}")
 
 
-def test_compiling_is_refused(data, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        train(data, tmp_path / "run", f"{ARMS['hope_attention']} --compile on")
-    assert "--compile on cannot trace" in capsys.readouterr().err
-
-
 def test_a_memory_without_effect_is_a_warning(data, tmp_path):
     """Writes that change the val loss by less than 1e-4 make the run invalid for compare_runs."""
     run = train(data, tmp_path / "run", f"{ARMS['hope_attention']} --inner_lr 1e-6")
