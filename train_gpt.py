@@ -343,8 +343,8 @@ def summarise(run: training.Run) -> dict:
     for benchmark in BENCHMARKS:
         about = config["benchmarks"].get(benchmark.NAME, {})
         row[f"{benchmark.NAME}_title"] = about.get("title")
-        for key, *_ in benchmark.METRICS:
-            row[key] = scores.get(key)
+        if about or not hasattr(benchmark, "TASKS"):  # whose many columns a table has only where they are scored
+            row |= {key: scores.get(key) for key, *_ in benchmark.METRICS}
     return {**numbers, "scores": scores, "warnings": find_warnings(run), "results_row": row}
 
 

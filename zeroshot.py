@@ -353,6 +353,13 @@ def as_original(metrics: dict) -> dict:
     return flat
 
 
+def or_nan(error: float | None) -> float:
+    """A standard error to print; one item has none."""
+    if error is None:
+        return math.nan
+    return error
+
+
 def table(metrics: dict) -> str:
     head = f"{'task':<15}{'n':>7}{'chance':>8}{'majority':>10}"
     for score in ("acc", "acc_norm", "sum"):
@@ -362,13 +369,13 @@ def table(metrics: dict) -> str:
         line = f"{TASKS[name].title:<15}{own['n']:>7,}{own['chance']:>8.4f}{own['majority']:>10.4f}"
         for score in ("acc", "acc_norm", "sum"):
             if score in own:
-                error = own[f"{score}_stderr"] or math.nan
+                error = or_nan(own[f"{score}_stderr"])
                 line += f"{own[score]:>10.4f}{error:>7.4f}{own[f'{score}_answers']:>6.2f}"
             else:
                 line += f"{'-':>10}{'':>13}"
         lines.append(line)
     for rule in RULES:
-        error = metrics[f"{rule}_stderr"] or math.nan
+        error = or_nan(metrics[f"{rule}_stderr"])
         lines.append(f"{rule:<8} {metrics[rule]:.4f} +- {error:.4f}   mean over {metrics['n_tasks']} tasks")
     lines.append("same: share of the commonest choice; harness: acc_norm where there is one, else acc")
     if metrics["adapt"] == "prompt":
@@ -381,7 +388,7 @@ def table_of_writes(metrics: dict) -> list[str]:
     lines = [heads + f"{'delta':>9}{'+-':>8}{'random':>9}"]
     for name, own in metrics["by_task"].items():
         for score in scores_of(name):
-            error = own[f"memorize_delta_{score}_stderr"] or math.nan
+            error = or_nan(own[f"memorize_delta_{score}_stderr"])
             line = f"{TASKS[name].title:<15}{score:>10}{own[f'baseline_{score}']:>11.4f}{own[score]:>9.4f}"
             line += f"{own[f'memorize_delta_{score}']:>+9.4f}{error:>8.4f}"
             lines.append(line + f"{own[f'random_delta_{score}']:>+9.4f}")
