@@ -174,24 +174,26 @@ def score_after_writing(model, prompt, questions, alter=None) -> tuple[list[list
 
     prompt: ids. questions: [(context ids, [ending ids, ...]), ...]. alter: see memory.write."""
     reading, limit = chunks.write_prompt(model, prompt, alter), model.config.block_size + 1
-    scores = []
+    states, targets, lengths = [], [], []
     for context, endings in questions:
         whole = len(context) + max(map(len, endings)) <= limit
         beginning = reading.fork()
         if whole:
-            last = beginning.read_only(context)[:, -1:]
-        of_endings = []
+            states_of_context = beginning.read_only(context)[0]
         for ending in endings:
             if not whole:
                 visible = [*context, *ending][-limit:]
-                x = reading.fork().read_only(visible[:-1])[:, -len(ending) :]
-            elif len(ending) > 1:
-                x = torch.cat([last, beginning.fork().read_only(ending[:-1])], 1)
+                states.append(reading.fork().read_only(visible[:-1])[0, -len(ending) :])
             else:
-                x = last
-            of_endings.append(_head_log_probs(x[0], model, torch.arange(len(ending)), torch.tensor(ending)))
-        scores.append(of_endings)
-    return scores, memory.records(reading.layers, model.transformer["h"])
+                states.append(states_of_context[-1:])
+                if len(ending) > 1:
+                    states.append(beginning.fork().read_only(ending[:-1])[0])
+            targets += ending
+            lengths.append(len(ending))
+    log_probs = _head_log_probs(torch.cat(states), model, torch.arange(len(targets)), torch.tensor(targets))
+    scores = iter(log_probs.split(lengths))
+    by_question = [[next(scores) for _ in endings] for _, endings in questions]
+    return by_question, memory.records(reading.layers, model.transformer["h"])
 
 
 def _score_rows(model, pairs):

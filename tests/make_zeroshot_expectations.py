@@ -65,7 +65,8 @@ INVENTED = {  # spaces in odd places, several scripts, unusual numbers and names
         {"question": " Where is a\tcar? ", "choices": listed("ABCDE", "road", " sky", "sea ", "東京", "bed"),
          "answerKey": "A"}],
     "openbookqa": [
-        {"question_stem": "A stone is ", "choices": listed("ABCD", "hard", " soft", "wet  ", "old"), "answerKey": "A"},
+        {"question_stem": "A stone is ", "choices": listed("ABCD", "hard", " soft", "wet  ", "alive"),
+         "answerKey": "A"},
         {"question_stem": "Zoë reads\n", "choices": listed("ABCD", "a", "the book", "naïve", "ß"), "answerKey": "D"}],
 }
 INVENTED["hellaswag"] = hella.invented()
