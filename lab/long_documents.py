@@ -17,7 +17,7 @@ import torch
 from scipy import special
 
 from lab import benchmarks, chunks, files, memory, memory_settings, sources, synthetic
-from lab.loss import IGNORE, chunked_cross_entropy, head_gradients
+from lab.loss import chunked_cross_entropy, head_gradients
 from lab.schema import check
 from lab.tokenizer import BOS_ID, get_tokenizer
 from model import seeded_generator
@@ -152,37 +152,29 @@ def windows(n: int, config) -> Iterator[Window]:
 
 
 @contextlib.contextmanager
-def test_time(model, multiplier: float = 1.0, write: str = ""):
-    """Inside, the model's inner_lr is multiplied, and its CMS levels are written as `write` says ("": as trained)."""
+def test_time(model, multiplier: float = 1.0, write: str = "trained"):
+    """Inside, the model's inner_lr is multiplied, and its CMS levels are written as `write` says."""
     config = model.config
     before = config.inner_lr, config.write
     config.inner_lr = multiplier * config.inner_lr
-    config.write = write or config.write
+    if write != "trained":
+        config.write = write
     try:
         yield
     finally:
         config.inner_lr, config.write = before
 
 
-def read_static(model, idx, targets) -> torch.Tensor:
-    """-log p(targets) (B, n) in nats of idx (B, n), by the trained weights alone."""
-    parts = []
-    for start, first, end in windows(idx.size(1), model.config):
-        wanted = targets[:, start:end].clone()
-        wanted[:, : first - start] = IGNORE
-        nll = model.per_token_loss(idx[:, start:end], wanted, write=False)
-        parts.append(nll[:, first - start :])
-    return torch.cat(parts, 1)
-
-
 def read_and_write(reading: chunks.Reading, idx, targets, write_last: bool = False) -> torch.Tensor:
-    """The same, with every whole chunk written after its score. The last chunk of idx only with write_last, as nothing
-    here reads it. Attention starts anew, what `reading` has written before stays."""
+    """-log p(targets) (B, n) in nats of idx (B, n), with every whole chunk written after its score; the last chunk of
+    idx only with write_last, as nothing here reads it. Attention starts anew; what was written before stays."""
     model = reading.model
     c, weight, (_, size) = model.config, model.transformer["wte"].weight, sizes(model.config)
     n, parts = idx.size(1), []
     for start, first, end in windows(n, c):
-        read_context(reading, idx[:, start:first])
+        reading.restart_window()
+        if start < first:
+            read_only(reading, idx[:, start:first])
         for left in range(first, end, size):
             part = slice(left, min(left + size, end))
             hidden = reading.read(idx[:, part])
@@ -197,23 +189,22 @@ def read_and_write(reading: chunks.Reading, idx, targets, write_last: bool = Fal
     return torch.cat(parts, 1)
 
 
-def read_context(reading: chunks.Reading, idx) -> None:
-    """Restarts attention with idx (B, context), which is not written."""
-    reading.restart_window()
-    if idx.size(1):
-        reading.read(idx, for_write=False)
-        reading.forget_chunk()
+def read_only(reading: chunks.Reading, idx, restart: bool = False):
+    """Hidden states (B, n, D) of idx (B, n), which is not written. restart: of attention, before."""
+    if restart:
+        reading.restart_window()
+    hidden = reading.read(idx, for_write=False)
+    reading.forget_chunk()
+    return hidden
 
 
 def probe(reading: chunks.Reading, idx, targets) -> torch.Tensor:
-    """-log p(targets) (B, n) by what `reading` has written so far; nothing is written, and it stays as it is."""
+    """-log p(targets) (B, n) by what `reading` has written so far (nothing: by the trained weights alone). Nothing is
+    written, and reading stays as it is."""
     model, parts = reading.model, []
     c, weight = model.config, model.transformer["wte"].weight
     for start, first, end in windows(idx.size(1), c):
-        other = reading.fork()
-        other.restart_window()
-        hidden = other.read(idx[:, start:end], for_write=False)[:, first - start :]
-        other.forget_chunk()
+        hidden = read_only(reading.fork(), idx[:, start:end], restart=True)[:, first - start :]
         nll = chunked_cross_entropy(
             hidden.flatten(0, 1), weight, targets[:, first:end].flatten(), c.masked_ranges, reduce=False)
         parts.append(nll.view(len(idx), -1))
@@ -254,12 +245,12 @@ def written_sums(reading: chunks.Reading, n: int) -> dict[str, list[float]]:
 def losses(model, control: str, documents: list[Document]) -> tuple[torch.Tensor, dict]:
     """(nats (B, n) on the CPU, written_sums) of documents of equal length under one of CONTROLS."""
     idx, targets = tensors(documents, model.transformer["wte"].weight.device)
-    if control == "static":
-        nll, zeros = read_static(model, idx, targets), [0.0] * len(documents)
-        return nll.cpu(), {"updates": zeros, "update_norm": zeros}
-    alter = CONTROLS[control]([document.sha256 for document in documents])
+    alter = None
+    if control != "static":
+        alter = CONTROLS[control]([document.sha256 for document in documents])
     reading = chunks.Reading(model, alter=alter)
-    nll = read_and_write(reading, idx, targets)
+    read = probe if control == "static" else read_and_write
+    nll = read(reading, idx, targets)
     return nll.cpu(), written_sums(reading, len(documents))
 
 

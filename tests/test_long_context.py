@@ -9,8 +9,9 @@ from conftest import write_jsonl
 from test_memory import ARMS, SMALL, make, settings, tokens
 
 import long_context
-from lab import chunks, long_documents, memory
-from lab.long_documents import read_and_write, read_static
+from lab import chunks, long_documents, memory, needles
+from lab.long_documents import read_and_write
+from lab.tokenizer import get_tokenizer
 from model import GPT, GPTConfig
 
 each_arm = pytest.mark.parametrize(("arm", "write"), ARMS)
@@ -37,6 +38,10 @@ def test_windows_score_every_token_once(block, period, n):
         position = end
     assert position == n
     assert stride % size == 0 and (stride <= block // 2 or stride == size)
+
+
+def read_static(model, idx, targets):
+    return long_documents.probe(chunks.Reading(model), idx, targets)
 
 
 def plain():
@@ -320,30 +325,263 @@ def test_dynamic_evaluation_and_the_choice_of_a_rate(tmp_path, capsys):
         run("ppl", model, "--data", dev, *FEW, "--write", "stop", "--choose_inner_lr", "1", "--dev_data", dev)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# prompts
+
+
+@pytest.fixture(scope="module")
+def fillers():
+    """Of numbered sentences and of the synthetic corpus, for prompts of up to 65,536 tokens."""
+    longest = 65_536
+    rows = long_documents.texts("synthetic", "text", longest)
+    return {"sentences": needles.make_filler([needles.sentences(4 * longest)], longest),
+            "text": needles.make_filler((text for _, text, _ in rows), longest)}
+
+
+each_kind = pytest.mark.parametrize("kind", needles.NEEDLES)
+
+
+@each_kind
+@pytest.mark.parametrize(("length", "n"), [
+    (2048, 20), (4096, 10), (8192, 5), (16_384, 5), (32_768, 5), (65_536, 5), (300, 20)])
+def test_prompts_have_exactly_so_many_tokens(kind, length, n, fillers):
+    """Also when the text is encoded again. The needle stands within a sentence of its depth, and ten different numbers
+    of two tokens are asked for, of which the right one alone is in the text."""
+    encode, decode = get_tokenizer().encode, get_tokenizer().decode
+    depths = [0, 0.25, 0.5, 0.75, 1]
+    for filler in fillers.values():
+        for i in range(n):
+            for with_needle in (True, False):
+                prompt = needles.make_prompt(kind, filler, length, depths[i % 5], 0, i, with_needle)
+                text = decode(prompt.ids[1:])
+                assert len(prompt.ids) == length and prompt.ids == [50256, *encode(text)]
+                numbers = [decode(candidate).strip() for candidate in prompt.candidates]
+                assert len(set(numbers)) == 10 and all(len(number) == 5 for number in numbers)
+                assert all(len(candidate) == 2 for candidate in prompt.candidates)
+                inside = [number for number in numbers if number in text]
+                assert inside == [numbers[prompt.answer]] * with_needle
+                if with_needle:
+                    assert abs(prompt.depth - depths[i % 5]) < 40 / length
+                    before = decode(prompt.ids[1 : prompt.needle_end])
+                    assert numbers[prompt.answer] in before[-60:] and before.endswith(".")
+
+
+@each_kind
+def test_prompts_are_seeded(kind, fillers):
+    """The same prompt for the same number and seed, others for others; without its needle, the same question."""
+    make = lambda *where, **more: needles.make_prompt(kind, fillers["text"], 2048, 0.5, *where, **more)
+    first = make(0, 0)
+    assert first == make(0, 0)
+    assert first.ids != make(0, 1).ids and first.ids != make(1, 0).ids
+    removed = make(0, 0, with_needle=False)
+    assert removed.candidates == first.candidates and removed.answer == first.answer
+    assert removed.ids[-500:] == first.ids[-500:] and removed.needle_end == 0
+
+
+def test_answers_are_anywhere(fillers):
+    """Of 1,000 prompts each of the ten places has the right answer 60 to 140 times (five standard deviations)."""
+    answers = [needles.make_prompt("niah", fillers["sentences"], 300, 0, 0, i).answer for i in range(1000)]
+    assert all(60 < answers.count(place) < 140 for place in range(10))
+
+
+def oracle(model, control, prompts):
+    """Finds a number that stands in the prompt."""
+    records = []
+    for prompt in prompts:
+        text = get_tokenizer().decode(prompt.ids)
+        scores = [float(get_tokenizer().decode(number) in text) for number in prompt.candidates]
+        records.append({"scores": scores, "greedy": max(scores) == 1, "updates": 1.0, "update_norm": 1.0})
+    return records
+
+
+@each_kind
+def test_an_oracle_is_right_and_without_the_needle_at_chance(kind, tmp_path, monkeypatch):
+    """Accuracy 1.0 at every depth, and 0.1 when the needle is removed: ten equal numbers share the point."""
+    monkeypatch.setattr(needles, "score", oracle)
+    result = ask(tmp_path, kind, 20, "none")
+    accuracy = {cell["control"]: set() for cell in result["cells"]}
+    for cell in result["cells"]:
+        accuracy[cell["control"]].add(round(cell["accuracy"], 12))
+    assert accuracy == {"static": {1.0}, "removed": {0.1}}
+
+
+def ask(tmp_path, kind, n, memory="hope_attention", length=300, *words, **more):
+    """A record of n prompts of a length."""
+    out = tmp_path / "ask.json"
+    names = {"niah": ("--context_lengths", "--samples_per_length"), "passkey": ("--context_tokens", "--samples")}
+    flags = [names[kind][0], length, names[kind][1], n, "--filler", "sentences", "--out", out, *words]
+    run(kind, save(tmp_path / memory, memory, **more), *flags)
+    return json.loads(out.read_text())
+
+
+def test_without_the_needle_any_scorer_is_at_chance(fillers):
+    """Over the ten places that the right answer can have, a scorer of a prompt without a needle gets one point."""
+    prompt = needles.make_prompt("niah", fillers["text"], 300, 0.5, 0, 0, with_needle=False)
+    for scores in ([float(i) for i in range(10)], [0.0] * 10, [1.0, 1.0, 1.0] + [0.0] * 7):
+        record = {"scores": scores}
+        credits = [needles.mark(prompt._replace(answer=i), record, 60)["credit"] for i in range(10)]
+        assert sum(credits) == pytest.approx(1.0)
+
+
+def test_a_model_is_at_chance_without_the_needle(tmp_path):
+    """0.1 lies in the interval of 80 prompts, for a model that writes what it reads."""
+    result = ask(tmp_path, "niah", 80, "hope_attention", 130, "--controls", "adapt", "--batch_size", 40)
+    low, high = result["niah_130_removed_accuracy_interval"]
+    assert low < 0.1 < high
+
+
+@pytest.mark.parametrize("memory", ["none", "hope_attention"])
+def test_static_cannot_reach_beyond_its_window(memory, fillers, tmp_path):
+    """With the needle out of the window, its number changes no score, to the bit; within, it does. What was written
+    reaches further."""
+    model = GPT.load(save(tmp_path / "m", memory))
+    window = needles.window_of(model.config)
+    for depth, same in ((0, True), (1, False)):
+        prompt = needles.make_prompt("niah", fillers["sentences"], 300, depth, 0, 0)
+        other = list(prompt.ids)
+        place = prompt.needle_end - 3  # " 48213" and "."
+        assert other[place : place + 2] == prompt.candidates[prompt.answer]
+        other[place : place + 2] = prompt.candidates[(prompt.answer + 1) % 10]
+        pair = prompt, prompt._replace(ids=other)
+        controls = ["static", "adapt"][: 1 + (memory != "none")]
+        for control in controls:
+            first, second = (needles.score(model, control, [one])[0]["scores"] for one in pair)
+            assert (first == second) == (same and control == "static"), (depth, control)
+        assert needles.mark(prompt, {"scores": [0.0] * 10}, window)["visible"] != same
+
+
+@each_arm
+def test_scores_are_those_of_the_definition(arm, write):
+    """A prompt of 150 tokens at block_size 64: 18 chunks of 8 written in windows, then 63 tokens read anew, and the
+    first token of a number behind them; every log-prob from the chunked forward of that."""
+    model, ids = make(arm, write), [row.tolist() for row in tokens(2, 150)[0]]
+    candidates = [[[2 * i, 2 * i + 1] for i in range(10)], [[2 * i + 1, 2 * i] for i in range(10)]]
+    prompts = [needles.Prompt(row, numbers, 3, 0.0, 0) for row, numbers in zip(ids, candidates, strict=True)]
+    for control in ("static", "adapt"):
+        records = needles.score(model, control, prompts)
+        for prompt, record in zip(prompts, records, strict=True):
+            reading, idx = chunks.Reading(model), torch.tensor([prompt.ids])
+            if control == "adapt":
+                read_and_write(reading, idx[:, :144], idx[:, 1:145], write_last=True)
+            for number, given in zip(prompt.candidates, record["scores"], strict=True):
+                with torch.no_grad():
+                    states = long_documents.read_only(
+                        reading.fork(), torch.tensor([prompt.ids[-63:] + number[:1]]), restart=True)
+                    log_probs = model.head(states[:, -2:]).log_softmax(-1)[0]
+                expected = log_probs[0, number[0]] + log_probs[1, number[1]]
+                assert given == pytest.approx(expected.item(), abs=2e-5)
+            best = [max(range(101), key=lambda i: log_probs[0, i])]
+            assert record["greedy"] == (best == prompt.candidates[3][:1]) or not record["greedy"]
+
+
+def test_greedy_is_what_the_model_would_write():
+    """greedy: the two likeliest tokens, one after the other, are the right number."""
+    model, row = make("hope_attention"), tokens(1, 60)[0][0].tolist()
+    ids = list(row)
+    for _ in range(2):
+        ids.append(long_documents.read_only(chunks.Reading(model), torch.tensor([ids]))[:, -1:])
+        ids[-1] = model.head(ids[-1]).argmax(-1).item()
+    right, wrong = ids[60:], [(ids[60] + 1) % 101, ids[61]]
+    numbers = [right] + [wrong] * 9
+    prompts = [needles.Prompt(row, numbers, answer, 0.0, 0) for answer in (0, 1)]
+    assert [record["greedy"] for record in needles.score(model, "static", prompts)] == [True, False]
+
+
+def test_a_long_prompt_needs_no_more_memory(tmp_path):
+    """Of 20 times block_size tokens, what is kept: the keys and values of one window, and the written weights."""
+    model = GPT.load(save(tmp_path / "m"))
+    ids = torch.randint(0, 50000, (2, 1281), generator=torch.Generator().manual_seed(0))
+    reading = needles.read_prompts(model, "adapt", ids, ["a", "b"])
+    assert all(pair[0].size(2) <= 64 for pair in reading.past.values())
+    rows = memory.records(reading.layers, model.transformer["h"])
+    assert [row["updates"] for row in rows] == [80]
+    assert not any(layer.seen for layer in reading.layers.values())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# records of needles
+
+
+def test_niah_record(tmp_path, capsys):
+    """Accuracies, intervals and differences follow from the lines of the prompts; the original's keys are there."""
+    result = ask(tmp_path, "niah", 8, "hope_attention", 256, "--batch_size", 3)
+    path = tmp_path / "ask_prompts.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    names = ["static", "adapt", "random", "other", "removed"]
+    assert [line["control"] for line in lines] == [name for name in names for _ in range(8)]
+    mean = {name: sum(line["credit"] for line in lines if line["control"] == name) / 8 for name in names}
+    assert result["niah_256"] == result["niah_256_memorize_accuracy"] == mean["adapt"]
+    assert result["niah_256_baseline_accuracy"] == mean["static"]
+    assert result["niah_256_memorize_delta"] == pytest.approx(mean["adapt"] - mean["static"])
+    for name in ("random", "other", "removed"):
+        assert result[f"niah_256_{name}_accuracy"] == mean[name]
+    first = [line["credit"] for line in lines if line["control"] == "adapt" and line["wanted_depth"] == 0]
+    assert result["niah_256_depth_0.00"] == sum(first) / 2
+    assert result["niah_256_samples"] == 8 and result["chance"] == 0.1
+    printed = capsys.readouterr().out
+    assert "8 prompts cannot tell two models apart whose accuracies are nearer than 0.21 and 0.79" in printed
+    assert "above chance (0.1) from 3 right answers on" in printed
+    low, high = result["niah_256_interval"]
+    assert f"{mean['adapt']:.3f}  [{low:.3f}, {high:.3f}]" in printed
+
+
+def test_passkey_record(tmp_path):
+    """The original's keys, for a model without a memory: None where it has no number."""
+    result = ask(tmp_path, "passkey", 5, "none", 128)
+    assert result["samples"] == 5 and result["context_tokens"] == 128
+    assert 0 <= result["accuracy_base"] <= 1 and len(result["accuracy_base_interval"]) == 2
+    assert result["accuracy_memorize"] is None and result["accuracy_delta"] is None
+    assert result["path_stats"] == {"updates": 0.0, "update_norm": 0.0}
+
+
+def test_resolution():
+    """8 prompts cannot tell 0.3 from 0.7 and 50 can; at 0.1, 3 of 8 or 10 of 50 right answers are above chance."""
+    low, high = needles.resolution(8)["told_apart"]
+    assert low < 0.3 and high > 0.7
+    # the gap is what a z test between two shares finds with power 80 %
+    assert high - low == pytest.approx(2.8016 * math.sqrt(2 * low * high / 8), rel=1e-3)
+    low, high = needles.resolution(50)["told_apart"]
+    assert low > 0.3 and high < 0.7
+    assert [needles.resolution(n)["least_above_chance"] for n in (1, 2, 8, 50)] == [None, 2, 3, 10]
+
+
 def test_mistakes_are_a_sentence(tmp_path, capsys):
     model, plain = save(tmp_path / "m"), save(tmp_path / "plain", "none")
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"body": "x"}])
+    short = write_jsonl(tmp_path / "short.jsonl", [{"text": "A word. " * 100 + "And"}])
+    no_words = write_jsonl(tmp_path / "no_words.jsonl", [{"text": "x" * 3000}])
     number = write_jsonl(tmp_path / "number.jsonl", [{"text": 5}])
     for words, sentence in [
         ((model, "--data", bad), "no column 'text': pass --text_column"),
         ((model, "--data", number), "no text in column 'text'"),
         ((model, "--data", tmp_path / "none.parquet"), "no such file"),
         ((model, "--data", bad, "--text_column", "body"), "no document of 4,096 tokens (the longest has 1)"),
-        ((model, "--data", "synthetic:1", *FEW), "needs a second document"),
+        ((model, "--data", "synthetic:1", *FEW), "needs a second text"),
         ((plain, "--data", "synthetic", *FEW, "--write", "stop"), "leave --write out"),
         ((plain, "--data", "synthetic", *FEW, "--choose_inner_lr", "1", "--dev_data", "synthetic"), "writes nothing"),
         ((tmp_path / "gone", "--data", "synthetic"), "CHECKPOINT"),
+        (("niah", model, "--data", short), "the filler has 301 tokens"),
+        (("niah", model, "--data", no_words, "--context_lengths", "200"), "no sentence that ends"),
+        (("niah", model, "--filler", "sentences", "--samples_per_length", "1"), "the number of samples"),
     ]:
+        if words[0] != "niah":
+            words = "ppl", *words
         with pytest.raises((ValueError, OSError)) as caught:
-            run("ppl", *words)
+            run(*words)
         assert sentence in str(caught.value) and "\n" not in str(caught.value)
     for words, sentence in [
         (["ppl"], "checkpoint is missing"), (["ppl", model, "--controls", "statics"], "choose from static, adapt"),
         (["ppl", model, "--choose_inner_lr", "1,x"], "give numbers"),
         (["ppl", model, "--dev_data", "x"], "both or none"),
         (["ppl", model, "--max_documents", "0"], "at least 1"), (["ppl", model, "--out", "x.txt"], ".json"),
-        (["pp", model], "give ppl"), ([], "give ppl"), (["ppl", model, "--inner_lr_multiplier", "0"], "above 0"),
+        (["pp", model], "give one of ppl"), ([], "give one of ppl"),
+        (["ppl", model, "--inner_lr_multiplier", "0"], "above 0"),
         (["ppl", model, "--out", "x.json", "--no_store"], "one of them"),
+        (["niah", model, "--context_lengths", "20"], "no room for filler"),
+        (["niah", model, "--context_lengths", "2048.5"], "a whole number"),
+        (["niah", model, "--depths", "0,1.5"], "a share from 0 to 1"),
+        (["passkey", model, "--filler", "sentences", "--data", "x"], "leave one of them out"),
+        (["passkey", model, "--samples", "0"], "at least 1"),
         (["ppl", model, "--choose_inner_lr", "1", "--dev_data", "x", "--inner_lr_multiplier", "2"], "leave"),
     ]:
         with pytest.raises(SystemExit) as end:
