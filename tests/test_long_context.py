@@ -549,7 +549,7 @@ def test_mistakes_are_a_sentence(tmp_path, capsys):
     model, plain = save(tmp_path / "m"), save(tmp_path / "plain", "none")
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"body": "x"}])
     short = write_jsonl(tmp_path / "short.jsonl", [{"text": "A word. " * 100 + "And"}])
-    no_words = write_jsonl(tmp_path / "no_words.jsonl", [{"text": "x" * 3000}])
+    no_words = write_jsonl(tmp_path / "no_words.jsonl", [{"text": "x" * 9000}])
     number = write_jsonl(tmp_path / "number.jsonl", [{"text": 5}])
     for words, sentence in [
         ((model, "--data", bad), "no column 'text': pass --text_column"),
