@@ -10,7 +10,9 @@ artifacts/pilot_release/
     <run>/             config.json, log.txt, scalars.jsonl, scores, eval/, plots/: every script reads it as a run
 
 An eval file belongs to one checkpoint, by the sha256 of its weights ("checkpoint_sha256") or, without that, by
-"checkpoint" and "step". One that names another, or none, is refused: no scores stand beside weights of another step.
+"checkpoint" or "step". One that names another, or none, is refused: no scores stand beside weights of another step.
+Only a benchmark's files of earlier steps of training, eval/zeroshot_step000500.json, are left out: what they say stands
+with its step in zeroshot_metrics.jsonl.
 The folder appears whole or not at all; what a killed process left, .tmp_<name> beside it, goes at the next call.
 """
 
@@ -87,12 +89,12 @@ def choose(folder: Path, step: int | None) -> Packed:
     step = runs.step_of(checkpoint)
     place = f"{name}/ckpt/{checkpoint.name}"
     own = {"checkpoint": place, "step": step, "checkpoint_sha256": sha256}
-    evals = matching(folder, EVALS)
+    evals = [path for path in matching(folder, EVALS) if not is_history(path, folder, step)]
     for path in evals:
         fault = other_checkpoint(schema.read_json(path), own)
         check(not fault, f"{path} {fault}, but the checkpoint to pack is {place}: "
                          "score that one, pass --step, or move the file out of the run.")
-    copied = matching(folder, (*NEEDED, *RECORDS, *EVALS, *BESIDE_EVALS))
+    copied = evals + matching(folder, (*NEEDED, *RECORDS, *BESIDE_EVALS))
     files = {f"{name}/{path.relative_to(folder).as_posix()}": path for path in copied}
     files |= {f"{name}/plots/{path.name}": path for path in matching(folder, PLOTS)}
     files |= {f"{place}/{path.name}": path for path in matching(checkpoint, ["*"])}
@@ -106,9 +108,17 @@ def choose(folder: Path, step: int | None) -> Packed:
     return Packed(name, files, about)
 
 
+def is_history(path: Path, folder: Path, step: int) -> bool:
+    """Whether an eval file is a benchmark's, of another step of training, whose record keeps every step."""
+    match = re.fullmatch(r"(\w+)_step(\d+)", path.stem)
+    return bool(match) and int(match[2]) != step and (folder / f"{match[1]}_metrics.jsonl").is_file()
+
+
 def other_checkpoint(record, own: dict) -> str:
     """What speaks against an eval's record being of this checkpoint, as the end of a sentence; "" when nothing does."""
     named = [part for part in objects_in(record) if any(part.get(key) for key in NAMES_CHECKPOINT)]
+    if not named and isinstance(record, dict) and record.get("step") is not None:
+        named = [record]
     if not named:
         return "names no checkpoint"
     for part in named:

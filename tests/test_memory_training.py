@@ -49,6 +49,7 @@ TWENTY = "--total_batch_tokens 768 --max_train_steps 20 --max_epochs 20 --eval_e
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_micro_batches_and_ranks_give_the_same_losses(arm, data, tmp_path):
     """24 sequences a step, 1, 3 or 8 at a time, and on two ranks: 1e-6 apart at step 1, 1e-4 after 20 steps."""

@@ -127,6 +127,18 @@ def test_gsm8k_belongs_to_one_checkpoint(hope, tmp_path):
     refused(hope, out=tmp_path / "out", match="gsm8k_results.json is of step 20")
 
 
+def test_files_of_training_are_history(hope, tmp_path):
+    """zeroshot.py in training writes a file per step: that of the checkpoint is packed, earlier ones stay out; a file
+    of another step that no *_metrics.jsonl accounts for is refused."""
+    for step in (20, STEPS):
+        disk.write_json(hope / "eval" / f"hellaswag_step{step:06d}.json", {"step": step, "accuracy": 0.3})
+    out = pack(hope, out=tmp_path / "out")
+    names = [path.name for path in (out / "hope" / "eval").iterdir()]
+    assert "hellaswag_step000040.json" in names and "hellaswag_step000020.json" not in names
+    disk.write_json(hope / "eval" / "ppl_step000020.json", {"step": 20})
+    refused(hope, out=tmp_path / "more", match="ppl_step000020.json is of step 20")
+
+
 def test_a_list_of_one_checkpoints_records_is_packed(hope, tmp_path):
     """The original's continual list; and a run that has moved keeps the scores of its weights."""
     moved = hope.rename(hope.with_name("renamed"))
