@@ -224,12 +224,19 @@ def test_logits_are_those_of_the_loss(arm, write):
 # training
 
 
-@each_arm
+@pytest.mark.parametrize(("arm", "write", "more"), [
+    *((*arm, {}) for arm in ARMS), ("hope", "stop", {}), ("hope", "off", {}), ("hope_attention", "off", {}),
+    ("titan", "stop", dict(inner_lr_learned=True)), ("hope", "through", dict(inner_lr_learned=True)),
+    ("hope_attention", "through", dict(inner_lr_learned=True, cms_periods=(8, 16, 0))),
+    ("hope", "stop", dict(self_modifier="frozen"))])
 @each_arch
-def test_every_parameter_has_a_gradient(arm, write, arch):
-    model, (idx, targets) = make(arm, write, arch), tokens()
+def test_every_parameter_has_a_gradient(arm, write, more, arch):
+    """Of those that are trained: all but a frozen self-modifier's."""
+    model, (idx, targets) = make(arm, write, arch, **more), tokens()
     model(idx, targets).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) < len(list(model.parameters())) or more.get("self_modifier") != "frozen"
+    assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
 
 
 THROUGH = ("levels.0.c_fc.weight levels.0.c_proj.weight attn.c_attn.weight titan.key.weight titan.value.weight "

@@ -6,9 +6,9 @@
 4 layers, the last 2 with memory, sequences of 1,024 tokens, one thread. Every variant takes its step in turn, in one
 process, by CPU time, so that a busy machine slows them alike. Ratios are tokens per second over the transformer's,
 medians of the rounds, with the lowest and the highest. A period whose rounds would take longer than --seconds gets
-fewer of them; below 32 tokens, a step is one sequence. Peak memory is that of a process that trains and scores one
-variant alone. Targets, at periods of at least 128: `stop` 0.75, `through` 0.65 in training, and 0.5 in scoring with
-writes over scoring without. A write after every token is a demonstration only.
+fewer of them; below 32 tokens, a step is one sequence. Peak memory is that of a process that trains one variant alone.
+Targets, at periods of at least 128: `stop` 0.75, `through` 0.65 in training, and 0.5 in scoring with writes over
+scoring without. A write after every token is a demonstration only.
 """
 
 import argparse
@@ -68,14 +68,15 @@ def cpu_seconds(work) -> float:
 
 
 def ratios(works: dict, base: str, args) -> dict[str, list[float]]:
-    """{name: the base's time over its own, of each round}; every work runs once a round, after a first one."""
-    once = sum(cpu_seconds(work) for work in works.values())
-    found = {name: [] for name in works}
-    for _ in range(max(1, min(args.rounds, int(args.seconds / once)))):
-        seconds = {name: cpu_seconds(work) for name, work in works.items()}
-        for name, own in seconds.items():
-            found[name].append(seconds[base] / own)
-    return found
+    """{name: the base's time over its own, of each round}; every work runs once a round. A first round, in which memory
+    is taken, counts only where there is time for no other."""
+    turns = [{name: cpu_seconds(work) for name, work in works.items()}]
+    once = sum(turns[0].values())
+    more = min(args.rounds, int(args.seconds / once))
+    for _ in range(more):
+        turns.append({name: cpu_seconds(work) for name, work in works.items()})
+    counted = turns[1:] or turns
+    return {name: [turn[base] / turn[name] for turn in counted] for name in works}
 
 
 def rows_of(args, period: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,11 +94,10 @@ def prepare() -> None:
 
 
 def peak_bytes(arm: str, period: int, args: argparse.Namespace) -> int:
-    """Of a process that has only trained and scored this variant."""
+    """Of a process that has only trained this variant, which takes more than to score it."""
     prepare()
     model, (idx, targets) = build(arm, period, args), rows_of(args, period)
     train_step(model, idx, targets)
-    model.per_token_loss(idx, targets)
     return processes.peak_rss_bytes()
 
 
@@ -114,8 +114,10 @@ def main(argv=None) -> int:
     add("--periods", type=int, nargs="+", default=[1, 8, 32, 128, 512],
         help="tokens between writes (default 1 8 32 128 512)")
     add("--rounds", type=int, default=5, help="turns of every variant (default %(default)s)")
-    add("--seconds", type=float, default=60, help="of CPU for a period's rounds, of which there is at least one "
+    add("--seconds", type=float, default=60, help="of CPU for a period's rounds, of which there is one at least "
                                                   "(default %(default)g)")
+    add("--peaks", choices=("on", "off"), default="on",
+        help="peak memory, for which every variant starts a process (default on)")
     add("--n_embd", type=int, default=96, help="width (default %(default)s)")
     add("--n_head", type=int, default=3, help="heads (default %(default)s)")
     add("--vocab_size", type=int, default=2048, help="tokens (default %(default)s)")
@@ -130,7 +132,9 @@ def main(argv=None) -> int:
     missed = []
     for period in args.periods:
         idx, targets = rows_of(args, period)
-        peak = peaks(period, args)
+        peak = dict.fromkeys(ARMS, 0)
+        if args.peaks == "on":
+            peak = peaks(period, args)
         models = {arm: build(arm, period, args) for arm in ARMS}
         steps = {arm: partial(train_step, model, idx, targets) for arm, model in models.items()}
         trained = ratios(steps, "transformer", args)
@@ -147,7 +151,9 @@ def main(argv=None) -> int:
             ratio = statistics.median(own)
             size, state = model.num_params()["total"], memory.state_bytes(model.transformer["h"])
             spread = f"{min(own):.2f}-{max(own):.2f}"
-            memory_used = f"{peak[arm] / 2**20:,.0f}"
+            memory_used = ""
+            if peak[arm]:
+                memory_used = f"{peak[arm] / 2**20:,.0f}"
             print(f"| {period} | {arm} | {size:,} | {state:,} | {ratio:.3f} ({spread}) | {scored} | {memory_used} |",
                   flush=True)
             if period >= 128 and ratio < TARGETS.get(arm, 0):
