@@ -395,7 +395,7 @@ def cells_text(table: list[dict]) -> str:
         lines.append(f"{length:>7} {cell['control']:<8} {cell['n']:>5} {accuracy:>9.3f}  "
                      f"[{low:.3f}, {high:.3f}]   "
                      f"{cell['margin']:>8.3f} {cell['greedy']:>7.3f} {cell['visible']:>17.2f}")
-        if cell["control"] == "removed" and not low <= needles.CHANCE <= high:
+        if cell["control"] == "removed" and not needles.at_chance(accuracy, cell["n"]):
             files.note(f"without the needle, prompts of {length:,} tokens are not at chance but at "
                        f"{accuracy:.3f}: one sample in 20 does that by itself; try another --seed.")
     return "\n".join(lines)
