@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 import torch  # noqa: E402
 
-from lab import long_documents, memory, needles, processes  # noqa: E402
+from lab import memory, needles, processes  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
 LENGTHS = (2048, 16_384, 65_536)
@@ -43,8 +43,9 @@ def read(length: int, args) -> None:
     seconds, peak = time.perf_counter() - begun, processes.peak_rss_bytes()
     state = memory.state_bytes(model.transformer["h"])
     window = 2 * 4 * shape["n_layer"] * shape["block_size"] * args.n_embd
-    print(f"{length} {peak / 2**20:.0f} {before / 2**20:.0f} {seconds:.1f} {record['updates']:.0f} "
-          f"{state / 2**20:.0f} {window / 2**20:.0f} {model.num_params()['total']}")
+    sizes = [round(size / 2**20) for size in (peak, before, state, window)]
+    size = model.num_params()["total"]
+    print(length, *sizes, round(seconds, 1), round(record["updates"]), size)
 
 
 def main(argv=None) -> int:
@@ -54,26 +55,28 @@ def main(argv=None) -> int:
     add("--memory", choices=("none", "titan", "hope_attention", "hope"), default="hope_attention",
         help="of the model (default hope_attention)")
     add("--check", action="store_true", help="exit with 1 when the target is missed")
-    add("--length", type=int, default=0, help="read one prompt of so many tokens in this process (0 = all)")
+    add("--length", type=int, default=0,
+        help="read one prompt of so many tokens in this process (0 = all lengths)")
     args = parser.parse_args(argv)
     if args.length:
         read(args.length, args)
         return 0
     hardware = processes.machine_state(torch.device("cpu"))["hardware"]
-    print(f"{hardware['cpu']}, {hardware['system']}, torch {torch.__version__}, one thread; "
-          f"{args.memory}, 12 layers of width {args.n_embd}, window {1024}")
-    stride, chunk = long_documents.sizes(GPTConfig(memory=args.memory, n_layer=12, n_embd=args.n_embd, n_head=1))
-    print(f"stride {stride}, chunk {chunk}\n{'tokens':>7} {'peak MiB':>9} {'before':>7} {'seconds':>8} {'updates':>8}")
+    print(f"{hardware['cpu']}, {hardware['system']}, torch {torch.__version__}, one thread")
+    print(f"{args.memory}, 12 layers of width {args.n_embd}, block_size 1,024")
+    print(f"{'tokens':>7} {'peak MiB':>9} {'before':>7} {'seconds':>8} {'updates':>8}")
     peaks, script = [], Path(__file__).resolve()
     for length in LENGTHS:
-        command = [sys.executable, str(script), "--length", str(length), "--n_embd", str(args.n_embd)]
-        done = subprocess.run([*command, "--memory", args.memory], capture_output=True, text=True)
+        command = [sys.executable, str(script), "--length", str(length), "--memory", args.memory]
+        command += ["--n_embd", str(args.n_embd)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise ValueError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
-        tokens, peak, before, seconds, updates, state, window, size = done.stdout.split()
+        tokens, peak, before, state, window, seconds, updates, size = done.stdout.split()
         peaks.append(float(peak))
         print(f"{tokens:>7} {peak:>9} {before:>7} {seconds:>8} {updates:>8}", flush=True)
-    print(f"{int(size):,} parameters; keys and values of a window {window} MiB, what is written {state} MiB")
+    print(f"{int(size):,} parameters; keys and values of a window {window} MiB, "
+          f"what is written, and its sums, {state} MiB")
     ratio = peaks[-1] / peaks[0]
     print(f"{LENGTHS[-1]:,} tokens over {LENGTHS[0]:,}: {ratio:.2f}x the memory (target at most {TARGET})")
     return int(args.check and ratio > TARGET)
