@@ -23,8 +23,9 @@ slow       the same measures of trained weights. The stages are checkpoints of t
 plot       every segment over the stages or checkpoints, and the forgetting matrix.
 
 Segments that name the same file take its documents in turn, so none is in two of them. Results go to the (last) run's
-eval/continual_step000500.json or forgetting_step000500.json, or to --out FILE.json; a line for each document or unit,
-from which runs can be paired, is beside it. The same command continues what was interrupted.
+eval/continual_step000500.json, forgetting_step000500.json or forgetting_slow_step000500.json, or to --out FILE.json; a
+line for each document or unit, from which runs can be paired, is beside it. The same command continues what was
+interrupted.
 """
 
 import math
@@ -382,7 +383,7 @@ def slow(args, procs) -> None:
             conditions[stage, name] = long_exams.Condition(subject.model, "static", 1.0, chosen)
     ordered = list(subjects.values())
     settings = settings_of(documents, list(subjects), n)
-    with long_exams.kept("forgetting", args, ordered, procs, settings) as (out, work):
+    with long_exams.kept("forgetting_slow", args, ordered, procs, settings) as (out, work):
         table = long_exams.score_documents(conditions, args, procs, work, autocast, "continual")
         if table is None:
             raise KeyboardInterrupt

@@ -12,8 +12,9 @@ FILE.json) and, beside it, a line for each document (..._documents.jsonl: {"id",
 [...]} by position, from which runs can be paired) or prompt (..._prompts.jsonl). The same command continues an
 interrupted exam.
 
-Every token is read once and scored before anything that contains it is written. Attention reaches back no further than
-block_size, so beyond that only what was written can help. Controls of the same checkpoint, paired over texts:
+Every token is scored once, before anything that contains it is written. Attention reaches back no further than
+block_size, so beyond that only what was written can help; and a text takes the memory of one window and of the written
+weights, however long it is (experiments/bench/long_prompts.py). Controls of the same checkpoint, paired over texts:
 
     static    nothing is written
     adapt     as the model is made: each chunk is written after its score
@@ -180,10 +181,19 @@ def ppl_text(metrics: dict) -> str:
             line += long_exams.shown(metrics["minus_static"][control])
         lines.append(line)
     controls = list(metrics["loss"])
-    lines.append("\n" + f"{'tokens':<14}" + "".join(f"{control:>10}" for control in controls))
+    head = "".join(f"{control:>10}" for control in controls)
+    if "adapt" in controls:
+        head += "   adapt minus static (se)"
+    lines.append(f"\n{'tokens':<14}{head}")
     for row in metrics["by_position"]:
-        losses = "".join(f"{row['loss'][control]:>10.4f}" for control in controls)
-        lines.append(f"{row['from']:>6}-{row['to']:<7}" + losses)
+        line = f"{row['from']:>6}-{row['to']:<7}"
+        line += "".join(f"{row['loss'][control]:>10.4f}" for control in controls)
+        found = row["minus_static"].get("adapt")
+        if found:
+            line += f"   {found['mean']:+.4f}"
+        if found and found["se"] is not None:
+            line += f" ({found['se']:.4f})"
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -395,7 +405,7 @@ def cells_text(table: list[dict]) -> str:
         lines.append(f"{length:>7} {cell['control']:<8} {cell['n']:>5} {accuracy:>9.3f}  "
                      f"[{low:.3f}, {high:.3f}]   "
                      f"{cell['margin']:>8.3f} {cell['greedy']:>7.3f} {cell['visible']:>17.2f}")
-        if cell["control"] == "removed" and not low <= needles.CHANCE <= high:
+        if cell["control"] == "removed" and not needles.at_chance(accuracy, cell["n"]):
             files.note(f"without the needle, prompts of {length:,} tokens are not at chance but at "
                        f"{accuracy:.3f}: one sample in 20 does that by itself; try another --seed.")
     return "\n".join(lines)

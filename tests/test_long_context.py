@@ -543,6 +543,8 @@ def test_resolution():
     low, high = needles.resolution(50)["told_apart"]
     assert low > 0.3 and high < 0.7
     assert [needles.resolution(n)["least_above_chance"] for n in (1, 2, 8, 50)] == [None, 2, 3, 10]
+    assert needles.at_chance(0.1, 50) and needles.at_chance(0.4, 5) and needles.at_chance(0, 8)
+    assert not needles.at_chance(0.6, 5) and not needles.at_chance(0, 200)
 
 
 def test_mistakes_are_a_sentence(tmp_path, capsys):
