@@ -110,7 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
             help=f"{benchmark.DATA_HELP}; a synthetic corpus is scored on synthetic items by default")
         add(f"--{name}_max_examples", type=int, default=0, help="items, evenly spread (0 = all)")
         if hasattr(benchmark, "TASKS"):
-            add(f"--{name}_tasks", default="all", help="comma-separated; max_examples are of each (default all)")
+            add(f"--{name}_tasks", default="",
+                help="comma-separated; max_examples are of each ('' = all)")
     add("--skip_long", action="store_true", help="leave out benchmark items longer than --seq_len")
     add("--eval_bos", choices=("on", "off"), default="on",
         help="<|endoftext|> before every context (default %(default)s)")
@@ -233,8 +234,9 @@ def load_items(args, benchmark, meta: dict, procs) -> tuple[list[dict], dict]:
     source, count = getattr(args, flag), getattr(args, f"{benchmark.NAME}_max_examples")
     if not source and meta.get("dataset") == "synthetic":
         source = "synthetic"
-    chosen = [getattr(args, f"{benchmark.NAME}_tasks")] if hasattr(benchmark, "TASKS") else []
-    skipped = None
+    skipped, chosen = None, []
+    if hasattr(benchmark, "TASKS"):
+        chosen = [getattr(args, f"{benchmark.NAME}_tasks")]
     try:
         items = procs.on_main(lambda: benchmark.load(source, count, *chosen))
         if args.skip_long:
@@ -341,7 +343,7 @@ def summarise(run: training.Run) -> dict:
     for benchmark in BENCHMARKS:
         about = config["benchmarks"].get(benchmark.NAME, {})
         row[f"{benchmark.NAME}_title"] = about.get("title")
-        if about or not hasattr(benchmark, "TASKS"):  # whose many columns a table has only where they are scored
+        if about or not hasattr(benchmark, "TASKS"):  # its many columns are there where they are scored
             row |= {key: scores.get(key) for key, *_ in benchmark.METRICS}
     return {**numbers, "scores": scores, "warnings": find_warnings(run), "results_row": row}
 

@@ -1,4 +1,5 @@
-"""exams.py owns unfinished evaluations of a checkpoint: what is done is kept, so that the same command goes on there.
+"""exams.py owns unfinished evaluations of a checkpoint: what is done is kept, so that the same command goes on there;
+and which record of a step says more than another.
 
 The folder gsm8k_partial or hellaswag_partial_000500 in an exam's output has a file per rank, rank0000.jsonl, of a line
 per finished piece of work: {"check", "id", ...}. Lines are only ever appended. check: of the record and of all that

