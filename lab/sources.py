@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from lab import disk, files, synthetic
+from lab import disk, files, synthetic, terminal
 from lab.files import damage_in, first_line, json_of, lines_of, reader_of
 
 BATCH_BYTES = 2**20  # text tokenised in one go; more gains nothing (measured), less costs calls
@@ -92,7 +92,7 @@ def _open_local(args: argparse.Namespace, paths: list[str]) -> Source:
     count = Counter(digests)
     copies = [path for path, digest in zip(paths, digests, strict=True) if count[digest] > 1]
     if copies:
-        files.note(f"--dataset: {files.listed(copies)} are copies of each other, and all are read.")
+        terminal.note(f"NOTE: --dataset: {files.listed(copies)} are copies of each other, and all are read.")
     documents = None  # only parquet says how many rows it has
     if all(reader is _read_parquet for reader in readers):
         documents = 0
