@@ -321,7 +321,10 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
         why, values = [], {}
         for arm, members in arms.items():
             bad = [member for member in members if problem(member)]
-            why += [f"{member['name']}: {problem(member)}" for member in bad]
+            by_problem: dict[str, list[str]] = {}
+            for member in bad:
+                by_problem.setdefault(problem(member), []).append(member["name"])
+            why += [f"{', '.join(names)}: {words}" for words, names in by_problem.items()]
             values[arm] = [", ".join(member["name"] for member in bad) or "none"]
         if name != "unrecorded":
             missing += why
