@@ -136,6 +136,17 @@ def test_dry_run_stops_there(data, tmp_path, capsys, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_laptop_advice_at_the_default(data, tmp_path, capsys, monkeypatch):
+    """The 124M default on two CPU cores: 60 micro-steps of 270 s, as they were measured, are 4.5 h a step."""
+    recorded = estimate.Cost(270.0, 5.0, 11.4e9, 1_600_000_000)
+    monkeypatch.setattr(estimate, "measure", lambda *_: recorded)
+    flags = ["--data_dir", str(data), "--out_dir", str(tmp_path / "out"), "--device", "cpu", "--dry_run",
+             "--micro_batch_size", "8", "--max_epochs", str(10**9)]
+    assert train_gpt.main(flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("WARNING: about 4.5 h per step here, 3,") and lines[1].endswith("(--preset laptop)")
+
+
 @pytest.mark.parametrize("error", [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory: you tried to allocate"),
