@@ -13,7 +13,7 @@ import json
 import math
 import re
 
-from lab import ab_report, runs
+from lab import ab_report, runs, units
 
 DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
 SCORER = "scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature".split()
@@ -382,7 +382,7 @@ def check_batches(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
         else:
             proved += 1
     if proved:
-        pairs = ab_report.count(proved, "pair")
+        pairs = units.count(proved, "pair")
         notes.append(f"{pairs} of runs read the same tokens at every step (checksums equal)")
     why = []
     if unequal:

@@ -21,8 +21,9 @@ import numpy as np
 
 from lab import ab_gate, ab_numbers, ab_plots, ab_report, runs, shards
 from lab.ab_numbers import SHORT, UNIT, Metric
-from lab.ab_report import count, form, form_interval
+from lab.ab_report import form, form_interval
 from lab.terminal import one_line
+from lab.units import count
 
 LAST = "Samples, commands and files"  # heading of what belongs to one machine: committed tables leave it out
 BINS = 200  # points of a train curve: more cannot be told apart on a page

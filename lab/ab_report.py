@@ -338,8 +338,3 @@ def minutes(ms: float) -> str:
     """609,100 ms -> '10m 9.1s', as document 003 writes it."""
     tenths = round(ms / 100)
     return f"{tenths // 600}m {tenths % 600 / 10:.1f}s"
-
-
-def count(n: int, noun: str) -> str:
-    """'1 pair', '2 pairs'."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

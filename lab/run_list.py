@@ -89,7 +89,7 @@ def summary_of(rows: list[dict]) -> str:
     counts = [(sum(row["state"] == state for row in rows), state) for state in STATES]
     listed = ", ".join(f"{n} {state}" for n, state in counts if n)
     size = units.size(sum(row["bytes"] for row in rows))
-    return f"{ab_report.count(len(rows), 'run')}: {listed}; {size}"
+    return f"{units.count(len(rows), 'run')}: {listed}; {size}"
 
 
 def reasons(rows: list[dict]) -> list[str]:
@@ -341,7 +341,7 @@ def prune(patterns: list[str], yes: bool) -> int:
     if yes:
         show(f"freed {units.size(total)}\n")
     elif n:
-        show(f"would free {units.size(total)} in {ab_report.count(n, 'checkpoint')}; "
+        show(f"would free {units.size(total)} in {units.count(n, 'checkpoint')}; "
              "the same command with --yes deletes them\n")
     else:
         show("nothing to delete\n")

@@ -116,7 +116,7 @@ def test_a_run_does_not_change_by_it(data, tmp_path, monkeypatch):
     assert exact(tmp_path / "measured") == exact(tmp_path / "plain")
     assert weights(tmp_path / "measured") == weights(tmp_path / "plain")
     log = (tmp_path / "measured" / "log.txt").read_text()
-    assert "per step" in log and "for 1 checkpoint(s)" in log and "left" not in log
+    assert "per step" in log and "for 1 checkpoint of" in log and "left" not in log
     assert "% of the time: a higher --eval_every lowers it" in log
 
 
