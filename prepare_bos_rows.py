@@ -328,9 +328,8 @@ def warnings_of(meta: dict) -> list[str]:
     advice = {
         "crop": "pass --overflow requeue (nothing is cropped) or --overflow split",
         "split": "pass --overflow requeue",
+        "requeue": "pass --overflow split, or leave training's --data_order shuffled",
     }
-    if meta["overflow"] not in advice:
-        return []
     remedy, warnings = advice[meta["overflow"]], []
     cropped = meta["crop_fraction"]
     if cropped > MAX_CROP:

@@ -137,9 +137,9 @@ def test_dry_run_stops_there(data, tmp_path, capsys, monkeypatch):
 
 
 def test_laptop_advice_at_the_default(data, tmp_path, capsys, monkeypatch):
-    """The 124M default on two CPU cores: 60 micro-steps of 270 s, as they were measured, are 4.5 h a step."""
-    recorded = estimate.Cost(270.0, 5.0, 11.4e9, 1_600_000_000)
-    monkeypatch.setattr(estimate, "measure", lambda *_: recorded)
+    """The 124M default on a CPU where a micro-step takes 270 s: 60 of them are 4.5 h a step."""
+    slow = estimate.Cost(270.0, 5.0, 11.4e9, 1_600_000_000)
+    monkeypatch.setattr(estimate, "measure", lambda *_: slow)
     flags = ["--data_dir", str(data), "--out_dir", str(tmp_path / "out"), "--device", "cpu", "--dry_run",
              "--micro_batch_size", "8", "--max_epochs", str(10**9)]
     assert train_gpt.main(flags) == 0
