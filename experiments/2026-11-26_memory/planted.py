@@ -4,9 +4,10 @@
     python experiments/2026-11-26_memory/planted.py --arms titan,static --seeds 0 --steps 50
 
 A sequence lists 8 pairs of a key and a random value, and then asks for the value of every key. Attention sees one
-chunk of 16 tokens at a time, so that behind the list only what was written into fast weights can answer. The outer loss
-is the loss of all tokens, as in pretraining. Accuracy is that of the answers; guessing gives 1/28, and a model that
-knew which values were listed 1/8. It prints a table, a line per arm.
+chunk of 16 tokens at a time, so that behind the list only what was written into fast weights can answer. Levels of the
+CMS are written by the loss of all tokens, as always; the outer loss is that of the answers alone, for the other tokens
+are noise (with theirs, nothing was learned within 300 steps). Guessing answers 1/28 rightly, and a model that knew
+which values were listed 1/8. It prints a table, a line per arm.
 """
 
 import sys
@@ -113,9 +114,9 @@ def run(settings: dict, seed: int, steps: int, bar, scaled=True, static=False, w
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 20, (steps - step) / (0.3 * steps))
-        idx, _ = sequences(generator)
+        idx, answers = sequences(generator)
         logits = logits_of(model, idx, window, True, static)
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), idx[:, 1:].flatten())
+        loss = F.cross_entropy(logits[answers], idx.roll(-1, 1)[answers])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

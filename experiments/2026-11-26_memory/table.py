@@ -101,7 +101,7 @@ def print_books(exams: dict) -> None:
 
 
 def claim(exams: dict, new: tuple[str, str], old: tuple[str, str]) -> dict:
-    """ab_stats.paired over seeds of the losses of two arms, each read under a control."""
+    """ab_stats.paired over seeds: the losses of two arms, each read under a control."""
     def losses(arm, control):
         return [record["loss"][control] for record in exams[arm]]
 
