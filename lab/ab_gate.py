@@ -24,7 +24,7 @@ WRITES = ("write", "inner_lr", "inner_lr_learned", "inner_optimizer", "inner_cli
 RECOGNISED = {  # treatments that need no declaration; a difference in the first setting is their sign
     "gate": ("attn_gate", "gate_pos", "gate_act"),
     "memory": ("memory", "memory_layers", "cms_periods", "cms_widths", "titan_width", "titan_period",
-               "self_modifier", *WRITES),
+               "titan_clip", "self_modifier", *WRITES),
     "rows": ("data_format", "crop_fraction", "data_fingerprint"),
     "tokens": ("condition", "mul_token_rate", "data_fingerprint", "val_fingerprint_tokens"),
 }
