@@ -1,7 +1,7 @@
 """Planted pairs: does a memory keep what attention cannot reach?
 
     python experiments/2026-11-26_memory/planted.py                    # every arm, 3 seeds: about 10 minutes
-    python experiments/2026-11-26_memory/planted.py --arms titan,static --seeds 0 --steps 50
+    python experiments/2026-11-26_memory/planted.py --arms "titan, twice;gpt2" --seeds 0 --steps 50
 
 A sequence lists 8 pairs of a key and a random value, and then asks for the value of every key. Attention sees one
 chunk of 16 tokens at a time, so that behind the list only what was written into fast weights can answer. Levels of the
@@ -38,6 +38,7 @@ CMS = dict(memory="hope_attention", cms_periods=(CHUNK, 0))
 # per arm: fields of GPTConfig, and what is done to it
 ARMS = {
     "titan": (TITAN, {}),
+    "titan, twice as wide": (TITAN | dict(titan_width=64), {}),
     "titan, clipped at 0.3": (TITAN | dict(titan_clip=0.3), {}),
     "titan, matrices as the rest of the model": (TITAN, {"scaled": False}),
     "titan, both: as the prototype": (TITAN | dict(titan_clip=0.3), {"scaled": False}),
@@ -150,12 +151,12 @@ def interval_of(values: list[float]) -> str:
 def main(argv=None) -> int:
     parser = flags.Parser(prog="planted.py", description=__doc__)
     add = parser.add_argument
-    add("--arms", default="", help="names of arms, comma-separated prefixes (default: all)")
+    add("--arms", default="", help="beginnings of arms, semicolon-separated (default: all)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and sequences (default 0 1 2)")
     add("--steps", type=int, default=300, help="of 32 sequences (default %(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    asked = tuple(filter(None, args.arms.split(",")))
+    asked = tuple(filter(None, args.arms.split(";")))
     arms = {name: arm for name, arm in ARMS.items() if not asked or name.startswith(asked)}
     print(f"{processes.machine_state(torch.device('cpu'))['hardware']['cpu']}, torch {torch.__version__}, "
           f"{args.steps} steps, {len(args.seeds)} seeds")
