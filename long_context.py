@@ -12,8 +12,9 @@ FILE.json) and, beside it, a line for each document (..._documents.jsonl: {"id",
 [...]} by position, from which runs can be paired) or prompt (..._prompts.jsonl). The same command continues an
 interrupted exam.
 
-Every token is read once and scored before anything that contains it is written. Attention reaches back no further than
-block_size, so beyond that only what was written can help. Controls of the same checkpoint, paired over texts:
+Every token is scored once, before anything that contains it is written. Attention reaches back no further than
+block_size, so beyond that only what was written can help; and a text takes the memory of one window and of the written
+weights, however long it is (experiments/bench/long_prompts.py). Controls of the same checkpoint, paired over texts:
 
     static    nothing is written
     adapt     as the model is made: each chunk is written after its score
@@ -31,7 +32,6 @@ intervals of each.
 
 import functools
 import math
-import sys
 import time
 from typing import NamedTuple
 
@@ -129,35 +129,6 @@ def parse_needles(kind: str, argv):
 # ppl
 
 
-def measure(model, documents, conditions: list[tuple], args, procs, work, autocast) -> dict | None:
-    """{condition: [record of each document]} of conditions (control, multiplier); None when asked to stop."""
-    units, batches = [], []
-    for control, multiplier in conditions:
-        first = len(units)
-        name = f"{control}/{multiplier:g}"
-        units += [(f"{name}/{one.sha256[:16]}", control, multiplier, one) for one in documents]
-        for batch in long_exams.groups(len(documents), args.batch_size):
-            batches.append([first + i for i in batch])
-
-    def score(batch):
-        _, control, multiplier, first = batch[0]
-        with autocast(), long_documents.test_time(model, multiplier, args.write):
-            nll, written = long_documents.losses(model, control, [unit[-1] for unit in batch])
-        sums = long_documents.sums_by_position(nll)
-        benchmarks.refuse_broken(sum(sums, []), f"{first.id} and other documents under {control}")
-        records = [{"nats": nats} for nats in sums]
-        for key, values in written.items():
-            for record, value in zip(records, values, strict=True):
-                record[key] = value
-        return records
-
-    records = long_exams.score_units(units, batches, score, procs, work, "ppl")
-    if records is None:
-        return None
-    n = len(documents)
-    return {condition: records[i * n : (i + 1) * n] for i, condition in enumerate(conditions)}
-
-
 def choose_multiplier(dev: dict, n: int) -> tuple[float, dict]:
     """The multiplier with the lowest loss on the dev documents, and the losses of all."""
     means = {}
@@ -170,17 +141,13 @@ def choose_multiplier(dev: dict, n: int) -> tuple[float, dict]:
     return best, {f"{multiplier:g}": loss for multiplier, loss in means.items()}
 
 
-def minus(values: list[float], others: list[float]) -> dict:
-    return effect([a - b for a, b in zip(values, others, strict=True)])
-
-
 def ppl_metrics(table: dict[str, list[dict]], n: int) -> dict:
     """What the record says of {control: [record of each document]}, with n tokens per document. Losses in nats per
     token; differences are to static, paired over documents."""
     loss, written = {}, {}
     for control, records in table.items():
         loss[control] = [math.fsum(record["nats"]) / n for record in records]
-        written[control] = means_of(records, ("updates", "update_norm"))
+        written[control] = long_exams.means_of(records)
     mean = {control: benchmarks.mean(values) for control, values in loss.items()}
     base, memorize, delta = math.exp(mean["static"]), None, None
     if "adapt" in mean:
@@ -191,7 +158,7 @@ def ppl_metrics(table: dict[str, list[dict]], n: int) -> dict:
     metrics |= {"ppl_base": base, "ppl_memorize": memorize, "ppl_delta": delta, "loss": mean}
     metrics["loss_se"] = {control: effect(values)["se"] for control, values in loss.items()}
     others = [control for control in loss if control != "static"]
-    metrics["minus_static"] = {control: minus(loss[control], loss["static"]) for control in others}
+    metrics["minus_static"] = {control: long_exams.minus(loss[control], loss["static"]) for control in others}
     metrics["written"], metrics["by_position"] = written, []
     borders = long_documents.edges(n)
     for i, (first, end) in enumerate(zip(borders, borders[1:], strict=False)):
@@ -201,13 +168,9 @@ def ppl_metrics(table: dict[str, list[dict]], n: int) -> dict:
             at[control] = [record["nats"][i] / (end - first) for record in records]
             row["loss"][control] = benchmarks.mean(at[control])
             if control != "static":
-                row["minus_static"][control] = minus(at[control], at["static"])
+                row["minus_static"][control] = long_exams.minus(at[control], at["static"])
         metrics["by_position"].append(row)
     return metrics
-
-
-def means_of(records: list[dict], keys) -> dict:
-    return {key: benchmarks.mean([record[key] for record in records]) for key in keys}
 
 
 def ppl_text(metrics: dict) -> str:
@@ -218,10 +181,19 @@ def ppl_text(metrics: dict) -> str:
             line += long_exams.shown(metrics["minus_static"][control])
         lines.append(line)
     controls = list(metrics["loss"])
-    lines.append("\n" + f"{'tokens':<14}" + "".join(f"{control:>10}" for control in controls))
+    head = "".join(f"{control:>10}" for control in controls)
+    if "adapt" in controls:
+        head += "   adapt minus static (se)"
+    lines.append(f"\n{'tokens':<14}{head}")
     for row in metrics["by_position"]:
-        losses = "".join(f"{row['loss'][control]:>10.4f}" for control in controls)
-        lines.append(f"{row['from']:>6}-{row['to']:<7}" + losses)
+        line = f"{row['from']:>6}-{row['to']:<7}"
+        line += "".join(f"{row['loss'][control]:>10.4f}" for control in controls)
+        found = row["minus_static"].get("adapt")
+        if found:
+            line += f"   {found['mean']:+.4f}"
+        if found and found["se"] is not None:
+            line += f" ({found['se']:.4f})"
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -258,18 +230,20 @@ def ppl(args, procs) -> None:
     documents, dev, short = load_documents(args, controls, procs)
     _, autocast = processes.autocast_for(procs.device, args.dtype)
     settings = [SCORERS["ppl"], n, [one.sha256 for one in [*documents, *dev]]]
-    with long_exams.kept("ppl", args, subject, procs, settings) as (out, work):
+    with long_exams.kept("ppl", args, [subject], procs, settings) as (out, work):
         multiplier, choice = args.inner_lr_multiplier, None
         if dev:
-            tried = [("adapt", one) for one in args.choose_inner_lr]
-            scored = measure(model, dev, tried, args, procs, work, autocast)
+            tried = {("dev", one): long_exams.Condition(model, "adapt", one, dev)
+                     for one in args.choose_inner_lr}
+            scored = long_exams.score_documents(tried, args, procs, work, autocast, "dev")
             if scored is None:
                 raise KeyboardInterrupt
             multiplier, losses = choose_multiplier(scored, n)
             choice = {"data": args.dev_data, "documents": [one.id for one in dev]}
             choice["loss_by_multiplier"] = losses
-        conditions = [(control, multiplier) for control in controls]
-        scored = measure(model, documents, conditions, args, procs, work, autocast)
+        conditions = {(control, multiplier): long_exams.Condition(model, control, multiplier, documents)
+                      for control in controls}
+        scored = long_exams.score_documents(conditions, args, procs, work, autocast, "ppl")
         if scored is None:
             raise KeyboardInterrupt
         if not procs.is_main:
@@ -376,7 +350,7 @@ def find(kind: str, args, procs) -> None:
     filler_sha256 = long_documents.sha256_of(filler.ids)
     settings = [SCORERS[kind], kind, args.context_lengths, n, args.depths, args.seed,
                 args.inner_lr_multiplier, filler_sha256]
-    with long_exams.kept(kind, args, subject, procs, settings) as (out, work):
+    with long_exams.kept(kind, args, [subject], procs, settings) as (out, work):
         records = long_exams.score_units(asked, batches, score, procs, work, kind)
         if records is None:
             raise KeyboardInterrupt
@@ -404,7 +378,7 @@ def find(kind: str, args, procs) -> None:
         written = {}
         for control in controls:
             mine = [line for line in lines if line["control"] == control]
-            written[control] = means_of(mine, ["updates"])
+            written[control] = long_exams.means_of(mine)
         long_exams.warn_unwritten(written)
         if out is not None:
             long_exams.store(out, result, lines, "prompts")
@@ -431,7 +405,7 @@ def cells_text(table: list[dict]) -> str:
         lines.append(f"{length:>7} {cell['control']:<8} {cell['n']:>5} {accuracy:>9.3f}  "
                      f"[{low:.3f}, {high:.3f}]   "
                      f"{cell['margin']:>8.3f} {cell['greedy']:>7.3f} {cell['visible']:>17.2f}")
-        if cell["control"] == "removed" and not low <= needles.CHANCE <= high:
+        if cell["control"] == "removed" and not needles.at_chance(accuracy, cell["n"]):
             terminal.note(f"NOTE: without the needle, prompts of {length:,} tokens are not at chance but at "
                        f"{accuracy:.3f}: one sample in 20 does that by itself; try another --seed.")
     return "\n".join(lines)
@@ -456,7 +430,7 @@ def memorize_keys(base: list[float], best: list[float], memorize: str, accuracy:
     """Accuracy under adapt, and its difference to static with a standard error; None without adapt."""
     if memorize == "static":
         return {accuracy: None, delta: None}
-    found = minus(best, base)
+    found = long_exams.minus(best, base)
     return {accuracy: benchmarks.mean(best), delta: found["mean"], f"{delta}_se": found["se"]}
 
 
@@ -486,7 +460,7 @@ def passkey_keys(lines: list[dict], memorize: str) -> dict:
     result |= memorize_keys(base, best, memorize, "accuracy_memorize", "accuracy_delta")
     result |= controls_keys(lines, length, "accuracy_{}")
     mine = [line for line in lines if line["control"] == memorize]
-    return result | {"path_stats": means_of(mine, ("updates", "update_norm"))}
+    return result | {"path_stats": long_exams.means_of(mine)}
 
 
 KEYS = {"niah": niah_keys, "passkey": passkey_keys}
@@ -500,21 +474,7 @@ for name in needles.NEEDLES:
 
 
 def main(argv=None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    command = "".join(argv[:1])
-    if command not in COMMANDS:
-        usage = f"long_context.py {'|'.join(COMMANDS)} CHECKPOINT [flags]; each has its own --help"
-        parser = flags.Parser(prog="long_context.py", description=__doc__, usage=usage)
-        parser.parse_args([word for word in argv if word in ("-h", "--help")])
-        parser.error(f"{command or 'no command'}: give one of {', '.join(COMMANDS)} first.")
-    parse, examine = COMMANDS[command]
-    args = parse(argv[1:])
-    procs = processes.start_processes(args.device)
-    try:
-        examine(args, procs)
-    finally:
-        procs.close()
-    return 0
+    return long_exams.main("long_context.py", __doc__, COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def load(source: str, n: int, length: int, column: str = "text", one_per: str = 
     chosen, short, longest, encode = {}, 0, "", get_tokenizer().encode
     groups = set()
     for name, text, row in texts(source, column, 1 + length, tuple(filter(None, [one_per]))):
-        if one_per and row[one_per] in groups:
+        if one_per and str(row[one_per]) in groups:
             continue
         ids = []
         if len(text.encode()) >= needed:
@@ -104,7 +104,7 @@ def load(source: str, n: int, length: int, column: str = "text", one_per: str = 
             short, longest = short + 1, max(longest, text, key=len)
             continue
         if one_per:
-            groups.add(row[one_per])
+            groups.add(str(row[one_per]))
         ids = start + ids[:needed]
         sha256 = sha256_of(ids)
         chosen.setdefault(sha256, Document(name, ids, sha256))

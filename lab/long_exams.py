@@ -4,10 +4,11 @@ import contextlib
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from lab import benchmarks, disk, exams, flags, long_documents, memory_settings, runs, terminal
+from lab import benchmarks, disk, exams, flags, long_documents, memory_settings, processes, runs, terminal
 from lab.long_documents import CONTROLS
 from lab.schema import check
 from model import GPT
@@ -154,16 +155,63 @@ def score_units(units: list[tuple], batches: list[list[int]], score, procs, work
     return benchmarks.write_answers(procs, batches, len(units), answer, name, True, work.stop, known)
 
 
+class Condition(NamedTuple):
+    """How documents of equal length are read."""
+
+    model: GPT
+    control: str
+    multiplier: float  # of inner_lr
+    documents: list
+
+
+def score_documents(conditions: dict[tuple, Condition], args, procs, work, autocast,
+                    name: str) -> dict[tuple, list[dict]] | None:
+    """{key: a record of each document}, with "nats" by position and what was written; None when asked to stop."""
+    units, batches = [], []
+    for key, condition in conditions.items():
+        label = "/".join(map(str, key))
+        for batch in groups(len(condition.documents), args.batch_size):
+            batches.append([len(units) + i for i in batch])
+        units += [(f"{label}/{one.sha256[:16]}", condition, one) for one in condition.documents]
+
+    def score(batch):
+        _, (model, control, multiplier, _), _ = batch[0]
+        documents = [document for _, _, document in batch]
+        with autocast(), long_documents.test_time(model, multiplier, args.write):
+            nll, written = long_documents.losses(model, control, documents)
+        records = [{"nats": nats} for nats in long_documents.sums_by_position(nll)]
+        for i, record in enumerate(records):
+            benchmarks.refuse_broken(record["nats"], f"{documents[i].id} under {control}")
+            for what, values in written.items():
+                record[what] = values[i]
+        return records
+
+    records = score_units(units, batches, score, procs, work, name)
+    if records is None:
+        return None
+    rest = iter(records)
+    return {key: [next(rest) for _ in condition.documents] for key, condition in conditions.items()}
+
+
+def means_of(records: list[dict], keys=("updates", "update_norm")) -> dict[str, float]:
+    return {key: benchmarks.mean([record[key] for record in records]) for key in keys}
+
+
+def minus(values: list[float], others: list[float]) -> dict:
+    """effect() of paired differences."""
+    return long_documents.effect([a - b for a, b in zip(values, others, strict=True)])
+
+
 @contextlib.contextmanager
-def kept(command: str, args, subject: Subject, procs, settings):
+def kept(command: str, args, subjects: list[Subject], procs, settings):
     """(where the record goes, or None; Work that is kept beside it until the block ends, see exams.unfinished).
     settings: JSON of what decides a result besides the weights, the code and the device."""
-    out = None
+    out, subject = None, subjects[-1]
     if args.store:
         name = f"{command}_step{subject.step or 0:06d}.json"
         out = Path(args.out or (subject.run or subject.folder) / "eval" / name)
     decisive = [command, settings, args.write, args.batch_size, args.dtype, procs.device.type,
-                subject.weights_sha256, runs.code_state()["code_sha256"]]
+                [one.weights_sha256 for one in subjects], runs.code_state()["code_sha256"]]
     folder = out and out.parent
     name = f"{(out or Path(command)).stem}_partial"
     with exams.unfinished(procs, folder, name, decisive, args.resume == "on") as work:
@@ -185,11 +233,11 @@ def provenance(args, subject: Subject, procs, autocast) -> dict:
         "batch_size": args.batch_size, "timestamp": runs.now(), "code": code}
 
 
-def store(out: Path, result: dict, lines: list[dict], what: str) -> None:
+def store(out: Path, result, lines: list[dict], what: str) -> None:
     """Writes a line each into <out>_<what>.jsonl, then the result."""
     beside = out.with_name(f"{out.stem}_{what}.jsonl")
     disk.write_whole(beside, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    disk.write_json(out, {**result, f"{what}_file": beside.name})
+    disk.write_json(out, result)
     print(f"the record is {out}, a line for each of its {what} is in {beside.name}")
 
 
@@ -215,3 +263,26 @@ def shown(one: dict) -> str:
         text += f" {one['se']:>8.4f}   [{low:+.4f}, {high:+.4f}], "
         text += f"below 0 in {one['n_below_0']} of {one['n']}"
     return text
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the command line
+
+
+def main(prog: str, doc: str, commands: dict, argv=None) -> int:
+    """The command line of a script of several commands. commands: {name: (parse(argv) -> args, run(args, procs))}."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = "".join(argv[:1])
+    if command not in commands:
+        usage = f"{prog} {'|'.join(commands)} ... [flags]; each has its own --help"
+        parser = flags.Parser(prog=prog, description=doc, usage=usage)
+        parser.parse_args([word for word in argv if word in ("-h", "--help")])
+        parser.error(f"{command or 'no command'}: give one of {', '.join(commands)} first.")
+    parse, run = commands[command]
+    args = parse(argv[1:])
+    procs = processes.start_processes(args.device)
+    try:
+        run(args, procs)
+    finally:
+        procs.close()
+    return 0

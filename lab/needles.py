@@ -241,6 +241,11 @@ def resolution(n: int) -> dict:
     return {"n": n, "told_apart": [0.5 - gap / 2, 0.5 + gap / 2], "least_above_chance": least}
 
 
+def at_chance(accuracy: float, n: int) -> bool:
+    """Whether the share of n prompts may come from guessing (binomial, two-sided 5 %)."""
+    return stats.binomtest(round(accuracy * n), n, CHANCE).pvalue > 0.05
+
+
 def resolution_sentence(n: int) -> str:
     found = resolution(n)
     low, high = found["told_apart"]
