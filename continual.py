@@ -37,8 +37,7 @@ from lab import flags
 if __name__ == "__main__":
     flags.check_first(__file__)
 
-from lab import benchmarks, disk, files, forgetting, long_documents, long_exams
-from lab import memory_settings, processes, terminal
+from lab import benchmarks, disk, files, forgetting, long_documents, long_exams, memory_settings, processes, terminal
 from lab.schema import check, read_json
 
 SCORER = "continual-1"  # a change that changes a loss must change this name
