@@ -29,6 +29,7 @@ import torch
 
 import ewok
 import hellaswag
+import zeroshot
 from lab import (
     benchmarks,
     data_order,
@@ -50,7 +51,7 @@ from lab.mechanisms import find_warnings, record_mechanism
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
-BENCHMARKS = (hellaswag, ewok)  # scored while training: flags, log lines and records follow
+BENCHMARKS = (hellaswag, ewok, zeroshot)  # scored while training: flags, log lines and records follow
 LONGEST_WARMUP = 715  # steps
 # the flags of GPTConfig
 SHAPE = "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()
@@ -108,6 +109,9 @@ def build_parser() -> argparse.ArgumentParser:
         add(f"--{name}_data", default="",
             help=f"{benchmark.DATA_HELP}; a synthetic corpus is scored on synthetic items by default")
         add(f"--{name}_max_examples", type=int, default=0, help="items, evenly spread (0 = all)")
+        if hasattr(benchmark, "TASKS"):
+            add(f"--{name}_tasks", default="",
+                help="comma-separated; max_examples are of each ('' = all)")
     add("--skip_long", action="store_true", help="leave out benchmark items longer than --seq_len")
     add("--eval_bos", choices=("on", "off"), default="on",
         help="<|endoftext|> before every context (default %(default)s)")
@@ -232,14 +236,17 @@ def load_items(args, benchmark, meta: dict, procs) -> tuple[list[dict], dict]:
     source, count = getattr(args, flag), getattr(args, f"{benchmark.NAME}_max_examples")
     if not source and meta.get("dataset") == "synthetic":
         source = "synthetic"
-    skipped = None
+    skipped, chosen = None, []
+    if hasattr(benchmark, "TASKS"):
+        chosen = [getattr(args, f"{benchmark.NAME}_tasks")]
     try:
-        items = procs.on_main(lambda: benchmark.load(source, count))
+        items = procs.on_main(lambda: benchmark.load(source, count, *chosen))
         if args.skip_long:
             items, skipped = benchmarks.skip_long(items, benchmark.questions, args.seq_len)
         benchmark.check_length(items, args.seq_len)
     except ValueError as error:
-        raise processes.SharedError(str(error).replace("--data", f"--{flag}")) from None
+        sentence = str(error).replace("--data", f"--{flag}")
+        raise processes.SharedError(sentence.replace("--tasks", f"--{benchmark.NAME}_tasks")) from None
     return items, benchmarks.name_items(benchmark, items, source, skipped)
 
 
@@ -338,8 +345,8 @@ def summarise(run: training.Run) -> dict:
     for benchmark in BENCHMARKS:
         about = config["benchmarks"].get(benchmark.NAME, {})
         row[f"{benchmark.NAME}_title"] = about.get("title")
-        for key, *_ in benchmark.METRICS:
-            row[key] = scores.get(key)
+        if about or not hasattr(benchmark, "TASKS"):  # its many columns are there where they are scored
+            row |= {key: scores.get(key) for key, *_ in benchmark.METRICS}
     return {**numbers, "scores": scores, "warnings": find_warnings(run), "results_row": row}
 
 

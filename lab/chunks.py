@@ -20,10 +20,10 @@ class Reading:
     """A batch of sequences while it is read by a model (a GPT; one without memory writes nothing).
 
     train: the loss's gradient will flow through what was read. alter: a control in place of the writes, see
-    memory.write."""
+    memory.write. dynamic: a model that was trained without writes (write off) is written, too."""
 
-    def __init__(self, model, train=False, alter=None):
-        self.model, self.train, self.alter = model, train, alter
+    def __init__(self, model, train=False, alter=None, dynamic=False):
+        self.model, self.train, self.alter, self.dynamic = model, train, alter, dynamic
         self.position = 0  # tokens read, within the window
         self.past = {}  # {block: (keys, values)}, each (B, H, position, dh)
         self.layers = {}  # {block: LayerMemory}
@@ -65,23 +65,24 @@ class Reading:
         self.position = end
         return x
 
-    def write(self, hidden, signal) -> None:
-        """Writes the chunk that was read last. signal (B, C, D): the gradient of its summed loss in hidden."""
+    def write(self, hidden, signal, flush=False) -> None:
+        """Writes the chunk that was read last. signal (B, C, D): the gradient of its summed loss in hidden. flush: what
+        a period has so far is written."""
         config = self.model.config
         seen = [one for layer in self.layers.values() for one in layer.seen]
-        if seen and config.write != "off":
+        if seen and (self.dynamic or config.write != "off"):
             outputs = [one.y for one in seen]
             signals = torch.autograd.grad(hidden, outputs, signal.to(hidden.dtype), retain_graph=self.train)
             scales = config.teach_scale * len(self.layers)  # one per written level of a block
             with torch.set_grad_enabled(self.train and config.write == "through"):
                 for one, delta, scale in zip(seen, signals, scales, strict=True):
                     delta = memory.teach(one, delta, scale * self.model.teach_factor, config)
-                    memory.accumulate(one, delta, config, alter=self.alter)
+                    memory.accumulate(one, delta, config, alter=self.alter, flush=flush)
         for layer in self.layers.values():
             if layer.titan is not None:
                 module, u = layer.titan
                 with torch.set_grad_enabled(self.train):
-                    module.write(u, layer, self.alter)
+                    module.write(u, layer, self.alter, flush)
         self.forget_chunk()
 
     def read_only(self, ids: list[int]):
@@ -185,3 +186,24 @@ def read_prompt(model, ids: list[int]) -> tuple[Reading, int]:
                 states.flatten(0, 1), weight, targets[:, part].flatten(), c.masked_ranges, with_weight=False)
             reading.write(states, signal.view(states.shape))
     return reading, n_written
+
+
+def write_prompt(model, ids: list[int], alter=None) -> Reading:
+    """A Reading that has been written with all of a prompt, the last write with what its period has so far, and that
+    reads on in a new window. A write off model is written, too. alter: see memory.write. Nothing is read where there is
+    no token to predict."""
+    c, weight = model.config, model.transformer["wte"].weight
+    size = memory_settings.chunk_size(c)
+    window = c.block_size // size * size
+    reading, idx = Reading(model, alter=alter, dynamic=True), torch.tensor([ids], device=weight.device)
+    targets = next_tokens(idx)
+    for start in range(0, len(ids) - 1, size):
+        if start % window == 0:
+            reading.restart_window()
+        part = slice(start, start + size)
+        states = reading.read(idx[:, part])
+        _, signal, _ = head_gradients(
+            states.flatten(0, 1), weight, targets[:, part].flatten(), c.masked_ranges, with_weight=False)
+        reading.write(states, signal.view(states.shape), flush=start + size >= len(ids) - 1)
+    reading.restart_window()
+    return reading

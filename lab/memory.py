@@ -118,8 +118,8 @@ def gradients(seen: Seen, delta) -> tuple[torch.Tensor, torch.Tensor]:
     return g1.to(dtype), g2.to(dtype)
 
 
-def accumulate(seen: Seen, delta, config, alpha=None, alter=None) -> None:
-    """Adds a chunk's gradients to its level's sums, and writes them when a period has been seen.
+def accumulate(seen: Seen, delta, config, alpha=None, alter=None, flush=False) -> None:
+    """Adds a chunk's gradients to its level's sums, and writes them when a period has been seen, or now (flush).
 
     alpha (B, C): what the Titans memory forgets per write, besides inner_decay. alter: see write."""
     level, fast = seen.level, seen.fast
@@ -129,7 +129,7 @@ def accumulate(seen: Seen, delta, config, alpha=None, alter=None) -> None:
         fast.inputs = means if fast.inputs is None else tuple(map(torch.add, fast.inputs, means))
     fast.sums = tuple(added) if fast.sums is None else tuple(map(torch.add, fast.sums, added))
     fast.tokens += delta.size(1)
-    if fast.tokens == level.period:
+    if flush or fast.tokens == level.period:
         write(level, fast, config, alpha, alter)
 
 
@@ -227,7 +227,7 @@ class Titan(nn.Module):
     def written_levels(self) -> list[Level]:
         return [level for level in (self.level, self.modifier) if level is not None]
 
-    def write(self, u, memory: "LayerMemory", alter=None) -> None:
+    def write(self, u, memory: "LayerMemory", alter=None, flush=False) -> None:
         """Writes a chunk. u (B, C, D): the normalised input that forward had of it."""
         C = u.size(-1)
         k, v = F.rms_norm(self.key(u), (C,)), self.value(u)
@@ -237,9 +237,9 @@ class Titan(nn.Module):
             v = made.y
         eta, alpha = torch.sigmoid(u @ self.eta), torch.sigmoid(u @ self.alpha + ALPHA_OFFSET)  # (B, C)
         delta = eta.unsqueeze(-1) * (seen.y - v) / math.sqrt(C)
-        accumulate(seen, delta, self.config, alpha, alter)
+        accumulate(seen, delta, self.config, alpha, alter, flush)
         if self.modifier is not None:
-            accumulate(made, -delta, self.config, alpha, alter)
+            accumulate(made, -delta, self.config, alpha, alter, flush)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

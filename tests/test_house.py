@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ENV, REPO, run_script, tiny_documents, write_dataset
 
-BENCHMARKS = "hellaswag ewok".split()
+BENCHMARKS = "hellaswag ewok zeroshot".split()
 SCRIPTS = "prepare_fineweb prepare_bos_rows inject_mul model train_gpt eval_gsm8k sft sample compare_runs".split()
 SCRIPTS += [*BENCHMARKS, "long_context", "continual"]
 LIBRARIES = {"model", "inject_mul"}  # the scripts that others may import
