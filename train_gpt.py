@@ -146,8 +146,6 @@ def parse_args(argv=None) -> argparse.Namespace:
         "0 or more": f"num_workers n_head n_inner {' '.join(more)}",
         "a number above 0": "max_epochs"})
     memory_settings.fill_in(args)
-    if args.memory != "none" and args.compile == "on":
-        parser.error("--compile on cannot trace the writes of a memory: leave it out.")
     if not args.n_head:
         args.n_head = max(1, args.n_embd // 128) if args.arch == "speedrun" else 12
     args.n_inner = args.n_inner or 4 * args.n_embd
@@ -391,13 +389,12 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # model and optimizer
     model, init = build_model(args, before, device)
+    memory_settings.check_rows(model.config, args.seq_len)
     params = [p for p in model.parameters() if p.requires_grad]
     model.train()
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    forward = model
-    if training.compiles(args, device) and not model.writes:
-        forward = torch.compile(model)
+    forward = training.compiled(args, model, model)
     vars(args).update(memory_settings.flags_of(model.config.to_dict()))  # as the model was built
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_per_step = flops_per_token * tokens_per_step
@@ -459,6 +456,9 @@ def train(args, procs) -> int:
     run.log(f"steps between evaluations: {cadence}")
     for line in costs:
         run.log(line)
+    warning = memory_settings.schedule_warning(model.config, args)
+    if warning:
+        run.log(f"WARNING: {warning}")
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop

@@ -106,11 +106,11 @@ def checkpoint_bytes(model, optimizers) -> int:
     return int(1.05 * sum(t.numel() * t.element_size() for t in tensors)) + 2**20
 
 
-def measure(micro_step, update, model, optimizers, rows: int, device, sizes=()) -> Cost:
+def measure(micro_step, update, model, optimizers, rows: int, device, sizes=(), compiled=False) -> Cost:
     """Times micro_step(rows), forward and backward of so many rows, and update(), a step at learning rate 0.
 
-    One slow row on CPU stands for all of them. ValueError that names the largest of `sizes`, other numbers of rows,
-    which fits when memory does not suffice."""
+    One slow row on CPU stands for all of them, unless it would be compiled by itself. ValueError that names the largest
+    of `sizes`, other numbers of rows, which fits when memory does not suffice."""
 
     def seconds_of(function, *values) -> float:
         started = time.perf_counter()
@@ -134,7 +134,7 @@ def measure(micro_step, update, model, optimizers, rows: int, device, sizes=()) 
         try:
             before = processes.peak_rss_bytes()
             few = rows
-            if device.type == "cpu":
+            if device.type == "cpu" and not compiled:
                 few = 1
             micro = seconds_of(micro_step, few) * rows / few
             one_row = processes.peak_rss_bytes() - before

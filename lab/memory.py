@@ -53,6 +53,7 @@ class Fast:
     momentum: tuple | None = None
     inputs: tuple | None = None  # sums of u (B, D) and a (B, h), for rank1
     tokens: int = 0  # in the sums
+    probe: torch.Tensor | None = None  # zeros (B, C, D) added to y, in which its gradient is taken
     counts: dict = field(default_factory=dict)  # {counter: (B,)}, see record
 
     def add(self, name: str, value) -> None:
@@ -67,7 +68,7 @@ class Seen(NamedTuple):
     u: torch.Tensor
     z: torch.Tensor
     a: torch.Tensor
-    y: torch.Tensor  # the output, residual included
+    y: torch.Tensor | None = None  # the output, residual included
 
 
 class Level(nn.Module):
@@ -92,7 +93,10 @@ class Level(nn.Module):
         out = self.c_proj(a)
         if has_writes:
             out = out + a @ fast.pair[1].to(a.dtype)
-        return Seen(self, fast, u, z, a, x + out)
+        y = x + out
+        if fast is not None and fast.probe is not None:
+            y = y + fast.probe
+        return Seen(self, fast, u, z, a, y)
 
     def n_weights(self) -> int:
         return self.c_fc.weight.numel() + self.c_proj.weight.numel()
@@ -221,7 +225,7 @@ class Titan(nn.Module):
         fast = None if memory is None else memory.fast("titan")
         read = F.rms_norm(self.level(q, fast).y, (C,)) - q
         if memory is not None:
-            memory.titan = (self, u)
+            memory.titan_input = u
         return x + self.out(read)
 
     def written_levels(self) -> list[Level]:
@@ -258,6 +262,17 @@ class Memory(nn.Module):
             Level(config, arch, linear, width, period, config.inner_clip, config.inner_lr_learned and period > 0)
             for width, period in shapes)
 
+    def written_in_turn(self) -> list[int]:
+        """Indices of the written levels, in the order in which they are read."""
+        return [i for i, level in enumerate(self.levels) if level.period]
+
+    def read_keys(self) -> list:
+        """What of LayerMemory.by_level is read."""
+        keys = self.written_in_turn()
+        if self.titan is not None:
+            keys.append("titan")
+        return keys
+
     def forward(self, x, memory: "LayerMemory | None" = None):
         """x (B, C, D) -> the same shape. memory None: without writes, and nothing is remembered."""
         if self.titan is not None:
@@ -279,10 +294,23 @@ class LayerMemory:
 
     by_level: dict = field(default_factory=dict)  # {index of a level, "titan" or "modifier": Fast}
     seen: list = field(default_factory=list)  # the written CMS levels' Seen of the chunk
-    titan: tuple | None = None  # the Titans memory and its input of the chunk
+    titan_input: torch.Tensor | None = None  # of the chunk, (B, C, D)
 
     def fast(self, key) -> Fast:
         return self.by_level.setdefault(key, Fast())
+
+    @classmethod
+    def holding(cls, pairs: dict, probes: dict) -> "LayerMemory":
+        """With these fast weights and probes, {key: either}, and nothing else."""
+        return cls({key: Fast(pair, probe=probes.get(key)) for key, pair in pairs.items()})
+
+    def take(self, module: Memory, seen: list[tuple], probes: dict, titan_input) -> None:
+        """Takes over what module read of a chunk: u, z, a of each written CMS level, and the Titans memory's input."""
+        self.titan_input = titan_input
+        for i, tensors in zip(module.written_in_turn(), seen, strict=True):
+            fast = self.fast(i)
+            fast.probe = probes.get(i)
+            self.seen.append(Seen(module.levels[i], fast, *tensors))
 
 
 def teach(seen: Seen, signal, scale, config):

@@ -221,8 +221,37 @@ def _complete_periods(c) -> None:
 
 
 def default_period(c) -> int:
-    """128 tokens, or the largest power of two that still leaves something to read it."""
-    return next((period for period in (128, 64, 32, 16, 8, 4, 2) if period < c.block_size), 1)
+    """128 tokens, or the largest power of two that divides a sequence and still leaves something to read it."""
+    powers = (128, 64, 32, 16, 8, 4, 2)
+    return next((period for period in powers if period < c.block_size and c.block_size % period == 0), 1)
+
+
+def check_rows(c, seq_len: int) -> None:
+    """ValueError when training a model of configuration c on rows of seq_len tokens would leave some of what it reads
+    unwritten, or what it writes unread."""
+    if not written_periods(c):
+        return
+    size = chunk_size(c)
+    check(seq_len % size == 0,
+          f"rows of {seq_len} tokens are no multiple of the smallest period, {size}; "
+          f"change --cms_periods or --titan_period, or pass --seq_len {max(2, seq_len // size) * size}")
+    longest = max(written_periods(c))
+    check(longest < seq_len,
+          f"what is written every {longest} tokens is never read in rows of {seq_len}; "
+          "lower --cms_periods or --titan_period, or raise --seq_len")
+
+
+def schedule_warning(c, args) -> str:
+    """What is wrong with a teach schedule that ends at 0 before the run does; "" where nothing is."""
+    if c.memory not in WITH_CMS or c.write == "off":
+        return ""
+    total, n = args.max_train_steps, 0
+    while n < total and teach_factor(args, total - 1 - n) == 0:
+        n += 1
+    if n == 0:
+        return ""
+    return (f"the teach schedule ends at 0, so the last {n} steps train a static model: "
+            "raise --teach_decay_start or --teach_decay_iters")
 
 
 def written_periods(c) -> list[int]:
