@@ -37,7 +37,7 @@ from lab import flags
 if __name__ == "__main__":
     flags.check_first(__file__)
 
-from lab import benchmarks, disk, files, forgetting, long_documents, long_exams, memory_settings, processes
+from lab import benchmarks, disk, files, forgetting, long_documents, long_exams, memory_settings, processes, terminal
 from lab.schema import check, read_json
 
 SCORER = "continual-1"  # a change that changes a loss must change this name
@@ -130,7 +130,7 @@ def load(args, length: int, procs, least: int) -> dict[str, list]:
         lambda: forgetting.load_segments(sources, args.max_documents, length, **options))
     n = count_of(segments)
     if n < args.max_documents:
-        files.note(f"the segments have {n} documents each that are long enough, "
+        terminal.note(f"NOTE: the segments have {n} documents each that are long enough, "
                    f"not {args.max_documents}.")
     return segments
 
@@ -159,7 +159,7 @@ def refuse_guesses(loss: float, vocab_size: int, what: str) -> float | None:
     if loss <= math.log(vocab_size):
         return loss
     guessing = f"ln({vocab_size:,}) = {math.log(vocab_size):.2f}"
-    files.note(f"{what} has a loss of {loss:.2f} nats, above {guessing}, which guessing has: "
+    terminal.note(f"NOTE: {what} has a loss of {loss:.2f} nats, above {guessing}, which guessing has: "
                "the checkpoint is broken or hardly trained, and the loss is not kept.")
     return None
 
@@ -338,7 +338,7 @@ def protocol(losses: dict, names: list[str], vocab_size: int) -> dict:
     for stage, row in means.items():
         worse += [f"{name} at {stage} ({loss:.2f})" for name, loss in row.items() if loss > guessing]
     if worse:
-        files.note(f"{files.listed(worse)}: worse than guessing, {guessing:.2f} nats, "
+        terminal.note(f"NOTE: {files.listed(worse)}: worse than guessing, {guessing:.2f} nats, "
                    "so differences to it say little.")
     found = forgetting.measures(losses, names)
     return {**found, "losses": means, "order": names, "guessing_loss": guessing}

@@ -40,7 +40,7 @@ from lab import flags
 if __name__ == "__main__":
     flags.check_first(__file__)
 
-from lab import benchmarks, files, long_documents, long_exams, needles, processes
+from lab import benchmarks, long_documents, long_exams, needles, processes, terminal
 from lab.long_documents import effect
 from lab.schema import check
 
@@ -136,7 +136,7 @@ def choose_multiplier(dev: dict, n: int) -> tuple[float, dict]:
         means[multiplier] = benchmarks.mean([math.fsum(record["nats"]) / n for record in records])
     best = min(means, key=means.get)
     if len(means) > 1 and best in (min(means), max(means)):
-        files.note(f"the best multiplier, {best:g}, is the border of --choose_inner_lr: "
+        terminal.note(f"NOTE: the best multiplier, {best:g}, is the border of --choose_inner_lr: "
                    "the best may lie beyond.")
     return best, {f"{multiplier:g}": loss for multiplier, loss in means.items()}
 
@@ -208,7 +208,7 @@ def load_documents(args, controls: list[str], procs) -> tuple[list, list, int]:
     documents, short = load(args.data)
     long_exams.needs_two(controls, len(documents), args.batch_size, "--max_documents")
     if len(documents) < args.max_documents:
-        files.note(f"--data has {len(documents)} documents that are long enough, "
+        terminal.note(f"NOTE: --data has {len(documents)} documents that are long enough, "
                    f"not {args.max_documents}.")
     dev = []
     if args.choose_inner_lr:
@@ -406,7 +406,7 @@ def cells_text(table: list[dict]) -> str:
                      f"[{low:.3f}, {high:.3f}]   "
                      f"{cell['margin']:>8.3f} {cell['greedy']:>7.3f} {cell['visible']:>17.2f}")
         if cell["control"] == "removed" and not needles.at_chance(accuracy, cell["n"]):
-            files.note(f"without the needle, prompts of {length:,} tokens are not at chance but at "
+            terminal.note(f"NOTE: without the needle, prompts of {length:,} tokens are not at chance but at "
                        f"{accuracy:.3f}: one sample in 20 does that by itself; try another --seed.")
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from lab import benchmarks, disk, exams, files, flags, long_documents, memory_settings, processes, runs
+from lab import benchmarks, disk, exams, flags, long_documents, memory_settings, processes, runs, terminal
 from lab.long_documents import CONTROLS
 from lab.schema import check
 from model import GPT
@@ -107,7 +107,7 @@ def controls_of(config, args) -> list[str]:
     check(can_change, "the model has no CMS level, which --write could change: leave --write out.")
     if config.memory == "none":
         if set(args.controls) - {"static"}:
-            files.note("the model has no memory: it is read with the control static alone.")
+            terminal.note("NOTE: the model has no memory: it is read with the control static alone.")
         return ["static"]
     writes = memory_settings.writes(config)
     if args.write != "trained" and config.memory not in memory_settings.WITH_TITAN:
@@ -116,7 +116,7 @@ def controls_of(config, args) -> list[str]:
         check(not set(args.controls) - {"static"},
               "the model was trained with --write off and writes nothing: pass --write stop to "
               "write it here (dynamic evaluation), or --controls static.")
-        files.note("nothing is written, as --write is off; --write stop writes it here.")
+        terminal.note("NOTE: nothing is written, as --write is off; --write stop writes it here.")
         return ["static"]
     asked = args.controls or list(CONTROLS)
     return ["static", *(name for name in asked if name != "static")]
@@ -251,7 +251,7 @@ def warn_unwritten(written: dict[str, dict]) -> None:
     """Says under which controls nothing was written, which then mean nothing. written: {control: {"updates": mean}}."""
     for control, means in written.items():
         if control != "static" and means["updates"] == 0:
-            files.note(f"under {control} nothing was written: the model's inner_lr or teach scale is 0, "
+            terminal.note(f"NOTE: under {control} nothing was written: the model's inner_lr or teach scale is 0, "
                        "or no text has a whole period.")
 
 
