@@ -14,6 +14,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import optimize, special
 
+from lab import ab_alpha
+
 LARGE_N = 200  # from here on n_needed takes the normal limit plus z^2 / 2 (Guenther 1981): at most 1 off
 FIX = "give the smallest difference that matters"
 
@@ -36,7 +38,7 @@ def mde(n: int, sd_diff: float, alpha=0.05, power=0.8, paired: bool = True) -> f
     _check_spread(sd_diff)
     if n < 2:
         return math.nan
-    return sd_diff * noncentrality(*_design(n, paired), alpha, power) / math.sqrt(n)
+    return sd_diff * noncentrality(*_design(n, paired, alpha), power) / math.sqrt(n)
 
 
 def n_needed(effect: float, sd_diff: float, alpha=0.05, power=0.8, paired: bool = True) -> int:
@@ -54,14 +56,16 @@ def n_needed(effect: float, sd_diff: float, alpha=0.05, power=0.8, paired: bool 
         halves = 2 if paired else 4
         return math.ceil(limit + float(special.ndtri(1 - alpha / 2)) ** 2 / halves)
     n = max(2, math.ceil(limit))
-    while sd_diff * noncentrality(*_design(n, paired), alpha, power) > effect * math.sqrt(n):
+    while sd_diff * noncentrality(*_design(n, paired, alpha), power) > effect * math.sqrt(n):
         n += 1
     return n
 
 
-def _design(n: int, paired: bool) -> tuple[int, bool]:
-    """(degrees of freedom, is it Welch's test)."""
-    return (n - 1, False) if paired else (2 * n - 2, True)
+def _design(n: int, paired: bool, alpha: float) -> tuple[int, bool, float]:
+    """(degrees of freedom, is it Welch's test, the t test's p that counts as alpha)."""
+    if paired:
+        return n - 1, False, alpha
+    return 2 * n - 2, True, ab_alpha.level_of(alpha, ab_alpha.Design(n, n))
 
 
 def _power(ncp: float, df: float, welch: bool, alpha: float) -> float:
