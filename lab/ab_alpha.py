@@ -9,10 +9,10 @@ p below 0.05 though nothing differs. Held, it is the largest chance of so small 
 spreads, which is exact for normal values.
 
 Looks. Who tests after every pair, and stops at p < 0.05, finds a difference where there is none in 17 % of all cases
-(3 to 10 pairs). With at most N pairs decided before the first look, the held p after n pairs is the chance that at some
-look, from the third pair to the N-th, a p times (N / n)^2 is as small: so its interval and its verdict hold at every
-look. Early looks get little of alpha and the last one most of it (an alpha-spending rule, Kim & DeMets 1987; each look's
-interval is a repeated confidence interval, Jennison & Turnbull 1989). Unpaired arms: the sum over the looks bounds it.
+(3 to 10 pairs). With at most N pairs decided before the first look, the held p after n pairs is the chance that at
+some look, from the third pair to the N-th, a p times (N / n)^2 is as small: so its interval and its verdict hold at
+every look. Early looks get little of alpha, the last one most of it (alpha spending by a power family, Kim & DeMets
+1987); each interval is a repeated one (Jennison & Turnbull 1989). For unpaired arms the sum over the looks bounds it.
 """
 
 from __future__ import annotations
@@ -84,11 +84,12 @@ def tables(design: Design) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_looks(design: Design) -> None:
-    if design.looks and not FIRST_LOOK <= design.looks <= MOST_LOOKS:
-        raise ValueError(f"--sequential {design.looks}: give the most pairs to be trained, {FIRST_LOOK} to {MOST_LOOKS}.")
-    if design.looks and design.n > design.looks:
-        raise ValueError(f"--sequential {design.looks} allows looks at up to {design.looks} pairs (or runs in the smaller "
-                         f"arm), and there are {design.n}: compare as many as were decided.")
+    looks = design.looks
+    if looks and not FIRST_LOOK <= looks <= MOST_LOOKS:
+        raise ValueError(f"--sequential {looks}: give the most pairs to be trained, {FIRST_LOOK} to {MOST_LOOKS}.")
+    if looks and design.n > looks:
+        raise ValueError(f"--sequential {looks} allows looks at up to {looks} pairs (or runs in the smaller arm), "
+                         f"and there are {design.n}: compare as many as were decided.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

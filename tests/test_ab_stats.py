@@ -69,7 +69,7 @@ def simulated(n_a, n_b, ratio, sims, seed=0, shift=0.0):
     (2, 10, 0.5, 0.118), (2, 10, 1.0, 0.100), (10, 2, 1.0, 0.100), (3, 10, 0.6, 0.072), (3, 3, 8.0, 0.059),
     (4, 20, 0.7, 0.062), (8, 8, 1.0, 0.047)])
 def test_welch_holds_alpha(n_a, n_b, ratio, welch):
-    """2 runs against 10 were "better" or "worse" in 12 % of comparisons without a difference, by the p and the interval."""
+    """2 runs against 10 were better or worse in 12 % of comparisons without a difference, by the p and the interval."""
     a, b = simulated(n_a, n_b, ratio, 40_000)
     welch_p = stats.ttest_ind(a, b, axis=1, equal_var=False).pvalue
     p = ab_alpha.held(welch_p, ab_alpha.Design(n_a, n_b))
