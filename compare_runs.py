@@ -368,7 +368,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--b", nargs="+", metavar="RUNS", help="the treatment's run folders")
     add = parser.add_argument_group("many arms").add_argument
     add("--runs", nargs="+", metavar="RUNS", help="run folders of all arms (with --group_by)")
-    add("--results", metavar="CSV", help="a results.csv instead of run folders (with --group_by)")
+    add("--results", nargs="+", metavar="CSV",
+        help="one or more results.csv, or quoted patterns, instead of run folders (with --group_by)")
     add("--group_by", metavar="COLUMNS", help="columns that make an arm: attn_gate,gate_act")
     add("--where", metavar="COLUMN=VALUE,...", help="keep only these rows: num_iterations=1500")
     add("--baseline", metavar="COLUMN=VALUE,...", help="the arm to compare others with (or none)")

@@ -69,8 +69,7 @@ def read_scores(arm: dict, primary: str, steps: dict, missing: list[str]) -> Non
     steps: {benchmark: the step that all runs scored}."""
     name = arm["name"]
     column = f"final_{primary}" if primary in PRIMARY else primary
-    arm["rows"] = [row for row in arm["rows"]
-                   if not row["run"] or row["run"]["summary"] is not None]
+    arm["rows"] = [row for row in arm["rows"] if not ab_gate.incomplete(row["member"])]
     arm |= {"by_seed": {}, "times": []}
     seeds = [cell_text(row.get("seed")) for row in arm["rows"]]
     if "" in seeds or len(set(seeds)) < len(seeds):  # unknown or double seeds: nothing to pair by
@@ -116,14 +115,16 @@ def compare_many(args) -> int:
     columns, where = names_in(args.group_by), cells_in(args.where, "--where")
     if not columns:
         raise ValueError("--group_by is empty: name columns, for example --group_by attn_gate.")
+    numbers, lost = [], []
     if args.results:
-        rows = [ab_rows.row_of_cells(cells) for cells in results.read_results(args.results)]
+        rows, numbers, lost = ab_rows.rows_of_tables(args.results)
     else:
         rows = [ab_rows.row_of_run(run) for run in ab_rows.read_runs(args.runs, "--runs")]
     known = {column for row in rows for column in row} - {"run", "member"}
     ab_gate.check_names("--group_by", columns, known)
     ab_gate.check_names("--where", list(where), known)
-    rows = [row for row in rows if all(cell_text(row.get(k)) == cell for k, cell in where.items())]
+    rows, lost = ([row for row in own if all(cell_text(row.get(k)) == cell for k, cell in where.items())]
+                  for own in (rows, lost))
     if not rows:
         raise ValueError(f"--where {args.where} leaves no run: give values that occur.")
 
@@ -134,7 +135,7 @@ def compare_many(args) -> int:
     primary = ab_verdict.primary_of(args.primary, checked, metrics)
     margin = ab_verdict.margin_of(args.delta, args.primary, primary, every)
     args.delta, steps = margin.value, ab_numbers.common_steps(every)
-    missing = list(checked["missing"])
+    missing = [*checked["missing"], *ab_rows.without_row(numbers, lost)]
     for arm in arms:
         read_scores(arm, primary, steps, missing)
     baseline, compared = None, []

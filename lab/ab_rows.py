@@ -13,7 +13,7 @@ import os
 import re
 from pathlib import Path
 
-from lab import ab_gate, ab_numbers, logs, results, runs
+from lab import ab_gate, ab_numbers, ab_report, logs, results, runs
 
 # settings that are no flags
 DATA_COLUMNS = ("condition", "data_fingerprint", "val_fingerprint", "code_sha256", "data_format", "mul_token_rate",
@@ -39,6 +39,30 @@ def label_of(arm: list[dict]) -> str:
     """What an arm's folders are called: base_s0, base_s1 -> base."""
     stem = os.path.commonprefix([re.sub(r"[_-]s(eed)?\d+$", "", run["name"]) for run in arm])
     return stem.rstrip("_-") or "runs"
+
+
+def rows_of_tables(patterns: list[str]) -> tuple[list[dict], list[int], list[dict]]:
+    """(the rows of one or more results.csv, numbers of started runs whose row is missing, rows of folders of runs that
+    belong to the tables and have none in them)."""
+    tables = results.read_tables(patterns)
+    every = results.each_run_once(list(tables.values()))
+    lost = {folder: None for path in tables for folder in results.lost_folders(path, every)}
+    folders = [row_of_run(runs.read_run(folder)) for folder in lost]
+    numbers = results.missing_numbers(list(tables.values()))
+    return [row_of_cells(cells) for cells in every], numbers, folders
+
+
+def without_row(numbers: list[int], lost: list[dict]) -> list[str]:
+    """What --results lacks, in words: a run that went wrong may be among it."""
+    missing = []
+    if numbers:
+        listed = ", ".join(map(str, numbers[:8]))
+        missing.append(f"no row has the number {listed}: of {ab_report.count(len(numbers), 'started run')} the row was "
+                       "deleted, or stands in another table")
+    for row in lost:
+        end = "" if row["run"]["summary"] else ", an unfinished one"
+        missing.append(f"{row['run_id']} has a folder ({row['run']['folder'].parent}){end} and no row")
+    return missing
 
 
 def row_of_cells(cells: dict[str, str]) -> dict:
@@ -126,7 +150,7 @@ def notes_on(rows: list[dict], compared: set[str], unrecorded: list[str]) -> lis
     if len(commits) > 1:
         notes.append(f"git_commit differs ({', '.join(map(ab_gate.short, commits))})")
     ours = {*compared, *results.COLUMNS, *DATA_COLUMNS, *ab_numbers.metrics_of([])}
-    ours |= {"unused_flags", "verify_data", "status", "run", "member"}
+    ours |= {"unused_flags", "verify_data", "run", "member"}
     others = dict.fromkeys(column for row in rows for column in row if column not in ours)
     scores = tuple(column.removesuffix("title") for column in others if column.endswith("_title"))
     strange = [column for column in others if not results.trainer_flags().fullmatch(column)

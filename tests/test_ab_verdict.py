@@ -124,7 +124,8 @@ def test_mixed_items_are_named(tmp_path, capsys):
 
 def test_levels_of_holm():
     """An interval beside a corrected verdict that says the contrary: none, whatever the p's."""
-    assert ab_verdict.holm_levels([0.01, 0.5, 0.02, "N/A: one seed"], 0.05) == pytest.approx([0.05 / 3, 0.05, 0.025, 0.05])
+    levels = ab_verdict.holm_levels([0.01, 0.5, 0.02, "N/A: one seed"], 0.05)
+    assert levels == pytest.approx([0.05 / 3, 0.05, 0.025, 0.05])
     assert ab_verdict.holm_levels([0.03, 0.03], 0.05) == pytest.approx([0.025, 0.025])
     rng = np.random.default_rng(1)
     for _ in range(40):
