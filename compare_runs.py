@@ -153,6 +153,7 @@ def compare_two(args) -> int:
         treatment = ab_rows.names_in(args.treatment)
     checked = ab_gate.gate(ab_gate.members_of(arms), treatment, ab_rows.names_in(args.allow))
     checked |= ab_verdict.decided(args)
+    checked["unrecorded"] = ab_rows.unrecorded_of([m for own in ab_gate.members_of(arms).values() for m in own])
 
     used = [ab_numbers.finished(arm) for arm in arms.values()]
     every = [run for arm in used for run in arm]
@@ -304,6 +305,8 @@ def headline(row: dict, step: int | None, margin, checked: dict, used: list) -> 
         missing.append(f"step {step} is the last that all runs scored, of {planned:.0f}")
     if missing:
         text += f" Missing: {'; '.join(missing)}."
+    if checked["unrecorded"]:
+        text += f" Comparable only as far as recorded.{ab_rows.in_words(checked['unrecorded'])}"
     return f"**{verdict}** · {text}"
 
 

@@ -70,10 +70,8 @@ def of_run(run: dict) -> dict:
     model, data, code, scorers), "unused" (flags without effect in this run), "machine" (spoils comparisons of speed,
     not of losses), "micro_batch_size", "tokens" (the tokenisation), "unverified" (whether its data's fingerprints were
     taken from meta.json alone), "run" (None for a row of a results.csv)}."""
-    if "log" in run:  # lab/logs.py
-        nothing = {"seed": None, "tokens": None, "run": None, "settings": {}, "unused": set()}
-        nothing |= {"machine": {}, "micro_batch_size": "not recorded", "unverified": False}
-        return nothing | {"name": run["name"], "log": run["log"]}
+    if "log" in run:
+        return of_log(run)
     config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
     settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
     for key, built in config["model"].items():
@@ -105,6 +103,25 @@ def of_run(run: dict) -> dict:
         "tokens": settings["val_fingerprint_tokens"], "run": run,
         "unverified": is_unverified(run),
     }
+
+
+def of_log(run: dict) -> dict:
+    """Another project's log (lab/logs.py) as a member: one that holds its settings is like a row of a results.csv, of
+    another it is a fault that nothing is recorded ("log")."""
+    flags, config, row = run["flags"], run["config"], (run["summary"] or {}).get("results_row", {})
+    settings = {flag: value for flag, value in runs.conditions(flags).items() if flag != "seed"}
+    machine = {}
+    if config["hardware"]:
+        machine = config["hardware"] | {"world_size": config["world_size"], "torch": config["versions"]["torch"]}
+    member = {
+        "name": run["name"], "seed": None, "settings": settings, "unused": unused_flags(settings, None),
+        "machine": machine, "micro_batch_size": flags.get("micro_batch_size", "not recorded"),
+        "tokens": None, "run": None, "unverified": False, "log": run["log"], "status": run["status"],
+        "losses": (row.get("final_val_loss"), row.get("train_time_ms")), "notes": run["notes"],
+    }
+    if flags:
+        member |= {"seed": run["seed"], "log": ""}
+    return member
 
 
 def is_unverified(run: dict) -> bool:
@@ -144,7 +161,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     differences, equal = [], {}
     for name in names:
         compare_setting(name, arms, differences, equal)
-    if any("log" in member for member in members):
+    if any(member.get("log") for member in members):
         equal.clear()  # what a log does not record is not equal
     mark_consequences(differences, members)
     counting = [d for d in differences if d["state"] == "differs" and not d["mixed"]]
@@ -294,6 +311,8 @@ def incomplete(member: dict) -> str:
     if member["run"] and member["run"]["summary"] is None:
         return NO_SUMMARY
     status = member.get("status") or "finished"
+    if status.startswith("unfinished"):
+        return status
     if status != "finished":
         return f"its status is {status}"
     return ""
@@ -315,7 +334,7 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
     """Damaged files are notes. An unfinished run is a fault, and so is one that calls itself invalid or read data that
     nobody verified."""
     for members in arms.values():
-        notes += [f"{m['name']}: {note}" for m in members if m["run"] for note in m["run"]["notes"]]
+        notes += [f"{m['name']}: {note}" for m in members for note in (m["run"] or m).get("notes", ())]
     faults = []
     for name, problem in PROBLEMS.items():
         why, values = [], {}
@@ -417,6 +436,7 @@ def read_checksums(run: dict) -> dict[int, str]:
 
 def compare_machines(arms: dict[str, list[dict]], notes: list[str]) -> bool:
     """Whether hardware, software or micro-batches differ: no fault, but a note, because it spoils speeds."""
+    arms = {arm: [m for m in members if not incomplete(m)] or members for arm, members in arms.items()}
     every = [member for members in arms.values() for member in members]
     names = dict.fromkeys(name for member in every for name in member["machine"])
     differing = []
@@ -430,7 +450,7 @@ def compare_machines(arms: dict[str, list[dict]], notes: list[str]) -> bool:
     if len(flat(micro)) > 1:
         notes.append(f"micro_batch_size differs ({by_arm(micro)}), as it may: the tokens of a step do not depend on "
                      "it; speed and memory do, so they do not compare")
-    unknown = any("log" in member for member in every)
+    unknown = any("log" in member and not member["machine"] for member in every)
     return bool(differing) or len(flat(micro)) > 1 or unknown
 
 

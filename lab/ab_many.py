@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_rows, ab_verdict, results
+from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_rows, ab_stats, ab_verdict, results
 from lab.ab_numbers import PRIMARY, SHORT, UNIT
 from lab.ab_report import form, form_change, form_interval, form_p, minutes
 from lab.ab_rows import cell_number, cell_text, cells_in, names_in
@@ -57,9 +57,9 @@ def check_arms(arms: list[dict], columns: list[str], args) -> dict:
         treatment = []
     checked = ab_gate.gate(members, treatment, known(names_in(args.allow)), same_seeds=False)
     checked |= ab_verdict.decided(args)
-    checked["unrecorded"] = []
+    rows = [row for arm in arms for row in arm["rows"]]
+    checked["unrecorded"] = ab_rows.unrecorded_of([row["member"] for row in rows])
     if args.results:
-        rows = [row for arm in arms for row in arm["rows"]]
         checked["notes"] += ab_rows.notes_on(rows, {*settings, *columns}, checked["unrecorded"])
     return checked
 
@@ -274,12 +274,7 @@ def headline(word: str, checked: dict, baseline: dict | None, compared: list, mi
         text = "name the --baseline for differences and verdicts."
     if missing:
         text += f" Missing: {'; '.join(missing)}."
-    if checked["unrecorded"]:
-        first, more = checked["unrecorded"][:6], len(checked["unrecorded"]) - 6
-        listed = ", ".join(first)
-        if more > 0:
-            listed += f" and {more} more"
-        text += f" Not recorded: {listed}."
+    text += ab_rows.in_words(checked["unrecorded"])
     if allowed:
         text += f" Allowed by --allow: {', '.join(allowed)}."
     return f"**{word}** · {text}"
@@ -346,7 +341,7 @@ def sure_table(compared: list[dict], args) -> tuple:
         ("p (t)", "right", of(lambda s: form_p(s["p_t"]))),
         ("p (sign flips or permutations)", "right", of(exact)),
         (f"smallest difference found with {args.power:.0%} power", "right", of(lambda s: number(s["mde"], ".5f"))),
-        ("seeds for the observed one", "right", of(lambda s: number(s["n_for"], ".0f"))),
+        ("seeds for the observed one", "right", of(lambda s: number(max(s["n_for"], ab_stats.MIN_RUNS), ".0f"))),
     ], compared)
 
 

@@ -134,17 +134,38 @@ def cells_in(text: str | None, flag: str) -> dict[str, str]:
     return wanted
 
 
-def notes_on(rows: list[dict], compared: set[str], unrecorded: list[str]) -> list[str]:
-    """What a results.csv does not record of some rows, and which of its columns are not compared; the names of both
-    go into unrecorded, too."""
-    notes, lacking = [], {}
+def not_recorded(members: list[dict]) -> dict[int, list[str]]:
+    """{in how many members of arms: the knobs that they do not record}."""
+    lacking: dict[int, list[str]] = {}
+    compared = {name for member in members for name in member["settings"]}
     knobs = [name if name in compared else results.COLUMN_OF.get(name, name) for name in KNOBS]
-    for name in dict.fromkeys([*knobs, *(name for row in rows for name in row["member"]["settings"])]):
-        n = sum(name not in row["member"]["settings"] for row in rows)
+    for name in dict.fromkeys([*knobs, *(name for member in members for name in member["settings"])]):
+        n = sum(name not in member["settings"] for member in members)
         lacking.setdefault(n, []).append(name)
     lacking.pop(0, None)
-    unrecorded += [name for n in sorted(lacking, reverse=True) for name in lacking[n]]
-    for n, names in lacking.items():
+    return lacking
+
+
+def unrecorded_of(members: list[dict]) -> list[str]:
+    """Knobs that rows of a results.csv or logs with settings do not record; [] where all members are folders."""
+    partly = [member for member in members if not member["run"] and not member.get("log")]
+    lacking = not_recorded(partly) if partly else {}
+    return [name for n in sorted(lacking, reverse=True) for name in lacking[n]]
+
+
+def in_words(unrecorded: list[str]) -> str:
+    """'Not recorded: weight_decay, warmup_iters and 9 more.', or ""."""
+    if not unrecorded:
+        return ""
+    listed, more = ", ".join(unrecorded[:6]), len(unrecorded) - 6
+    return f" Not recorded: {listed} and {more} more." if more > 0 else f" Not recorded: {listed}."
+
+
+def notes_on(rows: list[dict], compared: set[str], unrecorded: list[str]) -> list[str]:
+    """What a results.csv does not record of some rows, and which of its columns are not compared, whose names go into
+    unrecorded, too."""
+    notes = []
+    for n, names in not_recorded([row["member"] for row in rows]).items():
         notes.append(f"not recorded in {n} of {len(rows)} rows: {', '.join(names)}")
     commits = ab_gate.distinct(row["git_commit"] for row in rows if row.get("git_commit"))
     if len(commits) > 1:

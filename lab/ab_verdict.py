@@ -262,7 +262,7 @@ def share_test(row: dict, tested: dict, tested_metric: Metric, metric: Metric) -
     row["same_as"] = tested_metric.label
     rule = re.sub(r"^\S+ (\([^)]*\) )?", "", tested_metric.label)  # without the benchmark's name, which stands beside
     row["verdict"] = f"see {rule}"
-    if metric.kind != "benchmark":
+    if metric.kind != "benchmark" and not isinstance(row["delta"], str):
         shared = ("family", "p_corrected", "tests", "verdict")
         row |= {name: tested[name] for name in shared}
         correct_interval(row, tested["level_corrected"])

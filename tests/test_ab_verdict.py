@@ -160,7 +160,7 @@ def test_many_arms_are_one_family(tmp_path, capsys):
                  for cells in [[cell.strip() for cell in line.strip("|").split("|")]])
     s = row["stats"]
     assert cells[1:] == [f"{s['delta'] / s['se']:+.2f} (3)", f"{s['sd_diff']:.5f}", ab_report.form_p(s["p_t"]),
-                         f"{s['p_sign_flip']:.4f}", f"{s['mde']:.5f}", f"{s['n_for']:.0f}"]
+                         f"{s['p_sign_flip']:.4f}", f"{s['mde']:.5f}", f"{max(3, s['n_for']):.0f}"]
     assert many("--results", csv_of(tmp_path), "--group_by", "attn_gate", "--baseline", "attn_gate=none") == 0
     text = capsys.readouterr().out
     assert "This report holds 2 tests (at the last step;" in text and f"| {cells[1]} | {cells[2]} |" in text
