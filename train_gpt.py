@@ -214,6 +214,7 @@ def count_epochs(args, sequences_per_step: int, n_sequences: int) -> float:
 def open_data(args, verify: bool) -> tuple:
     """(training files, their meta.json or {}, held-out documents or val_loss.NONE)."""
     files, meta = shards.open_dataset(args.data_dir, "train", verify, args.vocab_size)
+    files.content = files.content_sha256() if verify else None
     meta = meta or {}
     condition = meta.get("condition", "unknown")
     if args.condition and args.condition != condition:
@@ -429,6 +430,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         unused_flags += ["gate_pos", "gate_act"]
     record = training.describe(args, procs, model, flops_per_token, unused_flags)
     record |= {"init": init, "tokens_per_step": tokens_per_step}
+    record["content_sha256"] = {"data": files.content, "val": val.get("content_sha256")}
     record["data"] = {
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
@@ -446,6 +448,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     run = training.Run("train_gpt.py", args, procs, record, model, optimizers, autocast, pace)
     training.open_run(run, before, same, build_parser())
     row = {**first_row(run), **results.place_of(run.folder, args.results_csv, record["started"])}
+    row |= {f"{split}_content_sha256": content for split, content in record["content_sha256"].items()}
     row = until_end.enter_context(results.following(args.results_csv, row, procs.is_main, run.log))
     state = run.state
     # checkpoints of older versions do not hold these

@@ -101,7 +101,7 @@ def of_run(run: dict) -> dict:
         "unused": unused_flags(settings, config.get("unused_flags")),
         "machine": machine, "micro_batch_size": run["flags"].get("micro_batch_size"),
         "tokens": settings["val_fingerprint_tokens"], "run": run,
-        "unverified": is_unverified(run),
+        "unverified": is_unverified(run), "content": config.get("content_sha256") or {},
     }
 
 
@@ -164,6 +164,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     if any(member.get("log") for member in members):
         equal.clear()  # what a log does not record is not equal
     mark_consequences(differences, members)
+    same_val = mark_containers(differences, members)
     counting = [d for d in differences if d["state"] == "differs" and not d["mixed"]]
     changed = {d["knob"] for d in counting} - allowed
     family = recognise(changed)
@@ -190,7 +191,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
         "ok": not any(d["state"] == "differs" for d in differences), "family": family,
         "treatment": "; ".join(words), "differences": differences, "equal": equal, "notes": notes,
         "missing": missing, "other_machine": other_machine,
-        "other_tokens": len(distinct(member["tokens"] for member in members)) > 1,
+        "other_tokens": not same_val and len(distinct(member["tokens"] for member in members)) > 1,
     }
 
 
@@ -234,6 +235,29 @@ def mark_consequences(differences: list[dict], members: list[dict]) -> None:
             factor, base = FOLLOWS[name]
             if base in changed and all(is_multiple(member, name, factor, base) for member in members):
                 d.update(state="note", why=f"is {factor} x {base}")
+
+
+OTHER_ORDER = ("; the fingerprint also draws the order in which they are read, so that runs of equal seed have their "
+               "initial weights in common and not their order")
+CONTAINERS = {  # what is hashed -> the settings that tell its files apart
+    "data": ("data_fingerprint", "data_format", "condition"),
+    "val": ("val_fingerprint", "val_fingerprint_documents", "val_fingerprint_tokens"),
+}
+
+
+def mark_containers(differences: list[dict], members: list[dict]) -> bool:
+    """Turn differences between files of the same tokens into notes (llm.c's, build-nanogpt's, ours). Returns whether
+    all were scored on the same held-out tokens."""
+    same = {}
+    for split, names in CONTAINERS.items():
+        contents = distinct(member.get("content", {}).get(split) for member in members)
+        same[split] = len(contents) == 1 and bool(contents[0])
+        for d in differences:
+            if same[split] and d["knob"] in names:
+                d.update(state="note", why="the same tokens in another container")
+                if d["knob"] == "data_fingerprint":
+                    d["why"] += OTHER_ORDER
+    return same["val"]
 
 
 def is_multiple(member: dict, name: str, factor: float, base: str) -> bool:

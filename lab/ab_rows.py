@@ -82,6 +82,7 @@ def row_of_cells(cells: dict[str, str]) -> dict:
         "micro_batch_size": cells.get("device_batch_size") or None,
         "tokens": cells.get("condition") or None, "run": None,
         "unverified": cells.get("verify_data", "") not in ("", "full"),
+        "content": {split: cells.get(f"{split}_content_sha256") for split in ("data", "val")},
         "status": cells.get("status", ""), "losses": (cells.get("final_val_loss"), cells.get("train_time_ms")),
     }
     return {**cells, "run": None, "member": member}

@@ -30,7 +30,7 @@ COLUMNS = (
     "final_val_loss_bos final_val_bits_per_byte_bos tokens_seen unique_tokens epochs flops_total "
     "data_fingerprint val_fingerprint muon_lr hellaswag_accuracy hellaswag_accuracy_norm "
     "hellaswag_accuracy_norm_bytes eval_official_sum eval_official_mean "
-    "status started number folder"
+    "status started number folder data_content_sha256 val_content_sha256"
 ).split()
 
 # document 003's columns that hold a flag under another name. batch_size counts sequences, its flag tokens

@@ -2,13 +2,15 @@
 
 import csv
 import json
+import struct
 
+import numpy as np
 import pytest
 from conftest import make_run
-from test_compare_runs import GATE, NOISE_A, NOISE_B, csv_of, many, rewrite
+from test_compare_runs import GATE, NOISE_A, NOISE_B, compare, csv_of, many, rewrite
 from test_train import data, train_gpt_main  # noqa: F401 (a fixture)
 
-from lab import results, runs
+from lab import results, runs, shards, token_files
 
 GROUP = ("--group_by", "attn_gate", "--baseline", "attn_gate=none")
 
@@ -170,3 +172,67 @@ def test_tables_of_folders(tmp_path):
     make_run(tmp_path / "base_s0", 0)
     (row,) = results.read_results(csv_of(tmp_path))
     assert row["status"] == "" and results.missing_numbers([[row]]) == [] and runs.read_run(tmp_path / "base_s0")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the same tokens in another container
+
+
+def containers(dataset, folder):
+    """The tokens of a dataset of ours as llm.c's files, build-nanogpt's and nanoGPT's, cut elsewhere."""
+    for split in ("train", "val"):
+        files, _ = shards.open_dataset(dataset, split)
+        tokens = files.slice(0, files.n_tokens)
+        for name in ("llmc", "npy", "nanogpt"):
+            (folder / name).mkdir(exist_ok=True)
+        for i, piece in enumerate(np.array_split(tokens, 3)):
+            header = struct.pack("<256i", 20240520, 1, len(piece), *[0] * 253)
+            (folder / "llmc" / f"fineweb_{split}_{i:06d}.bin").write_bytes(header + piece.tobytes())
+        np.save(folder / "npy" / f"edufineweb_{split}_000000.npy", tokens.astype(np.int32))
+        tokens.tofile(folder / "nanogpt" / f"{split}.bin")
+    return {name: folder / name for name in ("llmc", "npy", "nanogpt")}
+
+
+def test_the_same_tokens_in_another_container(data, tmp_path, capsys):  # noqa: F811
+    """llm.c's, build-nanogpt's and nanoGPT's files of the same tokens were other data, other documents and other units;
+    one token more is."""
+    folders = containers(data, tmp_path)
+    opened = {name: shards.open_dataset(folder)[0] for name, folder in folders.items()}
+    ours = shards.open_dataset(data)[0]
+    assert {files.content_sha256() for files in opened.values()} == {ours.content_sha256()}
+    assert len({files.fingerprint for files in [*opened.values(), ours]}) == 4
+    flags = ("--max_train_steps", 2, "--eval_every", 2, "--results_csv", tmp_path / "results.csv")
+    for seed in range(2):
+        train_gpt_main(data, tmp_path / "runs" / f"ours_s{seed}", *flags, "--seed", seed)
+        train_gpt_main(folders["llmc"], tmp_path / "runs" / f"llmc_s{seed}", *flags, "--seed", seed)
+    train_gpt_main(folders["npy"], tmp_path / "runs" / "npy_s0", *flags, "--seed", 0)
+    capsys.readouterr()
+    code, report = compare(tmp_path / "runs", "--no_items", a="ours_s*", b="llmc_s*")
+    gate = {d["knob"]: d for d in report["gate"]["differences"]}
+    assert code == 0 and not report["gate"]["other_tokens"] and report["primary"] == "val_loss"
+    assert {d["state"] for d in gate.values()} == {"note"} and "data_fingerprint" in gate and "data_format" in gate
+    why = gate["data_fingerprint"]["why"]
+    assert "the same tokens in another container; the fingerprint also draws the order" in why
+    assert compare(tmp_path / "runs", "--no_items", a="ours_s0", b="npy_s0")[0] == 0
+    capsys.readouterr()
+    assert many("--results", tmp_path / "results.csv", "--group_by", "run_id", "--where", "seed=0") == 0
+    assert "the same tokens in another container" in capsys.readouterr().out
+    files = sorted(folders["llmc"].glob("*train*"))
+    tokens = np.frombuffer(files[-1].read_bytes()[1024:], "<u2").copy()
+    tokens[5] ^= 1
+    files[-1].write_bytes(files[-1].read_bytes()[:1024] + tokens.tobytes())
+    train_gpt_main(folders["llmc"], tmp_path / "runs" / "other_s0", *flags, "--seed", 0)
+    code, report = compare(tmp_path / "runs", "--no_items", a="ours_s0", b="other_s0")
+    assert code == 2 and "data_fingerprint (" in report["headline"]
+
+
+def test_rows_are_no_stream():
+    """Rows read as a stream are other sequences: the same tokens, another content."""
+    ids = np.arange(2 * 9, dtype="<u2")
+    contents = set()
+    for row_tokens in (None, 9):
+        files = token_files.TokenFiles.__new__(token_files.TokenFiles)
+        vars(files).update(paths=["x"], vocab_size=50257, row_tokens=row_tokens, maps=[ids],
+                           _bounds=[0, 18], n_tokens=18)
+        contents.add(files.content_sha256())
+    assert len(contents) == 2
