@@ -323,31 +323,13 @@ def summarise(run: training.Run) -> dict:
     numbers = training.final_numbers(run, "val_loss val_bits_per_byte val_loss_bos val_bits_per_byte_bos")
     numbers["unique_tokens"] = data["unique_tokens"]
     scores = runs.read_step_metrics(run.folder).get(str(run.state.step), {})
-    row = first_row(run) | numbers
+    row = results.first_row(run) | numbers
     for benchmark in BENCHMARKS:
         about = config["benchmarks"].get(benchmark.NAME, {})
         row[f"{benchmark.NAME}_title"] = about.get("title")
         for key, *_ in benchmark.METRICS:
             row[key] = scores.get(key)
     return {**numbers, "scores": scores, "warnings": find_warnings(run), "results_row": row}
-
-
-def first_row(run: training.Run) -> dict:
-    """What a run's row in results.csv holds when it starts."""
-    args, config, data = run.args, run.record, run.record["data"]
-    return {
-        **results.condition_columns(config["flags"], config["unused_flags"]),
-        "run_id": run.folder.name, "date": config["started"][:10], "notes": args.notes,
-        "git_commit": config["code"]["git_commit"], "num_iterations": args.max_train_steps,
-        "batch_size": args.total_batch_tokens // args.seq_len, "sequence_length": args.seq_len,
-        "device_batch_size": args.micro_batch_size, "n_gpus": config["world_size"],
-        "gpu_name": config["hardware"]["gpu"] or "cpu", "condition": data["condition"],
-        "parameters": config["parameters"]["total"], "data_fingerprint": data["fingerprint"],
-        "val_fingerprint": data["val_fingerprint_documents"],
-        "val_fingerprint_tokens": data["val_fingerprint_tokens"], "data_format": data["format"],
-        "mul_token_rate": data["mul_token_rate"], "code_sha256": config["code"]["code_sha256"],
-        "init_sha256": (config["init"] or {}).get("sha256"),
-    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -447,7 +429,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         same[f"items of {name}"] = ("benchmarks", name, "sha256")
     run = training.Run("train_gpt.py", args, procs, record, model, optimizers, autocast, pace)
     training.open_run(run, before, same, build_parser())
-    row = {**first_row(run), **results.place_of(run.folder, args.results_csv, record["started"])}
+    row = {**results.first_row(run), **results.place_of(run.folder, args.results_csv, record["started"])}
     row |= {f"{split}_content_sha256": content for split, content in record["content_sha256"].items()}
     row = until_end.enter_context(results.following(args.results_csv, row, procs.is_main, run.log))
     state = run.state

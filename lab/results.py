@@ -159,6 +159,24 @@ def append_result(path, row: dict, flag: str = "--results_csv") -> None:
             disk.write_whole(path, text.getvalue().encode())
 
 
+def first_row(run) -> dict:
+    """What the row of a training.Run of train_gpt.py holds when it starts."""
+    args, config, data = run.args, run.record, run.record["data"]
+    return {
+        **condition_columns(config["flags"], config["unused_flags"]),
+        "run_id": run.folder.name, "date": config["started"][:10], "notes": args.notes,
+        "git_commit": config["code"]["git_commit"], "num_iterations": args.max_train_steps,
+        "batch_size": args.total_batch_tokens // args.seq_len, "sequence_length": args.seq_len,
+        "device_batch_size": args.micro_batch_size, "n_gpus": config["world_size"],
+        "gpu_name": config["hardware"]["gpu"] or "cpu", "condition": data["condition"],
+        "parameters": config["parameters"]["total"], "data_fingerprint": data["fingerprint"],
+        "val_fingerprint": data["val_fingerprint_documents"],
+        "val_fingerprint_tokens": data["val_fingerprint_tokens"], "data_format": data["format"],
+        "mul_token_rate": data["mul_token_rate"], "code_sha256": config["code"]["code_sha256"],
+        "init_sha256": (config["init"] or {}).get("sha256"),
+    }
+
+
 def place_of(folder, path, started: str) -> dict:
     """The columns of a row that find its run again: its folder, seen from the table, and when it started."""
     seen = ""
