@@ -309,7 +309,7 @@ def difference_blocks(compared: list[dict], baseline: str, unit: str, margin: ab
         ("h2", f"Differences to {baseline}: {unit}"), difference_table(compared, args),
         ("p", f"This report holds {counted} ({places}; the same numbers count once), corrected together by "
               "Holm: verdicts, p (Holm) and corrected intervals, which leave out 0 just where a verdict "
-              "names a winner. Tests of equivalence are corrected over the same arms. "
+              "names a winner; tests of equivalence among themselves. "
               f"Equivalence margin {margin.words}."),
         ("h2", "How sure"), sure_table(compared, args),
         ("p", "p (t) and the smallest difference are of one test alone. Sign flips (pairs) and permutations (runs) "

@@ -347,9 +347,11 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
       seeds   V_seed, the variance of the seeds' means / S, is the (seed + rest) part: sqrt(V_seed) * t_{S-1}. Without
               item effects this alone is the paired t test. At least V_rest / 20, as only luck makes it smaller.
       items   clusters are resampled within categories, seeds and arms together (Miller 2024, arXiv:2411.00640). These
-              draws spread by V_item, the (item + rest) part; each is scaled by sqrt(C / (C-1)) (Rao & Wu 1988) and by
-              sqrt(df / chi^2_df), as few clusters are also few. They shrink by sqrt(1 - V_rest / V_item), as V_rest is
-              in V_seed already. A category with one cluster gets the average variance of the others.
+              draws spread by V_item, the (item + rest) part: a cluster's residual is divided by sqrt(1 - its share of
+              the items), by sqrt((C-1) / C) for equal ones (Rao & Wu 1988; Bell & McCaffrey 2002), and the draws by
+              sqrt(chi^2_df / df), as few clusters are also few, with the df of the effective number of clusters, which
+              unequal sizes lower. They shrink by sqrt(1 - V_rest / V_item), as V_rest is in V_seed already. A category
+              with one cluster gets the average variance of the others.
     delta is distributed as their sum: n_boot draws with the whole t curve of the seeds. ci is its alpha/2 and
     1 - alpha/2 quantiles, p twice its tail beyond 0. At worst it covers about 98 % for 95 % with three seeds, where a
     plain bootstrap covers 81 to 100 % (experiments/bench/coverage.py).
@@ -388,14 +390,18 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
         if c == 1:
             n_single += 1
             continue
-        residual = (t - means[:, None] * n) * weight  # (S, c), a seed's clusters sum to 0
+        share_of_cluster = n / n.sum()  # a large one pulls the mean towards itself
+        residual = (t - means[:, None] * n) * weight / np.sqrt(1 - share_of_cluster)  # (S, c)
         common = residual.mean(0)
-        v = c / (c - 1) * float(common @ common)
-        v_item, v_item_squared = v_item + v, v_item_squared + v * v / (c - 1)
+        v = float(common @ common)
+        v_item, v_item_squared = v_item + v, v_item_squared + v * v / _cluster_df(share_of_cluster)
         if n_seeds > 1:
             squares = float(((residual - common) ** 2).sum())
-            v_rest += c / (c - 1) * squares / ((n_seeds - 1) * n_seeds)
-        draws += math.sqrt(c / (c - 1)) * _resample(common, n_boot, rng)
+            v_rest += squares / ((n_seeds - 1) * n_seeds)
+        centred = common - common.mean()
+        spread = float(centred @ centred)
+        if spread > 0:
+            draws += math.sqrt(v / spread) * _resample(centred, n_boot, rng)
     if n_single == n_groups:
         raise ValueError("every category has one cluster: nothing to resample; give finer clusters.")
     share = n_groups / (n_groups - n_single)
@@ -433,6 +439,13 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
     high = _quantile_of_sum(draws, scale, df, 1 - alpha / 2, reach)
     tail = min(_below(-delta, draws, scale, df), _below(delta, -draws, scale, df))
     return result | {"ci_low": delta + low, "ci_high": delta + high, "p": min(1.0, 2 * tail)}
+
+
+def _cluster_df(share: np.ndarray) -> float:
+    """Degrees of freedom of the variance between clusters with these shares of the items: one less than the effective
+    number of clusters, (sum of squares)^2 / sum of fourth powers (Carter, Schnepel & Steigerwald 2017); C - 1 for equal
+    ones."""
+    return max(1.0, float((share**2).sum() ** 2 / (share**4).sum()) - 1)
 
 
 def _below(x: float, draws: np.ndarray, scale: float, df: int) -> float:
