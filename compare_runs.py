@@ -8,7 +8,7 @@
     python compare_runs.py --aa 'runs/base_s*'                                  # noise floor of at least 4 seeds
     python compare_runs.py --check runs/mine_s0 --against 'runs/base_s*'        # is a newcomer's run in its band?
     python compare_runs.py --plan --effect 0.003 --noise 0.0013                 # how many seeds does that need?
-    python compare_runs.py --a 'runs/none_s*' --b 'runs/gate_s*' --sequential 10     # looks at up to 10 pairs, decided
+    python compare_runs.py --a 'runs/none_s*' --b 'runs/gate_s*' --sequential 10     # looks
     python compare_runs.py --list 'experiments/runs/*'                # who trains, how far? (lab/run_list.py)
 
 Reads run folders (layout: lab/runs.py) or a results.csv. Prints Markdown. --out FOLDER gets report.md, report.json,
@@ -18,7 +18,7 @@ PNG plots and a report.html that needs no network; then five lines are printed, 
 The gate comes first: what differs must be the treatment, else the verdict is `not comparable`. An attention gate, rows
 or tokens that differ alone are recognised; anything else must be declared with --treatment, because a forgotten flag
 looks just the same. --allow lets a named difference pass, and the report says so. Seeds are the unit of every verdict.
-Their number is decided before the first look (--planned, --sequential), and every report says whether it was.
+Their number is decided before the first look (--planned, --sequential): every report says so.
 Here are the flags and the report on two arms; lab/ab_*.py hold the rest.
 """
 
@@ -52,9 +52,10 @@ from lab.ab_report import form, form_change, form_interval, form_p
 
 DEFINITIONS = (
     "Delta is B - A. Mean ± sd is over seeds. Interval and p are of the differences within pairs of equal seed (paired "
-    "t), or of all runs (Welch's t, held at alpha where an arm has few runs) where fewer than half of the smaller "
-    "arm's runs have a partner, or fewer than 3 do though each arm has 3 runs. The corrected interval is at the level "
-    "at which Holm tests it, so that it leaves out 0 just where the verdict names a winner.",
+    "t), or of all runs (Welch's t, held at alpha where an arm has few runs) where fewer than half of "
+    "the smaller arm's runs have a partner, or fewer than 3 do though each arm has 3 runs. The "
+    "corrected interval is at the level at which Holm tests it: it leaves out 0 just where the verdict "
+    "names a winner.",
     "Three families: the primary metric, whose p stands as it is; quality, every other thing that was measured, once, "
     "corrected together by Holm; cost and optimisation, described and not tested (–). A val loss and its own bits/byte "
     "are one test; of a benchmark's rules one is tested. Fewer than 3 pairs, or 3 runs in each arm, are too few for "
@@ -153,7 +154,7 @@ def compare_two(args) -> int:
         treatment = ab_rows.names_in(args.treatment)
     checked = ab_gate.gate(ab_gate.members_of(arms), treatment, ab_rows.names_in(args.allow))
     checked |= ab_verdict.decided(args)
-    checked["unrecorded"] = ab_rows.unrecorded_of([m for own in ab_gate.members_of(arms).values() for m in own])
+    checked["unrecorded"] = ab_rows.unrecorded_of(sum(ab_gate.members_of(arms).values(), []))
 
     used = [ab_numbers.finished(arm) for arm in arms.values()]
     every = [run for arm in used for run in arm]
@@ -193,7 +194,8 @@ def compare_two(args) -> int:
         blocks += ab_page.loss_curves(labelled, primary, checked["other_tokens"])
     blocks += [
         ab_page.key_table(key_rows, names, args.alpha),
-        ("ul", [*summary(dict(facts)["Changed"], primary, checked, allowed, margin, args), in_advance]),
+        ("ul", summary(dict(facts)["Changed"], primary, checked, allowed, margin, args)),
+        ("p", in_advance),
         ("h2", "Result"), metric_table(rows, metrics, args.alpha),
         ("h2", f"At equal cost: {ab_page.with_unit(primary)}"),
         ab_report.table(MATCHING_COLUMNS, matched, args.alpha),
@@ -328,7 +330,8 @@ def strength(row: dict, primary: str, args) -> list[str]:
     else:
         each = "runs per arm"
         p = form_p(stats["p_permutation"])
-        lines = [f"Seeds do not match: Welch's test, whose p is held where an arm has few runs; permutation p {p}."]
+        lines = ["Seeds do not match: Welch's test, whose p is held where an arm has few runs; "
+                 f"permutation p {p}."]
     lines.insert(0, ab_verdict.t_in_words(stats))
     needed: object = "N/A"
     n_for = max(stats["n_for"], ab_stats.MIN_RUNS)  # nan stays, as it comes first
@@ -372,7 +375,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("many arms").add_argument
     add("--runs", nargs="+", metavar="RUNS", help="run folders of all arms (with --group_by)")
     add("--results", nargs="+", metavar="CSV",
-        help="one or more results.csv, or quoted patterns, instead of run folders (with --group_by)")
+        help="one or more results.csv, or quoted patterns, instead of folders (with --group_by)")
     add("--group_by", metavar="COLUMNS", help="columns that make an arm: attn_gate,gate_act")
     add("--where", metavar="COLUMN=VALUE,...", help="keep only these rows: num_iterations=1500")
     add("--baseline", metavar="COLUMN=VALUE,...", help="the arm to compare others with (or none)")
@@ -398,11 +401,11 @@ def build_parser() -> argparse.ArgumentParser:
         "bits/byte (default 0.002 nats/token, or 0.01 of a score; 0: no test of equivalence)")
     add("--alpha", type=float, default=0.05, help="level of tests and intervals (default 0.05)")
     add("--planned", type=int, default=0, metavar="N",
-        help="pairs (runs of the smaller arm) that were decided before the first result: no verdict at another number "
-        "(default 0: not said, and the report says so)")
+        help="pairs (runs of the smaller arm) that were decided before the first result: no verdict at "
+        "another number (default 0: not said, and the report says so)")
     add("--sequential", type=int, default=0, metavar="N",
-        help="the most pairs, decided before the first look: p, intervals and verdicts then hold at every look from "
-        "the third pair on; with --plan what each look can find (default 0: one look)")
+        help="the most pairs, decided before the first look: p, intervals and verdicts hold at every look "
+        "from the third pair on; with --plan what each look can find (default 0: one look)")
     run_list.add_arguments(parser)
     add = parser.add_argument_group("output").add_argument
     add("--out", metavar="FOLDER",
@@ -473,7 +476,8 @@ def check_decided(args, chosen: list[str], check) -> None:
           f"--sequential {args.sequential}: give {few} to {many} pairs")
     check(not (args.planned and args.sequential), "--planned and --sequential: give one of them")
     only_noise = chosen == ["--aa"] or "--check with --against" in chosen
-    check(not (args.sequential and only_noise), "--sequential tests a difference: give --a and --b, or --group_by")
+    check(not (args.sequential and only_noise),
+          "--sequential tests a difference: give --a and --b, or --group_by")
     check(not (args.planned and "--plan" in chosen), "--plan says how many: leave out --planned")
 
 

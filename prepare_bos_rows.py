@@ -10,8 +10,8 @@ buffer holds `--buffer_docs` tokenised documents. Take the longest that fits int
 fits, take the shortest, copy what fits and drop the rest; of equals the earliest. Before each choice the buffer is
 refilled. When the source has ended the buffer runs empty, and an unfinished last row is dropped.
 
-nanochat's loader is the same algorithm with another refill: where fewer than 1,000 documents wait, it adds a batch of
-128 of them at once. --refill 128 gives its rows, on the same documents in the same order.
+nanochat's loader is the same algorithm with another refill: where fewer than 1,000 documents wait, it
+adds 128 of them at once. --refill 128 gives its rows, on the same documents in the same order.
 
 A document longer than a row is the shortest only when all others are longer still, so such documents pile up in the
 buffer and crowd out those that would fit: cropping climbs during the pass (see the report by decile). `--overflow`:
@@ -61,7 +61,7 @@ class BestFit:
 
     def __init__(self, row_tokens: int, buffer_docs: int, cut: Callable, refill: int = 1):
         self.row_tokens, self.buffer_docs, self.cut = row_tokens, buffer_docs, cut
-        self.refill, self.added = refill, 0  # documents added at once; so far, of the batch that is being added
+        self.refill, self.added = refill, 0  # documents added at once; so far, of the present batch
         self.queues = defaultdict(deque)  # length -> documents in order of arrival
         self.mask = 0  # bit n: a document of n tokens waits, n up to row_tokens
         self.beyond = []  # lengths of waiting documents longer than a row, each once: a heap
@@ -145,7 +145,8 @@ class BestFit:
         """(length, document) of the buffer; equal lengths in order of arrival, which is all that later choices need."""
         return [(n, document) for n, queue in self.queues.items() for document in queue]
 
-    def restore(self, buffered: Iterable[tuple[int, object]], pieces: list, room: int, added: int = 0) -> None:
+    def restore(self, buffered: Iterable[tuple[int, object]], pieces: list, room: int,
+                added: int = 0) -> None:
         """Continue from what `buffered`, `open`, `room` and `added` were."""
         buffer_docs, self.buffer_docs = self.buffer_docs, sys.maxsize
         self.add(buffered)
@@ -165,7 +166,8 @@ class RowTrain:
     }
 
     def __init__(self, args: argparse.Namespace):
-        prepare_fineweb.check_at_least(args, seq_len=1, batch_docs=1, buffer_docs=1, shard_rows=0, refill=1)
+        prepare_fineweb.check_at_least(
+            args, seq_len=1, batch_docs=1, buffer_docs=1, shard_rows=0, refill=1)
         self.row_tokens = args.seq_len + 1
         shard_rows = args.shard_rows or args.shard_tokens // self.row_tokens
         check(shard_rows,
@@ -366,7 +368,7 @@ def main(argv: list[str] | None = None) -> None:
         help="documents that do not fit: cropped as published; cut up first; cut up, none cropped (default: crop)")
     add("--buffer_docs", type=int, default=1000, help="documents to choose from (default: 1000)")
     add("--refill", type=int, default=1,
-        help="documents added at once where fewer than --buffer_docs wait; nanochat's loader adds 128 (default: 1)")
+        help="documents added at once where fewer than --buffer_docs wait; nanochat adds 128 (default: 1)")
     add("--batch_docs", type=int, default=256, help="handed over at once; never changes a row (default: 256)")
     add("--shard_rows", type=int, default=0, help="rows per train shard (default: 0 = as --shard_tokens)")
     args = parser.parse_args(argv)

@@ -106,18 +106,20 @@ def of_run(run: dict) -> dict:
 
 
 def of_log(run: dict) -> dict:
-    """Another project's log (lab/logs.py) as a member: one that holds its settings is like a row of a results.csv, of
-    another it is a fault that nothing is recorded ("log")."""
+    """Another project's log (lab/logs.py) as a member: one that holds its settings is like a row of a
+    results.csv, of another it is a fault that nothing is recorded ("log")."""
     flags, config, row = run["flags"], run["config"], (run["summary"] or {}).get("results_row", {})
     settings = {flag: value for flag, value in runs.conditions(flags).items() if flag != "seed"}
     machine = {}
     if config["hardware"]:
-        machine = config["hardware"] | {"world_size": config["world_size"], "torch": config["versions"]["torch"]}
+        machine = {**config["hardware"], "world_size": config["world_size"]}
+        machine["torch"] = config["versions"]["torch"]
     member = {
-        "name": run["name"], "seed": None, "settings": settings, "unused": unused_flags(settings, None),
+        "name": run["name"], "seed": None, "run": None, "tokens": None,
+        "settings": settings, "unused": unused_flags(settings, None),
         "machine": machine, "micro_batch_size": flags.get("micro_batch_size", "not recorded"),
-        "tokens": None, "run": None, "unverified": False, "log": run["log"], "status": run["status"],
-        "losses": (row.get("final_val_loss"), row.get("train_time_ms")), "notes": run["notes"],
+        "unverified": False, "log": run["log"], "status": run["status"], "notes": run["notes"],
+        "losses": (row.get("final_val_loss"), row.get("train_time_ms")),
     }
     if flags:
         member |= {"seed": run["seed"], "log": ""}
@@ -324,7 +326,9 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
     """Damaged files are notes. An unfinished run is a fault, and so is one that calls itself invalid or read data that
     nobody verified."""
     for members in arms.values():
-        notes += [f"{m['name']}: {note}" for m in members for note in (m["run"] or m).get("notes", ())]
+        for member in members:
+            own = (member["run"] or member).get("notes", ())
+            notes += [f"{member['name']}: {note}" for note in own]
     faults = []
     for name, problem in PROBLEMS.items():
         why, values = [], {}
@@ -341,7 +345,8 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
 
 def compare_machines(arms: dict[str, list[dict]], notes: list[str]) -> bool:
     """Whether hardware, software or micro-batches differ: no fault, but a note, because it spoils speeds."""
-    arms = {arm: [m for m in members if not incomplete(m)] or members for arm, members in arms.items()}
+    whole = {arm: [m for m in members if not incomplete(m)] for arm, members in arms.items()}
+    arms = {arm: whole[arm] or members for arm, members in arms.items()}
     every = [member for members in arms.values() for member in members]
     names = dict.fromkeys(name for member in every for name in member["machine"])
     differing = []

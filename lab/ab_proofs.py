@@ -52,7 +52,9 @@ def check_copies(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
                 notes.append(f"{what}: the treatment changed nothing, or one is a copy of the other")
             else:
                 why.append(what)
-    return [fault("copied_run", {arm: ["copies"] for arm in arms}, "; ".join(why))] if why else []
+    if not why:
+        return []
+    return [fault("copied_run", {arm: ["copies"] for arm in arms}, "; ".join(why))]
 
 
 def losses_of(member: dict):

@@ -1,9 +1,9 @@
-"""ab_rows.py owns the rows of a comparison of many arms: run folders and lines of a results.csv as the same cells.
+"""ab_rows.py owns the rows of many arms: run folders and lines of a results.csv as the same cells.
 
     rows = [row_of_run(run) for run in read_runs(["runs/*"], "--runs")]
 
-A row is a dict of cells by column: what a results.csv records of a run, or what its folder does under the same names;
-"run" (None for a results.csv) and "member" (for ab_gate) are among them.
+A row is a dict of cells by column: what a results.csv records of a run, or what its folder does under
+the same names; "run" (None for a results.csv) and "member" (for ab_gate) are among them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from pathlib import Path
 from lab import ab_gate, ab_numbers, ab_report, logs, results, runs
 
 # settings that are no flags
-DATA_COLUMNS = ("condition", "data_fingerprint", "val_fingerprint", "code_sha256", "data_format", "mul_token_rate",
-                "val_fingerprint_tokens", "init_sha256")
-KNOBS = (  # what a results.csv must hold for "comparable": where a column is missing, nobody knows that it is equal
-    "weight_decay warmup_iters schedule warmdown_iters learning_rate_decay_frac learning_rate optimizer beta1 beta2 "
-    "grad_clip dtype arch n_layer n_head n_embd n_inner seq_len total_batch_tokens max_train_steps data_order "
-    "init_from val_tokens condition data_fingerprint val_fingerprint code_sha256"
+DATA_COLUMNS = (
+    "condition data_fingerprint val_fingerprint code_sha256 data_format mul_token_rate "
+    "val_fingerprint_tokens init_sha256"
+).split()
+# what a results.csv must hold for "comparable": where a column is missing, nobody knows that it is equal
+KNOBS = (
+    "weight_decay warmup_iters schedule warmdown_iters learning_rate_decay_frac learning_rate "
+    "optimizer beta1 beta2 grad_clip dtype arch n_layer n_head n_embd n_inner "
+    "seq_len total_batch_tokens max_train_steps data_order init_from val_tokens "
+    "condition data_fingerprint val_fingerprint code_sha256"
 ).split()
 HARDWARE_COLUMNS = ("gpu_name", "n_gpus")
 
@@ -42,8 +46,8 @@ def label_of(arm: list[dict]) -> str:
 
 
 def rows_of_tables(patterns: list[str]) -> tuple[list[dict], list[int], list[dict]]:
-    """(the rows of one or more results.csv, numbers of started runs whose row is missing, rows of folders of runs that
-    belong to the tables and have none in them)."""
+    """(the rows of one or more results.csv, numbers of started runs whose row is missing, rows of folders
+    of runs that belong to the tables and have none in them)."""
     tables = results.read_tables(patterns)
     every = results.each_run_once(list(tables.values()))
     lost = {folder: None for path in tables for folder in results.lost_folders(path, every)}
@@ -57,17 +61,20 @@ def without_row(numbers: list[int], lost: list[dict]) -> list[str]:
     missing = []
     if numbers:
         listed = ", ".join(map(str, numbers[:8]))
-        missing.append(f"no row has the number {listed}: of {ab_report.count(len(numbers), 'started run')} the row was "
-                       "deleted, or stands in another table")
+        counted = ab_report.count(len(numbers), "started run")
+        missing.append(f"no row has the number {listed}: of {counted} the row was deleted, or stands "
+                       "in another table")
     for row in lost:
-        end = "" if row["run"]["summary"] else ", an unfinished one"
-        missing.append(f"{row['run_id']} has a folder ({row['run']['folder'].parent}){end} and no row")
+        folder, end = row["run"]["folder"].parent, ""
+        if row["run"]["summary"] is None:
+            end = ", an unfinished one"
+        missing.append(f"{row['run_id']} has a folder ({folder}){end} and no row")
     return missing
 
 
 def row_of_cells(cells: dict[str, str]) -> dict:
-    """A line of a results.csv. Its settings are the columns with a flag that can change a result; an empty cell is not
-    recorded, but for init_from, where it means fresh weights."""
+    """A line of a results.csv. Its settings are the columns with a flag that can change a result; an empty
+    cell is not recorded, but for init_from, where it means fresh weights."""
     settings = {}
     for column, text in cells.items():
         if column in DATA_COLUMNS and text:
@@ -76,14 +83,16 @@ def row_of_cells(cells: dict[str, str]) -> dict:
             settings[column] = cell_text(text)
     unused = cells.get("unused_flags")
     member = {
-        "name": cells.get("run_id") or "a row", "seed": cell_text(cells.get("seed")) or None, "settings": settings,
+        "name": cells.get("run_id") or "a row", "run": None,
+        "seed": cell_text(cells.get("seed")) or None, "settings": settings,
         "unused": ab_gate.unused_flags(settings, unused and unused.split()),
         "machine": {column: cells[column] for column in HARDWARE_COLUMNS if cells.get(column)},
         "micro_batch_size": cells.get("device_batch_size") or None,
-        "tokens": cells.get("condition") or None, "run": None,
+        "tokens": cells.get("condition") or None,
         "unverified": cells.get("verify_data", "") not in ("", "full"),
         "content": {split: cells.get(f"{split}_content_sha256") for split in ("data", "val")},
-        "status": cells.get("status", ""), "losses": (cells.get("final_val_loss"), cells.get("train_time_ms")),
+        "status": cells.get("status", ""),
+        "losses": (cells.get("final_val_loss"), cells.get("train_time_ms")),
     }
     return {**cells, "run": None, "member": member}
 
@@ -140,7 +149,7 @@ def not_recorded(members: list[dict]) -> dict[int, list[str]]:
     lacking: dict[int, list[str]] = {}
     compared = {name for member in members for name in member["settings"]}
     knobs = [name if name in compared else results.COLUMN_OF.get(name, name) for name in KNOBS]
-    for name in dict.fromkeys([*knobs, *(name for member in members for name in member["settings"])]):
+    for name in dict.fromkeys([*knobs, *sorted(compared)]):
         n = sum(name not in member["settings"] for member in members)
         lacking.setdefault(n, []).append(name)
     lacking.pop(0, None)
@@ -148,9 +157,11 @@ def not_recorded(members: list[dict]) -> dict[int, list[str]]:
 
 
 def unrecorded_of(members: list[dict]) -> list[str]:
-    """Knobs that rows of a results.csv or logs with settings do not record; [] where all members are folders."""
+    """Knobs that rows of a results.csv or logs with settings do not record; [] where all are folders."""
     partly = [member for member in members if not member["run"] and not member.get("log")]
-    lacking = not_recorded(partly) if partly else {}
+    if not partly:
+        return []
+    lacking = not_recorded(partly)
     return [name for n in sorted(lacking, reverse=True) for name in lacking[n]]
 
 
@@ -159,12 +170,14 @@ def in_words(unrecorded: list[str]) -> str:
     if not unrecorded:
         return ""
     listed, more = ", ".join(unrecorded[:6]), len(unrecorded) - 6
-    return f" Not recorded: {listed} and {more} more." if more > 0 else f" Not recorded: {listed}."
+    if more > 0:
+        listed += f" and {more} more"
+    return f" Not recorded: {listed}."
 
 
 def notes_on(rows: list[dict], compared: set[str], unrecorded: list[str]) -> list[str]:
-    """What a results.csv does not record of some rows, and which of its columns are not compared, whose names go into
-    unrecorded, too."""
+    """What a results.csv does not record of some rows, and which of its columns are not compared, whose
+    names go into unrecorded, too."""
     notes = []
     for n, names in not_recorded([row["member"] for row in rows]).items():
         notes.append(f"not recorded in {n} of {len(rows)} rows: {', '.join(names)}")

@@ -34,15 +34,16 @@ SEED_FLOOR = 0.05  # least seed variance of hierarchical_bootstrap, as a share o
 # arms over seeds
 
 
-def paired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None = None, looks: int = 0) -> dict:
+def paired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None = None,
+           looks: int = 0) -> dict:
     """Two arms whose runs pair up by seed: paired t test, sign flips, and what this many pairs can see.
 
     a, b: (..., n) values, position i of both from seed i. effect: a difference one would want to detect (same unit).
-    looks: the most pairs that were decided before the first look at them (ab_alpha); 0: this is the only look.
+    looks: the most pairs that were decided before the first look (ab_alpha); 0: this is the only one.
     Returns n (pairs), mean_a, sd_a, mean_b, sd_b, delta (b - a), sd_diff (of the n differences), se (sd_diff / sqrt n),
     df (n - 1), alpha, power, and
       ci_low, ci_high, p  1 - alpha interval of delta, and two-sided p, held over all looks
-      p_t, level          the t test's own p, and the one at which p is alpha; p and alpha with one look
+      p_t, level          the t test's own p, and the one at which p is alpha
       p_sign_flip         two-sided; exact for n <= 20. It cannot be below 2 / 2^n: 0.25 for three pairs
       correlation         Pearson r of the pairs; nan below three (two points always lie on a line)
       mde                 the delta that this n would find with `power` at two-sided alpha, given sd_diff
@@ -75,11 +76,12 @@ def paired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None =
     return _plain(result)
 
 
-def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None = None, looks: int = 0) -> dict:
+def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None = None,
+             looks: int = 0) -> dict:
     """Two arms whose seeds do not match: Welch's test, which lets the arms differ in spread and in number of runs.
 
-    p and the interval hold alpha whatever the spreads, where Welch's own p (p_t) is too small (ab_alpha): with 2 runs
-    against 10 it finds 12 %.
+    p and the interval hold alpha whatever the spreads, where Welch's own p (p_t) is too small (ab_alpha):
+    with 2 runs against 10 it finds 12 %.
     a: (..., n_a), b: (..., n_b). Keys as in paired(), with n_a, n_b, n = the smaller, df = Welch-Satterthwaite's,
     sd_diff = sqrt(sd_a^2 + sd_b^2), p_permutation (two-sided, by the difference of means over all splits of the runs
     into such arms, or 20,000 random ones), p_sign_flip and correlation = nan; n_for and n_for_effect are runs per arm.
@@ -106,14 +108,16 @@ def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None
     result = {
         "n": smaller, "n_a": n_a, "n_b": n_b, "mean_a": a.mean(-1), "sd_a": sd_a, "mean_b": b.mean(-1), "sd_b": sd_b,
         "delta": delta, "p_sign_flip": unknown, "p_permutation": permuted, "correlation": unknown,
-        "sd_diff": sd_diff, "se": se, "df": df, "degenerate": flat, "alpha": alpha, "power": power, "looks": looks}
+        "sd_diff": sd_diff, "se": se, "df": df, "degenerate": flat,
+        "alpha": alpha, "power": power, "looks": looks}
     result |= _inference(result, equal, permuted)
     result |= _plan(result, flat | (smaller < 2), False, effect)
     return _plain(result)
 
 
 def _inference(result: dict, equal, p_flat) -> dict:
-    """ci_low, ci_high, two-sided p, p_t, level; for arms without spread nan, nan, p_flat, for equal ones 0, 0, 1."""
+    """ci_low, ci_high, two-sided p, p_t, level; for arms without spread nan, nan, p_flat, for equal ones
+    0, 0, 1."""
     delta, se, df, flat = (result[key] for key in ("delta", "se", "df", "degenerate"))
     design = design_of(result)
     level = ab_alpha.level_of(result["alpha"], design)
@@ -121,7 +125,8 @@ def _inference(result: dict, equal, p_flat) -> dict:
         half = special.stdtrit(df, 1 - level / 2) * se
         p_t = np.minimum(1.0, 2 * special.stdtr(df, -np.abs(delta) / se))
     half = np.where(flat, np.where(equal, 0.0, np.nan), half)
-    p_t, p = (np.where(flat, np.where(equal, 1.0, p_flat), x) for x in (p_t, ab_alpha.held(p_t, design)))
+    p = ab_alpha.held(p_t, design)
+    p_t, p = (np.where(flat, np.where(equal, 1.0, p_flat), x) for x in (p_t, p))
     return {"ci_low": delta - half, "ci_high": delta + half, "p": p, "p_t": p_t, "level": level}
 
 
@@ -228,7 +233,8 @@ def _permutation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return p.reshape(a.shape[:-1])
 
 
-def equivalence(a, b, delta: float, alpha: float = 0.05, paired_seeds: bool = True, looks: int = 0) -> dict:
+def equivalence(a, b, delta: float, alpha: float = 0.05, paired_seeds: bool = True,
+                looks: int = 0) -> dict:
     """Two one-sided t tests (Schuirmann 1987): is the difference shown to lie within ± delta?
 
     Returns p (the larger of the two), ci_low, ci_high (the 1 - 2 alpha interval: 90 % for alpha 0.05), margin, n, and
@@ -347,11 +353,11 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
       seeds   V_seed, the variance of the seeds' means / S, is the (seed + rest) part: sqrt(V_seed) * t_{S-1}. Without
               item effects this alone is the paired t test. At least V_rest / 20, as only luck makes it smaller.
       items   clusters are resampled within categories, seeds and arms together (Miller 2024, arXiv:2411.00640). These
-              draws spread by V_item, the (item + rest) part: a cluster's residual is divided by sqrt(1 - its share of
-              the items), by sqrt((C-1) / C) for equal ones (Rao & Wu 1988; Bell & McCaffrey 2002), and the draws by
-              sqrt(chi^2_df / df), as few clusters are also few, with the df of the effective number of clusters, which
-              unequal sizes lower. They shrink by sqrt(1 - V_rest / V_item), as V_rest is in V_seed already. A category
-              with one cluster gets the average variance of the others.
+              draws spread by V_item, the (item + rest) part: a cluster's residual is divided by sqrt(1 -
+              its share of the items), sqrt((C-1) / C) for equal ones (Rao & Wu 1988; Bell & McCaffrey
+              2002), and the draws by sqrt(chi^2_df / df), as few clusters are also few: unequal sizes lower
+              the df (_cluster_df). They shrink by sqrt(1 - V_rest / V_item), as V_rest is in V_seed
+              already. A category with one cluster gets the average variance of the others.
     delta is distributed as their sum: n_boot draws with the whole t curve of the seeds. ci is its alpha/2 and
     1 - alpha/2 quantiles, p twice its tail beyond 0. At worst it covers about 98 % for 95 % with three seeds, where a
     plain bootstrap covers 81 to 100 % (experiments/bench/coverage.py).
@@ -442,9 +448,9 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
 
 
 def _cluster_df(share: np.ndarray) -> float:
-    """Degrees of freedom of the variance between clusters with these shares of the items: one less than the effective
-    number of clusters, (sum of squares)^2 / sum of fourth powers (Carter, Schnepel & Steigerwald 2017); C - 1 for equal
-    ones."""
+    """Degrees of freedom of the variance between clusters with these shares of the items: one less than the
+    effective number of clusters, (sum of squares)^2 / sum of fourth powers (Carter, Schnepel & Steigerwald
+    2017); C - 1 for equal ones."""
     return max(1.0, float((share**2).sum() ** 2 / (share**4).sum()) - 1)
 
 
