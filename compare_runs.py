@@ -195,7 +195,7 @@ def compare_two(args) -> int:
     blocks += [
         ab_page.key_table(key_rows, names, args.alpha),
         ("ul", summary(dict(facts)["Changed"], primary, checked, allowed, margin, args)),
-        ("p", in_advance),
+        ("p", in_advance), ("p", ab_verdict.tests_in_words(rows, matched, primary)),
         ("h2", "Result"), metric_table(rows, metrics, args.alpha),
         ("h2", f"At equal cost: {ab_page.with_unit(primary)}"),
         ab_report.table(MATCHING_COLUMNS, matched, args.alpha),
@@ -274,7 +274,7 @@ def summary(changed: str, primary: str, checked: dict, allowed: list, margin, ar
 
 
 def headline(row: dict, step: int | None, margin, checked: dict, used: list) -> str:
-    """Verdict, effect, and everything that is missing. row: the primary metric's; step: at which it was scored."""
+    """Verdict, effect, and everything that is missing. row: the primary metric's; step: of its scores."""
     name, verdict = SHORT[row["key"]], row["verdict"]
     effect = f"{name} {row['delta']}"
     if isinstance(row["delta"], float):
@@ -370,7 +370,7 @@ def build_parser() -> argparse.ArgumentParser:
         "exit status: 0 comparable, or in the band; 2 not comparable, or outside; 1 bad input")
     add = parser.add_argument_group("two arms").add_argument
     add("--a", nargs="+", metavar="RUNS",
-        help="the baseline's run folders, or a quoted pattern; or logs of other projects (lab/logs.py)")
+        help="the baseline's run folders, a quoted pattern, or logs of other projects (lab/logs.py)")
     add("--b", nargs="+", metavar="RUNS", help="the treatment's run folders")
     add = parser.add_argument_group("many arms").add_argument
     add("--runs", nargs="+", metavar="RUNS", help="run folders of all arms (with --group_by)")

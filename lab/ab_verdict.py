@@ -6,9 +6,9 @@
 
 Three families. The primary metric is alone: its p stands as it is. Quality: every other thing that was measured, once
 (a view of the held-out text, a benchmark), corrected by Holm among themselves. Cost and optimisation are described, not
-tested. What is measured once has one verdict: a val loss and its own bits/byte share theirs, and of a benchmark's rules
-one is tested. Beside a corrected p stands the interval at the level at which Holm tests it, so that it leaves out 0
-just where the word is better or worse; the uncorrected one is named so.
+tested. What is measured once has one verdict: a val loss and its own bits/byte share theirs, and of a
+benchmark's rules one is tested. Beside a corrected p stands the interval at the level at which Holm
+tests it, so that it leaves out 0 just where the word is better or worse; the uncorrected one is named so.
 """
 
 from __future__ import annotations
@@ -99,9 +99,10 @@ def bits_per_nat(every: list[dict], primary: str) -> float:
 # what was decided before looking
 
 NOT_SAID = (
-    "Whether n was planned is not recorded: p and intervals hold if the number of seeds was decided before the first "
-    "result, and this is the only look. Who looks after each of 3 to 10 pairs and stops at p < 0.05 finds a difference "
-    "where there is none in 17 % of all cases: decide beforehand on `--planned` N or, to look early, `--sequential` N."
+    "Whether n was planned is not recorded: p and intervals hold if the number of seeds was decided before "
+    "the first result, and this is the only look. Who looks after each of 3 to 10 pairs and stops at "
+    "p < 0.05 finds a difference where there is none in 17 % of all cases: decide beforehand on "
+    "`--planned` N or, to look early, `--sequential` N."
 )
 
 
@@ -111,18 +112,19 @@ def decided(args) -> dict:
 
 
 def decided_in_words(checked: dict, n: int, paired: bool = True, what: str = "") -> str:
-    """The sentence of every report on whether n was planned. what: n counts, else pairs or runs of the smaller arm."""
+    """The sentence of every report on whether n was planned. what: n counts, else pairs or runs."""
     what = what or ("pairs" if paired else "runs in the smaller arm")
     planned, looks = checked["planned"], checked["looks"]
     if looks:
-        return (f"n was planned: {looks} {what} at most, with looks from the third on, which p, intervals and verdicts "
-                f"allow for (`--sequential` {looks}); there are {n}.")
+        return (f"n was planned: {looks} {what} at most, with looks from the third on, which p, intervals "
+                f"and verdicts allow for (`--sequential` {looks}); there are {n}.")
     if not planned:
         return NOT_SAID
     if planned == n:
         return f"n was planned: {n} {what}, decided before the first result (`--planned` {n})."
-    return (f"{planned} {what} were planned (`--planned` {planned}), and there are {n}: no verdict, as a look before "
-            "the end or after it finds differences where there are none; train as many, or decide on `--sequential`.")
+    return (f"{planned} {what} were planned (`--planned` {planned}), and there are {n}: no verdict, as a look "
+            "before the end or after it finds differences where there are none; train as many, or decide "
+            "on `--sequential`.")
 
 
 def t_in_words(stats: dict) -> str:
@@ -182,8 +184,8 @@ def is_test(p) -> bool:
 
 
 def holm_levels(pvalues: list, alpha: float) -> list[float]:
-    """The level at which Holm tests each p: alpha / m for the smallest, alpha / (m - 1) for the next and so on, up to
-    the first that is not below its level, which all larger ones share."""
+    """The level at which Holm tests each p: alpha / m for the smallest, alpha / (m - 1) for the next and so
+    on, up to the first that is not below its level, which all larger ones share."""
     order = sorted((i for i, p in enumerate(pvalues) if is_test(p)), key=lambda i: pvalues[i])
     levels, level, rejected = [alpha] * len(pvalues), alpha, True
     for rank, i in enumerate(order):
@@ -304,6 +306,16 @@ def judge_matchings(matched: list[dict], primary_row: dict, better: int, margin:
         if twin:
             match["row"] |= {key: twin[key] for key in TEST}
         match["verdict"] = match["row"]["verdict"]
+
+
+def tests_in_words(rows: dict[str, dict], matched: list[dict], primary: str) -> str:
+    """How many tests an A/B holds, and which were corrected together."""
+    quality = max((row["tests"] for row in rows.values() if row["family"] == "quality"), default=0)
+    others = [match["row"] for match in matched if not is_same(match["row"], rows[primary])]
+    cost = max((row["tests"] for row in others), default=0)
+    return (f"This report holds {ab_report.count(rows[primary]['tests'] + quality + cost, 'test')}: the "
+            f"primary metric, which stands alone, {quality} of quality, corrected together, and {cost} at "
+            "equal FLOPs and wall-clock, corrected together (Holm; the same numbers count once).")
 
 
 def is_same(a: dict, b: dict) -> bool:

@@ -54,11 +54,14 @@ def test_one_measurement_one_verdict(tmp_path, capsys):
     assert steps["verdict"] == flops["verdict"] == wall["verdict"] == "worse" and wall["row"]["tests"] == 1
 
 
-def test_matchings_are_a_family(tmp_path):
+def test_matchings_are_a_family(tmp_path, capsys):
     """FLOPs and wall-clock: two more tests of one metric, corrected together."""
     make_arms(tmp_path, 3, effect=-0.005, b=GATE | {"step_seconds": 0.53, "extra_flops": 145_742})
     steps, flops, wall = (match["row"] for match in compare(tmp_path, "--no_items")[1]["matchings"])
     assert steps["p_corrected"] == steps["p_raw"] and flops["tests"] == wall["tests"] == 2
+    text = capsys.readouterr().out
+    assert "This report holds 4 tests: the primary metric, which stands alone, 1 of quality," in text
+    assert "and 2 at equal FLOPs and wall-clock, corrected together" in text
     small, large = sorted((flops, wall), key=lambda row: row["p_raw"])
     assert small["p_corrected"] == pytest.approx(2 * small["p_raw"])
     assert large["p_corrected"] == pytest.approx(max(large["p_raw"], small["p_corrected"]))
