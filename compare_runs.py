@@ -365,7 +365,8 @@ def or_na(x: float, spec: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = flags.Parser(
-        prog="compare_runs.py", description="Compare two arms, many arms, or a run with a noise floor.",
+        prog="compare_runs.py",
+        description="Compare two arms, many arms, or a run with a noise floor.",
         epilog="example: python compare_runs.py --a 'runs/base_s*' --b 'runs/bos_s*' --out report\n"
         "exit status: 0 comparable, or in the band; 2 not comparable, or outside; 1 bad input")
     add = parser.add_argument_group("two arms").add_argument

@@ -158,8 +158,8 @@ def holm(pvalues: list) -> list:
 def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float = 0.0,
           checked: dict | None = None) -> None:
     """Correct differences (ab_numbers.difference) that are tested together by Holm, for "better" and "worse" and, with
-    a margin, for "equivalent"; and give each its word. better: which way the metrics improve, -1 or 1. checked: of the
-    gate, and "planned", the number of pairs that was decided (0: not said).
+    a margin, for "equivalent"; and give each its word. better: which way the metrics improve, -1 or 1.
+    checked: of the gate, and "planned", the number of pairs that was decided (0: not said).
 
     Adds "p_raw", "p_corrected", "tests" (how many were corrected together), "low_corrected", "high_corrected" (interval
     at "level_corrected"), "p_equivalent" (corrected) and "verdict".
