@@ -107,7 +107,7 @@ NOT_SAID = (
 
 
 def decided(args) -> dict:
-    """What --planned and --sequential decided, to stand beside the gate's findings: {"planned", "looks"}, 0: not."""
+    """What --planned and --sequential decided, beside the gate's findings: {"planned", "looks"}, 0: not."""
     return {"planned": args.planned, "looks": args.sequential}
 
 
@@ -128,7 +128,7 @@ def decided_in_words(checked: dict, n: int, paired: bool = True, what: str = "")
 
 
 def t_in_words(stats: dict) -> str:
-    """'t -5.21 with 4 degrees of freedom; its own p 0.0065' and, where p is another, the level it is held to."""
+    """'t -5.21 with 4 degrees of freedom' and, where its p is held, its own one and the level."""
     words = f"t {t_of(stats)} with {stats['df']:.4g} degrees of freedom"
     if stats["p"] != stats["p_t"]:
         words += (f", whose own p is {ab_report.form_p(stats['p_t'])}: held, so that alpha {stats['alpha']:g} is what "
