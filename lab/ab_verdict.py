@@ -161,8 +161,8 @@ def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float
     a margin, for "equivalent"; and give each its word. better: which way the metrics improve, -1 or 1.
     checked: of the gate, and "planned", the number of pairs that was decided (0: not said).
 
-    Adds "p_raw", "p_corrected", "tests" (how many were corrected together), "low_corrected", "high_corrected" (interval
-    at "level_corrected"), "p_equivalent" (corrected) and "verdict".
+    Adds "p_raw", "p_corrected", "tests" (how many were corrected together), "low_corrected",
+    "high_corrected" (interval at "level_corrected"), "p_equivalent" (corrected) and "verdict".
     """
     checked = checked or {"ok": True}
     if isinstance(better, int):
@@ -214,8 +214,9 @@ def equivalence_p(row: dict, margin: float) -> float:
 
 
 def word_of(row: dict, alpha: float, better: int, margin: float, planned: int = 0) -> str:
-    """ab_stats.verdict of a row by its corrected p. A seed without a number may be the very one that went wrong, so
-    there is no verdict beside one; nor at another number of pairs (runs in the smaller arm) than was planned."""
+    """ab_stats.verdict of a row by its corrected p. A seed without a number may be the very one that went
+    wrong, so there is no verdict beside one; nor at another number of pairs (runs in the smaller arm) than
+    was planned."""
     if isinstance(row["delta"], str):
         return "inconclusive"
     if row["n"] < ab_stats.MIN_RUNS:
