@@ -344,8 +344,8 @@ class GPT(nn.Module):
             self.transformer["wpe"] = Embedding(config.block_size, config.n_embd)
         plain = config.n_layer - config.memory_layers
         self.transformer["h"] = nn.ModuleList(Block(config, i >= plain) for i in range(config.n_layer))
-        if config.memory != "none":
-            self.register_buffer("teach_factor", torch.ones((), device=device))  # on teach_scale, as trainers set it
+        if config.memory != "none":  # on teach_scale, as trainers set it
+            self.register_buffer("teach_factor", torch.ones((), device=device))
         self.transformer["ln_f"] = arch.norm(config.n_embd)
         if seed is not None and device.type != "meta":
             self.init_weights(seed)
@@ -364,7 +364,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def init_weights(self, seed: int):
         """Matrices by the architecture's rule, rows from vocab_size on zero; biases 0, gains 1. Gates: normal 0.02;
-        const: z = 0, where the other gates start on average."""
+        const: z = 0, where the other gates start on average. The Titans memory: see memory.SCALED."""
         for name, p in self.named_parameters():
             generator = seeded_generator(f"{seed}/{name}")
             value = torch.zeros(p.shape, device="cpu")
@@ -373,6 +373,8 @@ class GPT(nn.Module):
                 value.fill_(1.0)
             elif ".gate." in name:
                 drawn.normal_(0.0, 0.02, generator=generator)
+            elif ".titan." in name and name.endswith(memory.SCALED):
+                drawn.normal_(0.0, self.config.n_embd**-0.5, generator=generator)
             elif p.dim() and not name.endswith((".bias", "gate_table")):
                 ARCHS[self.config.arch].init(drawn, name, self.config, generator)
             p.copy_(value)

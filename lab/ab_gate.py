@@ -24,7 +24,7 @@ WRITES = ("write", "inner_lr", "inner_lr_learned", "inner_optimizer", "inner_cli
 RECOGNISED = {  # treatments that need no declaration; a difference in the first setting is their sign
     "gate": ("attn_gate", "gate_pos", "gate_act"),
     "memory": ("memory", "memory_layers", "cms_periods", "cms_widths", "titan_width", "titan_period",
-               "self_modifier", *WRITES),
+               "titan_clip", "self_modifier", *WRITES),
     "rows": ("data_format", "crop_fraction", "data_fingerprint"),
     "tokens": ("condition", "mul_token_rate", "data_fingerprint", "val_fingerprint_tokens"),
 }
@@ -334,7 +334,10 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
         why, values = [], {}
         for arm, members in arms.items():
             bad = [member for member in members if problem(member)]
-            why += [f"{member['name']}: {problem(member)}" for member in bad]
+            by_problem: dict[str, list[str]] = {}
+            for member in bad:
+                by_problem.setdefault(problem(member), []).append(member["name"])
+            why += [f"{', '.join(names)}: {words}" for words, names in by_problem.items()]
             values[arm] = [", ".join(member["name"] for member in bad) or "none"]
         if name != "unrecorded":
             missing += why

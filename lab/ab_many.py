@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_rows, ab_stats, ab_verdict, results
+from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_rows, ab_stats, ab_verdict, results, units
 from lab.ab_numbers import PRIMARY, SHORT, UNIT
 from lab.ab_report import form, form_change, form_interval, form_p, minutes
 from lab.ab_rows import cell_number, cell_text, cells_in, names_in
@@ -304,7 +304,9 @@ def difference_blocks(compared: list[dict], baseline: str, unit: str, margin: ab
     places = "at the last step"
     if args.runs:
         places = "at the last step, at equal FLOPs and at equal wall-clock"
-    counted = ab_report.count(tests, "test")
+    counted = units.count(tests, "test")
+    if not tests:  # not comparable, or no spread: nothing was tested
+        return [("h2", f"Differences to {baseline}: {unit}"), difference_table(compared, args)]
     return [
         ("h2", f"Differences to {baseline}: {unit}"), difference_table(compared, args),
         ("p", f"This report holds {counted} ({places}; the same numbers count once), corrected together by "
@@ -410,7 +412,7 @@ def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> l
             reading = "the baseline"
         rows.append({
             "what": name, "loss": f"{statistics.fmean(arm['losses']):.4f}",
-            "seeds": ab_report.count(len(arm["losses"]), "seed"),
+            "seeds": units.count(len(arm["losses"]), "seed"),
             "change": change, "reading": reading,
         })
     return rows

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab import ab_report, ab_stats, runs
+from lab import ab_stats, runs, units
 
 
 class Metric(NamedTuple):
@@ -355,8 +355,8 @@ def difference(a: dict, b: dict, alpha: float, looks: int = 0) -> dict:
 def design_of(row: dict) -> str:
     """'4 pairs', '4 against 8 runs, unpaired'."""
     if row["paired"]:
-        left = f" ({ab_report.count(row['left_out'], 'run')} without a partner left out)"
-        return ab_report.count(row["n"], "pair") + (left if row["left_out"] else "")
+        left = f" ({units.count(row['left_out'], 'run')} without a partner left out)"
+        return units.count(row["n"], "pair") + (left if row["left_out"] else "")
     return f"{row['n_a']} against {row['n_b']} runs, unpaired"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 
-from lab import ab_report, runs
+from lab import runs, units
 
 BATCHES = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")  # decide a step's tokens
 
@@ -84,7 +84,7 @@ def check_batches(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
         else:
             proved += 1
     if proved:
-        pairs = ab_report.count(proved, "pair")
+        pairs = units.count(proved, "pair")
         notes.append(f"{pairs} of runs read the same tokens at every step (checksums equal)")
     why = []
     if unequal:

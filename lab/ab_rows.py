@@ -13,7 +13,7 @@ import os
 import re
 from pathlib import Path
 
-from lab import ab_gate, ab_numbers, ab_report, logs, results, runs
+from lab import ab_gate, ab_numbers, logs, results, runs, units
 
 # settings that are no flags
 DATA_COLUMNS = (
@@ -61,7 +61,7 @@ def without_row(numbers: list[int], lost: list[dict]) -> list[str]:
     missing = []
     if numbers:
         listed = ", ".join(map(str, numbers[:8]))
-        counted = ab_report.count(len(numbers), "started run")
+        counted = units.count(len(numbers), "started run")
         missing.append(f"no row has the number {listed}: of {counted} the row was deleted, or stands "
                        "in another table")
     for row in lost:

@@ -17,11 +17,12 @@ import math
 import re
 from typing import NamedTuple
 
-from lab import ab_report, ab_stats, runs
+from lab import ab_report, ab_stats, runs, units
 from lab.ab_numbers import UNIT, Metric
 
 NOT_TESTED = "not tested"
 FAMILY_OF_KIND = {"fixed": "fixed"}  # of what is not tested; else "described"
+WITHHELD = "N/A: not comparable"  # in place of intervals and p of arms that differ in more than the treatment
 # what judge() adds, as two rows of one test share it
 TEST = ("p_raw", "p_corrected", "tests", "verdict", "low_corrected", "high_corrected", "level_corrected")
 
@@ -100,8 +101,8 @@ def bits_per_nat(every: list[dict], primary: str) -> float:
 
 NOT_SAID = (
     "Whether n was planned is not recorded: p and intervals hold if the number of seeds was decided before "
-    "the first result, and this is the only look. Who looks after each of 3 to 10 pairs and stops at "
-    "p < 0.05 finds a difference where there is none in 17 % of all cases: decide beforehand on "
+    "the first result, and this is the only look. Who looks after each of 3 to 10 pairs and stops at the "
+    "first clear one finds a difference where there is none in 17 % of all cases: decide beforehand on "
     "`--planned` N or, to look early, `--sequential` N."
 )
 
@@ -177,6 +178,15 @@ def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float
         row["verdict"] = word_of(row, alpha, better[i], margin, checked.get("planned", 0))
         if not checked["ok"]:
             row["verdict"] = "not comparable"
+            withhold(row)
+
+
+def withhold(row: dict) -> None:
+    """Takes away interval and p: between arms that are not comparable they would read like evidence."""
+    for name in ("low", "high", "low_corrected", "high_corrected", "p", "p_raw", "p_corrected", "p_equivalent"):
+        if isinstance(row.get(name), float):
+            row[name] = WITHHELD
+    row["tests"] = 0
 
 
 def is_test(p) -> bool:
@@ -255,6 +265,8 @@ def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: st
             tested = chosen[metric.thing]
             share_test(row, rows[tested] | {"family": families[tested]}, metrics[tested], metric)
     for key, row in rows.items():
+        if not checked["ok"]:
+            withhold(row)
         if isinstance(row["delta"], str) and key != primary:
             row["verdict"] = row["delta"]
 
@@ -306,6 +318,8 @@ def judge_matchings(matched: list[dict], primary_row: dict, better: int, margin:
         twin = next((row for row in others if is_same(match["row"], row)), None)
         if twin:
             match["row"] |= {key: twin[key] for key in TEST}
+        if not checked["ok"]:
+            withhold(match["row"])
         match["verdict"] = match["row"]["verdict"]
 
 
@@ -314,7 +328,7 @@ def tests_in_words(rows: dict[str, dict], matched: list[dict], primary: str) -> 
     quality = max((row["tests"] for row in rows.values() if row["family"] == "quality"), default=0)
     others = [match["row"] for match in matched if not is_same(match["row"], rows[primary])]
     cost = max((row["tests"] for row in others), default=0)
-    return (f"This report holds {ab_report.count(rows[primary]['tests'] + quality + cost, 'test')}: the "
+    return (f"This report holds {units.count(rows[primary]['tests'] + quality + cost, 'test')}: the "
             f"primary metric, which stands alone, {quality} of quality, corrected together, and {cost} at "
             "equal FLOPs and wall-clock, corrected together (Holm; the same numbers count once).")
 

@@ -17,7 +17,7 @@ from lab.schema import check
 
 
 class Reading:
-    """A batch of sequences while it is read by a model (a GPT with memory).
+    """A batch of sequences while it is read by a model (a GPT; one without memory writes nothing).
 
     train: the loss's gradient will flow through what was read. alter: a control in place of the writes, see
     memory.write."""
@@ -50,7 +50,7 @@ class Reading:
         limit = model.config.block_size
         check(
             end <= limit, f"the sequence has {end} tokens but the model's block_size is {limit}; shorten it")
-        lowest = min(self.layers)
+        lowest = min(self.layers, default=model.config.n_layer)
         with torch.set_grad_enabled(self.train):
             x, rope = model.embed(idx, wte, slice(self.position, end))
             for i in range(lowest):

@@ -253,8 +253,8 @@ def report(args, cost: Cost, pace: Pace, device, advice: str) -> list[str]:
     disk = kept * cost.checkpoint
     memory = total_memory(device)
     of_memory = "" if memory is None else f" of {units.size(memory)}"
-    lines.append(f"memory about {units.size(cost.memory)}{of_memory} | disk {units.size(disk)} for {kept} "
-                 f"checkpoint(s) of {units.size(cost.checkpoint)}, {units.size(free)} free")
+    lines.append(f"memory about {units.size(cost.memory)}{of_memory} | disk {units.size(disk)} for "
+                 f"{units.count(kept, 'checkpoint')} of {units.size(cost.checkpoint)}, {units.size(free)} free")
     if memory is not None and cost.memory > 0.95 * memory:
         fits = max(1, int(args.micro_batch_size * 0.9 * memory / cost.memory))
         lines.append("WARNING: memory will hardly suffice: pass --micro_batch_size "

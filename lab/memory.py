@@ -13,7 +13,7 @@ A chunk is scored with the weights in force and then written, so no token is sco
 
 They are summed over the P tokens of a level's period, divided by P, and written at its end:
 
-    Fast <- (1 - decay) Fast - inner_lr clip(optimizer(g), inner_clip)
+    Fast <- (1 - decay) Fast - inner_lr clip(optimizer(g))
 
 CMS levels (continuum memory system, Behrouz et al. 2025) take delta from the model's own loss, the teach signal. The
 Titans memory (arXiv:2501.00663) takes it from its own loss |M(k) - v|^2; HOPE's has its values v made by a second level
@@ -33,6 +33,10 @@ from lab.schema import check
 
 # At the start of training the Titans memory forgets sigmoid(-4) = 1.8 % per write.
 ALPHA_OFFSET = -4.0
+# Its matrices that start at 1 / sqrt(n_embd) in every architecture: keys, values and features of the size of what it
+# compares. From an architecture's smaller ones hardly anything is written, so that nothing learns to be (measured:
+# experiments/2026-11-26_memory/planted.py).
+SCALED = ("query.weight", "key.weight", "value.weight", "c_fc.weight")
 MOMENTUM = 0.9
 TINY = 1e-12  # keeps the gradient of a norm finite at 0
 
@@ -67,11 +71,11 @@ class Seen(NamedTuple):
 
 
 class Level(nn.Module):
-    """The residual MLP of the module's docstring. period 0: never written."""
+    """The residual MLP of the module's docstring. period 0: never written. clip: largest norm of a write, 0 = any."""
 
-    def __init__(self, config, arch, linear, width: int, period: int = 0, learned: bool = False):
+    def __init__(self, config, arch, linear, width: int, period: int = 0, clip: float = 0.0, learned: bool = False):
         super().__init__()
-        self.arch, self.period = arch, period
+        self.arch, self.period, self.clip = arch, period, clip
         self.ln_1 = arch.norm(config.n_embd)
         self.c_fc = linear(config.n_embd, width, bias=arch.bias)
         self.c_proj = linear(width, config.n_embd, bias=arch.bias)
@@ -142,8 +146,8 @@ def write(level: Level, fast: Fast, config, alpha=None, alter=None) -> None:
         directions = [F.normalize(total, dim=-1).unsqueeze(1) for total in fast.inputs]  # (B, 1, inputs)
         steps = tuple(g - d.mT @ (d @ g) for d, g in zip(directions, steps, strict=True))
     norm = joint_norm(steps)  # (B, 1, 1)
-    if config.inner_clip > 0:
-        factor = (config.inner_clip / norm.clamp(min=TINY)).clamp(max=1.0)
+    if level.clip > 0:
+        factor = (level.clip / norm.clamp(min=TINY)).clamp(max=1.0)
         steps = tuple(factor * g for g in steps)
         norm = factor * norm
     rate = config.inner_lr * level.factor()
@@ -197,15 +201,16 @@ class Titan(nn.Module):
     def __init__(self, config, arch, linear):
         super().__init__()
         self.config = config
-        C, width, learned = config.n_embd, config.titan_width, config.inner_lr_learned
+        C = config.n_embd
+        shape = config.titan_width, config.titan_period, config.titan_clip, config.inner_lr_learned
         self.ln_1 = arch.norm(C)
         self.query, self.key, self.value, self.out = (linear(C, C, bias=False) for _ in range(4))
-        self.level = Level(config, arch, linear, width, config.titan_period, learned)
+        self.level = Level(config, arch, linear, *shape)
         # what decides per token how much is written (eta) and forgotten (alpha)
         self.eta, self.alpha = nn.Parameter(torch.empty(C)), nn.Parameter(torch.empty(C))
         self.modifier = None
         if config.self_modifier != "off":
-            self.modifier = Level(config, arch, linear, width, config.titan_period, learned)
+            self.modifier = Level(config, arch, linear, *shape)
             self.modifier.requires_grad_(config.self_modifier == "on")
 
     def forward(self, x, memory: "LayerMemory | None" = None):
@@ -250,7 +255,7 @@ class Memory(nn.Module):
         self.titan = Titan(config, arch, linear) if config.memory in WITH_TITAN else None
         shapes = zip(config.cms_widths, config.cms_periods, strict=True)
         self.levels = nn.ModuleList(
-            Level(config, arch, linear, width, period, config.inner_lr_learned and period > 0)
+            Level(config, arch, linear, width, period, config.inner_clip, config.inner_lr_learned and period > 0)
             for width, period in shapes)
 
     def forward(self, x, memory: "LayerMemory | None" = None):

@@ -20,6 +20,7 @@ class Settings:
     cms_widths: tuple[int, ...] = ()
     titan_width: int = 0
     titan_period: int = 0
+    titan_clip: float = 1.0
     self_modifier: str = "off"
     inner_lr: float = 1.0
     inner_lr_learned: bool = False
@@ -45,11 +46,12 @@ HELP = {
                "for the written levels, half for the one that is never written)",
     "--titan_width": "of the Titans memory (0 = n_embd / 2)",
     "--titan_period": "tokens between its writes (0 = the smallest of --cms_periods)",
+    "--titan_clip": "largest L2 norm of a write of the Titans memory before inner_lr (0 = off)",
     "--self_modifier": "HOPE: the Titans memory's values come through a level that is written",
     "--inner_lr": "learning rate of the writes",
     "--inner_lr_learned": "train a factor on inner_lr for each level (CMS: with --write through)",
     "--inner_optimizer": "of the writes; rank1 leaves out the direction of the mean input",
-    "--inner_clip": "largest L2 norm of a write before inner_lr (0 = off)",
+    "--inner_clip": "largest L2 norm of a write of a CMS level before inner_lr (0 = off)",
     "--inner_decay": "share that a write forgets of the earlier ones",
     "--teach_scale": "factor on the teach signal, or one per written level (default 1)",
     "--teach_clip": "largest L2 norm of a token's teach signal (0 = off)",
@@ -121,11 +123,11 @@ def unused_flags(c) -> list[str]:
         return [name for name in NAMES if name != "memory"] + SCHEDULE_NAMES
     unused = []
     if c.memory not in WITH_TITAN:
-        unused += ["titan_width", "titan_period"]
+        unused += ["titan_width", "titan_period", "titan_clip"]
     if c.memory != "hope":
         unused.append("self_modifier")
     if c.memory not in WITH_CMS:
-        unused += ["write", "teach_scale", "teach_clip", "surprise_threshold", *SCHEDULE_NAMES]
+        unused += ["write", "inner_clip", "teach_scale", "teach_clip", "surprise_threshold", *SCHEDULE_NAMES]
     return unused
 
 
@@ -180,7 +182,7 @@ def complete_rates(c) -> None:
     check(len(c.teach_scale) == max(n_written, 1),
           f"{len(c.teach_scale)} values of teach_scale for {n_written} written levels; "
           "give one, or one each")
-    for name in "inner_lr inner_clip teach_clip surprise_threshold titan_width".split():
+    for name in "inner_lr inner_clip titan_clip teach_clip surprise_threshold titan_width".split():
         check(0 <= getattr(c, name) < math.inf, f"{name} {getattr(c, name)}; give 0 or more")
     check(all(0 <= scale < math.inf for scale in c.teach_scale),
           f"teach_scale {c.teach_scale}; give 0 or more")

@@ -261,7 +261,9 @@ def lost_folders(path, rows: list[dict]) -> list[Path]:
 # ----------------------------------------------------------------------------------------------------------------------
 # cells, and tables that a spreadsheet has saved
 
-TEXT_COLUMNS = frozenset("run_id date git_commit gpu_name notes status started folder".split())
+# a list such as 128,0 is no number with a decimal comma
+TEXT_COLUMNS = frozenset(
+    "run_id date git_commit gpu_name notes cms_periods cms_widths teach_scale status started folder".split())
 DECIMAL_POINT = re.compile(r"[+-]?\d+\.\d+([eE][+-]?\d+)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

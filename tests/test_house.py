@@ -12,7 +12,7 @@ from conftest import ENV, REPO, run_script, tiny_documents, write_dataset
 
 BENCHMARKS = "hellaswag ewok".split()
 SCRIPTS = "prepare_fineweb prepare_bos_rows inject_mul model train_gpt eval_gsm8k sft sample compare_runs".split()
-SCRIPTS += BENCHMARKS
+SCRIPTS += [*BENCHMARKS, "long_context", "continual"]
 LIBRARIES = {"model", "inject_mul"}  # the scripts that others may import
 WITHOUT_TORCH = "flags runs results processes disk shards sources terminal files decontaminate tinygsm".split()
 WITHOUT_TORCH += ["logs", "run_*", "ab_*"]
@@ -55,7 +55,7 @@ def imports(path):
 
 
 def test_top_level():
-    """The top folder, which a newcomer opens first, holds the eleven scripts and nothing unexpected."""
+    """The top folder, which a newcomer opens first, holds the scripts and nothing unexpected."""
     top = {name.parts[0] for name in tracked()} - {".gitignore", ".ci"}
     scripts = {f"{name}.py" for name in SCRIPTS}
     assert top == scripts | {"README.md", "pyproject.toml", "LICENSE", "lab", "tests", "experiments"}
