@@ -22,9 +22,11 @@ from lab.ab_numbers import UNIT, Metric
 
 NOT_TESTED = "not tested"
 FAMILY_OF_KIND = {"fixed": "fixed"}  # of what is not tested; else "described"
-WITHHELD = "N/A: not comparable"  # in place of intervals and p of arms that differ in more than the treatment
+# in place of intervals and p of arms that differ in more than the treatment
+WITHHELD = "N/A: not comparable"
 # what judge() adds, as two rows of one test share it
-TEST = ("p_raw", "p_corrected", "tests", "verdict", "low_corrected", "high_corrected", "level_corrected")
+TEST = ("p_raw", "p_corrected", "tests", "verdict",
+        "low_corrected", "high_corrected", "level_corrected")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the primary metric and its margin
@@ -90,7 +92,8 @@ def bits_per_nat(every: list[dict], primary: str) -> float:
         view = "_bos"
     for run in every:
         *_, record = {}, *run["val"].values()
-        tokens, size = (runs.number(record.get(f"val_{what}{view}")) for what in ("tokens", "bytes"))
+        tokens, size = (
+            runs.number(record.get(f"val_{what}{view}")) for what in ("tokens", "bytes"))
         if tokens > 0 and size > 0:
             return tokens / size / math.log(2)
     return 0.0
@@ -183,7 +186,8 @@ def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float
 
 def withhold(row: dict) -> None:
     """Takes away interval and p: between arms that are not comparable they would read like evidence."""
-    for name in ("low", "high", "low_corrected", "high_corrected", "p", "p_raw", "p_corrected", "p_equivalent"):
+    intervals = ("low", "high", "low_corrected", "high_corrected")
+    for name in (*intervals, "p", "p_raw", "p_corrected", "p_equivalent"):
         if isinstance(row.get(name), float):
             row[name] = WITHHELD
     row["tests"] = 0
@@ -275,7 +279,8 @@ def share_test(row: dict, tested: dict, tested_metric: Metric, metric: Metric) -
     """A row whose thing has its test in another row: the same number in another unit shares that test; another rule of
     the same items is only described."""
     row["same_as"] = tested_metric.label
-    rule = re.sub(r"^\S+ (\([^)]*\) )?", "", tested_metric.label)  # without the benchmark's name, which stands beside
+    # without the benchmark's name, which stands beside
+    rule = re.sub(r"^\S+ (\([^)]*\) )?", "", tested_metric.label)
     row["verdict"] = f"see {rule}"
     if metric.kind != "benchmark" and not isinstance(row["delta"], str):
         shared = ("family", "p_corrected", "tests", "verdict")
