@@ -398,11 +398,11 @@ def choose_tokens(logits, u, temperature, top_k, top_p) -> torch.Tensor:
 def draw_tokens(logits, u, temperature, top_k, top_p) -> tuple[torch.Tensor, torch.Tensor]:
     """logits (N, V), u (N,) fp64 in [0, 1), unused when temperature is 0 -> ids (N,) int64 and log p of each (N,) under
     the distribution it was drawn from, 0 when temperature is 0; see generate."""
-    best, ids = logits.max(1, keepdim=True)
+    best = logits.amax(1, keepdim=True)
     check(not best.isnan().any(),
           "the model's logits are not numbers; use a checkpoint from before its loss diverged")
     if temperature == 0:
-        return ids.squeeze(1), best.new_zeros(len(best))
+        return logits.argmax(1), best.new_zeros(len(best))
     if logits.device.type not in ("cpu", "cuda"):  # no fp64 elsewhere
         logits, best = logits.cpu(), best.cpu()
     ids = None
@@ -412,7 +412,8 @@ def draw_tokens(logits, u, temperature, top_k, top_p) -> tuple[torch.Tensor, tor
         ids = logits.topk(n_kept).indices.sort(1).values
         logits = logits.gather(1, ids)
         logits = logits.masked_fill(logits < kth, -math.inf)
-    weights = ((logits.float() - best.float()) / max(temperature, 1e-30)).exp()  # the best one's is 1
+    weights = logits.float() - best.float()
+    weights = weights.div_(max(temperature, 1e-30)).exp_()  # the best one's is 1
     if top_p is not None and top_p < 1:
         weights = smallest_set(weights, top_p)
     total = weights.cumsum(1, dtype=torch.float64)
