@@ -39,7 +39,7 @@ def init(tmp_path_factory):
     GPT(GPTConfig(block_size=48, n_layer=1, n_head=2, n_embd=16, padded_vocab_size=50432), seed=0).save(folder / "base")
     data = write_jsonl(folder / "train.jsonl", items(32))
     flags = (f"--stage gsm8k --init {folder / 'base'} --data {data} --out_dir {folder / 'sft'} --eval_every 0 "
-             "--max_train_steps 24 --total_batch_conversations 16 --micro_batch_size 16 --optimizer muon "
+             "--max_train_steps 32 --total_batch_conversations 16 --micro_batch_size 16 --optimizer muon "
              "--learning_rate 0.05 --save_every 0 --log_every 0")
     assert sft.main(flags.split()) == 0
     return folder / "sft"
@@ -51,10 +51,9 @@ def pool(tmp_path_factory):
 
 
 def flags_of(init, pool, out, *flags):
-    return ["--init", str(init), "--data", str(pool), "--out_dir", str(out), "--val_fraction", "0.2", "--eval_every", "3",
-            "--problems_per_step", "4", "--group_size", "4", "--max_new_tokens", "10", "--max_train_steps", "6",
-            "--optimizer", "muon", "--learning_rate", "3e-3", "--micro_batch_size", "4", "--exam_samples", "2",
-            "--log_every", "0", *map(str, flags)]
+    usual = ("--val_fraction 0.2 --eval_every 3 --problems_per_step 4 --group_size 4 --max_new_tokens 10 "
+             "--max_train_steps 6 --optimizer muon --learning_rate 3e-3 --micro_batch_size 4 --exam_samples 2 --log_every 0")
+    return ["--init", str(init), "--data", str(pool), "--out_dir", str(out), *usual.split(), *map(str, flags)]
 
 
 @pytest.fixture(autouse=True)
@@ -96,14 +95,15 @@ def drawn(init, **changes):
 
 
 def test_completions_depend_on_nothing_but_their_names(init):
-    """Completions that change with the batch, the rank's share or what else is drawn: none. Another step, seed, place or
-    number draws others."""
-    whole = [one.ids for one in drawn(init)]
-    assert [one.ids for one in drawn(init, batch_size=1)] == whole == [one.ids for one in drawn(init, batch_size=5)]
-    assert [one.ids for one in drawn(init, numbered=[1, 3, 5])] == sum((whole[3 * i : 3 * i + 3] for i in (1, 3, 5)), [])
-    assert [one.ids for one in drawn(init, group_size=2)] == [ids for i, ids in enumerate(whole) if i % 3 < 2]
+    """Completions that change with the batch, the rank's share or what else is drawn: none. Another step, seed, place
+    or number draws others."""
+    ids_of = lambda **changes: [one.ids for one in drawn(init, **changes)]
+    whole = ids_of()
+    assert ids_of(batch_size=1) == whole == ids_of(batch_size=5)
+    assert ids_of(numbered=[1, 3, 5]) == whole[3:6] + whole[9:12] + whole[15:18]
+    assert ids_of(group_size=2) == [ids for i, ids in enumerate(whole) if i % 3 < 2]
     for change in ({"step": 2}, {"seed": 1}):
-        assert sum(a.ids != b for a, b in zip(drawn(init, **change), whole, strict=True)) > 6
+        assert sum(a != b for a, b in zip(ids_of(**change), whole, strict=True)) > 6
     assert len(set(map(tuple, whole))) > 3
 
 
@@ -144,7 +144,7 @@ def test_generate_returns_log_probs_only_when_asked():
 
 
 def test_masked_completions_weigh_nothing(init):
-    """Weights of completions without an end under --truncated mask: 0; the tokens of the others then sum to 1 in dapo."""
+    """Weights of completions without an end under --truncated mask: 0; in dapo those of the others sum to 1."""
     batch_of = drawn(init, max_new_tokens=5)
     ended = torch.tensor([one.has_ended for one in batch_of])
     assert 0 < ended.sum() < len(ended)
@@ -161,7 +161,7 @@ def test_masked_completions_weigh_nothing(init):
 
 
 def test_a_run_records_every_step(run, init):
-    """Fields of every step, recomputed from the step's completions; samples, exams and the rows of a report are there."""
+    """Fields of every step, recomputed from its completions; samples, exams and the rows of a report are there."""
     config, summary = (json.loads((run / name).read_text()) for name in ("config.json", "summary.json"))
     steps = records(run)
     assert [record["step"] for record in steps] == list(range(1, 7))
@@ -231,7 +231,8 @@ def test_two_ranks_learn_the_same(init, pool, tmp_path):
     """Completions, rewards, losses and exams of 3 problems a step on 2 ranks, against 1: the same to 1e-5."""
     flags = ("--save_every", 0, "--problems_per_step", 3, "--max_train_steps", 3, "--micro_batch_size", 5)
     assert grpo.main(flags_of(init, pool, tmp_path / "one", *flags)) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(REPO / "grpo.py")]
+    launch = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=2".split(),
+              str(REPO / "grpo.py")]
     done = subprocess.run([*launch, *flags_of(init, pool, tmp_path / "two", *flags)], capture_output=True, text=True,
                           env=ENV, timeout=300, cwd=REPO)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -250,7 +251,8 @@ def test_two_ranks_learn_the_same(init, pool, tmp_path):
 
 def test_micro_batches_change_nothing(init, pool, run, tmp_path):
     """Losses of micro-batches of 1 and of all, completions sampled 3 at a time: to 1e-5 at the first step."""
-    for name, flags in {"one": ("--micro_batch_size", 1), "all": ("--micro_batch_size", 64, "--rollout_batch_size", 3)}.items():
+    variants = {"one": ("--micro_batch_size", 1), "all": ("--micro_batch_size", 64, "--rollout_batch_size", 3)}
+    for name, flags in variants.items():
         assert grpo.main(flags_of(init, pool, tmp_path / name, "--save_every", 0, "--max_train_steps", 1,
                                   "--inner_steps", 2, "--eval_every", 0, "--val_fraction", 0, *flags)) == 0
     one, other = (records(tmp_path / name)[0] for name in ("one", "all"))
@@ -262,9 +264,9 @@ def test_micro_batches_change_nothing(init, pool, run, tmp_path):
 def test_it_learns_what_is_rewarded(init, pool, tmp_path, monkeypatch, name):
     """Share of completions that say 3 when 3 is rewarded, whatever was asked: from about a half to over 0.8."""
     monkeypatch.setitem(rewards.REWARDS, "exact", lambda attempt: float("#### 3" in attempt.text))
-    flags = ("--save_every", 0, "--eval_every", 0, "--max_train_steps", 12, "--problems_per_step", 8, "--micro_batch_size",
-             32, "--kl_coef", 0, "--inner_steps", 2, "--truncated", "mask", "--learning_rate", 1e-2, "--normalization", name)
-    assert grpo.main(flags_of(init, pool, tmp_path / "run", *flags)) == 0
+    flags = ("--save_every 0 --eval_every 0 --max_train_steps 12 --problems_per_step 8 --micro_batch_size 32 "
+             f"--kl_coef 0 --inner_steps 2 --truncated mask --learning_rate 1e-2 --normalization {name}")
+    assert grpo.main(flags_of(init, pool, tmp_path / "run", *flags.split())) == 0
     means = [record["reward_mean"] for record in records(tmp_path / "run")]
     assert means[0] < 0.65 and np.mean(means[-3:]) > 0.8, means
 
@@ -282,8 +284,8 @@ def test_exam_on_other_problems(init, pool, tmp_path):
     """The exam of --exam_data is eval_gsm8k's of the same weights; a problem in both files is refused."""
     exam = write_jsonl(tmp_path / "exam.jsonl", items(12, start=500))
     assert grpo.main(flags_of(init, pool, tmp_path / "run", "--exam_data", exam, "--max_train_steps", 1)) == 0
-    assert eval_gsm8k.main(["--checkpoint", str(tmp_path / "run"), "--data", str(exam), "--probes", "off", "--samples", "2",
-                            "--max_new_tokens", "10", "--batch_size", "4"]) == 0
+    flags = f"--checkpoint {tmp_path / 'run'} --data {exam} --probes off --samples 2 --max_new_tokens 10 --batch_size 4"
+    assert eval_gsm8k.main(flags.split()) == 0
     own = runs.read_jsonl(tmp_path / "run" / "grpo_metrics.jsonl")[-1]
     result = json.loads((tmp_path / "run" / "gsm8k_results.json").read_text())
     assert own["accuracy"] == result["accuracy"] and own["n"] == 12
@@ -309,7 +311,8 @@ def refused(init, pool, tmp_path, says, *flags):
 
 def test_model_that_does_not_stop_is_refused(pool, tmp_path):
     """A model that never learned <|endoftext|>: a sentence that names SFT, before a folder is made."""
-    GPT(GPTConfig(block_size=48, n_layer=1, n_head=2, n_embd=16, padded_vocab_size=50432), seed=0).save(tmp_path / "raw")
+    config = GPTConfig(block_size=48, n_layer=1, n_head=2, n_embd=16, padded_vocab_size=50432)
+    GPT(config, seed=0).save(tmp_path / "raw")
     refused(tmp_path / "raw", pool, tmp_path, r"ends 0 of \d+ answers within 10 tokens.*fine-tune it first \(sft.py\)")
 
 
@@ -334,7 +337,7 @@ def test_problems_without_a_number_are_refused(init, tmp_path):
 def test_nan_reward_is_refused(init, pool, tmp_path, monkeypatch):
     """Weights that a reward of NaN changes: none; the run ends with a sentence that names the completion."""
     monkeypatch.setitem(rewards.REWARDS, "exact", lambda attempt: math.nan)
-    with pytest.raises(ValueError, match="--reward exact gave nan for 0/1/0/.*repair the reward; no weight was changed"):
+    with pytest.raises(ValueError, match="--reward exact gave nan for 0/1/0/.*repair the reward; no weight was"):
         grpo.main(flags_of(init, pool, tmp_path / "run", "--eval_every", 0))
     assert not runs.list_checkpoints(tmp_path / "run")
 
@@ -342,8 +345,8 @@ def test_nan_reward_is_refused(init, pool, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags, says", [
     (("--group_size", "1"), "give at least 2"), (("--temperature", "0"), "give a number above 0"),
     (("--clip", "0"), "give a number above 0"), (("--kl_coef", "-1"), "give 0 or more"),
-    (("--reward", "best"), "choose one of exact, shaped, random, zero"), (("--val_fraction", "2"), "a share from 0 to 1"),
-    (("--lr", "1"), "did you mean --learning_rate"), (("--problems_per_step", "0"), "at least 1")])
+    (("--reward", "best"), "choose one of exact, shaped, random, zero"),
+    (("--val_fraction", "2"), "a share from 0 to 1"), (("--lr", "1"), "did you mean --learning_rate"), (("--problems_per_step", "0"), "at least 1")])
 def test_wrong_flags_are_one_sentence(init, pool, tmp_path, capsys, flags, says):
     with pytest.raises(SystemExit) as end:
         grpo.main(flags_of(init, pool, tmp_path / "no", *flags))

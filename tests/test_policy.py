@@ -1,4 +1,4 @@
-"""policy.py, rewards.py and answers on small tensors and texts: TRL's losses, finite differences, what a human would give."""
+"""policy.py and rewards.py on small tensors and texts: TRL's losses, finite differences, what a human would give."""
 
 import ast
 import importlib.util
@@ -65,7 +65,8 @@ def problem(seed, n_groups=3, size=4, width=7):
     lengths = torch.randint(1, width + 1, (n,), generator=g)
     lengths[0] = width
     mask = (torch.arange(width) < lengths[:, None]).double()
-    values = torch.randint(0, 2, (n_groups, size), generator=g).double() + 0.25 * torch.rand(n_groups, size, generator=g)
+    values = torch.randint(0, 2, (n_groups, size), generator=g).double()
+    values += 0.25 * torch.rand(n_groups, size, generator=g)
     values[-1] = 0.1
     return log_p, old, reference, mask, values
 
@@ -219,8 +220,8 @@ def test_pass_at_k_is_brute_force():
 
 
 @pytest.mark.parametrize("answers, credit", [
-    (["5", "5", "6"], 1.0), (["6", "6", "5"], 0.0), (["5", "6"], 0.5), (["5", "6", "7", None], 1 / 3), ([None, None], 0.0),
-    (["5", None, None, None], 1.0), ([], 0.0)])
+    (["5", "5", "6"], 1.0), (["6", "6", "5"], 0.0), (["5", "6"], 0.5), (["5", "6", "7", None], 1 / 3),
+    ([None, None], 0.0), (["5", None, None, None], 1.0), ([], 0.0)])
 def test_majority(answers, credit):
     """Credit of the commonest answer when 5 is right: a tie is shared, no answer has no vote."""
     assert math.isclose(eval_gsm8k.majority(answers, "5"), credit)
@@ -289,13 +290,13 @@ def test_mul_token_pays_as_its_text():
 
 TEXTS = [before + answer + after for before, answer, after in itertools.product(
     ["", " He has <MUL_6_9_54> eggs.\n", " 6*9=54\n", "<MUL_", " #### 54\n"],
-    ["#### 54", "#### 53.999", "#### 55", "#### <MUL_6_9_54>", "#### <MUL_1_2_2>", "#### ", "54", "#### 1e300", "#### -54"],
+    ["#### 54", "#### 53.9", "#### 55", "#### <MUL_6_9_54>", "#### <MUL_1_2_2>", "#### ", "54", "#### 1e300", "#### -54"],
     ["", " apples", "\nUser: x", "\n#### 54", " <MUL_6_9_54>"])]
 
 
 def test_shaped_is_bounded_and_blind_to_tokens():
-    """Wrong answers whose shaped reward reaches 0.5: none (0.2 is the most). Rewards that expanding the tokens of a text
-    changes: none, nor that writing its products as tokens does."""
+    """Wrong answers whose shaped reward reaches 0.5: none (0.2 is the most). Rewards that expanding the tokens of a
+    text changes: none, nor that writing its products as tokens does."""
     injector, expand = MulExpressionInjector("weak"), MulExpressionInjector().expand
     for text, ended in itertools.product(TEXTS, (True, False)):
         one = attempt(text, ended)
@@ -333,3 +334,49 @@ def test_reward_that_is_no_number_is_refused(monkeypatch):
         monkeypatch.setitem(rewards.REWARDS, "exact", lambda attempt, value=value: value)
         with pytest.raises(ValueError, match="--reward exact gave .* for 0/1/0/x/0 .*repair the reward"):
             rewards.reward_of("exact", attempt(" #### 54"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# extraction, beside the neighbours' rules
+
+
+def load_extraction():
+    path = Path(__file__).resolve().parents[1] / "experiments" / "2026-11-26_grpo" / "extraction.py"
+    spec = importlib.util.spec_from_file_location("extraction", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_extraction_table_is_what_the_rules_say():
+    """Lines of the committed table that its script would print otherwise: none; the rules differ in 40 or more, and the
+    reward says what a human says more often than any other rule."""
+    extraction, committed = load_extraction()
+    assert extraction.table() + "\n" == committed
+    differing, agree = 0, dict.fromkeys(extraction.RULES, 0)
+    for text, gold, right, _ in extraction.CASES:
+        said = {name: rule(text, gold) for name, rule in extraction.RULES.items()}
+        differing += len(set(said.values())) > 1
+        for name, value in said.items():
+            agree[name] += value == right
+    assert differing >= 40 and len({text for text, *_ in extraction.CASES}) == len(extraction.CASES)
+    assert max(agree, key=agree.get) == "ours, reward"
+
+
+def test_harness_rules_are_its_own():
+    """Answers where our copy of lm-evaluation-harness' rules says something else than its filters and metric: none."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    import yaml
+    from lm_eval.api.metrics import exact_match_hf_evaluate
+    from lm_eval.filters.extraction import RegexFilter
+
+    extraction, _ = load_extraction()
+    folder = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks" / "gsm8k"
+    task = yaml.safe_load((folder / "gsm8k.yaml").read_text())
+    [metric] = task["metric_list"]
+    for number, name in enumerate(("harness, strict", "harness, flexible")):
+        settings = {key: value for key, value in task["filter_list"][number]["filter"][0].items() if key != "function"}
+        for text, gold, *_ in extraction.CASES:
+            [[said]] = RegexFilter(**settings).apply([[text]], [{}])
+            theirs = exact_match_hf_evaluate([said], [f"#### {gold}"], metric["regexes_to_ignore"], ignore_case=True)
+            assert bool(theirs["exact_match"]) == extraction.RULES[name](text, gold), (name, text)

@@ -2,9 +2,9 @@
 
     python experiments/2026-11-26_grpo/extraction.py            # prints extraction.md
 
-The other rules are written here from what their projects publish, and compared with the installed package where there is
-one (tests/test_policy.py): lm_eval/tasks/gsm8k/gsm8k.yaml version 3.0 (its two filters and what its exact_match ignores)
-and nanochat's tasks/gsm8k.py. "Right" is what a human reader would say of the completion when the answer is `gold`.
+The other rules are written here from what their projects publish, lm_eval/tasks/gsm8k/gsm8k.yaml version 3.0 (its two
+filters and what its exact_match ignores) and nanochat's tasks/gsm8k.py; tests/test_policy.py compares them with lm_eval
+where that is installed. "Right" is what a human reader would say of the completion when the answer is `gold`.
 """
 
 import re
