@@ -69,53 +69,72 @@ def build_parser() -> argparse.ArgumentParser:
         "grpo.py", __doc__, usage="grpo.py --init CHECKPOINT [flags]   (grpo.py --help lists them)")
     add = parser.add_argument_group("data").add_argument
     add("--stage", choices=("gsm8k", "tinygsm"), default="gsm8k",
-        help="fields of the problems: question and answer, or question and code (default %(default)s)")
+        help="fields of the problems: question and answer or code (default %(default)s)")
     add("--init",
-        help="fine-tuned weights, also the reference: a run's folder, a checkpoint, or a GPT.save folder (required)")
+        help="fine-tuned weights, also the reference: a run's folder, a checkpoint, "
+             "or a GPT.save folder (required)")
     add("--data", nargs="+", default=[], metavar="PATH",
-        help="*.jsonl[.gz, .zst], *.parquet, globs, folders (all such files in them), or synthetic[:N] for gsm8k "
-             "(default: the stage's hub dataset)")
+        help="*.jsonl[.gz, .zst], *.parquet, globs, folders (all such files in them), "
+             "or synthetic[:N] for gsm8k (default: the stage's hub dataset)")
     add("--max_read", type=int, default=0, help="records read, from the beginning (0 = all)")
-    add("--max_examples", type=int, default=0, help="problems kept, chosen by hash among those read (0 = all)")
+    add("--max_examples", type=int, default=0,
+        help="problems kept, chosen by hash among those read (0 = all)")
     add("--bad_conversations", choices=("error", "skip"), default="error",
         help="malformed records: stop, or leave out and count (default %(default)s)")
-    add("--bos", choices=("on", "off"), default="on", help="<|endoftext|> before a problem (default %(default)s)")
+    add("--bos", choices=("on", "off"), default="on",
+        help="<|endoftext|> before a problem (default %(default)s)")
     decontaminate.add_argument(parser.add_argument_group("contamination guard"))
     add = parser.add_argument_group("sampling and rewards").add_argument
-    add("--problems_per_step", type=int, default=32, help="problems per step over all ranks (default %(default)s)")
-    add("--group_size", type=int, default=8, help="completions per problem (default %(default)s)")
-    add("--temperature", type=float, default=1.0, help="of sampling and of the policy (default %(default)g)")
+    add("--problems_per_step", type=int, default=32,
+        help="problems per step over all ranks (default %(default)s)")
+    add("--group_size", type=int, default=8,
+        help="completions per problem (default %(default)s)")
+    add("--temperature", type=float, default=1.0,
+        help="of sampling and of the policy (default %(default)g)")
     add("--max_new_tokens", type=int, default=0,
         help="of a completion (0 = half of the model's block_size, at most 256)")
     add("--reward", choices=rewards.REWARDS, default="exact",
         help="exact or shaped; random and zero are controls (default %(default)s)")
     add("--truncated", choices=("keep", "mask"), default="keep",
-        help="completions without an end: keep them in the loss, or mask their tokens (default %(default)s)")
+        help="completions without an end: keep their tokens in the loss, or not (default %(default)s)")
     group = parser.add_argument_group("optimization")
     add = group.add_argument
     add("--micro_batch_size", type=int, default=8,
-        help="completions per forward pass of an update and rank (default %(default)s); no effect on results")
+        help="completions per forward pass of an update and rank (default %(default)s); "
+             "no effect on results")
     add("--rollout_batch_size", type=int, default=64,
-        help="completions sampled at once per rank (default %(default)s); no effect on results but rounding")
-    add("--max_train_steps", type=int, default=200, help="steps of sampling and updating (default %(default)s)")
-    add("--inner_steps", type=int, default=1, help="optimizer updates per step (default %(default)s)")
+        help="completions sampled at once per rank (default %(default)s); "
+             "no effect on results but rounding")
+    add("--max_train_steps", type=int, default=200,
+        help="steps of sampling and updating (default %(default)s)")
+    add("--inner_steps", type=int, default=1,
+        help="optimizer updates per step (default %(default)s)")
     add("--normalization", choices=policy.NORMALIZATIONS, default="dr_grpo",
         help="of advantages and loss, see lab/policy.py (default %(default)s)")
-    add("--clip", type=float, default=0.2, help="of the ratio to the policy that sampled (default %(default)g)")
-    add("--kl_coef", type=float, default=0.05, help="of the KL term to --init (default %(default)g; 0 = off)")
-    add("--seed", type=int, default=0, help="of the order of problems and of sampling (default %(default)s)")
+    add("--clip", type=float, default=0.2,
+        help="of the ratio to the policy that sampled (default %(default)g)")
+    add("--kl_coef", type=float, default=0.05,
+        help="of the KL term to --init (default %(default)g; 0 = off)")
+    add("--seed", type=int, default=0,
+        help="of the order of problems and of sampling (default %(default)s)")
     optim.add_arguments(group, learning_rate=1e-5, weight_decay=0.0, longest_warmup=LONGEST_WARMUP)
     add = parser.add_argument_group("exam and samples").add_argument
     add("--eval_every", type=int, default=50,
-        help="steps between exams; also before the first, after the last (default %(default)s; 0 = off)")
-    add("--eval_batch_size", type=int, default=0, help="problems per forward pass (0 = --micro_batch_size)")
-    add("--exam_data", default="", help="problems of the exam: jsonl[.gz] file, or synthetic[:N], its test split "
-        "('' = the held-out share of --data)")
+        help="steps between exams; also before the first, after the last "
+             "(default %(default)s; 0 = off)")
+    add("--eval_batch_size", type=int, default=0,
+        help="problems per forward pass (0 = --micro_batch_size)")
+    add("--exam_data", default="",
+        help="problems of the exam: jsonl[.gz] file, or synthetic[:N], its test split "
+             "('' = the held-out share of --data)")
     add("--exam_problems", type=int, default=0, help="problems asked, spread evenly (0 = all)")
-    add("--exam_samples", type=int, default=8, help="k of pass@k and majority (default %(default)s; 0 = greedy only)")
+    add("--exam_samples", type=int, default=8,
+        help="k of pass@k and majority (default %(default)s; 0 = greedy only)")
     add("--val_fraction", type=float, default=0.02,
-        help="share of --data held out for the exam, by hash; without effect with --exam_data (default %(default)s)")
-    add("--sample_every", type=int, default=0, help="steps between whole completions in samples.jsonl (0 = off)")
+        help="share of --data held out for the exam, by hash; without effect with --exam_data "
+             "(default %(default)s)")
+    add("--sample_every", type=int, default=0,
+        help="steps between whole completions in samples.jsonl (0 = off)")
     flags.add_run_arguments(parser, name="grpo, reward, normalization", save_every=50)
     flags.add_machine_arguments(parser)
     return parser
@@ -130,13 +149,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     if before and not args.decontaminate:
         args.decontaminate = before["flags"].get("decontaminate", [])
     if not args.init:
-        parser.error("--init is required: name a run of sft.py, or a checkpoint that answers and stops.")
+        parser.error("--init is required: name a run of sft.py, "
+                     "or a checkpoint that answers and stops.")
+    counts = "max_read max_examples max_new_tokens exam_problems exam_samples"
     flags.check_flags(parser, args, {
-        "a whole number of at least 1": "problems_per_step rollout_batch_size max_train_steps inner_steps",
-        "0 or more": "max_read max_examples max_new_tokens kl_coef exam_problems exam_samples " + optim.number_flags(),
-        "a number above 0": "temperature clip", "a share from 0 to 1": "val_fraction"})
+        "a whole number of at least 1":
+            "problems_per_step rollout_batch_size max_train_steps inner_steps",
+        "0 or more": f"{counts} kl_coef {optim.number_flags()}",
+        "a number above 0": "temperature clip",
+        "a share from 0 to 1": "val_fraction"})
     if args.group_size < 2:
-        parser.error(f"--group_size {args.group_size}: an advantage is a difference within the group: give at least 2.")
+        parser.error(f"--group_size {args.group_size}: an advantage is a difference within the "
+                     "group: give at least 2.")
     flags.fill_in(args, name=f"grpo_{args.reward}_{args.normalization}")
     return args
 
@@ -154,8 +178,9 @@ def open_init(args) -> tuple[dict, Path]:
     model = GPT.load(folder)
     benchmarks.check_vocabulary(model)
     if not model.attention_only:
-        raise ValueError(f"--init {folder} has memory beside attention, which would read a completion in other pieces "
-                         "than it was sampled in: start from a model without.")
+        raise ValueError(
+            f"--init {folder} has memory beside attention, which would read a completion in other "
+            "pieces than it was sampled in: start from a model without.")
     return init, folder
 
 
@@ -165,14 +190,15 @@ def load_problems(args, block_size: int) -> dict:
     items = []
     for number, problem in enumerate(data["held_out"]):
         name = f"{number:05d}-{problem['name'][:8]}"
-        items.append({"id": name, "cluster": name, "question": problem["question"], "gold": problem["gold"]})
+        item = {"id": name, "cluster": name}
+        items.append(item | {key: problem[key] for key in ("question", "gold")})
     if args.exam_data:
         items = eval_gsm8k.load(args.exam_data)
     asked = {item["question"] for item in items}
     shared = sum(problem["question"] in asked for problem in data["problems"])
     if shared and args.eval_every:
-        raise ValueError(f"--exam_data and --data share {shared:,} questions, and an exam asks only what is never "
-                         "rewarded: name other problems.")
+        raise ValueError(f"--exam_data and --data share {shared:,} questions, and an exam asks "
+                         "only what is never rewarded: name other problems.")
     data["exam"] = benchmarks.spread_evenly(items, args.exam_problems)
     return data
 
@@ -235,19 +261,26 @@ def metrics_of(samples: int) -> list[tuple]:
 def describe_exam(data: dict, args) -> dict:
     """The exam in config.json, from which compare_runs.py takes its rows."""
     n = args.exam_samples
-    title = benchmarks.title_of(eval_gsm8k, data["exam"], args.exam_data or args.data[:1] and args.data[0])
-    about = {"items": len(data["exam"]), "sha256": eval_gsm8k.items_sha256(data["exam"]), "title": TITLE,
-             "problems": title, "metrics": metrics_of(n), "item_metrics": ["accuracy"]}
+    compared = ["accuracy"]
     if n:
-        about["item_metrics"] += list(dict.fromkeys(["pass_at_1", f"pass_at_{n}", f"majority_at_{n}"]))
-    return about | {"cluster": CLUSTER, "category": None}
+        compared += dict.fromkeys(["pass_at_1", f"pass_at_{n}", f"majority_at_{n}"])
+    return {
+        "items": len(data["exam"]),
+        "sha256": eval_gsm8k.items_sha256(data["exam"]),
+        "title": TITLE,
+        "metrics": metrics_of(n),
+        "item_metrics": compared,
+        "cluster": CLUSTER,
+        "category": None,
+    }
 
 
 def hold_exam(model, data: dict, args, procs, autocast, stop) -> dict | None:
     """eval_gsm8k.evaluate_samples() of the held-out problems; None when asked to stop."""
     return eval_gsm8k.evaluate_samples(
-        model, data["exam"], procs, samples=args.exam_samples, sample_temperature=args.temperature,
-        bos=args.bos == "on", max_new_tokens=args.max_new_tokens, seed=args.seed, batch_size=args.eval_batch_size,
+        model, data["exam"], procs, samples=args.exam_samples,
+        sample_temperature=args.temperature, bos=args.bos == "on",
+        max_new_tokens=args.max_new_tokens, seed=args.seed, batch_size=args.eval_batch_size,
         autocast=autocast, stop=stop, progress=True)
 
 
@@ -256,13 +289,15 @@ def record_exam(run: training.Run, scores: dict, fields: dict) -> None:
     metrics |= metrics.pop("samples", {})
     found = [len(LITERAL_MUL.findall(item["completion"])) for item in scores["items"]]
     metrics |= {"mul_tokens": sum(found) / len(found), "n": len(found)}
-    metrics |= {key: fields[key] for key in ("train_seconds", "eval_seconds", "flops_total", "tokens_seen_global")}
+    for key in ("train_seconds", "eval_seconds", "flops_total", "tokens_seen_global"):
+        metrics[key] = fields[key]
     rows = metrics_of(run.args.exam_samples)
     shown = {key: metrics[key.removeprefix("grpo_")] for key, *_ in rows}
     training.log_scores(run, "exam", shown, shown, fields)
     if run.procs.is_main:
         result = {"metrics": metrics, "items": scores["items"]}
-        benchmarks.write_records(NAME, rows, run.folder, fields["step"], result, fields["timestamp"])
+        benchmarks.write_records(
+            NAME, rows, run.folder, fields["step"], result, fields["timestamp"])
         run.scalars.write(type="grpo", **shown, **fields)
 
 
@@ -277,8 +312,9 @@ def refuse_endless(model, data: dict, args, procs, autocast) -> None:
     stopped = exam["metrics"]["stopped_at_end_of_text"]
     if stopped < LOWEST_STOPPED * len(items):
         raise processes.SharedError(
-            f"--init {args.init} ends {stopped} of {len(items)} answers within {args.max_new_tokens} tokens, and what "
-            "does not end cannot be rewarded: fine-tune it first (sft.py), or raise --max_new_tokens.")
+            f"--init {args.init} ends {stopped} of {len(items)} answers within "
+            f"{args.max_new_tokens} tokens, and what does not end cannot be rewarded: "
+            "fine-tune it first (sft.py), or raise --max_new_tokens.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -291,22 +327,25 @@ def find_warnings(run: training.Run) -> list[str]:
     warnings = []
     off = [record["step"] for record in steps if record["ratio_off_share"] > 0.001]
     if off:
-        warnings.append(f"in {len(off)} steps, first {off[0]}, the log-probs of updating and sampling differ "
-                        "beyond rounding.")
+        warnings.append(f"in {len(off)} steps, first {off[0]}, the log-probs of updating and "
+                        "sampling differ beyond rounding.")
     flat = sum(record["flat_groups"] == 1 for record in steps)
     if flat and run.args.reward != "zero":
-        warnings.append(f"in {flat} of {len(steps)} steps no group had two different rewards: they taught nothing.")
+        warnings.append(f"in {flat} of {len(steps)} steps no group had two different rewards: "
+                        "they taught nothing.")
     return warnings
 
 
 def summarise(run: training.Run) -> dict:
     """summary.json: last numbers, cost, warnings."""
     trained = [record for record in resume.read_scalars(run.folder) if record["type"] == "train"]
-    last = {f"final_{key}": trained[-1][key] for key in ("reward_mean", "exact_share", "kl", "entropy", "mul_tokens")}
-    exams = runs.read_jsonl(run.folder / "grpo_metrics.jsonl")
-    if exams:
-        last |= {f"final_{key.removeprefix('grpo_')}_exam": exams[-1][key.removeprefix("grpo_")]
-                 for key, *_ in metrics_of(run.args.exam_samples)}
+    last = {}
+    for key in ("reward_mean", "exact_share", "kl", "entropy", "mul_tokens"):
+        last[f"final_{key}"] = trained[-1][key]
+    for exam in runs.read_jsonl(run.folder / "grpo_metrics.jsonl")[-1:]:
+        for key, *_ in metrics_of(run.args.exam_samples):
+            key = key.removeprefix("grpo_")
+            last[f"final_{key}_exam"] = exam[key]
     return {
         **training.final_numbers(run, ""), **last, "condition": run.record["data"]["condition"],
         "completions": run.state.step * run.args.problems_per_step * run.args.group_size,
@@ -342,7 +381,8 @@ def train(args, procs) -> int:
     optim.fill_in(args, LONGEST_WARMUP)
     schedule = optim.schedule_settings(args)
     optim.lr_multiplier(0, **schedule)  # refuses a bad schedule before anything is written
-    plan = rollouts.plan_order(data["fingerprint"], len(problems), args.max_train_steps * per_step, args.seed)
+    n_places = args.max_train_steps * per_step
+    plan = rollouts.plan_order(data["fingerprint"], len(problems), n_places, args.seed)
 
     # ------------------------------------------------------------------------------------------------------------------
     # model, its frozen reference, optimizer
@@ -355,7 +395,8 @@ def train(args, procs) -> int:
     hidden, width = hidden_states, 0
     if training.compiles(args, device):
         hidden = torch.compile(hidden_states)
-        width = max(len(problem["prompt"]) for problem in problems) + args.max_new_tokens  # one shape, compiled once
+        # one shape, compiled once
+        width = max(len(problem["prompt"]) for problem in problems) + args.max_new_tokens
     per_completion = policy.NORMALIZATIONS[args.normalization].per_completion
     flops_per_token = model.flops_per_token(config.block_size)
     flops_head = 6 * config.vocab_size * config.n_embd  # the part that only completions pay
@@ -363,7 +404,7 @@ def train(args, procs) -> int:
     passes = args.inner_steps + (1 + (args.kl_coef > 0)) / 3  # sampling and reference: forward alone
 
     def compute_gradients(rows, advantages, weights, known: dict) -> tuple[torch.Tensor, dict]:
-        """Adds a micro-batch's gradients. known: of an earlier inner step, "old" and "reference" log-probs."""
+        """Adds a micro-batch's gradients. known: its log-probs of the first inner step, kept for the others."""
         batch = rollouts.make_batch(rows, width)
         with autocast():
             log_p = log_probs(model, batch, args.temperature, hidden)
@@ -373,10 +414,11 @@ def train(args, procs) -> int:
                 if reference is not None:
                     with torch.no_grad():
                         known["reference"] = log_probs(reference, batch, args.temperature, hidden)
-        advantages, weights = advantages.to(device, torch.float32), weights.to(device, torch.float32)
+        advantages = advantages.to(device, torch.float32)
+        weights = weights.to(device, torch.float32)
         loss, figures = policy.objective(
-            log_p, known["old"], known["reference"], batch["owner"].to(device), advantages, weights, clip=args.clip,
-            kl_coef=args.kl_coef, per_completion=per_completion)
+            log_p, known["old"], known["reference"], batch["owner"].to(device), advantages,
+            weights, clip=args.clip, kl_coef=args.kl_coef, per_completion=per_completion)
         off = (log_p.detach().cpu().double() - batch["sampled"]).expm1().abs()
         figures |= {"off": int((off > ROUNDING[args.dtype]).sum()), "off_max": off.max().item()}
         loss.backward()
@@ -390,17 +432,20 @@ def train(args, procs) -> int:
     started, n_tried = time.perf_counter(), min(4, args.max_new_tokens)
     ways = {"group_size": min(args.group_size, args.rollout_batch_size), "max_new_tokens": n_tried}
     with autocast():
-        rollouts.sample(model.eval(), 0, [(0, longest)], temperature=args.temperature, seed=0, batch_size=2**20, **ways)
+        rollouts.sample(model.eval(), 0, [(0, longest)], temperature=args.temperature, seed=0,
+                        batch_size=2**20, **ways)
     sampling = (time.perf_counter() - started) * args.max_new_tokens / n_tried
-    sampling *= n_completions / ways["group_size"] / procs.world_size
+    of_rank = n_completions / procs.world_size
+    sampling *= of_rank / ways["group_size"]
     asked = len(data["exam"]) * (1 + args.exam_samples)
     pace, costs = training.look_ahead(
         args, procs, model, optimizers,
         lambda n: compute_gradients([dummy] * n, torch.ones(n), torch.ones(n), {}),
-        micro_steps=args.inner_steps * math.ceil(n_completions / procs.world_size / args.micro_batch_size),
-        tokens=args.micro_batch_size * (len(longest["prompt"]) + args.max_new_tokens), before=sampling,
+        micro_steps=args.inner_steps * math.ceil(of_rank / args.micro_batch_size),
+        tokens=args.micro_batch_size * (len(longest["prompt"]) + args.max_new_tokens),
         every={"val": args.eval_every}, scored={"val": asked * args.max_new_tokens},
-        sizes=range(1, args.micro_batch_size), advice="for a laptop: lower --problems_per_step or --max_train_steps")
+        sizes=range(1, args.micro_batch_size), before=sampling,
+        advice="for a laptop: lower --problems_per_step or --max_train_steps")
     costs[0] += " (at most: completions end before --max_new_tokens)"
     if args.dry_run:
         procs.print("\n".join(costs))
@@ -414,21 +459,25 @@ def train(args, procs) -> int:
     record |= {"derived": derived, "init": init}
     record["data"] = {
         "fingerprint": data["fingerprint"], "format": "problems", "condition": init["condition"],
-        "problems": len(problems), "held_out": len(data["held_out"]), "epochs": round(len(plan) / len(problems), 4),
-        **data["record"]}
+        "problems": len(problems), "held_out": len(data["held_out"]),
+        "epochs": round(n_places / len(problems), 4), **data["record"]}
     if args.eval_every:
         record["benchmarks"] = {NAME: describe_exam(data, args)}
-    same = {"fingerprint of the problems": ("data", "fingerprint"), "weights of --init": ("init", "model_sha256"),
+    same = {"fingerprint of the problems": ("data", "fingerprint"),
+            "weights of --init": ("init", "model_sha256"),
             "problems of the exam": ("benchmarks", NAME, "sha256")}
     run = training.Run("grpo.py", args, procs, record, model, optimizers, autocast, pace)
     training.open_run(run, before, same, build_parser())
     state = run.state
     run.log(f"init {init['folder']} | model sha256 {init['model_sha256'][:16]}")
-    listed = ", ".join(f"{name} {count:,}" for name, count in data["record"]["counts"][args.stage].items())
-    run.log(f"data {args.stage} | {listed} | {len(problems):,} problems rewarded, {len(data['exam']):,} in the exam")
-    run.log(f"{args.max_train_steps} steps x {per_step:,} problems x {args.group_size} completions, {args.inner_steps} "
-            f"update(s) each | reward {args.reward}, {args.normalization}, KL {args.kl_coef:g}, truncated: "
-            f"{args.truncated} | {args.schedule}, warmup {args.warmup_iters}")
+    counts = data["record"]["counts"][args.stage].items()
+    listed = ", ".join(f"{name} {count:,}" for name, count in counts)
+    run.log(f"data {args.stage} | {listed} | {len(problems):,} problems rewarded, "
+            f"{len(data['exam']):,} in the exam")
+    run.log(f"{args.max_train_steps} steps x {per_step:,} problems x {args.group_size} completions, "
+            f"{args.inner_steps} update(s) each | reward {args.reward}, {args.normalization}, "
+            f"KL {args.kl_coef:g}, truncated: {args.truncated} | {args.schedule}, "
+            f"warmup {args.warmup_iters}")
     for line in costs:
         run.log(line)
 
@@ -459,7 +508,8 @@ def train(args, procs) -> int:
         for _ in range(args.inner_steps):
             loss = torch.zeros((), device=device)
             for rows, memory in zip(mine, known, strict=True):
-                part, figure = compute_gradients([drawn[i] for i in rows], advantages[rows], weights[rows], memory)
+                part, figure = compute_gradients(
+                    [drawn[i] for i in rows], advantages[rows], weights[rows], memory)
                 loss += part
                 figures.append(figure)
             loss, asked = training.sum_over_ranks(procs, loss, run.stop)
@@ -481,15 +531,18 @@ def train(args, procs) -> int:
             step=step, rank=procs.rank, seed=args.seed, entries=[first, first + per_step],
             problems=numbers[procs.rank :: procs.world_size], checksum=f"{checksum:016x}")
         every = sum_figures(procs, figures, len(mine))
-        counted = sum(len(one.ids) for one, weight in zip(drawn, weights, strict=True) if weight > 0)
+        counted = max(1, sum(len(drawn[i].ids) for i in weights.nonzero()[:, 0]))
+        of_updates = started + seconds - sampled
         training.record_step(
-            run, lr=args.learning_rate * multiplier, loss=sum(losses) / len(losses), grad_norm=grad_norm,
-            seconds=seconds, tokens=tokens, flops=flops, epoch=step * per_step / len(problems),
-            **rollouts.describe_step(groups), kl=every["kl"] / max(1, counted),
-            clip_share=every["clipped"] / max(1, counted) / args.inner_steps,
-            ratio_off_share=every["off"] / completion_tokens, ratio_off_max=every["off_max"],
+            run, lr=args.learning_rate * multiplier, loss=sum(losses) / len(losses),
+            grad_norm=grad_norm, seconds=seconds, tokens=tokens, flops=flops,
+            epoch=step * per_step / len(problems), **rollouts.describe_step(groups),
+            kl=every["kl"] / counted,
+            clip_share=every["clipped"] / counted / args.inner_steps,
+            ratio_off_share=every["off"] / completion_tokens,
+            ratio_off_max=every["off_max"],
             sampling_tokens_per_sec=round(completion_tokens / (sampled - started), 1),
-            update_tokens_per_sec=round(completion_tokens * args.inner_steps / (started + seconds - sampled), 1),
+            update_tokens_per_sec=round(completion_tokens * args.inner_steps / of_updates, 1),
             sampling_seconds=round(sampled - started, 6))
         if procs.is_main and training.is_due(args.sample_every, step):
             show_samples(run, groups)

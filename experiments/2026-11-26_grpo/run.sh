@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Pretrain, fine-tune on 200 problems, then GRPO on a pool of 2,000, and its controls: one process on one core, about an
+# Pretrain, fine-tune on 600 problems, then GRPO on a pool of 2,000, and its controls: one process on one core, about an
 # hour and a half. Resumable: each run is skipped when it is finished.     bash experiments/2026-11-26_grpo/run.sh [part ...]
 # Parts, in this order when none is named: main sft mul random grid zero table
 set -euo pipefail
 parts="${*:-main sft mul random grid zero table}"
 source "$(dirname "$0")/../start.sh"
 export OMP_NUM_THREADS=1
-STEPS=45
-RATE=2e-3
+STEPS=30
+RATE=3e-3
 
 finished() { # an interrupted run has saved itself and exits 0: the next step must not start from it
     [ -e "$1/summary.json" ] || { echo "$1 is not finished: run this again to continue." >&2; exit 1; }
@@ -47,20 +47,20 @@ for part in $parts; do
     case "$part" in
     main) for seed in 0 1 2; do # the start, and GRPO
         pretrain baseline $seed
-        sft baseline $seed pretrain sft synthetic:200 150 16
+        sft baseline $seed pretrain sft synthetic:600 150 16
         grpo baseline $seed grpo $RATE exact
     done ;;
-    sft) for seed in 0 1 2; do # as many more updates, of as many answers: the same 200 problems, and the pool's solutions
-        sft baseline $seed sft more synthetic:200 $STEPS 256
+    sft) for seed in 0 1 2; do # as many more updates, of as many answers: the same 600 problems, and the pool's solutions
+        sft baseline $seed sft more synthetic:600 $STEPS 256
         sft baseline $seed sft upper synthetic:2000 $STEPS 256
     done ;;
     mul) for seed in 0 1 2; do # the other arm
         pretrain mul_tokens $seed
-        sft mul_tokens $seed pretrain sft synthetic:200 150 16
+        sft mul_tokens $seed pretrain sft synthetic:600 150 16
         grpo mul_tokens $seed grpo $RATE exact
     done ;;
     random) for seed in 0 1 2; do grpo baseline $seed random $RATE random; done ;;
-    grid) for rate in 5e-4 8e-3; do grpo baseline 0 "grpo_$rate" $rate exact; done ;;
+    grid) for rate in 1e-3 1e-2; do grpo baseline 0 "grpo_$rate" $rate exact; done ;;
     zero) for seed in 0 1 2; do grpo baseline $seed zero $RATE zero; done ;;
     table) "$PYTHON" experiments/keep_results.py "$out"/*_s[0-2] --out "$here/runs.tar.xz" --also exam.json scalars.jsonl
         "$PYTHON" "$here/table.py" | tee "$here/table.md" ;;

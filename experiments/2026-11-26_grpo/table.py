@@ -16,9 +16,9 @@ import compare_runs  # noqa: E402
 from lab import ab_stats, runs  # noqa: E402
 
 ARMS = {
-    "sft": "(a) the start: SFT on 200 problems",
+    "sft": "(a) the start: SFT on 600 problems",
     "grpo": "GRPO, exact reward",
-    "more": "(b) SFT, as many more updates on the same 200",
+    "more": "(b) SFT, as many more updates on the same 600",
     "random": "(c) GRPO, random reward",
     "zero": "(d) GRPO, reward 0: the KL term alone",
     "upper": "(e) SFT, as many updates on the pool's own solutions",
