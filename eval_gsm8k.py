@@ -4,9 +4,9 @@ r"""eval_gsm8k.py owns the exam: GSM8K problems, completions and what is right i
     python eval_gsm8k.py --checkpoint <folder> --data synthetic:200 --probes off                           # no network
     torchrun --standalone --nproc_per_node=8 eval_gsm8k.py --checkpoint experiments/runs/<run>             # hub, 8 GPUs
 
-Reads a checkpoint and problems (--data, else the hub's openai/gsm8k, main, test: 1,319). Writes gsm8k_completions.jsonl
-and probes.jsonl (a line per item) into the run (or --out) and, last, gsm8k_results.json, which names their sha256. The
-same command continues an interrupted exam. A problem:
+Reads a checkpoint and problems (--data, else the hub's openai/gsm8k, main, test: 1,319). Writes, a line per item,
+gsm8k_completions.jsonl, probes.jsonl and, with --samples, gsm8k_samples.jsonl into the run (or --out) and, last,
+gsm8k_results.json, which names their sha256. The same command continues an interrupted exam. A problem:
 
     {"question": "A robe takes 2 bolts of blue fiber and half that much white fiber.  How many bolts ...?",
      "answer": "It takes 2/2=<<2/2=1>>1 bolt of white fiber\nSo the total ... is 2+1=<<2+1=3>>3 bolts ...\n#### 3"}
@@ -52,7 +52,7 @@ TITLE, N_OFFICIAL, N_SYNTHETIC = "GSM8K", 1_319, 200
 HUB = "openai/gsm8k"
 COMPLETIONS, PROBES, RESULTS = "gsm8k_completions.jsonl", "probes.jsonl", "gsm8k_results.json"
 SAMPLES = "gsm8k_samples.jsonl"
-OF_SAMPLES = "temperature seed tokens_generated stopped_by_itself no_answer_strict has_mul_token seconds".split()
+OF_SAMPLES = "temperature seed tokens_generated stopped_by_itself no_answer_strict".split()
 RULES = {  # stated in every result
     "strict": "the number after the first #### that one follows on its line",
     "flexible": "the last number of the text",
@@ -156,7 +156,8 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
             text = decode(completion.ids).partition(USER)[0]
             record = mark(items[i], text, len(prompts[i]), len(completion.ids), completion.stopped)
             if log_probs:
-                record |= {"drawn": len(completion.log_probs), "nats": -math.fsum(completion.log_probs)}
+                nats = -math.fsum(completion.log_probs)
+                record |= {"drawn": len(completion.log_probs), "nats": nats}
             records.append(record)
         if save is not None:
             save(records)
@@ -333,7 +334,7 @@ def parse_flags(argv) -> argparse.Namespace:
     add("--top_p", type=float, default=1.0, help="probability to draw from (1 = all)")
     add("--seed", type=int, default=0, help="of sampling; without effect when greedy (default 0)")
     add("--samples", type=int, default=0,
-        help="also draw so many completions per problem, at --sample_temperature, for pass@k and majority (0 = off)")
+        help="also draw so many completions per problem, for pass@k and majority (0 = off)")
     add("--sample_temperature", type=float, default=1.0, help="of --samples (default 1)")
     switch = dict(choices=("on", "off"), default="on")
     add("--probes", **switch, help="the arithmetic probes, too (default on)")
@@ -341,7 +342,8 @@ def parse_flags(argv) -> argparse.Namespace:
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         parser.error("--temperature is 0 (greedy) or more, --top_p above 0 and up to 1.")
     if args.samples and args.temperature:
-        parser.error("--samples belongs to a greedy exam: drop --temperature, and give --sample_temperature.")
+        parser.error("--samples belongs to a greedy exam: drop --temperature, "
+                     "and give --sample_temperature.")
     if not 0 < args.sample_temperature < math.inf:
         parser.error("--sample_temperature is above 0.")
     if args.temperature == 0 and (args.top_k or args.top_p < 1):
@@ -370,8 +372,9 @@ def examine(args, procs) -> None:
     out = benchmarks.out_folder(args, run, folder)
     with exams.unfinished(procs, out, "gsm8k_partial", decisive, args.resume == "on") as work:
         exam = evaluate_samples(
-            model, items, procs, samples=args.samples, sample_temperature=args.sample_temperature, **settings,
-            autocast=autocast, done=work.done, save=work.save, stop=work.stop, progress=True)
+            model, items, procs, samples=args.samples, sample_temperature=args.sample_temperature,
+            **settings, autocast=autocast, done=work.done, save=work.save, stop=work.stop,
+            progress=True)
         probed = None
         if exam and args.probes == "on":
             probed = probes.evaluate(model, procs, bos=settings["bos"], autocast=autocast, done=work.done,

@@ -48,7 +48,6 @@ from lab import (
     training,
 )
 from lab.answers import LITERAL_MUL
-from lab.loss import token_nll
 from lab.tokenizer import BOS_ID, get_tokenizer
 from model import GPT, GPTConfig
 
@@ -203,29 +202,15 @@ def load_problems(args, block_size: int) -> dict:
     return data
 
 
-def hidden_states(model: GPT, x):
-    """The head's inputs (B, T, C) of tokens x (B, T): rows of one completion each, where padding comes last."""
-    return model.hidden(x)
-
-
-def log_probs(model, batch: dict, temperature: float, hidden=hidden_states) -> torch.Tensor:
-    """log p (M,) fp32 of a batch's completions, at the temperature of sampling. hidden: as hidden_states."""
-    weight = model.transformer["wte"].weight
-    x, where, targets = (batch[name].to(weight.device) for name in ("x", "where", "targets"))
-    states = hidden(model, x).flatten(0, 1).index_select(0, where)
-    return -token_nll(states / temperature, weight, targets, model.config.masked_ranges)
-
-
-def sum_figures(procs, figures: list[dict], n_first: int) -> dict:
-    """A step's figures over all ranks: "kl" and "off" (tokens beyond rounding) of the first inner step's n_first
-    micro-batches, "clipped" of all."""
-    first = figures[:n_first]
-    own = {"kl": math.fsum(one["kl"] for one in first), "off": sum(one["off"] for one in first),
-           "clipped": sum(one["clipped"] for one in figures)}
-    off_max = max((one["off_max"] for one in first), default=0.0)
-    gathered = procs.gather((own, off_max))
-    total = {key: math.fsum(rank[key] for rank, _ in gathered) for key in own}
-    return total | {"off_max": max(largest for _, largest in gathered)}
+def time_sampling(model, problem: dict, args, autocast) -> float:
+    """Seconds per completion, from a few tokens of one batch; at most, since completions end earlier."""
+    few, rows = min(4, args.max_new_tokens), min(args.group_size, args.rollout_batch_size)
+    started = time.perf_counter()
+    with autocast():
+        rollouts.sample(
+            model.eval(), 0, [(0, problem)], group_size=rows, max_new_tokens=few,
+            temperature=args.temperature, seed=0, batch_size=rows)
+    return (time.perf_counter() - started) * args.max_new_tokens / few / rows
 
 
 def show_samples(run: training.Run, groups: list[tuple]) -> None:
@@ -392,9 +377,9 @@ def train(args, procs) -> int:
     params = [p for p in model.parameters() if p.requires_grad]
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    hidden, width = hidden_states, 0
+    hidden, width = rollouts.hidden_states, 0
     if training.compiles(args, device):
-        hidden = torch.compile(hidden_states)
+        hidden = torch.compile(rollouts.hidden_states)
         # one shape, compiled once
         width = max(len(problem["prompt"]) for problem in problems) + args.max_new_tokens
     per_completion = policy.NORMALIZATIONS[args.normalization].per_completion
@@ -407,13 +392,13 @@ def train(args, procs) -> int:
         """Adds a micro-batch's gradients. known: its log-probs of the first inner step, kept for the others."""
         batch = rollouts.make_batch(rows, width)
         with autocast():
-            log_p = log_probs(model, batch, args.temperature, hidden)
+            log_p = rollouts.log_probs(model, batch, args.temperature, hidden)
             if not known:
                 known["old"] = log_p.detach()
                 known["reference"] = None
                 if reference is not None:
                     with torch.no_grad():
-                        known["reference"] = log_probs(reference, batch, args.temperature, hidden)
+                        known["reference"] = rollouts.log_probs(reference, batch, args.temperature, hidden)
         advantages = advantages.to(device, torch.float32)
         weights = weights.to(device, torch.float32)
         loss, figures = policy.objective(
@@ -427,16 +412,9 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # what it will cost, from one micro-step and a few tokens, which leave no trace
     longest = max(problems, key=lambda problem: len(problem["prompt"]))
-    zeros = [0.0] * args.max_new_tokens
-    dummy = rollouts.Rollout(0, 0, longest["prompt"], [BOS_ID] * args.max_new_tokens, zeros)
-    started, n_tried = time.perf_counter(), min(4, args.max_new_tokens)
-    ways = {"group_size": min(args.group_size, args.rollout_batch_size), "max_new_tokens": n_tried}
-    with autocast():
-        rollouts.sample(model.eval(), 0, [(0, longest)], temperature=args.temperature, seed=0,
-                        batch_size=2**20, **ways)
-    sampling = (time.perf_counter() - started) * args.max_new_tokens / n_tried
-    of_rank = n_completions / procs.world_size
-    sampling *= of_rank / ways["group_size"]
+    dummy = rollouts.Rollout(
+        0, 0, longest["prompt"], [BOS_ID] * args.max_new_tokens, [0.0] * args.max_new_tokens)
+    of_rank = math.ceil(n_completions / procs.world_size)
     asked = len(data["exam"]) * (1 + args.exam_samples)
     pace, costs = training.look_ahead(
         args, procs, model, optimizers,
@@ -444,7 +422,8 @@ def train(args, procs) -> int:
         micro_steps=args.inner_steps * math.ceil(of_rank / args.micro_batch_size),
         tokens=args.micro_batch_size * (len(longest["prompt"]) + args.max_new_tokens),
         every={"val": args.eval_every}, scored={"val": asked * args.max_new_tokens},
-        sizes=range(1, args.micro_batch_size), before=sampling,
+        sizes=range(1, args.micro_batch_size),
+        before=of_rank * time_sampling(model, longest, args, autocast),
         advice="for a laptop: lower --problems_per_step or --max_train_steps")
     costs[0] += " (at most: completions end before --max_new_tokens)"
     if args.dry_run:
@@ -530,7 +509,7 @@ def train(args, procs) -> int:
         run.exposures.write(
             step=step, rank=procs.rank, seed=args.seed, entries=[first, first + per_step],
             problems=numbers[procs.rank :: procs.world_size], checksum=f"{checksum:016x}")
-        every = sum_figures(procs, figures, len(mine))
+        every = rollouts.sum_figures(procs, figures, len(mine))
         counted = max(1, sum(len(drawn[i].ids) for i in weights.nonzero()[:, 0]))
         of_updates = started + seconds - sampled
         training.record_step(

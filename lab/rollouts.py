@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lab import conversations, data_order, decontaminate, inference, policy, processes, rewards, shards
 from lab.answers import gold_answer, render_prompt
 from lab.benchmarks import encode_prompt
+from lab.loss import token_nll
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -33,7 +34,8 @@ def load(args, block_size: int) -> dict:
     Whether one is held out depends on its question alone."""
     guard = decontaminate.from_argument(args.decontaminate)
     counts, about, dropped, problems = Counter(), [], [], []
-    stream = conversations.read_conversations(args.stage, args.data, args, guard, counts, about, dropped)
+    stream = conversations.read_conversations(
+        args.stage, args.data, args, guard, counts, about, dropped)
     if args.max_examples:
         stream = iter(conversations.sample(stream, args.max_examples))
     bar = tqdm(desc="problems", unit=" problems", dynamic_ncols=True, disable=None)
@@ -52,9 +54,9 @@ def load(args, block_size: int) -> dict:
     if not problems:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in counts.items() if n and kind != "read")
         raise ValueError(
-            f"--data holds no problem whose answer is a number, with room for --max_new_tokens {args.max_new_tokens} "
-            f"in a block_size of {block_size}, among {counts['read']:,} records ({kinds or 'no data'}): "
-            "give others, or lower --max_new_tokens.")
+            "--data holds no problem whose answer is a number, with room for --max_new_tokens "
+            f"{args.max_new_tokens} in a block_size of {block_size}, among {counts['read']:,} "
+            f"records ({kinds or 'no data'}): give others, or lower --max_new_tokens.")
     val_fraction = args.val_fraction
     if args.exam_data or not args.eval_every:
         val_fraction = 0.0
@@ -63,10 +65,12 @@ def load(args, block_size: int) -> dict:
     for problem, out in zip(problems, shards.is_held_out(hashes, val_fraction), strict=True):
         (held_out if out else rewarded).append(problem)
     if not rewarded or (val_fraction and not held_out):
-        raise ValueError(f"--val_fraction {val_fraction} holds out {len(held_out):,} of {len(problems):,} problems: "
-                         "change it, give more --data, or name other problems with --exam_data.")
+        raise ValueError(f"--val_fraction {val_fraction} holds out {len(held_out):,} of "
+                         f"{len(problems):,} problems: change it, give more --data, or name "
+                         "other problems with --exam_data.")
     content = "".join(f"{problem['name']}{problem['gold']}\n" for problem in rewarded)
-    record = {"sources": {args.stage: about}, "counts": {args.stage: dict(counts)}, "contaminated": dropped}
+    record = {"sources": {args.stage: about}, "counts": {args.stage: dict(counts)}}
+    record["contaminated"] = dropped
     return {"problems": rewarded, "held_out": held_out, "record": record,
             "fingerprint": hashlib.sha256(content.encode()).hexdigest()}
 
@@ -121,8 +125,9 @@ def sample(model, step: int, problems: list[tuple[int, dict]], *, group_size: in
     for start in range(0, len(wanted), batch_size):
         batch = wanted[start : start + batch_size]
         completions = inference.generate(
-            model, [problem["prompt"] for _, problem, _ in batch], max_new_tokens, temperature=temperature, seed=seed,
-            stop_ids=(BOS_ID,), row_ids=[name_of(step, *one) for one in batch], log_probs=True)
+            model, [problem["prompt"] for _, problem, _ in batch], max_new_tokens,
+            temperature=temperature, seed=seed, stop_ids=(BOS_ID,),
+            row_ids=[name_of(step, *one) for one in batch], log_probs=True)
         for (place, problem, number), completion in zip(batch, completions, strict=True):
             end = [BOS_ID] if completion.stopped == "stop_id" else []
             ids = completion.ids + end
@@ -143,8 +148,9 @@ def draw_groups(model, step: int, numbered: list[tuple[int, dict]], args, procs,
 
     def work(share):
         with autocast():
-            drawn = sample(model, step, share, group_size=args.group_size, max_new_tokens=args.max_new_tokens,
-                           temperature=args.temperature, seed=args.seed, batch_size=args.rollout_batch_size)
+            drawn = sample(
+                model, step, share, group_size=args.group_size, max_new_tokens=args.max_new_tokens,
+                temperature=args.temperature, seed=args.seed, batch_size=args.rollout_batch_size)
         groups = []
         for i, (place, problem) in enumerate(share):
             own = drawn[i * args.group_size : (i + 1) * args.group_size]
@@ -185,7 +191,8 @@ def describe_step(groups: list[Group]) -> dict:
 
 def micro_batches(rollouts: list[Rollout], rows: int) -> list[list[int]]:
     """Numbers of the rollouts in batches of `rows`, the longest first, so that little is padding."""
-    order = sorted(range(len(rollouts)), key=lambda i: -len(rollouts[i].prompt) - len(rollouts[i].ids))
+    lengths = [len(one.prompt) + len(one.ids) for one in rollouts]
+    order = sorted(range(len(rollouts)), key=lambda i: -lengths[i])
     return [order[start : start + rows] for start in range(0, len(order), rows)]
 
 
@@ -216,3 +223,28 @@ def make_batch(rollouts: list[Rollout], width: int = 0) -> dict[str, torch.Tenso
     batch = {name: torch.tensor(values, dtype=torch.int64)
              for name, values in (("where", where), ("targets", targets), ("owner", owner))}
     return batch | {"x": torch.from_numpy(x), "sampled": torch.tensor(sampled, dtype=torch.float64)}
+
+
+def hidden_states(model, x):
+    """The head's inputs (B, T, C) of tokens x (B, T): rows of one completion each, where padding comes last."""
+    return model.hidden(x)
+
+
+def log_probs(model, batch: dict, temperature: float, hidden=hidden_states) -> torch.Tensor:
+    """log p (M,) fp32 of a batch's completions, at the temperature of sampling. hidden: as hidden_states."""
+    weight = model.transformer["wte"].weight
+    x, where, targets = (batch[name].to(weight.device) for name in ("x", "where", "targets"))
+    states = hidden(model, x).flatten(0, 1).index_select(0, where)
+    return -token_nll(states / temperature, weight, targets, model.config.masked_ranges)
+
+
+def sum_figures(procs, figures: list[dict], n_first: int) -> dict:
+    """A step's figures over all ranks: "kl" and "off" (tokens beyond rounding) of the first inner step's n_first
+    micro-batches, "clipped" of all."""
+    first = figures[:n_first]
+    own = {"kl": math.fsum(one["kl"] for one in first), "off": sum(one["off"] for one in first),
+           "clipped": sum(one["clipped"] for one in figures)}
+    off_max = max((one["off_max"] for one in first), default=0.0)
+    gathered = procs.gather((own, off_max))
+    total = {key: math.fsum(rank[key] for rank, _ in gathered) for key in own}
+    return total | {"off_max": max(largest for _, largest in gathered)}

@@ -52,7 +52,8 @@ def pool(tmp_path_factory):
 
 def flags_of(init, pool, out, *flags):
     usual = ("--val_fraction 0.2 --eval_every 3 --problems_per_step 4 --group_size 4 --max_new_tokens 10 "
-             "--max_train_steps 6 --optimizer muon --learning_rate 3e-3 --micro_batch_size 4 --exam_samples 2 --log_every 0")
+             "--max_train_steps 6 --optimizer muon --learning_rate 3e-3 --micro_batch_size 4 --exam_samples 2 "
+             "--log_every 0")
     return ["--init", str(init), "--data", str(pool), "--out_dir", str(out), *usual.split(), *map(str, flags)]
 
 
@@ -116,7 +117,7 @@ def test_log_probs_of_sampling_are_those_of_the_update(init):
         for one in batch_of:
             assert BOS_ID not in one.ids[:-1]
         batch = rollouts.make_batch(batch_of)
-        log_p = grpo.log_probs(model, batch, temperature)
+        log_p = rollouts.log_probs(model, batch, temperature)
         assert (log_p.double() - batch["sampled"]).abs().max() < 2e-4
         assert batch["targets"].tolist() == sum((one.ids for one in batch_of), [])
 
@@ -346,7 +347,8 @@ def test_nan_reward_is_refused(init, pool, tmp_path, monkeypatch):
     (("--group_size", "1"), "give at least 2"), (("--temperature", "0"), "give a number above 0"),
     (("--clip", "0"), "give a number above 0"), (("--kl_coef", "-1"), "give 0 or more"),
     (("--reward", "best"), "choose one of exact, shaped, random, zero"),
-    (("--val_fraction", "2"), "a share from 0 to 1"), (("--lr", "1"), "did you mean --learning_rate"), (("--problems_per_step", "0"), "at least 1")])
+    (("--val_fraction", "2"), "a share from 0 to 1"), (("--lr", "1"), "did you mean --learning_rate"),
+    (("--problems_per_step", "0"), "at least 1")])
 def test_wrong_flags_are_one_sentence(init, pool, tmp_path, capsys, flags, says):
     with pytest.raises(SystemExit) as end:
         grpo.main(flags_of(init, pool, tmp_path / "no", *flags))

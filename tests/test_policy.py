@@ -290,7 +290,8 @@ def test_mul_token_pays_as_its_text():
 
 TEXTS = [before + answer + after for before, answer, after in itertools.product(
     ["", " He has <MUL_6_9_54> eggs.\n", " 6*9=54\n", "<MUL_", " #### 54\n"],
-    ["#### 54", "#### 53.9", "#### 55", "#### <MUL_6_9_54>", "#### <MUL_1_2_2>", "#### ", "54", "#### 1e300", "#### -54"],
+    ["#### 54", "#### 53.9", "#### 55", "#### <MUL_6_9_54>", "#### <MUL_1_2_2>", "#### ", "54", "#### 1e300",
+     "#### -54"],
     ["", " apples", "\nUser: x", "\n#### 54", " <MUL_6_9_54>"])]
 
 

@@ -1,14 +1,14 @@
-"""grpo.py times a GRPO step: sampling beside updating, sampling beside Hugging Face's generate, memory of the reference.
+"""grpo.py times a GRPO step: sampling beside updating and beside Hugging Face's generate, memory of the reference.
 
     python experiments/bench/grpo.py --check                         # the small shape of the experiment, a few minutes
     python experiments/bench/grpo.py --n_layer 12 --n_head 12 --n_embd 768 --problems 4 --rounds 2      # the 124M shape
 
 Random weights in fp32 on a CPU, the same for both; --problems synthetic problems of the prompt template, --group
-completions of each, sampled at temperature 1, all of --new tokens (no end of text), as Hugging Face's generate gets them
-with left padding and num_return_sequences. They draw other numbers, so tokens are not compared here
+completions of each, sampled at temperature 1, all of --new tokens (no end of text). Hugging Face's generate gets the
+same with left padding and num_return_sequences; it draws other numbers, so tokens are not compared here
 (tests/test_generate.py compares greedy ones). Both run in this process and take turns; medians of CPU and wall seconds.
-An update is a forward and backward pass of all completions with the KL term, and a Muon step. Peak memory is of processes
-of their own, one with and one without the reference. Target: sampling 1.2 times Hugging Face, by CPU time.
+An update is a forward and backward pass of all completions with the KL term, and a Muon step. Peak memory is that of
+two processes of their own, with and without the reference. Target: sampling 1.2 times Hugging Face, by CPU time.
 """
 
 import multiprocessing
@@ -53,7 +53,6 @@ def update(model, reference, problems, completions, args) -> None:
     """Forward, backward and a Muon step of all completions, in micro-batches."""
     import torch
 
-    import grpo
     from lab import optim, policy, rollouts
 
     drawn = []
@@ -65,10 +64,10 @@ def update(model, reference, problems, completions, args) -> None:
                                         beta1=0.9, beta2=0.95, muon_scale="sqrt_max")
     for rows in rollouts.micro_batches(drawn, args.micro):
         batch = rollouts.make_batch([drawn[i] for i in rows])
-        log_p, known = grpo.log_probs(model, batch, 1.0), None
+        log_p, known = rollouts.log_probs(model, batch, 1.0), None
         if reference is not None:
             with torch.no_grad():
-                known = grpo.log_probs(reference, batch, 1.0)
+                known = rollouts.log_probs(reference, batch, 1.0)
         advantages = torch.linspace(-1, 1, len(rows))
         loss, _ = policy.objective(log_p, log_p.detach(), known, batch["owner"], advantages, weights[rows], clip=0.2,
                                    kl_coef=0.05)
