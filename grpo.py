@@ -43,11 +43,11 @@ from lab import (
     processes,
     resume,
     rewards,
+    rl_exam,
     rollouts,
     runs,
     training,
 )
-from lab.answers import LITERAL_MUL
 from lab.tokenizer import BOS_ID, get_tokenizer
 from model import GPT, GPTConfig
 
@@ -183,14 +183,20 @@ def open_init(args) -> tuple[dict, Path]:
     return init, folder
 
 
-def load_problems(args, block_size: int) -> dict:
-    """rollouts.load()'s, and "exam": problems that are never rewarded, as eval_gsm8k.evaluate takes them."""
-    data = rollouts.load(args, block_size)
+def as_items(problems: list[dict]) -> list[dict]:
+    """Problems as eval_gsm8k.evaluate takes them."""
     items = []
-    for number, problem in enumerate(data["held_out"]):
+    for number, problem in enumerate(problems):
         name = f"{number:05d}-{problem['name'][:8]}"
         item = {"id": name, "cluster": name}
         items.append(item | {key: problem[key] for key in ("question", "gold")})
+    return items
+
+
+def load_problems(args, block_size: int) -> dict:
+    """rollouts.load()'s, and "exam": problems that are never rewarded, as eval_gsm8k.evaluate takes them."""
+    data = rollouts.load(args, block_size)
+    items = as_items(data["held_out"])
     if args.exam_data:
         items = eval_gsm8k.load(args.exam_data)
     asked = {item["question"] for item in items}
@@ -227,39 +233,6 @@ def show_samples(run: training.Run, groups: list[tuple]) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # evaluation
 
-NAME, TITLE, CLUSTER = "grpo", "Held-out problems", "cluster"
-
-
-def metrics_of(samples: int) -> list[tuple]:
-    """(key, label, better, format) of the exam's rows in a report."""
-    metrics = [("grpo_accuracy", f"{TITLE}, greedy accuracy", 1, ".4f")]
-    if samples:
-        metrics += [
-            ("grpo_pass_at_1", f"{TITLE}, pass@1", 1, ".4f"),
-            (f"grpo_pass_at_{samples}", f"{TITLE}, pass@{samples}", 1, ".4f"),
-            (f"grpo_majority_at_{samples}", f"{TITLE}, majority at {samples}", 1, ".4f"),
-            ("grpo_entropy", "Entropy of the samples (nats per token)", 0, ".4f")]
-    return metrics + [("grpo_mul_tokens", "Multiplication tokens per greedy answer", 0, ".3f"),
-                      ("grpo_stopped_by_itself", "Answers that end by themselves", 1, ".4f")]
-
-
-def describe_exam(data: dict, args) -> dict:
-    """The exam in config.json, from which compare_runs.py takes its rows."""
-    n = args.exam_samples
-    compared = ["accuracy"]
-    if n:
-        compared += dict.fromkeys(["pass_at_1", f"pass_at_{n}", f"majority_at_{n}"])
-    return {
-        "items": len(data["exam"]),
-        "sha256": eval_gsm8k.items_sha256(data["exam"]),
-        "title": TITLE,
-        "metrics": metrics_of(n),
-        "item_metrics": compared,
-        "cluster": CLUSTER,
-        "category": None,
-    }
-
-
 def hold_exam(model, data: dict, args, procs, autocast, stop) -> dict | None:
     """eval_gsm8k.evaluate_samples() of the held-out problems; None when asked to stop."""
     return eval_gsm8k.evaluate_samples(
@@ -269,28 +242,9 @@ def hold_exam(model, data: dict, args, procs, autocast, stop) -> dict | None:
         autocast=autocast, stop=stop, progress=True)
 
 
-def record_exam(run: training.Run, scores: dict, fields: dict) -> None:
-    metrics = dict(scores["metrics"])
-    metrics |= metrics.pop("samples", {})
-    found = [len(LITERAL_MUL.findall(item["completion"])) for item in scores["items"]]
-    metrics |= {"mul_tokens": sum(found) / len(found), "n": len(found)}
-    for key in ("train_seconds", "eval_seconds", "flops_total", "tokens_seen_global"):
-        metrics[key] = fields[key]
-    rows = metrics_of(run.args.exam_samples)
-    shown = {key: metrics[key.removeprefix("grpo_")] for key, *_ in rows}
-    training.log_scores(run, "exam", shown, shown, fields)
-    if run.procs.is_main:
-        result = {"metrics": metrics, "items": scores["items"]}
-        benchmarks.write_records(
-            NAME, rows, run.folder, fields["step"], result, fields["timestamp"])
-        run.scalars.write(type="grpo", **shown, **fields)
-
-
 def refuse_endless(model, data: dict, args, procs, autocast) -> None:
     """ValueError when --init does not end its answers: then there is nothing to reward."""
-    problems = (data["exam"] or data["problems"])[:N_ASKED_FIRST]
-    items = [{"id": str(i), "cluster": "", "question": problem["question"], "gold": problem["gold"]}
-             for i, problem in enumerate(problems)]
+    items = (data["exam"] or as_items(data["problems"]))[:N_ASKED_FIRST]
     exam = eval_gsm8k.evaluate(
         model.eval(), items, procs, bos=args.bos == "on", max_new_tokens=args.max_new_tokens,
         batch_size=args.eval_batch_size, autocast=autocast)
@@ -328,7 +282,7 @@ def summarise(run: training.Run) -> dict:
     for key in ("reward_mean", "exact_share", "kl", "entropy", "mul_tokens"):
         last[f"final_{key}"] = trained[-1][key]
     for exam in runs.read_jsonl(run.folder / "grpo_metrics.jsonl")[-1:]:
-        for key, *_ in metrics_of(run.args.exam_samples):
+        for key, *_ in rl_exam.metrics_of(run.args.exam_samples):
             key = key.removeprefix("grpo_")
             last[f"final_{key}_exam"] = exam[key]
     return {
@@ -441,10 +395,11 @@ def train(args, procs) -> int:
         "problems": len(problems), "held_out": len(data["held_out"]),
         "epochs": round(n_places / len(problems), 4), **data["record"]}
     if args.eval_every:
-        record["benchmarks"] = {NAME: describe_exam(data, args)}
+        sha256 = eval_gsm8k.items_sha256(data["exam"])
+        record["benchmarks"] = {rl_exam.NAME: rl_exam.describe(data["exam"], args.exam_samples, sha256)}
     same = {"fingerprint of the problems": ("data", "fingerprint"),
             "weights of --init": ("init", "model_sha256"),
-            "problems of the exam": ("benchmarks", NAME, "sha256")}
+            "problems of the exam": ("benchmarks", rl_exam.NAME, "sha256")}
     run = training.Run("grpo.py", args, procs, record, model, optimizers, autocast, pace)
     training.open_run(run, before, same, build_parser())
     state = run.state
@@ -464,7 +419,7 @@ def train(args, procs) -> int:
     # the loop
     last_step = args.max_train_steps
     compute_exam = functools.partial(hold_exam, model, data, args, procs, autocast, run.stop)
-    evaluations = {"val": (compute_exam, functools.partial(record_exam, run))}
+    evaluations = {"val": (compute_exam, functools.partial(rl_exam.record, run))}
     training.evaluate(run, evaluations)
     stopped = bool(state.due)
     while state.step < last_step and not stopped:

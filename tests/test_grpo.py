@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ENV, REPO, exact, exposures, losses, records, weights, write_jsonl
 
+import compare_runs
 import eval_gsm8k
 import grpo
 import sft
@@ -263,13 +264,13 @@ def test_micro_batches_change_nothing(init, pool, run, tmp_path):
 
 @pytest.mark.parametrize("name", policy.NORMALIZATIONS)
 def test_it_learns_what_is_rewarded(init, pool, tmp_path, monkeypatch, name):
-    """Share of completions that say 3 when 3 is rewarded, whatever was asked: from about a half to over 0.8."""
+    """Share of completions that say 3 when 3 is rewarded, whatever was asked: at most 0.65, then above 0.8."""
     monkeypatch.setitem(rewards.REWARDS, "exact", lambda attempt: float("#### 3" in attempt.text))
-    flags = ("--save_every 0 --eval_every 0 --max_train_steps 12 --problems_per_step 8 --micro_batch_size 32 "
+    flags = ("--save_every 0 --eval_every 0 --max_train_steps 8 --problems_per_step 8 --micro_batch_size 32 "
              f"--kl_coef 0 --inner_steps 2 --truncated mask --learning_rate 1e-2 --normalization {name}")
     assert grpo.main(flags_of(init, pool, tmp_path / "run", *flags.split())) == 0
     means = [record["reward_mean"] for record in records(tmp_path / "run")]
-    assert means[0] < 0.65 and np.mean(means[-3:]) > 0.8, means
+    assert means[0] < 0.65 and np.mean(means[-2:]) > 0.8, means
 
 
 def test_zero_reward_changes_no_weight(init, pool, tmp_path):
@@ -279,6 +280,20 @@ def test_zero_reward_changes_no_weight(init, pool, tmp_path):
     assert weights(tmp_path / "run") == weights(init)
     assert [record["flat_groups"] for record in records(tmp_path / "run")] == [1, 1]
     assert np.abs(losses(tmp_path / "run")).max() == 0
+
+
+def test_arms_compare(init, pool, run, tmp_path, capsys):
+    """compare_runs.py takes the exam's rows from config.json and knows the family grpo; one pair is too few."""
+    assert grpo.main(flags_of(init, pool, tmp_path / "other_s0", "--save_every", 0, "--normalization", "rloo",
+                              "--inner_steps", 2)) == 0
+    shutil.copytree(run, tmp_path / "one_s0", ignore=shutil.ignore_patterns("ckpt"))
+    arms = ["--a", str(tmp_path / "one_s0"), "--b", str(tmp_path / "other_s0"), "--primary", "grpo_accuracy"]
+    assert compare_runs.main([*arms, "--treatment", "grpo"]) == 0
+    report = capsys.readouterr().out
+    assert "**inconclusive**" in report and "normalization: dr_grpo → rloo" in report
+    for label in ("greedy accuracy", "pass@2", "majority at 2", "Entropy", "Reward, mean", "KL to the start"):
+        assert label in report, label
+    assert compare_runs.main([*arms, "--treatment", "optimizer"]) == 2
 
 
 def test_exam_on_other_problems(init, pool, tmp_path):
