@@ -54,7 +54,7 @@ def pool(tmp_path_factory):
 def flags_of(init, pool, out, *flags):
     usual = ("--val_fraction 0.2 --eval_every 3 --problems_per_step 4 --group_size 4 --max_new_tokens 10 "
              "--max_train_steps 6 --optimizer muon --learning_rate 3e-3 --micro_batch_size 4 --exam_samples 2 "
-             "--log_every 0")
+             "--log_every 0 --peak_flops 1e11")
     return ["--init", str(init), "--data", str(pool), "--out_dir", str(out), *usual.split(), *map(str, flags)]
 
 
@@ -262,7 +262,7 @@ def test_micro_batches_change_nothing(init, pool, run, tmp_path):
         assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-7), key
 
 
-@pytest.mark.parametrize("name", policy.NORMALIZATIONS)
+@pytest.mark.parametrize("name", ["dr_grpo", "rloo"])
 def test_it_learns_what_is_rewarded(init, pool, tmp_path, monkeypatch, name):
     """Share of completions that say 3 when 3 is rewarded, whatever was asked: at most 0.65, then above 0.8."""
     monkeypatch.setitem(rewards.REWARDS, "exact", lambda attempt: float("#### 3" in attempt.text))
@@ -290,7 +290,7 @@ def test_arms_compare(init, pool, run, tmp_path, capsys):
     arms = ["--a", str(tmp_path / "one_s0"), "--b", str(tmp_path / "other_s0"), "--primary", "grpo_accuracy"]
     assert compare_runs.main([*arms, "--treatment", "grpo"]) == 0
     report = capsys.readouterr().out
-    assert "**inconclusive**" in report and "normalization: dr_grpo → rloo" in report
+    assert "inconclusive" in report and "normalization: dr_grpo → rloo" in report
     for label in ("greedy accuracy", "pass@2", "majority at 2", "Entropy", "Reward, mean", "KL to the start"):
         assert label in report, label
     assert compare_runs.main([*arms, "--treatment", "optimizer"]) == 2
@@ -374,7 +374,7 @@ def test_no_room_and_memory_are_refused(init, pool, tmp_path):
     """Prompts that leave no room for a completion, and a model that writes while it reads: refused in a sentence."""
     refused(init, pool, tmp_path, "40 too_long.*lower --max_new_tokens", "--max_new_tokens", 47)
     refused(init, pool, tmp_path, "holds out 40 of 40 problems", "--val_fraction", 1)
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
+    with pytest.raises(ValueError, match="--init .*nowhere is not a folder"):
         grpo.main(flags_of(tmp_path / "nowhere", pool, tmp_path / "no"))
 
 
