@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Pretrain, fine-tune on 600 problems, then GRPO on a pool of 2,000, and its controls: one process on one core, about an
-# hour and a half. Resumable: each run is skipped when it is finished.     bash experiments/2026-11-26_grpo/run.sh [part ...]
+# Pretrain, fine-tune on 600 problems, then GRPO on a pool of 2,000, and its controls: one process on one core, about 100
+# CPU-minutes (estimated). Resumable: each run is skipped when it is finished.     bash experiments/2026-11-26_grpo/run.sh [part ...]
 # Parts, in this order when none is named: main sft mul random grid zero table
 set -euo pipefail
 parts="${*:-main sft mul random grid zero table}"
 source "$(dirname "$0")/../start.sh"
 export OMP_NUM_THREADS=1
-STEPS=30
+STEPS=60
 RATE=3e-3
 
 finished() { # an interrupted run has saved itself and exits 0: the next step must not start from it
@@ -34,7 +34,7 @@ sft() { # condition, seed, start, run, problems with solutions, updates, convers
 grpo() { # condition, seed, run, learning rate, reward
     "$PYTHON" grpo.py --init "$out/sft_$1_s$2" --data synthetic:2000 --out_dir "$out/$3_$1_s$2" --seed "$2" \
         "${recipe[@]}" --problems_per_step 32 --group_size 8 --max_new_tokens 40 --max_train_steps "$STEPS" \
-        --learning_rate "$4" --warmup_iters 2 --warmdown_iters 15 --learning_rate_decay_frac 0.1 --reward "$5" \
+        --learning_rate "$4" --warmup_iters 2 --warmdown_iters 15 --learning_rate_decay_frac 0.1 --reward "$5" --kl_coef 0.02 \
         --micro_batch_size 16 --rollout_batch_size 128 --eval_batch_size 128 --log_every 5 --sample_every "$STEPS" \
         --eval_every "$STEPS" --exam_data synthetic:1000 --exam_samples 0
     finished "$out/$3_$1_s$2"
