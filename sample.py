@@ -214,7 +214,7 @@ def write(opened: Opened, prompts: list[list[int]], samples: list[int], args, au
             stop_strings=[stop] if stop else [], decode=decode, row_ids=samples, watch=watch)
     clock.seconds += time.perf_counter() - begun
     written = []
-    for ids, stopped in completions:
+    for ids, stopped, _ in completions:
         text = decode(ids)
         if stop:
             text = text.partition(stop)[0]

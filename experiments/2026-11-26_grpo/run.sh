@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pretrain, fine-tune on 600 problems, then GRPO on a pool of 2,000, and its controls: one process on one core, about 100
-# CPU-minutes (estimated). Resumable: each run is skipped when it is finished.     bash experiments/2026-11-26_grpo/run.sh [part ...]
-# Parts, in this order when none is named: main sft mul random grid zero table
+# CPU-minutes (estimated). Resumable: each run is skipped when it is finished.
+#   bash experiments/2026-11-26_grpo/run.sh [part ...]      parts, all by default: main sft mul random grid zero table
 set -euo pipefail
 parts="${*:-main sft mul random grid zero table}"
 source "$(dirname "$0")/../start.sh"
