@@ -155,15 +155,21 @@ def compare_two(args) -> int:
     matched = ab_numbers.matchings(used, step, primary, checked, args.alpha)
     ab_verdict.judge_matchings(matched, rows[primary], better, margin, checked, args.alpha)
     rows_of_items, reasons = [], ["Items: N/A: left out (--no_items)"]
-    if args.items:
+    if not checked["ok"]:
+        reasons = ["Items and documents: N/A: not comparable"]
+    elif args.items:
         rows_of_items, reasons = ab_items.items(pairs, steps, args.alpha)
-    extra = ab_items.documents(pairs, steps["val"], args.alpha)
+    extra = []
+    if checked["ok"]:
+        extra = ab_items.documents(pairs, steps["val"], args.alpha)
     if isinstance(extra, str):
         reasons, extra = [*reasons, f"Documents: N/A: {extra}"], []
     extra = extra + rows_of_items
 
     head = headline(rows[primary], step, margin, checked, used)
-    how_sure = strength(rows[primary], primary, args)
+    how_sure = ["N/A: the arms are not comparable, so that no number here is evidence about a treatment."]
+    if checked["ok"]:
+        how_sure = strength(rows[primary], primary, args)
     answers = checklist(rows, metrics, matched, primary, checked)
     allowed = allowed_in_words(checked)
     names = {arm: ab_many.label_of(own) for arm, own in arms.items()}

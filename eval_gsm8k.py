@@ -41,7 +41,7 @@ if __name__ == "__main__":
     flags.check_first(__file__)
 
 from inject_mul import MulExpressionInjector
-from lab import benchmarks, disk, exams, inference, probes, processes, runs, sources, synthetic
+from lab import benchmarks, disk, exams, inference, probes, processes, retries, runs, sources, synthetic
 from lab import files as data_files
 from lab.answers import LITERAL_MUL, MARK, SCORER, USER, answer_text, extract_answer, gold_answer, render_prompt
 from lab.benchmarks import shares
@@ -83,7 +83,7 @@ def load(source=None, max_examples: int = 0) -> list[dict]:
     else:
         import datasets
 
-        with benchmarks.quiet_hub(), sources.hub_errors(HUB):
+        with benchmarks.quiet_hub(), retries.hub_errors(HUB):
             rows = benchmarks.numbered(datasets.load_dataset(HUB, "main", split="test"), HUB)
     items = benchmarks.make_items(rows, source or HUB, fault_of, make_item)
     return benchmarks.spread_evenly(items, max_examples)

@@ -37,7 +37,6 @@ import contextlib
 import hashlib
 import json
 import math
-import re
 import sys
 import time
 
@@ -47,6 +46,7 @@ if __name__ == "__main__":
     flags.check_first(__file__)
 
 from lab import benchmarks, processes, sources, synthetic
+from lab.tasks import clean
 
 SCORER = "hellaswag-1"  # a change that changes a score must change this name
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -118,12 +118,6 @@ def fault_of(row) -> str | None:
     if str(row.get("label")) not in ("0", "1", "2", "3"):
         return f"has label {row.get('label')!r}, but a label is 0, 1, 2 or 3"
     return None
-
-
-def clean(text: str) -> str:
-    """lm-evaluation-harness' clean-up of what is left of WikiHow's markup."""
-    text = text.strip().replace(" [title]", ". ")
-    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
 def render(item: dict, text: str) -> tuple[str, list[str], list[str]]:

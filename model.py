@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lab import chunks, disk, memory, memory_settings, processes
+from lab.chunks import Context, causal_attention
 from lab.loss import chunked_cross_entropy, mask_logits, tie
 from lab.schema import check, is_pairs
 
@@ -213,27 +214,6 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return torch.cat([x1 * cos + x2 * sin, x2 * cos - x1 * sin], dim=-1).type_as(x)
 
 
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """q, k, v (B, H, T, dh) -> (B, H, T, dh): every position sees itself and what is before it."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-class Context(NamedTuple):
-    """What a block gets besides its input x (B, T, C). A block that is not attention may ignore it."""
-
-    rope: tuple | None = None  # cos, sin of the positions of x
-    attend: Callable = causal_attention  # q (B, H, R, dh), k and v (B, H, T, dh) -> (B, H, R, dh)
-    rows: torch.Tensor | None = None  # (R,) int64: the positions wanted of the result; None: all
-    fast: memory.LayerMemory | None = None  # what this block's memory holds; None: nothing, nothing is written
-
-    def wanted(self, x, dim=1):
-        return x if self.rows is None else x.index_select(dim, self.rows)
-
-    def attention(self, *qkv):
-        """attend, with heads behind positions: (B, T, H, dh)."""
-        return self.attend(*[z.transpose(1, 2) for z in qkv]).transpose(1, 2)
-
-
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -343,9 +323,10 @@ class GPT(nn.Module):
         else:
             self.transformer["wpe"] = Embedding(config.block_size, config.n_embd)
         plain = config.n_layer - config.memory_layers
+        self.run_block = chunks.run_block  # on a chunk in training; see chunks.compile_blocks
         self.transformer["h"] = nn.ModuleList(Block(config, i >= plain) for i in range(config.n_layer))
-        if config.memory != "none":
-            self.register_buffer("teach_factor", torch.ones((), device=device))  # on teach_scale, as trainers set it
+        if config.memory != "none":  # on teach_scale, as trainers set it
+            self.register_buffer("teach_factor", torch.ones((), device=device))
         self.transformer["ln_f"] = arch.norm(config.n_embd)
         if seed is not None and device.type != "meta":
             self.init_weights(seed)
@@ -364,7 +345,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def init_weights(self, seed: int):
         """Matrices by the architecture's rule, rows from vocab_size on zero; biases 0, gains 1. Gates: normal 0.02;
-        const: z = 0, where the other gates start on average."""
+        const: z = 0, where the other gates start on average. The Titans memory: see memory.SCALED."""
         for name, p in self.named_parameters():
             generator = seeded_generator(f"{seed}/{name}")
             value = torch.zeros(p.shape, device="cpu")
@@ -373,6 +354,8 @@ class GPT(nn.Module):
                 value.fill_(1.0)
             elif ".gate." in name:
                 drawn.normal_(0.0, 0.02, generator=generator)
+            elif ".titan." in name and name.endswith(memory.SCALED):
+                drawn.normal_(0.0, self.config.n_embd**-0.5, generator=generator)
             elif p.dim() and not name.endswith((".bias", "gate_table")):
                 ARCHS[self.config.arch].init(drawn, name, self.config, generator)
             p.copy_(value)
@@ -403,10 +386,6 @@ class GPT(nn.Module):
         for block in self.transformer["h"]:
             x = block(x, context)
         return self.transformer["ln_f"](x)
-
-    def block(self, i: int, x, rope, attend=causal_attention, fast=None):
-        """Runs block i on x (B, T, C); see Context."""
-        return self.transformer["h"][i](x, Context(rope, attend, fast=fast))
 
     def head(self, x):
         """Logits (..., padded_vocab) of hidden states (..., C); padding ids are -inf."""

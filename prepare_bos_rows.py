@@ -328,9 +328,8 @@ def warnings_of(meta: dict) -> list[str]:
     advice = {
         "crop": "pass --overflow requeue (nothing is cropped) or --overflow split",
         "split": "pass --overflow requeue",
+        "requeue": "pass --overflow split, or leave training's --data_order shuffled",
     }
-    if meta["overflow"] not in advice:
-        return []
     remedy, warnings = advice[meta["overflow"]], []
     cropped = meta["crop_fraction"]
     if cropped > MAX_CROP:
@@ -339,7 +338,7 @@ def warnings_of(meta: dict) -> list[str]:
     low, high = min(means, default=0), max(means, default=0)
     if high > MAX_DRIFT * low:
         warnings.append(f"documents have {low:,.0f} tokens on average in one tenth of the rows and "
-                        f"{high:,.0f} in another, so training would read long and short ones at "
+                        f"{high:,.0f} in another, so rows read in order hold long and short ones at "
                         f"different times: {remedy}.")
     return warnings
 

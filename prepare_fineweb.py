@@ -102,6 +102,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shard_tokens", type=int, default=100_000_000, help="per shard (default: 100_000_000)")
     add("--val_shards", type=int, default=1, help="hold out at most so many (default: 1; 0 = none)")
     add("--val_fraction", type=float, default=0.01, help="share of documents held out (default: 0.01)")
+    add("--holdout_by", metavar="COLUMN",
+        help="hold out by this column or JSON field, such as the book of a chapter: all documents of a value "
+             "or none; --val_fraction is then a share of values (default: off)")
     add("--num_proc", type=int, default=1, help="tokenising threads, at most 16 (default: 1)")
     add("--resume", action="store_true", help="continue a killed run of the same command")
 
@@ -126,7 +129,7 @@ class Tokenized(NamedTuple):
     baseline_tokens: np.ndarray  # int64 (n,): the same in plain GPT-2 BPE
     utf8_bytes: np.ndarray  # int64 (n,)
     digests: list[bytes]
-    selected: np.ndarray  # bool (n,): belongs to the held-out share by its hash
+    selected: np.ndarray  # bool (n,): belongs to the held-out share by its hash, or by its group's
     mul_bytes: dict[int, list[int]]  # document -> original UTF-8 bytes behind each mul token
     hits: dict[int, list[str]]  # document -> benchmark items that contaminate it
     special: dict[str, list[int]]  # special token that stands in a text -> documents
@@ -185,7 +188,8 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
         baseline_tokens[list(mul_bytes)] = plain_lengths + 1
     utf8_bytes = np.array([len(text) for text in texts], np.int64)
     digests = [shards.document_hash(text) for text in texts]
-    selected = shards.is_held_out(digests, val_fraction)
+    decide = [shards.document_hash(getattr(text, "group", text)) for text in texts]
+    selected = shards.is_held_out(decide, val_fraction)
     return Tokenized(ids, np.array(numbers, np.int64), lengths, baseline_tokens, utf8_bytes, digests,
                      selected, mul_bytes, hits, special_texts(texts), bad,
                      end=first + len(documents))
@@ -267,6 +271,8 @@ def prepare(args: argparse.Namespace, train) -> dict:
     settings |= {"source": source.record, "tokenizer_sha256": tokenizer_hash(), **train.settings}
     if guard:
         settings["decontaminate"] = guard.settings
+    if args.holdout_by:
+        settings["holdout_by"] = args.holdout_by
     with disk.hold(args.out_dir):
         return write_dataset(args, train, source, guard, settings)
 
@@ -362,13 +368,14 @@ def assign(args, batch: Tokenized, state: dict, held_out: set[bytes]) -> np.ndar
     place = np.full(len(batch.lengths), TRAIN, np.int8)
     place[list(batch.hits)] = DROPPED
     cap, plain = args.val_shards * args.shard_tokens, state["plain_held_out"]
-    for i in np.flatnonzero(batch.selected & (place == TRAIN)).tolist():
-        if plain < cap:
+    considered = batch.selected | bool(args.holdout_by)
+    for i in np.flatnonzero(considered & (place == TRAIN)).tolist():
+        if batch.selected[i] and plain < cap:
             place[i] = VAL
             plain += int(batch.baseline_tokens[i])
             held_out.add(batch.digests[i])
-        elif batch.digests[i] in held_out:  # its text is in val: training on it would leak
-            place[i] = DROPPED
+        elif batch.digests[i] in held_out or (args.holdout_by and batch.selected[i]):
+            place[i] = DROPPED  # its text, or others of its group, are in val: training on it would leak
     if args.target_tokens:
         plain_train = state["plain_train"] + np.cumsum(batch.baseline_tokens * (place == TRAIN))
         place = place[: np.searchsorted(plain_train, args.target_tokens) + 1]
@@ -446,6 +453,7 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
         "tokenizer": args.tokenizer, "tokenizer_backend": backend, "tokenizer_sha256": tokenizer_hash(),
         "vocab_size": VOCAB_SIZE, "dtype": "uint16", "bos_token_id": BOS_ID, "doc_format": "[bos] + tokens",
         "shard_tokens": args.shard_tokens, "val_shards": args.val_shards, "val_fraction": args.val_fraction,
+        "holdout_by": args.holdout_by,
         "condition": args.condition, "inject": args.inject,
         "mul_tokens_in_train": products, "mul_token_rate": products / written,
         "mul_token_counts": counts,

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inject_mul import MulExpressionInjector
-from lab import disk, flags, processes, runs, sources
+from lab import disk, flags, processes, runs, sources, units
 from lab.answers import USER, render_prompt
 from lab.terminal import Stream, note, show, side_by_side
 from lab.tokenizer import BOS_ID, get_tokenizer
@@ -197,7 +197,7 @@ class Clock:
 
     def report(self, name: str, machine: str) -> str:
         speed = self.tokens / max(self.seconds, 1e-9)
-        counts = f"{self.samples:,} samples, {self.tokens:,} tokens"
+        counts = f"{units.count(self.samples, 'sample')}, {units.count(self.tokens, 'token')}"
         return f"{name}: {counts}, {speed:,.1f} tokens/s ({machine})"
 
 

@@ -338,9 +338,9 @@ def train(args, procs) -> int:
     params = [p for p in model.parameters() if p.requires_grad]
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    hidden, width = hidden_states, 0
+    hidden, width = training.compiled(args, model, hidden_states), 0
     if training.compiles(args, device):
-        hidden, width = torch.compile(hidden_states), args.seq_len  # one shape, compiled once
+        width = args.seq_len  # one shape, compiled once
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_head = 6 * config.vocab_size * config.n_embd  # the part that only trained tokens pay
     flops_body = flops_per_token - flops_head

@@ -29,6 +29,7 @@ import torch
 
 import ewok
 import hellaswag
+import zeroshot
 from lab import (
     benchmarks,
     data_order,
@@ -50,7 +51,7 @@ from lab.mechanisms import find_warnings, record_mechanism
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
-BENCHMARKS = (hellaswag, ewok)  # scored while training: flags, log lines and records follow
+BENCHMARKS = (hellaswag, ewok, zeroshot)  # scored while training: flags, log lines and records follow
 LONGEST_WARMUP = 715  # steps
 # the flags of GPTConfig
 SHAPE = "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()
@@ -108,6 +109,9 @@ def build_parser() -> argparse.ArgumentParser:
         add(f"--{name}_data", default="",
             help=f"{benchmark.DATA_HELP}; a synthetic corpus is scored on synthetic items by default")
         add(f"--{name}_max_examples", type=int, default=0, help="items, evenly spread (0 = all)")
+        if hasattr(benchmark, "TASKS"):
+            add(f"--{name}_tasks", default="",
+                help="comma-separated; max_examples are of each ('' = all)")
     add("--skip_long", action="store_true", help="leave out benchmark items longer than --seq_len")
     add("--eval_bos", choices=("on", "off"), default="on",
         help="<|endoftext|> before every context (default %(default)s)")
@@ -142,8 +146,6 @@ def parse_args(argv=None) -> argparse.Namespace:
         "0 or more": f"num_workers n_head n_inner {' '.join(more)}",
         "a number above 0": "max_epochs"})
     memory_settings.fill_in(args)
-    if args.memory != "none" and args.compile == "on":
-        parser.error("--compile on cannot trace the writes of a memory: leave it out.")
     if not args.n_head:
         args.n_head = max(1, args.n_embd // 128) if args.arch == "speedrun" else 12
     args.n_inner = args.n_inner or 4 * args.n_embd
@@ -232,14 +234,17 @@ def load_items(args, benchmark, meta: dict, procs) -> tuple[list[dict], dict]:
     source, count = getattr(args, flag), getattr(args, f"{benchmark.NAME}_max_examples")
     if not source and meta.get("dataset") == "synthetic":
         source = "synthetic"
-    skipped = None
+    skipped, chosen = None, []
+    if hasattr(benchmark, "TASKS"):
+        chosen = [getattr(args, f"{benchmark.NAME}_tasks")]
     try:
-        items = procs.on_main(lambda: benchmark.load(source, count))
+        items = procs.on_main(lambda: benchmark.load(source, count, *chosen))
         if args.skip_long:
             items, skipped = benchmarks.skip_long(items, benchmark.questions, args.seq_len)
         benchmark.check_length(items, args.seq_len)
     except ValueError as error:
-        raise processes.SharedError(str(error).replace("--data", f"--{flag}")) from None
+        sentence = str(error).replace("--data", f"--{flag}")
+        raise processes.SharedError(sentence.replace("--tasks", f"--{benchmark.NAME}_tasks")) from None
     return items, benchmarks.name_items(benchmark, items, source, skipped)
 
 
@@ -338,8 +343,8 @@ def summarise(run: training.Run) -> dict:
     for benchmark in BENCHMARKS:
         about = config["benchmarks"].get(benchmark.NAME, {})
         row[f"{benchmark.NAME}_title"] = about.get("title")
-        for key, *_ in benchmark.METRICS:
-            row[key] = scores.get(key)
+        if about or not hasattr(benchmark, "TASKS"):  # its many columns are there where they are scored
+            row |= {key: scores.get(key) for key, *_ in benchmark.METRICS}
     return {**numbers, "scores": scores, "warnings": find_warnings(run), "results_row": row}
 
 
@@ -384,13 +389,12 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # model and optimizer
     model, init = build_model(args, before, device)
+    memory_settings.check_rows(model.config, args.seq_len)
     params = [p for p in model.parameters() if p.requires_grad]
     model.train()
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    forward = model
-    if training.compiles(args, device) and not model.writes:
-        forward = torch.compile(model)
+    forward = training.compiled(args, model, model)
     vars(args).update(memory_settings.flags_of(model.config.to_dict()))  # as the model was built
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_per_step = flops_per_token * tokens_per_step
@@ -452,6 +456,9 @@ def train(args, procs) -> int:
     run.log(f"steps between evaluations: {cadence}")
     for line in costs:
         run.log(line)
+    warning = memory_settings.schedule_warning(model.config, args)
+    if warning:
+        run.log(f"WARNING: {warning}")
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop

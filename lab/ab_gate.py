@@ -13,7 +13,7 @@ import json
 import math
 import re
 
-from lab import ab_report, runs
+from lab import ab_report, runs, units
 
 DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
 SCORER = "scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature".split()
@@ -24,7 +24,7 @@ WRITES = ("write", "inner_lr", "inner_lr_learned", "inner_optimizer", "inner_cli
 RECOGNISED = {  # treatments that need no declaration; a difference in the first setting is their sign
     "gate": ("attn_gate", "gate_pos", "gate_act"),
     "memory": ("memory", "memory_layers", "cms_periods", "cms_widths", "titan_width", "titan_period",
-               "self_modifier", *WRITES),
+               "titan_clip", "self_modifier", *WRITES),
     "rows": ("data_format", "crop_fraction", "data_fingerprint"),
     "tokens": ("condition", "mul_token_rate", "data_fingerprint", "val_fingerprint_tokens"),
 }
@@ -323,7 +323,10 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
         why, values = [], {}
         for arm, members in arms.items():
             bad = [member for member in members if problem(member)]
-            why += [f"{member['name']}: {problem(member)}" for member in bad]
+            by_problem: dict[str, list[str]] = {}
+            for member in bad:
+                by_problem.setdefault(problem(member), []).append(member["name"])
+            why += [f"{', '.join(names)}: {words}" for words, names in by_problem.items()]
             values[arm] = [", ".join(member["name"] for member in bad) or "none"]
         if name != "unrecorded":
             missing += why
@@ -381,7 +384,7 @@ def check_batches(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
         else:
             proved += 1
     if proved:
-        pairs = ab_report.count(proved, "pair")
+        pairs = units.count(proved, "pair")
         notes.append(f"{pairs} of runs read the same tokens at every step (checksums equal)")
     why = []
     if unequal:

@@ -16,7 +16,7 @@ import re
 import statistics
 from pathlib import Path
 
-from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_verdict, logs, results, runs
+from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_verdict, logs, results, runs, units
 from lab.ab_numbers import PRIMARY, SHORT, UNIT
 from lab.ab_report import form, form_change, form_interval, form_p, minutes
 
@@ -301,7 +301,7 @@ def compare_many(args) -> int:
         tests = max(entry["row"]["tests"] for entry in compared)
         blocks.append(("h2", f"Differences to {baseline['name']}: {unit}"))
         blocks.append(difference_table(compared, args))
-        counted = ab_report.count(tests, "test")
+        counted = units.count(tests, "test")
         blocks.append(("p", f"p (Holm) and verdicts: {counted}, corrected together; intervals are not corrected. "
                             f"Equivalence margin {margin.words}."))
     if args.out and args.runs:
@@ -489,7 +489,7 @@ def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> l
             reading = "the baseline"
         rows.append({
             "what": name, "loss": f"{statistics.fmean(arm['losses']):.4f}",
-            "seeds": ab_report.count(len(arm["losses"]), "seed"),
+            "seeds": units.count(len(arm["losses"]), "seed"),
             "change": change, "reading": reading,
         })
     return rows

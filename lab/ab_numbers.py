@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab import ab_report, ab_stats, runs
+from lab import ab_stats, runs, tasks, units
 
 
 class Metric(NamedTuple):
@@ -90,9 +90,12 @@ SHORT = {key: label.split(" @")[0].replace("Val", "val") for key, label, *_ in L
 
 
 def benchmarks_of(every: list[dict]) -> dict[str, dict]:
-    """{name: {"title", "metrics", "tested", "item_metrics", "cluster", "category"}} of all benchmarks that some run
-    describes. A title may say more than the name, as "HellaSwag (synthetic, 400 items)"; labels then begin with it."""
+    """{name: {"title", "metrics", "tested" or "tests", "item_metrics", "cluster", "category"}} of all benchmarks that
+    some run describes. A title may say more than the name, as "HellaSwag (synthetic, 400 items)"; labels then begin
+    with it. tests: {metric: the one that is tested for it}; a metric that it lacks is described."""
     known = {name: dict(benchmark) for name, benchmark in BENCHMARKS.items()}
+    if any("zeroshot" in run.get("benchmarks", {}) for run in every):  # many rows, which nobody misses otherwise
+        known["zeroshot"] = dict(tasks.DESCRIPTION)
     titles: dict[str, list[str]] = {}  # of the scores that the runs recorded last
     for run in every:
         for name, benchmark in (run["config"].get("benchmarks") or {}).items():
@@ -137,8 +140,11 @@ def metrics_of(every: list[dict]) -> dict[str, Metric]:
     for name, benchmark in benchmarks_of(every).items():
         keys = [key for key, *_ in benchmark["metrics"]]
         tested = [key for key in benchmark.get("tested", ()) if key in keys] or keys[:1]
+        tests = benchmark.get("tests")
         for key, label, better, form in benchmark["metrics"]:
             thing = key if key in tested else tested[0]
+            if tests is not None:
+                thing = tests.get(key, "")
             table[key] = Metric(label, better, form, "benchmark", name, thing)
             SHORT[key] = label
     table |= {key: Metric(*rest) for key, *rest in STABILITY_AND_COST}
@@ -354,8 +360,8 @@ def difference(a: dict, b: dict, alpha: float) -> dict:
 def design_of(row: dict) -> str:
     """'4 pairs', '4 against 8 runs, unpaired'."""
     if row["paired"]:
-        left = f" ({ab_report.count(row['left_out'], 'run')} without a partner left out)"
-        return ab_report.count(row["n"], "pair") + (left if row["left_out"] else "")
+        left = f" ({units.count(row['left_out'], 'run')} without a partner left out)"
+        return units.count(row["n"], "pair") + (left if row["left_out"] else "")
     return f"{row['n_a']} against {row['n_b']} runs, unpaired"
 
 

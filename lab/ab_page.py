@@ -21,7 +21,9 @@ import numpy as np
 
 from lab import ab_gate, ab_numbers, ab_plots, ab_report, runs, shards
 from lab.ab_numbers import SHORT, UNIT, Metric
-from lab.ab_report import count, form, form_interval
+from lab.ab_report import form, form_interval
+from lab.terminal import one_line
+from lab.units import count
 
 LAST = "Samples, commands and files"  # heading of what belongs to one machine: committed tables leave it out
 BINS = 200  # points of a train curve: more cannot be told apart on a page
@@ -49,7 +51,7 @@ def facts_of(arms: dict[str, list[dict]], checked: dict) -> list[tuple[str, str]
 def facts_of_rows(arms: dict[str, list[dict]], checked: dict) -> list[tuple[str, str]]:
     """The same of rows of a results.csv (name of an arm -> rows), which record less."""
     every = [row for own in arms.values() for row in own]
-    seeds = {arm: [str(row.get("seed", "")) or "not recorded" for row in own] for arm, own in arms.items()}
+    seeds = {arm: [str(row.get("seed", "")) for row in own] for arm, own in arms.items()}
 
     def cells(*names: str) -> str:
         parts = []
@@ -153,15 +155,30 @@ def hardware_in_words(run: dict) -> str:
 
 
 def seeds_in_words(arms: dict[str, list[dict]]) -> str:
-    return seeds_of({arm: [str(run["seed"]) for run in own] for arm, own in arms.items()})
+    return seeds_of({arm: list(map(seed_of, own)) for arm, own in arms.items()})
+
+
+def seed_of(run: dict) -> str:
+    if "log" in run:  # its seed is a number of ours
+        return ""
+    return str(run["seed"])
 
 
 def seeds_of(seeds: dict[str, list[str]]) -> str:
-    listed = {arm: ", ".join(sorted(set(own), key=lambda seed: (len(seed), seed))) for arm, own in seeds.items()}
-    if len(set(listed.values())) == 1:
-        own = next(iter(seeds.values()))
-        return f"{count(len(set(own)), 'seed')} per arm ({next(iter(listed.values()))})"
-    return "; ".join(f"{arm}: {own}" for arm, own in listed.items())
+    """'3 seeds per arm (0, 1, 2)', or each arm's where they differ. seeds: arm -> one per run, '' where unknown."""
+    listed = {}
+    for arm, own in seeds.items():
+        known = sorted(set(own) - {""}, key=lambda seed: (len(seed), seed))
+        names, unknown = [", ".join(known)], own.count("")
+        if unknown:
+            names.append(f"{count(unknown, 'run')} of unknown seed")
+        listed[arm] = " and ".join(filter(None, names))
+    if len(set(listed.values())) > 1:
+        return "; ".join(f"{arm}: {own}" for arm, own in listed.items())
+    own, words = next(iter(seeds.values())), next(iter(listed.values()))
+    if "" in own:
+        return f"{words} per arm"
+    return f"{count(len(set(own)), 'seed')} per arm ({words})"
 
 
 def dates_in_words(dates) -> str:
@@ -230,6 +247,8 @@ def changed(arms: dict, data: dict[str, list[dict]], checked: dict) -> str:
         words["start"] = by_arm(arms, start_in_words, between) or "other weights"
     if "code_sha256" in hashes:
         words["code"] = "other versions"
+    if not words and any(d["knob"] == "unrecorded" for d in checked["differences"]):
+        return "not recorded"
     return "; ".join(f"{name}: {text}" for name, text in words.items()) or "nothing that counts"
 
 
@@ -398,12 +417,12 @@ def key_table(rows: list[dict], names: dict[str, str], alpha: float) -> tuple:
 
 def brief_of(first: str, rows: list[list[str]]) -> list[str]:
     """The few lines for a terminal: the verdict, and a line per row with its cells below each other."""
-    first = ab_report.one_line(first.replace("**", ""))
+    first = one_line(first.replace("**", ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  " + "  ".join(map(ab_report.one_line, cells)).rstrip())
+        lines.append("  " + "  ".join(map(one_line, cells)).rstrip())
     return [first, *lines]
 
 
@@ -426,7 +445,7 @@ def last_screen(arms: dict[str, list[dict]], command: list[str], out: str | None
     lines = ["# this report", shell(command)]
     for arm, own in list(arms.items())[:8]:
         if own and not own[0].get("log"):  # what another project's log came from is not recorded
-            lines += ["", f"# {ab_report.one_line(arm)}, seed {own[0]['seed']}"]
+            lines += ["", f"# {one_line(arm)}, seed {own[0]['seed']}"]
             lines.append(shell(training_command(own[0])))
     saved = [str(own[0]["folder"]) for own in arms.values() if own and runs.list_checkpoints(own[0]["folder"])]
     if len(saved) > 1:
@@ -451,7 +470,7 @@ def training_command(run: dict) -> list[str]:
 
 def shell(command: list[str], width: int = 96) -> str:
     """A command for a shell, over several lines; a flag stays with its value."""
-    lines, words = [], [ab_report.one_line(shlex.quote(word)) for word in command]
+    lines, words = [], [one_line(shlex.quote(word)) for word in command]
     line = " ".join(words[:2])
     for group in re.split(r" (?=--)", " ".join(words[2:])):
         if len(line) + len(group) > width:

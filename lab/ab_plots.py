@@ -19,7 +19,8 @@ import statistics
 
 import numpy as np
 
-from lab.ab_report import count, one_line
+from lab.terminal import one_line
+from lab.units import count
 
 STYLES = (  # colour, line, marker of each arm
     ("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"), ("#CC79A7", ":", "D"),

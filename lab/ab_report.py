@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from lab import disk, processes
+from lab.terminal import one_line
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Markdown and HTML
@@ -33,16 +34,10 @@ from lab import disk, processes
 # a text's own markup: the verdict's word or a question at its start, and words in backticks
 BOLD = re.compile(r"\*\*([^*]+)\*\*(?= · )|\*\*([^*]+\?)\*\*(?= )")
 CODE = re.compile(r"(?<![^\s(])`([^`\s]+)`(?![^\s,.;:)?])")
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # what Markdown would take for markup; "< 0.0001", [intervals] and names_like_this are none
 MARKDOWN_MARKUP = re.compile(
     r"[\\`*$]|~(?=~)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|(?<![A-Za-z0-9_])_+|_+(?![A-Za-z0-9_])"
     r"|^[#>]|^[+-](?= )")
-
-
-def one_line(text) -> str:
-    """Text with line breaks and other control characters, and the bytes of a name that is no UTF-8, as escapes."""
-    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], str(text))
 
 
 def code(name: str) -> str:
@@ -343,8 +338,3 @@ def minutes(ms: float) -> str:
     """609,100 ms -> '10m 9.1s', as document 003 writes it."""
     tenths = round(ms / 100)
     return f"{tenths // 600}m {tenths % 600 / 10:.1f}s"
-
-
-def count(n: int, noun: str) -> str:
-    """'1 pair', '2 pairs'."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -21,6 +21,7 @@ from lab.ab_numbers import UNIT, Metric
 
 NOT_TESTED = "not tested"
 FAMILY_OF_KIND = {"fixed": "fixed"}  # of what is not tested; else "described"
+WITHHELD = "N/A: not comparable"  # in place of intervals and p of arms that differ in more than the treatment
 TEST = ("p_raw", "p_corrected", "tests", "verdict")  # what judge() adds, as two rows of one test share it
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -123,6 +124,15 @@ def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float
         row["verdict"] = word_of(row, alpha, way, margin)
         if not ok:
             row["verdict"] = "not comparable"
+            withhold(row)
+
+
+def withhold(row: dict) -> None:
+    """Takes away interval and p: between arms that are not comparable they would read like evidence."""
+    for name in ("low", "high", "p", "p_raw", "p_corrected", "p_equivalent"):
+        if isinstance(row.get(name), float):
+            row[name] = WITHHELD
+    row["tests"] = 0
 
 
 def equivalence_p(row: dict, margin: float) -> float:
@@ -172,6 +182,8 @@ def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: st
             tested = chosen[metric.thing]
             share_test(row, rows[tested] | {"family": families[tested]}, metrics[tested], metric)
     for key, row in rows.items():
+        if not checked["ok"]:
+            withhold(row)
         if isinstance(row["delta"], str) and key != primary:
             row["verdict"] = row["delta"]
 
@@ -222,6 +234,8 @@ def judge_matchings(matched: list[dict], primary_row: dict, better: int, margin:
         twin = next((row for row in others if is_same(match["row"], row)), None)
         if twin:
             match["row"] |= {key: twin[key] for key in TEST}
+        if not checked["ok"]:
+            withhold(match["row"])
         match["verdict"] = match["row"]["verdict"]
 
 

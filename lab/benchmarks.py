@@ -14,8 +14,10 @@ from its names:
     CLUSTER       field of a record; items that share its value are not independent (None: all are)
     CATEGORY      field of a record; metrics are averaged within each of its values first (None: over all items)
     DATA_HELP     what --data accepts
+    TESTS         {key: the key of METRICS that is tested for it} (not defined: one test for the benchmark)
+    TASKS         names among which --tasks (--<NAME>_tasks) chooses, which load() then takes (not defined: no choice)
 
-    load(source, max_examples)        items, dicts with "id". source: a file, "synthetic[:n]" (made on the spot) or
+    load(source, max_examples[, tasks])  items, dicts with "id". source: a file, "synthetic[:n]" (made on the spot) or
                                       "" (the official data). ValueError or OSError in one sentence
     check_length(items, block_size)   ValueError when a model of this block_size cannot score the items
     questions(item)                   what score() takes as render: --skip_long asks it
@@ -103,7 +105,7 @@ def spread_evenly(items: list, n: int) -> list:
 
 def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
     """The questions of every item, (context, [ending, ...]) as text, in GPT-2's ids. bos: each context begins with
-    <|endoftext|>."""
+    <|endoftext|>, as an empty one does in any case."""
     queue = [question for questions in rendered for question in questions]
     texts = [text for context, endings in queue for text in (context, *endings)]
     ids, lengths = get_tokenizer().encode_batch(texts)
@@ -111,7 +113,10 @@ def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
     start = [BOS_ID] if bos else []
     encoded = []
     for questions in rendered:
-        encoded.append([(start + next(pieces), [next(pieces) for _ in endings]) for _, endings in questions])
+        encoded.append([])
+        for _, endings in questions:
+            context = start + next(pieces) or [BOS_ID]
+            encoded[-1].append((context, [next(pieces) for _ in endings]))
     return encoded
 
 
@@ -188,6 +193,8 @@ def describe(benchmark, items: list[dict], about: dict) -> dict:
     name_items()'s."""
     sha256 = hashlib.sha256(json.dumps(items).encode()).hexdigest()
     about = {"items": len(items), "sha256": sha256, **about}
+    if hasattr(benchmark, "TESTS"):
+        about["tests"] = benchmark.TESTS
     about["metrics"] = [list(metric) for metric in benchmark.METRICS]
     about["item_metrics"] = list(benchmark.ITEM_METRICS)
     return about | {"cluster": benchmark.CLUSTER, "category": benchmark.CATEGORY}
@@ -232,14 +239,14 @@ NOTHING_DONE = exams.Work()
 
 def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
           autocast=contextlib.nullcontext, stop=None, progress=False,
-          work=NOTHING_DONE) -> list[Scored] | None:
+          work=NOTHING_DONE, **options) -> list[Scored] | None:
     """The scores of each item, in the order of items, on every rank; each item is scored by one rank. None when any
     rank's stop.asked is true, which is looked at between forward passes.
 
     name: of the progress bar. model: a GPT or its compiled wrapper; it stays in its mode. render(item): its questions
     as text, [(context, [ending, ...]), ...]. batch_size: contexts per forward pass (None: a fixed budget of tokens).
-    autocast: makes the context to compute in. work: of exams.unfinished. Draws no random numbers. ValueError: an ending
-    longer than block_size, a vocabulary without GPT-2's ids, scores that are not finite."""
+    autocast: makes the context to compute in. work: of exams.unfinished. options: of iter_scores. Draws no random
+    numbers. ValueError: an ending longer than block_size, a vocabulary without GPT-2's, scores that are not finite."""
     model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     check_vocabulary(model, largest=math.inf)
     share, block_size = items[procs.rank :: procs.world_size], model.config.block_size
@@ -262,7 +269,7 @@ def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
             sums[i] = values
 
         with progress_bar(len(queue), name, progress and procs.is_main, len(sums)) as bar:
-            sum_log_probs(model, queue, batch_size, autocast, keep, known=sums, stop=stop)
+            sum_log_probs(model, queue, batch_size, autocast, keep, known=sums, stop=stop, **options)
         if len(sums) < len(queue):
             return None
         scored, rest = [], iter(sums[i] for i in range(len(queue)))
@@ -473,6 +480,8 @@ def main(benchmark, argv=None) -> int:
         out=f"{name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json; the step is the "
         "checkpoint's, or 0 if it has none", long="otherwise they are refused",
         batch="contexts per forward pass (0 = a fixed budget of tokens)")
+    if hasattr(benchmark, "TASKS"):
+        parser.add_argument("--tasks", default="all", help=f"all, or some of {','.join(benchmark.TASKS)} (default all)")
     for option, settings in benchmark.OPTIONS.items():
         parser.add_argument(f"--{option}", **settings)
     args = parse_counts(parser, argv, batch_size=0)
@@ -489,7 +498,8 @@ def examine(benchmark, args, procs) -> None:
     """Score a checkpoint; rank 0 prints and stores the result."""
     name = benchmark.NAME
     model, folder, step, run = load_checkpoint(args.checkpoint, procs.device)
-    items = procs.on_main(lambda: benchmark.load(args.data, args.max_examples))
+    chosen = [args.tasks] if hasattr(benchmark, "TASKS") else []
+    items = procs.on_main(lambda: benchmark.load(args.data, args.max_examples, *chosen))
     skipped = None
     if args.skip_long:
         items, skipped = skip_long(items, benchmark.questions, model.config.block_size)
@@ -514,13 +524,14 @@ def examine(benchmark, args, procs) -> None:
             print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
         print(f"{metrics['title']} | {source} | {folder}")
         print(f"BOS {args.bos}, {metrics['dtype']}, {metrics['truncated']} truncated, "
-              f"{len(skipped or [])} skipped, {metrics['seconds']:.1f} s, chance {benchmark.CHANCE:.4f}")
+              f"{len(skipped or [])} skipped, {metrics['seconds']:.1f} s, "
+              f"chance {metrics.get('chance', benchmark.CHANCE):.4f}")
         print(benchmark.table(metrics))
         if out is None:
             return
         better = None
         if not args.out:
-            better = better_record(benchmark, out, step, metrics)
+            better = exams.better_record(benchmark, out, step, metrics)
         if better:
             print(f"not stored: {out} has scores of step {step} that say more, of {better}; "
                   f"pass --out {out} to replace them, or another --out.")
@@ -538,18 +549,3 @@ def out_folder(args, run: Path | None, folder: Path) -> Path | None:
 
 def weights_sha256(folder: Path) -> str:
     return disk.sha256_file(folder / "model.safetensors")
-
-
-def better_record(benchmark, folder: Path, step: int, metrics: dict) -> str | None:
-    """What the record that a folder has of a step is of, if it says more than these metrics: official items beside
-    synthetic ones, more items, more scores."""
-
-    def worth(record):
-        official = "(synthetic," not in str(record.get("title"))
-        scores = [record.get(key.removeprefix(f"{benchmark.NAME}_")) for key, *_ in benchmark.METRICS]
-        return official, runs.number(record.get("n")), sum(score is not None for score in scores)
-
-    for record in runs.read_jsonl(folder / f"{benchmark.NAME}_metrics.jsonl", notes=[]):
-        if record.get("step") == step and worth(record) > worth(metrics):
-            return record.get("title") or f"{record.get('n')} items"
-    return None

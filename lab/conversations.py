@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from inject_mul import ANNOTATION, MulExpressionInjector
-from lab import data_order, decontaminate, disk, files, shards, sources, synthetic, tinygsm
+from lab import data_order, decontaminate, disk, files, retries, shards, sources, synthetic, tinygsm
 from lab.answers import render_prompt
 from lab.data_order import IGNORE
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer, special_texts
@@ -59,7 +59,7 @@ def read_source(stage: str, paths: list[str], about: list[dict]) -> Iterator[tup
     """(place, record) of a source in its order. Adds to `about` what config.json says about the source."""
     if not paths:
         name, config = HUB[stage]
-        with sources.hub_errors(name):
+        with retries.hub_errors(name):
             revision = sources.hub_revision(name)
         about.append({"name": name, "config": config, "split": "train", "revision": revision})
         for number, record in enumerate(sources.hub_records(name, config, "train", revision)):

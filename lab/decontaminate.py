@@ -34,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import disk, files, sources
+from lab import disk, files, sources, terminal
 
 NGRAM = 13  # words, as in GPT-3
 MIN_WORDS = 6  # the shortest text that is looked for as a whole
@@ -461,7 +461,7 @@ def _files_in(name: str) -> dict[str, Path]:
     if not chosen:
         raise ValueError(f"--decontaminate {name} holds none of {', '.join(missing)}: name a file, as in gsm8k=FILE.")
     if missing:
-        files.note(f"--decontaminate {name} has no {', '.join(missing)}: not guarded.")
+        terminal.note(f"NOTE: --decontaminate {name} has no {', '.join(missing)}: not guarded.")
     return chosen
 
 

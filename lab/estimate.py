@@ -106,11 +106,11 @@ def checkpoint_bytes(model, optimizers) -> int:
     return int(1.05 * sum(t.numel() * t.element_size() for t in tensors)) + 2**20
 
 
-def measure(micro_step, update, model, optimizers, rows: int, device, sizes=()) -> Cost:
+def measure(micro_step, update, model, optimizers, rows: int, device, sizes=(), compiled=False) -> Cost:
     """Times micro_step(rows), forward and backward of so many rows, and update(), a step at learning rate 0.
 
-    One slow row on CPU stands for all of them. ValueError that names the largest of `sizes`, other numbers of rows,
-    which fits when memory does not suffice."""
+    One slow row on CPU stands for all of them, unless it would be compiled by itself. ValueError that names the largest
+    of `sizes`, other numbers of rows, which fits when memory does not suffice."""
 
     def seconds_of(function, *values) -> float:
         started = time.perf_counter()
@@ -134,7 +134,7 @@ def measure(micro_step, update, model, optimizers, rows: int, device, sizes=()) 
         try:
             before = processes.peak_rss_bytes()
             few = rows
-            if device.type == "cpu":
+            if device.type == "cpu" and not compiled:
                 few = 1
             micro = seconds_of(micro_step, few) * rows / few
             one_row = processes.peak_rss_bytes() - before
@@ -253,8 +253,8 @@ def report(args, cost: Cost, pace: Pace, device, advice: str) -> list[str]:
     disk = kept * cost.checkpoint
     memory = total_memory(device)
     of_memory = "" if memory is None else f" of {units.size(memory)}"
-    lines.append(f"memory about {units.size(cost.memory)}{of_memory} | disk {units.size(disk)} for {kept} "
-                 f"checkpoint(s) of {units.size(cost.checkpoint)}, {units.size(free)} free")
+    lines.append(f"memory about {units.size(cost.memory)}{of_memory} | disk {units.size(disk)} for "
+                 f"{units.count(kept, 'checkpoint')} of {units.size(cost.checkpoint)}, {units.size(free)} free")
     if memory is not None and cost.memory > 0.95 * memory:
         fits = max(1, int(args.micro_batch_size * 0.9 * memory / cost.memory))
         lines.append("WARNING: memory will hardly suffice: pass --micro_batch_size "

@@ -1,4 +1,5 @@
-"""exams.py owns unfinished evaluations of a checkpoint: what is done is kept, so that the same command goes on there.
+"""exams.py owns unfinished evaluations of a checkpoint: what is done is kept, so that the same command goes on there;
+and which record of a step says more than another.
 
 The folder gsm8k_partial or hellaswag_partial_000500 in an exam's output has a file per rank, rank0000.jsonl, of a line
 per finished piece of work: {"check", "id", ...}. Lines are only ever appended. check: of the record and of all that
@@ -104,3 +105,18 @@ def stoppable(promise: str, then: str) -> Iterator[processes.StopRequest]:
 def drop(folder: Path) -> None:
     for path in folder.glob("rank*.jsonl"):
         path.unlink()
+
+
+def better_record(benchmark, folder: Path, step: int, metrics: dict) -> str | None:
+    """What the record that a folder has of a step is of, if it says more than these metrics: official items beside
+    synthetic ones, more items, more scores."""
+
+    def worth(record):
+        official = "(synthetic," not in str(record.get("title"))
+        scores = [record.get(key.removeprefix(f"{benchmark.NAME}_")) for key, *_ in benchmark.METRICS]
+        return official, runs.number(record.get("n")), sum(score is not None for score in scores)
+
+    for record in runs.read_jsonl(folder / f"{benchmark.NAME}_metrics.jsonl", notes=[]):
+        if record.get("step") == step and worth(record) > worth(metrics):
+            return record.get("title") or f"{record.get('n')} items"
+    return None

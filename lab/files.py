@@ -21,6 +21,8 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from lab.terminal import note
+
 # twice the longest document: JSON escapes some characters, and a line has other fields
 MAX_LINE_BYTES = 2**26
 MAX_CONTAINERS = 10**6  # lists and objects in a line: 60 MB of `[],` would take 1.4 GB
@@ -65,12 +67,13 @@ def find(names: Iterable, suffixes: Iterable[str], flag: str = "--data",
         known.add(key)
         chosen.append(path)
     if again:
-        note(f"{flag}: {listed(list(dict.fromkeys(again)))} came before under this or another name and is read once.")
+        names = listed(list(dict.fromkeys(again)))
+        note(f"NOTE: {flag}: {names} came before under this or another name and is read once.")
     packed = [path for path in chosen if path.lower().endswith((".gz", ".zst"))]
     plain = set(chosen)
     twins = [path for path in packed if path.rsplit(".", 1)[0] in plain]
     if twins:
-        note(f"{flag}: {listed(twins)} and the same name unpacked are both read; if they are the "
+        note(f"NOTE: {flag}: {listed(twins)} and the same name unpacked are both read; if they are the "
              "same data, name one.")
     return chosen
 
@@ -85,10 +88,6 @@ def only(name, suffixes: Iterable[str], flag: str = "--data") -> str:
         raise FileNotFoundError(f"{flag} {name}: no such file, but {len(paths):,} ({listed(paths)}): "
                                 "name one of them.")
     return paths[0]
-
-
-def note(sentence: str) -> None:
-    print(f"NOTE: {sentence}", file=sys.stderr)
 
 
 def listed(paths: list) -> str:
@@ -160,7 +159,7 @@ def _in_folder(folder: str, suffixes: tuple[str, ...], flag: str, split: str | N
         fault = f"{flag} {folder} holds no data files ({kinds}), only {listed(others)}"
         raise FileNotFoundError(f"{fault}: convert them, or name other files.")
     if others:
-        note(f"{flag} {folder}: leaves out {listed(others)}, hidden or none of {kinds}.")
+        note(f"NOTE: {flag} {folder}: leaves out {listed(others)}, hidden or none of {kinds}.")
     return _of_split(folder, known, flag, split)
 
 
@@ -193,7 +192,7 @@ def _of_split(folder: str, paths: list[str], flag: str, split: str | None) -> li
         kept = [path for path, name in zip(paths, splits, strict=True) if name == wanted]
         rest = sorted(set(paths) - set(kept))
         if rest:
-            note(f"{flag} {folder}: reads the {len(kept):,} files of its split {wanted} and leaves out "
+            note(f"NOTE: {flag} {folder}: reads the {len(kept):,} files of its split {wanted} and leaves out "
                  f"{listed(rest)}.")
         return kept
     if wanted != "train":
@@ -202,7 +201,7 @@ def _of_split(folder: str, paths: list[str], flag: str, split: str | None) -> li
     others = {name: path for path, name in zip(paths, splits, strict=True)}
     strange = [path for name, path in others.items() if name not in (None, "train")]
     if strange:
-        note(f"{flag} {folder}: reads all of its {len(paths):,} files, also {listed(strange)}.")
+        note(f"NOTE: {flag} {folder}: reads all of its {len(paths):,} files, also {listed(strange)}.")
     return paths
 
 

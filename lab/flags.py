@@ -37,6 +37,7 @@ SYNONYMS = {
     "num_iterations": "max_train_steps", "iterations": "max_train_steps",
     "num_steps": "max_train_steps", "warmup": "warmup_iters", "warmup_steps": "warmup_iters",
     "warmdown": "warmdown_iters", "data": "data_dir dataset", "dataset": "data_dir data",
+    "data_dir": "data dataset",
     "dataset_dir": "data_dir", "input": "data_dir dataset", "train_data": "data_dir data",
     "val_data": "val_data_dir", "out": "out_dir output", "output": "out_dir out",
     "output_dir": "out_dir out", "out_dir": "out output",
@@ -46,10 +47,10 @@ SYNONYMS = {
     "heads": "n_head", "hidden_size": "n_embd", "d_model": "n_embd", "width": "n_embd",
     "dim": "n_embd", "eval_interval": "eval_every", "val_every": "eval_every",
     "log_interval": "log_every", "save_interval": "save_every", "eval_iters": "val_tokens",
-    "gate": "attn_gate", "clip": "grad_clip", "init": "init_from checkpoint", "init_from": "init",
-    "pretrained": "init_from init", "model": "checkpoint init_from init",
-    "ckpt": "checkpoint init_from init", "run": "checkpoint out_dir",
-    "checkpoint": "init_from init", "n": "max_examples max_docs num_samples",
+    "gate": "attn_gate", "clip": "grad_clip", "init": "init_from checkpoint run",
+    "init_from": "init checkpoint run", "pretrained": "init_from init",
+    "model": "checkpoint init_from init run", "ckpt": "checkpoint init_from init run",
+    "run": "checkpoint out_dir", "checkpoint": "init_from init run", "n": "max_examples max_docs num_samples",
     "max_tokens": "max_new_tokens", "start": "prompt", "temp": "temperature",
     "limit": "max_examples max_docs", "num_samples": "max_examples", "n_examples": "max_examples",
     "max_items": "max_examples", "workers": "num_workers num_proc jobs",
@@ -83,11 +84,11 @@ def suggest(word: str, names: list[str]) -> list[str]:
     return likely[:3]
 
 
-def did_you_mean(names: list[str], prefix: str = "") -> str:
-    """The end of a sentence: ": did you mean --x?"; "" without a name."""
-    if not names:
+def did_you_mean(words: list[str]) -> str:
+    """The end of a sentence: ": did you mean --x?"; "" without a word."""
+    if not words:
         return ""
-    return f": did you mean {' or '.join(prefix + name for name in names)}?"
+    return f": did you mean {' or '.join(words)}?"
 
 
 class Parser(argparse.ArgumentParser):
@@ -117,7 +118,10 @@ class Parser(argparse.ArgumentParser):
         """Ends the script when a word that looks like a flag is none. This comes before argparse, which would
         complain about a missing flag where it was only misspelt."""
         known = self._option_string_actions
-        names = [option[2:] for option in known if option.startswith("--")]
+        written = {option[2:]: option for option in known if option.startswith("--")}
+        for action in self._get_positional_actions():
+            if action.choices is None:  # no command
+                written.setdefault(action.dest, f"{action.metavar or action.dest} without a flag")
         faults = []
         for word in words:
             if word == "--":
@@ -127,7 +131,8 @@ class Parser(argparse.ArgumentParser):
             is_short = not word.startswith("--") and word[:2] in known
             if not is_flag or option in known or is_short:
                 continue
-            advice = did_you_mean(suggest(word, names), "--") or ": --help lists the flags."
+            likely = [written[name] for name in suggest(word, list(written))]
+            advice = did_you_mean(likely) or ": --help lists the flags."
             faults.append(f"{option} is no flag of {self.prog}{advice}")
         if faults:
             self.error(" ".join(faults))

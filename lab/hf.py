@@ -67,7 +67,7 @@ def to_hf_state(model: GPT) -> dict[str, torch.Tensor]:
     """A GPT2LMHeadModel state dict, as copies, with the config's vocab_size token rows."""
     c = model.config
     check(c.arch in ACTIVATIONS and c.attn_gate == "none" and c.memory == "none" and model.attention_only,
-          "only arch='gpt2' or 'nanogpt' with attn_gate='none' (without a gate) has a Hugging Face form; "
+          "only arch='gpt2' or 'nanogpt' without a gate and without a memory has a Hugging Face form; "
           "use GPT.save")
     state = dict(model.state_dict())
     state["transformer.wte.weight"] = state["transformer.wte.weight"][: c.vocab_size]

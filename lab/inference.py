@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from lab import chunks, memory_settings, trees
+from lab import chunks, memory, memory_settings, trees
 from lab.loss import CHUNK_ROWS, mask_logits, product_dtype, workspace, write_logits
 from lab.schema import check
 from model import Context, Linear, causal_attention, packed_linear, seeded_generator
@@ -90,13 +90,14 @@ def score_endings(model, items, batch_size=None, batch_tokens=None) -> list[list
     return [scores[i] for i in range(len(items))]
 
 
-def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None, known=(),
-                stop=None) -> Iterator[tuple[int, list]]:
+def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None, known=(), stop=None,
+                write=True) -> Iterator[tuple[int, list]]:
     """score_endings as a generator of (index of the item, its list of tensors), for a caller that shows progress or
     stops in between. Items come after their forward pass, sorted by their contexts, each once. Errors come at once.
 
     known: indices whose scores the caller has. A forward pass of known items alone is left out; the others are as they
-    would be without any known, to the bit. It ends before the next pass once stop.asked is true."""
+    would be without any known, to the bit. It ends before the next pass once stop.asked is true.
+    write False: a model with fast weights reads without writing."""
     for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
         check(value is None or value >= 1, f"{name} is {value}; give at least 1, or None")
     _check_items(items, model.config.block_size, model.config.padded_vocab_size)
@@ -113,7 +114,7 @@ def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None, know
         room -= size
     known = set(known)
     batches = [batch for batch in batches if not known.issuperset(batch)]
-    return _score_batches(model, items, batches, stop)
+    return _score_batches(model, items, batches, stop, write)
 
 
 def _check_items(items, limit: int, n_ids: int) -> None:
@@ -131,10 +132,10 @@ def _check_items(items, limit: int, n_ids: int) -> None:
 
 
 @torch.no_grad()
-def _score_batches(model, items, batches, stop):
+def _score_batches(model, items, batches, stop, write):
     score = _score_trees if model.attention_only else _score_rows
     if model.writes:
-        score = _score_written
+        score = _score_written if write else _score_trees
     limit = model.config.block_size + 1
     for batch in batches:
         if stop is not None and stop.asked:
@@ -164,6 +165,35 @@ def _score_written(model, pairs):
     for i, score in zip(short, _score_trees(model, [pairs[i] for i in short]), strict=True):
         scores[i] = score
     return scores
+
+
+@torch.no_grad()
+def score_after_writing(model, prompt, questions, alter=None) -> tuple[list[list[torch.Tensor]], list[dict]]:
+    """(scores as of score_endings for the questions, memory.records of the writes) of a model that has written all of
+    a prompt (see chunks.write_prompt), and then reads each context and ending in a new window without writing.
+
+    prompt: ids. questions: [(context ids, [ending ids, ...]), ...]. alter: see memory.write."""
+    reading, limit = chunks.write_prompt(model, prompt, alter), model.config.block_size + 1
+    states, targets, lengths = [], [], []
+    for context, endings in questions:
+        whole = len(context) + max(map(len, endings)) <= limit
+        beginning = reading.fork()
+        if whole:
+            states_of_context = beginning.read_only(context)[0]
+        for ending in endings:
+            if not whole:
+                visible = [*context, *ending][-limit:]
+                states.append(reading.fork().read_only(visible[:-1])[0, -len(ending) :])
+            else:
+                states.append(states_of_context[-1:])
+                if len(ending) > 1:
+                    states.append(beginning.fork().read_only(ending[:-1])[0])
+            targets += ending
+            lengths.append(len(ending))
+    log_probs = _head_log_probs(torch.cat(states), model, torch.arange(len(targets)), torch.tensor(targets))
+    scores = iter(log_probs.split(lengths))
+    by_question = [[next(scores) for _ in endings] for _, endings in questions]
+    return by_question, memory.records(reading.layers, model.transformer["h"])
 
 
 def _score_rows(model, pairs):

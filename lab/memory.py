@@ -13,7 +13,7 @@ A chunk is scored with the weights in force and then written, so no token is sco
 
 They are summed over the P tokens of a level's period, divided by P, and written at its end:
 
-    Fast <- (1 - decay) Fast - inner_lr clip(optimizer(g), inner_clip)
+    Fast <- (1 - decay) Fast - inner_lr clip(optimizer(g))
 
 CMS levels (continuum memory system, Behrouz et al. 2025) take delta from the model's own loss, the teach signal. The
 Titans memory (arXiv:2501.00663) takes it from its own loss |M(k) - v|^2; HOPE's has its values v made by a second level
@@ -33,6 +33,10 @@ from lab.schema import check
 
 # At the start of training the Titans memory forgets sigmoid(-4) = 1.8 % per write.
 ALPHA_OFFSET = -4.0
+# Its matrices that start at 1 / sqrt(n_embd) in every architecture: keys, values and features of the size of what it
+# compares. From an architecture's smaller ones hardly anything is written, so that nothing learns to be (measured:
+# experiments/2026-11-26_memory/planted.py).
+SCALED = ("query.weight", "key.weight", "value.weight", "c_fc.weight")
 MOMENTUM = 0.9
 TINY = 1e-12  # keeps the gradient of a norm finite at 0
 
@@ -49,6 +53,7 @@ class Fast:
     momentum: tuple | None = None
     inputs: tuple | None = None  # sums of u (B, D) and a (B, h), for rank1
     tokens: int = 0  # in the sums
+    probe: torch.Tensor | None = None  # zeros (B, C, D) added to y, in which its gradient is taken
     counts: dict = field(default_factory=dict)  # {counter: (B,)}, see record
 
     def add(self, name: str, value) -> None:
@@ -63,15 +68,15 @@ class Seen(NamedTuple):
     u: torch.Tensor
     z: torch.Tensor
     a: torch.Tensor
-    y: torch.Tensor  # the output, residual included
+    y: torch.Tensor | None = None  # the output, residual included
 
 
 class Level(nn.Module):
-    """The residual MLP of the module's docstring. period 0: never written."""
+    """The residual MLP of the module's docstring. period 0: never written. clip: largest norm of a write, 0 = any."""
 
-    def __init__(self, config, arch, linear, width: int, period: int = 0, learned: bool = False):
+    def __init__(self, config, arch, linear, width: int, period: int = 0, clip: float = 0.0, learned: bool = False):
         super().__init__()
-        self.arch, self.period = arch, period
+        self.arch, self.period, self.clip = arch, period, clip
         self.ln_1 = arch.norm(config.n_embd)
         self.c_fc = linear(config.n_embd, width, bias=arch.bias)
         self.c_proj = linear(width, config.n_embd, bias=arch.bias)
@@ -88,7 +93,10 @@ class Level(nn.Module):
         out = self.c_proj(a)
         if has_writes:
             out = out + a @ fast.pair[1].to(a.dtype)
-        return Seen(self, fast, u, z, a, x + out)
+        y = x + out
+        if fast is not None and fast.probe is not None:
+            y = y + fast.probe
+        return Seen(self, fast, u, z, a, y)
 
     def n_weights(self) -> int:
         return self.c_fc.weight.numel() + self.c_proj.weight.numel()
@@ -114,8 +122,8 @@ def gradients(seen: Seen, delta) -> tuple[torch.Tensor, torch.Tensor]:
     return g1.to(dtype), g2.to(dtype)
 
 
-def accumulate(seen: Seen, delta, config, alpha=None, alter=None) -> None:
-    """Adds a chunk's gradients to its level's sums, and writes them when a period has been seen.
+def accumulate(seen: Seen, delta, config, alpha=None, alter=None, flush=False) -> None:
+    """Adds a chunk's gradients to its level's sums, and writes them when a period has been seen, or now (flush).
 
     alpha (B, C): what the Titans memory forgets per write, besides inner_decay. alter: see write."""
     level, fast = seen.level, seen.fast
@@ -125,7 +133,7 @@ def accumulate(seen: Seen, delta, config, alpha=None, alter=None) -> None:
         fast.inputs = means if fast.inputs is None else tuple(map(torch.add, fast.inputs, means))
     fast.sums = tuple(added) if fast.sums is None else tuple(map(torch.add, fast.sums, added))
     fast.tokens += delta.size(1)
-    if fast.tokens == level.period:
+    if flush or fast.tokens == level.period:
         write(level, fast, config, alpha, alter)
 
 
@@ -142,8 +150,8 @@ def write(level: Level, fast: Fast, config, alpha=None, alter=None) -> None:
         directions = [F.normalize(total, dim=-1).unsqueeze(1) for total in fast.inputs]  # (B, 1, inputs)
         steps = tuple(g - d.mT @ (d @ g) for d, g in zip(directions, steps, strict=True))
     norm = joint_norm(steps)  # (B, 1, 1)
-    if config.inner_clip > 0:
-        factor = (config.inner_clip / norm.clamp(min=TINY)).clamp(max=1.0)
+    if level.clip > 0:
+        factor = (level.clip / norm.clamp(min=TINY)).clamp(max=1.0)
         steps = tuple(factor * g for g in steps)
         norm = factor * norm
     rate = config.inner_lr * level.factor()
@@ -197,15 +205,16 @@ class Titan(nn.Module):
     def __init__(self, config, arch, linear):
         super().__init__()
         self.config = config
-        C, width, learned = config.n_embd, config.titan_width, config.inner_lr_learned
+        C = config.n_embd
+        shape = config.titan_width, config.titan_period, config.titan_clip, config.inner_lr_learned
         self.ln_1 = arch.norm(C)
         self.query, self.key, self.value, self.out = (linear(C, C, bias=False) for _ in range(4))
-        self.level = Level(config, arch, linear, width, config.titan_period, learned)
+        self.level = Level(config, arch, linear, *shape)
         # what decides per token how much is written (eta) and forgotten (alpha)
         self.eta, self.alpha = nn.Parameter(torch.empty(C)), nn.Parameter(torch.empty(C))
         self.modifier = None
         if config.self_modifier != "off":
-            self.modifier = Level(config, arch, linear, width, config.titan_period, learned)
+            self.modifier = Level(config, arch, linear, *shape)
             self.modifier.requires_grad_(config.self_modifier == "on")
 
     def forward(self, x, memory: "LayerMemory | None" = None):
@@ -216,13 +225,13 @@ class Titan(nn.Module):
         fast = None if memory is None else memory.fast("titan")
         read = F.rms_norm(self.level(q, fast).y, (C,)) - q
         if memory is not None:
-            memory.titan = (self, u)
+            memory.titan_input = u
         return x + self.out(read)
 
     def written_levels(self) -> list[Level]:
         return [level for level in (self.level, self.modifier) if level is not None]
 
-    def write(self, u, memory: "LayerMemory", alter=None) -> None:
+    def write(self, u, memory: "LayerMemory", alter=None, flush=False) -> None:
         """Writes a chunk. u (B, C, D): the normalised input that forward had of it."""
         C = u.size(-1)
         k, v = F.rms_norm(self.key(u), (C,)), self.value(u)
@@ -232,9 +241,9 @@ class Titan(nn.Module):
             v = made.y
         eta, alpha = torch.sigmoid(u @ self.eta), torch.sigmoid(u @ self.alpha + ALPHA_OFFSET)  # (B, C)
         delta = eta.unsqueeze(-1) * (seen.y - v) / math.sqrt(C)
-        accumulate(seen, delta, self.config, alpha, alter)
+        accumulate(seen, delta, self.config, alpha, alter, flush)
         if self.modifier is not None:
-            accumulate(made, -delta, self.config, alpha, alter)
+            accumulate(made, -delta, self.config, alpha, alter, flush)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -250,8 +259,19 @@ class Memory(nn.Module):
         self.titan = Titan(config, arch, linear) if config.memory in WITH_TITAN else None
         shapes = zip(config.cms_widths, config.cms_periods, strict=True)
         self.levels = nn.ModuleList(
-            Level(config, arch, linear, width, period, config.inner_lr_learned and period > 0)
+            Level(config, arch, linear, width, period, config.inner_clip, config.inner_lr_learned and period > 0)
             for width, period in shapes)
+
+    def written_in_turn(self) -> list[int]:
+        """Indices of the written levels, in the order in which they are read."""
+        return [i for i, level in enumerate(self.levels) if level.period]
+
+    def read_keys(self) -> list:
+        """What of LayerMemory.by_level is read."""
+        keys = self.written_in_turn()
+        if self.titan is not None:
+            keys.append("titan")
+        return keys
 
     def forward(self, x, memory: "LayerMemory | None" = None):
         """x (B, C, D) -> the same shape. memory None: without writes, and nothing is remembered."""
@@ -274,10 +294,23 @@ class LayerMemory:
 
     by_level: dict = field(default_factory=dict)  # {index of a level, "titan" or "modifier": Fast}
     seen: list = field(default_factory=list)  # the written CMS levels' Seen of the chunk
-    titan: tuple | None = None  # the Titans memory and its input of the chunk
+    titan_input: torch.Tensor | None = None  # of the chunk, (B, C, D)
 
     def fast(self, key) -> Fast:
         return self.by_level.setdefault(key, Fast())
+
+    @classmethod
+    def holding(cls, pairs: dict, probes: dict) -> "LayerMemory":
+        """With these fast weights and probes, {key: either}, and nothing else."""
+        return cls({key: Fast(pair, probe=probes.get(key)) for key, pair in pairs.items()})
+
+    def take(self, module: Memory, seen: list[tuple], probes: dict, titan_input) -> None:
+        """Takes over what module read of a chunk: u, z, a of each written CMS level, and the Titans memory's input."""
+        self.titan_input = titan_input
+        for i, tensors in zip(module.written_in_turn(), seen, strict=True):
+            fast = self.fast(i)
+            fast.probe = probes.get(i)
+            self.seen.append(Seen(module.levels[i], fast, *tensors))
 
 
 def teach(seen: Seen, signal, scale, config):

@@ -20,6 +20,7 @@ class Settings:
     cms_widths: tuple[int, ...] = ()
     titan_width: int = 0
     titan_period: int = 0
+    titan_clip: float = 1.0
     self_modifier: str = "off"
     inner_lr: float = 1.0
     inner_lr_learned: bool = False
@@ -45,11 +46,12 @@ HELP = {
                "for the written levels, half for the one that is never written)",
     "--titan_width": "of the Titans memory (0 = n_embd / 2)",
     "--titan_period": "tokens between its writes (0 = the smallest of --cms_periods)",
+    "--titan_clip": "largest L2 norm of a write of the Titans memory before inner_lr (0 = off)",
     "--self_modifier": "HOPE: the Titans memory's values come through a level that is written",
     "--inner_lr": "learning rate of the writes",
     "--inner_lr_learned": "train a factor on inner_lr for each level (CMS: with --write through)",
     "--inner_optimizer": "of the writes; rank1 leaves out the direction of the mean input",
-    "--inner_clip": "largest L2 norm of a write before inner_lr (0 = off)",
+    "--inner_clip": "largest L2 norm of a write of a CMS level before inner_lr (0 = off)",
     "--inner_decay": "share that a write forgets of the earlier ones",
     "--teach_scale": "factor on the teach signal, or one per written level (default 1)",
     "--teach_clip": "largest L2 norm of a token's teach signal (0 = off)",
@@ -121,11 +123,11 @@ def unused_flags(c) -> list[str]:
         return [name for name in NAMES if name != "memory"] + SCHEDULE_NAMES
     unused = []
     if c.memory not in WITH_TITAN:
-        unused += ["titan_width", "titan_period"]
+        unused += ["titan_width", "titan_period", "titan_clip"]
     if c.memory != "hope":
         unused.append("self_modifier")
     if c.memory not in WITH_CMS:
-        unused += ["write", "teach_scale", "teach_clip", "surprise_threshold", *SCHEDULE_NAMES]
+        unused += ["write", "inner_clip", "teach_scale", "teach_clip", "surprise_threshold", *SCHEDULE_NAMES]
     return unused
 
 
@@ -180,7 +182,7 @@ def complete_rates(c) -> None:
     check(len(c.teach_scale) == max(n_written, 1),
           f"{len(c.teach_scale)} values of teach_scale for {n_written} written levels; "
           "give one, or one each")
-    for name in "inner_lr inner_clip teach_clip surprise_threshold titan_width".split():
+    for name in "inner_lr inner_clip titan_clip teach_clip surprise_threshold titan_width".split():
         check(0 <= getattr(c, name) < math.inf, f"{name} {getattr(c, name)}; give 0 or more")
     check(all(0 <= scale < math.inf for scale in c.teach_scale),
           f"teach_scale {c.teach_scale}; give 0 or more")
@@ -219,8 +221,37 @@ def _complete_periods(c) -> None:
 
 
 def default_period(c) -> int:
-    """128 tokens, or the largest power of two that still leaves something to read it."""
-    return next((period for period in (128, 64, 32, 16, 8, 4, 2) if period < c.block_size), 1)
+    """128 tokens, or the largest power of two that divides a sequence and still leaves something to read it."""
+    powers = (128, 64, 32, 16, 8, 4, 2)
+    return next((period for period in powers if period < c.block_size and c.block_size % period == 0), 1)
+
+
+def check_rows(c, seq_len: int) -> None:
+    """ValueError when training a model of configuration c on rows of seq_len tokens would leave some of what it reads
+    unwritten, or what it writes unread."""
+    if not written_periods(c):
+        return
+    size = chunk_size(c)
+    check(seq_len % size == 0,
+          f"rows of {seq_len} tokens are no multiple of the smallest period, {size}; "
+          f"change --cms_periods or --titan_period, or pass --seq_len {max(2, seq_len // size) * size}")
+    longest = max(written_periods(c))
+    check(longest < seq_len,
+          f"what is written every {longest} tokens is never read in rows of {seq_len}; "
+          "lower --cms_periods or --titan_period, or raise --seq_len")
+
+
+def schedule_warning(c, args) -> str:
+    """What is wrong with a teach schedule that ends at 0 before the run does; "" where nothing is."""
+    if c.memory not in WITH_CMS or c.write == "off":
+        return ""
+    total, n = args.max_train_steps, 0
+    while n < total and teach_factor(args, total - 1 - n) == 0:
+        n += 1
+    if n == 0:
+        return ""
+    return (f"the teach schedule ends at 0, so the last {n} steps train a static model: "
+            "raise --teach_decay_start or --teach_decay_iters")
 
 
 def written_periods(c) -> list[int]:

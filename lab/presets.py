@@ -24,7 +24,7 @@ PRESETS = {
         "--optimizer muon --learning_rate 0.0036 --weight_decay 0 --schedule trapezoid "
         "--warmup_iters 0 --warmdown_iters 1450 --learning_rate_decay_frac 0 --grad_clip 0"),
     "laptop": (
-        "GPT-2 of 12M parameters on 1.2M tokens, about 20 minutes on one core",
+        "GPT-2 of 12M parameters on 1.2M tokens, about 25 minutes on one core",
         "--arch gpt2 --n_layer 6 --n_head 6 --n_embd 192 --seq_len 256 --micro_batch_size 4 "
         "--total_batch_tokens 4096 --max_train_steps 300 --optimizer adamw "
         "--learning_rate 2e-3 --schedule cosine --warmup_iters 40 --eval_every 100 "

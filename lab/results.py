@@ -145,7 +145,8 @@ def append_result(path, row: dict, flag: str = "--results_csv") -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # cells, and tables that a spreadsheet has saved
 
-TEXT_COLUMNS = frozenset("run_id date git_commit gpu_name notes".split())
+# a list such as 128,0 is no number with a decimal comma
+TEXT_COLUMNS = frozenset("run_id date git_commit gpu_name notes cms_periods cms_widths teach_scale".split())
 DECIMAL_POINT = re.compile(r"[+-]?\d+\.\d+([eE][+-]?\d+)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

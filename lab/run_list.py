@@ -7,7 +7,8 @@
 What a run's state means: lab/run_state.py.
 
 --prune deletes checkpoints of finished runs, in their ckpt/, and nothing else: not the last whole one, and none
-that a listed run started from. A run that is held, or that is a link, is left alone, and no link is followed.
+that a listed run, or one beside it, started from. A run that is held, or that is a link, is left alone, and no link
+is followed.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from lab import ab_plots, ab_report, disk, processes, runs, units
-from lab.run_state import STATES, look, size_of
-from lab.terminal import aligned, show
+from lab.run_state import STATES, look, read_object, size_of
+from lab.terminal import aligned, one_line, show
 
 PAGE = "index.html"
 MADE_BY = '<meta name="generator" content="moonshotGPT compare_runs.py --watch">'
@@ -52,7 +53,7 @@ def loss_in_words(value: float | None) -> str:
 
 
 COLUMNS = [  # cell(row, now)
-    ("Run", "left", lambda row, now: ab_report.one_line(row["name"])),
+    ("Run", "left", lambda row, now: one_line(row["name"])),
     ("State", "left", lambda row, now: row["state"]),
     ("Step", "right", lambda row, now: steps_in_words(row)),
     ("Train loss", "right", lambda row, now: loss_in_words(row["train_loss"])),
@@ -88,7 +89,7 @@ def summary_of(rows: list[dict]) -> str:
     counts = [(sum(row["state"] == state for row in rows), state) for state in STATES]
     listed = ", ".join(f"{n} {state}" for n, state in counts if n)
     size = units.size(sum(row["bytes"] for row in rows))
-    return f"{ab_report.count(len(rows), 'run')}: {listed}; {size}"
+    return f"{units.count(len(rows), 'run')}: {listed}; {size}"
 
 
 def reasons(rows: list[dict]) -> list[str]:
@@ -254,15 +255,17 @@ def write_page(page: Path, content: bytes) -> None:
 
 
 def starts_of(rows: list[dict]) -> dict[Path, str]:
-    """{checkpoint's folder: name of a run that started from it}."""
+    """{checkpoint's folder: name of a run that started from it}, of the listed runs and of those beside them."""
     starts = {}
-    for row in rows:
-        init = row["config"].get("init")
-        if isinstance(init, dict):
+    for parent in {row["folder"].resolve().parent for row in rows}:
+        for path in parent.glob("*/config.json"):
+            init = read_object(path, []).get("init")
+            if not isinstance(init, dict):
+                continue
             for key in ("folder", "checkpoint"):
                 if isinstance(init.get(key), str):
-                    starts[Path(init[key]).resolve()] = row["name"]
-                    starts[(runs.REPO / init[key]).resolve()] = row["name"]
+                    starts[Path(init[key]).resolve()] = path.parent.name
+                    starts[(runs.REPO / init[key]).resolve()] = path.parent.name
     return starts
 
 
@@ -338,7 +341,7 @@ def prune(patterns: list[str], yes: bool) -> int:
     if yes:
         show(f"freed {units.size(total)}\n")
     elif n:
-        show(f"would free {units.size(total)} in {ab_report.count(n, 'checkpoint')}; "
+        show(f"would free {units.size(total)} in {units.count(n, 'checkpoint')}; "
              "the same command with --yes deletes them\n")
     else:
         show("nothing to delete\n")

@@ -96,7 +96,7 @@ KINDS = [str, str, int, str]
 METRIC = "[key, label, -1 or 0 or 1, format]", lambda value: (
     isinstance(value, list) and [*map(type, value)] == KINDS and FORMAT.fullmatch(value[3]))
 TEXT_OR_NULL = "text or null", lambda value: value is None or isinstance(value, str)
-BENCHMARK = {"title?": TEXT, "metrics?": [METRIC], "item_metrics?": [TEXT],
+BENCHMARK = {"title?": TEXT, "metrics?": [METRIC], "item_metrics?": [TEXT], "tests?": {ANY_NAME: TEXT},
              "cluster?": TEXT_OR_NULL, "category?": TEXT_OR_NULL}
 BENCHMARKS = "an object of benchmarks", lambda value: (
     value is None or not misfit(value, {ANY_NAME: BENCHMARK}))

@@ -16,7 +16,6 @@ import itertools
 import os
 import re
 import sys
-import time
 import zipfile
 import zlib
 from collections import Counter
@@ -25,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from lab import disk, files, synthetic
+from lab import disk, files, retries, synthetic, terminal
 from lab.files import damage_in, first_line, json_of, lines_of, reader_of
 
 BATCH_BYTES = 2**20  # text tokenised in one go; more gains nothing (measured), less costs calls
@@ -34,8 +33,9 @@ MAX_DOCUMENT_BYTES = 2**25  # tiktoken gives ids as a list: 59 MB of text took 1
 MAX_BENCHMARK_BYTES, MAX_BENCHMARK_ROWS = 2**26, 200_000
 PARQUET_ROWS = 32  # decoded at once; more gains nothing but for texts of a few words (measured)
 SEPARATOR, BOM = b"<|endoftext|>", b"\xef\xbb\xbf"  # between the documents of a .txt
-RETRY_WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new attempt after a network error
 EMPTY, NOT_TEXT, TOO_LONG = "empty", "not text or not valid UTF-8", f"longer than {MAX_DOCUMENT_BYTES:,} bytes"
+NO_GROUP = "without a value of --holdout_by"
+COLUMN_FLAGS = "--text_field", "--holdout_by"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ class Source(NamedTuple):
     """What --dataset names, opened by `open_source`."""
     kind: str  # "hub", "local" or "synthetic"
     files: list[str]
-    field: str  # --text_field
+    columns: tuple[str, ...]  # --text_field, and --holdout_by where it is given
     record: dict  # what meta.json says about the source
     seed: int  # of synthetic documents
     documents: int | None  # in the source, or --max_docs if that is less; None = unknown
@@ -56,15 +56,20 @@ def open_source(args: argparse.Namespace) -> Source:
     """Find the files that the prepare scripts' flags name, check that a document can be read, and pin what will be
     read. ValueError / OSError in one sentence."""
     names, stop = args.dataset, args.max_docs or None
+    columns = (args.text_field,)
+    if getattr(args, "holdout_by", None):
+        columns += (args.holdout_by,)
     if names == ["synthetic"]:
         if not (args.max_docs or args.target_tokens):
             raise ValueError("--dataset synthetic has no end: pass --max_docs or --target_tokens.")
+        if len(columns) > 1:
+            raise ValueError("--dataset synthetic has no columns: leave --holdout_by out.")
         record = {"kind": "synthetic", "seed": args.synthetic_seed}
-        return Source("synthetic", [], args.text_field, record, args.synthetic_seed, stop, stop, {})
+        return Source("synthetic", [], columns, record, args.synthetic_seed, stop, stop, {})
     if len(names) == 1 and is_hub_name(names[0]):
-        source = _open_hub(args, names[0])
+        source = _open_hub(args, names[0], columns)
     else:
-        source = _open_local(args, files.find(names, DOCUMENT_READERS, "--dataset", args.split))
+        source = _open_local(args, files.find(names, DOCUMENT_READERS, "--dataset", args.split), columns)
     if stop:
         source = source._replace(stop=stop, documents=min(stop, source.documents or stop))
     if next(read_batches(source), None) is None:
@@ -78,7 +83,7 @@ def is_hub_name(name: str) -> bool:
     return not is_file and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
 
 
-def _open_local(args: argparse.Namespace, paths: list[str]) -> Source:
+def _open_local(args: argparse.Namespace, paths: list[str], columns: tuple[str, ...]) -> Source:
     readers = [reader_of(DOCUMENT_READERS, path) for path in paths]
 
     def describe(path: str) -> dict:
@@ -92,28 +97,28 @@ def _open_local(args: argparse.Namespace, paths: list[str]) -> Source:
     count = Counter(digests)
     copies = [path for path, digest in zip(paths, digests, strict=True) if count[digest] > 1]
     if copies:
-        files.note(f"--dataset: {files.listed(copies)} are copies of each other, and all are read.")
+        terminal.note(f"NOTE: --dataset: {files.listed(copies)} are copies of each other, and all are read.")
     documents = None  # only parquet says how many rows it has
     if all(reader is _read_parquet for reader in readers):
         documents = 0
         for path in paths:
             with damage_in(path), open(path, "rb") as f:
-                documents += _parquet_file(f, path, args.text_field).metadata.num_rows
-    return Source("local", paths, args.text_field, record, 0, documents, None, {})
+                documents += _parquet_file(f, path, columns).metadata.num_rows
+    return Source("local", paths, columns, record, 0, documents, None, {})
 
 
-def _open_hub(args: argparse.Namespace, name: str) -> Source:
+def _open_hub(args: argparse.Namespace, name: str, columns: tuple[str, ...]) -> Source:
     """The files of one revision of a hub dataset; `datasets` knows which belong to a configuration and split."""
     def resolve(_):
         revision = hub_revision(name, args.revision)
         yield revision, *_resolve_with_datasets(name, args.config, args.split, revision)
 
-    revision, paths, documents = next(with_retries(resolve, 0, lambda _: 0, RETRY_WAITS[:3]))
+    revision, paths, documents = next(retries.with_retries(resolve, 0, lambda _: 0, retries.RETRY_WAITS[:3]))
     for path in paths:
         reader_of(DOCUMENT_READERS, path)  # or refuse it now
     names = [path.split("/", 3)[-1] for path in paths]
     record = {"kind": "hub", "revision": revision, "files": names}
-    return Source("hub", paths, args.text_field, record, 0, documents, None, {})
+    return Source("hub", paths, columns, record, 0, documents, None, {})
 
 
 def hub_revision(name: str, revision: str | None = None) -> str:
@@ -151,7 +156,7 @@ def read_batches(source: Source, start: int = 0) -> Iterator[tuple[int, list[byt
         batches = ((first, make(first)) for first in range(start, sys.maxsize, 256))
     elif source.kind == "hub":
         after = lambda batch: batch[0] + len(batch[1])
-        batches = with_retries(lambda first: _read_files(source, first), start, after)
+        batches = retries.with_retries(lambda first: _read_files(source, first), start, after)
     else:
         batches = _read_files(source, start)
     for first, documents in batches:
@@ -168,15 +173,29 @@ def _read_files(source: Source, start: int):
         count = source.counts.get(path)
         if count is None or first + count > start:
             position, reader = first, reader_of(DOCUMENT_READERS, path)
-            # errors of the network are for `with_retries`
+            # errors of the network are for retries.with_retries
             guard = contextlib.nullcontext() if source.kind == "hub" else damage_in(path)
             with guard, _open_file(source, path) as f:
-                for n, documents in reader(f, path, source.field, max(0, start - first)):
+                for n, documents in reader(f, path, source.columns, max(0, start - first)):
                     if documents is not None:
                         yield position, [_with_place(document, path) for document in documents]
                     position += n
             source.counts[path] = position - first
         first += source.counts[path]
+
+
+class Grouped(bytes):
+    """A document's UTF-8 text; `group` is its value of the second column, as UTF-8."""
+
+
+def _grouped(document: bytes | str, group) -> bytes | str:
+    if isinstance(document, str):
+        return document
+    if group is None or group == "":
+        return NO_GROUP
+    document = Grouped(document)
+    document.group = str(group).encode()
+    return document
 
 
 def _with_place(document: bytes | str, path: str) -> bytes | str:
@@ -193,18 +212,20 @@ def _open_file(source: Source, path: str):
     return open(path, "rb")
 
 
-# Each reader takes (open file, path, field, skip) and yields (number of documents, their list); the list is None for
+# Each reader takes (open file, path, columns, skip) and yields (number of documents, their list); the list is None for
 # documents among the first `skip`.
 
-def _parquet_file(f, path: str, field: str):
+def _parquet_file(f, path: str, columns: tuple[str, ...]):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(f, buffer_size=2**20, pre_buffer=False)  # a row group may be huge
     schema = file.schema_arrow
-    if field not in schema.names:
-        names = ", ".join(schema.names)
-        raise ValueError(f"{path} has no column {field!r}: pass --text_field with one of {names}.")
+    for column, flag in zip(columns, COLUMN_FLAGS, strict=False):
+        if column not in schema.names:
+            names = ", ".join(schema.names)
+            raise ValueError(f"{path} has no column {column!r}: pass {flag} with one of {names}.")
+    field = columns[0]
     kind = schema.field(field).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     text_kinds = pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()
@@ -213,11 +234,11 @@ def _parquet_file(f, path: str, field: str):
     return file
 
 
-def _read_parquet(f, path: str, field: str, skip: int):
-    yield from _in_batches(_parquet_texts(_parquet_file(f, path, field), field, skip), 0)
+def _read_parquet(f, path: str, columns: tuple[str, ...], skip: int):
+    yield from _in_batches(_parquet_texts(_parquet_file(f, path, columns), columns, skip), 0)
 
 
-def _parquet_texts(file, field: str, skip: int) -> Iterator[bytes | str | None]:
+def _parquet_texts(file, columns: tuple[str, ...], skip: int) -> Iterator[bytes | str | None]:
     """The documents of a parquet file; None for each of the first `skip`."""
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
@@ -226,12 +247,15 @@ def _parquet_texts(file, field: str, skip: int) -> Iterator[bytes | str | None]:
             yield from itertools.repeat(None, group.num_rows)
             continue
         # few rows at once: a thousand may be one text of a megabyte that the file holds once
-        for batch in file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=[field], use_threads=False):
-            column = batch.column(0)
-            cut = min(skip, len(column))
+        for batch in file.iter_batches(PARQUET_ROWS, row_groups=[number], columns=list(columns), use_threads=False):
+            cut = min(skip, len(batch))
             yield from itertools.repeat(None, cut)
             skip -= cut
-            yield from _utf8_list(column.slice(cut))
+            batch = batch.slice(cut)
+            documents = _utf8_list(batch.column(columns[0]))
+            if len(columns) > 1:
+                documents = map(_grouped, documents, batch.column(columns[1]).to_pylist())
+            yield from documents
 
 
 def _utf8_list(column) -> list[bytes | str]:
@@ -286,7 +310,9 @@ def _in_batches(items: Iterator, skip: int, document_of: Callable = lambda item:
         yield len(documents), documents
 
 
-def _read_txt(f, path: str, field: str, skip: int):
+def _read_txt(f, path: str, columns: tuple[str, ...], skip: int):
+    if len(columns) > 1:
+        raise ValueError(f"{path} is plain text without columns: leave --holdout_by out, or give parquet or jsonl.")
     yield from _in_batches(_pieces(f, path), skip)
 
 
@@ -315,11 +341,10 @@ def _pieces(f, path: str) -> Iterator[bytes | str]:
         yield _checked(data.removeprefix(BOM).strip(b"\r\n"))
 
 
-def _read_jsonl(f, path: str, field: str, skip: int):
-    has_field = False
+def _read_jsonl(f, path: str, columns: tuple[str, ...], skip: int):
+    missing = dict(zip(columns, COLUMN_FLAGS, strict=False))  # of all records so far
 
     def document_of(numbered: tuple[int, bytes]) -> bytes | str:
-        nonlocal has_field
         number, line = numbered
         where = f"line {number:,} of {path}"
         try:
@@ -330,11 +355,16 @@ def _read_jsonl(f, path: str, field: str, skip: int):
             raise ValueError(f"{where} is not JSON ({first_line(error)}): repair or remove it.") from error
         if not isinstance(record, dict):
             raise ValueError(f"{where} is not an object with fields: repair or remove it.")
-        if field not in record and not has_field:
-            fields = ", ".join(record)
-            raise ValueError(f"{where} has no field {field!r} (it has {fields}): pass another --text_field.")
-        has_field = True
-        return _checked(record.get(field))
+        for column in list(missing):
+            if column not in record:
+                fields = ", ".join(record)
+                raise ValueError(f"{where} has no field {column!r} (it has {fields}): pass another {missing[column]}.")
+            del missing[column]
+        field, *group = columns
+        document = _checked(record.get(field))
+        if group:
+            document = _grouped(document, record.get(group[0]))
+        return document
 
     yield from _in_batches(lines_of(f, path), skip, document_of)
 
@@ -343,47 +373,6 @@ DOCUMENT_READERS = {
     ".parquet": _read_parquet, ".txt": _read_txt,
     ".jsonl": _read_jsonl, ".jsonl.gz": _read_jsonl, ".jsonl.zst": _read_jsonl,
 }
-
-
-def with_retries(attempt: Callable, position: int, after: Callable, waits=None) -> Iterator:
-    """Yield from attempt(position); after a network error, wait and go on at after(the last item). Any other error, and
-    the network's last one, is a ValueError."""
-    waits, failures = waits or RETRY_WAITS, 0
-    while True:
-        try:
-            for item in attempt(position):
-                yield item
-                position, failures = after(item), 0
-            return
-        except Exception as error:
-            if type(error) is ValueError:  # our own sentence
-                raise
-            what = f"{type(error).__name__}: {first_line(error)}"
-            if failures == len(waits) or not may_pass(error):
-                raise ValueError(f"reading from the hub failed {failures + 1} times in a row ({what}): check the name, "
-                                 "--config, --revision and the network and run again (with --resume if it had begun), "
-                                 "or give local files.") from error
-            print(f"network error ({what}), trying again in {waits[failures]} s", file=sys.stderr)
-            time.sleep(waits[failures])
-            failures += 1
-
-
-def may_pass(error: BaseException | None) -> bool:
-    """Whether trying again may help: connections, time-outs, cut-off bodies, HTTP 408, 429 and 5xx."""
-    import pyarrow
-
-    libraries = "urllib3 requests httpx httpx2 httpcore httpcore2 aiohttp http".split()  # of all `datasets` versions
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None:
-            return status in (408, 429) or status >= 500
-        if isinstance(error, (FileNotFoundError, PermissionError)) or "Offline" in type(error).__name__:
-            return False
-        library = type(error).__module__.split(".")[0]
-        if isinstance(error, (OSError, EOFError, pyarrow.ArrowException)) or library in libraries:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -528,20 +517,10 @@ def read_zip(path, password_variable: str) -> Iterator[tuple[Place, object]]:
 
 def hub_records(name: str, config: str | None, split: str, revision=None) -> Iterator[dict]:
     """The rows of a dataset on the hub, streamed, or of the copy that `datasets` keeps. ValueError without either."""
-    with hub_errors(name):
+    with retries.hub_errors(name):
         import datasets
 
         yield from datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
-
-
-@contextlib.contextmanager
-def hub_errors(name: str):
-    """Turns whatever the network and three libraries raise inside the block into one sentence."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{name} cannot be read from the hub ({first_line(error)}): check the name and the network, "
-                         "or give local files.") from error
 
 
 def synthetic_size(source: str, default: int) -> int | None:

@@ -1,7 +1,7 @@
 r"""synthetic.py owns the embedded corpus: small documents and matching eval items of one tight world, without network.
 
     python -m lab.synthetic --n 3                                         # three documents on stdout
-    python -m lab.synthetic --n 500 --kind hellaswag --out items.jsonl    # or ewok, gsm8k; documents as {"text": ...}
+    python -m lab.synthetic --n 500 --kind hellaswag --out items.jsonl    # or ewok, piqa, ...; documents: {"text": ...}
 
 A document is paragraphs about three people and four things: outings that follow a fixed script per place, facts whose
 second sentence follows from the first, and sums. Document 724 of seed 0:
@@ -25,6 +25,7 @@ holds the thing, which step is done, sums). `bucket`, a hash of who, what and wh
 documents or to one split of one benchmark, so no item's text is in a document although all its parts are. All
 randomness is `random.Random(int).random()`, the one sequence that Python promises to keep.
 """
+import functools
 import itertools
 import json
 import math
@@ -357,7 +358,78 @@ def gsm8k_items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
     return distinct(rand, n, problem, lambda item: item["question"])
 
 
+# The columns of each zero-shot task's rows, made of a fact: its context c, question q, choices, the right one's number.
+# WinoGrande's and HellaSwag's are made by themselves.
+LETTERS = "ABCDE"
+QUESTION = "What is true after that?"
+
+
+def lettered(choices: list[str]) -> dict:
+    return {"text": choices, "label": list(LETTERS[: len(choices)])}
+
+
+ZEROSHOT = {  # task: (choices, columns)
+    "piqa": (2, lambda c, choices, right: {
+        "goal": c, "sol1": choices[0], "sol2": choices[1], "label": right}),
+    "arc_easy": (4, lambda c, choices, right: {
+        "question": f"{c} {QUESTION}", "choices": lettered(choices), "answerKey": LETTERS[right]}),
+    "arc_challenge": (4, lambda c, choices, right: {
+        "question": f"{QUESTION[:-1]} this: {c}", "choices": lettered(choices), "answerKey": LETTERS[right]}),
+    "boolq": (2, lambda c, choices, right: {
+        "passage": f"{c} {choices[0]}", "question": f"is it right that {choices[right].rstrip('.')}",
+        "answer": right == 0}),
+    "social_iqa": (3, lambda c, choices, right: {
+        "context": c, "question": QUESTION, "answerA": choices[0], "answerB": choices[1],
+        "answerC": choices[2], "label": str(right + 1)}),
+    "commonsense_qa": (5, lambda c, choices, right: {
+        "question": f"{c} {QUESTION}", "choices": lettered(choices), "answerKey": LETTERS[right]}),
+    "openbookqa": (4, lambda c, choices, right: {
+        "question_stem": c, "choices": lettered(choices), "answerKey": LETTERS[right]}),
+}
+
+
+def zeroshot_items(task: str, n: int, seed: int = 0) -> list[dict]:
+    """n rows with the columns of a zero-shot task (lab/tasks.py); each answer is the right one equally often."""
+    if task == "hellaswag":
+        return hellaswag_items(n, seed)
+    turn = itertools.count()
+    rand = random.Random(seed << 8 | zlib.crc32(task.encode()) % 251).random
+
+    def gap(rand) -> dict:
+        role = roles(rand, new_world(rand))
+        right, names = next(turn) % 2, [role["n"], role["m"]]
+        if bucket(" ".join(names)) >= 2:
+            return None
+        n, m = names
+        sentence = f"{n} gives the {role['c']} {role['t']} to {m}, so now _ has it."
+        if pick(rand, (0, 1)):
+            sentence, names = sentence.replace("gives", "takes").replace(" to ", " from "), [m, n]
+        if right == 0:
+            names.reverse()  # the second has it now
+        return {"sentence": sentence, "option1": names[0], "option2": names[1], "answer": str(right + 1)}
+
+    def row(rand) -> dict | None:
+        k, columns = ZEROSHOT[task]
+        _, _, _, context, target, values = pick(rand, FACTS)
+        role, key = roles(rand, new_world(rand)), pick(rand, list(values))
+        if bucket(context.format(k="", **role)) >= 2:
+            return None
+        first, follows = filled(context, target, values, key, role)
+        others = [filled(context, target, values, other, role)[1] for other in values]
+        others = [other for other in dict.fromkeys(others) if other != follows]
+        if len(others) < k - 1:
+            return None
+        choices = [others.pop(int(rand() * len(others))) for _ in range(k - 1)]
+        right = next(turn) % k
+        choices.insert(right, follows)
+        return columns(first, choices, right)
+
+    return distinct(rand, n, gap if task == "winogrande" else row, str)
+
+
 ITEM_MAKERS = {"hellaswag": hellaswag_items, "ewok": ewok_items, "gsm8k": gsm8k_items}
+for _task in ("winogrande", *ZEROSHOT):
+    ITEM_MAKERS[_task] = functools.partial(zeroshot_items, _task)
 
 
 def main() -> None:
@@ -375,7 +447,7 @@ def main() -> None:
     if min(args.n, args.start, args.seed) < 0:
         parser.error("--n, --start and --seed must be >= 0: drop the minus sign.")
     options = {"split": args.split} if args.split else {}
-    if options and args.kind in ("documents", "ewok"):
+    if options and args.kind not in ("hellaswag", "gsm8k"):
         parser.error(f"--kind {args.kind} has no splits: drop --split.")
     if args.kind == "documents":
         rows = ({"text": text} for text in documents(args.seed, args.start, args.start + args.n))

@@ -11,8 +11,10 @@ import unicodedata
 
 from lab.tokenizer import get_tokenizer
 
-# what a terminal would obey: control characters but tab and newline, and those that turn the direction of writing
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# what a terminal or a page would obey or cannot show: control characters, those that turn the direction of writing,
+# and the bytes of a name that is no UTF-8
+CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+UNSAFE, UNSAFE_IN_A_LINE = re.compile(f"[{CONTROL}]"), re.compile(rf"[{CONTROL}\t\n]")
 COLUMN = 24  # characters: checkpoints that would get a narrower column are shown one below the other
 
 
@@ -27,8 +29,17 @@ def show(text: str) -> None:
 
 
 def visible(text: str) -> str:
-    """The text with escapes for what a terminal would obey."""
-    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+    """The text with escapes for what a terminal would obey; tabs and line breaks stay."""
+    return UNSAFE.sub(escape, text)
+
+
+def one_line(text) -> str:
+    """The same with tabs and line breaks as escapes, too."""
+    return UNSAFE_IN_A_LINE.sub(escape, str(text))
+
+
+def escape(match: re.Match) -> str:
+    return ascii(match[0])[1:-1]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, estimate, optim, processes, resume, runs, schema
+from lab import chunks, disk, estimate, optim, processes, resume, runs, schema
 from lab.mirrors import open_mirrors
 from model import GPT
 
@@ -60,7 +60,7 @@ def look_ahead(args, procs, model, optimizers, micro_step, *, micro_steps: int, 
             clip_and_step(optimizers, params, grad_norm, args.grad_clip)
 
     rows, device = args.micro_batch_size, procs.device
-    cost = estimate.measure(micro_step, update, model, optimizers, rows, device, sizes)
+    cost = estimate.measure(micro_step, update, model, optimizers, rows, device, sizes, compiles(args, device))
     per_token = estimate.FORWARD_SHARE * cost.micro_step / tokens / procs.world_size
     guesses = {kind: per_token * count for kind, count in scored.items()}
     guesses["step"] = before + micro_steps * cost.micro_step + cost.update
@@ -74,6 +74,20 @@ def look_ahead(args, procs, model, optimizers, micro_step, *, micro_steps: int, 
 
 def compiles(args, device) -> bool:
     return args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
+
+
+def compiled(args, model, forward):
+    """forward, which reads rows with a model in training, compiled if --compile says so."""
+    device = model.transformer["wte"].weight.device
+    if not compiles(args, device):
+        return forward
+    compilers = os.environ.get("CXX", "g++"), "clang++", "cl"
+    schema.check(device.type != "cpu" or any(map(shutil.which, compilers)),
+                 "--compile on needs a C++ compiler, and none is on the PATH: install g++, or leave it out.")
+    if not model.writes:
+        return torch.compile(forward)
+    chunks.compile_blocks(model)
+    return forward
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""units.py owns how spans of time and numbers of bytes are written: 45 s, 5.2 h, 310.4 MB."""
+"""units.py owns how spans of time, numbers of bytes and counts are written: 45 s, 5.2 h, 310.4 MB, 2 pairs."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def size(n_bytes: float) -> str:
         if n_bytes >= unit:
             return f"{n_bytes / unit:.1f} {name}"
     return f"{n_bytes:.0f} B"
+
+
+def count(n: int, noun: str) -> str:
+    """'1 pair', '2 pairs', '1,200 tokens'."""
+    if n == 1:
+        return f"1 {noun}"
+    return f"{n:,} {noun}s"

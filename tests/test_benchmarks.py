@@ -126,7 +126,7 @@ def test_a_third_benchmark(tmp_path):
         shutil.copy(path, repo)
     (repo / "agreement.py").write_text(AGREEMENT)
     trainer = (repo / "train_gpt.py").read_text()
-    changed = trainer.replace("BENCHMARKS = (hellaswag, ewok)", "BENCHMARKS = (hellaswag, ewok, agreement)")
+    changed = trainer.replace("BENCHMARKS = (hellaswag, ewok, zeroshot)", "BENCHMARKS = (hellaswag, ewok, agreement)")
     assert changed != trainer
     (repo / "train_gpt.py").write_text(changed.replace("\nimport ewok\n", "\nimport agreement\nimport ewok\n"))
     (repo / "driver.py").write_text(DRIVER)

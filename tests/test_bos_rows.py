@@ -396,7 +396,9 @@ def test_bounds_of_the_warnings():
         report = [{"mean_document_tokens": mean} for mean in means]
         return prepare_bos_rows.warnings_of({"overflow": overflow, "crop_fraction": crop, "packing_report": report})
 
-    assert warnings("crop", 0.2, 100, 200, 150) == [] == warnings("requeue", 0.0, 100, 900)
+    assert warnings("crop", 0.2, 100, 200, 150) == [] == warnings("requeue", 0.0, 100, 200)
+    (drift,) = warnings("requeue", 0.0, 100, 201)
+    assert "--overflow split" in drift and "201 in another" in drift
     for figures in (("crop", 0.201, 100, 100), ("crop", 0.0, 201, 100), ("split", 0.3, 1, 1)):
         [warning] = warnings(*figures)
         assert "--overflow requeue" in warning and ("--overflow split" in warning) == (figures[0] == "crop")

@@ -116,7 +116,7 @@ def test_a_run_does_not_change_by_it(data, tmp_path, monkeypatch):
     assert exact(tmp_path / "measured") == exact(tmp_path / "plain")
     assert weights(tmp_path / "measured") == weights(tmp_path / "plain")
     log = (tmp_path / "measured" / "log.txt").read_text()
-    assert "per step" in log and "for 1 checkpoint(s)" in log and "left" not in log
+    assert "per step" in log and "for 1 checkpoint of" in log and "left" not in log
     assert "% of the time: a higher --eval_every lowers it" in log
 
 
@@ -134,6 +134,17 @@ def test_dry_run_stops_there(data, tmp_path, capsys, monkeypatch):
     assert "WARNING: memory will hardly suffice: pass --micro_batch_size 1 (estimated)" in lines[3]
     assert lines[4].startswith("WARNING: the disk will be full before the end: free ")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_laptop_advice_at_the_default(data, tmp_path, capsys, monkeypatch):
+    """The 124M default on a CPU where a micro-step takes 270 s: 60 of them are 4.5 h a step."""
+    slow = estimate.Cost(270.0, 5.0, 11.4e9, 1_600_000_000)
+    monkeypatch.setattr(estimate, "measure", lambda *_: slow)
+    flags = ["--data_dir", str(data), "--out_dir", str(tmp_path / "out"), "--device", "cpu", "--dry_run",
+             "--micro_batch_size", "8", "--max_epochs", str(10**9)]
+    assert train_gpt.main(flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("WARNING: about 4.5 h per step here, 3,") and lines[1].endswith("(--preset laptop)")
 
 
 @pytest.mark.parametrize("error", [

@@ -138,3 +138,14 @@ def test_the_other_scripts_name_of_a_flag():
     done = subprocess.run([sys.executable, REPO / "model.py", "imprt", "a"], capture_output=True, text=True, env=ENV)
     assert (done.returncode, done.stderr) == (
         1, "model.py: imprt is no command of model.py: export, import, or flags alone (--help).\n")
+
+
+@pytest.mark.parametrize("script, flag, meant", [
+    ("sample.py", "--checkpoint", "RUN without a flag"), ("sample.py", "--model", "RUN without a flag"),
+    ("hellaswag.py", "--data-dir", "--data"), ("sft.py", "--data_dir", "--data"),
+    ("prepare_fineweb.py", "--data_dir", "--dataset"),
+])
+def test_what_another_script_calls_it(script, flag, meant):
+    """A flag that only its neighbours have: what stands in its place here is named, an argument without a flag, too."""
+    done = subprocess.run([sys.executable, REPO / script, flag, "x"], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 2 and done.stderr == f"{script}: {flag} is no flag of {script}: did you mean {meant}?\n"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ENV, REPO, run_script, tiny_documents, write_dataset
 
-BENCHMARKS = "hellaswag ewok".split()
+BENCHMARKS = "hellaswag ewok zeroshot".split()
 SCRIPTS = "prepare_fineweb prepare_bos_rows inject_mul model train_gpt eval_gsm8k sft grpo sample compare_runs".split()
-SCRIPTS += BENCHMARKS
+SCRIPTS += [*BENCHMARKS, "long_context", "continual"]
 LIBRARIES = {"model", "inject_mul"}  # the scripts that others may import
 WITHOUT_TORCH = "flags runs results processes disk shards sources terminal files decontaminate tinygsm".split()
 WITHOUT_TORCH += ["logs", "run_*", "ab_*"]

@@ -1,10 +1,12 @@
 """Fast weights: what a write is, that it happens after the score, and that nothing but the sequence itself matters."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lab import chunks, memory, memory_settings
+from lab import chunks, hf, memory, memory_settings
 from lab.inference import generate, score_endings
 from model import ARCHS, GPT, GPTConfig, Linear
 
@@ -57,6 +59,7 @@ def fp64_loss(monkeypatch):
 
 each_arm = pytest.mark.parametrize(("arm", "write"), ARMS)
 each_arch = pytest.mark.parametrize("arch", ARCHS)
+both_archs = pytest.mark.parametrize("arch", ["gpt2", "speedrun"])
 
 # ----------------------------------------------------------------------------------------------------------------------
 # one write
@@ -77,10 +80,11 @@ def test_closed_form_is_the_gradient(arch):
         torch.testing.assert_close(g, wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_a_period_of_two_chunks_adds_up():
+@both_archs
+def test_a_period_of_two_chunks_adds_up(arch):
     """Two chunks of 8 tokens write what one chunk of 16 does."""
-    config = GPTConfig(**settings("hope_attention", inner_clip=0.0, cms_periods=(16, 0)))
-    level = memory.Level(config, ARCHS["gpt2"], Linear, 24, period=16).double()
+    config = GPTConfig(**settings("hope_attention", inner_clip=0.0, cms_periods=(16, 0)), arch=arch)
+    level = memory.Level(config, ARCHS[arch], Linear, 24, period=16).double()
     for p in level.parameters():
         torch.nn.init.normal_(p, std=0.3)
     x, delta = torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -138,26 +142,43 @@ def test_a_titan_write_brings_values_closer(arch):
 # reading
 
 
+def read_unwritten(model, idx):
+    """Hidden states of idx (B, T), chunk by chunk, when nothing is ever written."""
+    reading = chunks.Reading(model)
+    with torch.no_grad():
+        return torch.cat([reading.read(part, for_write=False) for part in idx.split(8, 1)], 1)
+
+
 @each_arm
 @each_arch
 def test_rate_zero_is_the_static_model(arm, write, arch):
     """Bit for bit in chunks, and to rounding in one pass."""
     model, (idx, targets) = make(arm, write, arch, inner_lr=0.0), tokens()
-    written = model.per_token_loss(idx, targets)
-    alike = chunks.per_token_loss(model, idx, targets, alter=lambda *steps: tuple(map(torch.zeros_like, steps)))
-    assert torch.equal(written, alike)
-    torch.testing.assert_close(written, model.per_token_loss(idx, targets, write=False), rtol=0, atol=1e-5)
-
-
-@each_arch
-def test_chunks_carry_keys_exactly(arch):
-    """Chunk by chunk = one pass, to 1e-12 in fp64."""
-    model, (idx, _) = make("hope_attention", arch=arch).double(), tokens()
-    reading = chunks.Reading(model)
     with torch.no_grad():
-        parts = [reading.read(part, for_write=False) for part in idx.split(8, 1)]
+        written = chunks.hidden(model, idx)
+    assert torch.equal(written, read_unwritten(model, idx))
+    nll = model.per_token_loss(idx, targets)
+    torch.testing.assert_close(nll, model.per_token_loss(idx, targets, write=False), rtol=0, atol=1e-5)
+
+
+@each_arm
+@each_arch
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_chunks_carry_keys_exactly(arm, write, arch, dtype, most):
+    """Chunk by chunk = one pass."""
+    model, (idx, _) = make(arm, write, arch).to(dtype), tokens()
+    with torch.no_grad():
         whole = model.hidden(idx, write=False)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-12)
+    assert (read_unwritten(model, idx) - whole).norm() < most * whole.norm()
+
+
+@each_arm
+@both_archs
+def test_a_batch_of_3_is_3_batches_of_1_in_fp64(arm, write, arch, fp64_loss):
+    model, (idx, targets) = make(arm, write, arch).double(), tokens()
+    together = model.per_token_loss(idx, targets)
+    alone = torch.cat([model.per_token_loss(x[None], y[None]) for x, y in zip(idx, targets, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
 
 
 @each_arm
@@ -174,9 +195,10 @@ def test_nothing_but_the_sequence_matters(arm, write, arch):
 
 
 @each_arm
-def test_a_token_is_scored_before_it_is_written(arm, write):
+@both_archs
+def test_a_token_is_scored_before_it_is_written(arm, write, arch):
     """A marker at position 20 changes no score before it, and as a target only its own score in its chunk."""
-    model, (idx, targets) = make(arm, write), tokens()
+    model, (idx, targets) = make(arm, write, arch), tokens()
     before = model.per_token_loss(idx, targets)
     marked, marked_targets = idx.clone(), targets.clone()
     marked[:, 20], marked_targets[:, 19] = 7, 7
@@ -202,18 +224,31 @@ def test_logits_are_those_of_the_loss(arm, write):
 # training
 
 
-@each_arm
+@pytest.mark.parametrize(("arm", "write", "more"), [
+    *((*arm, {}) for arm in ARMS), ("hope", "stop", {}), ("hope", "off", {}), ("hope_attention", "off", {}),
+    ("titan", "stop", dict(inner_lr_learned=True)), ("hope", "through", dict(inner_lr_learned=True)),
+    ("hope_attention", "through", dict(inner_lr_learned=True, cms_periods=(8, 16, 0))),
+    ("hope", "stop", dict(self_modifier="frozen"))])
 @each_arch
-def test_every_parameter_has_a_gradient(arm, write, arch):
-    model, (idx, targets) = make(arm, write, arch), tokens()
+def test_every_parameter_has_a_gradient(arm, write, more, arch):
+    """Of those that are trained: all but a frozen self-modifier's."""
+    model, (idx, targets) = make(arm, write, arch, **more), tokens()
     model(idx, targets).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) < len(list(model.parameters())) or more.get("self_modifier") != "frozen"
+    assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
 
 
-@each_arch
-def test_through_is_the_gradient_with_delta_held(arch, fp64_loss, monkeypatch):
-    """write through: finite differences of the loss, with the teach signals of the unchanged model."""
-    model, (idx, targets) = make("hope_attention", "through", arch).double(), tokens(rows=2, length=32)
+THROUGH = ("levels.0.c_fc.weight levels.0.c_proj.weight attn.c_attn.weight titan.key.weight titan.value.weight "
+           "titan.eta titan.alpha titan.level.c_fc.weight titan.modifier.c_proj.weight").split()
+
+
+@both_archs
+@pytest.mark.parametrize("arm", ["titan", "hope_attention", "hope"])
+def test_through_is_the_gradient_with_delta_held(arm, arch, fp64_loss, monkeypatch):
+    """write through: finite differences of the loss, with the teach signals of the unchanged model. The Titans memory's
+    own signals are differentiated, too."""
+    model, (idx, targets) = make(arm, "through", arch).double(), tokens(rows=2, length=32)
     deltas, original = [], memory.teach
 
     def remember(*args):
@@ -230,7 +265,7 @@ def test_through_is_the_gradient_with_delta_held(arch, fp64_loss, monkeypatch):
             return chunks.loss(model, idx, targets).item()
 
     for name, p in model.named_parameters():
-        if name.endswith(("levels.0.c_fc.weight", "levels.0.c_proj.weight", "attn.c_attn.weight")):
+        if name.endswith(tuple(THROUGH)):
             direction = torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(3))
             losses = []
             for sign in (1, -1):
@@ -288,6 +323,8 @@ def test_parameters_are_matched(arm, arch):
     (dict(memory_layers=9), "3 blocks"), (dict(memory_layers="2"), "memory_layers is '2'"),
     (dict(cms_periods=8), "list of numbers"), (dict(cms_periods=("8", 0)), "list of numbers"),
     (dict(inner_lr=None), "inner_lr is None"), (dict(inner_lr_learned=1), "like False"),
+    (dict(memory="titan", titan_period=64, cms_periods=()), "never read"),
+    (dict(memory="hope", titan_period=12), "multiple"),
     (dict(memory="titan", titan_width=500, titan_period=8, cms_periods=()), "lower titan_width"),
 ])
 def test_impossible_settings_are_a_sentence(change, word):
@@ -301,6 +338,22 @@ def test_a_configuration_without_memory_opens():
     older = {name: value for name, value in values.items() if not hasattr(memory_settings.Settings, name)}
     assert len(older) < len(values)
     assert GPTConfig.from_dict(older) == GPTConfig()
+
+
+def test_an_older_checkpoint_opens(tmp_path):
+    """A folder that was saved before there was a memory: the same losses."""
+    model, (idx, targets) = GPT(GPTConfig(**SMALL | dict(memory_layers=0))), tokens()
+    model.save(tmp_path)
+    meta = json.loads((tmp_path / "model.json").read_text())
+    config = {name: value for name, value in meta["config"].items() if not hasattr(memory_settings.Settings, name)}
+    (tmp_path / "model.json").write_text(json.dumps(meta | {"config": config}))
+    assert torch.equal(GPT.load(tmp_path).per_token_loss(idx, targets), model.per_token_loss(idx, targets))
+
+
+@pytest.mark.parametrize("arm", ["titan", "hope_attention", "hope"])
+def test_a_memory_has_no_hugging_face_form(arm):
+    with pytest.raises(ValueError, match="without a memory has a Hugging Face form; use GPT.save"):
+        hf.to_hf_state(make(arm))
 
 
 @pytest.mark.parametrize("arm", ["titan", "hope_attention", "hope"])
@@ -326,18 +379,22 @@ def test_every_setting_changes_the_loss(change):
     assert not torch.equal(base, other)
 
 
-def test_writes_are_counted_when_their_norm_is_above_zero():
+@both_archs
+@pytest.mark.parametrize(("arm", "change", "expected"), [
+    ("hope_attention", {}, 7), ("hope_attention", dict(surprise_threshold=1e9), 0),
+    ("hope_attention", dict(inner_lr=0.0), 0), ("hope_attention", dict(teach_scale=(0.0,)), 0),
+    ("titan", {}, 7), ("titan", dict(inner_lr=0.0), 0)])
+def test_writes_are_counted_when_their_norm_is_above_zero(arm, change, expected, arch):
     """7 writes of 8 tokens in 64 (the last one would not be read); none when every token is gated or the rate is 0."""
-    for change, expected in (({}, 7), (dict(surprise_threshold=1e9), 0), (dict(inner_lr=0.0), 0)):
-        model, (idx, targets) = make("hope_attention", **change), tokens()
-        reading = chunks.Reading(model)
-        for _ in chunks.score(reading, idx, targets):
-            pass
-        rows = memory.records(reading.layers, model.transformer["h"])
-        assert [row["layer"] for row in rows] == [1, 2]
-        assert [row["updates"] for row in rows] == [expected] * 2
-        assert all((row["delta_over_theta"] > 0) == (expected > 0) for row in rows)
-        assert all((row["update_norm"] > 0) == (expected > 0) for row in rows)
+    model, (idx, targets) = make(arm, arch=arch, **change), tokens()
+    reading = chunks.Reading(model)
+    for _ in chunks.score(reading, idx, targets):
+        pass
+    rows = memory.records(reading.layers, model.transformer["h"])
+    assert [row["layer"] for row in rows] == [1, 2]
+    assert [row["updates"] for row in rows] == [expected] * 2
+    assert all((row["delta_over_theta"] > 0) == (expected > 0) for row in rows)
+    assert all((row["update_norm"] > 0) == (expected > 0) for row in rows)
 
 
 def test_controls_keep_the_norm_and_lose_the_text():
@@ -364,9 +421,10 @@ def by_definition(model, prompt, more):
 
 
 @each_arm
-def test_scores_are_those_of_the_chunked_forward(arm, write):
+@both_archs
+def test_scores_are_those_of_the_chunked_forward(arm, write, arch):
     """Endings behind contexts of 3, 8, 9 and 40 tokens: the context's whole chunks are written, endings never."""
-    model, (idx, _) = make(arm, write), tokens()
+    model, (idx, _) = make(arm, write, arch), tokens()
     row = idx[0].tolist()
     items = [(row[:n], [row[50:53], row[40:48], row[60:61]]) for n in (3, 8, 9, 40)]
     scores = score_endings(model, items)
@@ -389,9 +447,10 @@ def test_scores_are_those_of_the_chunked_forward(arm, write):
 
 
 @each_arm
-def test_samples_are_those_of_the_chunked_forward(arm, write):
+@both_archs
+def test_samples_are_those_of_the_chunked_forward(arm, write, arch):
     """Greedy, from prompts of several lengths together and beyond block_size."""
-    model, (idx, _) = make(arm, write), tokens()
+    model, (idx, _) = make(arm, write, arch), tokens()
     prompts = [idx[0, :5].tolist(), idx[1, :20].tolist(), idx[2, :60].tolist(), (idx.flatten()[:100]).tolist()]
     together = generate(model, prompts, 12, temperature=0)
     alone = [generate(model, [prompt], 12, temperature=0)[0] for prompt in prompts]

@@ -25,7 +25,7 @@ import zstandard
 
 import inject_mul
 import prepare_fineweb
-from lab import disk, shards, sources, synthetic
+from lab import disk, retries, shards, sources, synthetic
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ def corpus(tmp_path_factory):
 def small_batches(monkeypatch):
     """Many batches in a small corpus, and no second attempts that wait."""
     monkeypatch.setattr(sources, "BATCH_BYTES", 20_000)
-    monkeypatch.setattr(sources, "RETRY_WAITS", (0, 0, 0))
+    monkeypatch.setattr(retries, "RETRY_WAITS", (0, 0, 0))
 
 
 def prepare(dataset, out_dir, *flags):
@@ -98,6 +98,77 @@ def expected_split(texts, val_fraction, cap):
         elif not (chosen and text in seen):
             train.append(text)
     return train, val
+
+
+# ------------------------------------------------------------------------------------------------------------
+# --holdout_by
+
+
+BOOKS = [f"book {i * i % 23}" for i in range(len(TEXTS))]  # 12 books whose chapters lie apart
+
+
+def write_books(path, books=BOOKS, texts=TEXTS):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"text": texts, "book": books}), path, row_group_size=37)
+        return path
+    records = [{"text": text, "book": book} for text, book in zip(texts, books, strict=True)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def chosen_books(fraction):
+    digests = {book: hashlib.blake2b(book.encode(), digest_size=16).digest() for book in set(BOOKS)}
+    return {book for book, digest in digests.items() if int.from_bytes(digest[:8], "little") < fraction * 2**64}
+
+
+def texts_of(folder, split):
+    return [get_tokenizer().decode(ids.tolist()) for ids in documents_of(folder, split)]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_holdout_by_keeps_whole_books_apart(tmp_path, suffix):
+    """Each book is in val or in train, also when the cap is reached within one: the rest of it is dropped."""
+    corpus = write_books(tmp_path / f"books{suffix}")
+    held_out = chosen_books(0.3)
+    assert 2 <= len(held_out) <= 8
+    expected = {split: [text for text, book in zip(TEXTS, BOOKS, strict=True) if (book in held_out) == is_val]
+                for split, is_val in (("train", False), ("val", True))}
+    flags = ["--holdout_by", "book", "--val_fraction", 0.3]
+    meta = prepare(corpus, tmp_path / "all", *flags, "--val_shards", 100)
+    assert meta["holdout_by"] == "book" and meta["docs_dropped"] == 0
+    for split, texts in expected.items():
+        assert texts_of(tmp_path / "all", split) == texts
+    meta = prepare(corpus, tmp_path / "cap", *flags, "--shard_tokens", 5000, "--num_proc", 3)
+    capped = texts_of(tmp_path / "cap", "val")
+    assert capped == expected["val"][: len(capped)] and 0 < len(capped) < len(expected["val"])
+    assert meta["docs_dropped"] == len(expected["val"]) - len(capped)
+    assert texts_of(tmp_path / "cap", "train") == expected["train"]
+
+
+def test_holdout_by_drops_a_held_out_text_of_another_book(tmp_path):
+    texts, books = ["the same chapter " * 9, *TEXTS[:50], "the same chapter " * 9], BOOKS[:52]
+    held_out = chosen_books(0.3)
+    books[0] = sorted(held_out)[0]
+    books[-1] = sorted(set(BOOKS) - held_out)[0]
+    corpus = write_books(tmp_path / "books.jsonl", books, texts)
+    meta = prepare(corpus, tmp_path / "d", "--holdout_by", "book", "--val_fraction", 0.3)
+    assert texts[0] in texts_of(tmp_path / "d", "val")
+    assert texts[0] not in texts_of(tmp_path / "d", "train") and meta["docs_dropped"] == 1
+
+
+def test_holdout_by_refuses_what_has_no_such_column(tmp_path, corpus):
+    books = write_books(tmp_path / "books.jsonl", [None, *BOOKS[1:]])
+    assert "has no column 'book': pass --holdout_by with one of" in sentence_of(
+        corpus, tmp_path / "d", "--holdout_by", "book")
+    assert "has no field 'author'" in sentence_of(books, tmp_path / "d", "--holdout_by", "author")
+    fault = sentence_of(books, tmp_path / "d", "--holdout_by", "book")
+    assert "document 0" in fault and "without a value of --holdout_by" in fault
+    text = tmp_path / "a.txt"
+    text.write_text("plain text")
+    assert "plain text without columns" in sentence_of(text, tmp_path / "d", "--holdout_by", "book")
+    assert "synthetic has no columns" in sentence_of(
+        "synthetic", tmp_path / "d", "--max_docs", 9, "--holdout_by", "book")
+    assert not (tmp_path / "d").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -845,14 +916,14 @@ def test_hub_refusals_are_not_retried(hub_folder, tmp_path, monkeypatch):
 
     refused = OSError("no such dataset")
     refused.response = Response
-    assert not sources.may_pass(refused)
+    assert not retries.may_pass(refused)
     Response.status_code = 503
-    assert sources.may_pass(refused)
+    assert retries.may_pass(refused)
     try:
         raise RuntimeError("wrapped") from ConnectionError("gone")
     except RuntimeError as error:
-        assert sources.may_pass(error)
-    assert not sources.may_pass(KeyError("text"))
+        assert retries.may_pass(error)
+    assert not retries.may_pass(KeyError("text"))
     fake_hub(monkeypatch, hub_folder, [])
     assert "one of train" in sentence_of("someone/corpus", tmp_path / "d", "--split", "test")
 

@@ -196,6 +196,16 @@ def test_datasets_have_names(meta, name):
     assert shards.dataset_name(meta) == name
 
 
+@pytest.mark.parametrize("seeds, words", [
+    ({"A": ["2", "10", "2"], "B": ["10", "2"]}, "2 seeds per arm (2, 10)"),
+    ({"A": ["", "", ""], "B": ["", "", ""]}, "3 runs of unknown seed per arm"),
+    ({"A": ["0", ""], "B": ["1"]}, "A: 0 and 1 run of unknown seed; B: 1"),
+])
+def test_seeds_in_words(seeds, words):
+    """Three logs, whose seeds nobody recorded, are not "1 seed (not recorded)"."""
+    assert ab_page.seeds_of(seeds) == words
+
+
 def test_stand_ins_are_named(tmp_path):
     """Scores on synthetic items that stand under the name of the real benchmark, of an older run or a newer one: 0."""
     titles = {"older": "HellaSwag", "newer": "HellaSwag (synthetic, 60 items)"}

@@ -234,6 +234,17 @@ def test_prune_deletes_only_what_nobody_needs(tmp_path, capsys):
     assert not (done / ".lock").exists() and crashed.exists()
 
 
+def test_prune_knows_runs_beside_those_listed(tmp_path, capsys):
+    """Checkpoints that go although a run which is not listed, in the same folder, started from them: 0."""
+    base = add_checkpoints(make_run(tmp_path / "base"), 1, 2, 3)
+    child = make_run(tmp_path / "child")
+    config = json.loads((child / "config.json").read_text())
+    disk.write_json(child / "config.json", {**config, "init": {"folder": str(base / "ckpt" / "step_000002")}})
+    assert compare_runs.main(["--list", str(base), "--prune", "--yes"]) == 0
+    assert "step_000002 (child started from it)" in capsys.readouterr().out
+    assert sorted(os.listdir(base / "ckpt")) == ["step_000002", "step_000003"]
+
+
 def test_prune_of_a_run_without_a_whole_checkpoint(tmp_path, capsys):
     """Checkpoints that go when none of them is whole: 0."""
     run = add_checkpoints(make_run(tmp_path / "run"), 1, 2)

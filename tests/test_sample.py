@@ -90,6 +90,14 @@ def test_control_characters_are_shown():
     assert terminal.visible("a\x1b[2J\r\x07\tb\n\u202e") == "a\\x1b[2J\\r\\x07\tb\n\\u202e"
 
 
+def test_one_line_escapes_what_visible_does_and_breaks():
+    """Characters that one of the two escapes and the other does not: tab and line break."""
+    every = [chr(i) for i in range(0x10000)]
+    shown = {c for c in every if terminal.visible(c) == c}
+    assert shown - {c for c in every if terminal.one_line(c) == c} == {"\t", "\n"}
+    assert terminal.visible("\udc80\x1b") == "\\udc80\\x1b" and terminal.one_line(3) == "3"
+
+
 def test_columns(monkeypatch):
     """Cells by which the border between two checkpoints moves from line to line: 0, wide characters included."""
     monkeypatch.setenv("COLUMNS", "63")

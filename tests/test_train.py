@@ -467,7 +467,11 @@ def test_evaluation_sampling_and_logging_leave_training_alone(data, base, tmp_pa
 
 
 SCORED = ("--hellaswag_every", 8, "--hellaswag_data", "synthetic:9", "--ewok_every", 12, "--ewok_data", "synthetic:22",
+          "--zeroshot_every", 24, "--zeroshot_data", "synthetic:2",
           "--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5)
+
+
+BENCHMARKS = ("hellaswag", "ewok", "zeroshot")
 
 
 def step_metrics(run):
@@ -482,7 +486,7 @@ def scored(data, tmp_path_factory):
 
 
 def test_benchmarks_leave_training_alone(base, scored):
-    """24 losses, weights and data checksums with HellaSwag and EWoK: the bits of the run without."""
+    """24 losses, weights and data checksums of a run that is scored on all benchmarks: the bits of one without."""
     assert losses(scored).tolist() == losses(base).tolist()
     assert weights(scored) == weights(base)
     assert checksums(scored) == checksums(base)
@@ -501,7 +505,7 @@ def test_benchmarks_are_recorded(scored):
             "eval_full_sum", "eval_margin_official_sum", "ewok_by_category"} <= set(table["24"])
     assert table["24"]["hellaswag_accuracy"] == records(scored, "hellaswag")[-1]["accuracy"]
     summary, trained = json.loads((scored / "summary.json").read_text()), records(scored)
-    spent = sum(r["eval_seconds"] for kind in ("val", "hellaswag", "ewok") for r in records(scored, kind))
+    spent = sum(r["eval_seconds"] for kind in ("val", *BENCHMARKS) for r in records(scored, kind))
     assert abs(summary["eval_seconds"] - spent) < 0.01
     assert abs(summary["train_time_ms"] / 1000 - sum(r["step_seconds"] for r in trained)) < 0.01
     assert summary["wall_seconds"] > summary["eval_seconds"] + summary["train_time_ms"] / 1000
@@ -528,7 +532,8 @@ def test_interrupted_benchmark_is_made_up_for(data, scored, tmp_path, monkeypatc
     assert "16" not in step_metrics(out)
     assert train_gpt.main([*argv, "--resume", "auto"]) == 0
     assert step_metrics(out) == step_metrics(scored)
-    for name in ("hellaswag_items.jsonl", "ewok_items.jsonl"):
+    for name in BENCHMARKS:
+        name += "_items.jsonl"
         assert (out / name).read_text() == (scored / name).read_text()
     assert losses(out).tolist() == losses(scored).tolist()
 
@@ -537,7 +542,7 @@ def test_benchmarks_on_two_ranks(data, scored, tmp_path):
     """Scores after 24 steps on two processes: those of one, to what the sums' order does to the weights."""
     train(data, tmp_path / "two", *SCORED, "--micro_batch_size", 1, ranks=2)
     one, two = step_metrics(scored)["24"], step_metrics(tmp_path / "two")["24"]
-    for name in ("hellaswag_accuracy", "eval_official_sum", "eval_paper_mean"):
+    for name in ("hellaswag_accuracy", "eval_official_sum", "eval_paper_mean", "zeroshot_sum", "zeroshot_harness"):
         assert abs(one[name] - two[name]) < 0.12  # an item of 9 may flip
     assert abs(one["eval_margin_official_sum"] - two["eval_margin_official_sum"]) < 1e-3
 

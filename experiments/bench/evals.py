@@ -19,8 +19,12 @@ turn, so that a busy machine slows them alike. All get the same token ids; encod
 EWoK-shaped items (2 contexts x 2 targets, after BOS): four forward passes with logits of every position, one at a time,
 against GPT.score_endings.
 
+Zero-shot (--zeroshot): the nine tasks of zeroshot.py by the rule harness, turn by turn a few items of one task: ours
+beside lm-eval, which forwards a context once for all of its endings of one token (BoolQ, CommonsenseQA).
+
 Targets: a speed-up of at least 2.5 over the loop, build-nanogpt's model and the better batch size of lm-eval, at
-least 2 over four forward passes, and the same predictions (by sum and by mean) as each of them, item by item.
+least 2 over four forward passes, at least 2.5 over the zero-shot tasks together, and the same predictions (by sum and
+by mean) as each of them, item by item.
 `working` is the peak memory above what the loaded model took.
 """
 
@@ -46,7 +50,7 @@ from lab import flags  # noqa: E402
 
 SHAPE = dict(n_layer=12, n_head=12, n_embd=768, vocab_size=50257, block_size=1024)
 BOS = 50256
-SPEED_HELLASWAG, SPEED_EWOK = 2.5, 2.0
+SPEED_HELLASWAG, SPEED_EWOK, SPEED_ZEROSHOT = 2.5, 2.0, 2.5
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -285,6 +289,65 @@ def report(title, result, items, per_item, target, by, missed):
             missed.append(f"{title}: {ratio:.2f}x {name}")
 
 
+def zeroshot_items(source, n):
+    """{task: [the (context ids, [ending ids, ...]) of each of n items by the rule harness]}."""
+    import zeroshot
+    from lab import benchmarks
+
+    items_of = {}
+    for item in zeroshot.load(source, n):
+        asked = zeroshot.questions(item | {"sum": []})
+        items_of.setdefault(item["task"], []).extend(benchmarks.encode([asked], bos=False))
+    return items_of
+
+
+def compare_zeroshot(args, missed):
+    """Ours beside lm-eval on each task and on all of them."""
+    items_of = zeroshot_items(args.zeroshot, args.zeroshot_n)
+    places = []  # (task, items) of each turn
+    for start in range(0, args.zeroshot_n, args.per_turn):
+        places += [(task, items[start : start + args.per_turn]) for task, items in items_of.items()]
+    places = [(task, items) for task, items in places if items]
+    turns = [[question for item in items for question in item] for _, items in places]
+    variants = {"ours": dict(make="make_ours")}
+    if args.lm_eval:
+        variants |= {f"lm-eval, batch {b}": dict(make="make_lm_eval", batch_size=b) for b in (1, 8)}
+    result = take_turns(with_allocators(variants, args.alloc), turns, turns[0], args.threads)
+
+    def chosen(sums):
+        best, rest = [], iter(sums)
+        for _, items in places:
+            for item in items:
+                values = sum((next(rest) for _ in item), [])
+                best.append(values.index(max(values)))
+        return best
+
+    print(f"\nZero-shot, {args.zeroshot}, {args.zeroshot_n} items of each task, {args.by} seconds over ours\n"
+          f"{'':<16}{'items':>6}{'tokens':>8}{'ours s':>8}" + "".join(f"{name:>20}" for name in list(result)[1:]))
+    seconds = {name: {} for name in result}
+    for name, r in result.items():
+        for (task, _), value in zip(places, r[args.by], strict=True):
+            seconds[name][task] = seconds[name].get(task, 0) + value
+    for task, items in items_of.items():
+        size = sum(len(context) + sum(map(len, endings)) for item in items for context, endings in item)
+        ratios = [seconds[name][task] / seconds["ours"][task] for name in list(result)[1:]]
+        print(f"{task:<16}{len(items):>6}{size / len(items):>8.0f}{seconds['ours'][task]:>8.2f}"
+              + "".join(f"{ratio:>19.2f}x" for ratio in ratios))
+    total = {name: sum(own.values()) for name, own in seconds.items()}
+    for name in list(result)[1:]:
+        same = sum(a == b for a, b in zip(chosen(result[name]["sums"]), chosen(result["ours"]["sums"]), strict=True))
+        n = sum(map(len, items_of.values()))
+        gaps = [abs(x - y) for s, t in zip(result[name]["sums"], result["ours"]["sums"], strict=True)
+                for x, y in zip(s, t, strict=True)]
+        print(f"{name}: {total[name] / total['ours']:.2f}x over all tasks, same choice in {same} of {n}, "
+              f"largest difference of a sum {max(gaps):.1e} nats")
+        if same != n:
+            missed.append(f"zero-shot: {name} chooses otherwise in {n - same} of {n}")
+    harness = [total[name] / total["ours"] for name in result if name.startswith("lm-eval") and "+" not in name]
+    if harness and min(harness) < SPEED_ZEROSHOT:  # its better batch size counts
+        missed.append(f"zero-shot: {min(harness):.2f}x")
+
+
 def main():
     parser = flags.Parser(description=__doc__.split("\n    python")[0],
                           epilog="example: python experiments/bench/evals.py --data "
@@ -293,6 +356,9 @@ def main():
     data.add_argument("--data", default=None, metavar="JSONL", help="HellaSwag's jsonl (default: synthetic items)")
     data.add_argument("--n", type=int, default=48, help="HellaSwag items; 0: none (default %(default)s)")
     data.add_argument("--ewok_n", type=int, default=96, help="EWoK-shaped items; 0: none (default %(default)s)")
+    data.add_argument("--zeroshot", metavar="DATA", help="items of the zero-shot tasks, as zeroshot.py's --data "
+                                                         "(default: left out)")
+    data.add_argument("--zeroshot_n", type=int, default=16, help="of each task (default %(default)s)")
     data.add_argument("--per_turn", type=int, default=8, help="HellaSwag items per turn (default %(default)s; EWoK: "
                                                               "twice as many)")
     data.add_argument("--seed", type=int, default=0, help="which items of --data (default %(default)s)")
@@ -309,8 +375,8 @@ def main():
     args = parser.parse_args()
     if args.worker:
         return worker(json.loads(args.worker))
-    if min(args.n, args.ewok_n) < 0 or args.per_turn < 1:
-        parser.error("--n and --ewok_n must be >= 0 and --per_turn >= 1")
+    if min(args.n, args.ewok_n) < 0 or min(args.per_turn, args.zeroshot_n) < 1:
+        parser.error("--n and --ewok_n must be >= 0, --per_turn and --zeroshot_n >= 1")
     if args.data and not Path(args.data).is_file():
         raise SystemExit(f"there is no file {args.data}; give HellaSwag's jsonl, or leave --data out")
     if args.build_nanogpt and not (Path(args.build_nanogpt) / "train_gpt2.py").is_file():
@@ -364,6 +430,8 @@ def main():
         tokens = sum(len(context) + sum(map(len, endings)) for context, endings in items) / args.ewok_n
         report(f"EWoK-shaped, synthetic, {args.ewok_n} items of {tokens:.0f} tokens", result, items, 2, SPEED_EWOK,
                args.by, missed)
+    if args.zeroshot:
+        compare_zeroshot(args, missed)
     print("\n" + ("all targets met" if not missed else "missed: " + "; ".join(missed)))
     if missed and args.check:
         sys.exit(1)

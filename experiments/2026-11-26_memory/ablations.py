@@ -1,0 +1,86 @@
+"""Document 004's ablations: python experiments/2026-11-26_memory/ablations.py
+
+Every arm against the one that it changes in one knob, from the committed results. --best optimizers.csv prints each
+optimizer and its best learning rate; --mean_teach_norm FOLDER the mean teach norm, for a threshold.
+"""
+
+import csv
+import json
+import statistics
+import sys
+from pathlib import Path
+
+here = Path(__file__).resolve().parent
+sys.path.insert(0, str(here.parent))
+import answers  # noqa: E402
+import keep_results  # noqa: E402
+
+from lab import ab_verdict, runs  # noqa: E402  (answers puts the repo's root on the path)
+
+# of an arm: the one it is compared with, and what differs
+ARMS = {
+    "teach_0.05_decay": ("stop", "teach scale 0.05, document 004's schedule, instead of 1"),
+    "teach_0.1_decay": ("stop", "teach scale 0.1, document 004's schedule, instead of 1"),
+    "teach_0.15_decay": ("stop", "teach scale 0.15, document 004's schedule, instead of 1"),
+    "teach_0.1": ("teach_0.1_decay", "teach scale 0.1 without decay instead of with"),
+    "cms_full": ("stop", "levels of periods 128 and 512 instead of 128"),
+    "cms_sparse": ("stop", "period 512 instead of 128"),
+    "surprise": ("stop", "only tokens above the mean teach norm are written"),
+    "modifier_off": ("hope", "self-modifier off instead of on"),
+    "modifier_frozen": ("hope", "self-modifier frozen instead of on"),
+    "adamw": ("stop", "AdamW instead of the Muon hybrid, each at its own rate"),
+    "muon_all": ("stop", "Muon everywhere instead of the hybrid, each at its own rate"),
+}
+
+
+def best_rates(path) -> dict[str, float]:
+    """{optimizer: learning rate} with the lowest val loss."""
+    losses: dict = {}
+    with open(path) as f:
+        for row in csv.DictReader(f):
+            by_rate = losses.setdefault(row["optimizer"], {})
+            by_rate[float(row["learning_rate"])] = float(row["final_val_loss"])
+    return {optimizer: min(by_rate, key=by_rate.get) for optimizer, by_rate in losses.items()}
+
+
+def mean_teach_norm(out: Path) -> float:
+    """Of the written levels in `stop` of seed 0 at the end of training."""
+    norms = []
+    for path in (out / "grid").glob("stop_*_s0/scalars.jsonl"):
+        *_, last = (record for record in runs.read_jsonl(path) if record["type"] == "memory")
+        norms += [level["teach_norm_mean"] for level in last["levels"]]
+    return statistics.fmean(norms)
+
+
+def compare(kept: Path, arm: str, base: str, question: str) -> dict:
+    """Prints a report of two arms; returns its line of README's answers."""
+    arguments = ["--a", f"{kept}/{base}_lr*", "--b", f"{kept}/{arm}_lr*"]
+    arguments += ["--treatment", "memory,optimizer,learning_rate,muon_lr"]
+    record = answers.report(arguments, {}, level=2)
+    return answers.answer(question, record["metrics"][record["primary"]], "nats/token")
+
+
+def main():
+    if sys.argv[1:2] == ["--best"]:
+        for optimizer, rate in best_rates(sys.argv[2]).items():
+            print(optimizer, f"{rate:g}")
+        return
+    if sys.argv[1:2] == ["--mean_teach_norm"]:
+        print(f"{mean_teach_norm(Path(sys.argv[2])):.4g}")
+        return
+    lines = []
+    with keep_results.unpacked(here / "ablations.tar.xz") as kept:
+        for arm, (base, question) in ARMS.items():
+            print(f"\n## {question}\n")
+            lines.append(compare(kept, arm, base, question))
+    corrected = ab_verdict.holm([line["tests"][0]["p"] for line in lines])
+    print(f"\n## All of them, by Holm over {len(lines)} tests\n")
+    print("| ablation | effect, 95 % interval (uncorrected) | verdict | p by Holm |\n|---|---|---|---:|")
+    for line, p in zip(lines, corrected, strict=True):
+        print(f"| {line['question']} | {line['effect']} | {line['tests'][0]['verdict']} | {p:.4f} |")
+    demonstration = json.loads((here / "cms_1.json").read_text())
+    print(f"\nA write after every token: {demonstration['train_time_ms'] / 20 / 1000:.1f} s per step.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Fast weights on real text: `planted.py`; a grid of learning rates for each arm (seed 0); each at its best one on 3 fresh
+# seeds; books that were held out whole, read with and without writes. Two runs at a time, one thread each; about three
+# hours. Resumable: finished runs and exams are skipped.
+#   bash experiments/2026-11-26_memory/run.sh <books.parquet>
+set -euo pipefail
+books="$(realpath "${1:?give the path of books.parquet}")"
+source "$(dirname "$0")/../start.sh"
+export OMP_NUM_THREADS=1
+fraction=0.15
+[ -e "$out/data/meta.json" ] || "$PYTHON" prepare_fineweb.py --dataset "$books" --holdout_by origin \
+    --val_fraction "$fraction" --resume --out_dir "$out/data"
+[ -e "$out/test.parquet" ] || "$PYTHON" "$here/split.py" "$books" "$fraction" "$out"
+[ -e "$here/planted.md" ] || { "$PYTHON" "$here/planted.py" > "$out/planted.md" && cp "$out/planted.md" "$here"; }
+
+arm() { # what it adds to the same model; all have its number of parameters
+    local cms="--memory_layers 2 --cms_periods 128,0"
+    case "$1" in
+        transformer) ;;
+        off | stop | through) echo "--memory hope_attention --write $1 $cms" ;;
+        original) echo "--memory original $cms" ;;
+        titan) echo "--memory titan --memory_layers 2 --titan_period 128" ;;
+        hope) echo "--memory hope --self_modifier on $cms --titan_period 128 --titan_width 32" ;;
+    esac
+}
+run() { # stage, arm, learning rate, seed
+    echo "train_gpt.py --data_dir $out/data --out_dir $out/$1/$2_lr$3_s$4 --seed $4 $(arm "$2") --arch speedrun" \
+        "--n_layer 4 --n_head 3 --n_embd 96 --seq_len 1024 --micro_batch_size 2 --total_batch_tokens 2048" \
+        "--max_train_steps 160 --optimizer muon --learning_rate $3 --schedule trapezoid --warmup_iters 10" \
+        "--warmdown_iters 48 --learning_rate_decay_frac 0.05 --eval_every 20 --eval_batch_size 2" \
+        "--val_tokens 16000 --save_every 80 --keep_last 1 --log_every 0 --results_csv $out/$1.csv --notes memory_$1"
+}
+for lr in 0.01 0.005 0.02; do
+    for a in transformer off stop through titan hope; do run grid "$a" "$lr" 0; done
+done > "$out/grid.txt"
+echo "== grid"
+sweep "$out/grid.txt"
+cp "$out/grid.csv" "$here/grid.csv"
+
+best="$("$PYTHON" "$here/table.py" --best "$here/grid.csv")" # lines of an arm and its best learning rate
+for seed in 1 2 3; do
+    while read -r a lr; do run best "$a" "$lr" "$seed"; done <<< "$best"
+done > "$out/best.txt"
+run best original "$(grep '^off ' <<< "$best" | cut -d' ' -f2)" 1 >> "$out/best.txt"
+echo "== best"
+sweep "$out/best.txt"
+
+read_books() { # run, output, further flags
+    local file="$out/eval/$2.json"
+    [ -e "$file" ] || "$PYTHON" long_context.py ppl "$1" --data "$out/test.parquet" --one_per origin --max_documents 16 \
+        --tokens_per_document 4096 --batch_size 4 --out "$file" "${@:3}"
+}
+mkdir -p "$out/eval"
+echo "== books"
+while read -r a lr; do
+    writes=() choose=() # off is written at test time: dynamic evaluation
+    case "$a" in
+        off) writes=(--write stop) choose=(0.1,0.3,1,3) ;;
+        stop | through | hope) choose=(0.3,1,3) ;;
+        titan) choose=(0.3,1,3) ;;
+    esac
+    multiplier=()
+    if [ "$a" != transformer ]; then # on the grid's run and other books
+        read_books "$out/grid/${a}_lr${lr}_s0" "dev_$a" "${writes[@]}" --choose_inner_lr "${choose[0]}" \
+            --dev_data "$out/dev.parquet" --controls adapt --max_documents 2
+        multiplier=(--inner_lr_multiplier "$("$PYTHON" -c "import json, sys; print(json.load(open(sys.argv[1]))['inner_lr_multiplier'])" "$out/eval/dev_$a.json")")
+    fi
+    for seed in 1 2 3; do
+        read_books "$out/best/${a}_lr${lr}_s$seed" "${a}_s$seed" "${writes[@]}" "${multiplier[@]}"
+        if [ "$a" = off ]; then # the original's rate, on the same weights as its own training has
+            read_books "$out/best/${a}_lr${lr}_s$seed" "original_s$seed" --write stop --inner_lr_multiplier 3.75e-6 \
+                --controls adapt
+        fi
+    done
+done <<< "$best"
+for folder in "$out"/best/original_*_s1; do # the preset, trained as itself: the same weights as off
+    read_books "$folder" original_trained_s1 --write stop --controls adapt
+done
+mkdir -p "$here/eval" && cp "$out"/eval/*.json "$out"/eval/*.jsonl "$here/eval"
+"$PYTHON" experiments/keep_results.py "$out"/best/{transformer,off,stop,through,titan,hope}_*_s[123] --out "$here/runs.tar.xz"
+"$PYTHON" "$here/table.py" | tee "$here/table.md"

@@ -1,0 +1,174 @@
+"""This experiment's tables, from the committed results: python experiments/2026-11-26_memory/table.py
+
+--best grid.csv prints only each arm and its best learning rate, which run.sh trains next.
+"""
+
+import csv
+import json
+import statistics
+import sys
+from pathlib import Path
+
+here = Path(__file__).resolve().parent
+sys.path.insert(0, str(here.parent))
+import answers  # noqa: E402
+import keep_results  # noqa: E402
+
+from lab import ab_stats, ab_verdict, memory_settings  # noqa: E402  (answers puts the repo's root on the path)
+
+ARMS = ("transformer", "off", "stop", "through", "titan", "hope")
+SEEDS = (1, 2, 3)
+# what is claimed of the books: an arm and how it is read, against another; negative is better
+CLAIMS = {
+    "`stop` written against `off` written (the target: below 0)": (("stop", "adapt"), ("off", "adapt")),
+    "`stop` written against the transformer (the target: below 0)": (("stop", "adapt"), ("transformer", "static")),
+    "`stop` unwritten against the transformer": (("stop", "static"), ("transformer", "static")),
+    "`through` written against `stop` written": (("through", "adapt"), ("stop", "adapt")),
+    "`off` written against itself unwritten": (("off", "adapt"), ("off", "static")),
+    "`stop` written against itself unwritten": (("stop", "adapt"), ("stop", "static")),
+    "`original` written against itself unwritten": (("original", "adapt"), ("original", "static")),
+    "`titan` against the transformer": (("titan", "adapt"), ("transformer", "static")),
+    "`titan` against itself unwritten": (("titan", "adapt"), ("titan", "static")),
+    "`hope` against the transformer": (("hope", "adapt"), ("transformer", "static")),
+    "`hope` against itself unwritten": (("hope", "adapt"), ("hope", "static")),
+    "random writes in `stop`, against none (the target: within 0.005)": (("stop", "random"), ("stop", "static")),
+    "another book's writes in `stop`, against none (the target: at least 0)": (("stop", "other"), ("stop", "static")),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# learning rates
+
+
+def arm_of(row: dict) -> str:
+    if row["memory"] != "hope_attention":
+        return {"none": "transformer"}.get(row["memory"], row["memory"])
+    if float(row["inner_lr"]) == memory_settings.PRESETS["original"]["inner_lr"]:
+        return "original"
+    return row["write"]
+
+
+def read_grid(path) -> dict[str, dict[float, float]]:
+    """{arm: {learning rate: val loss}}."""
+    grid: dict = {}
+    with open(path) as f:
+        for row in csv.DictReader(f):
+            grid.setdefault(arm_of(row), {})[float(row["learning_rate"])] = float(row["final_val_loss"])
+    return grid
+
+
+def best_rate(by_rate: dict[float, float]) -> float:
+    return min(by_rate, key=by_rate.get)
+
+
+def print_grid(grid: dict) -> None:
+    rates = sorted({rate for by_rate in grid.values() for rate in by_rate})
+    print(f"| arm | {' | '.join(f'{rate:g}' for rate in rates)} |\n|---" + "|---:" * len(rates) + "|")
+    for arm in ARMS:
+        cells = dict.fromkeys(rates, "") | {rate: f"{loss:.4f}" for rate, loss in grid[arm].items()}
+        best = best_rate(grid[arm])
+        cells[best] = f"**{cells[best]}**"
+        note = ""
+        if best in (min(rates), max(rates)):
+            note = " (the grid's edge)"
+        print(f"| {arm}{note} | {' | '.join(cells.values())} |")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# books
+
+
+def read_exams() -> dict[str, list[dict]]:
+    """{arm: its record of each seed}."""
+    return {arm: [json.loads((here / "eval" / f"{arm}_s{seed}.json").read_text()) for seed in SEEDS]
+            for arm in (*ARMS, "original")}
+
+
+def print_books(exams: dict) -> None:
+    print("| arm | rate x | no writes | written | random writes | another book's | updates per book |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for arm, records in exams.items():
+        cells = []
+        for control in ("static", "adapt"):
+            losses = [record["loss"].get(control) for record in records]
+            cells.append("" if None in losses else f"{statistics.fmean(losses):.4f}")
+        for control in ("random", "other"):
+            changes = [record["minus_static"].get(control) for record in records]
+            cells.append("" if None in changes else f"{statistics.fmean(one['mean'] for one in changes):+.4f}")
+        written = [record["written"].get("adapt", {"updates": 0})["updates"] for record in records]
+        rate = f"{records[0]['inner_lr_multiplier']:g}" if records[0]["memory"] != "none" else ""
+        print(f"| {arm} | {rate} | {' | '.join(cells)} | {statistics.fmean(written):.0f} |")
+
+
+def claim(exams: dict, new: tuple[str, str], old: tuple[str, str]) -> dict:
+    """ab_stats.paired over seeds: the losses of two arms, each read under a control."""
+    def losses(arm, control):
+        return [record["loss"][control] for record in exams[arm]]
+
+    for first, second in zip(exams[new[0]], exams[old[0]], strict=True):
+        assert first["documents_sha256"] == second["documents_sha256"], "the arms read other books"
+    return ab_stats.paired(losses(*old), losses(*new))
+
+
+def print_claims(exams: dict) -> dict[str, dict]:
+    rows = {name: claim(exams, *pair) for name, pair in CLAIMS.items()}
+    corrected = ab_verdict.holm([row["p"] for row in rows.values()])
+    print("| | nats/token | 95 % interval over seeds | p | by Holm |\n|---|---:|---|---:|---:|")
+    for (name, row), p in zip(rows.items(), corrected, strict=True):
+        print(f"| {name} | {row['delta']:+.4f} | [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}] | "
+              f"{row['p']:.4f} | {p:.4f} |")
+    return rows
+
+
+def print_positions(exams: dict) -> None:
+    """What writing gains by position, as means over seeds."""
+    arms = [arm for arm, records in exams.items() if "adapt" in records[0]["loss"]]
+    print(f"| tokens | {' | '.join(arms)} |\n|---" + "|---:" * len(arms) + "|")
+    for i, row in enumerate(exams[arms[0]][0]["by_position"]):
+        cells = []
+        for arm in arms:
+            gains = [record["by_position"][i]["minus_static"]["adapt"]["mean"] for record in exams[arm]]
+            cells.append(f"{statistics.fmean(gains):+.4f}")
+        print(f"| {row['from']} to {row['to']} | {' | '.join(cells)} |")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the trainer's own val loss, at equal steps and at equal wall-clock
+
+
+def compare_all(kept: Path) -> list[dict]:
+    arguments = ["--runs", f"{kept}/*", "--group_by", "memory,write", "--baseline", "memory=none"]
+    arguments += ["--treatment", "memory,learning_rate,muon_lr"]
+    record = answers.report(arguments, {"arms.png": here / "arms.png"}, level=2)
+    lines = []
+    for e in record["differences"]:
+        question = f"{e['name']} in two of four blocks instead of a plain MLP"
+        lines.append(answers.answer(question, e["row"], "nats/token", wall=e["wall"]))
+    return lines
+
+
+def main():
+    if sys.argv[1:2] == ["--best"]:
+        for arm, by_rate in read_grid(sys.argv[2]).items():
+            print(arm, f"{best_rate(by_rate):g}")
+        return
+    print("## Planted pairs\n")
+    print((here / "planted.md").read_text())
+    print("## Each arm's own learning rate (seed 0, val loss)\n")
+    print_grid(read_grid(here / "grid.csv"))
+    exams = read_exams()
+    trained = json.loads((here / "eval" / "original_trained_s1.json").read_text())
+    assert trained["loss"] == exams["original"][0]["loss"], "training `original` gives other weights than `off`"
+    print("\n## 16 held-out books, 4,096 tokens each (nats per token, means over 3 seeds)\n")
+    print_books(exams)
+    print("\nrandom writes, another book's: against no writes.\n")
+    print_claims(exams)
+    print("\n## What writing changes, by position\n")
+    print_positions(exams)
+    print("\n## Val loss at equal steps and at equal wall-clock\n")
+    with keep_results.unpacked(here / "runs.tar.xz") as kept:
+        answers.write(here, compare_all(kept))
+
+
+if __name__ == "__main__":
+    main()
