@@ -8,6 +8,7 @@
     python compare_runs.py --aa 'runs/base_s*'                                  # noise floor of at least 4 seeds
     python compare_runs.py --check runs/mine_s0 --against 'runs/base_s*'        # is a newcomer's run in its band?
     python compare_runs.py --plan --effect 0.003 --noise 0.0013                 # how many seeds does that need?
+    python compare_runs.py --a 'runs/none_s*' --b 'runs/gate_s*' --sequential 10     # looks
     python compare_runs.py --list 'experiments/runs/*'                # who trains, how far? (lab/run_list.py)
 
 Reads run folders (layout: lab/runs.py) or a results.csv. Prints Markdown. --out FOLDER gets report.md, report.json,
@@ -17,6 +18,7 @@ PNG plots and a report.html that needs no network; then five lines are printed, 
 The gate comes first: what differs must be the treatment, else the verdict is `not comparable`. An attention gate, rows
 or tokens that differ alone are recognised; anything else must be declared with --treatment, because a forgotten flag
 looks just the same. --allow lets a named difference pass, and the report says so. Seeds are the unit of every verdict.
+Their number is decided before the first look (--planned, --sequential): every report says so.
 Here are the flags and the report on two arms; lab/ab_*.py hold the rest.
 """
 
@@ -27,6 +29,8 @@ import math
 import sys
 
 from lab import (
+    ab_alpha,
+    ab_checklist,
     ab_gate,
     ab_items,
     ab_many,
@@ -35,6 +39,7 @@ from lab import (
     ab_page,
     ab_power,
     ab_report,
+    ab_rows,
     ab_stats,
     ab_verdict,
     flags,
@@ -47,8 +52,10 @@ from lab.ab_report import form, form_change, form_interval, form_p
 
 DEFINITIONS = (
     "Delta is B - A. Mean ± sd is over seeds. Interval and p are of the differences within pairs of equal seed (paired "
-    "t), or of all runs (Welch's t) where fewer than half of the smaller arm's runs have a partner, or fewer than 3 do "
-    "though each arm has 3 runs. Intervals are not corrected for the number of tests.",
+    "t), or of all runs (Welch's t, held at alpha where an arm has few runs) where fewer than half of "
+    "the smaller arm's runs have a partner, or fewer than 3 do though each arm has 3 runs. The "
+    "corrected interval is at the level at which Holm tests it: it leaves out 0 just where the verdict "
+    "names a winner.",
     "Three families: the primary metric, whose p stands as it is; quality, every other thing that was measured, once, "
     "corrected together by Holm; cost and optimisation, described and not tested (–). A val loss and its own bits/byte "
     "are one test; of a benchmark's rules one is tested. Fewer than 3 pairs, or 3 runs in each arm, are too few for "
@@ -81,6 +88,10 @@ def delta_cell(metric: Metric, row: dict) -> str:
     return cell
 
 
+def corrected_cell(row: dict, spec: str) -> str:
+    return form_interval(row, spec, "_corrected") if row["tests"] else "–"
+
+
 METRIC_COLUMNS = [  # cell(metric, row)
     ("Metric", "left", lambda metric, row: metric.label),
     ("A mean ± sd", "right", lambda metric, row: mean_cell("a", metric, row)),
@@ -89,6 +100,7 @@ METRIC_COLUMNS = [  # cell(metric, row)
     ("{level} interval, uncorrected", "right", lambda metric, row: form_interval(row, metric.form)),
     ("p", "right", lambda metric, row: form_p(row["p_raw"]) if row["tests"] else "–"),
     ("p, corrected", "right", lambda metric, row: form_p(row["p_corrected"]) if row["tests"] else "–"),
+    ("{level} interval, corrected", "right", lambda metric, row: corrected_cell(row, metric.form)),
     ("Verdict", "left", lambda metric, row: row["verdict"]),
 ]
 MATCHING_COLUMNS = [  # cell(match)
@@ -100,6 +112,7 @@ MATCHING_COLUMNS = [  # cell(match)
     ("{level} interval, uncorrected", "right", lambda match: form_interval(match["row"], ".4f")),
     ("p", "right", lambda match: form_p(match["row"]["p_raw"])),
     ("p, corrected", "right", lambda match: form_p(match["row"]["p_corrected"])),
+    ("{level} interval, corrected", "right", lambda match: corrected_cell(match["row"], ".4f")),
     ("Verdict", "left", lambda match: match["verdict"]),
 ]
 ITEM_COLUMNS = [  # cell(row)
@@ -131,15 +144,17 @@ def metric_table(rows: dict[str, dict], metrics: dict[str, Metric], alpha: float
 
 def compare_two(args) -> int:
     """--a and --b: the gate, the table, the matchings, the verdict."""
-    arms = {"A": ab_many.read_runs(args.a, "--a"), "B": ab_many.read_runs(args.b, "--b")}
+    arms = {"A": ab_rows.read_runs(args.a, "--a"), "B": ab_rows.read_runs(args.b, "--b")}
     shared = set.intersection(*({run["folder"].resolve() for run in arm} for arm in arms.values()))
     if shared:
         names = ", ".join(sorted(path.name for path in shared))
         raise ValueError(f"{names} is in --a and in --b: give each its own runs.")
     treatment = None
     if args.treatment is not None:
-        treatment = ab_many.names_in(args.treatment)
-    checked = ab_gate.gate(ab_gate.members_of(arms), treatment, ab_many.names_in(args.allow))
+        treatment = ab_rows.names_in(args.treatment)
+    checked = ab_gate.gate(ab_gate.members_of(arms), treatment, ab_rows.names_in(args.allow))
+    checked |= ab_verdict.decided(args)
+    checked["unrecorded"] = ab_rows.unrecorded_of(sum(ab_gate.members_of(arms).values(), []))
 
     used = [ab_numbers.finished(arm) for arm in arms.values()]
     every = [run for arm in used for run in arm]
@@ -170,12 +185,13 @@ def compare_two(args) -> int:
     how_sure = ["N/A: the arms are not comparable, so that no number here is evidence about a treatment."]
     if checked["ok"]:
         how_sure = strength(rows[primary], primary, args)
-    answers = checklist(rows, metrics, matched, primary, checked)
+    answers = ab_checklist.checklist(rows, metrics, matched, primary, checked)
     allowed = allowed_in_words(checked)
-    names = {arm: ab_many.label_of(own) for arm, own in arms.items()}
+    names = {arm: ab_rows.label_of(own) for arm, own in arms.items()}
     labelled = {f"{arm}: {names[arm]}": own for arm, own in zip("AB", used, strict=True)}
     facts = [("Arms", ", ".join(labelled)), *ab_page.facts_of(labelled, checked)]
     key_rows = ab_page.key_rows(rows, metrics, primary)
+    in_advance = ab_verdict.decided_in_words(checked, rows[primary]["n"], rows[primary]["paired"])
     blocks: list[tuple] = [
         ("h1", f"{names['B']} against {names['A']}: {verdict}"),
         ("verdict", head, verdict), ("facts", facts),
@@ -185,6 +201,7 @@ def compare_two(args) -> int:
     blocks += [
         ab_page.key_table(key_rows, names, args.alpha),
         ("ul", summary(dict(facts)["Changed"], primary, checked, allowed, margin, args)),
+        ("p", in_advance), ("p", ab_verdict.tests_in_words(rows, matched, primary)),
         ("h2", "Result"), metric_table(rows, metrics, args.alpha),
         ("h2", f"At equal cost: {ab_page.with_unit(primary)}"),
         ab_report.table(MATCHING_COLUMNS, matched, args.alpha),
@@ -210,6 +227,7 @@ def compare_two(args) -> int:
         "compared": dict(facts), "primary": primary,
         "margin": margin.value, "margin_in_words": margin.words, "alpha": args.alpha,
         "treatment": checked["treatment"], "allowed": allowed,
+        "planned": args.planned, "sequential": args.sequential, "in_advance": in_advance,
         "arms": {arm: [str(run["folder"]) for run in own] for arm, own in arms.items()},
         "seeds_used": seeds_used(rows[primary], values, primary), "steps": steps,
         "gate": checked, "metrics": rows, "matchings": matched, "how_sure": how_sure,
@@ -262,7 +280,7 @@ def summary(changed: str, primary: str, checked: dict, allowed: list, margin, ar
 
 
 def headline(row: dict, step: int | None, margin, checked: dict, used: list) -> str:
-    """Verdict, effect, and everything that is missing. row: the primary metric's; step: at which it was scored."""
+    """Verdict, effect, and everything that is missing. row: the primary metric's; step: of its scores."""
     name, verdict = SHORT[row["key"]], row["verdict"]
     effect = f"{name} {row['delta']}"
     if isinstance(row["delta"], float):
@@ -279,18 +297,24 @@ def headline(row: dict, step: int | None, margin, checked: dict, used: list) -> 
         text = f"{trouble}. What follows is no evidence about a treatment."
     elif row["n"] and verdict == ab_stats.too_few(row["n"]):
         text += f" Use at least {ab_stats.MIN_RUNS} seeds per arm: fewer are no evidence."
+    elif verdict == "inconclusive" and checked["planned"] not in (0, row["n"]):
+        text += f" {checked['planned']} were planned: no verdict at another number."
     elif verdict == "inconclusive" and row["lacking"]:
         text += " A seed without a number may be the very one that went wrong."
     elif verdict == "inconclusive" and isinstance(row["delta"], float):
         text += " These seeds do not tell the arms apart."
     if verdict == "equivalent" or verdict.endswith("margin"):
         text += f" Margin: {margin.words}."
+    if checked["looks"]:
+        text += f" A look at {row['n']} of at most {checked['looks']}, decided beforehand."
     missing = [*checked["missing"], *(f"seed {seed} has no {name}" for seed in row["lacking"])]
     planned = max(runs.number(run["flags"].get("max_train_steps")) for arm in used for run in arm)
     if step is not None and step < planned:
         missing.append(f"step {step} is the last that all runs scored, of {planned:.0f}")
     if missing:
         text += f" Missing: {'; '.join(missing)}."
+    if checked["unrecorded"]:
+        text += f" Comparable only as far as recorded.{ab_rows.in_words(checked['unrecorded'])}"
     return f"**{verdict}** · {text}"
 
 
@@ -312,7 +336,9 @@ def strength(row: dict, primary: str, args) -> list[str]:
     else:
         each = "runs per arm"
         p = form_p(stats["p_permutation"])
-        lines = [f"Seeds do not match: Welch's test; permutation p {p}."]
+        lines = ["Seeds do not match: Welch's test, whose p is held where an arm has few runs; "
+                 f"permutation p {p}."]
+    lines.insert(0, ab_verdict.t_in_words(stats))
     needed: object = "N/A"
     n_for = max(stats["n_for"], ab_stats.MIN_RUNS)  # nan stays, as it comes first
     if args.delta and not stats["degenerate"]:
@@ -326,7 +352,8 @@ def strength(row: dict, primary: str, args) -> list[str]:
     ]
     if args.delta:
         a, b = row["values_a"], row["values_b"]
-        p = form_p(ab_stats.equivalence(a, b, args.delta, args.alpha, paired)["p"])
+        test = ab_stats.equivalence(a, b, args.delta, args.alpha, paired, args.sequential)
+        p = form_p(test["p"])
         lines.append(f"Equivalence within ± {args.delta:g} (two one-sided tests): p {p}.")
     if stats["degenerate"]:
         lines.append("All pairs differ by exactly the same amount: "
@@ -339,113 +366,23 @@ def or_na(x: float, spec: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# document 000's interpretation checklist
-
-SUBJECTS = {"rows": "BOS alignment", "tokens": "the other tokens", "gate": "the attention gate"}
-STEADINESS = {
-    "loss_roughness": "sd of the loss's step-to-step change",
-    "grad_norm_stability": "grad norm sd / mean",
-    "grad_norm_spikes": "grad norm spikes",
-}
-
-
-def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: dict) -> list[str]:
-    """Document 000's four questions, answered from the numbers."""
-
-    def change(key: str, name: str) -> str:
-        row, metric = rows[key], metrics[key]
-        also = f", corrected {form_p(row['p_corrected'])}" if row["tests"] > 1 else ""
-        effect = form_change(row, metric.form)
-        if not row["tests"]:  # as the table: no p beside what is only described
-            effect = effect.split(", p ")[0]
-        return f"{name} {effect}{also} ({row['verdict']})"
-
-    subject = SUBJECTS.get(checked["family"], "the treatment")
-    scored = []
-    for key in ab_numbers.ROWS_000:
-        if key in metrics and metrics[key].benchmark and isinstance(rows[key]["delta"], float):
-            scored.append(change(key, metrics[key].label))
-    quality = "; ".join(scored) or "HellaSwag and EWoK N/A: not run, so the val loss alone speaks"
-    flops = matched[1]
-    effect = f"{form_change(flops['row'], '.4f')}: {flops['verdict']}"
-    steadiness = "; ".join(change(key, name) for key, name in STEADINESS.items())
-    speed = change("tokens_per_sec", "tokens/s") + relative_speed(rows["tokens_per_sec"])
-    answers = {
-        f"Did {subject} improve benchmark quality at matched compute?":
-            f"{quality}. At equal FLOPs ({flops['budget']}) {ab_page.with_unit(primary)} changes by "
-            f"{effect}.",
-        f"Did {subject} change optimization stability (loss smoothness, grad norms)?":
-            f"{steadiness}.",
-        "Was runtime throughput materially worse/better?": f"{speed}.",
-        "Is any observed gain plausibly explained by data discard (`crop_fraction`)?":
-            f"{discard(rows, primary)}. {data_read(rows)}.",
-    }
-    return [f"**{question}** {text[0].upper() + text[1:]}" for question, text in answers.items()]
-
-
-def relative_speed(row: dict) -> str:
-    """', -5.7 % [-5.8 %, -5.6 %]: materially worse ...': materially means by over 1 %."""
-    if isinstance(row["delta"], str):
-        return ""
-    if isinstance(row["low"], str):
-        return f", {100 * row['delta'] / row['a']:+.1f} %"
-    change, low, high = (100 * row[key] / row["a"] for key in ("delta", "low", "high"))
-    if row["n"] < ab_stats.MIN_RUNS:
-        return f", {change:+.1f} % [{low:+.1f} %, {high:+.1f} %]: {ab_stats.too_few(row['n'])}"
-    words = "the interval does not exclude 1 %"
-    if high < -1:
-        words = "materially worse (by over 1 %)"
-    elif low > 1:
-        words = "materially better (by over 1 %)"
-    elif low > -1 and high < 1:
-        words = "not materially (under 1 % either way)"
-    return f", {change:+.1f} % [{low:+.1f} %, {high:+.1f} %]: {words}"
-
-
-def discard(rows: dict, primary: str) -> str:
-    """Whether a gain may come from text that an arm did not read."""
-    crop = rows["crop_fraction"]
-    a, b = (crop[side] if isinstance(crop[side], float) else 0.0 for side in "ab")
-    if not max(a, b):
-        return "No: no text was discarded in either arm"
-    if not rows[primary]["verdict"].startswith("better"):
-        change = f"{SHORT[primary]} {form_change(rows[primary], '.4f')}"
-        return (f"There is no clear gain to explain ({change}), "
-                f"though crop fraction is {a:.4f} in A and {b:.4f} in B")
-    if b > a:
-        return (f"It may be: {b:.1%} of B's text was discarded, {a:.1%} of A's, so B reads other "
-                "text. An arm that discards nothing (prepare_bos_rows.py --overflow requeue) tells "
-                "the two apart")
-    return f"Hardly: A discards {a:.1%}, B {b:.1%}"
-
-
-def data_read(rows: dict) -> str:
-    sides = []
-    for side in "ab":
-        crop = form(rows["crop_fraction"][side], ".4f")
-        unique = form(rows["unique_tokens"][side], ",.0f")
-        epochs = form(rows["epochs"][side], ".3f")
-        text = f"crop fraction {crop}, unique tokens {unique}, epochs {epochs}"
-        sides.append(f"{side.upper()} {text}")
-    return "; ".join(sides)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # flags
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = flags.Parser(
-        prog="compare_runs.py", description="Compare two arms, many arms, or a run with a noise floor.",
+        prog="compare_runs.py",
+        description="Compare two arms, many arms, or a run with a noise floor.",
         epilog="example: python compare_runs.py --a 'runs/base_s*' --b 'runs/bos_s*' --out report\n"
         "exit status: 0 comparable, or in the band; 2 not comparable, or outside; 1 bad input")
     add = parser.add_argument_group("two arms").add_argument
     add("--a", nargs="+", metavar="RUNS",
-        help="the baseline's run folders, or a quoted pattern; or logs of other projects (lab/logs.py)")
+        help="the baseline's run folders, a quoted pattern, or logs of other projects (lab/logs.py)")
     add("--b", nargs="+", metavar="RUNS", help="the treatment's run folders")
     add = parser.add_argument_group("many arms").add_argument
     add("--runs", nargs="+", metavar="RUNS", help="run folders of all arms (with --group_by)")
-    add("--results", metavar="CSV", help="a results.csv instead of run folders (with --group_by)")
+    add("--results", nargs="+", metavar="CSV",
+        help="one or more results.csv, or quoted patterns, instead of folders (with --group_by)")
     add("--group_by", metavar="COLUMNS", help="columns that make an arm: attn_gate,gate_act")
     add("--where", metavar="COLUMN=VALUE,...", help="keep only these rows: num_iterations=1500")
     add("--baseline", metavar="COLUMN=VALUE,...", help="the arm to compare others with (or none)")
@@ -470,6 +407,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="margin of equivalence in the metric's unit; nats/token are converted where the verdict is about "
         "bits/byte (default 0.002 nats/token, or 0.01 of a score; 0: no test of equivalence)")
     add("--alpha", type=float, default=0.05, help="level of tests and intervals (default 0.05)")
+    add("--planned", type=int, default=0, metavar="N",
+        help="pairs (runs of the smaller arm) that were decided before the first result: no verdict at "
+        "another number (default 0: not said, and the report says so)")
+    add("--sequential", type=int, default=0, metavar="N",
+        help="the most pairs, decided before the first look: p, intervals and verdicts hold at every look "
+        "from the third pair on; with --plan what each look can find (default 0: one look)")
     run_list.add_arguments(parser)
     add = parser.add_argument_group("output").add_argument
     add("--out", metavar="FOLDER",
@@ -524,11 +467,25 @@ def parse_args(argv=None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None:
             check(low < value < high, f"--{name} {value:g}: give a number between {low} and {high}")
+    check_decided(args, chosen, check)
     if args.delta is not None:
         check(0 <= args.delta < math.inf, f"--delta {args.delta:g}: give a number of at least 0")
     args.print = args.print or ("short" if args.out else "full")
     args.command = ["python", "compare_runs.py", *map(str, sys.argv[1:] if argv is None else argv)]
     return args
+
+
+def check_decided(args, chosen: list[str], check) -> None:
+    """--planned and --sequential: one of them, in the modes that they change."""
+    few, many = ab_stats.MIN_RUNS, ab_alpha.MOST_LOOKS
+    check(not args.planned or args.planned >= few, f"--planned {args.planned}: give {few} or more")
+    check(not args.sequential or few <= args.sequential <= many,
+          f"--sequential {args.sequential}: give {few} to {many} pairs")
+    check(not (args.planned and args.sequential), "--planned and --sequential: give one of them")
+    only_noise = chosen == ["--aa"] or "--check with --against" in chosen
+    check(not (args.sequential and only_noise),
+          "--sequential tests a difference: give --a and --b, or --group_by")
+    check(not (args.planned and "--plan" in chosen), "--plan says how many: leave out --planned")
 
 
 def main(argv=None) -> int:

@@ -10,6 +10,9 @@ buffer holds `--buffer_docs` tokenised documents. Take the longest that fits int
 fits, take the shortest, copy what fits and drop the rest; of equals the earliest. Before each choice the buffer is
 refilled. When the source has ended the buffer runs empty, and an unfinished last row is dropped.
 
+nanochat's loader is the same algorithm with another refill: where fewer than 1,000 documents wait, it
+adds 128 of them at once. --refill 128 gives its rows, on the same documents in the same order.
+
 A document longer than a row is the shortest only when all others are longer still, so such documents pile up in the
 buffer and crowd out those that would fit: cropping climbs during the pass (see the report by decile). `--overflow`:
     crop      the algorithm as published (default)
@@ -56,8 +59,9 @@ class BestFit:
     Attributes: open, the pieces of the unfinished row; room, the tokens it lacks; waiting, documents in the buffer.
     """
 
-    def __init__(self, row_tokens: int, buffer_docs: int, cut: Callable):
+    def __init__(self, row_tokens: int, buffer_docs: int, cut: Callable, refill: int = 1):
         self.row_tokens, self.buffer_docs, self.cut = row_tokens, buffer_docs, cut
+        self.refill, self.added = refill, 0  # documents added at once; so far, of the present batch
         self.queues = defaultdict(deque)  # length -> documents in order of arrival
         self.mask = 0  # bit n: a document of n tokens waits, n up to row_tokens
         self.beyond = []  # lengths of waiting documents longer than a row, each once: a heap
@@ -73,6 +77,7 @@ class BestFit:
         # local names, because this loop runs once per document
         row_tokens, buffer_docs, queues, beyond = self.row_tokens, self.buffer_docs, self.queues, self.beyond
         pieces, room, mask, waiting, too_long = self.open, self.room, self.mask, self.waiting, self.too_long
+        refill, added = self.refill, self.added
         rows, begun = [], 0  # begun: where the open row starts in pieces
         if last:
             documents = itertools.chain(documents, [(0, None)])
@@ -89,6 +94,10 @@ class BestFit:
                     mask |= 1 << n
                 queue.append(document)
                 waiting += 1
+                added += 1
+                if added < refill:  # the batch is not whole yet
+                    continue
+                added = 0
             while waiting >= buffer_docs:
                 waiting -= 1
                 fitting = mask
@@ -129,18 +138,19 @@ class BestFit:
                         waiting += 1
                 begun, room = len(pieces), row_tokens
         self.open, self.room, self.mask = pieces[begun:], room, mask
-        self.waiting, self.too_long = waiting, too_long
+        self.waiting, self.too_long, self.added = waiting, too_long, added
         return pieces[:begun], rows
 
     def buffered(self) -> list[tuple[int, object]]:
         """(length, document) of the buffer; equal lengths in order of arrival, which is all that later choices need."""
         return [(n, document) for n, queue in self.queues.items() for document in queue]
 
-    def restore(self, buffered: Iterable[tuple[int, object]], pieces: list, room: int) -> None:
-        """Continue from what `buffered`, `open` and `room` were."""
+    def restore(self, buffered: Iterable[tuple[int, object]], pieces: list, room: int,
+                added: int = 0) -> None:
+        """Continue from what `buffered`, `open`, `room` and `added` were."""
         buffer_docs, self.buffer_docs = self.buffer_docs, sys.maxsize
         self.add(buffered)
-        self.buffer_docs, self.open, self.room = buffer_docs, pieces, room
+        self.buffer_docs, self.open, self.room, self.added = buffer_docs, pieces, room, added
 
 
 class RowTrain:
@@ -156,7 +166,8 @@ class RowTrain:
     }
 
     def __init__(self, args: argparse.Namespace):
-        prepare_fineweb.check_at_least(args, seq_len=1, batch_docs=1, buffer_docs=1, shard_rows=0)
+        prepare_fineweb.check_at_least(
+            args, seq_len=1, batch_docs=1, buffer_docs=1, shard_rows=0, refill=1)
         self.row_tokens = args.seq_len + 1
         shard_rows = args.shard_rows or args.shard_tokens // self.row_tokens
         check(shard_rows,
@@ -168,8 +179,10 @@ class RowTrain:
             "packing_algo": f"bestfit_{args.overflow}", "overflow": args.overflow,
             "buffer_docs": args.buffer_docs, "shard_rows": shard_rows,
         }
+        if args.refill > 1:  # datasets of before have no such setting
+            self.settings["refill"] = args.refill
         self.args = args
-        self.packer = BestFit(self.row_tokens, args.buffer_docs, self._cut)
+        self.packer = BestFit(self.row_tokens, args.buffer_docs, self._cut, args.refill)
         self.token_bytes = get_tokenizer(args.tokenizer_backend).token_byte_lengths()
         self.bos_added, self.rows, self.commits = 0, 0, 0
         self.bins, self.bin_rows = np.zeros((REPORT_BINS, 4), np.int64), 1  # for packing_report
@@ -237,7 +250,7 @@ class RowTrain:
             np.savez(f, lengths=np.array([n for n, _ in buffered], np.int64), bins=self.bins,
                      tokens=np.frombuffer(tokens, "<u2"), row=np.frombuffer(row, "<u2"))
         return {"commits": self.commits, "bos_added": self.bos_added,
-                "rows": self.rows, "bin_rows": self.bin_rows}
+                "rows": self.rows, "bin_rows": self.bin_rows, "added": self.packer.added}
 
     def restore(self, state: dict) -> None:
         """Continue from `state`; {} begins. ValueError when the buffer's file is damaged."""
@@ -258,7 +271,7 @@ class RowTrain:
         documents = [part.tobytes() for part in np.split(tokens, ends)[:-1]]
         pieces = [part.tobytes() for part in np.split(row, np.flatnonzero(row == BOS_ID))[1:]]
         buffered = zip(lengths.tolist(), documents, strict=True)
-        self.packer.restore(buffered, pieces, self.row_tokens - len(row))
+        self.packer.restore(buffered, pieces, self.row_tokens - len(row), state.get("added", 0))
 
     def _buffer_path(self) -> Path:
         return Path(self.args.out_dir) / f"packer_buffer_{self.commits:06d}.tmp"
@@ -353,6 +366,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--overflow", choices=["crop", "split", "requeue"], default="crop",
         help="documents that do not fit: cropped as published; cut up first; cut up, none cropped (default: crop)")
     add("--buffer_docs", type=int, default=1000, help="documents to choose from (default: 1000)")
+    add("--refill", type=int, default=1,
+        help="documents added at once where fewer than --buffer_docs wait; nanochat adds 128 (default: 1)")
     add("--batch_docs", type=int, default=256, help="handed over at once; never changes a row (default: 256)")
     add("--shard_rows", type=int, default=0, help="rows per train shard (default: 0 = as --shard_tokens)")
     args = parser.parse_args(argv)

@@ -67,10 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", help="folder of train_*.bin and val_*.bin (required)")
     add("--val_data_dir", help="folder whose val files are scored instead (default: --data_dir)")
-    add("--condition", choices=("baseline", "mul_tokens"), help="refuse data of another one (default: any)")
+    add("--condition", choices=("baseline", "mul_tokens"),
+        help="refuse data of another one (default: any)")
     add("--seq_len", type=int, default=1024, help="tokens per sequence (default %(default)s)")
-    add("--data_order", choices=data_order.ORDERS, default="shuffled", help="within an epoch (default %(default)s)")
-    add("--max_epochs", type=float, default=1.0, help="refuse to read more often (default %(default)g)")
+    add("--data_order", choices=data_order.ORDERS, default="shuffled",
+        help="within an epoch (default %(default)s)")
+    add("--max_epochs", type=float, default=1.0,
+        help="refuse to read more often (default %(default)g)")
     add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s)")
     add("--verify_data", choices=("full", "sizes"), default="full",
         help="before step 0 check sha256 or only sizes (default %(default)s)")
@@ -216,6 +219,7 @@ def count_epochs(args, sequences_per_step: int, n_sequences: int) -> float:
 def open_data(args, verify: bool) -> tuple:
     """(training files, their meta.json or {}, held-out documents or val_loss.NONE)."""
     files, meta = shards.open_dataset(args.data_dir, "train", verify, args.vocab_size)
+    files.content = files.content_sha256() if verify else None
     meta = meta or {}
     condition = meta.get("condition", "unknown")
     if args.condition and args.condition != condition:
@@ -323,23 +327,11 @@ def print_samples(run: training.Run) -> None:
 
 def summarise(run: training.Run) -> dict:
     """summary.json: last and best numbers, cost, warnings, the row for results.csv."""
-    args, config, data = run.args, run.record, run.record["data"]
+    config, data = run.record, run.record["data"]
     numbers = training.final_numbers(run, "val_loss val_bits_per_byte val_loss_bos val_bits_per_byte_bos")
     numbers["unique_tokens"] = data["unique_tokens"]
     scores = runs.read_step_metrics(run.folder).get(str(run.state.step), {})
-    row = {
-        **results.condition_columns(config["flags"], config["unused_flags"]), **numbers,
-        "run_id": run.folder.name, "date": config["started"][:10], "notes": args.notes,
-        "git_commit": config["code"]["git_commit"], "num_iterations": args.max_train_steps,
-        "batch_size": args.total_batch_tokens // args.seq_len, "sequence_length": args.seq_len,
-        "device_batch_size": args.micro_batch_size, "n_gpus": config["world_size"],
-        "gpu_name": config["hardware"]["gpu"] or "cpu", "condition": data["condition"],
-        "parameters": config["parameters"]["total"], "data_fingerprint": data["fingerprint"],
-        "val_fingerprint": data["val_fingerprint_documents"],
-        "val_fingerprint_tokens": data["val_fingerprint_tokens"], "data_format": data["format"],
-        "mul_token_rate": data["mul_token_rate"], "code_sha256": config["code"]["code_sha256"],
-        "init_sha256": (config["init"] or {}).get("sha256"),
-    }
+    row = results.first_row(run) | numbers
     for benchmark in BENCHMARKS:
         about = config["benchmarks"].get(benchmark.NAME, {})
         row[f"{benchmark.NAME}_title"] = about.get("title")
@@ -352,7 +344,7 @@ def summarise(run: training.Run) -> dict:
 # the run
 
 
-def train(args, procs) -> int:
+def train(args, procs, until_end: contextlib.ExitStack) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # processes
     device = procs.device
@@ -427,6 +419,7 @@ def train(args, procs) -> int:
         unused_flags += ["gate_pos", "gate_act"]
     record = training.describe(args, procs, model, flops_per_token, unused_flags)
     record |= {"init": init, "tokens_per_step": tokens_per_step}
+    record["content_sha256"] = {"data": files.content, "val": val.get("content_sha256")}
     record["data"] = {
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
@@ -443,6 +436,9 @@ def train(args, procs) -> int:
         same[f"items of {name}"] = ("benchmarks", name, "sha256")
     run = training.Run("train_gpt.py", args, procs, record, model, optimizers, autocast, pace)
     training.open_run(run, before, same, build_parser())
+    row = {**results.first_row(run), **results.place_of(run.folder, args.results_csv, record["started"])}
+    row |= {f"{split}_content_sha256": content for split, content in record["content_sha256"].items()}
+    row = until_end.enter_context(results.following(args.results_csv, row, procs.is_main, run.log))
     state = run.state
     # checkpoints of older versions do not hold these
     state.tokens_seen = state.trained_seen = state.step * tokens_per_step
@@ -525,11 +521,13 @@ def train(args, procs) -> int:
     run.close()
     if not training.is_complete(run):
         training.leave(run)
+        row["status"] = "stopped"
     elif procs.is_main:
         summary = summarise(run)
+        row |= summary["results_row"] | {"status": "finished"}
         if args.results_csv:
             try:
-                results.append_result(args.results_csv, summary["results_row"])
+                results.append_result(args.results_csv, row)
             except (OSError, ValueError) as error:
                 summary["warnings"].append(f"the run's row, results_row of summary.json, was not added: {error}")
         training.write_summary(run, summary)
@@ -539,8 +537,9 @@ def train(args, procs) -> int:
 def main(argv=None) -> int:
     args = parse_args(argv)
     with contextlib.closing(processes.start_processes(args.device)) as procs:
-        with estimate.naming("micro_batch_size", args.micro_batch_size, micro_batch_sizes(args, procs.world_size)):
-            return train(args, procs)
+        sizes = micro_batch_sizes(args, procs.world_size)
+        with estimate.naming("micro_batch_size", args.micro_batch_size, sizes), contextlib.ExitStack() as until_end:
+            return train(args, procs, until_end)
 
 
 if __name__ == "__main__":

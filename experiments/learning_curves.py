@@ -25,7 +25,7 @@ import numpy as np
 from scipy import special
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lab import ab_gate, ab_items, ab_many, ab_numbers, ab_plots, ab_report, disk, flags, runs  # noqa: E402
+from lab import ab_gate, ab_items, ab_numbers, ab_plots, ab_report, ab_rows, disk, flags, runs  # noqa: E402
 
 CURVES = (  # records, field, label, chance
     ("val", "val_loss", "val loss, nats/token", None),
@@ -67,7 +67,7 @@ def read_arms(patterns: list[str], notes: list[str]) -> dict[str, list[dict]]:
             others.append(folder.name)
             continue
         run = runs.read_run(folder)
-        arms.setdefault(ab_many.label_of([run]), []).append(run)
+        arms.setdefault(ab_rows.label_of([run]), []).append(run)
     if not arms:
         raise ValueError("no folder among these is a run (config.json): name run folders.")
     if others:
@@ -264,9 +264,9 @@ def report(args) -> int:
     arms = read_arms(args.runs, notes)
     treatment = None
     if args.treatment is not None:
-        treatment = ab_many.names_in(args.treatment)
+        treatment = ab_rows.names_in(args.treatment)
     members = ab_gate.members_of(arms)
-    checked = ab_gate.gate(members, treatment, ab_many.names_in(args.allow), same_seeds=False)
+    checked = ab_gate.gate(members, treatment, ab_rows.names_in(args.allow), same_seeds=False)
     arms = {arm: ab_numbers.finished(own) for arm, own in arms.items()}
     drawn = read_curves(arms, args.curves)
     if not drawn:

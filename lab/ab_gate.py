@@ -9,11 +9,11 @@ runs, unverified data and unequal batches are faults: never a treatment, but --a
 
 from __future__ import annotations
 
-import json
 import math
 import re
 
-from lab import ab_report, runs, units
+from lab import ab_report, runs
+from lab.ab_proofs import check_batches, check_copies, distinct, fault, mark_containers, recorded
 
 DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
 SCORER = "scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature".split()
@@ -72,10 +72,8 @@ def of_run(run: dict) -> dict:
     model, data, code, scorers), "unused" (flags without effect in this run), "machine" (spoils comparisons of speed,
     not of losses), "micro_batch_size", "tokens" (the tokenisation), "unverified" (whether its data's fingerprints were
     taken from meta.json alone), "run" (None for a row of a results.csv)}."""
-    if "log" in run:  # lab/logs.py
-        nothing = {"seed": None, "tokens": None, "run": None, "settings": {}, "unused": set()}
-        nothing |= {"machine": {}, "micro_batch_size": "not recorded", "unverified": False}
-        return nothing | {"name": run["name"], "log": run["log"]}
+    if "log" in run:
+        return of_log(run)
     config, data, flags = run["config"], run["config"]["data"], runs.conditions(run["flags"])
     settings = {flag: value for flag, value in flags.items() if flag not in ("seed", "condition")}
     for key, built in config["model"].items():
@@ -105,8 +103,29 @@ def of_run(run: dict) -> dict:
         "unused": unused_flags(settings, config.get("unused_flags")),
         "machine": machine, "micro_batch_size": run["flags"].get("micro_batch_size"),
         "tokens": settings["val_fingerprint_tokens"], "run": run,
-        "unverified": is_unverified(run),
+        "unverified": is_unverified(run), "content": config.get("content_sha256") or {},
     }
+
+
+def of_log(run: dict) -> dict:
+    """Another project's log (lab/logs.py) as a member: one that holds its settings is like a row of a
+    results.csv, of another it is a fault that nothing is recorded ("log")."""
+    flags, config, row = run["flags"], run["config"], (run["summary"] or {}).get("results_row", {})
+    settings = {flag: value for flag, value in runs.conditions(flags).items() if flag != "seed"}
+    machine = {}
+    if config["hardware"]:
+        machine = {**config["hardware"], "world_size": config["world_size"]}
+        machine["torch"] = config["versions"]["torch"]
+    member = {
+        "name": run["name"], "seed": None, "run": None, "tokens": None,
+        "settings": settings, "unused": unused_flags(settings, None),
+        "machine": machine, "micro_batch_size": flags.get("micro_batch_size", "not recorded"),
+        "unverified": False, "log": run["log"], "status": run["status"], "notes": run["notes"],
+        "losses": (row.get("final_val_loss"), row.get("train_time_ms")),
+    }
+    if flags:
+        member |= {"seed": run["seed"], "log": ""}
+    return member
 
 
 def is_unverified(run: dict) -> bool:
@@ -146,9 +165,10 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     differences, equal = [], {}
     for name in names:
         compare_setting(name, arms, differences, equal)
-    if any("log" in member for member in members):
+    if any(member.get("log") for member in members):
         equal.clear()  # what a log does not record is not equal
     mark_consequences(differences, members)
+    same_val = mark_containers(differences, members)
     counting = [d for d in differences if d["state"] == "differs" and not d["mixed"]]
     changed = {d["knob"] for d in counting} - allowed
     family = recognise(changed)
@@ -175,7 +195,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
         "ok": not any(d["state"] == "differs" for d in differences), "family": family,
         "treatment": "; ".join(words), "differences": differences, "equal": equal, "notes": notes,
         "missing": missing, "other_machine": other_machine,
-        "other_tokens": len(distinct(member["tokens"] for member in members)) > 1,
+        "other_tokens": not same_val and len(distinct(member["tokens"] for member in members)) > 1,
     }
 
 
@@ -199,11 +219,6 @@ def compare_setting(name: str, arms: dict[str, list[dict]], differences: list[di
     if mixed and name.endswith("_scorer"):
         why += f": some runs were scored on other items or by another rule; score all alike, or --allow {name}"
     differences.append({"knob": name, "state": "differs", "values": values, "mixed": mixed, "why": why})
-
-
-def recorded(members: list[dict], field: str, name: str) -> list:
-    """Distinct values of a setting. A folder that lacks it has None; a row of a results.csv does not record it."""
-    return distinct(m[field].get(name) for m in members if name in m[field] or m["run"])
 
 
 def mark_consequences(differences: list[dict], members: list[dict]) -> None:
@@ -260,11 +275,6 @@ def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yar
 # faults
 
 
-def fault(name: str, values: dict, why: str) -> dict:
-    """A difference that is no setting: something is amiss."""
-    return {"knob": name, "state": "differs", "values": values, "mixed": [], "why": why}
-
-
 def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str]) -> list[dict]:
     """A seed that an arm has twice is a fault; one that it lacks is missing, and with same_seeds a fault, too."""
     seeds, unknown = {}, []
@@ -287,7 +297,6 @@ def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str
     return [fault("seed", values, "; ".join(why))] if why else []
 
 
-BATCHES = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")  # decide a step's tokens
 NO_SUMMARY = "no summary.json, so it is unfinished or crashed"
 UNVERIFIED = "--verify_data sizes compared no checksum, so its fingerprints do not prove which text it read"
 
@@ -296,6 +305,8 @@ def incomplete(member: dict) -> str:
     if member["run"] and member["run"]["summary"] is None:
         return NO_SUMMARY
     status = member.get("status") or "finished"
+    if status.startswith("unfinished"):
+        return status
     if status != "finished":
         return f"its status is {status}"
     return ""
@@ -317,7 +328,9 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
     """Damaged files are notes. An unfinished run is a fault, and so is one that calls itself invalid or read data that
     nobody verified."""
     for members in arms.values():
-        notes += [f"{m['name']}: {note}" for m in members if m["run"] for note in m["run"]["notes"]]
+        for member in members:
+            own = (member["run"] or member).get("notes", ())
+            notes += [f"{member['name']}: {note}" for note in own]
     faults = []
     for name, problem in PROBLEMS.items():
         why, values = [], {}
@@ -335,93 +348,10 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
     return faults
 
 
-def check_copies(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
-    """Runs with the same loss at every step are one run: a fault, but a note where both arms have the seed, as a
-    treatment without effect looks so, too. Of a results.csv: the same final loss after the same time, which in two arms
-    may be rounded numbers that meet."""
-    first, why = {}, []
-    for arm, members in arms.items():
-        for member in members:
-            losses = losses_of(member)
-            if not losses:
-                continue
-            arm_of_twin, twin = first.setdefault(losses, (arm, member))
-            if twin is member:
-                continue
-            what = f"{twin['name']} and {member['name']} have the same losses"
-            by_chance = twin["seed"] == member["seed"] or not member["run"]
-            if arm_of_twin != arm and by_chance:
-                notes.append(f"{what}: the treatment changed nothing, or one is a copy of the other")
-            else:
-                why.append(what)
-    return [fault("copied_run", {arm: ["copies"] for arm in arms}, "; ".join(why))] if why else []
-
-
-def losses_of(member: dict):
-    """What tells a run's losses from another's, or something false where too little is recorded."""
-    if not member["run"]:
-        losses = member.get("losses", ())
-        return all(losses) and losses
-    losses = member["run"]["train"]["train_loss_opt_step_mean"]
-    return len(losses) > 1 and losses.tobytes()
-
-
-def check_batches(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
-    """Runs of one seed, data and batch size must have read the same tokens at every step, by their checksums."""
-    first, *others = arms.values()
-    unequal, unproved, proved = [], [], 0
-    for member in [member for arm in others for member in arm if member["run"]]:
-        counterpart = next((m for m in first if m["seed"] == member["seed"]), None)
-        if counterpart is None or any(
-                len(recorded([counterpart, member], "settings", key)) > 1 for key in BATCHES):
-            continue  # other batches by design, or by a difference that has a name already
-        pair = f"{counterpart['name']} and {member['name']}"
-        step = first_other_batch(counterpart["run"], member["run"])
-        if step is None:
-            unproved.append(pair)
-        elif step > 0:
-            unequal.append(f"{pair} from step {step} on")
-        else:
-            proved += 1
-    if proved:
-        pairs = units.count(proved, "pair")
-        notes.append(f"{pairs} of runs read the same tokens at every step (checksums equal)")
-    why = []
-    if unequal:
-        why.append(f"other tokens in {', '.join(unequal)}")
-    if unproved:
-        why.append(f"exposures/ of {', '.join(unproved)} miss some or all steps, "
-                   "so equal batches cannot be proved")
-    word = "unequal" if unequal else "unknown"
-    return [fault("batch_checksums", {arm: [word] for arm in arms}, "; ".join(why))] if why else []
-
-
-def first_other_batch(a: dict, b: dict) -> int | None:
-    """The first step at which two runs read other tokens; 0: none in the shorter one; None: not recorded throughout."""
-    tables = [read_checksums(run) for run in (a, b)]
-    common = tables[0].keys() & tables[1].keys()
-    other = [step for step in common if tables[0][step] != tables[1][step]]
-    if other:
-        return min(other)
-    ends = []  # an unfinished run has made what it recorded
-    for run, table in zip((a, b), tables, strict=True):
-        ends.append(runs.number((run["summary"] or {}).get("steps", max(table, default=0))))
-    steps = sum(step <= min(ends) for step in common)
-    return 0 if all(end > 0 for end in ends) and steps >= min(ends) else None
-
-
-def read_checksums(run: dict) -> dict[int, str]:
-    """{step: checksum of the step's tokens}."""
-    records = runs.read_jsonl(run["folder"] / "exposures" / "exposures_rank0000.jsonl", notes=[])
-    table = {}
-    for step, checksum in [(record.get("step"), record.get("checksum")) for record in records]:
-        if isinstance(step, int) and step > 0 and checksum:
-            table[step] = checksum
-    return table
-
-
 def compare_machines(arms: dict[str, list[dict]], notes: list[str]) -> bool:
     """Whether hardware, software or micro-batches differ: no fault, but a note, because it spoils speeds."""
+    whole = {arm: [m for m in members if not incomplete(m)] for arm, members in arms.items()}
+    arms = {arm: whole[arm] or members for arm, members in arms.items()}
     every = [member for members in arms.values() for member in members]
     names = dict.fromkeys(name for member in every for name in member["machine"])
     differing = []
@@ -435,16 +365,12 @@ def compare_machines(arms: dict[str, list[dict]], notes: list[str]) -> bool:
     if len(flat(micro)) > 1:
         notes.append(f"micro_batch_size differs ({by_arm(micro)}), as it may: the tokens of a step do not depend on "
                      "it; speed and memory do, so they do not compare")
-    unknown = any("log" in member for member in every)
+    unknown = any("log" in member and not member["machine"] for member in every)
     return bool(differing) or len(flat(micro)) > 1 or unknown
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # in words
-
-
-def distinct(values) -> list:
-    return list({json.dumps(v, sort_keys=True, default=str): v for v in values}.values())
 
 
 def flat(values: dict[str, list]) -> list:

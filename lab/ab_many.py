@@ -3,121 +3,21 @@
     python compare_runs.py --runs 'runs/*' --group_by attn_gate,gate_act --baseline attn_gate=none
     python compare_runs.py --results experiments/results.csv --group_by attn_gate --where num_iterations=1500
 
-A row of a stage is a dict of cells by column: what a results.csv records of a run, or what its folder does under the
-same names; "run" (None for a results.csv) and "member" (for ab_gate) are among them. Rows with equal cells in the
---group_by columns are an arm.
+Rows (lab/ab_rows.py) with equal cells in the --group_by columns are an arm. Every arm is compared with the baseline at
+the last step and, from folders, at equal FLOPs and wall-clock: all of that is one family of tests.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import re
 import statistics
-from pathlib import Path
 
-from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_verdict, logs, results, runs, units
+from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_rows, ab_stats, ab_verdict, results, units
 from lab.ab_numbers import PRIMARY, SHORT, UNIT
 from lab.ab_report import form, form_change, form_interval, form_p, minutes
+from lab.ab_rows import cell_number, cell_text, cells_in, names_in
 
-# settings that are no flags
-DATA_COLUMNS = ("condition", "data_fingerprint", "val_fingerprint", "code_sha256", "data_format", "mul_token_rate",
-                "val_fingerprint_tokens", "init_sha256")
-KNOBS = (  # what a results.csv must hold for "comparable": where a column is missing, nobody knows that it is equal
-    "weight_decay warmup_iters schedule warmdown_iters learning_rate_decay_frac learning_rate optimizer beta1 beta2 "
-    "grad_clip dtype arch n_layer n_head n_embd n_inner seq_len total_batch_tokens max_train_steps data_order "
-    "init_from val_tokens condition data_fingerprint val_fingerprint code_sha256"
-).split()
 UNKNOWN_HARDWARE = " (hardware not recorded)"
-HARDWARE_COLUMNS = ("gpu_name", "n_gpus")
-
-
-def read_runs(patterns: list[str], flag: str) -> list[dict]:
-    return [read_one(path) for path in runs.expand(patterns, flag)]
-
-
-def read_one(path) -> dict:
-    """A run's folder, or another project's log."""
-    return logs.read_log(path) if Path(path).is_file() else runs.read_run(path)
-
-
-def label_of(arm: list[dict]) -> str:
-    """What an arm's folders are called: base_s0, base_s1 -> base."""
-    stem = os.path.commonprefix([re.sub(r"[_-]s(eed)?\d+$", "", run["name"]) for run in arm])
-    return stem.rstrip("_-") or "runs"
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# rows
-
-
-def row_of_cells(cells: dict[str, str]) -> dict:
-    """A line of a results.csv. Its settings are the columns with a flag that can change a result; an empty cell is not
-    recorded, but for init_from, where it means fresh weights."""
-    settings = {}
-    for column, text in cells.items():
-        if column in DATA_COLUMNS and text:
-            settings[column] = text
-        elif results.is_condition(column) and column != "seed" and (text or column == "init_from"):
-            settings[column] = cell_text(text)
-    unused = cells.get("unused_flags")
-    member = {
-        "name": cells.get("run_id") or "a row", "seed": cell_text(cells.get("seed")) or None, "settings": settings,
-        "unused": ab_gate.unused_flags(settings, unused and unused.split()),
-        "machine": {column: cells[column] for column in HARDWARE_COLUMNS if cells.get(column)},
-        "micro_batch_size": cells.get("device_batch_size") or None,
-        "tokens": cells.get("condition") or None, "run": None,
-        "unverified": cells.get("verify_data", "") not in ("", "full"),
-        "status": cells.get("status", ""), "losses": (cells.get("final_val_loss"), cells.get("train_time_ms")),
-    }
-    return {**cells, "run": None, "member": member}
-
-
-def row_of_run(run: dict) -> dict:
-    """A run's folder: its flags, its data and document 003's columns."""
-    flags, data = run["flags"], run["config"]["data"]
-    row = dict(flags)
-    row |= {key: data.get(key) for key in ("condition", "crop_fraction", "mul_token_rate")}
-    row |= {f"data_{key}": data.get(key) for key in ("format", "fingerprint")}
-    row |= {column: flags.get(flag) for column, flag in results.FLAG_OF.items()}
-    tokens, length = (runs.number(flags.get(key)) for key in ("total_batch_tokens", "seq_len"))
-    known = tokens > 0 and length > 0
-    row["batch_size"] = int(tokens / length) if known else None  # in sequences, as in results.csv
-    row |= (run["summary"] or {}).get("results_row") or {}
-    return row | {"run_id": run["name"], "run": run, "member": ab_gate.of_run(run)}
-
-
-def cell_number(value) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-
-
-def cell_text(value) -> str:
-    """One spelling per value: 3.6e-3, '0.00360' and 0.0036 are '0.0036'."""
-    x = cell_number(value)
-    if math.isfinite(x):
-        return f"{x:.12g}"
-    return "" if value is None else str(value)
-
-
-def names_in(text: str | None) -> list[str]:
-    """'a, b' -> ["a", "b"]."""
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
-
-
-def cells_in(text: str | None, flag: str) -> dict[str, str]:
-    """'a=1,b=x' -> {"a": "1", "b": "x"}."""
-    wanted = {}
-    for part in names_in(text):
-        name, sign, value = map(str.strip, part.partition("="))
-        if not sign or not name:
-            raise ValueError(f"{flag} {part!r}: write column=value, with commas between.")
-        if name in wanted:
-            raise ValueError(f"{flag} gives {name} twice: a row has one value per column.")
-        wanted[name] = cell_text(value)
-    return wanted
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -156,39 +56,12 @@ def check_arms(arms: list[dict], columns: list[str], args) -> dict:
     if len(arms) == 1:
         treatment = []
     checked = ab_gate.gate(members, treatment, known(names_in(args.allow)), same_seeds=False)
-    checked["unrecorded"] = []
+    checked |= ab_verdict.decided(args)
+    rows = [row for arm in arms for row in arm["rows"]]
+    checked["unrecorded"] = ab_rows.unrecorded_of([row["member"] for row in rows])
     if args.results:
-        rows = [row for arm in arms for row in arm["rows"]]
-        checked["notes"] += notes_on(rows, {*settings, *columns}, checked["unrecorded"])
+        checked["notes"] += ab_rows.notes_on(rows, {*settings, *columns}, checked["unrecorded"])
     return checked
-
-
-def notes_on(rows: list[dict], compared: set[str], unrecorded: list[str]) -> list[str]:
-    """What a results.csv does not record of some rows, and which of its columns are not compared; the names of both
-    go into unrecorded, too."""
-    notes, lacking = [], {}
-    knobs = [name if name in compared else results.COLUMN_OF.get(name, name) for name in KNOBS]
-    for name in dict.fromkeys([*knobs, *(name for row in rows for name in row["member"]["settings"])]):
-        n = sum(name not in row["member"]["settings"] for row in rows)
-        lacking.setdefault(n, []).append(name)
-    lacking.pop(0, None)
-    unrecorded += [name for n in sorted(lacking, reverse=True) for name in lacking[n]]
-    for n, names in lacking.items():
-        notes.append(f"not recorded in {n} of {len(rows)} rows: {', '.join(names)}")
-    commits = ab_gate.distinct(row["git_commit"] for row in rows if row.get("git_commit"))
-    if len(commits) > 1:
-        notes.append(f"git_commit differs ({', '.join(map(ab_gate.short, commits))})")
-    ours = {*compared, *results.COLUMNS, *DATA_COLUMNS, *ab_numbers.metrics_of([])}
-    ours |= {"unused_flags", "verify_data", "status", "run", "member"}
-    others = dict.fromkeys(column for row in rows for column in row if column not in ours)
-    scores = tuple(column.removesuffix("title") for column in others if column.endswith("_title"))
-    strange = [column for column in others if not results.trainer_flags().fullmatch(column)
-               and not (scores and column.startswith(scores))]
-    if strange:
-        names = ", ".join(strange)
-        notes.append(f"columns that are no flags of train_gpt.py, not compared: {names}")
-        unrecorded += [f"{column} (unknown)" for column in strange]
-    return notes
 
 
 def read_scores(arm: dict, primary: str, steps: dict, missing: list[str]) -> None:
@@ -196,8 +69,7 @@ def read_scores(arm: dict, primary: str, steps: dict, missing: list[str]) -> Non
     steps: {benchmark: the step that all runs scored}."""
     name = arm["name"]
     column = f"final_{primary}" if primary in PRIMARY else primary
-    arm["rows"] = [row for row in arm["rows"]
-                   if not row["run"] or row["run"]["summary"] is not None]
+    arm["rows"] = [row for row in arm["rows"] if not ab_gate.incomplete(row["member"])]
     arm |= {"by_seed": {}, "times": []}
     seeds = [cell_text(row.get("seed")) for row in arm["rows"]]
     if "" in seeds or len(set(seeds)) < len(seeds):  # unknown or double seeds: nothing to pair by
@@ -243,14 +115,16 @@ def compare_many(args) -> int:
     columns, where = names_in(args.group_by), cells_in(args.where, "--where")
     if not columns:
         raise ValueError("--group_by is empty: name columns, for example --group_by attn_gate.")
+    numbers, lost = [], []
     if args.results:
-        rows = [row_of_cells(cells) for cells in results.read_results(args.results)]
+        rows, numbers, lost = ab_rows.rows_of_tables(args.results)
     else:
-        rows = [row_of_run(run) for run in read_runs(args.runs, "--runs")]
+        rows = [ab_rows.row_of_run(run) for run in ab_rows.read_runs(args.runs, "--runs")]
     known = {column for row in rows for column in row} - {"run", "member"}
     ab_gate.check_names("--group_by", columns, known)
     ab_gate.check_names("--where", list(where), known)
-    rows = [row for row in rows if all(cell_text(row.get(k)) == cell for k, cell in where.items())]
+    rows, lost = ([row for row in own if all(cell_text(row.get(k)) == cell for k, cell in where.items())]
+                  for own in (rows, lost))
     if not rows:
         raise ValueError(f"--where {args.where} leaves no run: give values that occur.")
 
@@ -261,7 +135,7 @@ def compare_many(args) -> int:
     primary = ab_verdict.primary_of(args.primary, checked, metrics)
     margin = ab_verdict.margin_of(args.delta, args.primary, primary, every)
     args.delta, steps = margin.value, ab_numbers.common_steps(every)
-    missing = list(checked["missing"])
+    missing = [*checked["missing"], *ab_rows.without_row(numbers, lost)]
     for arm in arms:
         read_scores(arm, primary, steps, missing)
     baseline, compared = None, []
@@ -297,13 +171,12 @@ def compare_many(args) -> int:
         best_table(best, primary, args), ("h2", "Every arm"), stage_table(arms, columns, primary),
         ("p", f"final_loss: {unit} at the last step, mean over seeds."),
     ]
+    in_advance = ab_verdict.decided_in_words(checked, 0)
     if compared:
-        tests = max(entry["row"]["tests"] for entry in compared)
-        blocks.append(("h2", f"Differences to {baseline['name']}: {unit}"))
-        blocks.append(difference_table(compared, args))
-        counted = units.count(tests, "test")
-        blocks.append(("p", f"p (Holm) and verdicts: {counted}, corrected together; intervals are not corrected. "
-                            f"Equivalence margin {margin.words}."))
+        row = min((entry["row"] for entry in compared), key=lambda row: row["n"])
+        in_advance = ab_verdict.decided_in_words(checked, row["n"], row["paired"])
+        blocks += difference_blocks(compared, baseline["name"], unit, margin, args)
+    blocks.append(("p", in_advance))
     if args.out and args.runs:
         blocks += [*arms_plot(labelled, primary), *ab_page.wall_clock(members, primary)]
     blocks += ab_gate.gate_blocks(checked)
@@ -313,6 +186,7 @@ def compare_many(args) -> int:
         "mode": "group_by", "verdict": word, "headline": head, "compared": dict(facts),
         "group_by": columns, "where": where,
         "primary": primary, "margin": margin.value, "margin_in_words": margin.words, "alpha": args.alpha,
+        "planned": args.planned, "sequential": args.sequential, "in_advance": in_advance,
         "missing": missing, "gate": checked,
         "arms": [{k: arm[k] for k in ("name", "by_seed", "losses", "times")} for arm in arms],
         "baseline": baseline and baseline["name"], "differences": compared,
@@ -335,22 +209,22 @@ def word_of(checked: dict, arms: list[dict]) -> str:
 
 def compare_with(baseline: dict, others: list[dict], metric: ab_numbers.Metric, primary: str, checked: dict,
                  args) -> list[dict]:
-    """Every other arm against the baseline: {"name", "row" (difference of the final score), "wall" (the same at equal
-    wall-clock, or None), "time" (percent, or why not), "verdict"} each. All differences are one family of tests."""
-    compared = [{
-        "name": arm["name"],
-        "row": ab_numbers.difference(baseline["by_seed"], arm["by_seed"], args.alpha),
-        "wall": at_equal_time(baseline, arm, primary, checked, args),
-        "time": time_of(arm, baseline, checked),
-    } for arm in others]
-    rows = []
-    for entry in compared:  # a test that is made twice counts once
-        if entry["wall"] and ab_verdict.is_same(entry["wall"], entry["row"]):
-            entry["wall"] = entry["row"]
-        rows += [entry["row"]]
-        if entry["wall"] and entry["wall"] is not entry["row"]:
-            rows.append(entry["wall"])
-    ab_verdict.judge(rows, args.alpha, metric.better, args.delta, checked["ok"])
+    """Every other arm against the baseline: {"name", "row" (difference of the final score), "flops", "wall" (the same
+    at equal FLOPs and wall-clock, or None), "time" (percent, or why not), "verdict"} each. All differences are one
+    family of tests."""
+    compared, rows = [], []
+    for arm in others:
+        row = ab_numbers.difference(baseline["by_seed"], arm["by_seed"], args.alpha, args.sequential)
+        entry = {"name": arm["name"], "row": row, "time": time_of(arm, baseline, checked)}
+        own = [row]
+        for name, match in at_equal_cost(baseline, arm, primary, checked, args).items():
+            twin = next((one for one in own if match and ab_verdict.is_same(match, one)), None)
+            if match and twin is None:
+                own.append(match)
+            entry[name] = twin or match  # a test that is made twice counts once
+        compared.append(entry)
+        rows += own
+    ab_verdict.judge(rows, args.alpha, metric.better, args.delta, checked)
     for entry in compared:
         entry["verdict"] = entry["row"]["verdict"]
     return compared
@@ -368,14 +242,15 @@ def time_of(arm: dict, baseline: dict, checked: dict) -> str:
     return change
 
 
-def at_equal_time(baseline: dict, arm: dict, primary: str, checked: dict, args) -> dict | None:
-    """The difference at equal wall-clock. A results.csv has no curves to read it off."""
+def at_equal_cost(baseline: dict, arm: dict, primary: str, checked: dict, args) -> dict[str, dict | None]:
+    """{"flops", "wall": the difference there}. A results.csv has no curves to read it off."""
     if args.results or not arm["rows"] or not baseline["rows"]:
-        return None
+        return {"flops": None, "wall": None}
     both = [ab_numbers.finished([row["run"] for row in side["rows"]])
             for side in (baseline, arm)]
     step = ab_numbers.common_step([run["val"] for side in both for run in side])
-    return ab_numbers.matchings(both, step, primary, checked, args.alpha)[2]["row"]
+    _, flops, wall = ab_numbers.matchings(both, step, primary, checked, args.alpha)
+    return {"flops": flops["row"], "wall": wall["row"]}
 
 
 def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list,
@@ -399,12 +274,7 @@ def headline(word: str, checked: dict, baseline: dict | None, compared: list, mi
         text = "name the --baseline for differences and verdicts."
     if missing:
         text += f" Missing: {'; '.join(missing)}."
-    if checked["unrecorded"]:
-        first, more = checked["unrecorded"][:6], len(checked["unrecorded"]) - 6
-        listed = ", ".join(first)
-        if more > 0:
-            listed += f" and {more} more"
-        text += f" Not recorded: {listed}."
+    text += ab_rows.in_words(checked["unrecorded"])
     if allowed:
         text += f" Allowed by --allow: {', '.join(allowed)}."
     return f"**{word}** · {text}"
@@ -428,14 +298,66 @@ def stage_table(arms: list[dict], columns: list[str], primary: str) -> tuple:
     ], arms)
 
 
+def difference_blocks(compared: list[dict], baseline: str, unit: str, margin: ab_verdict.Margin, args) -> list[tuple]:
+    """The table of differences, how many tests it holds, and how sure each is."""
+    tests = max(entry["row"]["tests"] for entry in compared)
+    places = "at the last step"
+    if args.runs:
+        places = "at the last step, at equal FLOPs and at equal wall-clock"
+    counted = units.count(tests, "test")
+    if not tests:  # not comparable, or no spread: nothing was tested
+        return [("h2", f"Differences to {baseline}: {unit}"), difference_table(compared, args)]
+    return [
+        ("h2", f"Differences to {baseline}: {unit}"), difference_table(compared, args),
+        ("p", f"This report holds {counted} ({places}; the same numbers count once), corrected together by "
+              "Holm: verdicts, p (Holm) and corrected intervals, which leave out 0 just where a verdict "
+              "names a winner; tests of equivalence among themselves. "
+              f"Equivalence margin {margin.words}."),
+        ("h2", "How sure"), sure_table(compared, args),
+        ("p", "p (t) and the smallest difference are of one test alone. Sign flips (pairs) and permutations (runs) "
+              "assume no normal distribution."),
+    ]
+
+
+def sure_table(compared: list[dict], args) -> tuple:
+    """What the seeds of each arm could show: t, spread, a p without a normal distribution, the smallest difference."""
+
+    def of(spell):
+        def cell(entry: dict) -> str:
+            stats = entry["row"]["stats"]
+            return "N/A: too few seeds" if stats is None else spell(stats)
+
+        return cell
+
+    def number(x: float, spec: str) -> str:
+        return f"{x:{spec}}" if math.isfinite(x) else "N/A"
+
+    def exact(stats: dict) -> str:
+        name = "p_permutation" if "p_permutation" in stats else "p_sign_flip"
+        return form_p(stats[name])
+
+    return ab_report.table([
+        ("arm", "left", lambda entry: entry["name"]),
+        ("t (degrees of freedom)", "right", of(lambda s: f"{ab_verdict.t_of(s)} ({s['df']:.3g})")),
+        ("sd of a difference", "right", of(lambda s: f"{s['sd_diff']:.5f}")),
+        ("p (t)", "right", of(lambda s: form_p(s["p_t"]))),
+        ("p (sign flips or permutations)", "right", of(exact)),
+        (f"smallest difference found with {args.power:.0%} power", "right", of(lambda s: number(s["mde"], ".5f"))),
+        ("seeds for the observed one", "right", of(lambda s: number(max(s["n_for"], ab_stats.MIN_RUNS), ".0f"))),
+    ], compared)
+
+
 def difference_table(compared: list[dict], args) -> tuple:
-    def wall(entry: dict) -> str:
-        if entry["wall"] is None:
-            return "N/A: no run to compare"
-        change = form_change(entry["wall"], ".4f").split(", p")[0]
-        if isinstance(entry["wall"]["delta"], str):
-            return change
-        return f"{change}: {entry['wall']['verdict']}"
+    def at(cost: str):
+        def cell(entry: dict) -> str:
+            if entry[cost] is None:
+                return "N/A: no run to compare"
+            change = form_change(entry[cost], ".4f").split(", p")[0]
+            if isinstance(entry[cost]["delta"], str):
+                return change
+            return f"{change}: {entry[cost]['verdict']}"
+
+        return cell
 
     columns = [
         ("arm", "left", lambda entry: entry["name"]),
@@ -444,11 +366,12 @@ def difference_table(compared: list[dict], args) -> tuple:
         ("{level} interval, uncorrected", "right", lambda entry: form_interval(entry["row"], ".4f")),
         ("p", "right", lambda entry: form_p(entry["row"]["p_raw"])),
         ("p (Holm)", "right", lambda entry: form_p(entry["row"]["p_corrected"])),
+        ("{level} interval, corrected", "right", lambda entry: form_interval(entry["row"], ".4f", "_corrected")),
         ("verdict", "left", lambda entry: entry["verdict"]),
         ("train_time", "right", lambda entry: entry["time"]),
     ]
     if args.runs:
-        columns.append(("delta at equal wall-clock", "right", wall))
+        columns += [("delta at equal FLOPs", "right", at("flops")), ("delta at equal wall-clock", "right", at("wall"))]
     return ab_report.table(columns, compared, args.alpha)
 
 
@@ -502,7 +425,7 @@ def best_table(rows: list[dict], primary: str, args) -> tuple:
         ("Seeds", "left", lambda row: row["seeds"]),
     ]
     if args.baseline:
-        title = "against the baseline, {level} interval"
+        title = "against the baseline, {level} interval, corrected"
         columns.append((title, "right", lambda row: row["change"]))
         columns.append(("Verdict", "left", lambda row: row["reading"]))
     return ("key", *ab_report.table(columns, rows, args.alpha)[1:])

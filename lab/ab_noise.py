@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-from lab import ab_gate, ab_numbers, ab_page, ab_power, ab_report, ab_stats, ab_verdict
-from lab.ab_many import label_of, names_in, read_one, read_runs
+from lab import ab_alpha, ab_gate, ab_numbers, ab_page, ab_power, ab_report, ab_stats, ab_verdict
 from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form
+from lab.ab_rows import label_of, names_in, read_one, read_runs
 
 NO_ARMS = {"other_tokens": False}  # one run repeated: nothing differs
 
@@ -31,6 +31,7 @@ def compare_noise(args) -> int:
         arms["newcomer"] = newcomer
     # a newcomer may have any seed, and nothing may differ, so there is no treatment
     checked = ab_gate.gate(ab_gate.members_of(arms), [], names_in(args.allow), same_seeds=False)
+    checked |= ab_verdict.decided(args)
     metrics = ab_numbers.metrics_of(used + newcomer)
     steps, values = ab_numbers.score_arms([used, newcomer], metrics)
     rows = noise_rows(values, metrics, checked, args.alpha)
@@ -57,18 +58,21 @@ def compare_noise(args) -> int:
     head = f"**{word}** · {text}"
     arms["noise floor"] = used
     facts = ab_page.facts_of(arms, checked)
+    in_advance = ab_verdict.decided_in_words(checked, len(used), what="seeds of the noise floor")
     blocks = [
         ("h1", title), ("verdict", head, word), ("facts", facts),
         noise_table(rows, metrics, bool(newcomer), args.alpha),
         ("p", "The band is a prediction interval: "
               "one more run of another seed falls inside with this chance."),
+        ("p", in_advance),
     ]
     record = {
         "mode": mode, "verdict": word, "headline": head, "compared": dict(facts), "primary": primary,
         "alpha": args.alpha, "metrics": rows, "gate": checked, "runs": [str(run["folder"]) for run in used],
+        "in_advance": in_advance,
     }
     if args.plan:
-        blocks += plan_blocks(row["sd"], primary, args, record)
+        blocks += plan_blocks(row["sd"], primary, args, record, bound=row["sd_plan"], seeds=row["n"])
     blocks += ab_gate.gate_blocks(checked)
     brief = None
     if args.print == "short":
@@ -148,32 +152,70 @@ def plan_seeds(args) -> int:
     return 0
 
 
-def plan_blocks(sd: float, primary: str, args, record: dict) -> list[tuple]:
-    """Seeds that --effect needs, and the effect that a number of seeds can show, for several seed correlations."""
+def plan_blocks(sd: float, primary: str, args, record: dict, bound: float | None = None, seeds: int = 0) -> list[tuple]:
+    """Seeds that --effect needs, and the effect that a number of seeds can show, for several seed correlations.
+
+    sd: between seeds, as given or measured on `seeds` runs; bound: what it is at most, by which the plan goes: half of
+    all measured spreads are too small, and so would half of all plans be."""
     effect, alpha, power, unit = args.effect, args.alpha, args.power, UNIT[primary]
+    noise = f"sd between seeds {sd:.5g} {unit}"
+    if bound is not None:
+        noise += (f" as measured on {seeds} seeds; the plan goes by its upper bound {bound:.5g} "
+                  f"({100 * (1 - alpha):g} %, chi-square), so that it has its power also where the sd came out "
+                  "small by luck: more seeds of the noise floor bring it down")
+    as_measured, sd = sd, sd if bound is None else bound
+    level = alpha
+    if args.sequential:
+        level = ab_alpha.level_of(alpha, ab_alpha.Design(args.sequential, looks=args.sequential))
     if power <= alpha:
         raise ValueError(f"--power {power:g} is not above --alpha {alpha:g}: ask for more power.")
     correlations = sorted({0.0, 0.5, 0.8, args.correlation} - {None})
     designs = {f"paired, seed correlation {r:g}": (r, True) for r in correlations}
     designs["unpaired"] = (0.0, False)
-    needed, smallest = {}, [("n", "right", str)]
+    if args.sequential:
+        designs.pop("unpaired")  # looks spend alpha otherwise there
+    needed, by_luck, smallest = {}, {}, [("n", "right", str)]
     for name, (correlation, paired) in designs.items():
         spread = ab_power.sd_of_difference(sd, correlation)
-        enough = ab_power.n_needed(effect, spread, alpha, power, paired)
         # fewer never give a verdict
-        needed[name] = max(ab_stats.MIN_RUNS, enough)
+        needed[name] = max(ab_stats.MIN_RUNS, ab_power.n_needed(effect, spread, level, power, paired))
+        measured = ab_power.sd_of_difference(as_measured, correlation)
+        by_luck[name] = max(ab_stats.MIN_RUNS, ab_power.n_needed(effect, measured, level, power, paired))
 
         def detectable(n: int, spread=spread, paired=paired) -> str:
-            return f"{ab_power.mde(n, spread, alpha, power, paired):.5f}"
+            return f"{ab_power.mde(n, spread, level_at(n, args), power, paired):.5f}"
 
         smallest.append((name, "right", detectable))
-    record["plan"] = {"sd": sd, "effect": effect, "power": power, "alpha": alpha}
-    record["plan"]["seeds_needed"] = needed
+    record["plan"] = {
+        "sd": as_measured, "sd_plan": sd, "effect": effect, "power": power, "alpha": alpha,
+        "sequential": args.sequential, "seeds_needed": needed,
+    }
     design = [("Design", "left", str), ("seeds per arm", "right", needed.get)]
-    return [
+    if bound is not None:
+        design.append(("if the sd were as measured", "right", by_luck.get))
+    numbers = [3, 4, 5, 6, 8, 10, 15, 20]
+    blocks = [
         ("h2", f"Seeds per arm that find {effect:g} {unit}"),
-        ("p", f"sd between seeds {sd:.5g} {unit}, two-sided alpha {alpha:g}, power {power:.0%}."),
-        ab_report.table(design, list(needed)),
-        ("h2", f"Smallest difference that n seeds per arm find ({unit})"),
-        ab_report.table(smallest, [3, 4, 5, 6, 8, 10, 15, 20]),
+        ("p", f"{noise}. Two-sided alpha {alpha:g}, power {power:.0%}."),
     ]
+    if args.sequential:
+        numbers = list(range(ab_alpha.FIRST_LOOK, args.sequential + 1))
+        counts = "p of the t test that counts"
+        smallest.insert(1, (counts, "right", lambda n: f"{level_at(n, args):.4f}"))
+        enough = [name for name, n in needed.items() if n <= args.sequential]
+        listed = ", ".join(enough) or "none of the designs below"
+        most = args.sequential
+        blocks.append(("p", f"Looks at up to {most} pairs (`--sequential` {most}), decided before the first: "
+                            f"enough for {listed}."))
+    return [
+        *blocks, ab_report.table(design, list(needed)),
+        ("h2", f"Smallest difference that n seeds per arm find ({unit})"),
+        ab_report.table(smallest, numbers),
+    ]
+
+
+def level_at(n: int, args) -> float:
+    """The t test's p that counts as alpha at n pairs."""
+    if not args.sequential:
+        return args.alpha
+    return ab_alpha.level_of(args.alpha, ab_alpha.Design(n, looks=args.sequential))

@@ -324,8 +324,9 @@ def partners(a: set, b: set) -> list:
     return common if enough and 2 * len(common) >= smaller else []
 
 
-def difference(a: dict, b: dict, alpha: float) -> dict:
-    """B - A of one metric; a, b: seed -> number or reason. Pairs of equal seed, or all runs: see partners().
+def difference(a: dict, b: dict, alpha: float, looks: int = 0) -> dict:
+    """B - A of one metric; a, b: seed -> number or reason. Pairs of equal seed, or all runs: see partners(). looks: the
+    most pairs that were decided before the first look (lab/ab_alpha.py), 0: one look.
 
     {"paired", "pairs" (seed -> delta), "n", "n_a", "n_b", "used" (pairs, or runs of both arms), "left_out" (runs
     without a partner), "stats" (of ab_stats, or None), "lacking" (seeds without a number, in either arm), "a", "sd_a",
@@ -352,7 +353,7 @@ def difference(a: dict, b: dict, alpha: float) -> dict:
     row["delta"] = row["b"] - row["a"]
     if row["n"] < 2:
         return without_interval(row, "N/A: one seed")
-    stats = (ab_stats.paired if common else ab_stats.unpaired)(xs, ys, alpha)
+    stats = (ab_stats.paired if common else ab_stats.unpaired)(xs, ys, alpha, looks=looks)
     row |= {"values_a": xs, "values_b": ys, "stats": stats}
     return row | {"low": stats["ci_low"], "high": stats["ci_high"], "p": stats["p"]}
 
@@ -373,7 +374,7 @@ def compare_metrics(a: dict, b: dict, metrics: dict[str, Metric], checked: dict,
     """{metric: difference(...)} without what the gate forbids. a, b: metric -> seed -> number or reason."""
     rows = {}
     for key, metric in metrics.items():
-        row = difference(a[key], b[key], alpha)
+        row = difference(a[key], b[key], alpha, checked.get("looks", 0))
         is_number = isinstance(row["delta"], float)
         if metric.kind == "fixed":
             row = without_interval(row, "N/A: fixed")
@@ -404,7 +405,7 @@ def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: di
         if axis != "step":
             budget = min((spent(run, axis) for arm in arms for run in arm), default=math.nan)
         a, b = ({run["seed"]: at_budget(run, metric, axis, budget) for run in arm} for arm in arms)
-        row = difference(a, b, alpha)
+        row = difference(a, b, alpha, checked.get("looks", 0))
         if axis == "train_seconds" and checked["other_machine"] and isinstance(row["delta"], float):
             row = without_interval(row, "N/A: other hardware or software") | {"stats": None}
         in_words = "N/A: not run"

@@ -159,7 +159,7 @@ def seeds_in_words(arms: dict[str, list[dict]]) -> str:
 
 
 def seed_of(run: dict) -> str:
-    if "log" in run:  # its seed is a number of ours
+    if "log" in run and not run["flags"]:  # its seed is a number of ours
         return ""
     return str(run["seed"])
 
@@ -390,7 +390,7 @@ def key_rows(rows: dict, metrics: dict[str, Metric], primary: str) -> list[dict]
             "what": metric.label.split(" @")[0],
             "a": form(row["a"], metric.form), "b": form(row["b"], metric.form),
             "delta": form(row["delta"], f"+{metric.form}"),
-            "interval": form_interval(row, metric.form),
+            "interval": form_interval(row, metric.form, "_corrected"),
             "reading": row["verdict"],
         })
     return out
@@ -409,7 +409,7 @@ def key_table(rows: list[dict], names: dict[str, str], alpha: float) -> tuple:
         ("Three rows", "left", lambda row: row["what"]),
         (short["A"], "right", lambda row: row["a"]),
         (short["B"], "right", lambda row: row["b"]),
-        ("B - A, {level} interval", "right", change_in_words),
+        ("B - A, {level} interval, corrected", "right", change_in_words),
         ("Verdict", "left", lambda row: row["reading"]),
     ]
     return ("key", *ab_report.table(columns, rows, alpha)[1:])

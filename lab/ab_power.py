@@ -14,6 +14,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import optimize, special
 
+from lab import ab_alpha
+
 LARGE_N = 200  # from here on n_needed takes the normal limit plus z^2 / 2 (Guenther 1981): at most 1 off
 FIX = "give the smallest difference that matters"
 
@@ -36,7 +38,7 @@ def mde(n: int, sd_diff: float, alpha=0.05, power=0.8, paired: bool = True) -> f
     _check_spread(sd_diff)
     if n < 2:
         return math.nan
-    return sd_diff * noncentrality(*_design(n, paired), alpha, power) / math.sqrt(n)
+    return sd_diff * noncentrality(*_design(n, paired, alpha), power) / math.sqrt(n)
 
 
 def n_needed(effect: float, sd_diff: float, alpha=0.05, power=0.8, paired: bool = True) -> int:
@@ -54,14 +56,16 @@ def n_needed(effect: float, sd_diff: float, alpha=0.05, power=0.8, paired: bool 
         halves = 2 if paired else 4
         return math.ceil(limit + float(special.ndtri(1 - alpha / 2)) ** 2 / halves)
     n = max(2, math.ceil(limit))
-    while sd_diff * noncentrality(*_design(n, paired), alpha, power) > effect * math.sqrt(n):
+    while sd_diff * noncentrality(*_design(n, paired, alpha), power) > effect * math.sqrt(n):
         n += 1
     return n
 
 
-def _design(n: int, paired: bool) -> tuple[int, bool]:
-    """(degrees of freedom, is it Welch's test)."""
-    return (n - 1, False) if paired else (2 * n - 2, True)
+def _design(n: int, paired: bool, alpha: float) -> tuple[int, bool, float]:
+    """(degrees of freedom, is it Welch's test, the t test's p that counts as alpha)."""
+    if paired:
+        return n - 1, False, alpha
+    return 2 * n - 2, True, ab_alpha.level_of(alpha, ab_alpha.Design(n, n))
 
 
 def _power(ncp: float, df: float, welch: bool, alpha: float) -> float:
@@ -118,9 +122,11 @@ def noise_floor(values, alpha: float = 0.05, correlation: float | None = None, p
     """The spread of equal runs that differ by seed alone, and what an A/B can see above it.
 
     values: (n,) one metric of n >= 2 runs of the same arm. correlation: of seed pairs, where an A/B has measured it.
-    Returns n, mean, sd, sd_low, sd_high (chi-square interval of the sd: with 4 runs 0.57 to 3.7 times it), band_low,
-    band_high (prediction interval: ONE new run of the same arm lies inside with probability 1 - alpha), alpha, power,
-    mde {pairs: smallest detectable difference} for unrelated pairs, mde_paired (at `correlation`, else None).
+    Returns n, mean, sd, sd_low, sd_high (chi-square interval of the sd: with 4 runs 0.57 to 3.7 times it), sd_plan (its
+    one-sided upper bound: the true sd is below it with probability 1 - alpha, so that plans by it have their power;
+    with 4 runs 2.9 times the sd), band_low, band_high (prediction interval: ONE new run of the same arm lies inside
+    with probability 1 - alpha), alpha, power, mde {pairs: smallest detectable difference} for unrelated pairs,
+    mde_paired (at `correlation`, else None).
     """
     x = values_of(values, "values")
     if x.ndim != 1 or len(x) < 2:
@@ -131,14 +137,14 @@ def noise_floor(values, alpha: float = 0.05, correlation: float | None = None, p
         sd = 0.0
     half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * sd * math.sqrt(1 + 1 / n)
     # chi-square quantiles are 2 * gammaincinv(df / 2, q)
-    low, high = (sd * math.sqrt((n - 1) / 2 / special.gammaincinv((n - 1) / 2, q))
-                 for q in (1 - alpha / 2, alpha / 2))
+    low, high, bound = (sd * math.sqrt((n - 1) / 2 / special.gammaincinv((n - 1) / 2, q))
+                        for q in (1 - alpha / 2, alpha / 2, alpha))
 
     def table(r: float) -> dict:
         return {pairs: mde(pairs, sd_of_difference(sd, r), alpha, power) for pairs in n_pairs}
 
     return {
-        "n": n, "mean": mean, "sd": sd, "sd_low": float(low), "sd_high": float(high),
+        "n": n, "mean": mean, "sd": sd, "sd_low": float(low), "sd_high": float(high), "sd_plan": float(bound),
         "band_low": mean - half, "band_high": mean + half, "mde": table(0.0),
         "mde_paired": None if correlation is None else table(correlation),
         "correlation": correlation, "alpha": alpha, "power": power}

@@ -309,12 +309,14 @@ def form(value, spec: str) -> str:
     return value if isinstance(value, str) else f"{value:{spec}}"
 
 
-def form_interval(row: dict, spec: str) -> str:
-    if isinstance(row["low"], str):
-        return row["low"]
-    if not math.isfinite(row["low"]):
+def form_interval(row: dict, spec: str, kind: str = "") -> str:
+    """kind: "" or "_corrected" (ab_verdict.judge)."""
+    low, high = row[f"low{kind}"], row[f"high{kind}"]
+    if isinstance(low, str):
+        return low
+    if not math.isfinite(low):
         return "N/A: no spread"
-    return f"[{row['low']:+{spec}}, {row['high']:+{spec}}]"
+    return f"[{low:+{spec}}, {high:+{spec}}]"
 
 
 def form_p(p) -> str:
@@ -326,12 +328,19 @@ def form_p(p) -> str:
 
 
 def form_change(row: dict, spec: str) -> str:
-    """'+0.0123 [+0.0100, +0.0146], p 0.0010', or why there is none."""
+    """'+0.0123 [+0.0100, +0.0146], p 0.0010', or why there is none; both are corrected, and say so, where several tests
+    were corrected together."""
     if isinstance(row["delta"], str):
         return row["delta"]
     if isinstance(row["low"], str):
         return f"{row['delta']:+{spec}} (no interval: {row['low'].removeprefix('N/A: ')})"
-    return f"{row['delta']:+{spec}} {form_interval(row, spec)}, p {form_p(row['p'])}"
+    kind, p, tests = "", row["p"], row.get("tests", 1)
+    if tests > 1:
+        kind, p = "_corrected", row["p_corrected"]
+    words = f", p {form_p(p)}"
+    if kind:
+        words += f", corrected over {tests} tests"
+    return f"{row['delta']:+{spec}} {form_interval(row, spec, kind)}{words}"
 
 
 def minutes(ms: float) -> str:

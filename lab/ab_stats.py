@@ -19,6 +19,7 @@ from itertools import combinations
 import numpy as np
 from scipy import optimize, special
 
+from lab import ab_alpha
 from lab.ab_power import check_share, n_needed, noncentrality, rounding_of, sd_of, values_of
 
 EXACT_PAIRS = 20  # up to here all 2^n sign flips are counted, above DRAWS random ones
@@ -33,13 +34,16 @@ SEED_FLOOR = 0.05  # least seed variance of hierarchical_bootstrap, as a share o
 # arms over seeds
 
 
-def paired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None = None) -> dict:
+def paired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None = None,
+           looks: int = 0) -> dict:
     """Two arms whose runs pair up by seed: paired t test, sign flips, and what this many pairs can see.
 
     a, b: (..., n) values, position i of both from seed i. effect: a difference one would want to detect (same unit).
+    looks: the most pairs that were decided before the first look (ab_alpha); 0: this is the only one.
     Returns n (pairs), mean_a, sd_a, mean_b, sd_b, delta (b - a), sd_diff (of the n differences), se (sd_diff / sqrt n),
     df (n - 1), alpha, power, and
-      ci_low, ci_high, p  1 - alpha interval of delta, and two-sided p (t)
+      ci_low, ci_high, p  1 - alpha interval of delta, and two-sided p, held over all looks
+      p_t, level          the t test's own p, and the one at which p is alpha
       p_sign_flip         two-sided; exact for n <= 20. It cannot be below 2 / 2^n: 0.25 for three pairs
       correlation         Pearson r of the pairs; nan below three (two points always lie on a line)
       mde                 the delta that this n would find with `power` at two-sided alpha, given sd_diff
@@ -66,15 +70,18 @@ def paired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None =
         "n": n, "mean_a": a.mean(-1), "sd_a": sd_of(a), "mean_b": b.mean(-1), "sd_b": sd_of(b),
         "delta": delta, "p_sign_flip": flips, "correlation": _correlation(a, b),
         "sd_diff": sd, "se": sd / math.sqrt(n), "df": n - 1, "degenerate": flat,
-        "alpha": alpha, "power": power}
+        "alpha": alpha, "power": power, "looks": looks}
     result |= _inference(result, equal, flips)
     result |= _plan(result, flat | (n < 2), True, effect)
     return _plain(result)
 
 
-def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None = None) -> dict:
+def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None = None,
+             looks: int = 0) -> dict:
     """Two arms whose seeds do not match: Welch's test, which lets the arms differ in spread and in number of runs.
 
+    p and the interval hold alpha whatever the spreads, where Welch's own p (p_t) is too small (ab_alpha):
+    with 2 runs against 10 it finds 12 %.
     a: (..., n_a), b: (..., n_b). Keys as in paired(), with n_a, n_b, n = the smaller, df = Welch-Satterthwaite's,
     sd_diff = sqrt(sd_a^2 + sd_b^2), p_permutation (two-sided, by the difference of means over all splits of the runs
     into such arms, or 20,000 random ones), p_sign_flip and correlation = nan; n_for and n_for_effect are runs per arm.
@@ -101,32 +108,56 @@ def unpaired(a, b, alpha: float = 0.05, power: float = 0.8, effect: float | None
     result = {
         "n": smaller, "n_a": n_a, "n_b": n_b, "mean_a": a.mean(-1), "sd_a": sd_a, "mean_b": b.mean(-1), "sd_b": sd_b,
         "delta": delta, "p_sign_flip": unknown, "p_permutation": permuted, "correlation": unknown,
-        "sd_diff": sd_diff, "se": se, "df": df, "degenerate": flat, "alpha": alpha, "power": power}
+        "sd_diff": sd_diff, "se": se, "df": df, "degenerate": flat,
+        "alpha": alpha, "power": power, "looks": looks}
     result |= _inference(result, equal, permuted)
     result |= _plan(result, flat | (smaller < 2), False, effect)
     return _plain(result)
 
 
 def _inference(result: dict, equal, p_flat) -> dict:
-    """ci_low, ci_high, two-sided p of a t test; for arms without spread nan, nan, p_flat, for equal ones 0, 0, 1."""
+    """ci_low, ci_high, two-sided p, p_t, level; for arms without spread nan, nan, p_flat, for equal ones
+    0, 0, 1."""
     delta, se, df, flat = (result[key] for key in ("delta", "se", "df", "degenerate"))
+    design = design_of(result)
+    level = ab_alpha.level_of(result["alpha"], design)
     with np.errstate(invalid="ignore", divide="ignore"):
-        half = special.stdtrit(df, 1 - result["alpha"] / 2) * se
-        p = np.minimum(1.0, 2 * special.stdtr(df, -np.abs(delta) / se))
+        half = special.stdtrit(df, 1 - level / 2) * se
+        p_t = np.minimum(1.0, 2 * special.stdtr(df, -np.abs(delta) / se))
     half = np.where(flat, np.where(equal, 0.0, np.nan), half)
-    p = np.where(flat, np.where(equal, 1.0, p_flat), p)
-    return {"ci_low": delta - half, "ci_high": delta + half, "p": p}
+    p = ab_alpha.held(p_t, design)
+    p_t, p = (np.where(flat, np.where(equal, 1.0, p_flat), x) for x in (p_t, p))
+    return {"ci_low": delta - half, "ci_high": delta + half, "p": p, "p_t": p_t, "level": level}
+
+
+def design_of(stats: dict) -> ab_alpha.Design:
+    """The runs and looks of what paired() or unpaired() returned."""
+    n_a = stats.get("n_a", stats["n"])
+    return ab_alpha.Design(n_a, stats.get("n_b", 0), stats.get("looks", 0))
+
+
+def interval(stats: dict, alpha: float) -> tuple[float, float]:
+    """The 1 - alpha interval at another alpha than paired() or unpaired() was asked for; one A/B."""
+    level = ab_alpha.level_of(alpha, design_of(stats))
+    half = 0.0
+    if stats["ci_high"] != stats["ci_low"]:  # nan: no spread
+        half = float(special.stdtrit(stats["df"], 1 - level / 2)) * stats["se"]
+    if math.isnan(stats["ci_low"]):
+        half = math.nan
+    return stats["delta"] - half, stats["delta"] + half
 
 
 def _plan(result: dict, unknown, pairs: bool, effect: float | None) -> dict:
     """mde, n_for and n_for_effect; nan where the spread is unknown."""
-    alpha, power, sd = (result[key] for key in ("alpha", "power", "sd_diff"))
-    spread, root = result["se"], 1.0
+    alpha, power, sd, looks = (result[key] for key in ("alpha", "power", "sd_diff", "looks"))
+    spread, root, level = result["se"], 1.0, ab_alpha.level_of(alpha, design_of(result))
+    if looks:  # planned for the last one
+        alpha = ab_alpha.level_of(alpha, ab_alpha.Design(looks, looks=looks))
     if pairs:
         spread, root = sd, math.sqrt(result["n"])
 
     def smallest(spread, df, unknown):
-        return math.nan if unknown else spread * (noncentrality(round(df, 2), False, alpha, power) / root)
+        return math.nan if unknown else spread * (noncentrality(round(df, 2), False, level, power) / root)
 
     def runs_for(effect, sd, unknown):
         return math.nan if unknown else n_needed(effect, sd, alpha, power, pairs)
@@ -202,19 +233,21 @@ def _permutation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return p.reshape(a.shape[:-1])
 
 
-def equivalence(a, b, delta: float, alpha: float = 0.05, paired_seeds: bool = True) -> dict:
+def equivalence(a, b, delta: float, alpha: float = 0.05, paired_seeds: bool = True,
+                looks: int = 0) -> dict:
     """Two one-sided t tests (Schuirmann 1987): is the difference shown to lie within ± delta?
 
     Returns p (the larger of the two), ci_low, ci_high (the 1 - 2 alpha interval: 90 % for alpha 0.05), margin, n, and
     verdict: "equivalent" when p < alpha, which is when that interval lies inside ± delta, else "inconclusive". delta
     is the smallest difference that would matter, chosen before looking. paired_seeds=False: Welch instead of pairs.
+    looks: as in paired().
     """
     test = paired if paired_seeds else unpaired
-    stats = test(a, b, 2 * alpha)
+    stats = test(a, b, 2 * alpha, looks=looks)
     p = _tost(stats, delta)
     word = np.where(p < alpha, "equivalent", "inconclusive")
-    interval = {key: stats[key] for key in ("ci_low", "ci_high", "n")}
-    return _plain({"p": p, **interval, "margin": delta, "verdict": word})
+    ends = {key: stats[key] for key in ("ci_low", "ci_high", "n")}
+    return _plain({"p": p, **ends, "margin": delta, "verdict": word})
 
 
 def _tost(stats: dict, margin: float) -> np.ndarray:
@@ -229,6 +262,8 @@ def _tost(stats: dict, margin: float) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         # both tails as lower tails, which keep their digits
         p = np.maximum(special.stdtr(df, -(delta + margin) / se), special.stdtr(df, (delta - margin) / se))
+    if "n" in stats:  # a one-sided p is half of a two-sided one
+        p = np.where(p < 0.5, ab_alpha.held(np.minimum(1.0, 2 * p), design_of(stats)) / 2, p)
     return np.where(se > 0, p, np.where((se == 0) & (delta == 0), 0.0, np.nan))
 
 
@@ -245,7 +280,7 @@ def verdict(stats: dict, better: str = "lower", equivalence_margin: float | None
     stats: from paired() or unpaired(). better: which way this metric improves. alpha: default the one in stats.
     p_equivalent: of equivalence(), where it was corrected over several tests. The first rule that applies:
     1. fewer than 3 pairs, or 3 runs in an arm: too few, however large the difference. With two, everything rests on
-       the normal distribution, and Welch's test at 2 against 10 finds 10 % where there is nothing;
+       the normal distribution;
     2. p < alpha (the 1 - alpha interval leaves out 0): better or worse by the sign of delta. With a margin, and the
        1 - 2 alpha interval within it: better or worse, by less than the margin (real, but too small to matter);
     3. with a margin, the 1 - 2 alpha interval within it and 0 within the 1 - alpha interval: equivalent;
@@ -267,8 +302,8 @@ def verdict(stats: dict, better: str = "lower", equivalence_margin: float | None
     large = np.where(improved, "better", "worse")
     small = np.where(improved, f"better{SMALL}", f"worse{SMALL}")
     ends = (stats.get(key, math.nan) for key in ("ci_low", "ci_high"))
-    interval = [np.asarray(end, dtype=float) for end in ends]
-    leaves_out_0 = (interval[0] > 0) | (interval[1] < 0)
+    low, high = (np.asarray(end, dtype=float) for end in ends)
+    leaves_out_0 = (low > 0) | (high < 0)
     words = np.where(within & ~leaves_out_0, "equivalent", "inconclusive")
     words = np.where((p < alpha) & (delta != 0), np.where(within, small, large), words)
     if stats["n"] < MIN_RUNS:
@@ -318,9 +353,11 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
       seeds   V_seed, the variance of the seeds' means / S, is the (seed + rest) part: sqrt(V_seed) * t_{S-1}. Without
               item effects this alone is the paired t test. At least V_rest / 20, as only luck makes it smaller.
       items   clusters are resampled within categories, seeds and arms together (Miller 2024, arXiv:2411.00640). These
-              draws spread by V_item, the (item + rest) part; each is scaled by sqrt(C / (C-1)) (Rao & Wu 1988) and by
-              sqrt(df / chi^2_df), as few clusters are also few. They shrink by sqrt(1 - V_rest / V_item), as V_rest is
-              in V_seed already. A category with one cluster gets the average variance of the others.
+              draws spread by V_item, the (item + rest) part: a cluster's residual is divided by sqrt(1 -
+              its share of the items), sqrt((C-1) / C) for equal ones (Rao & Wu 1988; Bell & McCaffrey
+              2002), and the draws by sqrt(chi^2_df / df), as few clusters are also few: unequal sizes lower
+              the df (_cluster_df). They shrink by sqrt(1 - V_rest / V_item), as V_rest is in V_seed
+              already. A category with one cluster gets the average variance of the others.
     delta is distributed as their sum: n_boot draws with the whole t curve of the seeds. ci is its alpha/2 and
     1 - alpha/2 quantiles, p twice its tail beyond 0. At worst it covers about 98 % for 95 % with three seeds, where a
     plain bootstrap covers 81 to 100 % (experiments/bench/coverage.py).
@@ -359,14 +396,18 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
         if c == 1:
             n_single += 1
             continue
-        residual = (t - means[:, None] * n) * weight  # (S, c), a seed's clusters sum to 0
+        share_of_cluster = n / n.sum()  # a large one pulls the mean towards itself
+        residual = (t - means[:, None] * n) * weight / np.sqrt(1 - share_of_cluster)  # (S, c)
         common = residual.mean(0)
-        v = c / (c - 1) * float(common @ common)
-        v_item, v_item_squared = v_item + v, v_item_squared + v * v / (c - 1)
+        v = float(common @ common)
+        v_item, v_item_squared = v_item + v, v_item_squared + v * v / _cluster_df(share_of_cluster)
         if n_seeds > 1:
             squares = float(((residual - common) ** 2).sum())
-            v_rest += c / (c - 1) * squares / ((n_seeds - 1) * n_seeds)
-        draws += math.sqrt(c / (c - 1)) * _resample(common, n_boot, rng)
+            v_rest += squares / ((n_seeds - 1) * n_seeds)
+        centred = common - common.mean()
+        spread = float(centred @ centred)
+        if spread > 0:
+            draws += math.sqrt(v / spread) * _resample(centred, n_boot, rng)
     if n_single == n_groups:
         raise ValueError("every category has one cluster: nothing to resample; give finer clusters.")
     share = n_groups / (n_groups - n_single)
@@ -404,6 +445,13 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
     high = _quantile_of_sum(draws, scale, df, 1 - alpha / 2, reach)
     tail = min(_below(-delta, draws, scale, df), _below(delta, -draws, scale, df))
     return result | {"ci_low": delta + low, "ci_high": delta + high, "p": min(1.0, 2 * tail)}
+
+
+def _cluster_df(share: np.ndarray) -> float:
+    """Degrees of freedom of the variance between clusters with these shares of the items: one less than the
+    effective number of clusters, (sum of squares)^2 / sum of fourth powers (Carter, Schnepel & Steigerwald
+    2017); C - 1 for equal ones."""
+    return max(1.0, float((share**2).sum() ** 2 / (share**4).sum()) - 1)
 
 
 def _below(x: float, draws: np.ndarray, scale: float, df: int) -> float:

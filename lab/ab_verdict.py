@@ -6,8 +6,9 @@
 
 Three families. The primary metric is alone: its p stands as it is. Quality: every other thing that was measured, once
 (a view of the held-out text, a benchmark), corrected by Holm among themselves. Cost and optimisation are described, not
-tested. What is measured once has one verdict: a val loss and its own bits/byte share theirs, and of a benchmark's rules
-one is tested. Intervals are never corrected, and say so.
+tested. What is measured once has one verdict: a val loss and its own bits/byte share theirs, and of a
+benchmark's rules one is tested. Beside a corrected p stands the interval at the level at which Holm
+tests it, so that it leaves out 0 just where the word is better or worse; the uncorrected one is named so.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import math
 import re
 from typing import NamedTuple
 
-from lab import ab_stats, runs
+from lab import ab_report, ab_stats, runs, units
 from lab.ab_numbers import UNIT, Metric
 
 NOT_TESTED = "not tested"
 FAMILY_OF_KIND = {"fixed": "fixed"}  # of what is not tested; else "described"
-WITHHELD = "N/A: not comparable"  # in place of intervals and p of arms that differ in more than the treatment
-TEST = ("p_raw", "p_corrected", "tests", "verdict")  # what judge() adds, as two rows of one test share it
+# in place of intervals and p of arms that differ in more than the treatment
+WITHHELD = "N/A: not comparable"
+# what judge() adds, as two rows of one test share it
+TEST = ("p_raw", "p_corrected", "tests", "verdict",
+        "low_corrected", "high_corrected", "level_corrected")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the primary metric and its margin
@@ -88,10 +92,58 @@ def bits_per_nat(every: list[dict], primary: str) -> float:
         view = "_bos"
     for run in every:
         *_, record = {}, *run["val"].values()
-        tokens, size = (runs.number(record.get(f"val_{what}{view}")) for what in ("tokens", "bytes"))
+        tokens, size = (
+            runs.number(record.get(f"val_{what}{view}")) for what in ("tokens", "bytes"))
         if tokens > 0 and size > 0:
             return tokens / size / math.log(2)
     return 0.0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what was decided before looking
+
+NOT_SAID = (
+    "Whether n was planned is not recorded: p and intervals hold if the number of seeds was decided before "
+    "the first result, and this is the only look. Who looks after each of 3 to 10 pairs and stops at the "
+    "first clear one finds a difference where there is none in 17 % of all cases: decide beforehand on "
+    "`--planned` N or, to look early, `--sequential` N."
+)
+
+
+def decided(args) -> dict:
+    """What --planned and --sequential decided, beside the gate's findings: {"planned", "looks"}, 0: not."""
+    return {"planned": args.planned, "looks": args.sequential}
+
+
+def decided_in_words(checked: dict, n: int, paired: bool = True, what: str = "") -> str:
+    """The sentence of every report on whether n was planned. what: n counts, else pairs or runs."""
+    what = what or ("pairs" if paired else "runs in the smaller arm")
+    planned, looks = checked["planned"], checked["looks"]
+    if looks:
+        return (f"n was planned: {looks} {what} at most, with looks from the third on, which p, intervals "
+                f"and verdicts allow for (`--sequential` {looks}); there are {n}.")
+    if not planned:
+        return NOT_SAID
+    if planned == n:
+        return f"n was planned: {n} {what}, decided before the first result (`--planned` {n})."
+    return (f"{planned} {what} were planned (`--planned` {planned}), and there are {n}: no verdict, as a look "
+            "before the end or after it finds differences where there are none; train as many, or decide "
+            "on `--sequential`.")
+
+
+def t_in_words(stats: dict) -> str:
+    """'t -5.21 with 4 degrees of freedom' and, where its p is held, its own one and the level."""
+    words = f"t {t_of(stats)} with {stats['df']:.4g} degrees of freedom"
+    if stats["p"] != stats["p_t"]:
+        words += (f", whose own p is {ab_report.form_p(stats['p_t'])}: held, so that alpha {stats['alpha']:g} is what "
+                  f"{stats['level']:.2g} would be for it, {ab_report.form_p(stats['p'])}")
+    return f"{words}."
+
+
+def t_of(stats: dict) -> str:
+    if not stats["se"] > 0:
+        return "N/A: no spread"
+    return f"{stats['delta'] / stats['se']:+.2f}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -108,48 +160,82 @@ def holm(pvalues: list) -> list:
 
 
 def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float = 0.0,
-          ok: bool = True) -> None:
+          checked: dict | None = None) -> None:
     """Correct differences (ab_numbers.difference) that are tested together by Holm, for "better" and "worse" and, with
     a margin, for "equivalent"; and give each its word. better: which way the metrics improve, -1 or 1.
+    checked: of the gate, and "planned", the number of pairs that was decided (0: not said).
 
-    Adds "p_raw", "p_corrected", "tests" (how many were corrected together), "p_equivalent" (corrected) and "verdict".
+    Adds "p_raw", "p_corrected", "tests" (how many were corrected together), "low_corrected",
+    "high_corrected" (interval at "level_corrected"), "p_equivalent" (corrected) and "verdict".
     """
+    checked = checked or {"ok": True}
     if isinstance(better, int):
         better = [better] * len(rows)
-    corrected = holm([row["p"] for row in rows])
-    tests = sum(isinstance(p, float) and math.isfinite(p) for p in corrected)
-    tost = [equivalence_p(row, margin) for row in rows]
-    for row, p, p_tost, way in zip(rows, corrected, holm(tost), better, strict=True):
-        row |= {"p_raw": row["p"], "p_corrected": p, "tests": tests, "p_equivalent": p_tost}
-        row["verdict"] = word_of(row, alpha, way, margin)
-        if not ok:
+    raw = [row["p"] for row in rows]
+    corrected, levels = holm(raw), holm_levels(raw, alpha)
+    tests = sum(map(is_test, corrected))
+    tost = holm([equivalence_p(row, margin) for row in rows])
+    for i, row in enumerate(rows):
+        row |= {"p_raw": raw[i], "p_corrected": corrected[i], "tests": tests, "p_equivalent": tost[i]}
+        correct_interval(row, levels[i])
+        row["verdict"] = word_of(row, alpha, better[i], margin, checked.get("planned", 0))
+        if not checked["ok"]:
             row["verdict"] = "not comparable"
             withhold(row)
 
 
 def withhold(row: dict) -> None:
     """Takes away interval and p: between arms that are not comparable they would read like evidence."""
-    for name in ("low", "high", "p", "p_raw", "p_corrected", "p_equivalent"):
+    intervals = ("low", "high", "low_corrected", "high_corrected")
+    for name in (*intervals, "p", "p_raw", "p_corrected", "p_equivalent"):
         if isinstance(row.get(name), float):
             row[name] = WITHHELD
     row["tests"] = 0
 
 
+def is_test(p) -> bool:
+    return isinstance(p, float) and math.isfinite(p)
+
+
+def holm_levels(pvalues: list, alpha: float) -> list[float]:
+    """The level at which Holm tests each p: alpha / m for the smallest, alpha / (m - 1) for the next and so
+    on, up to the first that is not below its level, which all larger ones share."""
+    order = sorted((i for i, p in enumerate(pvalues) if is_test(p)), key=lambda i: pvalues[i])
+    levels, level, rejected = [alpha] * len(pvalues), alpha, True
+    for rank, i in enumerate(order):
+        if rejected:
+            level = alpha / (len(order) - rank)
+            rejected = pvalues[i] < level
+        levels[i] = level
+    return levels
+
+
+def correct_interval(row: dict, level: float) -> None:
+    """Add the interval at another level; where there is none, the reason."""
+    low, high = row["low"], row["high"]
+    if not isinstance(low, str):
+        low, high = ab_stats.interval(row["stats"], level)
+    row |= {"low_corrected": low, "high_corrected": high, "level_corrected": level}
+
+
 def equivalence_p(row: dict, margin: float) -> float:
-    if not margin or row["stats"] is None:
+    stats = row["stats"]
+    if not margin or stats is None:
         return math.nan
-    values = row["values_a"], row["values_b"]
-    return float(ab_stats.equivalence(*values, margin, paired_seeds=row["paired"])["p"])
+    test = ab_stats.equivalence(row["values_a"], row["values_b"], margin,
+                                paired_seeds=row["paired"], looks=stats["looks"])
+    return float(test["p"])
 
 
-def word_of(row: dict, alpha: float, better: int, margin: float) -> str:
-    """ab_stats.verdict of a row by its corrected p. A seed without a number may be the very one that went wrong, so
-    there is no verdict beside one."""
+def word_of(row: dict, alpha: float, better: int, margin: float, planned: int = 0) -> str:
+    """ab_stats.verdict of a row by its corrected p. A seed without a number may be the very one that went
+    wrong, so there is no verdict beside one; nor at another number of pairs (runs in the smaller arm) than
+    was planned."""
     if isinstance(row["delta"], str):
         return "inconclusive"
     if row["n"] < ab_stats.MIN_RUNS:
         return ab_stats.too_few(row["n"])
-    if row["lacking"] or isinstance(row["p_corrected"], str):
+    if row["lacking"] or isinstance(row["p_corrected"], str) or planned not in (0, row["n"]):
         return "inconclusive"
     stats = row["stats"] | {"p": row["p_corrected"]}
     way = {-1: "lower", 1: "higher"}[better]
@@ -166,9 +252,9 @@ def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: st
     this is, "" for its own), "interval" (which one low and high are), and what judge() adds."""
     chosen = representatives(rows, metrics, primary)
     quality = [key for key in chosen.values() if key != primary]
-    judge([rows[primary]], alpha, metrics[primary].better, margin.value, checked["ok"])
+    judge([rows[primary]], alpha, metrics[primary].better, margin.value, checked)
     ways = [metrics[key].better for key in quality]
-    judge([rows[key] for key in quality], alpha, ways, ok=checked["ok"])
+    judge([rows[key] for key in quality], alpha, ways, checked=checked)
     level = f"{100 * (1 - alpha):g} %, uncorrected"
     families = dict.fromkeys(quality, "quality") | {primary: "primary"}
     for key, row in rows.items():
@@ -178,6 +264,7 @@ def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: st
         if key in families:
             continue
         row |= {"p_raw": row["p"], "p_corrected": NOT_TESTED, "tests": 0, "verdict": row["family"]}
+        correct_interval(row, alpha)
         if metric.thing:
             tested = chosen[metric.thing]
             share_test(row, rows[tested] | {"family": families[tested]}, metrics[tested], metric)
@@ -192,11 +279,13 @@ def share_test(row: dict, tested: dict, tested_metric: Metric, metric: Metric) -
     """A row whose thing has its test in another row: the same number in another unit shares that test; another rule of
     the same items is only described."""
     row["same_as"] = tested_metric.label
-    rule = re.sub(r"^\S+ (\([^)]*\) )?", "", tested_metric.label)  # without the benchmark's name, which stands beside
+    # without the benchmark's name, which stands beside
+    rule = re.sub(r"^\S+ (\([^)]*\) )?", "", tested_metric.label)
     row["verdict"] = f"see {rule}"
-    if metric.kind != "benchmark":
+    if metric.kind != "benchmark" and not isinstance(row["delta"], str):
         shared = ("family", "p_corrected", "tests", "verdict")
         row |= {name: tested[name] for name in shared}
+        correct_interval(row, tested["level_corrected"])
 
 
 def representatives(rows: dict[str, dict], metrics: dict[str, Metric],
@@ -229,7 +318,7 @@ def judge_matchings(matched: list[dict], primary_row: dict, better: int, margin:
             match["row"] |= {key: primary_row[key] for key in TEST}
         elif not any(is_same(match["row"], row) for row in others):
             others.append(match["row"])
-    judge(others, alpha, better, margin.value, checked["ok"])
+    judge(others, alpha, better, margin.value, checked)
     for match in matched:
         twin = next((row for row in others if is_same(match["row"], row)), None)
         if twin:
@@ -237,6 +326,16 @@ def judge_matchings(matched: list[dict], primary_row: dict, better: int, margin:
         if not checked["ok"]:
             withhold(match["row"])
         match["verdict"] = match["row"]["verdict"]
+
+
+def tests_in_words(rows: dict[str, dict], matched: list[dict], primary: str) -> str:
+    """How many tests an A/B holds, and which were corrected together."""
+    quality = max((row["tests"] for row in rows.values() if row["family"] == "quality"), default=0)
+    others = [match["row"] for match in matched if not is_same(match["row"], rows[primary])]
+    cost = max((row["tests"] for row in others), default=0)
+    return (f"This report holds {units.count(rows[primary]['tests'] + quality + cost, 'test')}: the "
+            f"primary metric, which stands alone, {quality} of quality, corrected together, and {cost} at "
+            "equal FLOPs and wall-clock, corrected together (Holm; the same numbers count once).")
 
 
 def is_same(a: dict, b: dict) -> bool:

@@ -275,8 +275,8 @@ def main(prog: str, doc: str, commands: dict, argv=None) -> int:
     command = "".join(argv[:1])
     if command not in commands:
         usage = f"{prog} {'|'.join(commands)} ... [flags]; each has its own --help"
-        parser = flags.Parser(prog=prog, description=doc, usage=usage)
-        parser.parse_args([word for word in argv if word in ("-h", "--help")])
+        parser = flags.Parser(prog=prog, checks_more=True, description=doc, usage=usage)
+        parser.parse_args([word for word in argv[:1] if word.startswith("-")])
         parser.error(f"{command or 'no command'}: give one of {', '.join(commands)} first.")
     parse, run = commands[command]
     args = parse(argv[1:])

@@ -1,14 +1,18 @@
-"""results.py owns results.csv: one row per finished run, with document 003's columns, ours, and every flag that counts.
+"""results.py owns results.csv: a row per started run, with document 003's columns, ours, and every flag that counts.
 
-train_gpt.py writes it. compare_runs.py --results reads it, or a table of such columns made by hand.
+train_gpt.py writes it: a row with the next number when a run starts (status "started", which a killed run keeps),
+rewritten in place when it has "finished", was "stopped" or has "crashed". So a run that went wrong stays in the table,
+and a row that somebody deletes is missed. compare_runs.py --results reads it, or a table of such columns made by hand.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import errno
 import functools
+import glob
 import io
 import os
 import re
@@ -25,7 +29,8 @@ COLUMNS = (
     "arch optimizer condition n_layer n_embd parameters final_train_loss final_val_bits_per_byte "
     "final_val_loss_bos final_val_bits_per_byte_bos tokens_seen unique_tokens epochs flops_total "
     "data_fingerprint val_fingerprint muon_lr hellaswag_accuracy hellaswag_accuracy_norm "
-    "hellaswag_accuracy_norm_bytes eval_official_sum eval_official_mean"
+    "hellaswag_accuracy_norm_bytes eval_official_sum eval_official_mean "
+    "status started number folder data_content_sha256 val_content_sha256"
 ).split()
 
 # document 003's columns that hold a flag under another name. batch_size counts sequences, its flag tokens
@@ -76,8 +81,16 @@ def is_condition(column: str) -> bool:
     return runs.has_effect(flag) and trainer_flags().fullmatch(flag) is not None
 
 
-# what tells a run's row from another's: the same run_id may have been trained again
+# what tells a run's row from another's, as the same run_id may have been trained again: when it started or, where that
+# is not recorded, what came out
 IDENTITY = "run_id date seed num_iterations final_train_loss train_time_ms".split()
+
+
+def is_same_run(row: dict, other: dict) -> bool:
+    names = IDENTITY
+    if row.get("started") and other.get("started"):
+        names = ("run_id", "started")
+    return all(row.get(name, "") == other.get(name, "") for name in names)
 
 
 def read_own_table(path: Path, flag: str) -> Table:
@@ -118,35 +131,139 @@ def check_table(path, flag: str = "--results_csv") -> None:
 
 
 def append_result(path, row: dict, flag: str = "--results_csv") -> None:
-    """Add one finished run, unless a process that was killed at this point has already added it.
+    """Add a run's row, or rewrite the one that it has: it has started before, or was killed as it wrote its last row.
 
-    A table that has all columns is appended to, byte for byte. To another the columns are added; it loses no cell.
-    ValueError, naming `flag`, when it could lose some. A link stays one."""
+    Its "number" is the next one. A table that has all columns is appended to, byte for byte. To another the columns are
+    added; it loses no cell. ValueError, naming `flag`, when it could lose some. A link stays one."""
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk.locked(path):  # two runs may finish at once
         columns, rows, *_ = read_own_table(path, flag)
         row = {name: "" if value is None else str(write_cell(value)) for name, value in row.items()}
-        identity = [row.get(name, "") for name in IDENTITY]
-        if any(identity == [other.get(name, "") for name in IDENTITY] for other in rows):
+        own = next((other for other in rows if is_same_run(row, other)), None)
+        if own is not None and row.items() <= own.items():
             return
+        if "started" in row:
+            row["number"] = (own or {}).get("number") or str(next_number(rows))
         wanted = dict.fromkeys([*COLUMNS, *row])
         text = io.StringIO(newline="")
-        if wanted.keys() <= set(columns):
+        if own is not None:
+            own |= row
+        if own is None and wanted.keys() <= set(columns):
             csv.DictWriter(text, columns, restval="").writerow(row)
             disk.append_line(path, text.getvalue().encode())
         else:
             table = csv.DictWriter(text, wanted | dict.fromkeys(columns), restval="")
             table.writeheader()
-            table.writerows([*rows, row])
+            table.writerows(rows if own is not None else [*rows, row])
             disk.write_whole(path, text.getvalue().encode())
+
+
+def first_row(run) -> dict:
+    """What the row of a training.Run of train_gpt.py holds when it starts."""
+    args, config, data = run.args, run.record, run.record["data"]
+    return {
+        **condition_columns(config["flags"], config["unused_flags"]),
+        "run_id": run.folder.name, "date": config["started"][:10], "notes": args.notes,
+        "git_commit": config["code"]["git_commit"], "num_iterations": args.max_train_steps,
+        "batch_size": args.total_batch_tokens // args.seq_len, "sequence_length": args.seq_len,
+        "device_batch_size": args.micro_batch_size, "n_gpus": config["world_size"],
+        "gpu_name": config["hardware"]["gpu"] or "cpu", "condition": data["condition"],
+        "parameters": config["parameters"]["total"], "data_fingerprint": data["fingerprint"],
+        "val_fingerprint": data["val_fingerprint_documents"],
+        "val_fingerprint_tokens": data["val_fingerprint_tokens"], "data_format": data["format"],
+        "mul_token_rate": data["mul_token_rate"], "code_sha256": config["code"]["code_sha256"],
+        "init_sha256": (config["init"] or {}).get("sha256"),
+    }
+
+
+def place_of(folder, path, started: str) -> dict:
+    """The columns of a row that find its run again: its folder, seen from the table, and when it started."""
+    seen = ""
+    if path:
+        with contextlib.suppress(ValueError):  # another drive
+            seen = Path(os.path.relpath(folder, Path(path).parent)).as_posix()
+    return {"started": started, "folder": seen}
+
+
+def next_number(rows: list[dict]) -> int:
+    """Rows of before numbers were written count, too."""
+    return 1 + max([len(rows), *numbers_of(rows)])
+
+
+def numbers_of(rows: list[dict]) -> set[int]:
+    return {int(row["number"]) for row in rows if str(row.get("number") or "").isdecimal()}
+
+
+@contextlib.contextmanager
+def following(path, row: dict, is_main: bool, log=print):
+    """Inside the block a run has its row in the table, which says when an exception has ended it.
+
+    Yields the row: whoever ends the run in another way sets its "status" (finished: with its last row, written by
+    append_result). A table that cannot be written costs no run: a warning."""
+    row = {**row, "status": "started"}
+
+    def write() -> None:
+        try:
+            if path and is_main:
+                append_result(path, row)
+        except (OSError, ValueError) as error:
+            log(f"WARNING: {path} does not say that this run has {row['status']}: {error}")
+
+    write()
+    try:
+        yield row
+    except BaseException as error:
+        row["status"] = "stopped" if isinstance(error, KeyboardInterrupt) else "crashed"
+        raise
+    finally:
+        if row["status"] in ("stopped", "crashed"):
+            with contextlib.suppress(OSError, ValueError):  # the log's disk may be full, too
+                write()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# rows that are not there
+
+
+def missing_numbers(tables: list[list[dict]]) -> list[int]:
+    """Numbers of started runs without a row. tables: of several files; the parts of one, split up, fill each other."""
+    numbers = [numbers_of(rows) for rows in tables]
+    missing = set()
+    for own, rows in zip(numbers, tables, strict=True):
+        unnumbered = sum(not row.get("number") for row in rows)  # of before numbers were written
+        gaps = set(range(1, max(own, default=0) + 1)) - own
+        for other in numbers:
+            if not own & other:
+                gaps -= other
+        missing.update(sorted(gaps)[unnumbered:])
+    return sorted(missing)
+
+
+def lost_folders(path, rows: list[dict]) -> list[Path]:
+    """Folders of runs that belong to a table, by the name in their --results_csv, and have no row in it. Looked for in
+    runs/ beside the table, and wherever the runs of its rows lie."""
+    path = Path(path)
+    homes = {path.parent / "runs"}
+    homes |= {(path.parent / row["folder"]).parent for row in rows if row.get("folder")}
+    known, lost = {row.get("run_id") for row in rows}, {}
+    for config in sorted(file for home in homes for file in home.glob("*/config.json")):
+        folder = config.parent
+        if write_cell(folder.name) in known or folder.name in known:
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            table = runs.read_config(folder).get("flags", {}).get("results_csv")
+            if isinstance(table, str) and table and Path(table).name == path.name:
+                lost[folder.resolve()] = folder
+    return list(lost.values())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # cells, and tables that a spreadsheet has saved
 
 # a list such as 128,0 is no number with a decimal comma
-TEXT_COLUMNS = frozenset("run_id date git_commit gpu_name notes cms_periods cms_widths teach_scale".split())
+TEXT_COLUMNS = frozenset(
+    "run_id date git_commit gpu_name notes cms_periods cms_widths teach_scale status started folder".split())
 DECIMAL_POINT = re.compile(r"[+-]?\d+\.\d+([eE][+-]?\d+)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -255,6 +372,33 @@ def read_results(path, flag: str = "--results") -> list[dict]:
                 cells[column] = cell.replace(",", ".")
         rows.append(cells)
     return rows
+
+
+def read_tables(patterns: list[str], flag: str = "--results") -> dict[Path, list[dict]]:
+    """{path: rows} of several results.csv, by their paths or globs, each once. Errors as in read_table."""
+    paths: dict[str, Path] = {}
+    for pattern in map(str, patterns):
+        matches = [Path(pattern)]
+        if glob.has_magic(pattern) and not matches[0].exists():
+            matches = sorted(Path(path) for path in glob.glob(pattern) if os.path.isfile(path))
+        if not matches:
+            raise ValueError(f"{flag} {pattern!r} matches no file: check the path.")
+        paths |= {os.path.realpath(path): path for path in matches}
+    return {path: read_results(path, flag) for path in paths.values()}
+
+
+def each_run_once(tables: list[list[dict]]) -> list[dict]:
+    """The rows of all tables. Of a run that stands in several, with the same cells, the first row."""
+    kept: list[dict] = []
+    for rows in tables:
+        before = list(kept)  # within a table every row is a run
+        kept += [row for row in rows if not any(agree(row, other) for other in before)]
+    return kept
+
+
+def agree(row: dict, other: dict) -> bool:
+    """Whether two rows of different tables are of one run: a run_id, and no column in which they differ."""
+    return bool(row.get("run_id")) and all(row[name] == other[name] for name in row.keys() & other.keys())
 
 
 def is_number_column(column: str) -> bool:

@@ -494,6 +494,7 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
 
     Counted in plain GPT-2 tokens in every condition, so all arms score the same documents. Returns
     {"tokens": uint16 (N,), "token_bytes": uint16 (N,) original UTF-8 bytes each token stands for (BOS 0),
+     "content_sha256": of both and of the documents' beginnings,
      "doc_starts": int64 (D,), "doc_hash": (D, 16) uint8 or None, "fingerprint_documents", "fingerprint_tokens"}.
     A neighbour's documents have no hashes and no fingerprint; they begin at each BOS, and tokens before the first BOS
     are a document of their own."""
@@ -528,7 +529,10 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
         check(np.array_equal(sums, documents["utf8_bytes"][:n_docs]),
               f"{path} does not agree with the val tokens on the documents' bytes", AGAIN)
         documents["hash"] = documents["hash"][:n_docs]
-    return {"tokens": tokens, "token_bytes": token_bytes,
+    content = hashlib.sha256()  # what is scored, in whichever container
+    for array in (starts.astype("<i8"), tokens, token_bytes):
+        content.update(array.tobytes())
+    return {"tokens": tokens, "token_bytes": token_bytes, "content_sha256": content.hexdigest(),
             "doc_starts": starts, "doc_hash": documents.get("hash"),
             "fingerprint_documents": meta["val_fingerprint_documents"],
             "fingerprint_tokens": meta.get("val_fingerprint_tokens")}

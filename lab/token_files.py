@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import bisect
 import codecs
+import hashlib
+import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -268,6 +271,15 @@ class TokenFiles:
         fault = f"{self.n_tokens:,} tokens are less than one sequence of seq_len {seq_len} + 1"
         check(n >= 1, fault, "lower --seq_len or prepare more data")
         return n
+
+    def content_sha256(self) -> str:
+        """What the tokens are, in whichever container and in however many files: a hash of the uint16 ids, a million at
+        a time, and of the rows they are in. About 1 GB/s a core."""
+        starts = range(0, self.n_tokens, 2**20)
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            blocks = list(pool.map(lambda start: hashlib.sha256(self.slice(start, 2**20)).hexdigest(), starts))
+        whole = json.dumps([self.row_tokens, self.n_tokens, blocks])
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def read(self, indices, seq_len: int, out: np.ndarray | None = None) -> np.ndarray:
         """Sequences by number -> int64 (N, seq_len + 1). `out` is filled and returned when given."""

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lab import ab_power, ab_stats
+from lab import ab_alpha, ab_power, ab_stats
 
 REPO = Path(__file__).resolve().parents[1]
 A, B = [3.301, 3.299, 3.302, 3.2985, 3.3005], [3.297, 3.2975, 3.2962, 3.2991, 3.2981]
@@ -44,15 +44,103 @@ def test_paired_equals_scipy(n):
 
 @pytest.mark.parametrize("n_a, n_b", [(2, 2), (3, 3), (3, 8), (6, 4)])
 def test_unpaired_equals_scipy(n_a, n_b):
-    """p, interval and degrees of freedom of Welch's test."""
+    """Welch's own p, its degrees of freedom, and the interval at the level that holds alpha."""
     rng = np.random.default_rng(n_a)
     a, b = rng.normal(0, 1, n_a), rng.normal(0.3, 3, n_b)
     ours, reference = ab_stats.unpaired(a, b), stats.ttest_ind(b, a, equal_var=False)
-    interval = reference.confidence_interval(0.95)
-    assert (ours["p"], ours["df"]) == pytest.approx((reference.pvalue, reference.df), rel=1e-9)
+    interval = reference.confidence_interval(1 - ours["level"])
+    assert (ours["p_t"], ours["df"]) == pytest.approx((reference.pvalue, reference.df), rel=1e-9)
+    assert ours["p"] > ours["p_t"] and ours["level"] < 0.05
     assert (ours["ci_low"], ours["ci_high"]) == pytest.approx((interval.low, interval.high), rel=1e-9)
     assert (ours["n"], ours["n_a"], ours["n_b"]) == (min(n_a, n_b), n_a, n_b)
     assert ours["sd_diff"] == pytest.approx(math.hypot(np.std(a, ddof=1), np.std(b, ddof=1)))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# alpha is held
+
+
+def simulated(n_a, n_b, ratio, sims, seed=0, shift=0.0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 1, (sims, n_a)), rng.normal(shift, ratio, (sims, n_b))
+
+
+@pytest.mark.parametrize("n_a, n_b, ratio, welch", [
+    (2, 10, 0.5, 0.118), (2, 10, 1.0, 0.100), (10, 2, 1.0, 0.100), (3, 10, 0.6, 0.072), (3, 3, 8.0, 0.059),
+    (4, 20, 0.7, 0.062), (8, 8, 1.0, 0.047)])
+def test_welch_holds_alpha(n_a, n_b, ratio, welch):
+    """2 runs against 10 were better or worse in 12 % of comparisons without a difference, by the p and the interval."""
+    a, b = simulated(n_a, n_b, ratio, 40_000)
+    welch_p = stats.ttest_ind(a, b, axis=1, equal_var=False).pvalue
+    p = ab_alpha.held(welch_p, ab_alpha.Design(n_a, n_b))
+    error = 3 * math.sqrt(0.05 * 0.95 / 40_000)
+    assert (welch_p < 0.05).mean() == pytest.approx(welch, abs=2 * error)
+    assert (p < 0.05).mean() < 0.05 + error
+    if min(n_a, n_b) >= 8:
+        assert (p < 0.05).mean() > 0.04  # and not by refusing everything
+    found = ab_stats.unpaired(a[:50], b[:50])
+    assert found["p"] == pytest.approx(p[:50]) and found["p_t"] == pytest.approx(welch_p[:50])
+    leaves_out = (found["ci_low"] > 0) | (found["ci_high"] < 0)
+    assert np.array_equal(leaves_out, found["p"] < 0.05)
+
+
+def test_equivalence_holds_alpha_in_unequal_arms():
+    """Arms of 3 and 10 runs that differ by the margin were equivalent more often than 5 %."""
+    a, b = simulated(3, 10, 0.6, 20_000, shift=3.0)
+    welch_p = stats.ttest_ind(b - 3.0, a, axis=1, equal_var=False, alternative="less").pvalue
+    p = ab_alpha.held(2 * welch_p.clip(max=0.5), ab_alpha.Design(3, 10)) / 2
+    assert (welch_p < 0.05).mean() > 0.055
+    assert (p < 0.05).mean() < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 20_000)
+    found = ab_stats.equivalence(a[:20], b[:20], 3.0, paired_seeds=False)["p"]
+    assert np.array_equal(found < 0.05, p[:20] < 0.05)
+
+
+def peeks(sims, most, seed=0, **how):
+    """bool (sims,): whether any look at 3 to `most` pairs without a difference finds one."""
+    a, b = np.random.default_rng(seed).normal(3.3, 0.0013, (2, sims, most))
+    hits = np.zeros(sims, bool)
+    for n in range(3, most + 1):
+        hits |= ab_stats.paired(a[:, :n], b[:, :n], **how)["p"] < 0.05
+    return hits.mean()
+
+
+def test_looks_hold_alpha():
+    """A look after each of 3 to 10 pairs found a difference where there is none in 17 % of all cases."""
+    error = 3 * math.sqrt(0.05 * 0.95 / 8_000)
+    assert peeks(8_000, 10) == pytest.approx(0.17, abs=0.02)
+    assert 0.04 < peeks(8_000, 10, seed=1, looks=10) < 0.05 + error
+    found = ab_stats.paired([0.0] * 10, np.linspace(-1, 3, 10), looks=10)
+    assert found["p"] > found["p_t"] and 0.02 < found["level"] < 0.03  # most of alpha is left for the end
+    early = ab_stats.paired([0.0] * 3, [1.0, 2.0, 3.0], looks=10)
+    assert early["level"] < 0.003
+    # the same interval, p and equivalence: the repeated interval leaves out 0 where p < alpha
+    assert (found["ci_low"] > 0) == (found["p"] < 0.05)
+    with pytest.raises(ValueError, match="--sequential 5 allows looks at up to 5 pairs .*, and there are 6"):
+        ab_stats.paired([0.0] * 6, [1.0, 2, 3, 4, 5, 6], looks=5)
+    with pytest.raises(ValueError, match="--sequential 2: give the most pairs to be trained, 3 to 200"):
+        ab_stats.paired([0.0] * 2, [1.0, 2], looks=2)
+
+
+def test_looks_at_unpaired_arms():
+    """Two arms without common seeds, looked at from 3 to 8 runs each."""
+    a, b = simulated(8, 8, 1.0, 20_000)
+    hits = np.zeros(20_000, bool)
+    for n in range(3, 9):
+        welch_p = stats.ttest_ind(a[:, :n], b[:, :n], axis=1, equal_var=False).pvalue
+        hits |= ab_alpha.held(welch_p, ab_alpha.Design(n, n, 8)) < 0.05
+    assert 0.01 < hits.mean() < 0.05
+    found = ab_stats.unpaired(a[0], b[0], looks=8)
+    assert found["p"] == ab_alpha.held(found["p_t"], ab_alpha.Design(8, 8, 8)) > found["p_t"]
+
+
+def test_interval_at_another_alpha():
+    """The corrected interval beside a corrected verdict: what paired() gives when it is asked for that alpha."""
+    for test in (ab_stats.paired, ab_stats.unpaired):
+        found, other = test(A, B), test(A, B, alpha=0.0125)
+        assert ab_stats.interval(found, 0.0125) == pytest.approx((other["ci_low"], other["ci_high"]), rel=1e-12)
+    assert ab_stats.interval(ab_stats.paired(A, A), 0.01) == (0.0, 0.0)
+    flat = ab_stats.paired([3.3, 3.4], [3.2, 3.3])
+    assert all(map(math.isnan, ab_stats.interval(flat, 0.01)))
 
 
 def flips_by_hand(d):
@@ -280,6 +368,7 @@ def test_equivalence_equals_two_tests(paired):
     else:
         up = stats.ttest_ind(b + margin, a, equal_var=False, alternative="greater").pvalue
         down = stats.ttest_ind(b - margin, a, equal_var=False, alternative="less").pvalue
+        up, down = (ab_alpha.held(2 * p, ab_alpha.Design(5, 5)) / 2 for p in (up, down))
     assert ab_stats.equivalence(A, B, margin, paired_seeds=paired)["p"] == pytest.approx(max(up, down), rel=1e-9)
 
 
@@ -329,7 +418,8 @@ def test_power_by_simulation(n, paired):
     a, b = rng.normal(0, spread / math.sqrt(2), (2, 100_000, n))
     p = (stats.ttest_rel(a, b + effect, axis=1) if paired
          else stats.ttest_ind(a, b + effect, axis=1, equal_var=False)).pvalue
-    assert (p < 0.05).mean() == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / 100_000) + 0.001)
+    level = 0.05 if paired else ab_alpha.level_of(0.05, ab_alpha.Design(n, n))
+    assert (p < level).mean() == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / 100_000) + 0.001)
 
 
 @pytest.mark.parametrize("paired", [True, False])

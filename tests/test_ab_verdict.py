@@ -10,7 +10,7 @@ from conftest import default_flags, make_run
 from test_compare_runs import GATE, NOISE_A, NOISE_B, compare, csv_of, make_arms, many, rewrite, table_rows
 from test_experiments import load
 
-from lab import ab_many, ab_numbers, ab_stats, ab_verdict
+from lab import ab_numbers, ab_report, ab_rows, ab_stats, ab_verdict
 
 COMPARABLE = {"ok": True, "other_tokens": False}
 
@@ -45,10 +45,10 @@ def test_one_measurement_one_verdict(tmp_path, capsys):
         assert rows[key]["p_corrected"] == "not tested"
     text = capsys.readouterr().out
     cells = table_rows(text)
-    assert cells["Val loss @ matched step"][5:] == cells["Val bits/byte"][5:] and "(better)" not in text
-    assert cells["Tokens/sec (reported)"][5:] == ["–", "–", "described"]  # no p, in the table and in words
+    assert cells["Val loss @ matched step"][6::2] == cells["Val bits/byte"][6::2] and "(better)" not in text
+    assert cells["Tokens/sec (reported)"][5:] == ["–", "–", "–", "described"]  # no p, in the table and in words
     assert not re.search(r", p [^(;]*\((described|see )", text) and "(see official sum metric)" in text
-    assert "95 % interval, uncorrected | p | p, corrected | Verdict |" in text
+    assert "95 % interval, uncorrected | p | p, corrected | 95 % interval, corrected | Verdict |" in text
     assert {row["interval"] for row in rows.values()} == {"95 %, uncorrected"}
     steps, flops, wall = report["matchings"]  # equal cost: the same numbers are the same test
     assert steps["verdict"] == flops["verdict"] == wall["verdict"] == "worse" and wall["row"]["tests"] == 1
@@ -67,11 +67,14 @@ def test_not_comparable_has_no_interval_and_no_p(tmp_path, capsys):
     assert not re.search(r"\bp [<0-9]|\[[+-]\d", text)
 
 
-def test_matchings_are_a_family(tmp_path):
+def test_matchings_are_a_family(tmp_path, capsys):
     """FLOPs and wall-clock: two more tests of one metric, corrected together."""
     make_arms(tmp_path, 3, effect=-0.005, b=GATE | {"step_seconds": 0.53, "extra_flops": 145_742})
     steps, flops, wall = (match["row"] for match in compare(tmp_path, "--no_items")[1]["matchings"])
     assert steps["p_corrected"] == steps["p_raw"] and flops["tests"] == wall["tests"] == 2
+    text = capsys.readouterr().out
+    assert "This report holds 4 tests: the primary metric, which stands alone, 1 of quality," in text
+    assert "and 2 at equal FLOPs and wall-clock, corrected together" in text
     small, large = sorted((flops, wall), key=lambda row: row["p_raw"])
     assert small["p_corrected"] == pytest.approx(2 * small["p_raw"])
     assert large["p_corrected"] == pytest.approx(max(large["p_raw"], small["p_corrected"]))
@@ -133,6 +136,50 @@ def test_mixed_items_are_named(tmp_path, capsys):
     rows = table_rows(capsys.readouterr().out)
     assert "HellaSwag (other items in some runs) accuracy_norm" in rows
     assert not any("synthetic" in name or "10,042" in name for name in rows)
+
+
+def test_levels_of_holm():
+    """An interval beside a corrected verdict that says the contrary: none, whatever the p's."""
+    levels = ab_verdict.holm_levels([0.01, 0.5, 0.02, "N/A: one seed"], 0.05)
+    assert levels == pytest.approx([0.05 / 3, 0.05, 0.025, 0.05])
+    assert ab_verdict.holm_levels([0.03, 0.03], 0.05) == pytest.approx([0.025, 0.025])
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        rows = [row_of([3.0] * 5, (3 + effect + rng.normal(0, 1e-3, 5)).tolist()) for effect in rng.normal(0, 2e-3, 4)]
+        ab_verdict.judge(rows, 0.05, -1)
+        for row in rows:
+            leaves_out = row["low_corrected"] > 0 or row["high_corrected"] < 0
+            assert leaves_out == row["verdict"].startswith(("better", "worse")) == (row["p_corrected"] < 0.05)
+            assert row["low_corrected"] <= row["low"] and row["tests"] == 4
+
+
+def test_many_arms_are_one_family(tmp_path, capsys):
+    """Two arms, each at the last step, at equal FLOPs and at equal wall-clock: six tests, corrected together, and the
+    report says so; the seeds' t, spread, sign flips and smallest difference stand beside."""
+    for seed in range(4):
+        make_run(tmp_path / f"none_s{seed}", seed, loss=NOISE_A[seed])
+        for arm, cost in (("headwise", 0.53), ("elementwise", 0.56)):
+            make_run(tmp_path / f"{arm}_s{seed}", seed, loss=NOISE_B[seed] - 0.02, step_seconds=cost,
+                     extra_flops=145_742, flags={"attn_gate": arm})
+    assert many("--runs", tmp_path / "*_s*", "--group_by", "attn_gate", "--baseline", "attn_gate=none", "--out",
+                tmp_path / "out", "--print", "full") == 0
+    text, report = capsys.readouterr().out, json.loads((tmp_path / "out" / "report.json").read_text())
+    rows = [entry[place] for entry in report["differences"] for place in ("row", "flops", "wall")]
+    p = sorted({row["p_raw"] for row in rows})
+    assert len(p) == 5 or len(p) == 4  # both arms are equal at the last step, and at equal FLOPs
+    assert {row["tests"] for row in rows} == {6}
+    assert min(row["p_corrected"] for row in rows) == pytest.approx(6 * p[0])
+    assert "This report holds 6 tests (at the last step, at equal FLOPs and at equal wall-clock" in text
+    assert "delta at equal FLOPs | delta at equal wall-clock |" in text and "95 % interval, corrected" in text
+    row = report["differences"][0]["row"]
+    cells = next(cells for line in text.split("## How sure")[1].splitlines() if line.startswith("| attn_gate=elem")
+                 for cells in [[cell.strip() for cell in line.strip("|").split("|")]])
+    s = row["stats"]
+    assert cells[1:] == [f"{s['delta'] / s['se']:+.2f} (3)", f"{s['sd_diff']:.5f}", ab_report.form_p(s["p_t"]),
+                         f"{s['p_sign_flip']:.4f}", f"{s['mde']:.5f}", f"{max(3, s['n_for']):.0f}"]
+    assert many("--results", csv_of(tmp_path), "--group_by", "attn_gate", "--baseline", "attn_gate=none") == 0
+    text = capsys.readouterr().out
+    assert "This report holds 2 tests (at the last step;" in text and f"| {cells[1]} | {cells[2]} |" in text
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -245,7 +292,7 @@ def test_same_runs_have_the_same_gate(tmp_path, capsys):
 
 def test_knobs_are_flags_or_data():
     """A knob that was renamed would be missing from every results.csv."""
-    assert set(ab_many.KNOBS) <= {*default_flags(), *ab_many.DATA_COLUMNS}
+    assert set(ab_rows.KNOBS) <= {*default_flags(), *ab_rows.DATA_COLUMNS}
 
 
 def test_unknown_seeds_and_hardware(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import itertools
 import json
 import os
 import random
@@ -36,7 +37,7 @@ TEXTS = [  # short ones, and every seventh several rows long
 # the reference
 
 
-def linear_scan(documents, row_tokens, buffer_docs, overflow):
+def linear_scan(documents, row_tokens, buffer_docs, overflow, refill=1):
     """The algorithm in plain words: (rows, per row (documents, tokens cropped, too long, in the buffer), tail)."""
     bos = np.array([BOS_ID])
     source = []
@@ -52,7 +53,7 @@ def linear_scan(documents, row_tokens, buffer_docs, overflow):
     row, pieces = [], 0
     while True:
         while source and len(buffer) < buffer_docs:
-            buffer.append(source.pop())
+            buffer += [source.pop() for _ in range(min(refill, len(source)))]
         if not buffer:
             return rows, figures, sum(map(len, row))
         room = row_tokens - sum(map(len, row))
@@ -94,10 +95,31 @@ class Collector:
         self.lengths.append(lengths)
 
 
-def arguments(out_dir, row_tokens, buffer_docs, overflow, batch_docs=256):
+def nanochat_rows(documents, row_tokens, buffer_docs=1000, batch=128):
+    """Rows as nanochat's loader makes them, until its documents are used up, in plain words: while fewer than 1,000
+    documents wait, a batch of 128 joins them; then the longest that fits, the first of equals; when none fits, the
+    beginning of the shortest fills the row."""
+    source, waiting, rows, row = iter(documents), [], [], []
+    while True:
+        while len(waiting) < buffer_docs:
+            batch_of_documents = list(itertools.islice(source, batch))
+            if not batch_of_documents:
+                return rows
+            waiting.extend(batch_of_documents)
+        room = row_tokens - sum(map(len, row))
+        lengths = [len(document) for document in waiting]
+        fitting = [n for n in lengths if n <= room]
+        chosen = lengths.index(max(fitting, default=min(lengths)))
+        row.append(waiting.pop(chosen)[:room])
+        if not fitting or max(fitting) == room:
+            rows.append(np.concatenate(row))
+            row = []
+
+
+def arguments(out_dir, row_tokens, buffer_docs, overflow, batch_docs=256, refill=1):
     return argparse.Namespace(out_dir=out_dir, seq_len=row_tokens - 1, buffer_docs=buffer_docs, batch_docs=batch_docs,
                               overflow=overflow, shard_rows=0, shard_tokens=10**9, tokenizer_backend="auto",
-                              inject=None)
+                              inject=None, refill=refill)
 
 
 def documents_of(lengths, seed=0):
@@ -106,9 +128,9 @@ def documents_of(lengths, seed=0):
     return [np.concatenate([[BOS_ID], draw.integers(0, 50256, n - 1)]).astype(np.uint16) for n in lengths]
 
 
-def pack(documents, row_tokens, buffer_docs, overflow, calls=1, batch_docs=256):
+def pack(documents, row_tokens, buffer_docs, overflow, calls=1, batch_docs=256, refill=1):
     """(rows, what RowTrain.finish returns in one dict, or None when there is no row), fed in `calls` portions."""
-    train = prepare_bos_rows.RowTrain(arguments(".", row_tokens, buffer_docs, overflow, batch_docs))
+    train = prepare_bos_rows.RowTrain(arguments(".", row_tokens, buffer_docs, overflow, batch_docs, refill))
     writer = Collector()
     for portion in np.array_split(np.arange(len(documents)), calls):
         if len(portion):
@@ -125,7 +147,7 @@ def pack(documents, row_tokens, buffer_docs, overflow, calls=1, batch_docs=256):
 
 def check_rows(documents, row_tokens, buffer_docs, overflow, **how):
     """Rows, account and report of the packer against the reference."""
-    expected, figures, tail = linear_scan(documents, row_tokens, buffer_docs, overflow)
+    expected, figures, tail = linear_scan(documents, row_tokens, buffer_docs, overflow, how.get("refill", 1))
     rows, fields = pack(documents, row_tokens, buffer_docs, overflow, **how)
     assert len(rows) == len(expected)
     if not expected:
@@ -201,6 +223,53 @@ def test_random_lengths(overflow):
         row, n = int(draw.integers(2, 40)), int(draw.integers(1, 120))
         lengths = draw.integers(1, int(draw.integers(2, 4 * row)) + 1, n).tolist()
         check_rows(documents_of(lengths), row, int(draw.integers(1, 60)), overflow, calls=int(draw.integers(1, 4)))
+
+
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+def test_refill_in_batches(overflow):
+    """Rows, account and report of buffers that are refilled several documents at once, as the linear scan's."""
+    draw = np.random.default_rng(6)
+    for _ in range(60):
+        row, n = int(draw.integers(2, 40)), int(draw.integers(1, 150))
+        lengths = draw.integers(1, int(draw.integers(2, 4 * row)) + 1, n).tolist()
+        check_rows(documents_of(lengths), row, int(draw.integers(1, 60)), overflow, calls=int(draw.integers(1, 4)),
+                   batch_docs=int(draw.choice([1, 7, 256])), refill=int(draw.integers(2, 40)))
+
+
+def check_nanochat(documents, row_tokens):
+    """--refill 128 --buffer_docs 1000 against nanochat's loop, which never empties its buffer; at least one row is
+    another than with documents that come one by one."""
+    expected = nanochat_rows(documents, row_tokens)
+    rows, _ = pack(documents, row_tokens, 1000, "crop", calls=3, refill=128)
+    assert len(expected) > 100 and np.array_equal(rows[: len(expected)], np.stack(expected))
+    one_by_one, _ = pack(documents, row_tokens, 1000, "crop")
+    assert not np.array_equal(one_by_one[: len(expected)], rows[: len(expected)])
+
+
+def test_rows_of_nanochat():
+    """--refill 128: every token of every row that nanochat's own loader makes of the same documents."""
+    draw = np.random.default_rng(3)
+    check_nanochat(documents_of(np.maximum(1, draw.lognormal(np.log(100), 1.0, 2500).astype(int)).tolist()), 257)
+    check_nanochat(documents_of(draw.choice([1, 40, 128, 129, 130, 300], 2500).tolist()), 129)  # ties
+
+
+@pytest.mark.skipif(not (REAL / "edu_web.parquet").exists(), reason="needs shared/data/edu_web.parquet")
+def test_rows_of_nanochat_on_real_documents():
+    """The same on the first 2,000 documents of edu_web, at nanochat's row of 2,049 tokens."""
+    texts = next(pq.ParquetFile(REAL / "edu_web.parquet").iter_batches(2000, columns=["text"]))["text"].to_pylist()
+    tokenizer = get_tokenizer()
+    check_nanochat([np.array([BOS_ID, *tokenizer.encode(text)], np.uint16) for text in texts], 2049)
+
+
+def test_refill_in_the_record(corpus, tmp_path, small_batches):
+    """The flag reaches rows and meta.json, and --resume with another one is refused; without it nothing changes."""
+    plain = prepare(corpus, tmp_path / "plain")
+    assert "refill" not in plain["settings"] and "refill" not in plain
+    meta = prepare(corpus, tmp_path / "refill", "--refill", 16)
+    assert meta["refill"] == meta["settings"]["refill"] == 16 and meta["fingerprint"] != plain["fingerprint"]
+    assert meta["val_fingerprint_tokens"] == plain["val_fingerprint_tokens"]
+    assert "refill was 16, now None" in sentence_of(corpus, tmp_path / "refill", "--resume")
+    assert "--refill must be 1 or more" in sentence_of(corpus, tmp_path / "none", "--refill", 0)
 
 
 def test_equal_documents_leave_in_order_of_arrival():
@@ -538,13 +607,13 @@ def test_state_restores_the_buffer_at_any_document(tmp_path):
     """The rows after a restart between any two portions: a new RowTrain made of the state goes on as the old one."""
     draw = np.random.default_rng(2)
     documents = documents_of(draw.choice([3, 9, 16, 17, 18, 40, 200], 500).tolist())
-    for overflow in OVERFLOWS:
-        expected, fields = pack(documents, 17, 30, overflow)
-        folder = tmp_path / overflow
+    for overflow, refill in (*((overflow, 1) for overflow in OVERFLOWS), ("crop", 7)):
+        expected, fields = pack(documents, 17, 30, overflow, refill=refill)
+        folder = tmp_path / f"{overflow}_{refill}"
         folder.mkdir()
         state, writer, largest = {}, Collector(), 0
         for portion in np.array_split(np.arange(len(documents)), 60):
-            train = prepare_bos_rows.RowTrain(arguments(str(folder), 17, 30, overflow))
+            train = prepare_bos_rows.RowTrain(arguments(str(folder), 17, 30, overflow, refill=refill))
             train.restore(json.loads(json.dumps(state)))
             for half in np.array_split(portion, 2):
                 batch = [documents[i] for i in half]
@@ -559,7 +628,7 @@ def test_state_restores_the_buffer_at_any_document(tmp_path):
         assert np.array_equal(np.concatenate(writer.ids).reshape(-1, 17), expected)
         assert resumed | {"account": entries} == fields
         overhead = prepare_bos_rows.REPORT_BINS * 4 * 8 + 10_000  # the report, the names of the arrays
-        assert largest < overhead + 30 * (2 * 17 + 8)  # the file holds no more than one buffer
+        assert largest < overhead + (29 + refill) * (2 * 17 + 8)  # the file holds no more than one buffer
 
 
 def test_resume_refuses_other_rows(corpus, tmp_path, monkeypatch):

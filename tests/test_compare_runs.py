@@ -406,7 +406,8 @@ def test_table_of_document_000(tmp_path, capsys):
     make_arms(tmp_path, 3, b=TREATMENTS["rows"], effect=-0.02)
     compare(tmp_path)
     text = capsys.readouterr().out
-    assert ("| Metric | A mean ± sd | B mean ± sd | Delta | 95 % interval, uncorrected | p | p, corrected | Verdict |"
+    assert ("| Metric | A mean ± sd | B mean ± sd | Delta | 95 % interval, uncorrected | p | p, corrected | "
+            "95 % interval, corrected | Verdict |"
             in text)
     rows = table_rows(text)
     begin = text.index("| Metric |")
@@ -489,7 +490,7 @@ def test_new_column_of_the_table(tmp_path, capsys):
         compare(tmp_path, "--no_items")
     text = capsys.readouterr().out
     begin = text.index("| Metric | Better | A mean ± sd | B mean ± sd | Delta | 95 % interval, uncorrected | p |")
-    assert text[begin:].splitlines()[1] == "|---|---|---:|---:|---:|---:|---:|---:|---|"
+    assert text[begin:].splitlines()[1] == "|---|---|---:|---:|---:|---:|---:|---:|---:|---|"
     assert table_rows(text)["Val loss @ matched step"][1:3] == ["lower", f"{base_loss(40, 40) + 0.0004:.4f} ± 0.0024"]
 
 

@@ -142,6 +142,128 @@ def test_many_logs(tmp_path, capsys):
     assert record["seeds_used"][0] == [-1 - zlib.crc32(NANOGPT.encode())]
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# logs with a header: document 003's
+
+# the last five evaluations of its six full runs: {arm: {seed: ([val loss], [ms])}}, at these steps of 5,100
+STEPS_003 = (4625, 4750, 4875, 5000, 5100)
+STAGE_3 = {
+    "none": {
+        1337: ((3.3239, 3.3136, 3.3036, 3.2955, 3.2920), (1339019, 1375316, 1411577, 1447865, 1476861)),
+        2337: ((3.3267, 3.3162, 3.3060, 3.2974, 3.2939), (1338497, 1374765, 1410977, 1447278, 1476246)),
+        3337: ((3.3253, 3.3146, 3.3046, 3.2956, 3.2922), (1339652, 1375963, 1412223, 1448531, 1477536)),
+    },
+    "elementwise": {
+        1337: ((3.3033, 3.2928, 3.2827, 3.2746, 3.2711), (1424011, 1462604, 1501166, 1539763, 1570615)),
+        2337: ((3.3049, 3.2943, 3.2844, 3.2758, 3.2724), (1424242, 1462838, 1501400, 1540000, 1570852)),
+        3337: ((3.3052, 3.2951, 3.2850, 3.2768, 3.2733), (1424670, 1463278, 1501846, 1540452, 1571310)),
+    },
+}
+SMI = """Running pytorch 2.8.0+cu128 compiled for CUDA 12.8
+nvidia-smi:
+| GPU  Name                 Persistence-M | Bus-Id          Disp.A | Volatile Uncorr. ECC |
+|   0  NVIDIA A100 80GB PCIe          On  |   00000000:00:07.0 Off |                    0 |
+|   1  NVIDIA A100 80GB PCIe          On  |   00000000:00:08.0 Off |                    0 |
+"""
+
+
+def log_003(arm, seed, losses=(), times=(), **changed):
+    """What document 003's trainer writes: its code, a header, evaluations."""
+    settings = {
+        "input_bin": "data/train_*.bin", "batch_size": 512, "device_batch_size": 64, "sequence_length": 1024,
+        "num_iterations": 5100, "learning_rate": 0.00468, "warmup_iters": 0, "warmdown_iters": 1450, "weight_decay": 0,
+        "seed": seed, "attn_gate": arm, "gate_pos": "sdpa", "gate_act": "sigmoid", "val_loss_every": 125,
+        "val_tokens": 10485760, "save_every": 0, **changed}
+    lines = ["=" * 100, 'print(f"step:{step}/{n} val_loss:{loss:.4f}")', "=" * 100, "git_commit: 0837",
+             f"seed: {seed}", "hyperparameters:", json.dumps(settings, indent=2), SMI, "=" * 100]
+    for step, loss, time in zip(STEPS_003, losses, times, strict=False):
+        lines.append(f"step:{step}/5100 train_loss:{loss - 0.03:.4f} train_time:{time - 9}ms step_avg:290.03ms")
+        lines.append(f"step:{step}/5100 val_loss:{loss} train_time:{time}ms step_avg:290.03ms")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def stage_3(tmp_path):
+    for arm, runs_of_arm in STAGE_3.items():
+        for seed, (losses, times) in runs_of_arm.items():
+            written(tmp_path / f"{arm}_{seed}.txt", log_003(arm, seed, losses, times))
+    return tmp_path
+
+
+GROUP_003 = ("--group_by", "attn_gate", "--baseline", "attn_gate=none")
+
+
+def test_stage_3_at_equal_wall_clock(stage_3, capsys):
+    """Document 003's stage 3: -0.0204 at equal steps is -0.002 at equal wall-clock, which three seeds do not show."""
+    code, record = compared(stage_3, "--a", stage_3 / "none_*.txt", "--b", stage_3 / "elementwise_*.txt")
+    text = capsys.readouterr().out
+    assert code == 0 and record["verdict"] == "better" and record["gate"]["family"] == "gate"
+    assert "step 5100, 3 pairs: B - A = -0.0204 [-0.0238, -0.0171]" in record["headline"]
+    wall = record["matchings"][2]
+    assert wall["row"]["delta"] == pytest.approx(-0.0022, abs=5e-5) and wall["verdict"] == "inconclusive"
+    assert wall["row"]["low"] < 0 < wall["row"]["high"] and wall["budget"] == "1,476.2 s"
+    assert "Comparable only as far as recorded. Not recorded: schedule," in record["headline"]
+    assert "2 x NVIDIA A100 80GB PCIe" in text and "weight_decay" not in record["headline"]
+    code, record = compared(stage_3, "--runs", stage_3 / "*.txt", *GROUP_003, "--where", "num_iterations=5100")
+    (entry,) = record["differences"]
+    assert code == 0 and record["verdict"] == "comparable as far as recorded" and entry["row"]["n"] == 3
+    assert entry["wall"]["delta"] == pytest.approx(-0.0022, abs=5e-5) and entry["wall"]["verdict"] == "inconclusive"
+    assert entry["row"]["tests"] == 2 and entry["time"] == "+6.4 %"
+    assert "| elementwise | 3 | 3.2723 | 26m 10.9s |" in capsys.readouterr().out
+
+
+def test_settings_in_logs_go_through_the_gate(stage_3, capsys):
+    """Another warmup, a log of other hardware, and a seed twice."""
+    losses, times = STAGE_3["elementwise"][1337]
+    path = stage_3 / "elementwise_1337.txt"
+    written(path, log_003("elementwise", 1337, losses, times, warmup_iters=100))
+    code, record = compared(stage_3, "--runs", stage_3 / "*.txt", *GROUP_003)
+    assert code == 2 and "warmup_iters (100, 0)" in record["headline"]
+    written(path, log_003("elementwise", 1337, losses, times).replace("A100 80GB PCIe", "H100"))
+    code, record = compared(stage_3, "--runs", stage_3 / "*.txt", *GROUP_003)
+    assert code == 0 and record["differences"][0]["time"] == "N/A: other hardware or software"
+    written(path, log_003("elementwise", 2337, losses, times))
+    code, record = compared(stage_3, "--a", stage_3 / "none_*.txt", "--b", stage_3 / "elementwise_*.txt")
+    assert code == 2 and "B has seed 2337 twice" in record["headline"]
+
+
+def test_unfinished_logs_are_told(stage_3, capsys):
+    """Of document 003's logs a quarter ends early: before its first step, or far from its last; none is a result."""
+    ended = log_003("none", 4337, (3.7,), (25_000,))
+    written(stage_3 / "none_4337.txt", ended)
+    written(stage_3 / "none_5337.txt", log_003("none", 5337))
+    written(stage_3 / "none_no_header.txt", f"code\n{SMI}")
+    code, record = compared(stage_3, "--runs", stage_3 / "*.txt", *GROUP_003, "--where", "num_iterations=5100")
+    assert code == 2 and "none_4337.txt: unfinished, at step 4625 of 5100" in record["headline"]
+    assert "none_5337.txt: unfinished, before its first step" in record["headline"]
+    assert [len(arm["losses"]) for arm in record["arms"]] == [3, 3]
+    assert logs.read_log(stage_3 / "none_no_header.txt")["status"] == "unfinished, before its first step"
+    code, record = compared(stage_3, "--a", stage_3 / "none_?337.txt", "--b", stage_3 / "elementwise_*.txt",
+                            "--allow", "incomplete,seed")
+    assert code == 0 and record["metrics"]["val_loss"]["n"] == 3
+
+
+def test_times_in_seconds(tmp_path):
+    """modded-nanogpt's third track counts seconds, and adds scores between loss and time."""
+    text = ("step:0/50 val_loss:10.82584 train_time:0.000s step_avg:0.37ms\nstep:1/50 train_time:5.418s step_avg:9ms\n"
+            "step:25/50 val_loss:4.6 val_ema_loss:4.5 train_time:22.151s step_avg:177ms\n")
+    run = logs.read_log(written(tmp_path / "a.txt", text))
+    assert [record.get("train_seconds") for record in run["val"].values()] == [0.0, 22.151]
+    assert run["status"] == "unfinished, at step 25 of 50" and run["summary"] is None
+    whole = text + "step:50/50 val_loss:4.0 train_time:44s step_avg:177ms\n"
+    run = logs.read_log(written(tmp_path / "b.txt", whole))
+    assert run["status"] == "" and run["summary"]["results_row"]["train_time_ms"] == 44_000
+    assert "seed, settings, data, code are not recorded" in run["log"]
+
+
+@pytest.mark.parametrize("header", ["hyperparameters:\n{broken\n}", "hyperparameters:\n[1]\n",
+                                    'hyperparameters:\n{\n"learning_rate": 1\n}'])
+def test_broken_headers(tmp_path, header):
+    """A header that is no JSON object with a seed counts as none, and the losses stay."""
+    run = logs.read_log(written(tmp_path / "a.txt", f"{header}\n{LOGS['modded-nanogpt'][0]}"))
+    assert run["flags"] == {} and run["val"][20]["val_loss"] == 3.2799
+
+
 @pytest.mark.parametrize("content, said", [(b"hello", "is no log of nanoGPT, build-nanogpt"), (b"", "is no log of")])
 def test_other_files_are_no_logs(tmp_path, content, said):
     """A file that no reader knows is one sentence."""

@@ -20,8 +20,9 @@ ARMS = ("transformer", "off", "stop", "through", "titan", "hope")
 SEEDS = (1, 2, 3)
 # what is claimed of the books: an arm and how it is read, against another; negative is better
 CLAIMS = {
-    "`stop` written against `off` written (the target: below 0)": (("stop", "adapt"), ("off", "adapt")),
-    "`stop` written against the transformer (the target: below 0)": (("stop", "adapt"), ("transformer", "static")),
+    "`stop` written against `off` written (target: below 0)": (("stop", "adapt"), ("off", "adapt")),
+    "`stop` written against the transformer (target: below 0)": (
+        ("stop", "adapt"), ("transformer", "static")),
     "`stop` unwritten against the transformer": (("stop", "static"), ("transformer", "static")),
     "`through` written against `stop` written": (("through", "adapt"), ("stop", "adapt")),
     "`off` written against itself unwritten": (("off", "adapt"), ("off", "static")),
@@ -31,8 +32,10 @@ CLAIMS = {
     "`titan` against itself unwritten": (("titan", "adapt"), ("titan", "static")),
     "`hope` against the transformer": (("hope", "adapt"), ("transformer", "static")),
     "`hope` against itself unwritten": (("hope", "adapt"), ("hope", "static")),
-    "random writes in `stop`, against none (the target: within 0.005)": (("stop", "random"), ("stop", "static")),
-    "another book's writes in `stop`, against none (the target: at least 0)": (("stop", "other"), ("stop", "static")),
+    "random writes in `stop`, against none (target: within 0.005)": (
+        ("stop", "random"), ("stop", "static")),
+    "another book's writes in `stop`, against none (target: at least 0)": (
+        ("stop", "other"), ("stop", "static")),
 }
 
 
@@ -94,7 +97,8 @@ def print_books(exams: dict) -> None:
             cells.append("" if None in losses else f"{statistics.fmean(losses):.4f}")
         for control in ("random", "other"):
             changes = [record["minus_static"].get(control) for record in records]
-            cells.append("" if None in changes else f"{statistics.fmean(one['mean'] for one in changes):+.4f}")
+            means = [one["mean"] for one in changes if one]
+            cells.append(f"{statistics.fmean(means):+.4f}" if means else "")
         written = [record["written"].get("adapt", {"updates": 0})["updates"] for record in records]
         rate = f"{records[0]['inner_lr_multiplier']:g}" if records[0]["memory"] != "none" else ""
         print(f"| {arm} | {rate} | {' | '.join(cells)} | {statistics.fmean(written):.0f} |")
@@ -124,12 +128,13 @@ def print_positions(exams: dict) -> None:
     """What writing gains by position, as means over seeds."""
     arms = [arm for arm, records in exams.items() if "adapt" in records[0]["loss"]]
     print(f"| tokens | {' | '.join(arms)} |\n|---" + "|---:" * len(arms) + "|")
-    for i, row in enumerate(exams[arms[0]][0]["by_position"]):
+    for i, span in enumerate(exams[arms[0]][0]["by_position"]):
         cells = []
         for arm in arms:
-            gains = [record["by_position"][i]["minus_static"]["adapt"]["mean"] for record in exams[arm]]
+            rows = [record["by_position"][i] for record in exams[arm]]
+            gains = [one["minus_static"]["adapt"]["mean"] for one in rows]
             cells.append(f"{statistics.fmean(gains):+.4f}")
-        print(f"| {row['from']} to {row['to']} | {' | '.join(cells)} |")
+        print(f"| {span['from']} to {span['to']} | {' | '.join(cells)} |")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -154,6 +159,9 @@ def main():
         return
     print("## Planted pairs\n")
     print((here / "planted.md").read_text())
+    if not (here / "grid.csv").exists():
+        print("The books have not been read yet: run.sh reads them.")
+        return
     print("## Each arm's own learning rate (seed 0, val loss)\n")
     print_grid(read_grid(here / "grid.csv"))
     exams = read_exams()

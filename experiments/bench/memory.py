@@ -70,6 +70,7 @@ def cpu_seconds(work) -> float:
 def ratios(works: dict, base: str, args) -> dict[str, list[float]]:
     """{name: the base's time over its own, of each round}; every work runs once a round. A first round, in which memory
     is taken, counts only where there is time for no other."""
+    works[base]()  # torch's own start is not its time
     turns = [{name: cpu_seconds(work) for name, work in works.items()}]
     once = sum(turns[0].values())
     more = min(args.rounds, int(args.seconds / once))

@@ -122,7 +122,8 @@ def with_tokens(buffer_docs: int, n_documents: int) -> tuple[float, int]:
     """(million tokens per CPU-second, most bytes of memory held after a batch, less what was held after the first) of
     RowTrain.add, in a new process, on batches of about 1 MiB of text as prepare_fineweb.py hands them over."""
     args = argparse.Namespace(out_dir=".", seq_len=ROW - 1, buffer_docs=buffer_docs, batch_docs=256, overflow="crop",
-                              shard_rows=0, shard_tokens=10**9, tokenizer_backend="tiktoken", inject=None)
+                              shard_rows=0, shard_tokens=10**9, tokenizer_backend="tiktoken", inject=None,
+                              refill=1)
     train, writer = prepare_bos_rows.RowTrain(args), Discard()
     ids, seconds, tokens, held = np.full(2**22, 11, np.uint16), 0.0, 0, []
     for first in range(0, n_documents, 250):
