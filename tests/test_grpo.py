@@ -287,7 +287,8 @@ def test_arms_compare(init, pool, run, tmp_path, capsys):
     assert grpo.main(flags_of(init, pool, tmp_path / "other_s0", "--save_every", 0, "--normalization", "rloo",
                               "--inner_steps", 2)) == 0
     shutil.copytree(run, tmp_path / "one_s0", ignore=shutil.ignore_patterns("ckpt"))
-    arms = ["--a", str(tmp_path / "one_s0"), "--b", str(tmp_path / "other_s0"), "--primary", "grpo_accuracy"]
+    arms = ["--a", str(tmp_path / "one_s0"), "--b", str(tmp_path / "other_s0"), "--primary", "grpo_accuracy",
+            "--allow", "code_sha256"]  # what else this process has imported since
     assert compare_runs.main([*arms, "--treatment", "grpo"]) == 0
     report = capsys.readouterr().out
     assert "inconclusive" in report and "normalization: dr_grpo → rloo" in report
