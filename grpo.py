@@ -269,7 +269,7 @@ def find_warnings(run: training.Run) -> list[str]:
         warnings.append(f"in {len(off)} steps, first {off[0]}, the log-probs of updating and "
                         "sampling differ beyond rounding.")
     flat = sum(record["flat_groups"] == 1 for record in steps)
-    if flat and run.args.reward != "zero":
+    if 2 * flat > len(steps) and run.args.reward != "zero":
         warnings.append(f"in {flat} of {len(steps)} steps no group had two different rewards: "
                         "they taught nothing.")
     return warnings
