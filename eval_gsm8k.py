@@ -4,9 +4,9 @@ r"""eval_gsm8k.py owns the exam: GSM8K problems, completions and what is right i
     python eval_gsm8k.py --checkpoint <folder> --data synthetic:200 --probes off                           # no network
     torchrun --standalone --nproc_per_node=8 eval_gsm8k.py --checkpoint experiments/runs/<run>             # hub, 8 GPUs
 
-Reads a checkpoint and problems (--data, else the hub's openai/gsm8k, main, test: 1,319). Writes gsm8k_completions.jsonl
-and probes.jsonl (a line per item) into the run (or --out) and, last, gsm8k_results.json, which names their sha256. The
-same command continues an interrupted exam. A problem:
+Reads a checkpoint and problems (--data, else the hub's openai/gsm8k, main, test: 1,319). Writes, a line per item,
+gsm8k_completions.jsonl, probes.jsonl and, with --samples, gsm8k_samples.jsonl into the run (or --out) and, last,
+gsm8k_results.json, which names their sha256. The same command continues an interrupted exam. A problem:
 
     {"question": "A robe takes 2 bolts of blue fiber and half that much white fiber.  How many bolts ...?",
      "answer": "It takes 2/2=<<2/2=1>>1 bolt of white fiber\nSo the total ... is 2+1=<<2+1=3>>3 bolts ...\n#### 3"}
@@ -51,6 +51,8 @@ ROOM_STEP = 16  # tokens: the shortest worked answer, such as " 2 + 3 = 5\n#### 
 TITLE, N_OFFICIAL, N_SYNTHETIC = "GSM8K", 1_319, 200
 HUB = "openai/gsm8k"
 COMPLETIONS, PROBES, RESULTS = "gsm8k_completions.jsonl", "probes.jsonl", "gsm8k_results.json"
+SAMPLES = "gsm8k_samples.jsonl"
+OF_SAMPLES = "temperature seed tokens_generated stopped_by_itself no_answer_strict".split()
 RULES = {  # stated in every result
     "strict": "the number after the first #### that one follows on its line",
     "flexible": "the last number of the text",
@@ -121,13 +123,15 @@ def items_sha256(items: list[dict]) -> str:
 
 def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_tokens: int = 256,
              temperature: float = 0.0, top_k=None, top_p=None, seed: int = 0, batch_size: int = 32,
-             autocast=contextlib.nullcontext, done=None, save=None, stop=None, progress: bool = False) -> dict | None:
+             log_probs: bool = False, autocast=contextlib.nullcontext, done=None, save=None, stop=None,
+             progress: bool = False) -> dict | None:
     """{"metrics": {...}, "items": [record of each item]}, the same on every rank and for any number of ranks; None when
     a rank's stop.asked is true before its last batch.
 
     model: a GPT or its compiled wrapper. items: from load(). temperature 0: greedy; else each problem draws from (seed,
-    its id). autocast: makes the context to compute in. done: {id: record} of an earlier try, the same on every rank.
-    save(records): called after each batch on its rank. ValueError: a vocabulary not GPT-2's, options out of range."""
+    its id). log_probs: records also have drawn, how many tokens, and nats, the sum of their -log p. autocast: makes the
+    context to compute in. done: {id: record} of an earlier try, the same on every rank. save(records): called after
+    each batch on its rank. ValueError: a vocabulary not GPT-2's, options out of range."""
     begun = time.perf_counter()
     model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     benchmarks.check_vocabulary(model)
@@ -146,11 +150,15 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
             completions = inference.generate(
                 model, [prompts[i] for i in batch], rooms[batch[0]], temperature=temperature,
                 top_k=top_k, top_p=top_p, seed=seed, stop_ids=(BOS_ID,),
-                stop_strings=(USER,), decode=decode, row_ids=ids)
+                stop_strings=(USER,), decode=decode, row_ids=ids, log_probs=log_probs)
         records = []
-        for i, (written, stopped) in zip(batch, completions, strict=True):
-            text = decode(written).partition(USER)[0]
-            records.append(mark(items[i], text, len(prompts[i]), len(written), stopped))
+        for i, completion in zip(batch, completions, strict=True):
+            text = decode(completion.ids).partition(USER)[0]
+            record = mark(items[i], text, len(prompts[i]), len(completion.ids), completion.stopped)
+            if log_probs:
+                nats = -math.fsum(completion.log_probs)
+                record |= {"drawn": len(completion.log_probs), "nats": nats}
+            records.append(record)
         if save is not None:
             save(records)
         return records
@@ -172,6 +180,59 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
         "seconds": round(time.perf_counter() - begun, 3),
     }
     return {"metrics": metrics, "items": records}
+
+
+def evaluate_samples(model, items: list[dict], procs=None, *, samples: int,
+                     sample_temperature: float = 1.0, **options) -> dict | None:
+    """evaluate(), and with `samples` completions drawn for each problem; None when asked to stop.
+
+    "metrics" gets "samples", those of summarise_samples; "items" get sampled, the strict answers drawn, and
+    their credit; "samples" are the records of all completions, "<id>~<number>". 0 samples: evaluate() alone."""
+    exam = evaluate(model, items, procs, **options)
+    if exam is None or samples == 0:
+        return exam
+    many = [item | {"id": f"{item['id']}~{j}"} for item in items for j in range(samples)]
+    ways = options | {"temperature": sample_temperature, "log_probs": True}
+    drawn = evaluate(model, many, procs, **ways)
+    if drawn is None:
+        return None
+    for number, record in enumerate(exam["items"]):
+        first = number * samples
+        own = drawn["items"][first : first + samples]
+        answers = [sample["strict"] for sample in own]
+        right = int(sum(sample["credit"]["accuracy"] for sample in own))
+        record["sampled"], credit = answers, record["credit"]
+        for k in (1, samples):
+            credit[f"pass_at_{k}"] = pass_at_k(samples, right, k)
+        credit[f"majority_at_{samples}"] = majority(answers, record["gold"])
+    exam["metrics"]["samples"] = summarise_samples(exam["items"], drawn, samples)
+    return exam | {"samples": drawn["items"]}
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Probability that k of n completions, drawn without replacement, hold one of the `right` ones: the unbiased
+    estimate of pass@k from n >= k samples (arXiv:2107.03374)."""
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def majority(answers: list[str | None], gold: str) -> float:
+    """Credit of the commonest answer: 1 for gold, 1/m where gold is one of m that tie, 0 without an answer."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    most = max(votes.values(), default=0)
+    winners = [answer for answer, count in votes.items() if count == most]
+    return (gold in winners) / max(1, len(winners))
+
+
+def summarise_samples(records: list[dict], drawn: dict, samples: int) -> dict:
+    """Shares over problems with Wilson's intervals, and the entropy at which the samples were drawn: the mean of -log p
+    over the tokens drawn, nats."""
+    keys = dict.fromkeys(("pass_at_1", f"pass_at_{samples}", f"majority_at_{samples}"))
+    credit = {key: [record["credit"][key] for record in records] for key in keys}
+    own = [record for record in drawn["items"] if "nats" in record]
+    tokens = sum(record["drawn"] for record in own)
+    entropy = math.fsum(record["nats"] for record in own) / max(1, tokens)
+    of_samples = {f"samples_{key}": drawn["metrics"][key] for key in OF_SAMPLES}
+    return {"samples": samples, **shares(**credit), "entropy": entropy, **of_samples}
 
 
 def room_after(prompt_tokens: int, block_size: int, max_new_tokens: int) -> int:
@@ -244,6 +305,8 @@ def jsonl(records: list[dict]) -> bytes:
 def report(result: dict) -> str:
     """What the command prints: the shares with their intervals, then the probes."""
     lines = [f"{result['title']} | {result['data']} | {result['checkpoint']}"]
+    if result.get("samples"):
+        result = result | result["samples"]
     lines.append(f"{result['scorer']}, {result['dtype']}, {result['tokens_generated']:,} tokens, "
                  f"{result['too_long']} prompts too long, "
                  f"always the commonest answer {result['most_frequent_answer_share']:.4f}")
@@ -251,6 +314,8 @@ def report(result: dict) -> str:
         if f"{name}_interval" in result:
             low, high = result[f"{name}_interval"]
             lines.append(f"{name:<20} {value:.4f}  [{low:.4f}, {high:.4f}]")
+    if "entropy" in result:
+        lines.append(f"entropy of the samples {result['entropy']:.4f} nats per token")
     if result["probes"]:
         lines.append(probes.table(result["probes"]))
     return "\n".join(lines)
@@ -268,11 +333,19 @@ def parse_flags(argv) -> argparse.Namespace:
     add("--top_k", type=int, default=0, help="ids to draw from (0 = all)")
     add("--top_p", type=float, default=1.0, help="probability to draw from (1 = all)")
     add("--seed", type=int, default=0, help="of sampling; without effect when greedy (default 0)")
+    add("--samples", type=int, default=0,
+        help="also draw so many completions per problem, for pass@k and majority (0 = off)")
+    add("--sample_temperature", type=float, default=1.0, help="of --samples (default 1)")
     switch = dict(choices=("on", "off"), default="on")
     add("--probes", **switch, help="the arithmetic probes, too (default on)")
-    args = benchmarks.parse_counts(parser, argv, top_k=0, max_new_tokens=1, batch_size=1)
+    args = benchmarks.parse_counts(parser, argv, top_k=0, max_new_tokens=1, batch_size=1, samples=0)
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         parser.error("--temperature is 0 (greedy) or more, --top_p above 0 and up to 1.")
+    if args.samples and args.temperature:
+        parser.error("--samples belongs to a greedy exam: drop --temperature, "
+                     "and give --sample_temperature.")
+    if not 0 < args.sample_temperature < math.inf:
+        parser.error("--sample_temperature is above 0.")
     if args.temperature == 0 and (args.top_k or args.top_p < 1):
         parser.error("--top_k and --top_p do nothing when greedy: raise --temperature, or drop them.")
     flags.accept()
@@ -293,13 +366,15 @@ def examine(args, procs) -> None:
         items, skipped = skip_long(items, settings["bos"], model.config.block_size, args.max_new_tokens)
     code, checkpoint_sha256 = runs.code_state(), benchmarks.weights_sha256(folder)
     # all that decides a completion; only an exam with the same key is continued
-    decisive = [settings, checkpoint_sha256, items_sha256(items), args.dtype, procs.device.type,
-                code["code_sha256"]]
+    decisive = [settings, args.sample_temperature, checkpoint_sha256, items_sha256(items), args.dtype,
+                procs.device.type, code["code_sha256"]]
     data_sha256 = procs.on_main(lambda: file_sha256(args.data))
     out = benchmarks.out_folder(args, run, folder)
     with exams.unfinished(procs, out, "gsm8k_partial", decisive, args.resume == "on") as work:
-        exam = evaluate(model, items, procs, **settings, autocast=autocast, done=work.done, save=work.save,
-                        stop=work.stop, progress=True)
+        exam = evaluate_samples(
+            model, items, procs, samples=args.samples, sample_temperature=args.sample_temperature,
+            **settings, autocast=autocast, done=work.done, save=work.save, stop=work.stop,
+            progress=True)
         probed = None
         if exam and args.probes == "on":
             probed = probes.evaluate(model, procs, bos=settings["bos"], autocast=autocast, done=work.done,
@@ -309,6 +384,8 @@ def examine(args, procs) -> None:
         if not procs.is_main:
             return
         files = {COMPLETIONS: jsonl(exam["items"])}
+        if args.samples:
+            files[SAMPLES] = jsonl(exam["samples"])
         if probed:
             files[PROBES] = jsonl(probed["items"])
         config = {}

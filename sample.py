@@ -130,7 +130,7 @@ def open_model(path: str, flag: str, args, device) -> Opened:
         config = runs.read_config(run)
     data = config.get("data", {})
     if data:
-        is_chat = data.get("format") == "conversations"
+        is_chat = data.get("format") in ("conversations", "problems")
     mul_tokens, injector = data.get("condition") == "mul_tokens", None
     if mul_tokens and not is_chat:
         injector = MulExpressionInjector(data.get("inject") or "weak")
@@ -149,7 +149,7 @@ def open_model(path: str, flag: str, args, device) -> Opened:
 def check_kind(opened: Opened, path: str, args) -> None:
     """ValueError for --chat with a checkpoint that never saw a conversation; notes on what may surprise."""
     if args.chat and opened.is_chat is False:
-        raise ValueError(f"--chat: {path} was not fine-tuned on conversations: name a run of sft.py, "
+        raise ValueError(f"--chat: {path} was not fine-tuned on conversations: name a run of sft.py or grpo.py, "
                          "or give a --prompt without --chat.")
     if args.chat and opened.is_chat is None:
         note(f"WARNING: nothing says whether {opened.name} was fine-tuned on conversations.")
@@ -214,7 +214,7 @@ def write(opened: Opened, prompts: list[list[int]], samples: list[int], args, au
             stop_strings=[stop] if stop else [], decode=decode, row_ids=samples, watch=watch)
     clock.seconds += time.perf_counter() - begun
     written = []
-    for ids, stopped in completions:
+    for ids, stopped, _ in completions:
         text = decode(ids)
         if stop:
             text = text.partition(stop)[0]

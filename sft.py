@@ -39,7 +39,6 @@ from lab import (
     conversations,
     data_order,
     decontaminate,
-    disk,
     estimate,
     inference,
     optim,
@@ -139,22 +138,8 @@ def open_init(args, before: dict | None) -> tuple[dict, Path | None]:
     its own and no longer needs the one it started from."""
     if before is not None and runs.list_checkpoints(args.out_dir):
         return before["init"], None
-    folder, step, source = runs.resolve_checkpoint(args.init, flag="--init")
-    config = GPT.load_config(folder)
     needed = VOCAB_SIZE if args.condition == "mul_tokens" else BOS_ID + 1
-    if config.vocab_size < needed:
-        raise ValueError(
-            f"--init {folder} has {config.vocab_size:,} tokens and --condition {args.condition} "
-            f"needs {needed:,}: start from a checkpoint with that many.")
-    condition = None
-    if source is not None and (source / "config.json").exists():
-        condition = runs.read_config(source).get("data", {}).get("condition")
-    init = {
-        "path": str(args.init), "folder": str(folder), "step": step, "condition": condition,
-        "run": str(source) if source else None, "model": config.to_dict(),
-        "model_sha256": disk.sha256_file(folder / "model.safetensors"),
-    }
-    return init, folder
+    return resume.describe_init(args.init, needed, f"--condition {args.condition}")
 
 
 def hidden_states(model: GPT, x, positions, segments):

@@ -33,6 +33,8 @@ FAMILIES = {  # names for several settings in --treatment and --allow
     **dict.fromkeys(("data", "data_dir"), (*RECOGNISED["rows"], *RECOGNISED["tokens"])),
     "condition": RECOGNISED["tokens"],
     "size": ("n_layer", "n_head", "n_embd", "n_inner"),
+    "grpo": ("reward", "normalization", "kl_coef", "clip", "inner_steps", "temperature", "truncated", "group_size",
+             "problems_per_step"),
 }
 FAULTS = (  # no settings
     "treatment", "seed", "incomplete", "invalid_run", "unverified_data", "copied_run",

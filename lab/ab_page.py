@@ -457,11 +457,14 @@ def last_screen(arms: dict[str, list[dict]], command: list[str], out: str | None
     return blocks
 
 
+SCRIPTS = {"conversations": "sft.py", "problems": "grpo.py"}  # by the format of their data
+
+
 def training_command(run: dict) -> list[str]:
     argv = run["config"].get("argv")
     if isinstance(argv, list) and len(argv) > 1:
         return ["python", Path(str(argv[0])).name, *map(str, argv[1:])]
-    script = "sft.py" if run["config"]["data"].get("format") == "conversations" else "train_gpt.py"
+    script = SCRIPTS.get(run["config"]["data"].get("format"), "train_gpt.py")
     return ["python", script, "--config", str(run["folder"] / "config.json")]
 
 

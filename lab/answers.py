@@ -18,6 +18,7 @@ Digits of a literal `<MUL_6_9_54>` are never read: expand the token first (MulEx
 """
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 
 SCORER = "gsm8k-2"  # a change that changes a score must change this name
@@ -102,17 +103,24 @@ def normalise(text: str) -> str:
     return LITERAL_MUL.sub("\0", text).translate(SAME_SIGN)
 
 
-def after_mark(text: str) -> re.Match | None:
+def after_marks(text: str) -> Iterator[re.Match | None]:
+    """Of every `####` that a number follows on its line: the number, None where it is not the only one."""
     for mark in re.finditer("#{4,}", text):
         at = mark.end()
         while restated := RESTATED.match(text, at):
             at = restated.end()
         match = STRICT.match(text, at)
-        if match and SECOND.match(text, match.end()):
-            return None
         if match:
-            return match
-    return None
+            yield None if SECOND.match(text, match.end()) else match
+
+
+def after_mark(text: str) -> re.Match | None:
+    return next(after_marks(text), None)
+
+
+def marked_answers(text: str) -> list[Fraction | None]:
+    """The answer of every `####` that a number follows, in the order of the text; strict takes the first."""
+    return [value_of(match) for match in after_marks(normalise(text))]
 
 
 def last_amount(text: str) -> re.Match | None:

@@ -259,6 +259,18 @@ def _worked(turns: list[tuple[str, ...]], counts: Counter) -> list[tuple[str, st
     return [(question, steps.text.strip())]
 
 
+def usable(chunk: list[tuple], guard, counts: Counter, dropped: list) -> list[tuple]:
+    """(digest, exchanges) of those of a chunk, (place, digest, exchanges), that share no text with a benchmark, which
+    go to `dropped`, and whose program was not refused."""
+    hits = {}
+    if guard is not None:
+        texts = ["\n".join(text for turn in turns for text in turn) for _, _, turns in chunk]
+        hits = guard.hits_batch([text.encode() for text in texts])
+    dropped += [{"place": str(chunk[i][0]), "items": items} for i, items in hits.items()]
+    kept = [(digest, _worked(turns, counts)) for i, (_, digest, turns) in enumerate(chunk) if i not in hits]
+    return [(digest, turns) for digest, turns in kept if turns]
+
+
 def load_source(stage: str, paths: list[str], args, guard, counts: Counter, about: list, dropped: list) -> dict:
     """All of a source as flat arrays: tokens uint16 (N,), trained bool (N,); per conversation lengths, n_trained,
     answer_bytes, digest (of tokens and mask) int64 (C,) and hash V16 (C,)."""
@@ -270,17 +282,10 @@ def load_source(stage: str, paths: list[str], args, guard, counts: Counter, abou
     bar = tqdm(desc=f"tokenize {stage}", unit=" conversations", dynamic_ncols=True, disable=None)
     while chunk := list(itertools.islice(stream, CHUNK)):
         bar.update(len(chunk))
-        hits = {}
-        if guard is not None:
-            texts = ["\n".join(text for turn in turns for text in turn) for _, _, turns in chunk]
-            hits = guard.hits_batch([text.encode() for text in texts])
-        dropped += [{"place": str(chunk[i][0]), "items": items} for i, items in hits.items()]
         conversations = []
-        for i, (_, digest, turns) in enumerate(chunk):
-            turns = _worked(turns, counts) if i not in hits else []
-            if turns:
-                hashes.append(digest)
-                conversations.append(turns)
+        for digest, turns in usable(chunk, guard, counts, dropped):
+            hashes.append(digest)
+            conversations.append(turns)
         if conversations:
             rows += tokenize(conversations, seq_len=args.seq_len, bos=args.bos == "on", injector=injector,
                              strip_notes=stage == "gsm8k", counts=counts)

@@ -391,7 +391,9 @@ def check_flags(parser, args, names_of: dict[str, str]) -> None:
     for table in (SHARED_FLAGS, names_of):
         for need, names in table.items():
             for name in names.split():
-                value = getattr(args, name)
+                value = getattr(args, name, None)
+                if value is None:  # a shared flag that this script does not have
+                    continue
                 if not NEEDS[need](value):
                     parser.error(f"--{name} {value}: give {need}.")
 

@@ -285,15 +285,17 @@ PACK_FROM = 96  # new tokens times rows, of which at most 4 count
 
 
 class Completion(NamedTuple):
-    """ids: the new tokens, without a stop id. stopped: why they end, "stop_id", "stop_string" or "length"."""
+    """ids: the new tokens, without a stop id. stopped: why they end, "stop_id", "stop_string" or "length". log_probs,
+    when asked for: log p of every token that was drawn, a stop id among them, under what it was drawn from."""
 
     ids: list[int]
     stopped: str
+    log_probs: list[float] | None = None
 
 
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=0, stop_ids=(),
-             stop_strings=(), decode=None, row_ids=None, watch=None) -> list[Completion]:
+             stop_strings=(), decode=None, row_ids=None, watch=None, log_probs=False) -> list[Completion]:
     """Continues each prompt by up to max_new_tokens; one Completion per prompt, in their order.
 
     prompts: lists of ids, of any lengths, or a (B, T) tensor. temperature 0: greedy. Otherwise softmax(logits /
@@ -306,6 +308,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
     ids, at least a byte per id, and of joined lists the joined bytes. ids ends before a stop string that begins with a
     token, and otherwise with the token that completes it: the caller cuts decode(ids) at the first stop string.
     watch(i, id): called with each new token of row i but a stop id, as it comes; what it raises ends the generation.
+    log_probs: whether each Completion gets them (0 where greedy).
     The model sees the last block_size tokens. A row longer than that costs a forward of block_size per token, and every
     row of a model that is not attention_only one of its own length.
     Memory: 2 * n_layer * n_embd numbers per row and position, for all prompts at once; on a CPU also a copy of the
@@ -316,12 +319,13 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
     check(len(row_ids) == len(prompts),
           f"there are {len(prompts)} prompts but {len(row_ids)} row_ids; give one each")
     if max_new_tokens == 0:
-        return [Completion([], "length") for _ in prompts]
+        return [Completion([], "length", [] if log_probs else None) for _ in prompts]
     generators = [seeded_generator(f"{seed}/{row}") for row in row_ids]
     stop_ids, stop_strings = set(map(int, stop_ids)), list(stop_strings)
     # The text of so many last ids can hold a new stop string.
     tail = 3 + max((len(s.encode()) for s in stop_strings), default=0)
     new, stopped = [[] for _ in prompts], ["length"] * len(prompts)
+    drawn = [[] if log_probs else None for _ in prompts]
 
     def extend(rows, logits) -> list[bool]:
         """Gives each of rows a token, from logits (len(rows), V). Returns which go on."""
@@ -329,8 +333,11 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
         if temperature > 0:
             for i, r in enumerate(rows):
                 u[i] = torch.rand((), generator=generators[r], dtype=torch.float64, device="cpu")
-        tokens = choose_tokens(logits, u, temperature, top_k, top_p).tolist()
-        for r, token in zip(rows, tokens, strict=True):
+        tokens, log_p = draw_tokens(logits, u, temperature, top_k, top_p)
+        if log_probs:
+            for r, value in zip(rows, log_p.tolist(), strict=True):
+                drawn[r].append(value)
+        for r, token in zip(rows, tokens.tolist(), strict=True):
             if token in stop_ids:
                 stopped[r] = "stop_id"
                 continue
@@ -385,7 +392,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=
                 windows = torch.tensor([(prompts[r] + new[r])[-limit:] for r in rows], device=device)
                 keep = extend(rows, model.head(model.hidden(windows)[:, -1]))
                 rows = list(compress(rows, keep))
-    return [Completion(*c) for c in zip(new, stopped, strict=True)]
+    return [Completion(*c) for c in zip(new, stopped, drawn, strict=True)]
 
 
 def _check_generate(model, prompts, max_new_tokens, temperature, top_k, top_p, stop_ids, stop_strings, decode):
@@ -414,12 +421,18 @@ def _check_generate(model, prompts, max_new_tokens, temperature, top_k, top_p, s
 
 
 def choose_tokens(logits, u, temperature, top_k, top_p) -> torch.Tensor:
-    """logits (N, V), u (N,) fp64 in [0, 1), unused when temperature is 0 -> ids (N,) int64; see generate."""
-    best, ids = logits.max(1, keepdim=True)
+    """The ids of draw_tokens."""
+    return draw_tokens(logits, u, temperature, top_k, top_p)[0]
+
+
+def draw_tokens(logits, u, temperature, top_k, top_p) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits (N, V), u (N,) fp64 in [0, 1), unused when temperature is 0 -> ids (N,) int64 and log p of each (N,) under
+    the distribution it was drawn from, 0 when temperature is 0; see generate."""
+    best = logits.amax(1, keepdim=True)
     check(not best.isnan().any(),
           "the model's logits are not numbers; use a checkpoint from before its loss diverged")
     if temperature == 0:
-        return ids.squeeze(1)
+        return logits.argmax(1), best.new_zeros(len(best))
     if logits.device.type not in ("cpu", "cuda"):  # no fp64 elsewhere
         logits, best = logits.cpu(), best.cpu()
     ids = None
@@ -429,15 +442,17 @@ def choose_tokens(logits, u, temperature, top_k, top_p) -> torch.Tensor:
         ids = logits.topk(n_kept).indices.sort(1).values
         logits = logits.gather(1, ids)
         logits = logits.masked_fill(logits < kth, -math.inf)
-    weights = ((logits.float() - best.float()) / max(temperature, 1e-30)).exp()  # the best one's is 1
+    weights = logits.float() - best.float()
+    weights = weights.div_(max(temperature, 1e-30)).exp_()  # the best one's is 1
     if top_p is not None and top_p < 1:
         weights = smallest_set(weights, top_p)
     total = weights.cumsum(1, dtype=torch.float64)
     end = total[:, -1:].contiguous()
     at = torch.searchsorted(total, u.to(total.device)[:, None] * end, right=True)
     at = torch.minimum(at, torch.searchsorted(total, end))  # where the product rounds up to end
+    log_p = (weights.gather(1, at) / end).log().squeeze(1)
     chosen = at if ids is None else ids.gather(1, at)
-    return chosen.squeeze(1)
+    return chosen.squeeze(1), log_p
 
 
 def smallest_set(weights, share) -> torch.Tensor:

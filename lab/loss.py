@@ -147,6 +147,34 @@ def chunked_cross_entropy(x, weight, targets, masked_ranges=(), denominator=None
         return nll if kept is None else nll.new_zeros(N).index_copy_(0, kept, nll)
 
 
+class _TokenNll(torch.autograd.Function):
+    """nll (N,). The softmax is formed again in backward, so that no logits outlive their chunk."""
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, masked_ranges, dtype):
+        ctx.save_for_backward(x, weight, targets)
+        ctx.settings = masked_ranges, dtype
+        nll, _, _ = _head_chunks(x, weight, targets, masked_ranges, None, dtype)
+        return nll
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_nll):
+        x, weight, targets = ctx.saved_tensors
+        masked_ranges, dtype = ctx.settings
+        _, grad_x, grad_w = _head_chunks(x, weight, targets, masked_ranges, grad_nll, dtype)
+        return grad_x, grad_w, None, None, None
+
+
+@torch.compiler.disable
+def token_nll(x, weight, targets, masked_ranges=()) -> torch.Tensor:
+    """-log p (N,) fp32 of targets (N,) int64 after x (N, C), differentiable in x and weight (V, C), for objectives that
+    are no sum of it. Costs one head product more than chunked_cross_entropy."""
+    dtype = product_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return _TokenNll.apply(x, weight, targets, masked_ranges, dtype)
+
+
 @torch.no_grad()
 def head_gradients(x, weight, targets, masked_ranges, with_weight=True) -> tuple:
     """nll (N,) fp32, 0 where the target is IGNORE, and the gradients of its sum in x (N, C) and weight (V, C)."""

@@ -106,7 +106,7 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
                 model, [prompts[i] for i in batch], NEW_TOKENS, temperature=0.0, row_ids=batch,
                 stop_ids=(BOS_ID,), stop_strings=("\n",), decode=tokenizer.decode_generated)
         records = []
-        for i, (written, stopped), endings in zip(batch, completions, scores, strict=True):
+        for i, (written, stopped, _), endings in zip(batch, completions, scores, strict=True):
             form, item, _, _ = questions[i]
             text = tokenizer.decode_generated(written)
             sums = [math.fsum(tokens.tolist()) for tokens in endings]

@@ -148,6 +148,27 @@ def trim_records(folder: Path, last_step: int) -> None:
 # a checkpoint
 
 
+def describe_init(path, needed: int, what: str) -> tuple[dict, Path]:
+    """(what config.json records of the checkpoint that --init names, its folder). ValueError when it has fewer than the
+    `needed` tokens of `what`, as "--condition mul_tokens"."""
+    from model import GPT
+
+    folder, step, source = runs.resolve_checkpoint(path, flag="--init")
+    config = GPT.load_config(folder)
+    if config.vocab_size < needed:
+        raise ValueError(f"--init {folder} has {config.vocab_size:,} tokens and {what} needs {needed:,}: "
+                         "start from a checkpoint with that many.")
+    condition = None
+    if source is not None and (source / "config.json").exists():
+        condition = runs.read_config(source).get("data", {}).get("condition")
+    init = {
+        "path": str(path), "folder": str(folder), "step": step, "condition": condition,
+        "run": str(source) if source else None, "model": config.to_dict(),
+        "model_sha256": disk.sha256_file(folder / "model.safetensors"),
+    }
+    return init, folder
+
+
 def read_tensors(path: Path, device):
     """What torch.save wrote: tensors in lists and dicts. No code in the file is run. ValueError when it is damaged."""
     import torch

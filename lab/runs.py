@@ -45,7 +45,7 @@ NO_EFFECT = frozenset((
     "out_dir name notes config preset dry_run resume results_csv save_every keep_last log_every wandb_project "
     "tensorboard sample_every sample_tokens "
     # how the same numbers are computed
-    "micro_batch_size eval_batch_size num_workers device compile deterministic peak_flops "
+    "micro_batch_size eval_batch_size rollout_batch_size num_workers device compile deterministic peak_flops "
     # where the data is, and checks of it
     "data data_dir val_data_dir decontaminate verify_data max_epochs"
 ).split())

@@ -77,7 +77,8 @@ def document_hash(utf8: bytes) -> bytes:
 def is_held_out(digests: list[bytes], val_fraction: float) -> np.ndarray:
     """bool (len(digests),): which documents belong to the held-out share, by `document_hash` alone."""
     first_halves = np.frombuffer(b"".join(digests), "<u8")[::2]
-    return first_halves < np.uint64(math.ceil(val_fraction * 2.0**64))
+    limit = min(math.ceil(val_fraction * 2.0**64), 2**64 - 1)  # 1.0 holds out everything
+    return first_halves < np.uint64(limit)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """training.py owns what the trainers do alike: a run opened, resumed, saved and closed, sums over ranks.
 
-train_gpt.py and sft.py tell the story of a run, in the same order of sections; the parts that do not differ stand here.
+train_gpt.py, sft.py and grpo.py tell the story of a run, in the same order of sections; what does not differ is here.
 "Step s" is the state after s optimizer updates. Everything of a step is recorded before the step is saved.
 """
 
@@ -45,10 +45,11 @@ def prepare_machine(args, device):
 
 
 def look_ahead(args, procs, model, optimizers, micro_step, *, micro_steps: int, tokens: int, every: dict,
-               scored: dict, sizes=(), advice: str) -> tuple[estimate.Pace, list[str]]:
+               scored: dict, sizes=(), advice: str, before=0.0) -> tuple[estimate.Pace, list[str]]:
     """(how the time that is left is counted, lines on what the run will cost), from one micro-step.
 
-    micro_step(rows): forward and backward. micro_steps: of a rank in a step; tokens: of each. every: {evaluation: steps
+    micro_step(rows): forward and backward. micro_steps: of a rank in a step; tokens: of each; before: seconds of a step
+    that come before them, such as sampling. every: {evaluation: steps
     between two}; scored: {evaluation: its tokens}. sizes, advice: see estimate."""
     params = [p for p in model.parameters() if p.requires_grad]
 
@@ -62,7 +63,7 @@ def look_ahead(args, procs, model, optimizers, micro_step, *, micro_steps: int, 
     cost = estimate.measure(micro_step, update, model, optimizers, rows, device, sizes, compiles(args, device))
     per_token = estimate.FORWARD_SHARE * cost.micro_step / tokens / procs.world_size
     guesses = {kind: per_token * count for kind, count in scored.items()}
-    guesses["step"] = micro_steps * cost.micro_step + cost.update
+    guesses["step"] = before + micro_steps * cost.micro_step + cost.update
     guesses["save"] = cost.checkpoint / estimate.SAVE_SPEED
     kinds = [kind for kind, steps in every.items() if steps]
     at_start = [kind for kind in kinds if kind == "val"]

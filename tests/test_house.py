@@ -11,7 +11,7 @@ import pytest
 from conftest import ENV, REPO, run_script, tiny_documents, write_dataset
 
 BENCHMARKS = "hellaswag ewok zeroshot".split()
-SCRIPTS = "prepare_fineweb prepare_bos_rows inject_mul model train_gpt eval_gsm8k sft sample compare_runs".split()
+SCRIPTS = "prepare_fineweb prepare_bos_rows inject_mul model train_gpt eval_gsm8k sft grpo sample compare_runs".split()
 SCRIPTS += [*BENCHMARKS, "long_context", "continual"]
 LIBRARIES = {"model", "inject_mul"}  # the scripts that others may import
 WITHOUT_TORCH = "flags runs results processes disk shards sources terminal files decontaminate tinygsm".split()
@@ -81,8 +81,8 @@ def test_pyproject_names_every_script():
 
 def test_imports_run_downhill():
     """Imports that the design forbids: none. Scripts import rooms and the two libraries. Beyond that, the script that
-    packs rows reads documents as prepare_fineweb.py does, and the trainer runs the benchmarks."""
-    allowed = {"prepare_bos_rows": {"prepare_fineweb"}, "train_gpt": set(BENCHMARKS)}
+    packs rows reads documents as prepare_fineweb.py does, and trainers hold exams."""
+    allowed = {"prepare_bos_rows": {"prepare_fineweb"}, "train_gpt": set(BENCHMARKS), "grpo": {"eval_gsm8k"}}
     wrong = []
     for name, path in modules().items():
         imported = imports(path)
@@ -191,7 +191,8 @@ def test_trainer_flags_are_those_of_the_parser():
     options = {action.dest for action in train_gpt.build_parser()._actions} - {"help"}
     assert {name for name in options if results.trainer_flags().fullmatch(name)} == options
     assert {name for name in options if results.is_condition(name)} == set(runs.conditions(dict.fromkeys(options)))
-    assert runs.NO_EFFECT <= options | {"data", "decontaminate"}  # these two are sft.py's
+    # these are of the other trainers
+    assert runs.NO_EFFECT <= options | {"data", "decontaminate", "rollout_batch_size"}
     for stranger in ("mood", "final_val_loss", "run_id", "parameters", "gpu_name", "n_gpus", "date", "n", "kind"):
         assert not results.is_condition(stranger)
     assert results.is_condition("num_iterations") and not results.is_condition("device_batch_size")
@@ -219,7 +220,7 @@ def test_installed(tmp_path):
         assert done.returncode == 0 and done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("name", ["train_gpt", "sft", "compare_runs", "prepare_bos_rows"])
+@pytest.mark.parametrize("name", ["train_gpt", "sft", "grpo", "compare_runs", "prepare_bos_rows"])
 def test_help_from_another_folder(tmp_path, name):
     """Scripts that only start in the repo's folder: none."""
     env = {k: v for k, v in ENV.items() if k != "PYTHONPATH"}
