@@ -212,7 +212,7 @@ def test_installed(tmp_path):
     done = subprocess.run([*map(str, command), str(source)], capture_output=True, text=True, env=ENV)
     assert done.returncode == 0, done.stderr
     for name in tracked():
-        if name.parts[0] == "lab" or name.stem in SCRIPTS:
+        if name.parts[0] == "lab" or name.as_posix() in {f"{script}.py" for script in SCRIPTS}:
             assert (target / name).exists(), f"{name} is not installed"
     env = {**ENV, "PYTHONPATH": str(target)}
     for name in ("train_gpt", "compare_runs"):
