@@ -61,7 +61,7 @@ def test_micro_batches_and_ranks_give_the_same_losses(arm, data, tmp_path):
     wanted = losses(runs_of[0])
     assert len(wanted) == 20 and wanted[-1] < wanted[0]
     for run in (*runs_of[1:], tmp_path / "ranks"):
-        assert losses(run)[0] == pytest.approx(wanted[0], abs=1e-6)
+        assert losses(run)[0] == pytest.approx(wanted[0], rel=1e-6)  # one fp32 step at 10.8 is 1e-6
         assert losses(run) == pytest.approx(wanted, abs=1e-4)
 
 

@@ -269,7 +269,8 @@ def test_records_that_were_deleted(data, base, tmp_path):
 def test_a_run_outlives_its_terminal(data, base, tmp_path):
     """`| head -1`, then a closed terminal (SIGHUP): no step is lost, log.txt goes on, and the run is saved."""
     out = tmp_path / "closed"
-    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 0, "--log_every", 1)
+    # an evaluation after every step: a run that is slow enough to be caught in the middle
+    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 1, "--save_every", 0, "--log_every", 1)
     process = subprocess.Popen(command(data, out, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
     process.stdout.readline()
     process.stdout.close()
