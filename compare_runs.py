@@ -295,6 +295,9 @@ def headline(row: dict, step: int | None, margin, checked: dict, used: list) -> 
     elif verdict == "not comparable":
         trouble = "; ".join(ab_gate.trouble_of(checked))
         text = f"{trouble}. What follows is no evidence about a treatment."
+        faults = [d for d in checked["differences"] if d["state"] == "differs"]
+        if all(d["knob"] == "seed" and "twice" not in d["why"] for d in faults):
+            text += " To compare these runs all the same: `--allow seed`."
     elif row["n"] and verdict == ab_stats.too_few(row["n"]):
         text += f" Use at least {ab_stats.MIN_RUNS} seeds per arm: fewer are no evidence."
     elif verdict == "inconclusive" and checked["planned"] not in (0, row["n"]):
