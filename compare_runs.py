@@ -157,6 +157,7 @@ def compare_two(args) -> int:
     checked["unrecorded"] = ab_rows.unrecorded_of(sum(ab_gate.members_of(arms).values(), []))
 
     used = [ab_numbers.finished(arm) for arm in arms.values()]
+    checked["missing"] += sum(map(ab_numbers.left_out, arms.values()), [])
     every = [run for arm in used for run in arm]
     pairs = [(a, b) for a in used[0] for b in used[1] if a["seed"] == b["seed"]]
     metrics = ab_numbers.metrics_of(every)

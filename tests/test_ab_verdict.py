@@ -446,3 +446,25 @@ def test_rule_of_pairing_and_the_way_out_are_told(tmp_path, capsys):
     assert many("--results", table, *GROUP) == 0
     text = capsys.readouterr().out
     assert "| 4 runs |" in text and "| 4 seeds |" not in text
+
+
+def test_a_seed_twice_is_told(tmp_path):
+    """Of two runs with one seed the first counts: with --allow seed the other fell out without a word."""
+    make_arms(tmp_path, 3, b=GATE, effect=-0.02)
+    make_run(tmp_path / "test_s1b", 1, loss=5, flags=GATE["flags"])
+    code, report = compare(tmp_path, "--no_items", "--allow", "seed")
+    assert code == 0 and "Missing: test_s1b is not used, as its seed is there twice." in report["headline"]
+
+
+def test_where_hides_no_crashed_run(tmp_path, capsys):
+    """A run that crashed never recorded its date or its last loss: --where by such a column left it out silently."""
+    make_arms(tmp_path, 4, b=GATE, effect=-0.02)
+    table = csv_of(tmp_path)
+    (tmp_path / "test_s3" / "summary.json").unlink()
+    rewrite(table, lambda i, row: row | ({"status": "crashed", "date": ""} if row["run_id"] == "test_s3" else
+                                         {"status": "finished"}))
+    for source in (("--runs", tmp_path / "*_s*"), ("--results", table)):
+        assert many(*source, *GROUP, "--where", "date=2026-11-21") == 2
+        assert "Missing: test_s3: " in capsys.readouterr().out
+        with pytest.raises(ValueError, match="leaves no run"):
+            many(*source, *GROUP, "--where", "attn_gate=elementwise")
