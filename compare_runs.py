@@ -157,6 +157,7 @@ def compare_two(args) -> int:
     checked["unrecorded"] = ab_rows.unrecorded_of(sum(ab_gate.members_of(arms).values(), []))
 
     used = [ab_numbers.finished(arm) for arm in arms.values()]
+    checked["missing"] += sum(map(ab_numbers.left_out, arms.values()), [])
     every = [run for arm in used for run in arm]
     pairs = [(a, b) for a in used[0] for b in used[1] if a["seed"] == b["seed"]]
     metrics = ab_numbers.metrics_of(every)
@@ -295,6 +296,9 @@ def headline(row: dict, step: int | None, margin, checked: dict, used: list) -> 
     elif verdict == "not comparable":
         trouble = "; ".join(ab_gate.trouble_of(checked))
         text = f"{trouble}. What follows is no evidence about a treatment."
+        faults = [d for d in checked["differences"] if d["state"] == "differs"]
+        if all(d["knob"] == "seed" and "twice" not in d["why"] for d in faults):
+            text += " To compare these runs all the same: `--allow seed`."
     elif row["n"] and verdict == ab_stats.too_few(row["n"]):
         text += f" Use at least {ab_stats.MIN_RUNS} seeds per arm: fewer are no evidence."
     elif verdict == "inconclusive" and checked["planned"] not in (0, row["n"]):

@@ -18,6 +18,10 @@ from lab.ab_report import form, form_change, form_interval, form_p, minutes
 from lab.ab_rows import cell_number, cell_text, cells_in, names_in
 
 UNKNOWN_HARDWARE = " (hardware not recorded)"
+PAIRING = (
+    "Runs of equal seed are pairs. All runs of two arms are compared, unpaired, where fewer than half of the "
+    "smaller arm's runs have a partner, or fewer than 3 do though each arm has 3 runs."
+)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -110,6 +114,14 @@ def benchmark_score(run: dict, key: str, steps: dict):
 # stage tables
 
 
+def is_in_stage(row: dict, where: dict[str, str]) -> bool:
+    """Whether a row has these cells. A run that went wrong never recorded some of them, and is told nevertheless."""
+    cells = {column: cell_text(row.get(column)) for column in where}
+    if ab_gate.incomplete(row["member"]):
+        cells = {column: cell for column, cell in cells.items() if cell}
+    return all(cell == where[column] for column, cell in cells.items())
+
+
 def compare_many(args) -> int:
     """--group_by over run folders (--runs) or over a results.csv (--results)."""
     columns, where = names_in(args.group_by), cells_in(args.where, "--where")
@@ -123,8 +135,7 @@ def compare_many(args) -> int:
     known = {column for row in rows for column in row} - {"run", "member"}
     ab_gate.check_names("--group_by", columns, known)
     ab_gate.check_names("--where", list(where), known)
-    rows, lost = ([row for row in own if all(cell_text(row.get(k)) == cell for k, cell in where.items())]
-                  for own in (rows, lost))
+    rows, lost = ([row for row in own if is_in_stage(row, where)] for own in (rows, lost))
     if not rows:
         raise ValueError(f"--where {args.where} leaves no run: give values that occur.")
 
@@ -133,7 +144,8 @@ def compare_many(args) -> int:
     every = [row["run"] for row in rows if row["run"] and row["run"]["summary"]]
     metrics = ab_numbers.metrics_of(every or titles_of(rows))
     primary = ab_verdict.primary_of(args.primary, checked, metrics)
-    margin = ab_verdict.margin_of(args.delta, args.primary, primary, every)
+    rate = ab_rows.bits_per_nat(rows, primary)
+    margin = ab_verdict.margin_of(args.delta, args.primary, primary, every, rate)
     args.delta, steps = margin.value, ab_numbers.common_steps(every)
     missing = [*checked["missing"], *ab_rows.without_row(numbers, lost)]
     for arm in arms:
@@ -237,9 +249,15 @@ def time_of(arm: dict, baseline: dict, checked: dict) -> str:
         return "N/A: not recorded"
     ratio = statistics.fmean(arm["times"]) / statistics.fmean(baseline["times"])
     change = f"{100 * (ratio - 1):+.1f} %"
-    if not all(row["member"]["machine"] for side in (arm, baseline) for row in side["rows"]):
+    if not (is_hardware_known(arm) and is_hardware_known(baseline)):
         change += UNKNOWN_HARDWARE
     return change
+
+
+def is_hardware_known(arm: dict) -> bool:
+    """A table's number of GPUs does not say which they are."""
+    machines = [row["member"]["machine"] for row in arm["rows"]]
+    return all(set(machine) - {"n_gpus"} for machine in machines)
 
 
 def at_equal_cost(baseline: dict, arm: dict, primary: str, checked: dict, args) -> dict[str, dict | None]:
@@ -287,7 +305,7 @@ def stage_table(arms: list[dict], columns: list[str], primary: str) -> tuple:
         return spell(statistics.fmean(values)) if values else f"N/A: {reason}"
 
     def time(arm: dict) -> str:
-        known = not arm["times"] or all(row["member"]["machine"] for row in arm["rows"])
+        known = not arm["times"] or is_hardware_known(arm)
         return mean(arm["times"], minutes, "not recorded") + ("" if known else UNKNOWN_HARDWARE)
 
     return ab_report.table([
@@ -313,10 +331,19 @@ def difference_blocks(compared: list[dict], baseline: str, unit: str, margin: ab
               "Holm: verdicts, p (Holm) and corrected intervals, which leave out 0 just where a verdict "
               "names a winner; tests of equivalence among themselves. "
               f"Equivalence margin {margin.words}."),
+        *pairing_blocks(compared),
         ("h2", "How sure"), sure_table(compared, args),
         ("p", "p (t) and the smallest difference are of one test alone. Sign flips (pairs) and permutations (runs) "
               "assume no normal distribution."),
     ]
+
+
+def pairing_blocks(compared: list[dict]) -> list[tuple]:
+    """By which rule runs were paired, where some have no partner."""
+    rows = [entry["row"] for entry in compared]
+    if any(not row["paired"] or row["left_out"] for row in rows):
+        return [("p", PAIRING)]
+    return []
 
 
 def sure_table(compared: list[dict], args) -> tuple:
@@ -412,10 +439,15 @@ def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> l
             reading = "the baseline"
         rows.append({
             "what": name, "loss": f"{statistics.fmean(arm['losses']):.4f}",
-            "seeds": units.count(len(arm["losses"]), "seed"),
+            "seeds": units.count(len(arm["losses"]), unit_of(arm)),
             "change": change, "reading": reading,
         })
     return rows
+
+
+def unit_of(arm: dict) -> str:
+    known = all(row["member"]["seed"] is not None for row in arm["rows"])
+    return "seed" if known else "run"
 
 
 def best_table(rows: list[dict], primary: str, args) -> tuple:

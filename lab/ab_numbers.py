@@ -316,6 +316,13 @@ def finished(arm: list[dict]) -> list[dict]:
     return list(first.values())
 
 
+def left_out(arm: list[dict]) -> list[str]:
+    """In words, the finished runs whose seed another run of the arm has, too: they are not used."""
+    used = {run["name"] for run in finished(arm)}
+    others = [run["name"] for run in arm if run["summary"] is not None and run["name"] not in used]
+    return [f"{name} is not used, as its seed is there twice" for name in others]
+
+
 def partners(a: set, b: set) -> list:
     """The seeds to pair arms by, or [] where all runs are to be compared unpaired: where fewer than half of the smaller
     arm's runs have a partner of equal seed, or fewer than 3 do though each arm has 3 runs."""

@@ -12,6 +12,7 @@ import json
 
 from lab import runs, units
 
+LONG = 6  # digits behind the point of a loss that no two runs share by chance
 BATCHES = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")  # decide a step's tokens
 
 
@@ -35,8 +36,8 @@ def distinct(values) -> list:
 
 def check_copies(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
     """Runs with the same loss at every step are one run: a fault, but a note where both arms have the seed, as a
-    treatment without effect looks so, too. Of a results.csv: the same final loss after the same time, which in two arms
-    may be rounded numbers that meet."""
+    treatment without effect looks so, too. Of a results.csv: the same final loss after the same time or, where that
+    is not recorded, a loss of many digits; in two arms these may be rounded numbers that meet."""
     first, why = {}, []
     for arm, members in arms.items():
         for member in members:
@@ -60,8 +61,9 @@ def check_copies(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
 def losses_of(member: dict):
     """What tells a run's losses from another's, or something false where too little is recorded."""
     if not member["run"]:
-        losses = member.get("losses", ())
-        return all(losses) and losses
+        loss, seconds = member.get("losses", ("", ""))
+        long = len(str(loss).partition(".")[2]) >= LONG
+        return loss and (seconds or long) and (loss, seconds)
     losses = member["run"]["train"]["train_loss_opt_step_mean"]
     return len(losses) > 1 and losses.tobytes()
 

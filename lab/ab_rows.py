@@ -81,11 +81,11 @@ def row_of_cells(cells: dict[str, str]) -> dict:
             settings[column] = text
         elif results.is_condition(column) and column != "seed" and (text or column == "init_from"):
             settings[column] = cell_text(text)
-    unused = cells.get("unused_flags")
+    unused = cells.get("unused_flags") or ""
     member = {
         "name": cells.get("run_id") or "a row", "run": None,
         "seed": cell_text(cells.get("seed")) or None, "settings": settings,
-        "unused": ab_gate.unused_flags(settings, unused and unused.split()),
+        "unused": ab_gate.unused_flags(settings, unused.split() or None),
         "machine": {column: cells[column] for column in HARDWARE_COLUMNS if cells.get(column)},
         "micro_batch_size": cells.get("device_batch_size") or None,
         "tokens": cells.get("condition") or None,
@@ -116,6 +116,17 @@ def cell_number(value) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
+
+
+def bits_per_nat(rows: list[dict], primary: str) -> float:
+    """Bits/byte for one nat/token, by the first row that holds its last loss in both units; 0 where none does."""
+    view = "_bos" if primary.endswith("_bos") else ""
+    for row in rows:
+        nats = cell_number(row.get(f"final_val_loss{view}"))
+        bits = cell_number(row.get(f"final_val_bits_per_byte{view}"))
+        if nats > 0 and 0 < bits < math.inf:
+            return bits / nats
+    return 0.0
 
 
 def cell_text(value) -> str:

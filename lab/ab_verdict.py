@@ -56,10 +56,11 @@ class Margin(NamedTuple):
 DEFAULT_MARGIN = {"nats/token": 0.002, "score": 0.01}  # (assumption)
 
 
-def margin_of(given: float | None, asked: str | None, primary: str, every: list[dict]) -> Margin:
+def margin_of(given: float | None, asked: str | None, primary: str, every: list[dict],
+              rate_of_rows: float = 0.0) -> Margin:
     """The margin of equivalence. A given one counts in the unit of the metric that was asked for, which is nats per
     token by default; where the primary metric counts bits per byte instead, it is converted by the first run's tokens
-    per byte of held-out text, and so is the default."""
+    per byte of held-out text, and so is the default. rate_of_rows: of a results.csv (ab_rows.bits_per_nat)."""
     unit = UNIT[primary]
     asked_unit = unit.replace("bits/byte", "nats/token")
     value, source = given, "by --delta"
@@ -70,7 +71,7 @@ def margin_of(given: float | None, asked: str | None, primary: str, every: list[
         asked_unit = UNIT[asked]
     if not value:
         return Margin(0.0, "none (--delta 0)")
-    rate = bits_per_nat(every, primary)
+    rate = bits_per_nat(every, primary) or rate_of_rows
     if unit == "score" or (unit == asked_unit and not rate):
         return Margin(value, f"{value:g} {unit} ({source})")
     if unit == "nats/token":

@@ -10,7 +10,7 @@ from conftest import default_flags, make_run
 from test_compare_runs import GATE, NOISE_A, NOISE_B, compare, csv_of, make_arms, many, rewrite, table_rows
 from test_experiments import load
 
-from lab import ab_numbers, ab_report, ab_rows, ab_stats, ab_verdict
+from lab import ab_many, ab_numbers, ab_report, ab_rows, ab_stats, ab_verdict
 
 COMPARABLE = {"ok": True, "other_tokens": False}
 
@@ -380,3 +380,91 @@ def test_partly_equal_seeds_in_three_ways(tmp_path, capsys):
     for source in (("--runs", tmp_path / "*_s*"), ("--results", csv_of(tmp_path))):
         assert many(*source, "--group_by", "attn_gate", "--baseline", "attn_gate=none") == 0
         assert cells in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# found by a check on other inputs
+
+
+GROUP = ("--group_by", "attn_gate", "--baseline", "attn_gate=none")
+
+
+def test_margin_of_a_table_is_converted(tmp_path, capsys):
+    """A results.csv holds each loss in both units: the margin was "cannot be converted", and a word went with it."""
+    tokens = {"data": {"condition": "mul_tokens", "val_fingerprint_tokens": "e" * 64, "fingerprint": "e" * 64}}
+    make_arms(tmp_path, 4, b=tokens, effect=0.0005)
+    group = ("--group_by", "condition", "--baseline", "condition=baseline", "--treatment", "tokens")
+    for source in (("--runs", tmp_path / "*_s*"), ("--results", csv_of(tmp_path))):
+        assert many(*source, *group) == 0
+        text = capsys.readouterr().out
+        assert "Equivalence margin 0.00072 bits/byte, from 0.002 nats/token (the default" in text
+    table = csv_of(tmp_path, lambda i, row: row | {"final_val_loss": ""})
+    assert many("--results", table, *group) == 0
+    assert "cannot be converted to bits/byte" in capsys.readouterr().out
+
+
+def test_unused_flags_of_an_empty_cell(tmp_path, capsys):
+    """An arm without a gate uses no gate_pos: known of folders, it was a difference in a table whose cell is empty."""
+    make_arms(tmp_path, 3, b={"flags": GATE["flags"] | {"gate_pos": "v"}}, effect=-0.02)
+    for source in (("--runs", tmp_path / "*_s*"), ("--results", csv_of(tmp_path))):
+        assert many(*source, *GROUP) == 0
+        assert "**comparable** · against" in capsys.readouterr().out
+
+
+def test_copied_rows_without_a_time(tmp_path, capsys):
+    """A row copied under another seed, in a table that records no time; losses of four digits may meet by chance."""
+    make_arms(tmp_path, 3, b=GATE, effect=-0.02)
+    table = csv_of(tmp_path)
+    for loss, code in (("3.2713617348", 2), ("3.2714", 0)):
+        rewrite(table, lambda i, row, loss=loss: row | {"train_time_ms": ""} | {"final_val_loss": loss} if i < 2
+                else row | {"train_time_ms": ""})
+        assert many("--results", table, *GROUP) == code
+        assert ("base_s0 and base_s1 have the same losses" in capsys.readouterr().out) == (code == 2)
+
+
+def test_hardware_is_more_than_a_number(tmp_path, capsys):
+    """n_gpus alone does not say what a time was measured on."""
+    make_arms(tmp_path, 3, b=GATE)
+    table = csv_of(tmp_path, lambda i, row: row | {"gpu_name": ["", row["gpu_name"]][i < 3]})
+    assert many("--results", table, *GROUP) == 0
+    text = capsys.readouterr().out
+    assert "0m 20.0s |" in text
+    assert text.count("0m 20.0s (hardware not recorded)") == 1 and "% (hardware not recorded)" in text
+
+
+def test_rule_of_pairing_and_the_way_out_are_told(tmp_path, capsys):
+    """Many arms say by which rule runs are paired; an A/B that only lacks seeds says how to compare all the same."""
+    for i in range(4):
+        make_run(tmp_path / f"base_s{i}", i, loss=NOISE_A[i])
+        make_run(tmp_path / f"test_s{i + 3}", i + 3, loss=NOISE_B[i] - 0.02, flags=GATE["flags"])
+    assert many("--runs", tmp_path / "*_s*", *GROUP) == 0
+    assert ab_many.PAIRING in capsys.readouterr().out
+    code, report = compare(tmp_path, "--no_items")
+    assert code == 2 and "`--allow seed`" in report["headline"]
+    table = csv_of(tmp_path, lambda i, row: row | {"seed": ""})
+    capsys.readouterr()
+    assert many("--results", table, *GROUP) == 0
+    text = capsys.readouterr().out
+    assert "| 4 runs |" in text and "| 4 seeds |" not in text
+
+
+def test_a_seed_twice_is_told(tmp_path):
+    """Of two runs with one seed the first counts: with --allow seed the other fell out without a word."""
+    make_arms(tmp_path, 3, b=GATE, effect=-0.02)
+    make_run(tmp_path / "test_s1b", 1, loss=5, flags=GATE["flags"])
+    code, report = compare(tmp_path, "--no_items", "--allow", "seed")
+    assert code == 0 and "Missing: test_s1b is not used, as its seed is there twice." in report["headline"]
+
+
+def test_where_hides_no_crashed_run(tmp_path, capsys):
+    """A run that crashed never recorded its date or its last loss: --where by such a column left it out silently."""
+    make_arms(tmp_path, 4, b=GATE, effect=-0.02)
+    table = csv_of(tmp_path)
+    (tmp_path / "test_s3" / "summary.json").unlink()
+    rewrite(table, lambda i, row: row | ({"status": "crashed", "date": ""} if row["run_id"] == "test_s3" else
+                                         {"status": "finished"}))
+    for source in (("--runs", tmp_path / "*_s*"), ("--results", table)):
+        assert many(*source, *GROUP, "--where", "date=2026-11-21") == 2
+        assert "Missing: test_s3: " in capsys.readouterr().out
+        with pytest.raises(ValueError, match="leaves no run"):
+            many(*source, *GROUP, "--where", "attn_gate=elementwise")
