@@ -428,7 +428,7 @@ def test_unverified_data_is_no_proof(tmp_path, capsys):
     both = [[str(tmp_path / f"{arm}_s{seed}") for seed in (0, 1)] for arm in ("base", "test")]
     assert ab(both) == 2
     text = capsys.readouterr().out
-    assert "**not comparable** · unverified_data (test_s0: --verify_data sizes compared no checksum" in text
+    assert "**not comparable** · unverified_data (test_s0, test_s1: --verify_data sizes compared no" in text
     assert "an A/A" not in text
     assert ab([both[1][:1], both[1][1:]], "--allow", "seed") == 2  # also when neither arm verified
     assert ab(both, "--allow", "unverified_data") == 0
