@@ -114,10 +114,12 @@ def benchmark_score(run: dict, key: str, steps: dict):
 # stage tables
 
 
-def is_in_stage(row: dict, where: dict[str, str]) -> bool:
-    """Whether a row has these cells. A run that went wrong never recorded some of them, and is told nevertheless."""
+def is_in_stage(row: dict, where: dict[str, str], columns: list[str]) -> bool:
+    """Whether a row has these cells. A run that went wrong never recorded some of them: where its arm is known, it is
+    told nevertheless."""
     cells = {column: cell_text(row.get(column)) for column in where}
-    if ab_gate.incomplete(row["member"]):
+    has_arm = all(cell_text(row.get(column)) for column in columns)
+    if has_arm and ab_gate.incomplete(row["member"]):
         cells = {column: cell for column, cell in cells.items() if cell}
     return all(cell == where[column] for column, cell in cells.items())
 
@@ -135,7 +137,7 @@ def compare_many(args) -> int:
     known = {column for row in rows for column in row} - {"run", "member"}
     ab_gate.check_names("--group_by", columns, known)
     ab_gate.check_names("--where", list(where), known)
-    rows, lost = ([row for row in own if is_in_stage(row, where)] for own in (rows, lost))
+    rows, lost = ([row for row in own if is_in_stage(row, where, columns)] for own in (rows, lost))
     if not rows:
         raise ValueError(f"--where {args.where} leaves no run: give values that occur.")
 
