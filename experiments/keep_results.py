@@ -95,21 +95,26 @@ def subset(record: dict, fields) -> dict:
     return {k: record[k] for k in fields if k in record}
 
 
+def keep_file(path: Path, kept: Path) -> None:
+    if path.suffix == ".jsonl":
+        write_jsonl(kept, portable(runs.read_jsonl(path)))
+    elif path.suffix == ".json":
+        kept.write_text(json.dumps(portable(json.loads(path.read_text())), indent=1) + "\n")
+    else:
+        shutil.copy(path, kept)
+
+
 def keep(run: Path, kept: Path, also: list[str]) -> None:
     """Writes what is kept of `run` into the new folder `kept`. ValueError when the run is not finished.
 
-    also: patterns of more files to keep, which are copied as they are.
+    also: patterns of more files to keep, whole, by their names without folders.
     """
     if not (run / "summary.json").exists():
         raise ValueError(f"{run} is not finished (no summary.json): continue it, then keep its results.")
     kept.mkdir(parents=True)
     for pattern in TABLES:
         for path in sorted(run.glob(pattern)):
-            if path.suffix == ".jsonl":
-                write_jsonl(kept / path.name, portable(runs.read_jsonl(path)))
-            else:
-                table = portable(json.loads(path.read_text()))
-                (kept / path.name).write_text(json.dumps(table, indent=1) + "\n")
+            keep_file(path, kept / path.name)
 
     scalars = []
     for record in runs.read_jsonl(run / "scalars.jsonl"):
@@ -125,8 +130,8 @@ def keep(run: Path, kept: Path, also: list[str]) -> None:
         steps = [subset(record, ("step", "checksum")) for record in runs.read_jsonl(path)]
         write_jsonl(kept / "exposures" / path.name, steps)
     for pattern in also:
-        for path in run.glob(pattern):
-            shutil.copy(path, kept)
+        for path in sorted(run.glob(pattern)):
+            keep_file(path, kept / path.name)
 
 
 def main(argv=None):

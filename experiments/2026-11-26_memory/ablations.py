@@ -79,7 +79,8 @@ def main():
     for line, p in zip(lines, corrected, strict=True):
         print(f"| {line['question']} | {line['effect']} | {line['tests'][0]['verdict']} | {p:.4f} |")
     demonstration = json.loads((here / "cms_1.json").read_text())
-    print(f"\nA write after every token: {demonstration['train_time_ms'] / 20 / 1000:.1f} s per step.")
+    seconds = demonstration["train_time_ms"] / 1000 / demonstration["steps"]
+    print(f"\nA write after every token: {seconds:.1f} s per step.")
 
 
 if __name__ == "__main__":

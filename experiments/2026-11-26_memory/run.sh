@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fast weights on real text: `planted.py`; a grid of learning rates for each arm (seed 0); each at its best one on 3 fresh
-# seeds; books that were held out whole, read with and without writes. Two runs at a time, one thread each; about three
-# hours. Resumable: finished runs and exams are skipped.
+# seeds; books that were held out whole, read with and without writes. Two runs at a time, one thread each, in bfloat16,
+# for CPUs that multiply it natively; about an hour and a half. Resumable: finished runs and exams are skipped.
 #   bash experiments/2026-11-26_memory/run.sh <books.parquet>
 set -euo pipefail
 books="$(realpath "${1:?give the path of books.parquet}")"
@@ -27,8 +27,8 @@ run() { # stage, arm, learning rate, seed
     echo "train_gpt.py --data_dir $out/data --out_dir $out/$1/$2_lr$3_s$4 --seed $4 $(arm "$2") --arch speedrun" \
         "--n_layer 4 --n_head 3 --n_embd 96 --seq_len 1024 --micro_batch_size 2 --total_batch_tokens 2048" \
         "--max_train_steps 160 --optimizer muon --learning_rate $3 --schedule trapezoid --warmup_iters 10" \
-        "--warmdown_iters 48 --learning_rate_decay_frac 0.05 --eval_every 20 --eval_batch_size 2" \
-        "--val_tokens 16000 --save_every 80 --keep_last 1 --log_every 0 --results_csv $out/$1.csv --notes memory_$1"
+        "--warmdown_iters 48 --learning_rate_decay_frac 0.05 --eval_every 40 --eval_batch_size 2" \
+        "--val_tokens 16000 --dtype bfloat16 --save_every 80 --keep_last 1 --log_every 0 --results_csv $out/$1.csv --notes memory_$1"
 }
 for lr in 0.01 0.005 0.02; do
     for a in transformer off stop through titan hope; do run grid "$a" "$lr" 0; done
@@ -45,37 +45,41 @@ run best original "$(grep '^off ' <<< "$best" | cut -d' ' -f2)" 1 >> "$out/best.
 echo "== best"
 sweep "$out/best.txt"
 
-read_books() { # run, output, further flags
-    local file="$out/eval/$2.json"
-    [ -e "$file" ] || "$PYTHON" long_context.py ppl "$1" --data "$out/test.parquet" --one_per origin --max_documents 16 \
-        --tokens_per_document 4096 --batch_size 4 --out "$file" "${@:3}"
+exam() { # run, name, further flags: prints the command, unless it has been done
+    [ -e "$1/eval/$2.json" ] || echo "long_context.py ppl $1 --data $out/test.parquet --one_per origin" \
+        "--max_documents 16 --tokens_per_document 4096 --batch_size 4 --dtype bfloat16" \
+        "--out $1/eval/$2.json" ${*:3} # without quotes: xargs -L takes a blank at a line's end for "goes on"
 }
-mkdir -p "$out/eval"
-echo "== books"
+read_books() { # two at a time, like the runs
+    xargs -r -P 2 -L 1 "$PYTHON"
+}
+chosen() { # run: the multiplier of its inner learning rate
+    "$PYTHON" -c "import json, sys; print(json.load(open(sys.argv[1]))['inner_lr_multiplier'])" "$1/eval/dev.json"
+}
+echo "== dev books: each arm's rate of writing" # on the grid's run; off is written at test time: dynamic evaluation
 while read -r a lr; do
-    writes=() choose=() # off is written at test time: dynamic evaluation
     case "$a" in
-        off) writes=(--write stop) choose=(0.1,0.3,1,3) ;;
-        stop | through | hope) choose=(0.3,1,3) ;;
-        titan) choose=(0.3,1,3) ;;
+        transformer) continue ;;
+        off) choose="--write stop --choose_inner_lr 0.1,0.3,1,3" ;;
+        *) choose="--choose_inner_lr 0.3,1,3" ;;
     esac
-    multiplier=()
-    if [ "$a" != transformer ]; then # on the grid's run and other books
-        read_books "$out/grid/${a}_lr${lr}_s0" "dev_$a" "${writes[@]}" --choose_inner_lr "${choose[0]}" \
-            --dev_data "$out/dev.parquet" --controls adapt --max_documents 2
-        multiplier=(--inner_lr_multiplier "$("$PYTHON" -c "import json, sys; print(json.load(open(sys.argv[1]))['inner_lr_multiplier'])" "$out/eval/dev_$a.json")")
-    fi
-    for seed in 1 2 3; do
-        read_books "$out/best/${a}_lr${lr}_s$seed" "${a}_s$seed" "${writes[@]}" "${multiplier[@]}"
-        if [ "$a" = off ]; then # the original's rate, on the same weights as its own training has
-            read_books "$out/best/${a}_lr${lr}_s$seed" "original_s$seed" --write stop --inner_lr_multiplier 3.75e-6 \
-                --controls adapt
+    exam "$out/grid/${a}_lr${lr}_s0" dev "$choose" --dev_data "$out/dev.parquet" --controls adapt \
+        --max_documents 8 --tokens_per_document 2048
+done <<< "$best" | read_books
+echo "== test books"
+for seed in 1 2 3; do
+    while read -r a lr; do
+        of="$out/best/${a}_lr${lr}_s$seed" writes=""
+        if [ "$a" = off ]; then
+            writes="--write stop"
+            # document 004's rate, on the same weights as its own training gives
+            exam "$of" original "$writes" --inner_lr_multiplier 3.75e-6 --controls adapt --dtype float32
         fi
-    done
-done <<< "$best"
-for folder in "$out"/best/original_*_s1; do # the preset, trained as itself: the same weights as off
-    read_books "$folder" original_trained_s1 --write stop --controls adapt
-done
-mkdir -p "$here/eval" && cp "$out"/eval/*.json "$out"/eval/*.jsonl "$here/eval"
-"$PYTHON" experiments/keep_results.py "$out"/best/{transformer,off,stop,through,titan,hope}_*_s[123] --out "$here/runs.tar.xz"
+        [ "$a" = transformer ] || writes="$writes --inner_lr_multiplier $(chosen "$out/grid/${a}_lr${lr}_s0")"
+        exam "$of" books "$writes"
+    done <<< "$best"
+done | read_books
+exam "$out"/best/original_*_s1 original --write stop --controls adapt --dtype float32 | read_books # the preset, trained as itself
+"$PYTHON" experiments/keep_results.py "$out"/best/*_s[123] --out "$here/runs.tar.xz" \
+    --also 'eval/*.json' 'eval/*_documents.jsonl'
 "$PYTHON" "$here/table.py" | tee "$here/table.md"

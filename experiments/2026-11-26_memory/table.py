@@ -9,12 +9,14 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
+
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 import keep_results  # noqa: E402
 
-from lab import ab_stats, ab_verdict, memory_settings  # noqa: E402  (answers puts the repo's root on the path)
+from lab import ab_stats, ab_verdict, memory_settings, runs  # noqa: E402  (answers puts the repo's root on the path)
 
 ARMS = ("transformer", "off", "stop", "through", "titan", "hope")
 SEEDS = (1, 2, 3)
@@ -36,6 +38,14 @@ CLAIMS = {
         ("stop", "random"), ("stop", "static")),
     "another book's writes in `stop`, against none (target: at least 0)": (
         ("stop", "other"), ("stop", "static")),
+}
+
+
+# arms of document 004, which README's table has
+QUESTIONS = {
+    "memory=hope_attention, write=stop": "Fast weights, `--memory hope_attention`",
+    "memory=titan, write=stop": "A Titans memory, `--memory titan`",
+    "memory=hope, write=stop": "Both, `--memory hope`",
 }
 
 
@@ -81,10 +91,17 @@ def print_grid(grid: dict) -> None:
 # books
 
 
-def read_exams() -> dict[str, list[dict]]:
-    """{arm: its record of each seed}."""
-    return {arm: [json.loads((here / "eval" / f"{arm}_s{seed}.json").read_text()) for seed in SEEDS]
-            for arm in (*ARMS, "original")}
+def read_exams(kept: Path) -> dict[str, list[dict]]:
+    """{arm: its record of each seed, with "books", the lines of single books}."""
+    exams = {}
+    for arm in (*ARMS, "original"):
+        folder, name = (arm, "books") if arm != "original" else ("off", "original")
+        for seed in SEEDS:
+            run = next(kept.glob(f"{folder}_lr*_s{seed}"))
+            record = json.loads((run / f"{name}.json").read_text())
+            record["books"] = list(runs.read_jsonl(run / f"{name}_documents.jsonl"))
+            exams.setdefault(arm, []).append(record)
+    return exams
 
 
 def print_books(exams: dict) -> None:
@@ -114,14 +131,25 @@ def claim(exams: dict, new: tuple[str, str], old: tuple[str, str]) -> dict:
     return ab_stats.paired(losses(*old), losses(*new))
 
 
-def print_claims(exams: dict) -> dict[str, dict]:
+def of_books(exams: dict, arm: str, control: str) -> np.ndarray:
+    """Nats per token (seeds, books)."""
+    return np.array([[sum(line["nats"]) / sum(line["tokens"]) for line in record["books"] if line["control"] == control]
+                     for record in exams[arm]])
+
+
+def between(stats: dict) -> str:
+    return f"[{stats['ci_low']:+.4f}, {stats['ci_high']:+.4f}]"
+
+
+def print_claims(exams: dict) -> None:
     rows = {name: claim(exams, *pair) for name, pair in CLAIMS.items()}
     corrected = ab_verdict.holm([row["p"] for row in rows.values()])
-    print("| | nats/token | 95 % interval over seeds | p | by Holm |\n|---|---:|---|---:|---:|")
+    print("| | nats/token | 95 % interval over seeds | p | by Holm | 95 % interval over seeds and books |")
+    print("|---|---:|---|---:|---:|---|")
     for (name, row), p in zip(rows.items(), corrected, strict=True):
-        print(f"| {name} | {row['delta']:+.4f} | [{row['ci_low']:+.4f}, {row['ci_high']:+.4f}] | "
-              f"{row['p']:.4f} | {p:.4f} |")
-    return rows
+        new, old = (of_books(exams, *side) for side in CLAIMS[name])
+        both = ab_stats.hierarchical_bootstrap(old, new, range(new.shape[1]))
+        print(f"| {name} | {row['delta']:+.4f} | {between(row)} | {row['p']:.4f} | {p:.4f} | {between(both)} |")
 
 
 def print_positions(exams: dict) -> None:
@@ -142,13 +170,14 @@ def print_positions(exams: dict) -> None:
 
 
 def compare_all(kept: Path) -> list[dict]:
-    arguments = ["--runs", f"{kept}/*", "--group_by", "memory,write", "--baseline", "memory=none"]
+    arguments = ["--runs", *(f"{kept}/{arm}_lr*" for arm in ARMS)]
+    arguments += ["--group_by", "memory,write", "--baseline", "memory=none"]
     arguments += ["--treatment", "memory,learning_rate,muon_lr"]
     record = answers.report(arguments, {"arms.png": here / "arms.png"}, level=2)
     lines = []
     for e in record["differences"]:
-        question = f"{e['name']} in two of four blocks instead of a plain MLP"
-        lines.append(answers.answer(question, e["row"], "nats/token", wall=e["wall"]))
+        if e["name"] in QUESTIONS:
+            lines.append(answers.answer(QUESTIONS[e["name"]], e["row"], "nats/token", wall=e["wall"]))
     return lines
 
 
@@ -164,17 +193,17 @@ def main():
         return
     print("## Each arm's own learning rate (seed 0, val loss)\n")
     print_grid(read_grid(here / "grid.csv"))
-    exams = read_exams()
-    trained = json.loads((here / "eval" / "original_trained_s1.json").read_text())
-    assert trained["loss"] == exams["original"][0]["loss"], "training `original` gives other weights than `off`"
-    print("\n## 16 held-out books, 4,096 tokens each (nats per token, means over 3 seeds)\n")
-    print_books(exams)
-    print("\nrandom writes, another book's: against no writes.\n")
-    print_claims(exams)
-    print("\n## What writing changes, by position\n")
-    print_positions(exams)
-    print("\n## Val loss at equal steps and at equal wall-clock\n")
     with keep_results.unpacked(here / "runs.tar.xz") as kept:
+        exams = read_exams(kept)
+        trained = json.loads((next(kept.glob("original_*_s1")) / "original.json").read_text())
+        assert trained["loss"] == exams["original"][0]["loss"], "training `original` gives other weights than `off`"
+        print("\n## 16 held-out books, 4,096 tokens each (nats per token, means over 3 seeds)\n")
+        print_books(exams)
+        print("\nRandom writes and another book's: against no writes.\n")
+        print_claims(exams)
+        print("\n## What writing changes, by position\n")
+        print_positions(exams)
+        print("\n## Val loss at equal steps and at equal wall-clock\n")
         answers.write(here, compare_all(kept))
 
 
