@@ -883,8 +883,8 @@ def test_refusals(checkpoint, tmp_path, monkeypatch, flags, message):
 
 
 @pytest.mark.parametrize("flags", [["--max_new_tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"],
-                                   ["--top_p", "0"], ["--top_k", "5"], ["--batch_size", "0"], ["--prob", "off"],
-                                   ["--x"]])
+                                   ["--top_p", "0"], ["--top_k", "5"], ["--sample_temperature", "1"],
+                                   ["--batch_size", "0"], ["--prob", "off"], ["--x"]])
 def test_refused_flags(checkpoint, flags, capsys):
     """No number: a flag that is wrong, unknown, cut short or without effect stops the command."""
     with pytest.raises(SystemExit) as error:
