@@ -374,7 +374,8 @@ def examine(args, procs) -> None:
                 procs.device.type, code["code_sha256"]]
     data_sha256 = procs.on_main(lambda: file_sha256(args.data))
     out = benchmarks.out_folder(args, run, folder)
-    with exams.unfinished(procs, out, "gsm8k_partial", decisive, args.resume == "on") as work:
+    resume = args.resume == "on"
+    with exams.unfinished(procs, out, "gsm8k_partial", decisive, resume, args.dry_run) as work:
         exam = evaluate_samples(
             model, items, procs, samples=args.samples, sample_temperature=args.sample_temperature,
             **settings, autocast=autocast, done=work.done, save=work.save, stop=work.stop,
