@@ -54,8 +54,9 @@ DEFINITIONS = (
     "Delta is B - A. Mean ± sd is over seeds. Interval and p are of the differences within pairs of equal seed (paired "
     "t), or of all runs (Welch's t, held at alpha where an arm has few runs) where fewer than half of "
     "the smaller arm's runs have a partner, or fewer than 3 do though each arm has 3 runs. The "
-    "corrected interval is at the level at which Holm tests it: it leaves out 0 just where the verdict "
-    "names a winner.",
+    "corrected interval is at the level at which Holm tests it: it leaves out 0 just where the "
+    "corrected p is below alpha. There the verdict names a winner, but not of too few seeds, beside a "
+    "seed without a number, or at another number of seeds than was planned.",
     "Three families: the primary metric, whose p stands as it is; quality, every other thing that was measured, once, "
     "corrected together by Holm; cost and optimisation, described and not tested (–). A val loss and its own bits/byte "
     "are one test; of a benchmark's rules one is tested. Fewer than 3 pairs, or 3 runs in each arm, are too few for "

@@ -892,6 +892,16 @@ def test_refused_flags(checkpoint, flags, capsys):
     assert error.value.code == 2 and not (checkpoint / "gsm8k_results.json").exists()
 
 
+def test_dry_run_asks_nothing(checkpoint, monkeypatch, capsys, tmp_path):
+    """Completions that are generated, and files that are written: none; missing problems are refused all the same."""
+    monkeypatch.setattr(inference, "generate", None)
+    with pytest.raises(SystemExit) as end:
+        g.main([*command(checkpoint, "--out", tmp_path / "new"), "--dry_run"])
+    assert not end.value.code and "nothing was scored" in capsys.readouterr().out and not (tmp_path / "new").exists()
+    with pytest.raises((ValueError, OSError), match="no such file"):
+        g.main(["--checkpoint", str(checkpoint), "--data", str(tmp_path / "gone.jsonl"), "--dry_run"])
+
+
 def test_sampling_flags_reach_the_model(checkpoint, monkeypatch, tmp_path):
     """The record's decoding settings are those that the model got."""
     got = []

@@ -303,6 +303,21 @@ def test_ppl_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert whole == parts and lines == again
 
 
+@pytest.mark.parametrize("words", [["ppl", "--data", "synthetic", *FEW], ["niah", "--filler", "sentences",
+                                                                          "--context_lengths", "130"]])
+def test_dry_run_checks_and_scores_nothing(tmp_path, capsys, monkeypatch, words):
+    """Forward passes, and files that are written: none; what would end the exam before its first one still does."""
+    model, (command, *flags) = save(tmp_path / "m"), words
+    monkeypatch.setattr(chunks.Reading, "read", None)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as end:
+        run(command, model, *flags, "--dry_run")
+    assert not end.value.code and "nothing was scored" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="raise --batch_size"):
+        run(command, model, *flags, "--dry_run", "--batch_size", 1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_dynamic_evaluation_and_the_choice_of_a_rate(tmp_path, capsys):
     """A checkpoint that was trained with --write off is written on demand, at the best of the rates on dev."""
     model, out = save(tmp_path / "m", write="off"), tmp_path / "r.json"
