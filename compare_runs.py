@@ -54,8 +54,9 @@ DEFINITIONS = (
     "Delta is B - A. Mean ± sd is over seeds. Interval and p are of the differences within pairs of equal seed (paired "
     "t), or of all runs (Welch's t, held at alpha where an arm has few runs) where fewer than half of "
     "the smaller arm's runs have a partner, or fewer than 3 do though each arm has 3 runs. The "
-    "corrected interval is at the level at which Holm tests it: it leaves out 0 just where the verdict "
-    "names a winner.",
+    "corrected interval is at the level at which Holm tests it: it leaves out 0 just where the "
+    "corrected p is below alpha. There the verdict names a winner, but not of too few seeds, beside a "
+    "seed without a number, or at another number of seeds than was planned.",
     "Three families: the primary metric, whose p stands as it is; quality, every other thing that was measured, once, "
     "corrected together by Holm; cost and optimisation, described and not tested (–). A val loss and its own bits/byte "
     "are one test; of a benchmark's rules one is tested. Fewer than 3 pairs, or 3 runs in each arm, are too few for "
@@ -403,7 +404,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--treatment", metavar="SETTINGS",
         help="what was changed on purpose: settings, as in attn_gate,gate_act, or one of "
         f"{', '.join(sorted(ab_gate.FAMILIES))} (default: recognise a gate, rows or tokens)")
-    add("--allow", metavar="SETTINGS", help="differences to let pass: code_sha256,incomplete")
+    add("--allow", metavar="SETTINGS",
+        help="differences to let pass: code_sha256,incomplete; init for chains of stages")
     add("--primary", metavar="METRIC",
         help="metric of the verdict: a val loss or any benchmark's score, as hellaswag_accuracy_norm, "
         "eval_official_sum, gsm8k_accuracy (default val_loss; val_bits_per_byte when tokens differ)")

@@ -120,12 +120,13 @@ def parse_plot(argv):
 # what all commands do
 
 
-def load(args, length: int, procs, least: int) -> dict[str, list]:
-    """{segment: its documents}, equally many of each."""
+def load(args, length: int, procs, least: int, of_length: str = "--tokens_per_document") -> dict[str, list]:
+    """{segment: its documents}, equally many of each. of_length: the flags that the length comes from."""
     sources = forgetting.parse_named(args.segments, "--segments")
     check(len(sources) >= least,
           f"--segments names {len(sources)}: give at least {least}, NAME=FILE each.")
-    options = dict(column=args.text_column, one_per=args.one_per, bos=args.bos == "on")
+    options = dict(column=args.text_column, one_per=args.one_per, bos=args.bos == "on",
+                   flag="--segments", of_length=of_length)
     segments = procs.on_main(
         lambda: forgetting.load_segments(sources, args.max_documents, length, **options))
     n = count_of(segments)
@@ -191,6 +192,7 @@ def segments(args, procs) -> None:
         results = []
         for i, subject in enumerate(subjects):
             mine = {key[1:]: records for key, records in table.items() if key[0] == i}
+            warn_unwritten(subject, mine)
             result = of_checkpoint(subject, mine, args) | about(args, documents)
             result |= long_exams.provenance(args, subject, procs, autocast)
             results.append(result | {"seconds": round(time.perf_counter() - begun, 3)})
@@ -202,6 +204,15 @@ def segments(args, procs) -> None:
                     line = {"checkpoint": str(subjects[i].folder), "segment": name, "control": control}
                     lines.append(line | record | {"id": one.id, "sha256": one.sha256})
             long_exams.store(out, results, lines, "documents")
+
+
+def warn_unwritten(subject, table: dict) -> None:
+    """long_exams.warn_unwritten of a checkpoint's {(control, segment): [record of each document]}."""
+    by_control = {}
+    for (control, _), records in table.items():
+        by_control.setdefault(control, []).extend(records)
+    written = {control: long_exams.means_of(records) for control, records in by_control.items()}
+    long_exams.warn_unwritten(written, f"{subject.folder}: ")
 
 
 def of_checkpoint(subject, table: dict, args) -> dict:
@@ -260,6 +271,8 @@ def fast(args, procs) -> None:
     begun = time.perf_counter()
     subject = long_exams.load_subject(args.checkpoint, procs)
     model, config = subject.model, subject.model.config
+    check(args.controls != ["static"], "under --controls static nothing is written, so there is nothing to forget: "
+                                       "leave --controls out.")
     controls = [name for name in long_exams.controls_of(config, args) if name != "static"]
     check(controls, "the model writes nothing, so there is nothing to forget: take one with fast "
                     "weights, or continual.py slow for trained weights.")
@@ -267,7 +280,7 @@ def fast(args, procs) -> None:
     check(args.learn_tokens % longest == 0,
           f"--learn_tokens {args.learn_tokens} is no multiple of the model's longest period, {longest}: "
           "what is left of a segment would be written with the next one; change it.")
-    documents = load(args, args.learn_tokens + args.score_tokens, procs, least=2)
+    documents = load(args, args.learn_tokens + args.score_tokens, procs, 2, "--learn_tokens or --score_tokens")
     n = count_of(documents)
     long_exams.needs_two(controls, n, args.batch_size, "--max_documents")
     _, autocast = processes.autocast_for(procs.device, args.dtype)
@@ -286,9 +299,19 @@ def fast(args, procs) -> None:
             to_score[name] = idx[:, cut:], targets[:, cut:]
         keys = ["/".join(chosen[i].sha256 for chosen in documents.values()) for i in rows]
         with autocast(), long_documents.test_time(model, args.inner_lr_multiplier, args.write):
-            new = lambda: forgetting.Learner(model, control, keys)
+            learners = []
+
+            def new() -> forgetting.Learner:
+                learners.append(forgetting.Learner(model, control, keys))
+                return learners[-1]
+
             losses = forgetting.run(new, to_learn, to_score)
-        return [{"losses": of_unit(losses, k)} for k in range(len(rows))]
+        written = long_documents.written_sums(learners[0].reading, len(rows))  # of all segments, one after another
+        records = []
+        for k in range(len(rows)):
+            sums = {what: values[k] for what, values in written.items()}
+            records.append({"losses": of_unit(losses, k), **sums})
+        return records
 
     settings = settings_of(documents, args.learn_tokens, args.score_tokens, args.inner_lr_multiplier)
     with long_exams.kept("forgetting", args, [subject], procs, settings) as (out, work):
@@ -297,14 +320,16 @@ def fast(args, procs) -> None:
             raise KeyboardInterrupt
         if not procs.is_main:
             return
-        by_control, lines = {}, []
+        by_control, lines, written = {}, [], {}
         for (_, control, k), record in zip(units, records, strict=True):
-            lines.append({"unit": k, "control": control, "losses": record["losses"]})
+            lines.append({"unit": k, "control": control} | record)
         for control in controls:
-            mine = [line["losses"] for line in lines if line["control"] == control]
-            by_control[control] = protocol(together(mine), list(documents), config.vocab_size)
+            mine = [line for line in lines if line["control"] == control]
+            losses = together([line["losses"] for line in mine])
+            by_control[control] = protocol(losses, list(documents), config.vocab_size)
+            written[control] = long_exams.means_of(mine)
         result = {"type": "forgetting", "weights": "fast", "control": controls[0]}
-        result |= by_control[controls[0]] | {"by_control": by_control, "units": n}
+        result |= by_control[controls[0]] | {"by_control": by_control, "units": n, "written": written}
         result |= {"learn_tokens": args.learn_tokens, "score_tokens": args.score_tokens,
                    "inner_lr_multiplier": args.inner_lr_multiplier, **about(args, documents)}
         result |= long_exams.provenance(args, subject, procs, autocast)
@@ -313,6 +338,7 @@ def fast(args, procs) -> None:
         print(long_exams.reading_of(result, args.inner_lr_multiplier))
         for control, found in by_control.items():
             print(f"\n{control}\n{protocol_text(found)}")
+        long_exams.warn_unwritten(written)
         if out is not None:
             long_exams.store(out, result, lines, "units")
 
@@ -372,7 +398,7 @@ def slow(args, procs) -> None:
         check(stage in known, f"--stages {stage}: with segments {', '.join(sources)} "
                               f"the stages are {', '.join(known)}; use those.")
     documents = load(args, n, procs, least=2)
-    subjects = {stage: long_exams.load_subject(stages[stage], procs) for stage in known if stage in stages}
+    subjects = {stage: long_exams.load_subject(stages[stage], procs, "--stages") for stage in known if stage in stages}
     sizes = {subject.model.config.block_size for subject in subjects.values()}
     check(len(sizes) == 1, f"the checkpoints have block_sizes {sorted(sizes)} and would read with "
                            "different contexts: take checkpoints of one model.")

@@ -335,7 +335,7 @@ def parse_flags(argv) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of sampling; without effect when greedy (default 0)")
     add("--samples", type=int, default=0,
         help="also draw so many completions per problem, for pass@k and majority (0 = off)")
-    add("--sample_temperature", type=float, default=1.0, help="of --samples (default 1)")
+    add("--sample_temperature", type=float, help="of --samples (default 1)")
     switch = dict(choices=("on", "off"), default="on")
     add("--probes", **switch, help="the arithmetic probes, too (default on)")
     args = benchmarks.parse_counts(parser, argv, top_k=0, max_new_tokens=1, batch_size=1, samples=0)
@@ -344,6 +344,10 @@ def parse_flags(argv) -> argparse.Namespace:
     if args.samples and args.temperature:
         parser.error("--samples belongs to a greedy exam: drop --temperature, "
                      "and give --sample_temperature.")
+    if args.sample_temperature is not None and not args.samples:
+        parser.error("--sample_temperature does nothing without --samples: give both, or neither.")
+    if args.sample_temperature is None:
+        args.sample_temperature = 1.0
     if not 0 < args.sample_temperature < math.inf:
         parser.error("--sample_temperature is above 0.")
     if args.temperature == 0 and (args.top_k or args.top_p < 1):
@@ -370,7 +374,8 @@ def examine(args, procs) -> None:
                 procs.device.type, code["code_sha256"]]
     data_sha256 = procs.on_main(lambda: file_sha256(args.data))
     out = benchmarks.out_folder(args, run, folder)
-    with exams.unfinished(procs, out, "gsm8k_partial", decisive, args.resume == "on") as work:
+    resume = args.resume == "on"
+    with exams.unfinished(procs, out, "gsm8k_partial", decisive, resume, args.dry_run) as work:
         exam = evaluate_samples(
             model, items, procs, samples=args.samples, sample_temperature=args.sample_temperature,
             **settings, autocast=autocast, done=work.done, save=work.save, stop=work.stop,

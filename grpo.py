@@ -48,6 +48,7 @@ from lab import (
     runs,
     training,
 )
+from lab.schema import check
 from lab.tokenizer import BOS_ID, get_tokenizer
 from model import GPT, GPTConfig
 
@@ -58,6 +59,7 @@ DERIVED = {"max_new_tokens": 0, "warmup_iters": -1}
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 N_ASKED_FIRST = 64  # problems that --init must be able to end its answers to
 LOWEST_STOPPED = 0.5  # share of them
+FINAL = "reward_mean exact_share kl entropy mul_tokens".split()  # of the last step, in summary.json
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
@@ -160,6 +162,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     if args.group_size < 2:
         parser.error(f"--group_size {args.group_size}: an advantage is a difference within the "
                      "group: give at least 2.")
+    if args.eval_every and not args.exam_data and args.val_fraction == 0:
+        parser.error("--val_fraction 0 holds out no problem for the exam: give it a share, name the "
+                     "exam's problems with --exam_data, or drop the exam with --eval_every 0.")
     flags.fill_in(args, name=f"grpo_{args.reward}_{args.normalization}")
     return args
 
@@ -168,18 +173,19 @@ def parse_args(argv=None) -> argparse.Namespace:
 # data and model
 
 
-def open_init(args) -> tuple[dict, Path]:
-    """(what config.json records of the checkpoint, its folder), which a resumed run needs too, as its reference."""
-    if not Path(args.init).exists() and args.resume:
-        raise FileNotFoundError(
-            f"--init {args.init}, the reference of this run, is gone: restore it, then --resume auto.")
+def open_init(args, before: dict | None) -> tuple[dict, Path]:
+    """(what config.json records of the checkpoint, its folder), which a resumed run needs too, as its reference.
+    before: config.json of the run that is resumed, None for a new one."""
+    if before is not None and not Path(args.init).exists():
+        own = before["flags"].get("init")
+        check(args.init != own, f"--init {own}, the reference of this run, is gone: restore it, then --resume auto.")
+        raise ValueError(f"--init {args.init} does not exist, and this run began from {own}: leave --init out.")
     init, folder = resume.describe_init(args.init, BOS_ID + 1, "GPT-2's tokenizer")
     model = GPT.load(folder)
     benchmarks.check_vocabulary(model)
-    if not model.attention_only:
-        raise ValueError(
-            f"--init {folder} has memory beside attention, which would read a completion in other "
-            "pieces than it was sampled in: start from a model without.")
+    check(model.attention_only,
+          f"--init {folder} has memory beside attention, which would read a completion in other "
+          "pieces than it was sampled in: start from a model without.")
     return init, folder
 
 
@@ -198,7 +204,10 @@ def load_problems(args, block_size: int) -> dict:
     data = rollouts.load(args, block_size)
     items = as_items(data["held_out"])
     if args.exam_data:
-        items = eval_gsm8k.load(args.exam_data)
+        try:
+            items = eval_gsm8k.load(args.exam_data)
+        except (ValueError, OSError) as error:
+            raise ValueError(str(error).replace("--data", "--exam_data")) from None
     asked = {item["question"] for item in items}
     shared = sum(problem["question"] in asked for problem in data["problems"])
     if shared and args.eval_every:
@@ -278,9 +287,9 @@ def find_warnings(run: training.Run) -> list[str]:
 def summarise(run: training.Run) -> dict:
     """summary.json: last numbers, cost, warnings."""
     trained = [record for record in resume.read_scalars(run.folder) if record["type"] == "train"]
-    last = {}
-    for key in ("reward_mean", "exact_share", "kl", "entropy", "mul_tokens"):
-        last[f"final_{key}"] = trained[-1][key]
+    last = dict.fromkeys(f"final_{key}" for key in FINAL)
+    for record in trained[-1:]:  # none where scalars.jsonl was lost
+        last |= {f"final_{key}": record[key] for key in FINAL}
     for exam in runs.read_jsonl(run.folder / "grpo_metrics.jsonl")[-1:]:
         for key, *_ in rl_exam.metrics_of(run.args.exam_samples):
             key = key.removeprefix("grpo_")
@@ -311,7 +320,7 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # data: rank 0 reads, the other ranks get its problems
     derived = [name for name, unset in DERIVED.items() if getattr(args, name) == unset]
-    init, init_folder = procs.on_main(lambda: open_init(args))
+    init, init_folder = procs.on_main(lambda: open_init(args, before))
     config = GPTConfig.from_dict(init["model"])
     args.max_new_tokens = args.max_new_tokens or min(256, config.block_size // 2)
     data = procs.on_main(lambda: load_problems(args, config.block_size))
@@ -331,9 +340,8 @@ def train(args, procs) -> int:
     params = [p for p in model.parameters() if p.requires_grad]
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    hidden, width = rollouts.hidden_states, 0
+    hidden, width = training.compiled(args, model, rollouts.hidden_states), 0
     if training.compiles(args, device):
-        hidden = torch.compile(rollouts.hidden_states)
         # one shape, compiled once
         width = max(len(problem["prompt"]) for problem in problems) + args.max_new_tokens
     per_completion = policy.NORMALIZATIONS[args.normalization].per_completion

@@ -46,6 +46,7 @@ from lab.schema import check
 
 # a change that changes a score must change its name here
 SCORERS = {"ppl": "ppl-1", "niah": "needle-1", "passkey": "needle-1"}
+SAMPLES = {"niah": "samples_per_length", "passkey": "samples"}  # flags
 LENGTHS = [2048, 4096, 8192, 16_384, 32_768, 65_536]
 WHOLE, ABOVE_0, SHARE = "a whole number of at least 1", "a number above 0", "a share from 0 to 1"
 
@@ -97,11 +98,11 @@ def parse_needles(kind: str, argv):
     if kind == "niah":
         add("--context_lengths", type=long_exams.numbers, default=LENGTHS, metavar="N,M",
             help="tokens of the prompts (default 2048, doubled up to 65536)")
-        add("--samples_per_length", type=int, default=250,
+        add(f"--{SAMPLES[kind]}", type=int, default=250,
             help="prompts, spread over --depths (default 250)")
     else:
         add("--context_tokens", type=int, default=2048, help="tokens of the prompts (default 2048)")
-        add("--samples", type=int, default=250, help="prompts, spread over --depths (default 250)")
+        add(f"--{SAMPLES[kind]}", type=int, default=250, help="prompts, spread over --depths (default 250)")
     add("--depths", type=long_exams.numbers, default=[0, 0.25, 0.5, 0.75, 1], metavar="X,Y",
         help="where the needle is, from 0 to 1 (default 0,0.25,0.5,0.75,1)")
     add("--removed", choices=("on", "off"), default="on",
@@ -201,11 +202,11 @@ def load_documents(args, controls: list[str], procs) -> tuple[list, list, int]:
     """(the documents, those of --dev_data, how many were too short)."""
     n = args.tokens_per_document
 
-    def load(source):
+    def load(flag: str, source: str):
         return procs.on_main(lambda: long_documents.load(
-            source, args.max_documents, n, args.text_column, args.one_per, args.bos == "on"))
+            source, args.max_documents, n, args.text_column, args.one_per, args.bos == "on", flag))
 
-    documents, short = load(args.data)
+    documents, short = load("--data", args.data)
     long_exams.needs_two(controls, len(documents), args.batch_size, "--max_documents")
     if len(documents) < args.max_documents:
         terminal.note(f"NOTE: --data has {len(documents)} documents that are long enough, "
@@ -214,7 +215,7 @@ def load_documents(args, controls: list[str], procs) -> tuple[list, list, int]:
     if args.choose_inner_lr:
         check(controls != ["static"], "the model writes nothing whose rate could be chosen: "
                                       "leave --choose_inner_lr and --dev_data out.")
-        dev, _ = load(args.dev_data)
+        dev, _ = load("--dev_data", args.dev_data)
         same = {one.sha256 for one in documents} & {one.sha256 for one in dev}
         check(not same, f"{len(same)} of the documents of --dev_data are in --data, too: "
                         "the rate would be chosen on what it is judged by; separate them.")
@@ -332,7 +333,7 @@ def find(kind: str, args, procs) -> None:
     check(window >= 1, f"the model's block_size of {model.config.block_size} has no room for a number: "
                        "take a model that reads more.")
     controls = long_exams.controls_of(model.config, args)
-    long_exams.needs_two(controls, n, args.batch_size, "the number of samples")
+    long_exams.needs_two(controls, n, args.batch_size, f"--{SAMPLES[kind]}")
     filler = procs.on_main(lambda: filler_for(args))
     _, autocast = processes.autocast_for(procs.device, args.dtype)
     asked, batches = questions(args, controls)
@@ -448,8 +449,17 @@ def niah_keys(lines: list[dict], memorize: str) -> dict:
         for line in lines:
             if line["context_tokens"] == length and line["control"] == memorize:
                 at.setdefault(line["wanted_depth"], []).append(line["credit"])
-        result |= {f"{key}_depth_{depth:.2f}": benchmarks.mean(values) for depth, values in at.items()}
+        names = depth_names(list(at))
+        result |= {f"{key}_depth_{names[depth]}": benchmarks.mean(values) for depth, values in at.items()}
     return result
+
+
+def depth_names(depths: list[float]) -> dict[float, str]:
+    """{depth: its digits in a key}: two decimals, or as many more as tell the depths apart."""
+    decimals = 2
+    while len({f"{depth:.{decimals}f}" for depth in depths}) < len(depths):
+        decimals += 1
+    return {depth: f"{depth:.{decimals}f}" for depth in depths}
 
 
 def passkey_keys(lines: list[dict], memorize: str) -> dict:

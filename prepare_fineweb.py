@@ -260,6 +260,8 @@ def prepare(args: argparse.Namespace, train) -> dict:
     check(0 < args.val_fraction < 1,
           f"--val_fraction must lie between 0 and 1, not {args.val_fraction}",
           "pass --val_shards 0 to hold out nothing")
+    check(not args.holdout_by or args.val_shards,
+          "--holdout_by says what is held out together, and --val_shards 0 holds out nothing", "drop one of them")
     if args.condition == "mul_tokens":
         args.inject = args.inject or "weak"
     elif args.inject:

@@ -418,6 +418,7 @@ def answer(opened: Opened, ids: list[int], number: int, args, autocast, clock: C
 def parse_args(argv=None) -> argparse.Namespace:
     parser = flags.Parser(
         prog="sample.py", description="Samples of a checkpoint, or a conversation with it.",
+        further=", and the others after --compare",
         epilog='example: python sample.py experiments/runs/<run> --prompt "Once upon a time" --num_samples 5')
     add = parser.add_argument_group("what").add_argument
     add("run", metavar="RUN",

@@ -7,7 +7,8 @@ artifacts/pilot_release/
     MANIFEST.txt       sha256 of every other file, as `sha256sum -c MANIFEST.txt` reads it
     metadata.json      of each run: checkpoint, step, flags, parameters, scores; sha256 and bytes of each file
     <run>/ckpt/step_N/ its newest whole checkpoint, or that of --step
-    <run>/             config.json, log.txt, scalars.jsonl, scores, eval/, plots/: every script reads it as a run
+    <run>/             config.json, log.txt, scalars.jsonl, scores and their items, eval/, plots/ (loss.png is drawn
+                       where there is none): every script reads it as a run
 
 An eval file belongs to one checkpoint, by the sha256 of its weights ("checkpoint_sha256") or, without that, by
 "checkpoint" or "step". One that names another, or none, is refused: no scores stand beside weights of another step.
@@ -34,11 +35,12 @@ from lab.schema import check  # noqa: E402
 FORMAT = {"format": "moonshotgpt-release", "version": 1}
 MANIFEST, METADATA = "MANIFEST.txt", "metadata.json"
 NEEDED = ("config.json", "log.txt", "scalars.jsonl")
-RECORDS = ("summary.json", "step_metrics.json", "samples.jsonl", "*_metrics.jsonl")
+RECORDS = ("summary.json", "step_metrics.json", "samples.jsonl", "*_metrics.jsonl", "*_items.jsonl")
 # each belongs to one checkpoint; lines beside them, such as those per document, are named in them
 EVALS = ("eval/*.json", "gsm8k_results.json")
-BESIDE_EVALS = ("eval/*.jsonl", "eval/*.png", "eval/*.csv", "gsm8k_*.jsonl")
-PLOTS = ("*.png", "plots/*.png")
+BESIDE_EVALS = ("eval/*.jsonl", "eval/*.png", "eval/*.csv", "gsm8k_*.jsonl", "probes.jsonl")
+PLOTS = ("plots/*.png", "*.png")
+LOSS_PLOT = "plots/loss.png"  # drawn where a run has none
 FROM_CONFIG = "started flags unused_flags parameters model flops_per_token data versions".split()
 FROM_CODE = ("git_commit", "git_dirty", "code_sha256")
 NAMES_CHECKPOINT = ("checkpoint", "checkpoint_sha256")
@@ -96,7 +98,11 @@ def choose(folder: Path, step: int | None) -> Packed:
                          "score that one, pass --step, or move the file out of the run.")
     copied = evals + matching(folder, (*NEEDED, *RECORDS, *BESIDE_EVALS))
     files = {f"{name}/{path.relative_to(folder).as_posix()}": path for path in copied}
-    files |= {f"{name}/plots/{path.name}": path for path in matching(folder, PLOTS)}
+    for path in matching(folder, PLOTS):
+        place_of_plot = f"{name}/plots/{path.name}"
+        if place_of_plot in files:  # plots/ has one of this name
+            place_of_plot = f"{name}/{path.name}"
+        files[place_of_plot] = path
     files |= {f"{place}/{path.name}": path for path in matching(checkpoint, ["*"])}
     code = config.get("code") or {}
     about = {
@@ -178,10 +184,12 @@ def fill(bundle: Path, packed: list[Packed], folders: list[Path]) -> None:
         shutil.copyfile(path, bundle / name)
     for one, folder in zip(packed, folders, strict=True):
         runs.check_checkpoint(bundle / one.about["checkpoint"])
-        picture = draw_losses(folder)
+        plot, picture = bundle / one.name / LOSS_PLOT, None
+        if not plot.exists():
+            picture = draw_losses(folder)
         if picture:
-            (bundle / one.name / "plots").mkdir(exist_ok=True)
-            (bundle / one.name / "plots" / "loss.png").write_bytes(picture)
+            plot.parent.mkdir(exist_ok=True)
+            plot.write_bytes(picture)
     files = {}
     for name in files_in(bundle):
         path = bundle / name

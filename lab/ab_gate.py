@@ -43,6 +43,7 @@ FAULTS = (  # no settings
 YARDSTICKS = {  # what measures, or what is broken: never a treatment. Every <benchmark>_scorer belongs here, too
     *FAULTS, "scorer", "code_sha256", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
 }
+STARTS = ("init", "init_from", "init_sha256")  # settings that say which run of an earlier stage a run goes on from
 # For older runs and strangers' CSVs: flag -> (the flag that switches it off, its values that do, what its users have)
 UNUSED = {
     "gate_pos": ("attn_gate", OFF, "a gate"),
@@ -218,6 +219,8 @@ def compare_setting(name: str, arms: dict[str, list[dict]], differences: list[di
     why = f"differs within {' and '.join(mixed)}" if mixed else ""
     if mixed and name.endswith("_scorer"):
         why += f": some runs were scored on other items or by another rule; score all alike, or --allow {name}"
+    if mixed and name in STARTS:
+        why += f"; --allow {name} if each run goes on from its own seed's run of the stage before"
     differences.append({"knob": name, "state": "differs", "values": values, "mixed": mixed, "why": why})
 
 
@@ -266,6 +269,8 @@ def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yar
         d["why"] = d["why"] or "not the declared treatment"
     else:
         advice = f"if it is what you test: --treatment {name}"
+        if name in STARTS:
+            advice = f"--allow {name} if each arm goes on from its own run of the stage before"
         if name in yardsticks:
             advice = "--allow it if it does no harm"
         d["why"] = d["why"] or f"not part of a recognised treatment; {advice}"

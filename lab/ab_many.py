@@ -181,8 +181,10 @@ def compare_many(args) -> int:
     elif args.out:  # a results.csv has no curves
         blocks += arms_plot(labelled, primary)
     best = best_rows(labelled, compared, metrics[primary].better)
+    if best:
+        blocks.append(best_table(best, primary, args))
     blocks += [
-        best_table(best, primary, args), ("h2", "Every arm"), stage_table(arms, columns, primary),
+        ("h2", "Every arm"), stage_table(arms, columns, primary),
         ("p", f"final_loss: {unit} at the last step, mean over seeds."),
     ]
     in_advance = ab_verdict.decided_in_words(checked, 0)
@@ -330,8 +332,8 @@ def difference_blocks(compared: list[dict], baseline: str, unit: str, margin: ab
     return [
         ("h2", f"Differences to {baseline}: {unit}"), difference_table(compared, args),
         ("p", f"This report holds {counted} ({places}; the same numbers count once), corrected together by "
-              "Holm: verdicts, p (Holm) and corrected intervals, which leave out 0 just where a verdict "
-              "names a winner; tests of equivalence among themselves. "
+              "Holm: verdicts, p (Holm) and corrected intervals, which leave out 0 just where p (Holm) is below "
+              "alpha; tests of equivalence among themselves. "
               f"Equivalence margin {margin.words}."),
         *pairing_blocks(compared),
         ("h2", "How sure"), sure_table(compared, args),

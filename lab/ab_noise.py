@@ -46,6 +46,9 @@ def compare_noise(args) -> int:
     mode, title, word = "aa", f"Noise floor of {label_of(used)}", "comparable"
     if newcomer:
         word, text = judge_newcomer(rows, primary, trouble, floor, args.alpha)
+        if args.planned not in (0, len(used)):
+            word = "inconclusive"
+            text += f" {args.planned} seeds of the noise floor were planned: no verdict at another number."
         name = newcomer[0]["name"]
         mode, title = "check", f"{name} against the noise floor of {label_of(used)}: {word}"
     else:

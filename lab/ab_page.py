@@ -176,6 +176,8 @@ def seeds_of(seeds: dict[str, list[str]]) -> str:
     if len(set(listed.values())) > 1:
         return "; ".join(f"{arm}: {own}" for arm, own in listed.items())
     own, words = next(iter(seeds.values())), next(iter(listed.values()))
+    if not own:
+        return "none is finished"
     if "" in own:
         return f"{words} per arm"
     return f"{count(len(set(own)), 'seed')} per arm ({words})"
@@ -490,8 +492,10 @@ def links_of(arms: dict[str, list[dict]], out: str) -> list[tuple]:
 
 def samples_of(arms: dict[str, list[dict]]) -> list[tuple[str, list[str]]]:
     """(arm and step, its last samples) of each arm's first run that recorded any, of a seed that all arms have."""
-    common = set.intersection(*({run["seed"] for run in own} for own in arms.values() if own) or [set()])
-    quotes = []
+    seeds = [{run["seed"] for run in own} for own in arms.values() if own]
+    common, quotes = set(), []
+    if seeds:  # else no run is finished
+        common = set.intersection(*seeds)
     for arm, own in list(arms.items())[:8]:
         for run in [run for run in own if run["seed"] in common] or own:
             samples = last_samples(run)

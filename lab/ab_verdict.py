@@ -8,7 +8,8 @@ Three families. The primary metric is alone: its p stands as it is. Quality: eve
 (a view of the held-out text, a benchmark), corrected by Holm among themselves. Cost and optimisation are described, not
 tested. What is measured once has one verdict: a val loss and its own bits/byte share theirs, and of a
 benchmark's rules one is tested. Beside a corrected p stands the interval at the level at which Holm
-tests it, so that it leaves out 0 just where the word is better or worse; the uncorrected one is named so.
+tests it, so that it leaves out 0 just where the corrected p is below alpha; the uncorrected one is named so. There the
+word is better or worse, unless it is withheld: see word_of.
 """
 
 from __future__ import annotations
@@ -118,18 +119,20 @@ def decided(args) -> dict:
 
 def decided_in_words(checked: dict, n: int, paired: bool = True, what: str = "") -> str:
     """The sentence of every report on whether n was planned. what: n counts, else pairs or runs."""
-    what = what or ("pairs" if paired else "runs in the smaller arm")
+    of_what, remedy = what, "train as many, or leave out the others"
+    if not what:
+        of_what = "pairs" if paired else "runs in the smaller arm"
+        remedy = "train as many, or decide on `--sequential`"
     planned, looks = checked["planned"], checked["looks"]
     if looks:
-        return (f"n was planned: {looks} {what} at most, with looks from the third on, which p, intervals "
+        return (f"n was planned: {looks} {of_what} at most, with looks from the third on, which p, intervals "
                 f"and verdicts allow for (`--sequential` {looks}); there are {n}.")
     if not planned:
         return NOT_SAID
     if planned == n:
-        return f"n was planned: {n} {what}, decided before the first result (`--planned` {n})."
-    return (f"{planned} {what} were planned (`--planned` {planned}), and there are {n}: no verdict, as a look "
-            "before the end or after it finds differences where there are none; train as many, or decide "
-            "on `--sequential`.")
+        return f"n was planned: {n} {of_what}, decided before the first result (`--planned` {n})."
+    return (f"{planned} {of_what} were planned (`--planned` {planned}), and there are {n}: no verdict, as a look "
+            f"before the end or after it finds differences where there are none; {remedy}.")
 
 
 def t_in_words(stats: dict) -> str:

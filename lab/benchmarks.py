@@ -449,6 +449,7 @@ def make_parser(name: str, title: str, data: str, out: str, long: str, batch: st
     add("--resume", choices=("on", "off"), default="on",
         help="continue this exam if it was interrupted (default on)")
     add = parser.add_argument_group("machine").add_argument
+    add("--dry_run", action="store_true", help="check settings, checkpoint and data, and stop there")
     add("--batch_size", type=int, default=batch_size, help=batch)
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA when there is one")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products (default float32)")
@@ -511,7 +512,7 @@ def examine(benchmark, args, procs) -> None:
     decisive = [options, weights_sha256(folder), items, args.dtype, procs.device.type, procs.world_size,
                 runs.code_state()["code_sha256"]]
     partial, resume = f"{name}_partial_{step:06d}", args.resume == "on"
-    with exams.unfinished(procs, out, partial, decisive, resume) as work:
+    with exams.unfinished(procs, out, partial, decisive, resume, args.dry_run) as work:
         result = benchmark.evaluate(model, items, procs, autocast=autocast, stop=work.stop, work=work,
                                     progress=True, **options)
         if result is None:

@@ -44,12 +44,17 @@ def read_done(folder: Path, key: str) -> dict[str, dict]:
 
 
 @contextlib.contextmanager
-def unfinished(procs: processes.Processes, out, name: str, decisive, resume: bool = True) -> Iterator[Work]:
+def unfinished(procs: processes.Processes, out, name: str, decisive, resume: bool = True,
+               dry_run: bool = False) -> Iterator[Work]:
     """Work that is kept in out/name until this is left without an error: leave it when the results are written. A
     caller that stops because of stop.asked raises KeyboardInterrupt. out None: nothing is kept.
 
-    decisive: JSON of all that decides a record. resume: take over what is done. ValueError on every rank when `out`
-    cannot be written, or another process has the same exam in it."""
+    decisive: JSON of all that decides a record. resume: take over what is done. dry_run: the script ends here, where
+    its work would begin. ValueError on every rank when `out` cannot be written, or another process has the same exam in
+    it."""
+    if dry_run:
+        procs.print("checkpoint, settings and data are in order; nothing was scored.")
+        sys.exit(0)
     if out is None:
         with stoppable("nothing is kept", "nothing was written") as stop:
             yield Work(stop=stop)

@@ -94,12 +94,13 @@ def did_you_mean(words: list[str]) -> str:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one sentence, without the usage; a flag is never abbreviated.
 
-    checks_more: the script checks the values too, and calls accept() before anything else."""
+    checks_more: the script checks the values too, and calls accept() before anything else. further: what is done with
+    more values than the one argument without a flag takes, as the end of a sentence."""
 
-    def __init__(self, *args, checks_more=False, **settings):
+    def __init__(self, *args, checks_more=False, further="", **settings):
         settings = {"formatter_class": argparse.RawDescriptionHelpFormatter, **settings}
         super().__init__(*args, allow_abbrev=False, **settings)
-        self.checks_more = checks_more
+        self.checks_more, self.further = checks_more, further
 
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:]
@@ -107,6 +108,8 @@ class Parser(argparse.ArgumentParser):
             words = list(args)
         self.refuse_unknown(words)
         parsed, rest = super().parse_known_args(words, namespace)
+        if rest and all(map(os.path.exists, rest)):
+            self.refuse_several(words, rest)
         if rest:
             self.error(f"{' '.join(rest)} belongs to no flag: quote a value that has spaces; "
                        "--help lists the flags.")
@@ -136,6 +139,22 @@ class Parser(argparse.ArgumentParser):
             faults.append(f"{option} is no flag of {self.prog}{advice}")
         if faults:
             self.error(" ".join(faults))
+
+    def refuse_several(self, words: list[str], rest: list[str]) -> None:
+        """Ends the script when `rest` are paths beside the one that a flag, or an argument without one, takes: a shell
+        makes several of a pattern."""
+        at = words.index(rest[0])
+        flag = words[max(0, at - 2)]
+        positional = [action.metavar or action.dest for action in self._get_positional_actions() if not action.choices]
+        name, further = flag, ""
+        if flag not in self._option_string_actions and positional:
+            name, further = positional[0], self.further
+        elif flag not in self._option_string_actions:
+            return
+        listed = ", ".join(rest[:3])
+        if len(rest) > 3:
+            listed += f" and {len(rest) - 3} more"
+        self.error(f"{name} takes one path, and {listed} came after it, as a pattern gives several: name one{further}.")
 
     def _check_value(self, action, value):
         if action.choices is None or value in action.choices:

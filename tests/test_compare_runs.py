@@ -796,6 +796,18 @@ def finished_arms(tmp_path_factory):
     return make_arms(tmp_path_factory.mktemp("csv"), 3, b=GATE, effect=-0.02)
 
 
+def test_many_arms_of_which_no_run_is_finished(tmp_path, capsys):
+    """Not comparable, for that reason; it ended in a traceback."""
+    for seed in range(2):
+        make_run(tmp_path / f"base_s{seed}", seed, finished=False)
+        make_run(tmp_path / f"test_s{seed}", seed, finished=False, **GATE)
+    group = ("--runs", tmp_path / "*_s*", "--group_by", "attn_gate", "--baseline", "attn_gate=none")
+    assert many(*group, "--out", tmp_path / "report", "--print", "full") == 2
+    text = capsys.readouterr().out
+    assert "**not comparable** · incomplete (" in text and "- **Seeds** · none is finished" in text
+    assert many(*group, "--allow", "incomplete") == 0 and "attn_gate=headwise inconclusive" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flag", PLANTED)
 def test_results_go_through_the_gate(finished_arms, results, capsys, flag):
     """Two arms of a results.csv that differ in a flag beside their gate were called "comparable, better"."""

@@ -259,6 +259,17 @@ def test_list_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert whole["segment_losses_by_control"] == parts["segment_losses_by_control"]
 
 
+@pytest.mark.parametrize("words", [["segments", "--tokens_per_document", 40],
+                                   ["fast", "--learn_tokens", 32, "--score_tokens", 8]])
+def test_a_memory_that_never_wrote_is_said_to_be_so(tmp_path, capsys, words):
+    """An inner_lr of 0: under every control that should write, a note; none of a model that writes."""
+    command, *few = words
+    for rate, n in ((0.0, 3), (0.25, 0)):
+        model = trained(tmp_path / f"{rate}", inner_lr=rate)
+        run(command, model, *TWO, "--max_documents", 2, *few, "--no_store")
+        assert capsys.readouterr().err.count("nothing was written: the model's inner_lr") == n
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # slow weights
 
@@ -312,6 +323,19 @@ def test_plot_draws_all_segments_and_the_matrix(tmp_path):
         assert (tmp_path / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("result", [
+    [{"checkpoint": "c", "guessing_loss": 10.8, "segment_losses": {}}],
+    {"order": [], "losses": {}, "guessing_loss": 10.8, "weights": "fast"},
+    {"order": ["A"], "losses": {}, "guessing_loss": 10.8, "weights": "fast"},
+    {"order": ["A"], "losses": {"other": {"A": 1.0}}, "guessing_loss": 10.8, "weights": "slow"}])
+def test_a_plot_of_no_losses_is_a_sentence(tmp_path, result):
+    """Nothing to draw: no picture, and no traceback."""
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match=r"r\.json holds no losses to draw: name another"):
+        run("plot", tmp_path / "r.json")
+    assert not (tmp_path / "r.png").exists()
+
+
 def test_plot_holds_every_line_and_number(monkeypatch):
     """Drawn: a line and a legend entry per segment, a number per cell."""
     from lab import ab_plots
@@ -355,13 +379,20 @@ def test_mistakes_are_a_sentence(tmp_path, capsys):
         (["segments", model, "--segments", "A=nowhere.jsonl"], "no such file"),
         (["slow", "--stages", f"C={plain}", *TWO], "the stages are before, A, A+B, B"),
         (["slow", "--stages", f"A={plain}", f"A+B={tmp_path / 'gone'}", "--segments", "A=synthetic", "B=synthetic",
-          *small, "--max_documents", 2], "CHECKPOINT"),
+          *small, "--max_documents", 2], "--stages"),
+        (["segments", model, "--segments", f"A={one}", "--text_column", "body"], "another --segments"),
+        (["segments", model, "--segments", f"A={one}", "--one_per", "book"], "column 'book': pass --one_per with"),
+        (["segments", model, "--segments", "A=synthetic:1", *small], "raise --max_documents, or leave it out"),
+        (["segments", model, "--segments", f"A={one}"], "lower --tokens_per_document, or name another --segments"),
+        (["fast", model, "--segments", f"A={one}", f"B={one}"], "lower --learn_tokens or --score_tokens"),
+        (["fast", model, *TWO, "--controls", "static"], "under --controls static nothing is written"),
         (["plot", tmp_path / "other.json"], "no result of continual.py"),
         (["plot", tmp_path / "gone.json"], "cannot be read"),
     ]:
         with pytest.raises((ValueError, OSError)) as caught:
             run(*words)
         assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    capsys.readouterr()
     for words, sentence in [
         ([], "give one of segments"), (["fast", model], "--segments is missing"), (["plot"], "results is missing"),
         (["segments", model, *TWO, "--max_documents", "0"], "at least 1"),

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import tarfile
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -105,6 +106,20 @@ def test_measuring_leaves_no_trace(name, monkeypatch):
     assert all(p.grad is None for p in model.parameters())
     assert not any(optimizer.state for optimizer in optimizers)
     assert all(group["lr"] == group["initial_lr"] for optimizer in optimizers for group in optimizer.param_groups)
+
+
+def test_compiling_is_not_measured(monkeypatch):
+    """Seconds of a compiled micro-step on a CPU whose first call compiles for longer than SLOW: those of a later."""
+    monkeypatch.setattr(estimate, "SLOW", 0.1)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16), seed=0)
+    calls = []
+
+    def micro_step(rows):
+        calls.append(rows)
+        time.sleep(0.4 if len(calls) == 1 else 0.01)
+
+    cost = estimate.measure(micro_step, lambda: None, model, [], 8, torch.device("cpu"), compiled=True)
+    assert 0.01 <= cost.micro_step < 0.1 and set(calls) == {8}  # other sizes would be compiled by themselves
 
 
 def test_a_run_does_not_change_by_it(data, tmp_path, monkeypatch):

@@ -397,6 +397,23 @@ def test_tables_come_from_committed_results(tmp_path, name):
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2e6
 
 
+def test_arms_of_a_chain_compare(capsys):
+    """The arms of the GRPO experiment, each run of which goes on from its own, are comparable in its table."""
+    folder = ROOT / "experiments" / "2026-11-26_grpo"
+    table = load("2026-11-26_grpo/table")
+    with load("keep_results").unpacked(folder / "runs.tar.xz") as kept:
+        for path in list(kept.glob("*_baseline_s*")):
+            copy = kept / path.name.replace("baseline", "mul_tokens")
+            shutil.copytree(path, copy)
+            config = json.loads((copy / "config.json").read_text())
+            config["flags"]["init"] = config["flags"]["init"].replace("baseline", "mul_tokens")
+            config["data"]["condition"] = "mul_tokens"
+            (copy / "config.json").write_text(json.dumps(config))
+        table.arms_table(kept)
+    printed = capsys.readouterr().out
+    assert "--allow init`: " in printed and "2 pairs: B - A = +0.0000" in printed and "not comparable" not in printed
+
+
 def test_readme_has_the_answers():
     """README and the log say what the committed results say."""
     answers = load("answers")

@@ -132,6 +132,29 @@ finally:
     assert done.stderr.count("/none does not exist") == 1
 
 
+@pytest.mark.parametrize("script, line, sentence", [
+    ("sample.py", "a_s0 a_s1",
+     "RUN takes one path, and a_s1 came after it, as a pattern gives several: name one, and the others after "
+     "--compare."),
+    ("sample.py", "--prompt x a_s0 a_s1 a_s2 a_s3 a_s4",
+     "RUN takes one path, and a_s1, a_s2, a_s3 and 1 more came after it, as a pattern gives several: name one, and the "
+     "others after --compare."),
+    ("long_context.py", "ppl a_s0 a_s1",
+     "checkpoint takes one path, and a_s1 came after it, as a pattern gives several: name one."),
+    ("hellaswag.py", "--checkpoint a_s0 a_s1",
+     "--checkpoint takes one path, and a_s1 came after it, as a pattern gives several: name one."),
+    ("sample.py", "a_s0 --prompt hello world",
+     "world belongs to no flag: quote a value that has spaces; --help lists the flags."),
+])
+def test_a_pattern_of_several_runs(script, line, sentence, tmp_path):
+    """What a shell makes of a_s*, where one run is read: what is wrong and what to do."""
+    for seed in range(5):
+        (tmp_path / f"a_s{seed}").mkdir()
+    done = subprocess.run([sys.executable, REPO / script, *line.split()], capture_output=True, text=True, env=ENV,
+                          cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.partition(": ")[2] == f"{sentence}\n"
+
+
 def test_the_other_scripts_name_of_a_flag():
     """compare_runs.py has --out where the others have --out_dir; a command of model.py is not a flag's value."""
     assert flags.suggest("--out_dir", ["out", "a"]) == ["out"]

@@ -229,6 +229,21 @@ def test_resume_equals_uninterrupted(init, pool, run, tmp_path):
         grpo.main([*resume, "--kl_coef", "0.5"])
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("")])
+def test_lost_scalars_do_not_keep_a_run_from_its_end(run, tmp_path, damage):
+    """Numbers of the last step in the summary of a run whose scalars.jsonl was lost before its end: null, and a warning
+    says so; the exam's are there."""
+    out = tmp_path / "lost"
+    shutil.copytree(run, out)
+    (out / "summary.json").unlink()
+    damage(out / "scalars.jsonl")
+    assert grpo.main(["--out_dir", str(out), "--resume", "auto"]) == 0
+    summary, whole = (json.loads((folder / "summary.json").read_text()) for folder in (out, run))
+    assert set(summary) == set(whole) and summary["final_kl"] is None and whole["final_kl"] > 0
+    assert any("scalars.jsonl lacks 6 of 6 steps" in warning for warning in summary["warnings"])
+    assert summary["final_accuracy_exam"] == whole["final_accuracy_exam"]
+
+
 def test_two_ranks_learn_the_same(init, pool, tmp_path):
     """Completions, rewards, losses and exams of 3 problems a step on 2 ranks, against 1: the same to 1e-5."""
     flags = ("--save_every", 0, "--problems_per_step", 3, "--max_train_steps", 3, "--micro_batch_size", 5)
@@ -310,6 +325,10 @@ def test_exam_on_other_problems(init, pool, tmp_path):
         assert own[key] == result["samples"][key], key
     samples = runs.read_jsonl(tmp_path / "run" / "gsm8k_samples.jsonl")
     assert len(samples) == 24 and len({sample["id"] for sample in samples}) == 24
+    empty = write_jsonl(tmp_path / "empty.jsonl", [])
+    for name, says in ((empty, "has no items: name another --exam_data"), ("gone*.jsonl", "--exam_data gone")):
+        with pytest.raises(ValueError, match=says):
+            grpo.main(flags_of(init, pool, tmp_path / "no", "--exam_data", name))
     mixed = write_jsonl(tmp_path / "mixed.jsonl", [*items(3, start=500), *items(1, start=120)])
     with pytest.raises(ValueError, match="share 1 questions.*name other problems"):
         grpo.main(flags_of(init, pool, tmp_path / "no", "--exam_data", mixed))
@@ -364,7 +383,8 @@ def test_nan_reward_is_refused(init, pool, tmp_path, monkeypatch):
     (("--clip", "0"), "give a number above 0"), (("--kl_coef", "-1"), "give 0 or more"),
     (("--reward", "best"), "choose one of exact, shaped, random, zero"),
     (("--val_fraction", "2"), "a share from 0 to 1"), (("--lr", "1"), "did you mean --learning_rate"),
-    (("--problems_per_step", "0"), "at least 1")])
+    (("--problems_per_step", "0"), "at least 1"),
+    (("--val_fraction", "0"), "holds out no problem for the exam")])
 def test_wrong_flags_are_one_sentence(init, pool, tmp_path, capsys, flags, says):
     with pytest.raises(SystemExit) as end:
         grpo.main(flags_of(init, pool, tmp_path / "no", *flags))
@@ -375,8 +395,30 @@ def test_no_room_and_memory_are_refused(init, pool, tmp_path):
     """Prompts that leave no room for a completion, and a model that writes while it reads: refused in a sentence."""
     refused(init, pool, tmp_path, "40 too_long.*lower --max_new_tokens", "--max_new_tokens", 47)
     refused(init, pool, tmp_path, "holds out 40 of 40 problems", "--val_fraction", 1)
-    with pytest.raises(ValueError, match="--init .*nowhere is not a folder"):
-        grpo.main(flags_of(tmp_path / "nowhere", pool, tmp_path / "no"))
+
+
+def test_a_missing_init_says_what_to_give(init, pool, run, tmp_path):
+    """--init that does not exist: of a new run it is mistyped, --resume auto or not; of a resumed one it is gone, or
+    another than the one that the run began from."""
+    for flags in ((), ("--resume", "auto")):
+        with pytest.raises(ValueError, match="--init .*nowhere is not a folder: name a run's"):
+            grpo.main(flags_of(tmp_path / "nowhere", pool, tmp_path / "no", *flags))
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    (out / "summary.json").unlink()
+    resume = ["--out_dir", str(out), "--resume", "auto"]
+    with pytest.raises(ValueError, match=f"nowhere does not exist, and this run began from {init}: leave --init out"):
+        grpo.main([*resume, "--init", str(tmp_path / "nowhere")])
+    config = out / "config.json"
+    config.write_text(config.read_text().replace(json.dumps(str(init)), json.dumps(str(tmp_path / "moved"))))
+    with pytest.raises(ValueError, match="moved, the reference of this run, is gone: restore it"):
+        grpo.main(resume)
+
+
+def test_no_compiler_is_a_sentence(init, pool, tmp_path, monkeypatch):
+    """--compile on, on a CPU without a C++ compiler: refused as by the other trainers, before a folder is made."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    refused(init, pool, tmp_path, "--compile on needs a C\\+\\+ compiler", "--compile", "on")
 
 
 @pytest.mark.skipif(not (SHARED / "gsm8k").is_dir(), reason="no ../shared/data/gsm8k here")

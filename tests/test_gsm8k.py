@@ -883,13 +883,23 @@ def test_refusals(checkpoint, tmp_path, monkeypatch, flags, message):
 
 
 @pytest.mark.parametrize("flags", [["--max_new_tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"],
-                                   ["--top_p", "0"], ["--top_k", "5"], ["--batch_size", "0"], ["--prob", "off"],
-                                   ["--x"]])
+                                   ["--top_p", "0"], ["--top_k", "5"], ["--sample_temperature", "1"],
+                                   ["--batch_size", "0"], ["--prob", "off"], ["--x"]])
 def test_refused_flags(checkpoint, flags, capsys):
     """No number: a flag that is wrong, unknown, cut short or without effect stops the command."""
     with pytest.raises(SystemExit) as error:
         g.main([*command(checkpoint), *flags])
     assert error.value.code == 2 and not (checkpoint / "gsm8k_results.json").exists()
+
+
+def test_dry_run_asks_nothing(checkpoint, monkeypatch, capsys, tmp_path):
+    """Completions that are generated, and files that are written: none; missing problems are refused all the same."""
+    monkeypatch.setattr(inference, "generate", None)
+    with pytest.raises(SystemExit) as end:
+        g.main([*command(checkpoint, "--out", tmp_path / "new"), "--dry_run"])
+    assert not end.value.code and "nothing was scored" in capsys.readouterr().out and not (tmp_path / "new").exists()
+    with pytest.raises((ValueError, OSError), match="no such file"):
+        g.main(["--checkpoint", str(checkpoint), "--data", str(tmp_path / "gone.jsonl"), "--dry_run"])
 
 
 def test_sampling_flags_reach_the_model(checkpoint, monkeypatch, tmp_path):

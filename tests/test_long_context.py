@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from conftest import write_jsonl
 from test_memory import ARMS, SMALL, make, settings, tokens
 
 import long_context
-from lab import chunks, long_documents, memory, needles
+from lab import chunks, long_documents, long_exams, memory, needles
 from lab.long_documents import read_and_write
 from lab.tokenizer import get_tokenizer
 from model import GPT, GPTConfig
@@ -302,6 +303,21 @@ def test_ppl_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert whole == parts and lines == again
 
 
+@pytest.mark.parametrize("words", [["ppl", "--data", "synthetic", *FEW], ["niah", "--filler", "sentences",
+                                                                          "--context_lengths", "130"]])
+def test_dry_run_checks_and_scores_nothing(tmp_path, capsys, monkeypatch, words):
+    """Forward passes, and files that are written: none; what would end the exam before its first one still does."""
+    model, (command, *flags) = save(tmp_path / "m"), words
+    monkeypatch.setattr(chunks.Reading, "read", None)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as end:
+        run(command, model, *flags, "--dry_run")
+    assert not end.value.code and "nothing was scored" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="raise --batch_size"):
+        run(command, model, *flags, "--dry_run", "--batch_size", 1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_dynamic_evaluation_and_the_choice_of_a_rate(tmp_path, capsys):
     """A checkpoint that was trained with --write off is written on demand, at the best of the rates on dev."""
     model, out = save(tmp_path / "m", write="off"), tmp_path / "r.json"
@@ -525,6 +541,34 @@ def test_niah_record(tmp_path, capsys):
     assert f"{mean['adapt']:.3f}  [{low:.3f}, {high:.3f}]" in printed
 
 
+def test_depths_of_two_equal_decimals_have_keys_of_their_own():
+    """A depth whose accuracy another one's would overwrite: none; others keep the original's two decimals."""
+    lines = [{"context_tokens": 256, "control": "static", "wanted_depth": depth, "credit": float(i)}
+             for i, depth in enumerate((0.251, 0.2512, 0.75))]
+    result = long_context.niah_keys(lines, "static")
+    at = {key: value for key, value in result.items() if "_depth_" in key}
+    assert at == {"niah_256_depth_0.2510": 0, "niah_256_depth_0.2512": 1, "niah_256_depth_0.7500": 2}
+    assert long_context.depth_names([0, 0.333333, 1]) == {0: "0.00", 0.333333: "0.33", 1: "1.00"}
+
+
+def test_batches_of_one_stay_single():
+    """Texts that a batch has more than asked for: one where a single one would be left; none of --batch_size 1, whose
+    point is memory."""
+    assert long_exams.groups(3, 1) == [[0], [1], [2]]
+    assert long_exams.groups(5, 2) == [[0, 1], [2, 3, 4]] and long_exams.groups(1, 8) == [[0]]
+
+
+def test_filler_of_many_short_texts_takes_linear_time():
+    """Twice as many texts of one word: less than 3 times the seconds (4 where each is added to a list of all)."""
+    seconds = []
+    for n in (2**15, 2**16):
+        started = time.process_time()
+        filler = needles.make_filler(["Word"] * n, n // 4)
+        seconds.append(time.process_time() - started)
+        assert len(filler.ids) == n
+    assert seconds[1] < 3 * seconds[0] + 0.1
+
+
 def test_passkey_record(tmp_path):
     """The original's keys, for a model without a memory: None where it has no number."""
     result = ask(tmp_path, "passkey", 5, "none", 128)
@@ -553,6 +597,9 @@ def test_mistakes_are_a_sentence(tmp_path, capsys):
     short = write_jsonl(tmp_path / "short.jsonl", [{"text": "A word. " * 100 + "And"}])
     no_words = write_jsonl(tmp_path / "no_words.jsonl", [{"text": "x" * 9000}])
     number = write_jsonl(tmp_path / "number.jsonl", [{"text": 5}])
+    tiny = write_jsonl(tmp_path / "tiny.jsonl", [{"text": "A word."}])
+    for name in ("text.zip", "zip.jsonl"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04" + bytes(99))
     for words, sentence in [
         ((model, "--data", bad), "no column 'text': pass --text_column"),
         ((model, "--data", number), "no text in column 'text'"),
@@ -564,13 +611,23 @@ def test_mistakes_are_a_sentence(tmp_path, capsys):
         ((tmp_path / "gone", "--data", "synthetic"), "CHECKPOINT"),
         (("niah", model, "--data", short), "the filler has 301 tokens"),
         (("niah", model, "--data", no_words, "--context_lengths", "200"), "no sentence that ends"),
-        (("niah", model, "--filler", "sentences", "--samples_per_length", "1"), "the number of samples"),
+        (("niah", model, "--filler", "sentences", "--samples_per_length", "1"), "raise --samples_per_length, or"),
+        (("passkey", model, "--filler", "sentences", "--samples", "1", "--batch_size", "1"),
+         "raise --samples and --batch_size, or"),
+        (("passkey", model, "--data", bad), "no column 'text': pass --text_column with a name that it has, or"),
+        ((model, "--data", "synthetic", *FEW, "--choose_inner_lr", "1", "--dev_data", bad), "or another --dev_data"),
+        ((model, "--data", "synthetic", *FEW, "--choose_inner_lr", "1", "--dev_data", tiny), "another --dev_data"),
+        ((model, "--data", short, *FEW, "--one_per", "book"), "no column 'book': pass --one_per with a name"),
+        ((model, "--data", "synthetic", *FEW, "--batch_size", "1"), "raise --batch_size, or leave it out"),
+        ((model, "--data", tmp_path / "text.zip"), "text.zip is none of .jsonl, .jsonl.gz"),
+        ((model, "--data", tmp_path / "zip.jsonl"), "is a zip inside, not text: unpack it"),
     ]:
-        if words[0] != "niah":
+        if words[0] not in ("niah", "passkey"):
             words = "ppl", *words
         with pytest.raises((ValueError, OSError)) as caught:
             run(*words)
         assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    capsys.readouterr()
     for words, sentence in [
         (["ppl"], "checkpoint is missing"), (["ppl", model, "--controls", "statics"], "choose from static, adapt"),
         (["ppl", model, "--choose_inner_lr", "1,x"], "give numbers"),

