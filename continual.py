@@ -181,7 +181,7 @@ def segments(args, procs) -> None:
             for name, chosen in documents.items():
                 conditions[i, control, name] = long_exams.Condition(
                     subject.model, control, args.inner_lr_multiplier, chosen)
-    _, autocast = processes.autocast_for(procs.device, args.dtype)
+    autocast = processes.autocast_for(procs.device, args.dtype)
     settings = settings_of(documents, args.tokens_per_document, args.inner_lr_multiplier)
     with long_exams.kept("continual", args, subjects, procs, settings) as (out, work):
         table = long_exams.score_documents(conditions, args, procs, work, autocast, "continual")
@@ -283,7 +283,7 @@ def fast(args, procs) -> None:
     documents = load(args, args.learn_tokens + args.score_tokens, procs, 2, "--learn_tokens or --score_tokens")
     n = count_of(documents)
     long_exams.needs_two(controls, n, args.batch_size, "--max_documents")
-    _, autocast = processes.autocast_for(procs.device, args.dtype)
+    autocast = processes.autocast_for(procs.device, args.dtype)
     units, batches = [], []
     for control in controls:
         for batch in long_exams.groups(n, args.batch_size):
@@ -402,7 +402,7 @@ def slow(args, procs) -> None:
     sizes = {subject.model.config.block_size for subject in subjects.values()}
     check(len(sizes) == 1, f"the checkpoints have block_sizes {sorted(sizes)} and would read with "
                            "different contexts: take checkpoints of one model.")
-    _, autocast = processes.autocast_for(procs.device, args.dtype)
+    autocast = processes.autocast_for(procs.device, args.dtype)
     conditions = {}
     for stage, subject in subjects.items():
         for name, chosen in documents.items():

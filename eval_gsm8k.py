@@ -361,7 +361,7 @@ def examine(args, procs) -> None:
     model, folder, step, run = benchmarks.load_checkpoint(args.checkpoint, procs.device)
     benchmarks.check_vocabulary(model)
     items = procs.on_main(lambda: load(args.data, args.max_examples))
-    _, autocast = processes.autocast_for(procs.device, args.dtype)
+    autocast = processes.autocast_for(procs.device, args.dtype)
     settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
                 "top_k": args.top_k or None, "top_p": None if args.top_p == 1 else args.top_p,
                 "seed": args.seed, "batch_size": args.batch_size, "bos": args.bos == "on"}

@@ -40,6 +40,7 @@ from lab import (
     estimate,
     optim,
     policy,
+    precision,
     processes,
     resume,
     rewards,
@@ -309,7 +310,7 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # processes
     device = procs.device
-    autocast = training.prepare_machine(args, device)
+    training.prepare_machine(args, device)
     args.out_dir = procs.broadcast(args.out_dir)  # its date may differ at midnight
     if procs.on_main(lambda: training.is_finished(args, build_parser(), "--init")):
         return 0
@@ -337,6 +338,7 @@ def train(args, procs) -> int:
     model, reference = GPT.load(init_folder, device), None
     if args.kl_coef:
         reference = GPT.load(init_folder, device).eval().requires_grad_(False)
+    autocast = precision.choose(args, procs, model, args.micro_batch_size * args.max_new_tokens, before)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
@@ -389,7 +391,7 @@ def train(args, procs) -> int:
         advice="for a laptop: lower --problems_per_step or --max_train_steps")
     costs[0] += " (at most: completions end before --max_new_tokens)"
     if args.dry_run:
-        procs.print("\n".join(costs))
+        procs.print("\n".join([str(autocast), *costs]))
         return 0
     if before is None:
         refuse_endless(model, data, args, procs, autocast)

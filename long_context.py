@@ -229,7 +229,7 @@ def ppl(args, procs) -> None:
     model = subject.model
     controls = long_exams.controls_of(model.config, args)
     documents, dev, short = load_documents(args, controls, procs)
-    _, autocast = processes.autocast_for(procs.device, args.dtype)
+    autocast = processes.autocast_for(procs.device, args.dtype)
     settings = [SCORERS["ppl"], n, [one.sha256 for one in [*documents, *dev]]]
     with long_exams.kept("ppl", args, [subject], procs, settings) as (out, work):
         multiplier, choice = args.inner_lr_multiplier, None
@@ -335,7 +335,7 @@ def find(kind: str, args, procs) -> None:
     controls = long_exams.controls_of(model.config, args)
     long_exams.needs_two(controls, n, args.batch_size, f"--{SAMPLES[kind]}")
     filler = procs.on_main(lambda: filler_for(args))
-    _, autocast = processes.autocast_for(procs.device, args.dtype)
+    autocast = processes.autocast_for(procs.device, args.dtype)
     asked, batches = questions(args, controls)
 
     def score(batch: list[Question]):

@@ -470,7 +470,7 @@ def main(argv=None) -> int:
     if args.converse and hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     with contextlib.closing(processes.start_processes(args.device)) as procs:
-        _, autocast = processes.autocast_for(procs.device, args.dtype)
+        autocast = processes.autocast_for(procs.device, args.dtype)
         machine = f"{procs.device.type}, {args.dtype}"
         records = Records(args.out, args, machine)
         opened = [open_model(args.run, "RUN", args, procs.device)]

@@ -42,6 +42,7 @@ from lab import (
     estimate,
     inference,
     optim,
+    precision,
     processes,
     resume,
     runs,
@@ -294,7 +295,7 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # processes
     device, packing = procs.device, args.packing == "on"
-    autocast = training.prepare_machine(args, device)
+    training.prepare_machine(args, device)
     args.out_dir = procs.broadcast(args.out_dir)  # its date may differ at midnight
     if procs.on_main(lambda: training.is_finished(args, build_parser(), "--init")):
         return 0
@@ -335,6 +336,7 @@ def train(args, procs) -> int:
         model = GPT(config, seed=None).to(device)
     else:
         model = GPT.load(init_folder, device)
+    autocast = precision.choose(args, procs, model, args.micro_batch_size * args.seq_len, before)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
@@ -362,7 +364,7 @@ def train(args, procs) -> int:
         tokens=args.micro_batch_size * args.seq_len, every={"val": args.eval_every}, scored={"val": int(of_val.sum())},
         sizes=range(1, args.micro_batch_size), advice="for a laptop: lower --epochs or --max_examples")
     if args.dry_run:
-        procs.print("\n".join(costs))
+        procs.print("\n".join([str(autocast), *costs]))
         return 0
 
     # ------------------------------------------------------------------------------------------------------------------

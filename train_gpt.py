@@ -38,6 +38,7 @@ from lab import (
     inference,
     memory_settings,
     optim,
+    precision,
     presets,
     processes,
     results,
@@ -348,7 +349,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # processes
     device = procs.device
-    autocast = training.prepare_machine(args, device)
+    training.prepare_machine(args, device)
     sequences_per_step = count_sequences(args, procs.world_size)
     tokens_per_step = args.total_batch_tokens
     schedule = optim.schedule_settings(args)
@@ -382,6 +383,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     # model and optimizer
     model, init = build_model(args, before, device)
     memory_settings.check_rows(model.config, args.seq_len)
+    autocast = precision.choose(args, procs, model, args.micro_batch_size * args.seq_len, before)
     params = [p for p in model.parameters() if p.requires_grad]
     model.train()
     optimizers = optim.build_optimizers(
@@ -409,7 +411,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         tokens=args.micro_batch_size * args.seq_len, every=every, scored=scored,
         sizes=micro_batch_sizes(args, procs.world_size), advice=presets.LAPTOP_ADVICE)
     if args.dry_run:
-        procs.print("\n".join(costs))
+        procs.print("\n".join([str(autocast), *costs]))
         return 0
 
     # ------------------------------------------------------------------------------------------------------------------

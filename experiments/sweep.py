@@ -2,6 +2,7 @@
 
     python experiments/sweep.py commands.txt
     OMP_NUM_THREADS=1 python experiments/sweep.py commands.txt --jobs 2     # two at a time, a core each
+    python experiments/sweep.py commands.txt --launcher 'torchrun --standalone --nproc_per_node=8'
     for s in 0 1 2; do echo "train_gpt.py --data_dir D --out_dir experiments/runs/x_s$s --seed $s"; done |
         python experiments/sweep.py -
 
@@ -100,7 +101,7 @@ def refuse_other_commands(commands: dict[Path, list[str]]) -> None:
 # the runs
 
 
-def start(folder: Path, words: list[str]) -> subprocess.Popen:
+def start(folder: Path, words: list[str], launcher: list[str]) -> subprocess.Popen:
     resumes = any(word.split("=")[0] == "--resume" for word in words)
     arguments = list(words)
     if not resumes:
@@ -110,7 +111,7 @@ def start(folder: Path, words: list[str]) -> subprocess.Popen:
         log.write(first_line(words) + "\n")
         log.flush()
         # a session of its own: the terminal's ctrl-C reaches the sweep alone, which passes it on once
-        return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=log,
+        return subprocess.Popen([*launcher, *arguments], cwd=ROOT, stdout=log, stderr=log,
                                 stdin=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -149,8 +150,9 @@ def final_loss(folder: Path) -> str:
     return ", ".join(known)
 
 
-def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False) -> int:
-    """Runs what is not finished, `jobs` at a time. Exit status: 0 all finished, 130 interrupted (start it again).
+def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False, launcher=(sys.executable,)) -> int:
+    """Runs what is not finished, `jobs` at a time, each as `launcher script.py flags`. Exit status: 0 all finished, 130
+    interrupted (start it again).
 
     Raises ValueError that names the runs which failed, the first of which ends the sweep unless keep_going."""
     interrupted = False
@@ -174,7 +176,7 @@ def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False) 
                 waiting.clear()
             elif waiting and len(running) < jobs:
                 folder = waiting.pop(0)
-                running[folder] = start(folder, commands[folder])
+                running[folder] = start(folder, commands[folder], launcher)
                 started[folder] = time.perf_counter()
                 bar.set_postfix_str(", ".join(f.name for f in running))
                 continue
@@ -217,6 +219,7 @@ def main(argv=None) -> int:
     p = flags.Parser(description=__doc__)
     p.add_argument("list", help="file with a command per line (- = standard input)")
     p.add_argument("--jobs", type=int, default=1, help="commands at a time (default 1)")
+    p.add_argument("--launcher", default="", help="what starts each script (default: this Python)")
     p.add_argument("--keep_going", action="store_true", help="go on when one has failed")
     p.add_argument("--dry_run", action="store_true", help="print what is left to run, and run nothing")
     args = p.parse_args(argv)
@@ -236,7 +239,7 @@ def main(argv=None) -> int:
             print("\n".join(left or ["all finished"]))
             return 0
         refuse_other_commands(commands)
-        return sweep(commands, args.jobs, args.keep_going)
+        return sweep(commands, args.jobs, args.keep_going, shlex.split(args.launcher) or [sys.executable])
     except (OSError, ValueError) as error:
         sys.exit(f"sweep.py: {error}")
 

@@ -57,6 +57,7 @@ IDENTITIES = {  # settings that are hashes: what is the same where they are equa
     "code_sha256": "code", "init_sha256": "initial weights",
 }
 HASH = re.compile(r"\b[0-9a-f]{16,64}\b")
+ADVICE = {"dtype": "--dtype auto takes it by the machine: train all runs with --dtype float32"}  # against a difference
 FOLLOWS = {"muon_lr": (0.1, "learning_rate"), "n_inner": (4, "n_embd")}  # by default
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -417,6 +418,8 @@ def trouble_of(checked: dict, spell=by_arm) -> list[str]:
         detail = spell(d["values"])
         if d["knob"] in FAULTS or (d["mixed"] and spell is by_arm):
             detail = d["why"]
+        if d["knob"] in ADVICE:
+            detail += f"; {ADVICE[d['knob']]}"
         if d["state"] == "differs":
             sentences.append(f"{d['knob']} ({detail})")
     return sentences

@@ -504,7 +504,7 @@ def examine(benchmark, args, procs) -> None:
     skipped = None
     if args.skip_long:
         items, skipped = skip_long(items, benchmark.questions, model.config.block_size)
-    _, autocast = processes.autocast_for(procs.device, args.dtype)
+    autocast = processes.autocast_for(procs.device, args.dtype)
     options = {option: getattr(args, option) for option in benchmark.OPTIONS}
     options |= {"bos": args.bos == "on", "batch_size": args.batch_size or None}
     step, out = step or 0, out_folder(args, run, folder)

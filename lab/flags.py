@@ -383,7 +383,8 @@ def add_machine_arguments(parser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA when there is one")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
-        help="autocast; auto = bfloat16 on CUDA that has it")
+        help="autocast; auto = bfloat16 on CUDA that has it natively, and on a CPU that has it natively and at start "
+             "measures its products 1.5 times as fast, for a model of 4M parameters or more; else float32")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto = on CUDA only")
     add("--deterministic", action="store_true",
         help="CUDA: slower, deterministic kernels for bit-exact resume (CPU always is)")

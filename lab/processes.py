@@ -351,16 +351,13 @@ def tune_allocator() -> bool:
     return bool(libc.mallopt(m_mmap_threshold, limit)) and bool(libc.mallopt(m_trim_threshold, limit))
 
 
-def autocast_for(device: torch.device, dtype: str = "auto"):
-    """(name of the dtype, context factory of its autocast). auto: bfloat16 on CUDA that has it, else float32."""
+def autocast_for(device: torch.device, dtype: str):
+    """Context factory of the autocast to a dtype. What auto stands for: lab/precision.py."""
     import torch
 
-    if dtype == "auto":
-        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        dtype = "bfloat16" if has_bfloat16 else "float32"
     if dtype == "float32":
-        return dtype, contextlib.nullcontext
-    return dtype, functools.partial(torch.autocast, device.type, getattr(torch, dtype))
+        return contextlib.nullcontext
+    return functools.partial(torch.autocast, device.type, getattr(torch, dtype))
 
 
 def machine_state(device: torch.device) -> dict:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import chunks, disk, estimate, optim, processes, resume, runs, schema
+from lab import chunks, disk, estimate, optim, precision, processes, resume, runs, schema
 from lab.mirrors import open_mirrors
 from model import GPT
 
@@ -32,16 +32,13 @@ INTERRUPTED = "stopped at once; the same command with --out_dir and --resume aut
 
 
 def prepare_machine(args, device):
-    """Allocator, precision and determinism as the flags say; resolves args.dtype. Returns the autocast to compute in,
-    a function that makes the context."""
+    """Allocator and determinism as the flags say. The dtype follows when the model is there: precision.choose."""
     processes.tune_allocator()
-    args.dtype, autocast = processes.autocast_for(device, args.dtype)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    return autocast
 
 
 def look_ahead(args, procs, model, optimizers, micro_step, *, micro_steps: int, tokens: int, every: dict,
@@ -119,7 +116,7 @@ class Run:
     record: dict  # config.json
     model: GPT
     optimizers: list
-    autocast: object  # makes the context of a forward pass
+    autocast: precision.Precision  # makes the context of a forward pass
     pace: estimate.Pace
 
     def __post_init__(self):
@@ -275,6 +272,7 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
     def open_folder() -> tuple[str, list[str]]:
         """(the checkpoint or "", lines for the log)"""
         if before is None:
+            run.record["precision"] = run.autocast.record()
             runs.create_run(run.folder, run.record)
             return "", []
         refuse_changes(before, run.record, same, parser)
@@ -299,7 +297,8 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
         run.load(checkpoint)
     run.open_files(is_new=before is None)
     total = run.record["parameters"]["total"]
-    run.log(f"run {run.folder} | {procs.world_size} x {procs.device.type} | {args.dtype} | {total:,} parameters")
+    run.log(f"run {run.folder} | {procs.world_size} x {procs.device.type} | {total:,} parameters")
+    run.log(str(run.autocast))
     for message in messages:
         run.log(message)
 
@@ -312,7 +311,9 @@ def changed_flags(before: dict, flags: dict, parser) -> list[str]:
     for flag, value in sorted(runs.conditions(flags).items()):
         default = parser.get_default(flag)
         value_before = before["flags"].get(flag, default)
-        if value_before != value and not (flag in derived and value == default):
+        if value == "auto" or (flag in derived and value == default):  # stands for what the run had
+            continue
+        if value_before != value:
             changed.append(f"{flag}: {value_before!r} -> {value!r}")
     return changed
 

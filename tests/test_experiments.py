@@ -113,6 +113,17 @@ def test_sweep_runs_each_once(tmp_path, fake):
     assert run_sweep(text, "--dry_run").stdout.strip() == "all finished"
 
 
+def test_sweep_with_a_launcher(tmp_path, fake):
+    """Each script is started by --launcher, as torchrun is, with its own flags and --resume auto."""
+    (tmp_path / "launch.py").write_text(
+        "import pathlib, runpy, sys\n(pathlib.Path(__file__).parent / 'launched').touch()\n"
+        "assert sys.argv.pop(1) == '--n=2'\nsys.argv.pop(0)\nrunpy.run_path(sys.argv[0], run_name='__main__')\n")
+    done = run_sweep(fake("a", "--seed 1"), "--launcher", f"{sys.executable} '{tmp_path}/launch.py' --n=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "launched").exists()
+    assert starts(tmp_path, "a") == [f"--out_dir {tmp_path}/runs/a --seed 1 --resume auto"]
+
+
 def test_sweep_keeps_going(tmp_path, fake):
     """With --keep_going what comes after a failure runs, too; the table says what each came to; the status stays 1."""
     text = "\n".join([fake("a"), fake("b", "--fail"), fake("c")])

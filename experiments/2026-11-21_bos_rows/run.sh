@@ -24,7 +24,7 @@ for seed in $seeds; do
         echo "train_gpt.py --data_dir $out/data_$arm --out_dir $out/${arm}_s$seed --seed $seed --n_layer 4 --n_head 4" \
             "--n_embd 128 --seq_len 256 --micro_batch_size 8 --total_batch_tokens 2048 --max_train_steps $steps" \
             "--learning_rate 2e-3 --warmup_iters 20 --eval_every $steps --eval_batch_size 8 --val_tokens 1000000000" \
-            "--save_every 50 --keep_last 1 --notes 'bos rows: $arm' --results_csv $out/results.csv"
+            "--save_every 50 --keep_last 1 --dtype float32 --notes 'bos rows: $arm' --results_csv $out/results.csv"
     done
 done > "$out/runs.txt"
 

@@ -36,7 +36,7 @@ def train_ours(args) -> list[dict]:
         flags = dict(data_dir=args.data_dir, out_dir=run, vocab_size=VOCAB, seq_len=SEQ_LEN, seed=SEED)
         flags |= dict(micro_batch_size=MICRO, total_batch_tokens=TOKENS, max_train_steps=args.steps)
         flags |= dict(warmup_iters=10, learning_rate=args.learning_rate)
-        flags |= dict(eval_every=0, save_every=0, results_csv="")
+        flags |= dict(eval_every=0, save_every=0, results_csv="", dtype="float32")
         command = [sys.executable, str(runs.REPO / "train_gpt.py")]
         for flag, value in (flags | SHAPE).items():
             command += [f"--{flag}", str(value)]

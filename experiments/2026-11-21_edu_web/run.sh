@@ -9,7 +9,7 @@ source "$(dirname "$0")/../start.sh"
 "$PYTHON" train_gpt.py --data_dir "$out/data" --out_dir "$out/gpt2_12m_s0" --resume auto \
     --n_layer 6 --n_head 6 --n_embd 192 --seq_len 256 --micro_batch_size 4 --total_batch_tokens 4096 --max_train_steps 300 \
     --learning_rate 2e-3 --warmup_iters 40 --eval_every 100 --val_tokens 30000 --eval_batch_size 8 --save_every 100 \
-    --sample_every 300 --notes "edu_web, 12M" --results_csv "$out/results.csv"
+    --sample_every 300 --dtype float32 --notes "edu_web, 12M" --results_csv "$out/results.csv"
 cp "$out/gpt2_12m_s0/summary.json" "$here/summary.json"
 grep -h '"type": "val"' "$out/gpt2_12m_s0/scalars.jsonl" > "$here/val.jsonl"
 grep -h sample "$out/gpt2_12m_s0/log.txt" > "$here/samples.txt"

@@ -26,7 +26,7 @@ one_arm() { # the same for both but for --condition
         --n_layer 4 --n_head 4 --n_embd 128 --seq_len 384 --micro_batch_size 4 --total_batch_tokens 4608 \
         --max_train_steps 150 --optimizer muon --learning_rate 1e-2 --schedule trapezoid --warmup_iters 15 \
         --warmdown_iters 60 --learning_rate_decay_frac 0.05 --eval_every 150 --val_tokens 30000 --eval_batch_size 8 \
-        --save_every 50 --results_csv "$out/results.csv"
+        --save_every 50 --dtype float32 --results_csv "$out/results.csv"
     finished "$out/pretrain_$1"
     sft "$1" "pretrain_$1" "sft_$1" 0
     sft "$1" "sft_$1" "sft2_$1" 1

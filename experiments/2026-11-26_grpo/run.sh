@@ -12,7 +12,7 @@ RATE=3e-3
 finished() { # an interrupted run has saved itself and exits 0: the next step must not start from it
     [ -e "$1/summary.json" ] || { echo "$1 is not finished: run this again to continue." >&2; exit 1; }
 }
-recipe=(--optimizer muon --schedule trapezoid --resume auto --save_every 0)
+recipe=(--optimizer muon --schedule trapezoid --resume auto --save_every 0 --dtype float32)
 pretrain() { # condition, seed: on the synthetic corpus
     [ -e "$out/data_$1/meta.json" ] || "$PYTHON" prepare_fineweb.py --dataset synthetic --max_docs 6000 \
         --val_fraction 0.03 --condition "$1" --out_dir "$out/data_$1" --resume

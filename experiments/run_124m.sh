@@ -1,0 +1,232 @@
+#!/usr/bin/env bash
+# A whole experiment in one command, on however many GPUs there are: prepare both arms, train GPT-2 124M on each with three
+# seeds, score, export for Hugging Face, compare. What it will cost is printed before it begins.
+#   bash experiments/run_124m.sh [part ...]      parts, all by default: cost prepare train evals export report
+#   SMALL=1 bash experiments/run_124m.sh         the same with a tiny shape and corpus, on two CPU cores in three minutes
+# Results: $OUT/$ARMS/report/report.html. It can be stopped at any point: the same command goes on, and
+# does nothing when all is there. Several nodes: run_124m.sbatch. Not run on a GPU yet.
+#
+#   ARMS                rows (stream, BOS rows), tokens (plain, products as one token), gates (none, elementwise; document
+#                       003's shape and learning rate) or optimizers (AdamW, Muon) (rows)
+#   SEEDS               of each arm; fewer than three get no verdict ("0 1 2")
+#   TOKENS              that each run reads, such as 300M (9.83B, gates 2.67B)
+#   DATASET             prepare_fineweb.py --dataset: a name on the hub, or files (HuggingFaceFW/fineweb-edu)
+#   DECONTAMINATE       prepare_fineweb.py --decontaminate: benchmarks whose texts no document may hold ('' = off)
+#   OVERFLOW            of the BOS rows: crop, split or requeue (requeue)
+#   HELLASWAG_DATA, EWOK_DATA, ZEROSHOT_DATA, GSM8K_DATA    files; EWoK and zero-shot are off without one, GSM8K is for
+#                       tokens alone ('' = the official items of HellaSwag and GSM8K, downloaded)
+#   TRAIN_FLAGS         more flags of train_gpt.py for all runs, such as "--micro_batch_size 30"
+#   LAUNCHER            command that starts train_gpt.py (torchrun on all GPUs of this machine, if it has several)
+#   DEVICE              cpu, to do all this without a GPU
+#   OUT                 folder of data and runs (experiments/runs/124m, or 124m_small)
+#   PYTHON              an interpreter with the project's packages ('' = .venv, made when needed)
+set -euo pipefail
+fail() { echo "run_124m.sh: $1" >&2; exit 1; }
+
+arms="${ARMS:-rows}" small="${SMALL:-}" preset=gpt2 batch=491520 seq_len=1024
+case "$arms" in
+    rows) a=stream b=bos_rows ;;
+    tokens) a=baseline b=mul_tokens ;;
+    gates) a=none b=elementwise preset=speedrun batch=524288 ;;
+    optimizers) a=adamw b=muon ;;
+    *) fail "ARMS=$arms is unknown: use rows, tokens, gates or optimizers." ;;
+esac
+parts="${*:-cost prepare train evals export report}"
+for part in $parts; do
+    [[ " cost prepare train evals export report " == *" $part "* ]] ||
+        fail "$part is no part: use cost, prepare, train, evals, export and report."
+done
+read -ra seeds <<< "${SEEDS:-0 1 2}"
+for seed in "${seeds[@]}"; do
+    [[ "$seed" =~ ^[0-9]+$ ]] || fail "SEEDS has $seed: give whole numbers, as in SEEDS='0 1 2'."
+done
+datasets=()
+for one in ${DATASET:-}; do # paths are the caller's
+    [ ! -e "$one" ] || one="$(realpath "$one")"
+    datasets+=("$one")
+done
+[ -z "${OUT:-}" ] || root="$(realpath -m "$OUT")"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+: "${root:=experiments/runs/124m${small:+_small}}"
+[ -n "${PYTHON:-}" ] || source experiments/venv.sh hf
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what each run is: the same flags but for the arm's own
+
+rates=(6e-4 3.6e-3 0.00468) # AdamW, Muon; of the gates
+shape=() machine=(--device "${DEVICE:-auto}")
+scores=(--val_tokens 10485760) evals_of_run=10 vals_of_run=40 saves_of_run=20
+tokens="${TOKENS:-}" jobs=1
+if [ -n "$small" ]; then
+    batch=512 seq_len=64 tokens="${tokens:-51200}" jobs=2 machine=(--device cpu) rates=(6e-3 1e-2 1e-2)
+    shape=(--n_layer 2 --n_head 4 --n_embd 64 --seq_len 64 --micro_batch_size 8 --total_batch_tokens 512)
+    scores=(--val_tokens 12000 --eval_batch_size 32) evals_of_run=1 vals_of_run=2 saves_of_run=4
+    [ "${#datasets[@]}" -gt 0 ] || datasets=(synthetic)
+    export OMP_NUM_THREADS=1 # two runs side by side on one thread each finish sooner than one after the other on two
+fi
+case "$tokens" in
+    "") steps=20000; [ "$preset" = gpt2 ] || steps=5100 ;;
+    *) number="$tokens"
+        for unit in K:000 M:000000 B:000000000; do number="${number/%${unit%:*}/${unit#*:}}"; done
+        [[ "$number" =~ ^[0-9]+$ ]] || fail "TOKENS=$tokens is no number: write 300M or 300000000."
+        steps=$((number / batch))
+        [ "$steps" -gt 0 ] || fail "TOKENS=$tokens is less than one step: give $batch or more." ;;
+esac
+need=$((steps * batch))
+every() { echo $((steps / $1 > 0 ? steps / $1 : 1)); } # steps between so many of a run
+
+out="$root/$arms"
+mkdir -p "$out"
+case "$arms-$tokens" in
+    gates-* | *-?*) suffix="_$need" target=(--target_tokens $((need + need / 33)) ) ;; # packing and products change the count
+    *) suffix="" target=() ;; # the whole sample
+esac
+[ -z "$small" ] || target=(--target_tokens $((need + need / 2)) --val_fraction 0.1)
+data_of() { # arm: its dataset's folder
+    case "$1" in
+        bos_rows) echo "$root/data_${OVERFLOW:-requeue}$suffix" ;;
+        mul_tokens) echo "$root/data_mul_tokens$suffix" ;;
+        *) echo "$root/data_stream$suffix" ;;
+    esac
+}
+arm_flags() { # arm: what it adds to the same run
+    case "$1" in
+        none) echo "--learning_rate ${rates[2]}" ;;
+        elementwise) echo "--learning_rate ${rates[2]} --attn_gate elementwise" ;;
+        muon) echo "--learning_rate ${rates[1]} --optimizer muon" ;;
+        *) echo "--learning_rate ${rates[0]}" ;;
+    esac
+}
+train_flags=(--preset "$preset" "${shape[@]}" "${machine[@]}" --max_train_steps "$steps" --max_epochs 1.05)
+[ "$preset" = gpt2 ] || train_flags+=(--warmdown_iters $((steps * 1450 / 5100)))
+score_flags=(--eval_every "$(every "$vals_of_run")" "${scores[@]}" --hellaswag_every "$(every "$evals_of_run")")
+[ -z "${HELLASWAG_DATA:-}" ] || score_flags+=(--hellaswag_data "$HELLASWAG_DATA")
+[ -z "$small" ] || score_flags+=(--hellaswag_max_examples 200 --skip_long)
+[ -z "${EWOK_DATA:-}" ] || score_flags+=(--ewok_every "$(every "$evals_of_run")" --ewok_data "$EWOK_DATA")
+[ -z "${ZEROSHOT_DATA:-}" ] || score_flags+=(--zeroshot_every "$steps" --zeroshot_data "$ZEROSHOT_DATA")
+score_flags+=(--save_every "$(every "$saves_of_run")" --keep_last 1 --results_csv "$out/results.csv")
+
+launcher="${LAUNCHER:-}"
+if [ -z "$small$launcher" ] && [ "${DEVICE:-}" != cpu ]; then
+    gpus="$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')"
+    [ "$gpus" -gt 0 ] || fail "no GPU is here: SMALL=1 does the same in small on a CPU; DEVICE=cpu does this for weeks."
+    [ "$gpus" -lt 2 ] || launcher="$PYTHON -m torch.distributed.run --standalone --nproc_per_node=$gpus"
+fi
+
+# in the background, so that a signal to this script alone reaches what runs by the trap
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+run() { "$@" & wait $!; }
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the parts
+
+cost() { # time of a run of the first arm, measured on made-up documents; disk of all
+    [ ! -e "$out/cost.txt" ] || return 0
+    [ -e "$root/probe/meta.json" ] || run "$PYTHON" prepare_fineweb.py --dataset synthetic --max_docs 300 --val_fraction 0.1 \
+        --resume --out_dir "$root/probe" > "$root/probe.out"
+    # shellcheck disable=SC2046,SC2086  # lists
+    run ${launcher:-"$PYTHON"} train_gpt.py "${train_flags[@]}" $(arm_flags "$a") ${TRAIN_FLAGS:-} --data_dir "$root/probe" \
+        --max_epochs 1e9 --verify_data sizes --eval_every 0 --save_every 0 --results_csv "" --dry_run \
+        --out_dir "$out/${a}_cost" > "$out/cost.out"
+    n_data=2
+    [ "$(data_of "$a")" != "$(data_of "$b")" ] || n_data=1
+    "$PYTHON" - "$out" "$need" "$n_data" "${#seeds[@]}" "${train_flags[@]}" --data_dir "$root/probe" <<'PY' > "$out/cost.tmp"
+import sys
+
+import torch
+
+sys.path.insert(0, ".")
+import train_gpt
+from lab import estimate, units
+
+out, tokens, n_data, n_seeds = sys.argv[1], *map(int, sys.argv[2:5])
+args = train_gpt.parse_args(sys.argv[5:])
+with torch.device("meta"):
+    model, _ = train_gpt.build_model(args, None, torch.device("meta"))
+size = 4 * model.num_params()["total"]
+# two bytes a token; two moments beside the weights; a checkpoint and its follower while it trains
+parts = {"tokens": 2.2 * tokens * n_data, "checkpoints": 3 * size * (2 * n_seeds + 1), "exports": size * 2 * n_seeds}
+free, needed = estimate.free_bytes(out), sum(parts.values())
+listed = ", ".join(f"{units.size(count)} of {name}" for name, count in parts.items())
+print(f"{2 * n_seeds} runs x {tokens:,} tokens; disk about {units.size(needed)} ({listed}), {units.size(free)} free")
+for line in open(f"{out}/cost.out"):
+    print("each run, without evaluations:", line.partition(" | disk")[0].rstrip())
+if needed > free:
+    sys.exit(f"run_124m.sh: the disk is too small: free {units.size(needed - free)}, or lower TOKENS or SEEDS.")
+PY
+    mv "$out/cost.tmp" "$out/cost.txt"
+    cat "$out/cost.txt"
+}
+
+prepare() { # one source and one held-out set; only what becomes of the documents differs
+    for arm in "$a" "$b"; do
+        folder="$(data_of "$arm")"
+        if [ -e "$folder/meta.json" ]; then continue; fi
+        script=(prepare_fineweb.py)
+        case "$arm" in
+            bos_rows) script=(prepare_bos_rows.py --seq_len "$seq_len" --overflow "${OVERFLOW:-requeue}") ;;
+            mul_tokens) script+=(--condition mul_tokens) ;;
+        esac
+        [ "${#datasets[@]}" -eq 0 ] || script+=(--dataset "${datasets[@]}")
+        # shellcheck disable=SC2206  # a list
+        [ -z "${DECONTAMINATE:-}" ] || script+=(--decontaminate $DECONTAMINATE)
+        workers="$(getconf _NPROCESSORS_ONLN)"
+        run "$PYTHON" "${script[@]}" "${target[@]}" --num_proc $((workers < 16 ? workers : 16)) --resume --out_dir "$folder"
+    done
+}
+
+train() {
+    list="$out/runs_${seeds[*]}.txt" list="${list// /_}" # of these seeds, as others may run on another machine
+    for seed in "${seeds[@]}"; do
+        for arm in "$a" "$b"; do
+            # shellcheck disable=SC2046,SC2086  # lists
+            echo train_gpt.py "${train_flags[@]}" $(arm_flags "$arm") ${TRAIN_FLAGS:-} "${score_flags[@]}" \
+                --data_dir "$(data_of "$arm")" --out_dir "$out/${arm}_s$seed" --seed "$seed" --notes "124m_$arms"
+        done
+    done > "$list"
+    run "$PYTHON" experiments/sweep.py "$list" --jobs "$jobs" --launcher "$launcher"
+}
+
+runs_of() { for seed in "${seeds[@]}"; do echo "$out/$1_s$seed"; done; } # an arm's folders
+
+evals() { # HellaSwag, EWoK and zero-shot are scored while training
+    [ "$arms" = tokens ] || return 0
+    options=(--max_examples 200) data="${GSM8K_DATA:-}"
+    [ -z "$small" ] || { options=(--max_new_tokens 32 --device cpu); data="${data:-synthetic:20}"; }
+    for folder in $(runs_of "$a") $(runs_of "$b"); do
+        [ -e "$folder/gsm8k_results.json" ] || run "$PYTHON" eval_gsm8k.py --checkpoint "$folder" --data "$data" "${options[@]}"
+    done
+}
+
+export_all() {
+    [ "$arms" != gates ] || { echo "export: Hugging Face has no class for the speedrun's shape."; return; }
+    for folder in $(runs_of "$a") $(runs_of "$b"); do
+        hf="$out/hf/$(basename "$folder")"
+        [ -e "$hf" ] || run "$PYTHON" model.py export "$folder" "$hf"
+    done
+}
+
+report() {
+    newer=""
+    [ ! -e "$out/reported" ] || newer="-newer $out/reported"
+    # shellcheck disable=SC2046,SC2086  # lists
+    changed="$(find $(runs_of "$a") $(runs_of "$b") -maxdepth 1 \( -name summary.json -o -name gsm8k_results.json \) $newer)"
+    if [ -n "$changed" ]; then
+        treatment=() planned=()
+        [ "${#seeds[@]}" -lt 3 ] || planned=(--planned "${#seeds[@]}")
+        [ "$arms" != optimizers ] || treatment=(--treatment optimizer,learning_rate)
+        # shellcheck disable=SC2046  # lists
+        run "$PYTHON" compare_runs.py --a $(runs_of "$a") --b $(runs_of "$b") "${treatment[@]}" \
+            "${planned[@]}" --out "$out/report"
+        touch "$out/reported"
+    fi
+    echo "report: $out/report/report.html"
+}
+
+for part in $parts; do
+    echo "== $part"
+    case "$part" in
+        export) export_all ;;
+        *) "$part" ;;
+    esac
+done

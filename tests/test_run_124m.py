@@ -1,0 +1,83 @@
+"""experiments/run_124m.sh in small: stopped twice, it goes on and ends with the report; then it changes nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ENV, REPO
+
+from lab import runs
+
+SCRIPT = REPO / "experiments" / "run_124m.sh"
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+TINY = {"SMALL": "1", "PYTHON": sys.executable, "SEEDS": "0", "TOKENS": "6144", "HELLASWAG_DATA": "synthetic:8"}
+
+
+def start(out, *parts, **variables):
+    return subprocess.Popen(["bash", str(SCRIPT), *parts], env={**ENV, **TINY, "OUT": str(out), **variables},
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def stop_when(process, condition):
+    """SIGTERM to the script alone, once condition() holds. Nothing that it started may outlive it."""
+    until = time.time() + 300
+    while not condition():
+        assert process.poll() is None and time.time() < until, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)  # until the last that holds its output has ended
+    assert process.returncode != 0, printed
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def contents(out):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in out.rglob("*")
+            if path.is_file() and not path.name.startswith("runs_")}
+
+
+@pytest.mark.slow
+def test_stopped_twice_it_ends_with_the_report(tmp_path):
+    """Both arms and their export are there, each step trained once; what was finished is never made again."""
+    out = tmp_path / "out"
+    rows = out / "rows"
+    stop_when(start(out), lambda: list(out.glob("data_stream*/meta.json")))
+    scalars = rows / "stream_s0" / "scalars.jsonl"
+    stop_when(start(out), lambda: scalars.exists() and scalars.read_text().count('"train"') >= 2)
+    whole = start(out)
+    printed, _ = whole.communicate(timeout=550)
+    assert whole.returncode == 0 and "report.html" in printed, printed
+    for arm in ("stream", "bos_rows"):
+        records = runs.read_jsonl(rows / f"{arm}_s0" / "scalars.jsonl")
+        assert [record["step"] for record in records if record["type"] == "train"] == list(range(1, 13))
+        assert (rows / "hf" / f"{arm}_s0" / "model.safetensors").exists()
+    report = json.loads((rows / "report" / "report.json").read_text())
+    assert report["verdict"] != "not comparable" and report["primary"] == "val_loss"
+    assert [d["knob"] for d in report["gate"]["differences"] if d["state"] == "differs"] == []
+    assert "2 runs x 6,144 tokens" in (rows / "cost.txt").read_text()
+
+    before = contents(out)
+    again = start(out)
+    printed, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, printed
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize(("parts", "variables", "words"), [
+    ((), {"ARMS": "row"}, "ARMS=row is unknown: use rows, tokens, gates or optimizers."),
+    (("trian",), {}, "trian is no part: use cost, prepare"),
+    ((), {"SEEDS": "0 x"}, "SEEDS has x: give whole numbers"),
+    ((), {"TOKENS": "ten"}, "TOKENS=ten is no number: write 300M"),
+    ((), {"TOKENS": "10"}, "less than one step: give 512 or more"),
+])
+def test_bad_settings_are_sentences(tmp_path, parts, variables, words):
+    """A typing error would cost days on the wrong experiment."""
+    process = start(tmp_path / "out", *parts, **variables)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and printed.startswith("run_124m.sh: ") and words in printed
+    assert len(printed.splitlines()) == 1 and not (tmp_path / "out").exists()
