@@ -446,11 +446,11 @@ def train(args, procs) -> int:
                     [drawn[i] for i in rows], advantages[rows], weights[rows], memory)
                 loss += part
                 figures.append(figure)
-            loss, asked = training.sum_over_ranks(procs, loss, run.stop)
-            stopped = stopped or asked
             grad_norm = training.reduce_gradients(procs, params)
-            training.refuse_non_finite(run, loss, grad_norm, f"problems {numbers[:4]}...")
             training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
+            loss, norm, asked, _ = training.read_step(procs, loss, grad_norm, run.stop)
+            stopped = stopped or asked
+            training.refuse_non_finite(run, loss, norm, f"problems {numbers[:4]}...")
             losses.append(loss)
         completion_tokens = sum(len(one.ids) for one in drawn)
         tokens = completion_tokens + sum(len(one.prompt) - 1 for one in drawn)
@@ -469,7 +469,7 @@ def train(args, procs) -> int:
         of_updates = started + seconds - sampled
         training.record_step(
             run, lr=args.learning_rate * multiplier, loss=sum(losses) / len(losses),
-            grad_norm=grad_norm, seconds=seconds, tokens=tokens, flops=flops,
+            grad_norm=norm, seconds=seconds, tokens=tokens, flops=flops,
             epoch=step * per_step / len(problems), **rollouts.describe_step(groups),
             kl=every["kl"] / counted,
             clip_share=every["clipped"] / counted / args.inner_steps,

@@ -161,9 +161,9 @@ def batch_loss(model, batch: dict, packing: bool, hidden=hidden_states, denomina
     head, whose products are most of a small model's work. hidden: hidden_states, or that compiled."""
     weight = model.transformer["wte"].weight
     device = weight.device
-    x, positions, where = (batch[name].to(device) for name in ("x", "positions", "where"))
-    segments = batch["segments"].to(device) if packing else None
-    targets = batch["y"].flatten()[batch["where"]].to(device)
+    tensors = [batch["x"], batch["positions"], batch["where"], batch["y"].flatten()[batch["where"]]]
+    x, positions, where, targets = (processes.to_device(tensor, device) for tensor in tensors)
+    segments = processes.to_device(batch["segments"], device) if packing else None
     states = hidden(model, x, positions, segments).flatten(0, 1).index_select(0, where)
     return chunked_cross_entropy(
         states, weight, targets, model.config.masked_ranges, denominator, reduce)
@@ -415,10 +415,10 @@ def train(args, procs) -> int:
         loss = torch.zeros((), device=device)
         for i in range(0, len(rows), args.micro_batch_size):
             loss += compute_gradients(rows[i : i + args.micro_batch_size], trained_tokens)
-        loss, stopped = training.sum_over_ranks(procs, loss, run.stop)
         grad_norm = training.reduce_gradients(procs, params)
-        training.refuse_non_finite(run, loss, grad_norm, f"conversations {numbers[:4].tolist()}...")
         training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
+        loss, norm, stopped, _ = training.read_step(procs, loss, grad_norm, run.stop)
+        training.refuse_non_finite(run, loss, norm, f"conversations {numbers[:4].tolist()}...")
         flops = flops_body * tokens + flops_head * trained_tokens
         seconds = training.finish_step(run, started, tokens, trained_tokens, flops)
 
@@ -433,7 +433,7 @@ def train(args, procs) -> int:
         if len(epochs) > 1:
             more["tinygsm_share"] = float((source[numbers] == 1).mean())
         training.record_step(
-            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=grad_norm,
+            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=norm,
             seconds=seconds, tokens=tokens, flops=flops,
             epoch=step * per_step / n_conversations, **more)
         if procs.is_main and training.is_due(args.sample_every, step):

@@ -9,7 +9,8 @@
 
 Reads a folder of prepare_fineweb.py or prepare_bos_rows.py (or llm.c, nanoGPT, build-nanogpt shards); writes a run's
 folder (layout: lab/runs.py). The tokens of a step depend on data, seed and step alone (lab/data_order.py), so two arms
-can be proved to have read the same, and no resume, number of ranks or micro-batch size changes what is learnt.
+can be proved to have read the same, and no resume, number of ranks or micro-batch size changes what is learnt, but for
+the rounding of sums in another order.
 """
 
 import argparse
@@ -482,14 +483,13 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         loss = torch.zeros((), device=device)
         for tokens in batch["tokens"].split(args.micro_batch_size):  # (B, T + 1)
             loss += compute_gradients(tokens)
-        loss, stopped = training.sum_over_ranks(procs, loss, run.stop)
-        checksum = training.sum_checksums(procs, batch["checksum"])
         grad_norm = training.reduce_gradients(procs, params)
+        training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
+        loss, norm, stopped, checksum = training.read_step(procs, loss, grad_norm, run.stop, batch["checksum"])
         first = state.step * sequences_per_step  # of the step's entries in the data order
         training.refuse_non_finite(
-            run, loss, grad_norm, f"entries {first}..{first + sequences_per_step - 1} of the data "
+            run, loss, norm, f"entries {first}..{first + sequences_per_step - 1} of the data "
             f"order (sequences {batch['sequences'][:4].tolist()}... on rank {procs.rank})")
-        training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
         seconds = training.finish_step(run, started, tokens_per_step, tokens_per_step, flops_per_step)
 
         # records
@@ -500,7 +500,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
             epochs=sorted(set(batch["epochs"].tolist())), entries=[first, first + batches.share],
             checksum=f"{checksum:016x}", rank_checksum=f"{batch['checksum']:016x}")
         training.record_step(
-            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=grad_norm,
+            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=norm,
             seconds=seconds, tokens=tokens_per_step, flops=flops_per_step,
             epoch=step * sequences_per_step / n_sequences)
         if procs.is_main and training.is_due(args.sample_every, step):

@@ -335,6 +335,13 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
 # the machine
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device. CUDA gets it out of pinned memory, so that the host need not wait for the copy."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def tune_allocator() -> bool:
     """Let glibc keep big buffers instead of returning them to the kernel after every step. True when it took effect.
 

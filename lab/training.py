@@ -336,25 +336,6 @@ def refuse_changes(before: dict, record: dict, same: dict, parser) -> None:
 # a step: what follows the backward passes
 
 
-def sum_over_ranks(procs, loss: torch.Tensor, stop) -> tuple[float, bool]:
-    """(the ranks' losses added up in float64, whether any rank was asked to stop)."""
-    values = [loss.item(), float(stop.asked)]
-    values = torch.tensor(values, dtype=torch.float64, device=sums_device(procs))
-    loss, asked = procs.sum(values).tolist()
-    return loss, asked > 0
-
-
-def sum_checksums(procs, checksum: int) -> int:
-    """The ranks' checksums added up modulo 2**64: int64 sums wrap around."""
-    value = torch.tensor(np.uint64(checksum).astype(np.int64).item(), device=sums_device(procs))
-    return procs.sum(value).item() % 2**64
-
-
-def sums_device(procs) -> torch.device:
-    """Where small sums over ranks are formed: MPS has no float64."""
-    return procs.device if procs.device.type == "cuda" else torch.device("cpu")
-
-
 def reduce_gradients(procs, params) -> torch.Tensor:
     """Adds up every gradient over all ranks, in one all-reduce of all in a row, so that the order of additions never
     changes. Returns the L2 norm of all."""
@@ -364,21 +345,8 @@ def reduce_gradients(procs, params) -> torch.Tensor:
     if procs.world_size > 1:
         flat = procs.sum(torch.cat([p.grad.flatten() for p in params]))
         for p, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
-            p.grad.copy_(piece.view_as(p))
+            p.grad = piece.view_as(p)
     return torch.nn.utils.get_total_norm([p.grad for p in params])
-
-
-def refuse_non_finite(run: Run, loss: float, grad_norm: torch.Tensor, what_was_read: str) -> None:
-    """Ends a run that has diverged, before its weights take the update."""
-    norm = grad_norm.item()
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    checkpoints = runs.list_checkpoints(run.folder)
-    last = checkpoints[-1] if checkpoints else "none"
-    raise processes.SharedError(
-        f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on "
-        f"{what_was_read}; the last good checkpoint is {last}: start again with a lower "
-        "--learning_rate or a longer --warmup_iters.")
 
 
 def clip_and_step(optimizers, params, grad_norm: torch.Tensor, grad_clip: float) -> None:
@@ -390,10 +358,34 @@ def clip_and_step(optimizers, params, grad_norm: torch.Tensor, grad_clip: float)
         optimizer.zero_grad(set_to_none=True)
 
 
+def read_step(procs, loss: torch.Tensor, grad_norm: torch.Tensor, stop, checksum=0) -> tuple[float, float, bool, int]:
+    """(the ranks' losses added up in float64, the gradients' norm, whether any rank was asked to stop, the ranks'
+    checksums added up modulo 2**64). Here, once a step, the host waits for the device to have done it all."""
+    device = procs.device
+    if device.type == "mps":  # which has no float64
+        device = torch.device("cpu")
+    halves = divmod(checksum, 2**32)  # float64 adds them up exactly
+    own = processes.to_device(torch.tensor([stop.asked, *halves], dtype=torch.float64), device)
+    loss, grad_norm = (value.to(device).double().view(1) for value in (loss, grad_norm))
+    sums = procs.sum(torch.cat([loss, own]))
+    loss, asked, high, low, norm = torch.cat([sums, grad_norm]).tolist()
+    return loss, norm, asked > 0, (int(high) * 2**32 + int(low)) % 2**64
+
+
+def refuse_non_finite(run: Run, loss: float, norm: float, what_was_read: str) -> None:
+    """Ends a run that has diverged, before anything of the step is recorded or saved."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    checkpoints = runs.list_checkpoints(run.folder)
+    last = checkpoints[-1] if checkpoints else "none"
+    raise processes.SharedError(
+        f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on "
+        f"{what_was_read}; the last good checkpoint is {last}: start again with a lower "
+        "--learning_rate or a longer --warmup_iters.")
+
+
 def finish_step(run: Run, started: float, tokens: int, trained_tokens: int, flops: int) -> float:
-    """Counts the step once the device has finished it. Returns its seconds."""
-    if run.procs.device.type == "cuda":
-        torch.cuda.synchronize()
+    """Counts the step, which read_step has waited for. Returns its seconds."""
     seconds = time.perf_counter() - started
     run.state.step += 1
     run.state.tokens_seen += tokens
@@ -413,10 +405,10 @@ def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch,
     peak_memory = torch.cuda.max_memory_allocated() if is_cuda else processes.peak_rss_bytes()
     peak_flops = run.procs.world_size * (run.record["peak_flops"] or math.nan)
     weights = [p.detach() for p in run.model.parameters() if p.requires_grad]
-    norm, speed = grad_norm.item(), tokens / seconds
+    speed = tokens / seconds
     run.scalars.write(
         type="train", step=state.step, timestamp=runs.now(), lr=lr,
-        train_loss_opt_step_mean=loss, grad_norm_l2_preclip=norm,
+        train_loss_opt_step_mean=loss, grad_norm_l2_preclip=grad_norm,
         param_norm_l2=torch.nn.utils.get_total_norm(weights).item(),
         tokens_seen_global=state.tokens_seen, tokens_per_sec=round(speed, 1),
         mfu=round(flops / seconds / peak_flops, 4), peak_mem_bytes=peak_memory,
@@ -426,7 +418,7 @@ def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch,
     run.bar.update()
     if is_due(args.log_every, state.step):
         run.log(f"step {state.step:6d}/{args.max_train_steps} | loss {loss:.4f} | lr {lr:.3e} | "
-                f"norm {norm:.3f} | {speed:,.0f} tok/s | {left} left")
+                f"norm {grad_norm:.3f} | {speed:,.0f} tok/s | {left} left")
 
 
 def is_due(every: int, step: int, last: int | None = None) -> bool:

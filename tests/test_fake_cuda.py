@@ -1,0 +1,225 @@
+"""What a GPU would refuse or wait for, seen on a simulated one: tensors on the wrong device, host waits per step."""
+
+import collections
+import shutil
+import signal
+import subprocess
+import sys
+
+import fake_cuda
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    ENV,
+    REPO,
+    exposures,
+    light_files,
+    losses,
+    records,
+    tiny_documents,
+    weights,
+    write_dataset,
+    write_jsonl,
+)
+from test_grpo import flags_of, items
+
+import grpo
+import sft
+import train_gpt
+from lab import runs
+from model import GPT, GPTConfig
+
+ON_CUDA = ["--device", "cuda", "--compile", "off"]
+TINY = ("--n_layer 2 --n_head 2 --n_embd 16 --seq_len 16 --micro_batch_size 4 --total_batch_tokens 128 "
+        "--learning_rate 1e-2 --dtype float32 --max_train_steps 2 --eval_every 0 --log_every 0 --results_csv").split()
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """A run takes over SIGTERM, SIGHUP and ctrl-C; give them back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    write_dataset(folder, tiny_documents(40, 3, 60))
+    return folder
+
+
+def on_cuda(main, *flags) -> fake_cuda.Seen:
+    """What a script's run has done to the device."""
+    with light_files(), fake_cuda.device() as seen:
+        assert main([*map(str, flags), *ON_CUDA]) == 0
+        return fake_cuda.Seen(seen.waits.copy(), seen.launches.copy())
+
+
+def flags_for(data, out, *flags):
+    return ["--data_dir", data, "--out_dir", out, *TINY, "", *flags]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the simulator
+
+
+def test_it_refuses_what_a_card_refuses():
+    """Operations on tensors of two devices that pass unseen: none; and a number, or an index from the CPU, is taken."""
+    with fake_cuda.device():
+        x, y = torch.ones(3, device="cuda"), torch.ones(3)
+        refused = [
+            lambda: x + y, lambda: y.add_(x), lambda: torch.cat([x, y]), lambda: y[x.long()], lambda: x.numpy(),
+            lambda: torch.distributed.all_reduce(y), lambda: torch.where(x > 0, x, y)]
+        for use in refused:
+            with pytest.raises((RuntimeError, TypeError)):
+                use()
+        assert (x + torch.tensor(2.0)).cpu().tolist() == [3, 3, 3]
+        assert x[torch.tensor([0])].device.type == "cuda"
+        assert x.to("cpu").device.type == "cpu" and not x.is_cpu
+    assert not torch.cuda.is_available()
+
+
+def test_it_counts_waits():
+    """Waits of the host that are not counted, or counted where there is none."""
+    with fake_cuda.device() as seen:
+        x = torch.zeros(4, device="cuda", requires_grad=True)
+        pinned = torch.ones(4).pin_memory()
+        y = pinned[1:].to("cuda", non_blocking=True)  # a view of pinned memory
+        (x[1:] * y).sum().backward()
+        assert not seen.waits and seen.launches["mul"] == 2  # forward and backward
+        reads = [
+            x.sum().item, x.tolist, x.cpu, lambda: x[x > 0], lambda: x.nonzero(), lambda: bool(x.any()),
+            lambda: torch.tensor([1.0], device="cuda"), lambda: torch.ones(4).to("cuda", non_blocking=True),
+            torch.cuda.synchronize, lambda: x.data.copy_(torch.ones(4))]
+        for count, read in enumerate(reads, 1):
+            read()
+            assert seen.waits.total() == count, list(seen.waits)
+
+
+def test_gradients_are_the_cpus():
+    """Gradients on the simulated device and on the CPU: equal to 1e-7."""
+    config = GPTConfig(vocab_size=200, block_size=8, n_layer=1, n_head=2, n_embd=8, arch="speedrun", unused_ids=())
+    idx, of_cpu, of_cuda = torch.arange(16).view(2, 8), GPT(config), GPT(config)
+    of_cpu(idx, idx).backward()
+    with fake_cuda.device():
+        of_cuda.to("cuda")
+        of_cuda(idx.to("cuda"), idx.to("cuda")).backward()
+    for ours, theirs in zip(of_cuda.parameters(), of_cpu.parameters(), strict=True):
+        assert (ours.grad.inner - theirs.grad).abs().max() < 1e-7
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# pretraining
+
+ARMS = {
+    "adamw": "",
+    "muon_evaluated": "--arch speedrun --attn_gate elementwise --optimizer muon --eval_every 1 --sample_every 2 "
+                      "--sample_tokens 4 --hellaswag_every 2 --hellaswag_data synthetic:8 --ewok_every 2 "
+                      "--ewok_data synthetic:8 --zeroshot_every 2 --zeroshot_data synthetic:4",
+    "muon_all_deterministic": "--arch speedrun --attn_gate const --gate_pos value --optimizer muon_all "
+                              "--deterministic --sample_every 1 --sample_tokens 4",
+    "hope": "--memory hope_attention --write through --attn_gate headwise --eval_every 2 --sample_every 2 "
+            "--sample_tokens 4 --arch speedrun",
+    "titan": "--memory titan --eval_every 2",
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_training_is_all_on_the_device(arm, data, tmp_path):
+    """Misplaced tensors in training, evaluations, samples and saves: none; losses are the CPU's to 1e-3 (Muon's
+    Newton-Schulz runs in bf16 there)."""
+    flags = ARMS[arm].split()
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "cuda", *flags))
+    with light_files():
+        train_gpt.main([*map(str, flags_for(data, tmp_path / "cpu", "--device", "cpu", *flags))])
+    assert np.abs(losses(tmp_path / "cuda") - losses(tmp_path / "cpu")).max() < 1e-3
+    for ours, theirs in zip(records(tmp_path / "cuda", "val"), records(tmp_path / "cpu", "val"), strict=True):
+        assert abs(ours["val_loss"] - theirs["val_loss"]) < 1e-3
+
+
+def test_resume_is_exact(data, tmp_path):
+    """A run stopped after step 1 and continued ends with the same bytes of weights."""
+    flags = ["--optimizer", "muon", "--save_every", 1, "--keep_last", 0]
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "a", *flags))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "summary.json").unlink()
+    shutil.rmtree(runs.checkpoint_path(tmp_path / "b", 2))
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "b", *flags, "--resume", "auto"))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_two_ranks(data, tmp_path):
+    """Every tensor of a collective is on the device, as NCCL needs; two ranks learn what one does."""
+    flags = flags_for(data, tmp_path / "two", "--optimizer", "muon", "--eval_every", 2, *ON_CUDA)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               REPO / "tests" / "fake_cuda.py", "train_gpt.py", *flags]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=ENV, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "one", "--optimizer", "muon", "--eval_every", 2))
+    assert np.abs(losses(tmp_path / "two") - losses(tmp_path / "one")).max() < 1e-4
+    checksums = [[record["checksum"] for record in exposures(tmp_path / name)] for name in ("one", "two")]
+    assert checksums[0] == checksums[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# waits
+
+MOST_WAITS = 3  # per optimizer step
+
+
+def more(of_many: collections.Counter, of_few: collections.Counter) -> dict:
+    """What a longer run counted beyond a shorter one."""
+    return dict(of_many - of_few)
+
+
+@pytest.mark.parametrize("flags", ["", "--arch speedrun --attn_gate elementwise --optimizer muon",
+                                   "--memory hope_attention --write through"])
+def test_waits_of_pretraining(flags, data, tmp_path):
+    """Waits per micro-step: 0; per optimizer step: at most MOST_WAITS."""
+    run = lambda name, *extra: on_cuda(
+        train_gpt.main, *flags_for(data, tmp_path / name, *flags.split(), *extra)).waits
+    few = run("few")
+    many = run("many", "--max_train_steps", 4)
+    assert sum(more(many, few).values()) <= 2 * MOST_WAITS, more(many, few)
+    assert more(run("micro", "--micro_batch_size", 2), few) == {}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "model"
+    GPT(GPTConfig(block_size=48, n_layer=1, n_head=2, n_embd=16, padded_vocab_size=50432), seed=0).save(folder)
+    return folder
+
+
+def fine_tune(base, folder, *flags):
+    """Of problems that a model can only guess; test_grpo.items."""
+    problems = write_jsonl(folder.with_suffix(".jsonl"), items(32))
+    usual = ("--total_batch_conversations 16 --micro_batch_size 16 --optimizer muon --learning_rate 0.05 --save_every 0 "
+             "--log_every 0 --dtype float32 --eval_every 0")
+    return on_cuda(sft.main, "--stage", "gsm8k", "--init", base, "--data", problems, "--out_dir", folder,
+                   *usual.split(), *flags)
+
+
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_waits_of_fine_tuning(base, tmp_path, packing):
+    """As of pretraining."""
+    run = lambda name, *extra: fine_tune(base, tmp_path / name, "--packing", packing, *extra).waits
+    few = run("few", "--max_train_steps", 1)
+    many = run("many", "--max_train_steps", 3)
+    assert sum(more(many, few).values()) <= 2 * MOST_WAITS, more(many, few)
+    assert more(run("micro", "--max_train_steps", 1, "--micro_batch_size", 1), few) == {}
+
+
+def test_fine_tuning_and_rewards(base, tmp_path):
+    """Misplaced tensors in sft.py with evaluations and samples, and in grpo.py with sampling, updates, an exam and
+    its generation: none."""
+    fine_tune(base, tmp_path / "sft", "--max_train_steps", 32)
+    fine_tune(base, tmp_path / "more", "--max_train_steps", 1, "--eval_every", 1, "--val_fraction", 0.2,
+              "--sample_every", 1)
+    pool = write_jsonl(tmp_path / "pool.jsonl", items(20, start=100))
+    flags = flags_of(tmp_path / "sft", pool, tmp_path / "grpo", "--dtype", "float32", "--max_train_steps", 1)
+    on_cuda(grpo.main, *flags, "--eval_every", 1, "--sample_every", 1, "--deterministic")
+    assert records(tmp_path / "grpo")[-1]["ratio_off_share"] == 0
