@@ -331,11 +331,10 @@ def train(args, procs) -> int:
     params = [p for p in model.parameters() if p.requires_grad]
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    hidden, width = rollouts.hidden_states, 0
+    hidden, shape = training.compiled(args, model, rollouts.hidden_states), ()
     if training.compiles(args, device):
-        hidden = torch.compile(rollouts.hidden_states)
-        # one shape, compiled once
         width = max(len(problem["prompt"]) for problem in problems) + args.max_new_tokens
+        shape = width, args.micro_batch_size  # one, compiled once
     per_completion = policy.NORMALIZATIONS[args.normalization].per_completion
     flops_per_token = model.flops_per_token(config.block_size)
     flops_head = 6 * config.vocab_size * config.n_embd  # the part that only completions pay
@@ -344,7 +343,7 @@ def train(args, procs) -> int:
 
     def compute_gradients(rows, advantages, weights, known: dict) -> tuple[torch.Tensor, dict]:
         """Adds a micro-batch's gradients. known: its log-probs of the first inner step, kept for the others."""
-        batch = rollouts.make_batch(rows, width)
+        batch = rollouts.make_batch(rows, *shape)
         with autocast():
             log_p = rollouts.log_probs(model, batch, args.temperature, hidden)
             if not known:

@@ -41,6 +41,7 @@ from lab import (
     decontaminate,
     estimate,
     inference,
+    kernels,
     optim,
     processes,
     resume,
@@ -186,6 +187,7 @@ def choose_scored(data: dict, args) -> np.ndarray:
 
 
 @torch.no_grad()
+@kernels.for_many_shapes()
 def evaluate_val(model, data: dict, args, procs, autocast, stop) -> tuple[dict, dict] | None:
     """Val loss per trained token over all ranks: (fields for scalars.jsonl, arrays per conversation); None when asked
     to stop. Sums in float64 over exact counts, for any world size, batch and packing. Draws no random numbers."""
@@ -338,15 +340,15 @@ def train(args, procs) -> int:
     params = [p for p in model.parameters() if p.requires_grad]
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    hidden, width = training.compiled(args, model, hidden_states), 0
+    hidden, shape = training.compiled(args, model, hidden_states), ()
     if training.compiles(args, device):
-        width = args.seq_len  # one shape, compiled once
+        shape = args.seq_len, args.micro_batch_size  # one, compiled once
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_head = 6 * config.vocab_size * config.n_embd  # the part that only trained tokens pay
     flops_body = flops_per_token - flops_head
 
     def compute_gradients(rows, trained_tokens: int):
-        batch = conversations.make_batch(data, rows, width)
+        batch = conversations.make_batch(data, rows, *shape)
         with autocast():
             loss = batch_loss(model, batch, packing, hidden, denominator=trained_tokens)
         loss.backward()

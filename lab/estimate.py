@@ -46,6 +46,7 @@ class Pace:
         self.at_end, self.at_start = set(at_end), set(at_start)
         self.guesses, self.clock = guesses or {}, clock
         self.sums = {kind: [0.0] for kind in self.every}  # seconds of the first n of each kind
+        self.compile_seconds = 0.0  # before the first step
         self.start()
 
     def start(self) -> None:
@@ -95,6 +96,7 @@ class Cost:
     update: float  # seconds of what follows the micro-steps of a step
     memory: float  # bytes at the peak; on CPU of the whole process
     checkpoint: int  # bytes
+    compile: float = 0.0  # seconds of the first micro-step beyond those of another
 
 
 def checkpoint_bytes(model, optimizers) -> int:
@@ -136,13 +138,13 @@ def measure(micro_step, update, model, optimizers, rows: int, device, sizes=(), 
             few = rows
             if device.type == "cpu" and not compiled:
                 few = 1
-            micro = seconds_of(micro_step, few) * rows / few
+            first = micro = seconds_of(micro_step, few) * rows / few
             one_row = processes.peak_rss_bytes() - before
             if few < rows and micro < rows * SLOW:  # again: the first one also starts torch's kernels
                 micro = seconds_of(micro_step, few) * rows / few
             of_update = seconds_of(update)  # the optimizers' memory is taken from here on
             checkpoint = checkpoint_bytes(model, optimizers)
-            if micro < SLOW or is_cuda:
+            if micro < SLOW or is_cuda or compiled:
                 micro = seconds_of(micro_step, rows)
                 if micro < 0.5:  # once more: the first of its size takes memory
                     micro = seconds_of(micro_step, rows)
@@ -163,7 +165,7 @@ def measure(micro_step, update, model, optimizers, rows: int, device, sizes=(), 
                     group["lr"] = rate
             if is_cuda:
                 torch.cuda.reset_peak_memory_stats()
-    return Cost(micro, of_update, memory, checkpoint)
+    return Cost(micro, of_update, memory, checkpoint, max(0.0, first - micro) if compiled else 0.0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -244,6 +246,8 @@ def report(args, cost: Cost, pace: Pace, device, advice: str) -> list[str]:
     others = total - step * args.max_train_steps
     times = f"about {units.duration(step)} per step"
     lines = [f"measured: {times}, {units.duration(total)} in all, {units.duration(others)} of it evaluations and saves"]
+    if cost.compile:
+        lines.append(f"compiled in {units.duration(cost.compile)}, which count as no step's")
     if device.type != "cuda" and total > DAY:
         lines.append(f"WARNING: {times} here, {units.duration(total)} in all; {advice}")
     free = free_bytes(args.out_dir)

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import chunks, disk, estimate, optim, processes, resume, runs, schema
+from lab import chunks, disk, estimate, kernels, optim, processes, resume, runs, saving, schema
+from lab.loss import compile_softmax
 from lab.mirrors import open_mirrors
 from model import GPT
 
@@ -36,11 +37,9 @@ def prepare_machine(args, device):
     a function that makes the context."""
     processes.tune_allocator()
     args.dtype, autocast = processes.autocast_for(device, args.dtype)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        kernels.make_deterministic(device)
     return autocast
 
 
@@ -69,6 +68,7 @@ def look_ahead(args, procs, model, optimizers, micro_step, *, micro_steps: int, 
     at_start = [kind for kind in kinds if kind == "val"]
     plan = {**every, "sample": args.sample_every, "save": args.save_every}
     pace = estimate.Pace(args.max_train_steps, plan, [*kinds, "save"], at_start, guesses)
+    pace.compile_seconds = cost.compile
     return pace, estimate.report(args, cost, pace, device, advice)
 
 
@@ -81,6 +81,8 @@ def compiled(args, model, forward):
     device = model.transformer["wte"].weight.device
     if not compiles(args, device):
         return forward
+    if device.type == "cuda":
+        compile_softmax()
     compilers = os.environ.get("CXX", "g++"), "clang++", "cl"
     schema.check(device.type != "cpu" or any(map(shutil.which, compilers)),
                  "--compile on needs a C++ compiler, and none is on the PATH: install g++, or leave it out.")
@@ -105,6 +107,7 @@ class State:
     train_seconds: float = 0.0  # of training steps, over all resumes
     eval_seconds: float = 0.0
     wall_seconds: float = 0.0  # with saves and logs
+    compile_seconds: float = 0.0  # before the first step, over all resumes; in none of the others
     due: list[str] = field(default_factory=list)  # evaluations of this step that are not made yet
 
 
@@ -124,7 +127,7 @@ class Run:
 
     def __post_init__(self):
         self.folder = Path(self.args.out_dir)
-        self.state = State()
+        self.state, self.saver = State(), saving.Saver(self.procs)
         self.saved_step = -1  # of the newest checkpoint
         self.checked = None, None  # the last checkpoint that check() read, and its content
 
@@ -161,23 +164,21 @@ class Run:
             self.log_file.write_line(message)
 
     def save(self) -> None:
-        """Writes a checkpoint of the present step."""
+        """Writes a checkpoint of the present step; on CUDA it is whole when finish_saving has returned."""
+        self.finish_saving()
         self.state.wall_seconds = time.perf_counter() - self.clock_zero
         rng_states = self.procs.gather(rng_state(self.procs.device))
-
-        def write(folder: Path) -> None:
-            self.model.save(folder)
-            torch.save([one.state_dict() for one in self.optimizers], folder / "optimizer.pt")
-            torch.save(rng_states, folder / "rng.pt")
-            disk.write_json(folder / "trainer.json", asdict(self.state))
-
-        size = estimate.checkpoint_bytes(self.model, self.optimizers)
-        step, keep = self.state.step, self.args.keep_last
-        path = self.procs.on_main(
-            lambda: str(runs.save_checkpoint(self.folder, step, write, size, keep)))
-        self.saved_step = step
+        self.saver.begin(self.folder, self.state.step, self.args.keep_last, self.model,
+                         self.optimizers, rng_states, asdict(self.state))
+        self.saved_step = self.state.step
         self.pace.mark("save")
-        self.log(f"step {step:6d} | saved {path}")
+        if self.procs.device.type != "cuda":
+            self.finish_saving()
+
+    def finish_saving(self) -> None:
+        path = self.saver.finish()
+        if path:
+            self.log(f"step {runs.step_of(path):6d} | saved {path}")
 
     def check(self, checkpoint: Path) -> None:
         """ValueError unless a checkpoint is whole and this run's."""
@@ -205,6 +206,7 @@ class Run:
         self.saved_step = self.state.step
 
     def close(self) -> None:
+        self.finish_saving()
         self.bar.close()
         self.exposures.close()
         if self.procs.is_main:
@@ -296,7 +298,16 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
     if args.eval_every:
         run.state.due = ["val"]
     if checkpoint:
+        seen = procs.gather(Path(checkpoint).is_dir())
+        if not all(seen):
+            blind = seen.index(False)
+            raise processes.SharedError(
+                f"rank {blind} does not see {checkpoint}: put --out_dir on a disk that all "
+                "nodes share.")
         run.load(checkpoint)
+    # equal files, CPUs and versions of torch would make them equal, but who knows
+    procs.share(p.detach() for p in run.model.parameters())
+    run.state.compile_seconds += run.pace.compile_seconds
     run.open_files(is_new=before is None)
     total = run.record["parameters"]["total"]
     run.log(f"run {run.folder} | {procs.world_size} x {procs.device.type} | {args.dtype} | {total:,} parameters")
@@ -358,17 +369,17 @@ def clip_and_step(optimizers, params, grad_norm: torch.Tensor, grad_clip: float)
         optimizer.zero_grad(set_to_none=True)
 
 
-def read_step(procs, loss: torch.Tensor, grad_norm: torch.Tensor, stop, checksum=0) -> tuple[float, float, bool, int]:
+def read_step(procs, loss, grad_norm, stop, checksum=0) -> tuple[float, float, bool, int]:
     """(the ranks' losses added up in float64, the gradients' norm, whether any rank was asked to stop, the ranks'
     checksums added up modulo 2**64). Here, once a step, the host waits for the device to have done it all."""
     device = procs.device
     if device.type == "mps":  # which has no float64
         device = torch.device("cpu")
     halves = divmod(checksum, 2**32)  # float64 adds them up exactly
-    own = processes.to_device(torch.tensor([stop.asked, *halves], dtype=torch.float64), device)
-    loss, grad_norm = (value.to(device).double().view(1) for value in (loss, grad_norm))
-    sums = procs.sum(torch.cat([loss, own]))
-    loss, asked, high, low, norm = torch.cat([sums, grad_norm]).tolist()
+    own = torch.tensor([stop.asked, *halves], dtype=torch.float64)
+    loss, norm = (value.to(device).double().view(1) for value in (loss, grad_norm))
+    sums = procs.sum(torch.cat([loss, processes.to_device(own, device)]))
+    loss, asked, high, low, norm = torch.cat([sums, norm]).tolist()
     return loss, norm, asked > 0, (int(high) * 2**32 + int(low)) % 2**64
 
 
@@ -493,6 +504,7 @@ def leave(run: Run) -> None:
     """Saves a run that was asked to stop and prints how to continue it."""
     if run.saved_step != run.state.step:
         run.save()
+        run.finish_saving()
     run.log(f"stopped at step {run.state.step} of {run.args.max_train_steps}, saved; continue with: "
             f"python {run.script} --out_dir {run.folder} --resume auto")
 
@@ -510,7 +522,8 @@ def final_numbers(run: Run, val_fields: str) -> dict:
     numbers["best_val_loss"] = min(finite, default=None)
     milliseconds = 1000 * run.state.train_seconds
     return numbers | {
-        "train_time_ms": round(milliseconds), "ms_per_step": round(milliseconds / run.args.max_train_steps, 3),
+        "compile_seconds": round(run.state.compile_seconds, 3), "train_time_ms": round(milliseconds),
+        "ms_per_step": round(milliseconds / run.args.max_train_steps, 3),
         "tokens_seen": run.state.tokens_seen, "flops_total": run.state.flops, "epochs": run.record["data"]["epochs"]}
 
 

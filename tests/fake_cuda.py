@@ -6,9 +6,9 @@
 
     torchrun --standalone --nproc_per_node=2 tests/fake_cuda.py train_gpt.py ... --device cuda --compile off
 
-What would fail on a card fails here: CUDA and CPU tensors in one operation, .numpy(), a collective over a CPU tensor, an
-operation without a deterministic kernel in strict mode. Counted are kernels, and the places where the host waits for
-the device: what reads a value (.item(), .tolist(), .cpu(), nonzero), copies from memory that is not pinned, and
+What would fail on a card fails here: CUDA and CPU tensors in one operation, .numpy(), a collective over a CPU tensor,
+an operation without a deterministic kernel in strict mode. Counted are kernels, and the places where the host waits
+for the device: what reads a value (.item(), .tolist(), .cpu(), nonzero), copies from memory that is not pinned, and
 torch.cuda.synchronize.
 
 Limits: the kernels are the CPU's, compiled functions run as they are written, and autocast reaches only what asks for
@@ -107,7 +107,7 @@ class CudaTensor(torch.Tensor):
 
     def cpu(self):
         wait("cpu")
-        return self.detach().inner
+        return self.detach().inner.clone()
 
 
 def on_cpu(value):

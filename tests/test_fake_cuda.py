@@ -1,10 +1,15 @@
 """What a GPU would refuse or wait for, seen on a simulated one: tensors on the wrong device, host waits per step."""
 
 import collections
+import functools
+import json
+import math
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import fake_cuda
 import numpy as np
@@ -27,19 +32,22 @@ from test_grpo import flags_of, items
 import grpo
 import sft
 import train_gpt
-from lab import runs
+from lab import disk, inference, kernels, loss, processes, runs, training
 from model import GPT, GPTConfig
 
-ON_CUDA = ["--device", "cuda", "--compile", "off"]
+ON_CUDA = ["--device", "cuda"]  # compiled functions run as they are written
 TINY = ("--n_layer 2 --n_head 2 --n_embd 16 --seq_len 16 --micro_batch_size 4 --total_batch_tokens 128 "
         "--learning_rate 1e-2 --dtype float32 --max_train_steps 2 --eval_every 0 --log_every 0 --results_csv").split()
 
 
 @pytest.fixture(autouse=True)
-def handlers():
-    """A run takes over SIGTERM, SIGHUP and ctrl-C; give them back."""
+def leave_no_trace(monkeypatch):
+    """A run takes over SIGTERM, SIGHUP and ctrl-C, and sets modes; give them back."""
+    monkeypatch.setattr(loss, "compiled_softmax_grad", {})
+    mode = torch.get_deterministic_debug_mode()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
+    torch.set_deterministic_debug_mode(mode)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -111,11 +119,36 @@ def test_gradients_are_the_cpus():
         assert (ours.grad.inner - theirs.grad).abs().max() < 1e-7
 
 
+def test_strict_mode_refuses_sums_in_any_order():
+    """Operations without a deterministic kernel that pass strict mode unseen; sampling's are allowed."""
+    with fake_cuda.device():
+        logits, u = torch.zeros(2, 5, device="cuda"), torch.full((2,), 0.5, dtype=torch.float64)
+        kernels.make_deterministic(logits.device)
+        with pytest.raises(RuntimeError, match="deterministic"):
+            logits.cumsum(1)
+        assert inference.choose_tokens(logits, u, 1.0, None, 0.9).tolist() == [2, 2]
+        with pytest.raises(RuntimeError, match="deterministic"):
+            logits.cumsum(1)
+
+
+@pytest.mark.parametrize(("name", "tera"), [
+    ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835), ("NVIDIA H200", 989),
+    ("NVIDIA B200", 2250), ("NVIDIA A100-SXM4-40GB", 312), ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA L4", 121),
+    ("NVIDIA L40S", 362), ("NVIDIA GeForce RTX 3090", 71), ("NVIDIA GeForce RTX 5090", 209.5),
+    ("NVIDIA RTX A1000", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 4090 D", None),
+    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None), ("Tesla T4", None)])
+def test_peaks_are_of_this_card(name, tera):
+    """TFLOP/s that MFU is measured against; another card's would make it wrong by the ratio of both."""
+    peak = processes.data_sheet_flops(name)
+    assert peak == 1e12 * tera if tera else math.isnan(peak)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # pretraining
 
 ARMS = {
     "adamw": "",
+    "not_compiled": "--compile off --eval_every 2",
     "muon_evaluated": "--arch speedrun --attn_gate elementwise --optimizer muon --eval_every 1 --sample_every 2 "
                       "--sample_tokens 4 --hellaswag_every 2 --hellaswag_data synthetic:8 --ewok_every 2 "
                       "--ewok_data synthetic:8 --zeroshot_every 2 --zeroshot_data synthetic:4",
@@ -165,6 +198,57 @@ def test_two_ranks(data, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# saving
+
+SAVES = ["--max_train_steps", 3, "--save_every", 1, "--keep_last", 0, "--optimizer", "muon"]
+
+
+def files_of(run, step):
+    """Contents of a checkpoint, without the clock's."""
+    folder = runs.checkpoint_path(run, step)
+    return [(folder / name).read_bytes() for name in ("model.safetensors", "optimizer.pt", "rng.pt")]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(data, tmp_path, monkeypatch):
+    """A checkpoint that is written when the next step has changed the weights: the same bytes as without delay."""
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "plain", *SAVES))
+    next_step, save_checkpoint, read_step = threading.Event(), runs.save_checkpoint, training.read_step
+
+    def save_late(folder, step, *args):
+        assert step == 3 or next_step.wait(60)
+        next_step.clear()
+        return save_checkpoint(folder, step, *args)
+
+    def read(*args):
+        next_step.set()
+        return read_step(*args)
+
+    monkeypatch.setattr(runs, "save_checkpoint", save_late)
+    monkeypatch.setattr(training, "read_step", read)
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "late", *SAVES))
+    for step in (1, 2, 3):
+        assert files_of(tmp_path / "late", step) == files_of(tmp_path / "plain", step)
+    log = (tmp_path / "late" / "log.txt").read_text()
+    assert log.count("| saved ") == 3
+
+
+def test_a_save_that_fails_ends_the_run_in_a_sentence(data, tmp_path, monkeypatch):
+    """A full disk is noticed at the next save, and what was saved before stays."""
+    save_checkpoint = runs.save_checkpoint
+
+    def save(folder, step, write, bytes_needed, keep_last):
+        if step == 2:
+            bytes_needed = 2**60
+        return save_checkpoint(folder, step, write, bytes_needed, keep_last)
+
+    monkeypatch.setattr(runs, "save_checkpoint", save)
+    with pytest.raises(ValueError, match="step_000002 cannot be saved .*: free space, then --resume auto.$"):
+        on_cuda(train_gpt.main, *flags_for(data, tmp_path / "run", *SAVES))
+    assert [runs.step_of(path) for path in runs.list_checkpoints(tmp_path / "run")] == [1]
+    assert disk.holder(tmp_path / "run")[0] != "held"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # waits
 
 MOST_WAITS = 3  # per optimizer step
@@ -197,8 +281,8 @@ def base(tmp_path_factory):
 def fine_tune(base, folder, *flags):
     """Of problems that a model can only guess; test_grpo.items."""
     problems = write_jsonl(folder.with_suffix(".jsonl"), items(32))
-    usual = ("--total_batch_conversations 16 --micro_batch_size 16 --optimizer muon --learning_rate 0.05 --save_every 0 "
-             "--log_every 0 --dtype float32 --eval_every 0")
+    usual = ("--total_batch_conversations 16 --micro_batch_size 16 --optimizer muon --learning_rate 0.05 "
+             "--save_every 0 --log_every 0 --dtype float32 --eval_every 0")
     return on_cuda(sft.main, "--stage", "gsm8k", "--init", base, "--data", problems, "--out_dir", folder,
                    *usual.split(), *flags)
 
@@ -223,3 +307,55 @@ def test_fine_tuning_and_rewards(base, tmp_path):
     flags = flags_of(tmp_path / "sft", pool, tmp_path / "grpo", "--dtype", "float32", "--max_train_steps", 1)
     on_cuda(grpo.main, *flags, "--eval_every", 1, "--sample_every", 1, "--deterministic")
     assert records(tmp_path / "grpo")[-1]["ratio_off_share"] == 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# graphs
+
+COMPILERS = os.environ.get("CXX", "g++"), "clang++", "cl"
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The number of compiled graphs after each optimizer step, of which dynamo makes as many as for a card; they run
+    as they are traced."""
+    counts, read_step = [], training.read_step
+
+    def read(*args):
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        return read_step(*args)
+
+    monkeypatch.setattr(training, "read_step", read)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(loss, "compiled_softmax_grad", {})
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    loss.compile_softmax("cpu")
+    yield counts
+    torch._dynamo.reset()
+
+
+compiles = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="--compile on needs a C++ compiler")
+
+
+@compiles
+@pytest.mark.parametrize("flags", ["", "--arch speedrun --attn_gate elementwise --sample_every 2"])
+def test_one_graph_of_pretraining(flags, data, tmp_path, graphs):
+    """Graphs: of the network and of the loss, one each, made before the first step; an evaluation adds none."""
+    train_gpt.main([*map(str, flags_for(data, tmp_path / "run", *flags.split(), "--device", "cpu", "--compile", "on",
+                                        "--max_train_steps", 4, "--eval_every", 2))])
+    assert graphs == [2] * 4
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["compile_seconds"] > 0
+
+
+@compiles
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_one_graph_of_fine_tuning(packing, base, tmp_path, graphs):
+    """As of pretraining, though a step's last micro-batch has fewer rows and each another number of trained tokens."""
+    problems = write_jsonl(tmp_path / "problems.jsonl", items(32))
+    usual = (f"--stage gsm8k --init {base} --data {problems} --out_dir {tmp_path / 'run'} --eval_every 2 "
+             "--total_batch_conversations 10 --micro_batch_size 4 --max_train_steps 3 --val_fraction 0.2 --seq_len 24 "
+             f"--packing {packing} --device cpu --compile on")
+    sft.main(usual.split())
+    assert graphs == [2] * 3
