@@ -153,7 +153,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     counts = "max_read max_examples max_new_tokens exam_problems exam_samples"
     flags.check_flags(parser, args, {
         "a whole number of at least 1":
-            "problems_per_step rollout_batch_size max_train_steps inner_steps",
+            "micro_batch_size problems_per_step rollout_batch_size max_train_steps inner_steps",
         "0 or more": f"{counts} kl_coef {optim.number_flags()}",
         "a number above 0": "temperature clip",
         "a share from 0 to 1": "val_fraction"})
@@ -499,7 +499,7 @@ def train(args, procs) -> int:
 def main(argv=None) -> int:
     args = parse_args(argv)
     with contextlib.closing(processes.start_processes(args.device)) as procs:
-        with estimate.naming("micro_batch_size", args.micro_batch_size):
+        with estimate.naming("micro_batch_size", args):
             return train(args, procs)
 
 

@@ -119,7 +119,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     if not args.init:
         parser.error("--init is required: name a run's folder or a checkpoint to start from.")
     flags.check_flags(parser, args, {
-        "a whole number of at least 1": "total_batch_conversations",
+        "a whole number of at least 1": "micro_batch_size total_batch_conversations",
         "0 or more": "max_read max_examples seq_len max_train_steps val_max_conversations " + optim.number_flags(),
         "a number above 0": "epochs", "a share from 0 to 1": "mix_start mix_end val_fraction"})
     mixes = args.tinygsm_data or (args.mix_start, args.mix_end) != (0, 1)
@@ -460,7 +460,7 @@ def train(args, procs) -> int:
 def main(argv=None) -> int:
     args = parse_args(argv)
     with contextlib.closing(processes.start_processes(args.device)) as procs:
-        with estimate.naming("micro_batch_size", args.micro_batch_size):
+        with estimate.naming("micro_batch_size", args):
             return train(args, procs)
 
 

@@ -172,6 +172,46 @@ def measure(micro_step, update, model, optimizers, rows: int, device, sizes=(), 
 # memory
 
 
+# Tokens of a micro-step from which on what each one costs anew, casts of the weights and sums of gradients, no longer
+# counts (assumption)
+ENOUGH_TOKENS = {"cuda": 65_536, "cpu": 8192}
+# bytes that the backward pass needs per token, layer and channel: of the widest arm, compiled, in bfloat16 (measured)
+ACTIVATIONS = 54
+SPARE = 2e9  # bytes for logits, casts and fragments (assumption)
+
+
+def guess_rows(args, device, sizes) -> int:
+    """The largest of sizes, numbers of rows, that is worth it and should fit into the device's memory."""
+    most = ENOUGH_TOKENS.get(device.type, ENOUGH_TOKENS["cpu"])
+    if device.type == "cuda":
+        channels = args.n_layer * args.n_embd
+        weights = 12 * channels * args.n_embd + args.vocab_size * args.n_embd
+        room = 0.9 * total_memory(device) - 20 * weights - SPARE  # 20: with gradients, moments, and all to be summed
+        most = min(most, room / (ACTIVATIONS * channels))
+    return max((size for size in sizes if size * args.seq_len <= most), default=1)
+
+
+def fit_rows(procs, micro_step, model, rows: int, sizes) -> int:
+    """rows, or the next of sizes of half as many, and so on, until micro_step(rows) fits into every rank's memory."""
+    while rows > 1:
+        fits = True
+        try:
+            micro_step(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_no_memory(error):
+                raise
+            error.__traceback__ = None  # it holds the tensors of the pass
+            fits = False
+        model.zero_grad(set_to_none=True)
+        if all(procs.gather(fits)):
+            break
+        rows = max((size for size in sizes if size <= rows // 2), default=1)
+        torch._dynamo.reset()  # or the next shape would make graphs for any
+        if procs.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return rows
+
+
 def is_no_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
@@ -202,15 +242,16 @@ def advise_size(micro_step, clear, rows: int, sizes) -> str:
 
 
 @contextlib.contextmanager
-def naming(flag: str, size: int, sizes=()):
-    """Turns out-of-memory errors of the block into a sentence that names a flag and what should fit: half as much, of
-    `sizes` when only they can be chosen."""
+def naming(flag: str, args, sizes=()):
+    """Turns out-of-memory errors of the block into a sentence that names a flag of args and what should fit: half as
+    much, of `sizes` when only they can be chosen."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_no_memory(error):
             raise
         error.__traceback__ = None
+        size = getattr(args, flag)
         half = max((other for other in sizes or range(1, size) if other <= size // 2), default=0)
         advice = f"pass --{flag} {half} (estimated: half as much), which changes no result"
         if not half:

@@ -457,7 +457,7 @@ def evaluate(run: Run, evaluations: dict) -> None:
         started = time.perf_counter()
         compute, record = evaluations[state.due[0]]
         run.model.eval()
-        with estimate.naming("eval_batch_size", run.args.eval_batch_size):
+        with estimate.naming("eval_batch_size", run.args):
             scores = compute()
         if scores is None:
             return
