@@ -407,15 +407,18 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     scored = {name: estimate.tokens_of(examples) for name, (_, examples, _) in items.items()}
     scored["val"] = val_loss.count_tokens(val, args)
     row = torch.from_numpy(files.slice(0, args.seq_len + 1).astype(np.int64))
-    micro_step = lambda rows: compute_gradients(row.repeat(rows, 1))
+    micro_step, compiling = lambda rows: compute_gradients(row.repeat(rows, 1)), 0.0
     if is_fitted:
-        args.micro_batch_size = estimate.fit_rows(procs, micro_step, model, args.micro_batch_size, sizes)
+        args.micro_batch_size, compiling = estimate.fit_rows(
+            procs, micro_step, model, args.micro_batch_size, sizes)
     args.eval_batch_size = args.eval_batch_size or args.micro_batch_size
     pace, costs = training.look_ahead(
         args, procs, model, optimizers, micro_step,
         micro_steps=sequences_per_step // args.micro_batch_size // procs.world_size,
         tokens=args.micro_batch_size * args.seq_len, every=every, scored=scored,
         sizes=sizes, advice=presets.LAPTOP_ADVICE)
+    if training.compiles(args, device):
+        pace.compile_seconds += compiling
     if args.dry_run:
         procs.print("\n".join(costs))
         return 0

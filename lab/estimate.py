@@ -191,10 +191,12 @@ def guess_rows(args, device, sizes) -> int:
     return max((size for size in sizes if size * args.seq_len <= most), default=1)
 
 
-def fit_rows(procs, micro_step, model, rows: int, sizes) -> int:
-    """rows, or the next of sizes of half as many, and so on, until micro_step(rows) fits into every rank's memory."""
+def fit_rows(procs, micro_step, model, rows: int, sizes) -> tuple[int, float]:
+    """rows, or the next of sizes of half as many, and so on, until micro_step(rows) fits into every rank's memory; and
+    the seconds that the last one took, compiling included."""
+    started = time.perf_counter()
     while rows > 1:
-        fits = True
+        started, fits = time.perf_counter(), True
         try:
             micro_step(rows)
         except (RuntimeError, MemoryError) as error:
@@ -209,7 +211,7 @@ def fit_rows(procs, micro_step, model, rows: int, sizes) -> int:
         torch._dynamo.reset()  # or the next shape would make graphs for any
         if procs.device.type == "cuda":
             torch.cuda.empty_cache()
-    return rows
+    return rows, time.perf_counter() - started
 
 
 def is_no_memory(error: BaseException) -> bool:

@@ -56,7 +56,7 @@ def packed_weights(module):
         yield
     finally:
         for m in modules:
-            m.packed = None
+            vars(m).pop("packed", None)  # to set it to None would make torch.compile trace the module again
 
 
 # ----------------------------------------------------------------------------------------------------------------------

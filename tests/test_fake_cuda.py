@@ -339,9 +339,11 @@ compiles = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="--c
 
 
 @compiles
-@pytest.mark.parametrize("flags", ["", "--arch speedrun --attn_gate elementwise --sample_every 2"])
+@pytest.mark.parametrize("flags", [
+    "", "--arch speedrun --attn_gate elementwise --sample_every 2 --hellaswag_every 2 --hellaswag_data synthetic:8"])
 def test_one_graph_of_pretraining(flags, data, tmp_path, graphs):
-    """Graphs: of the network and of the loss, one each, made before the first step; an evaluation adds none."""
+    """Graphs: of the network and of the loss, one each, made before the first step; evaluations and samples add none.
+    """
     train_gpt.main([*map(str, flags_for(data, tmp_path / "run", *flags.split(), "--device", "cpu", "--compile", "on",
                                         "--max_train_steps", 4, "--eval_every", 2))])
     assert graphs == [2] * 4
