@@ -407,7 +407,8 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     scored = {name: estimate.tokens_of(examples) for name, (_, examples, _) in items.items()}
     scored["val"] = val_loss.count_tokens(val, args)
     row = torch.from_numpy(files.slice(0, args.seq_len + 1).astype(np.int64))
-    micro_step, compiling = lambda rows: compute_gradients(row.repeat(rows, 1)), 0.0
+    micro_step = lambda rows: compute_gradients(row.repeat(rows, 1))
+    compiling = 0.0
     if is_fitted:
         args.micro_batch_size, compiling = estimate.fit_rows(
             procs, micro_step, model, args.micro_batch_size, sizes)

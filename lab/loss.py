@@ -155,7 +155,7 @@ class _HeadLoss(torch.autograd.Function):
         return grad_x, grad_w, None, None, None, None
 
 
-@torch.compiler.disable  # these kernels are faster than the compiled ones
+@torch.compiler.disable  # on a CPU these kernels are faster than compiled ones; for CUDA see compile_softmax
 def chunked_cross_entropy(x, weight, targets, masked_ranges=(), denominator=None, reduce=True) -> torch.Tensor:
     """Cross-entropy of the logits x @ weight.T, without ever holding (N, V) of them.
 

@@ -127,7 +127,8 @@ class Run:
 
     def __post_init__(self):
         self.folder = Path(self.args.out_dir)
-        self.state, self.saver = State(), saving.Saver(self.procs)
+        self.state = State()
+        self.saver = saving.Saver(self.procs)
         self.saved_step = -1  # of the newest checkpoint
         self.checked = None, None  # the last checkpoint that check() read, and its content
 
@@ -305,7 +306,7 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
                 f"rank {blind} does not see {checkpoint}: put --out_dir on a disk that all "
                 "nodes share.")
         run.load(checkpoint)
-    # equal files, CPUs and versions of torch would make them equal, but who knows
+    # a node with other files, another CPU or another torch would begin with other weights
     procs.share(p.detach() for p in run.model.parameters())
     run.state.compile_seconds += run.pace.compile_seconds
     run.open_files(is_new=before is None)
