@@ -156,7 +156,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     counts = "max_read max_examples max_new_tokens exam_problems exam_samples"
     flags.check_flags(parser, args, {
         "a whole number of at least 1":
-            "problems_per_step rollout_batch_size max_train_steps inner_steps",
+            "micro_batch_size problems_per_step rollout_batch_size max_train_steps inner_steps",
         "0 or more": f"{counts} kl_coef {optim.number_flags()}",
         "a number above 0": "temperature clip",
         "a share from 0 to 1": "val_fraction"})
@@ -342,10 +342,10 @@ def train(args, procs) -> int:
     params = [p for p in model.parameters() if p.requires_grad]
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    hidden, width = training.compiled(args, model, rollouts.hidden_states), 0
+    hidden, shape = training.compiled(args, model, rollouts.hidden_states), ()
     if training.compiles(args, device):
-        # one shape, compiled once
         width = max(len(problem["prompt"]) for problem in problems) + args.max_new_tokens
+        shape = width, args.micro_batch_size  # one, compiled once
     per_completion = policy.NORMALIZATIONS[args.normalization].per_completion
     flops_per_token = model.flops_per_token(config.block_size)
     flops_head = 6 * config.vocab_size * config.n_embd  # the part that only completions pay
@@ -354,7 +354,7 @@ def train(args, procs) -> int:
 
     def compute_gradients(rows, advantages, weights, known: dict) -> tuple[torch.Tensor, dict]:
         """Adds a micro-batch's gradients. known: its log-probs of the first inner step, kept for the others."""
-        batch = rollouts.make_batch(rows, width)
+        batch = rollouts.make_batch(rows, *shape)
         with autocast():
             log_p = rollouts.log_probs(model, batch, args.temperature, hidden)
             if not known:
@@ -456,11 +456,11 @@ def train(args, procs) -> int:
                     [drawn[i] for i in rows], advantages[rows], weights[rows], memory)
                 loss += part
                 figures.append(figure)
-            loss, asked = training.sum_over_ranks(procs, loss, run.stop)
-            stopped = stopped or asked
             grad_norm = training.reduce_gradients(procs, params)
-            training.refuse_non_finite(run, loss, grad_norm, f"problems {numbers[:4]}...")
             training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
+            loss, norm, asked, _ = training.read_step(procs, loss, grad_norm, run.stop)
+            stopped = stopped or asked
+            training.refuse_non_finite(run, loss, norm, f"problems {numbers[:4]}...")
             losses.append(loss)
         completion_tokens = sum(len(one.ids) for one in drawn)
         tokens = completion_tokens + sum(len(one.prompt) - 1 for one in drawn)
@@ -479,7 +479,7 @@ def train(args, procs) -> int:
         of_updates = started + seconds - sampled
         training.record_step(
             run, lr=args.learning_rate * multiplier, loss=sum(losses) / len(losses),
-            grad_norm=grad_norm, seconds=seconds, tokens=tokens, flops=flops,
+            grad_norm=norm, seconds=seconds, tokens=tokens, flops=flops,
             epoch=step * per_step / len(problems), **rollouts.describe_step(groups),
             kl=every["kl"] / counted,
             clip_share=every["clipped"] / counted / args.inner_steps,
@@ -510,7 +510,7 @@ def train(args, procs) -> int:
 def main(argv=None) -> int:
     args = parse_args(argv)
     with contextlib.closing(processes.start_processes(args.device)) as procs:
-        with estimate.naming("micro_batch_size", args.micro_batch_size):
+        with estimate.naming("micro_batch_size", args):
             return train(args, procs)
 
 

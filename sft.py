@@ -41,6 +41,7 @@ from lab import (
     decontaminate,
     estimate,
     inference,
+    kernels,
     optim,
     precision,
     processes,
@@ -119,7 +120,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     if not args.init:
         parser.error("--init is required: name a run's folder or a checkpoint to start from.")
     flags.check_flags(parser, args, {
-        "a whole number of at least 1": "total_batch_conversations",
+        "a whole number of at least 1": "micro_batch_size total_batch_conversations",
         "0 or more": "max_read max_examples seq_len max_train_steps val_max_conversations " + optim.number_flags(),
         "a number above 0": "epochs", "a share from 0 to 1": "mix_start mix_end val_fraction"})
     mixes = args.tinygsm_data or (args.mix_start, args.mix_end) != (0, 1)
@@ -162,9 +163,9 @@ def batch_loss(model, batch: dict, packing: bool, hidden=hidden_states, denomina
     head, whose products are most of a small model's work. hidden: hidden_states, or that compiled."""
     weight = model.transformer["wte"].weight
     device = weight.device
-    x, positions, where = (batch[name].to(device) for name in ("x", "positions", "where"))
-    segments = batch["segments"].to(device) if packing else None
-    targets = batch["y"].flatten()[batch["where"]].to(device)
+    tensors = [batch["x"], batch["positions"], batch["where"], batch["y"].flatten()[batch["where"]]]
+    x, positions, where, targets = (processes.to_device(tensor, device) for tensor in tensors)
+    segments = processes.to_device(batch["segments"], device) if packing else None
     states = hidden(model, x, positions, segments).flatten(0, 1).index_select(0, where)
     return chunked_cross_entropy(
         states, weight, targets, model.config.masked_ranges, denominator, reduce)
@@ -187,6 +188,7 @@ def choose_scored(data: dict, args) -> np.ndarray:
 
 
 @torch.no_grad()
+@kernels.for_many_shapes()
 def evaluate_val(model, data: dict, args, procs, autocast, stop) -> tuple[dict, dict] | None:
     """Val loss per trained token over all ranks: (fields for scalars.jsonl, arrays per conversation); None when asked
     to stop. Sums in float64 over exact counts, for any world size, batch and packing. Draws no random numbers."""
@@ -340,15 +342,15 @@ def train(args, procs) -> int:
     params = [p for p in model.parameters() if p.requires_grad]
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    hidden, width = training.compiled(args, model, hidden_states), 0
+    hidden, shape = training.compiled(args, model, hidden_states), ()
     if training.compiles(args, device):
-        width = args.seq_len  # one shape, compiled once
+        shape = args.seq_len, args.micro_batch_size  # one, compiled once
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_head = 6 * config.vocab_size * config.n_embd  # the part that only trained tokens pay
     flops_body = flops_per_token - flops_head
 
     def compute_gradients(rows, trained_tokens: int):
-        batch = conversations.make_batch(data, rows, width)
+        batch = conversations.make_batch(data, rows, *shape)
         with autocast():
             loss = batch_loss(model, batch, packing, hidden, denominator=trained_tokens)
         loss.backward()
@@ -417,10 +419,10 @@ def train(args, procs) -> int:
         loss = torch.zeros((), device=device)
         for i in range(0, len(rows), args.micro_batch_size):
             loss += compute_gradients(rows[i : i + args.micro_batch_size], trained_tokens)
-        loss, stopped = training.sum_over_ranks(procs, loss, run.stop)
         grad_norm = training.reduce_gradients(procs, params)
-        training.refuse_non_finite(run, loss, grad_norm, f"conversations {numbers[:4].tolist()}...")
         training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
+        loss, norm, stopped, _ = training.read_step(procs, loss, grad_norm, run.stop)
+        training.refuse_non_finite(run, loss, norm, f"conversations {numbers[:4].tolist()}...")
         flops = flops_body * tokens + flops_head * trained_tokens
         seconds = training.finish_step(run, started, tokens, trained_tokens, flops)
 
@@ -435,7 +437,7 @@ def train(args, procs) -> int:
         if len(epochs) > 1:
             more["tinygsm_share"] = float((source[numbers] == 1).mean())
         training.record_step(
-            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=grad_norm,
+            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=norm,
             seconds=seconds, tokens=tokens, flops=flops,
             epoch=step * per_step / n_conversations, **more)
         if procs.is_main and training.is_due(args.sample_every, step):
@@ -460,7 +462,7 @@ def train(args, procs) -> int:
 def main(argv=None) -> int:
     args = parse_args(argv)
     with contextlib.closing(processes.start_processes(args.device)) as procs:
-        with estimate.naming("micro_batch_size", args.micro_batch_size):
+        with estimate.naming("micro_batch_size", args):
             return train(args, procs)
 
 

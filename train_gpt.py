@@ -9,7 +9,8 @@
 
 Reads a folder of prepare_fineweb.py or prepare_bos_rows.py (or llm.c, nanoGPT, build-nanogpt shards); writes a run's
 folder (layout: lab/runs.py). The tokens of a step depend on data, seed and step alone (lab/data_order.py), so two arms
-can be proved to have read the same, and no resume, number of ranks or micro-batch size changes what is learnt.
+can be proved to have read the same, and no resume, number of ranks or micro-batch size changes what is learnt, but for
+the rounding of sums in another order.
 """
 
 import argparse
@@ -98,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("optimization")
     add = group.add_argument
     add("--micro_batch_size", type=int, default=10,
-        help="sequences per forward pass and rank (default %(default)s); no effect on results")
+        help="sequences per forward pass and rank (default %(default)s; 0 = as many as fit); no effect on results")
     add("--total_batch_tokens", type=int, default=491_520, help="tokens per step over all ranks (default %(default)s)")
     add("--max_train_steps", type=int, default=20_000, help="optimizer steps (default %(default)s)")
     add("--seed", type=int, default=0,
@@ -147,7 +148,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     more += [optim.number_flags(), *memory_settings.SCHEDULE_NAMES]
     flags.check_flags(parser, args, {
         "a whole number of at least 1": "seq_len n_layer n_embd total_batch_tokens max_train_steps val_tokens",
-        "0 or more": f"num_workers n_head n_inner {' '.join(more)}",
+        "0 or more": f"micro_batch_size num_workers n_head n_inner {' '.join(more)}",
         "a number above 0": "max_epochs"})
     memory_settings.fill_in(args)
     if not args.n_head:
@@ -350,6 +351,9 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     # processes
     device = procs.device
     training.prepare_machine(args, device)
+    sizes, is_fitted = micro_batch_sizes(args, procs.world_size), not args.micro_batch_size
+    if is_fitted:
+        args.micro_batch_size = min(procs.gather(estimate.guess_rows(args, device, sizes)))
     sequences_per_step = count_sequences(args, procs.world_size)
     tokens_per_step = args.total_batch_tokens
     schedule = optim.schedule_settings(args)
@@ -405,11 +409,19 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     scored = {name: estimate.tokens_of(examples) for name, (_, examples, _) in items.items()}
     scored["val"] = val_loss.count_tokens(val, args)
     row = torch.from_numpy(files.slice(0, args.seq_len + 1).astype(np.int64))
+    micro_step = lambda rows: compute_gradients(row.repeat(rows, 1))
+    compiling = 0.0
+    if is_fitted:
+        args.micro_batch_size, compiling = estimate.fit_rows(
+            procs, micro_step, model, args.micro_batch_size, sizes)
+    args.eval_batch_size = args.eval_batch_size or args.micro_batch_size
     pace, costs = training.look_ahead(
-        args, procs, model, optimizers, lambda rows: compute_gradients(row.repeat(rows, 1)),
+        args, procs, model, optimizers, micro_step,
         micro_steps=sequences_per_step // args.micro_batch_size // procs.world_size,
         tokens=args.micro_batch_size * args.seq_len, every=every, scored=scored,
-        sizes=micro_batch_sizes(args, procs.world_size), advice=presets.LAPTOP_ADVICE)
+        sizes=sizes, advice=presets.LAPTOP_ADVICE)
+    if training.compiles(args, device):
+        pace.compile_seconds += compiling
     if args.dry_run:
         procs.print("\n".join([str(autocast), *costs]))
         return 0
@@ -484,14 +496,13 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         loss = torch.zeros((), device=device)
         for tokens in batch["tokens"].split(args.micro_batch_size):  # (B, T + 1)
             loss += compute_gradients(tokens)
-        loss, stopped = training.sum_over_ranks(procs, loss, run.stop)
-        checksum = training.sum_checksums(procs, batch["checksum"])
         grad_norm = training.reduce_gradients(procs, params)
+        training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
+        loss, norm, stopped, checksum = training.read_step(procs, loss, grad_norm, run.stop, batch["checksum"])
         first = state.step * sequences_per_step  # of the step's entries in the data order
         training.refuse_non_finite(
-            run, loss, grad_norm, f"entries {first}..{first + sequences_per_step - 1} of the data "
+            run, loss, norm, f"entries {first}..{first + sequences_per_step - 1} of the data "
             f"order (sequences {batch['sequences'][:4].tolist()}... on rank {procs.rank})")
-        training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
         seconds = training.finish_step(run, started, tokens_per_step, tokens_per_step, flops_per_step)
 
         # records
@@ -502,7 +513,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
             epochs=sorted(set(batch["epochs"].tolist())), entries=[first, first + batches.share],
             checksum=f"{checksum:016x}", rank_checksum=f"{batch['checksum']:016x}")
         training.record_step(
-            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=grad_norm,
+            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=norm,
             seconds=seconds, tokens=tokens_per_step, flops=flops_per_step,
             epoch=step * sequences_per_step / n_sequences)
         if procs.is_main and training.is_due(args.sample_every, step):
@@ -540,7 +551,7 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     with contextlib.closing(processes.start_processes(args.device)) as procs:
         sizes = micro_batch_sizes(args, procs.world_size)
-        with estimate.naming("micro_batch_size", args.micro_batch_size, sizes), contextlib.ExitStack() as until_end:
+        with estimate.naming("micro_batch_size", args, sizes), contextlib.ExitStack() as until_end:
             return train(args, procs, until_end)
 
 

@@ -397,14 +397,15 @@ def pack(lengths: list[int], width: int, packing: bool) -> list[list[int]]:
     return rows
 
 
-def make_batch(data: dict, rows: list[list[int]], width: int = 0) -> dict[str, torch.Tensor]:
-    """Rows of conversation numbers as int64 tensors: x, y, positions, segments (B, T), T the longest row or `width`.
+def make_batch(data: dict, rows: list[list[int]], width=0, height=0) -> dict[str, torch.Tensor]:
+    """Rows of conversation numbers as int64 tensors: x, y, positions, segments (B, T), T the longest row or `width`, B
+    their number or `height`.
     y is the token after x where it is trained, else -100. positions start at 0 in each conversation; segments number
     the conversations of a row, -1 for padding. where (M,): the flat positions that are trained; owner (M,): the number
     of the conversation each is of."""
     offsets = data["offsets"]
     width = max(width, *(int(sum(data["lengths"][row])) - len(row) for row in rows))
-    x = np.full((len(rows), width), BOS_ID, np.int64)
+    x = np.full((max(height, len(rows)), width), BOS_ID, np.int64)
     y = np.full_like(x, IGNORE)
     segments = np.full_like(x, -1)
     positions, owner = np.zeros_like(x), np.zeros_like(x)

@@ -144,13 +144,15 @@ def val_rows(val: dict, seq_len: int, view: str, bos_id: int) -> tuple[np.ndarra
     return starts[keep], lengths[keep]
 
 
-def val_batches(val: dict, starts: np.ndarray, lengths: np.ndarray, batch_size: int):
+def val_batches(val: dict, starts: np.ndarray, lengths: np.ndarray, batch_size: int, multiple=1):
     """Yield (x, y, where) over rows, longest first so that little is padding: x, y int64 (B, T'), y = -100 where there
-    is nothing to score; `where` int64 (B, T') is each target's position in val["tokens"]."""
+    is nothing to score; `where` int64 (B, T') is each target's position in val["tokens"]. T' is a multiple of
+    `multiple`, or that of the longest row."""
     order = np.argsort(-lengths, kind="stable")
     for i in range(0, len(order), batch_size):
         rows = order[i : i + batch_size]
-        where = starts[rows, None] + np.arange(lengths[rows].max())
+        width = -(-(lengths[rows].max() - 1) // multiple) * multiple + 1
+        where = starts[rows, None] + np.arange(min(width, lengths.max()))
         inside = np.arange(where.shape[1]) < lengths[rows, None]
         tokens = val["tokens"][np.minimum(where, len(val["tokens"]) - 1)].astype(np.int64)
         tokens[~inside] = 0

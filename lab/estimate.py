@@ -46,6 +46,7 @@ class Pace:
         self.at_end, self.at_start = set(at_end), set(at_start)
         self.guesses, self.clock = guesses or {}, clock
         self.sums = {kind: [0.0] for kind in self.every}  # seconds of the first n of each kind
+        self.compile_seconds = 0.0  # before the first step
         self.start()
 
     def start(self) -> None:
@@ -95,6 +96,7 @@ class Cost:
     update: float  # seconds of what follows the micro-steps of a step
     memory: float  # bytes at the peak; on CPU of the whole process
     checkpoint: int  # bytes
+    compile: float = 0.0  # seconds of the first micro-step beyond those of another
 
 
 def checkpoint_bytes(model, optimizers) -> int:
@@ -136,14 +138,14 @@ def measure(micro_step, update, model, optimizers, rows: int, device, sizes=(), 
             few = rows
             if device.type == "cpu" and not compiled:
                 few = 1
-            micro = seconds_of(micro_step, few) * rows / few
+            first = micro = seconds_of(micro_step, few) * rows / few
             one_row = processes.peak_rss_bytes() - before
             # again: the first one also starts torch's kernels, and compiles
             if compiled or (few < rows and micro < rows * SLOW):
                 micro = seconds_of(micro_step, few) * rows / few
             of_update = seconds_of(update)  # the optimizers' memory is taken from here on
             checkpoint = checkpoint_bytes(model, optimizers)
-            if micro < SLOW or is_cuda:
+            if micro < SLOW or is_cuda or compiled:
                 micro = seconds_of(micro_step, rows)
                 if micro < 0.5:  # once more: the first of its size takes memory
                     micro = seconds_of(micro_step, rows)
@@ -164,11 +166,53 @@ def measure(micro_step, update, model, optimizers, rows: int, device, sizes=(), 
                     group["lr"] = rate
             if is_cuda:
                 torch.cuda.reset_peak_memory_stats()
-    return Cost(micro, of_update, memory, checkpoint)
+    return Cost(micro, of_update, memory, checkpoint, max(0.0, first - micro) if compiled else 0.0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # memory
+
+
+# Tokens of a micro-step from which on what each one costs anew, casts of the weights and sums of gradients, no longer
+# counts (assumption)
+ENOUGH_TOKENS = {"cuda": 65_536, "cpu": 8192}
+# bytes that the backward pass needs per token, layer and channel: of the widest arm, compiled, in bfloat16 (measured)
+ACTIVATIONS = 54
+SPARE = 2e9  # bytes for logits, casts and fragments (assumption)
+
+
+def guess_rows(args, device, sizes) -> int:
+    """The largest of sizes, numbers of rows, that is worth it and should fit into the device's memory."""
+    most = ENOUGH_TOKENS.get(device.type, ENOUGH_TOKENS["cpu"])
+    if device.type == "cuda":
+        channels = args.n_layer * args.n_embd
+        weights = 12 * channels * args.n_embd + args.vocab_size * args.n_embd
+        room = 0.9 * total_memory(device) - 20 * weights - SPARE  # 20: with gradients, moments, and all to be summed
+        most = min(most, room / (ACTIVATIONS * channels))
+    return max((size for size in sizes if size * args.seq_len <= most), default=1)
+
+
+def fit_rows(procs, micro_step, model, rows: int, sizes) -> tuple[int, float]:
+    """rows, or the next of sizes of half as many, and so on, until micro_step(rows) fits into every rank's memory; and
+    the seconds that the last one took, compiling included."""
+    started = time.perf_counter()
+    while rows > 1:
+        started, fits = time.perf_counter(), True
+        try:
+            micro_step(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_no_memory(error):
+                raise
+            error.__traceback__ = None  # it holds the tensors of the pass
+            fits = False
+        model.zero_grad(set_to_none=True)
+        if all(procs.gather(fits)):
+            break
+        rows = max((size for size in sizes if size <= rows // 2), default=1)
+        torch._dynamo.reset()  # or the next shape would make graphs for any
+        if procs.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return rows, time.perf_counter() - started
 
 
 def is_no_memory(error: BaseException) -> bool:
@@ -201,15 +245,16 @@ def advise_size(micro_step, clear, rows: int, sizes) -> str:
 
 
 @contextlib.contextmanager
-def naming(flag: str, size: int, sizes=()):
-    """Turns out-of-memory errors of the block into a sentence that names a flag and what should fit: half as much, of
-    `sizes` when only they can be chosen."""
+def naming(flag: str, args, sizes=()):
+    """Turns out-of-memory errors of the block into a sentence that names a flag of args and what should fit: half as
+    much, of `sizes` when only they can be chosen."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_no_memory(error):
             raise
         error.__traceback__ = None
+        size = getattr(args, flag)
         half = max((other for other in sizes or range(1, size) if other <= size // 2), default=0)
         advice = f"pass --{flag} {half} (estimated: half as much), which changes no result"
         if not half:
@@ -245,6 +290,8 @@ def report(args, cost: Cost, pace: Pace, device, advice: str) -> list[str]:
     others = total - step * args.max_train_steps
     times = f"about {units.duration(step)} per step"
     lines = [f"measured: {times}, {units.duration(total)} in all, {units.duration(others)} of it evaluations and saves"]
+    if cost.compile:
+        lines.append(f"compiled in {units.duration(cost.compile)}, which count as no step's")
     if device.type != "cuda" and total > DAY:
         lines.append(f"WARNING: {times} here, {units.duration(total)} in all; {advice}")
     free = free_bytes(args.out_dir)

@@ -399,7 +399,7 @@ NEEDS = {
     "a share from 0 to 1": lambda value: 0 <= value <= 1,
 }
 SHARED_FLAGS = {
-    "a whole number of at least 1": "micro_batch_size sample_tokens",
+    "a whole number of at least 1": "sample_tokens",
     "0 or more": "eval_every eval_batch_size sample_every save_every keep_last log_every warmdown_iters grad_clip "
                  "seed peak_flops",
     "a number above 0": "learning_rate",

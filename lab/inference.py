@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from lab import chunks, memory, memory_settings, trees
+from lab import chunks, kernels, memory, memory_settings, trees
 from lab.loss import CHUNK_ROWS, mask_logits, product_dtype, workspace, write_logits
 from lab.schema import check
 from model import Context, Linear, causal_attention, packed_linear, seeded_generator
@@ -56,7 +56,7 @@ def packed_weights(module):
         yield
     finally:
         for m in modules:
-            m.packed = None
+            vars(m).pop("packed", None)  # to set it to None would make torch.compile trace the module again
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -143,7 +143,8 @@ def _score_batches(model, items, batches, stop, write):
         pairs = []  # what the model sees of context + ending, ending
         for context, endings in (items[i] for i in batch):
             pairs += [([*context, *ending][-limit:], ending) for ending in endings]
-        scores = iter(score(model, pairs))
+        with kernels.for_many_shapes():
+            scores = iter(score(model, pairs))
         for i in batch:
             yield i, [next(scores) for _ in items[i][1]]
 
@@ -168,6 +169,7 @@ def _score_written(model, pairs):
 
 
 @torch.no_grad()
+@kernels.for_many_shapes()
 def score_after_writing(model, prompt, questions, alter=None) -> tuple[list[list[torch.Tensor]], list[dict]]:
     """(scores as of score_endings for the questions, memory.records of the writes) of a model that has written all of
     a prompt (see chunks.write_prompt), and then reads each context and ending in a new window without writing.
@@ -294,6 +296,7 @@ class Completion(NamedTuple):
 
 
 @torch.no_grad()
+@kernels.for_many_shapes()
 def generate(model, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=0, stop_ids=(),
              stop_strings=(), decode=None, row_ids=None, watch=None, log_probs=False) -> list[Completion]:
     """Continues each prompt by up to max_new_tokens; one Completion per prompt, in their order.
@@ -425,6 +428,7 @@ def choose_tokens(logits, u, temperature, top_k, top_p) -> torch.Tensor:
     return draw_tokens(logits, u, temperature, top_k, top_p)[0]
 
 
+@kernels.allow_nondeterministic()
 def draw_tokens(logits, u, temperature, top_k, top_p) -> tuple[torch.Tensor, torch.Tensor]:
     """logits (N, V), u (N,) fp64 in [0, 1), unused when temperature is 0 -> ids (N,) int64 and log p of each (N,) under
     the distribution it was drawn from, 0 when temperature is 0; see generate."""

@@ -144,9 +144,9 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             momenta = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_lerp_(momenta, [p.grad for p in params], 1 - group["momentum"])
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             parts = 3 if group["qkv"] else 1
             for p, momentum in zip(params, momenta, strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
                 pieces = (p.chunk(parts), p.grad.chunk(parts), momentum.chunk(parts))
                 for matrix in zip(*pieces, strict=True):
                     key = (*sorted(matrix[0].shape), p.device)

@@ -6,6 +6,7 @@ torch is imported where it is used, so that scripts without it end in the same w
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import functools
 import math
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 # ranks
 
 
+# for another rank, such as rank 0 while it checks or reads all data; NCCL's own is ten minutes
+LONGEST_WAIT = datetime.timedelta(hours=2)
 SECONDS_FOR_MAIN = 3.0  # that another rank waits before it exits, for rank 0 to print what has gone wrong
 
 
@@ -58,6 +61,14 @@ class Processes:
 
             torch.distributed.all_reduce(tensor)
         return tensor
+
+    def share(self, tensors) -> None:
+        """Rank 0's tensors on every rank, in place."""
+        if self.world_size > 1:
+            import torch
+
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
 
     def broadcast(self, value):
         """Rank 0's Python value on every rank."""
@@ -180,7 +191,7 @@ def start_processes(device: str = "auto") -> Processes:
         backend, bound = "nccl", where
         torch.cuda.set_device(where)
     if world_size > 1:
-        torch.distributed.init_process_group(backend, device_id=bound)
+        torch.distributed.init_process_group(backend, device_id=bound, timeout=LONGEST_WAIT)
     return Processes(rank, local_rank, world_size, where)
 
 
@@ -335,6 +346,13 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
 # the machine
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device. CUDA gets it out of pinned memory, so that the host need not wait for the copy."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def tune_allocator() -> bool:
     """Let glibc keep big buffers instead of returning them to the kernel after every step. True when it took effect.
 
@@ -382,11 +400,23 @@ def machine_state(device: torch.device) -> dict:
     }
 
 
-# dense bf16 tensor-core peaks from the vendors' data sheets, FLOP/s; the first key contained in the GPU's name counts
+# Dense bf16 tensor-core peaks, summed in float32, from the vendors' data sheets, FLOP/s. The first entry counts whose
+# words are all words of the GPU's name.
 PEAK_FLOPS = {
-    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
-    "4090": 165e12, "3090": 71e12,
+    "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200 NVL": 835e12, "H200": 989e12, "H100 NVL": 835e12,
+    "H100 PCIe": 756e12, "H100": 989e12, "H20": 148e12, "A100": 312e12, "A40": 149.7e12, "A30": 165e12, "A10": 125e12,
+    "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX A6000": 154.8e12, "RTX 5090": 209.5e12, "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
 }
+OTHER_PEAKS = {"Laptop", "Ti", "D", "MIG", "Max"}  # words of variants of these, and of parts of a GPU
+
+
+def data_sheet_flops(name: str) -> float:
+    """FLOP/s of a GPU by torch's name of it, such as NVIDIA A100-SXM4-40GB; NaN when it is not listed."""
+    words = set(re.split(r"[ -]", name))
+    if words & OTHER_PEAKS:
+        return math.nan
+    return next((flops for key, flops in PEAK_FLOPS.items() if words.issuperset(key.split())), math.nan)
 
 
 def peak_flops(device: torch.device) -> float:
@@ -395,8 +425,7 @@ def peak_flops(device: torch.device) -> float:
     import torch
 
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return next((flops for key, flops in PEAK_FLOPS.items() if key in name), math.nan)
+        return data_sheet_flops(torch.cuda.get_device_name(device))
     if device.type != "cpu":
         return math.nan
     n, best = 1024, math.inf

@@ -205,12 +205,13 @@ def weigh(drawn: list[Rollout], normalization: str, truncated: str, max_new_toke
     return weights.masked_fill(~counts, 0.0)
 
 
-def make_batch(rollouts: list[Rollout], width: int = 0) -> dict[str, torch.Tensor]:
-    """Rows of one completion each, padded at their end, where nothing looks: x (B, T) int64, T the longest or `width`;
+def make_batch(rollouts: list[Rollout], width=0, height=0) -> dict[str, torch.Tensor]:
+    """Rows of one completion each, padded at their end, where nothing looks: x (B, T) int64, T the longest or `width`,
+    B their number or `height`;
     where (M,): the flat positions that predict a completion's tokens; targets (M,): these tokens; owner (M,): the row
     of each; sampled (M,) fp64: log p at sampling."""
     width = max(width, *(len(one.prompt) + len(one.ids) - 1 for one in rollouts))
-    x = np.full((len(rollouts), width), BOS_ID, np.int64)
+    x = np.full((max(height, len(rollouts)), width), BOS_ID, np.int64)
     where, targets, owner, sampled = [], [], [], []
     for row, one in enumerate(rollouts):
         tokens = one.prompt + one.ids
@@ -233,7 +234,7 @@ def hidden_states(model, x):
 def log_probs(model, batch: dict, temperature: float, hidden=hidden_states) -> torch.Tensor:
     """log p (M,) fp32 of a batch's completions, at the temperature of sampling. hidden: as hidden_states."""
     weight = model.transformer["wte"].weight
-    x, where, targets = (batch[name].to(weight.device) for name in ("x", "where", "targets"))
+    x, where, targets = (processes.to_device(batch[name], weight.device) for name in ("x", "where", "targets"))
     states = hidden(model, x).flatten(0, 1).index_select(0, where)
     return -token_nll(states / temperature, weight, targets, model.config.masked_ranges)
 

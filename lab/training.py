@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import chunks, disk, estimate, optim, precision, processes, resume, runs, schema
+from lab import chunks, disk, estimate, kernels, optim, precision, processes, resume, runs, saving, schema
+from lab.loss import compile_softmax
 from lab.mirrors import open_mirrors
 from model import GPT
 
@@ -34,11 +35,9 @@ INTERRUPTED = "stopped at once; the same command with --out_dir and --resume aut
 def prepare_machine(args, device):
     """Allocator and determinism as the flags say. The dtype follows when the model is there: precision.choose."""
     processes.tune_allocator()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        kernels.make_deterministic(device)
 
 
 def look_ahead(args, procs, model, optimizers, micro_step, *, micro_steps: int, tokens: int, every: dict,
@@ -66,6 +65,7 @@ def look_ahead(args, procs, model, optimizers, micro_step, *, micro_steps: int, 
     at_start = [kind for kind in kinds if kind == "val"]
     plan = {**every, "sample": args.sample_every, "save": args.save_every}
     pace = estimate.Pace(args.max_train_steps, plan, [*kinds, "save"], at_start, guesses)
+    pace.compile_seconds = cost.compile
     return pace, estimate.report(args, cost, pace, device, advice)
 
 
@@ -78,6 +78,8 @@ def compiled(args, model, forward):
     device = model.transformer["wte"].weight.device
     if not compiles(args, device):
         return forward
+    if device.type == "cuda":
+        compile_softmax()
     compilers = os.environ.get("CXX", "g++"), "clang++", "cl"
     schema.check(device.type != "cpu" or any(map(shutil.which, compilers)),
                  "--compile on needs a C++ compiler, and none is on the PATH: install g++, or leave it out.")
@@ -102,6 +104,7 @@ class State:
     train_seconds: float = 0.0  # of training steps, over all resumes
     eval_seconds: float = 0.0
     wall_seconds: float = 0.0  # with saves and logs
+    compile_seconds: float = 0.0  # before the first step, over all resumes; in none of the others
     due: list[str] = field(default_factory=list)  # evaluations of this step that are not made yet
 
 
@@ -122,6 +125,7 @@ class Run:
     def __post_init__(self):
         self.folder = Path(self.args.out_dir)
         self.state = State()
+        self.saver = saving.Saver(self.procs)
         self.saved_step = -1  # of the newest checkpoint
         self.checked = None, None  # the last checkpoint that check() read, and its content
 
@@ -158,23 +162,21 @@ class Run:
             self.log_file.write_line(message)
 
     def save(self) -> None:
-        """Writes a checkpoint of the present step."""
+        """Writes a checkpoint of the present step; on CUDA it is whole when finish_saving has returned."""
+        self.finish_saving()
         self.state.wall_seconds = time.perf_counter() - self.clock_zero
         rng_states = self.procs.gather(rng_state(self.procs.device))
-
-        def write(folder: Path) -> None:
-            self.model.save(folder)
-            torch.save([one.state_dict() for one in self.optimizers], folder / "optimizer.pt")
-            torch.save(rng_states, folder / "rng.pt")
-            disk.write_json(folder / "trainer.json", asdict(self.state))
-
-        size = estimate.checkpoint_bytes(self.model, self.optimizers)
-        step, keep = self.state.step, self.args.keep_last
-        path = self.procs.on_main(
-            lambda: str(runs.save_checkpoint(self.folder, step, write, size, keep)))
-        self.saved_step = step
+        self.saver.begin(self.folder, self.state.step, self.args.keep_last, self.model,
+                         self.optimizers, rng_states, asdict(self.state))
+        self.saved_step = self.state.step
         self.pace.mark("save")
-        self.log(f"step {step:6d} | saved {path}")
+        if self.procs.device.type != "cuda":
+            self.finish_saving()
+
+    def finish_saving(self) -> None:
+        path = self.saver.finish()
+        if path:
+            self.log(f"step {runs.step_of(path):6d} | saved {path}")
 
     def check(self, checkpoint: Path) -> None:
         """ValueError unless a checkpoint is whole and this run's."""
@@ -202,6 +204,7 @@ class Run:
         self.saved_step = self.state.step
 
     def close(self) -> None:
+        self.finish_saving()
         self.bar.close()
         self.exposures.close()
         if self.procs.is_main:
@@ -294,7 +297,16 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
     if args.eval_every:
         run.state.due = ["val"]
     if checkpoint:
+        seen = procs.gather(Path(checkpoint).is_dir())
+        if not all(seen):
+            blind = seen.index(False)
+            raise processes.SharedError(
+                f"rank {blind} does not see {checkpoint}: put --out_dir on a disk that all "
+                "nodes share.")
         run.load(checkpoint)
+    # a node with other files, another CPU or another torch would begin with other weights
+    procs.share(p.detach() for p in run.model.parameters())
+    run.state.compile_seconds += run.pace.compile_seconds
     run.open_files(is_new=before is None)
     total = run.record["parameters"]["total"]
     run.log(f"run {run.folder} | {procs.world_size} x {procs.device.type} | {total:,} parameters")
@@ -337,25 +349,6 @@ def refuse_changes(before: dict, record: dict, same: dict, parser) -> None:
 # a step: what follows the backward passes
 
 
-def sum_over_ranks(procs, loss: torch.Tensor, stop) -> tuple[float, bool]:
-    """(the ranks' losses added up in float64, whether any rank was asked to stop)."""
-    values = [loss.item(), float(stop.asked)]
-    values = torch.tensor(values, dtype=torch.float64, device=sums_device(procs))
-    loss, asked = procs.sum(values).tolist()
-    return loss, asked > 0
-
-
-def sum_checksums(procs, checksum: int) -> int:
-    """The ranks' checksums added up modulo 2**64: int64 sums wrap around."""
-    value = torch.tensor(np.uint64(checksum).astype(np.int64).item(), device=sums_device(procs))
-    return procs.sum(value).item() % 2**64
-
-
-def sums_device(procs) -> torch.device:
-    """Where small sums over ranks are formed: MPS has no float64."""
-    return procs.device if procs.device.type == "cuda" else torch.device("cpu")
-
-
 def reduce_gradients(procs, params) -> torch.Tensor:
     """Adds up every gradient over all ranks, in one all-reduce of all in a row, so that the order of additions never
     changes. Returns the L2 norm of all."""
@@ -365,21 +358,8 @@ def reduce_gradients(procs, params) -> torch.Tensor:
     if procs.world_size > 1:
         flat = procs.sum(torch.cat([p.grad.flatten() for p in params]))
         for p, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
-            p.grad.copy_(piece.view_as(p))
+            p.grad = piece.view_as(p)
     return torch.nn.utils.get_total_norm([p.grad for p in params])
-
-
-def refuse_non_finite(run: Run, loss: float, grad_norm: torch.Tensor, what_was_read: str) -> None:
-    """Ends a run that has diverged, before its weights take the update."""
-    norm = grad_norm.item()
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    checkpoints = runs.list_checkpoints(run.folder)
-    last = checkpoints[-1] if checkpoints else "none"
-    raise processes.SharedError(
-        f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on "
-        f"{what_was_read}; the last good checkpoint is {last}: start again with a lower "
-        "--learning_rate or a longer --warmup_iters.")
 
 
 def clip_and_step(optimizers, params, grad_norm: torch.Tensor, grad_clip: float) -> None:
@@ -391,10 +371,34 @@ def clip_and_step(optimizers, params, grad_norm: torch.Tensor, grad_clip: float)
         optimizer.zero_grad(set_to_none=True)
 
 
+def read_step(procs, loss, grad_norm, stop, checksum=0) -> tuple[float, float, bool, int]:
+    """(the ranks' losses added up in float64, the gradients' norm, whether any rank was asked to stop, the ranks'
+    checksums added up modulo 2**64). Here, once a step, the host waits for the device to have done it all."""
+    device = procs.device
+    if device.type == "mps":  # which has no float64
+        device = torch.device("cpu")
+    halves = divmod(checksum, 2**32)  # float64 adds them up exactly
+    own = torch.tensor([stop.asked, *halves], dtype=torch.float64)
+    loss, norm = (value.to(device).double().view(1) for value in (loss, grad_norm))
+    sums = procs.sum(torch.cat([loss, processes.to_device(own, device)]))
+    loss, asked, high, low, norm = torch.cat([sums, norm]).tolist()
+    return loss, norm, asked > 0, (int(high) * 2**32 + int(low)) % 2**64
+
+
+def refuse_non_finite(run: Run, loss: float, norm: float, what_was_read: str) -> None:
+    """Ends a run that has diverged, before anything of the step is recorded or saved."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    checkpoints = runs.list_checkpoints(run.folder)
+    last = checkpoints[-1] if checkpoints else "none"
+    raise processes.SharedError(
+        f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on "
+        f"{what_was_read}; the last good checkpoint is {last}: start again with a lower "
+        "--learning_rate or a longer --warmup_iters.")
+
+
 def finish_step(run: Run, started: float, tokens: int, trained_tokens: int, flops: int) -> float:
-    """Counts the step once the device has finished it. Returns its seconds."""
-    if run.procs.device.type == "cuda":
-        torch.cuda.synchronize()
+    """Counts the step, which read_step has waited for. Returns its seconds."""
     seconds = time.perf_counter() - started
     run.state.step += 1
     run.state.tokens_seen += tokens
@@ -414,10 +418,10 @@ def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch,
     peak_memory = torch.cuda.max_memory_allocated() if is_cuda else processes.peak_rss_bytes()
     peak_flops = run.procs.world_size * (run.record["peak_flops"] or math.nan)
     weights = [p.detach() for p in run.model.parameters() if p.requires_grad]
-    norm, speed = grad_norm.item(), tokens / seconds
+    speed = tokens / seconds
     run.scalars.write(
         type="train", step=state.step, timestamp=runs.now(), lr=lr,
-        train_loss_opt_step_mean=loss, grad_norm_l2_preclip=norm,
+        train_loss_opt_step_mean=loss, grad_norm_l2_preclip=grad_norm,
         param_norm_l2=torch.nn.utils.get_total_norm(weights).item(),
         tokens_seen_global=state.tokens_seen, tokens_per_sec=round(speed, 1),
         mfu=round(flops / seconds / peak_flops, 4), peak_mem_bytes=peak_memory,
@@ -427,7 +431,7 @@ def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch,
     run.bar.update()
     if is_due(args.log_every, state.step):
         run.log(f"step {state.step:6d}/{args.max_train_steps} | loss {loss:.4f} | lr {lr:.3e} | "
-                f"norm {norm:.3f} | {speed:,.0f} tok/s | {left} left")
+                f"norm {grad_norm:.3f} | {speed:,.0f} tok/s | {left} left")
 
 
 def is_due(every: int, step: int, last: int | None = None) -> bool:
@@ -455,7 +459,7 @@ def evaluate(run: Run, evaluations: dict) -> None:
         started = time.perf_counter()
         compute, record = evaluations[state.due[0]]
         run.model.eval()
-        with estimate.naming("eval_batch_size", run.args.eval_batch_size):
+        with estimate.naming("eval_batch_size", run.args):
             scores = compute()
         if scores is None:
             return
@@ -502,6 +506,7 @@ def leave(run: Run) -> None:
     """Saves a run that was asked to stop and prints how to continue it."""
     if run.saved_step != run.state.step:
         run.save()
+        run.finish_saving()
     run.log(f"stopped at step {run.state.step} of {run.args.max_train_steps}, saved; continue with: "
             f"python {run.script} --out_dir {run.folder} --resume auto")
 
@@ -519,7 +524,8 @@ def final_numbers(run: Run, val_fields: str) -> dict:
     numbers["best_val_loss"] = min(finite, default=None)
     milliseconds = 1000 * run.state.train_seconds
     return numbers | {
-        "train_time_ms": round(milliseconds), "ms_per_step": round(milliseconds / run.args.max_train_steps, 3),
+        "compile_seconds": round(run.state.compile_seconds, 3), "train_time_ms": round(milliseconds),
+        "ms_per_step": round(milliseconds / run.args.max_train_steps, 3),
         "tokens_seen": run.state.tokens_seen, "flops_total": run.state.flops, "epochs": run.record["data"]["epochs"]}
 
 

@@ -12,6 +12,8 @@ from lab.tokenizer import BOS_ID
 
 VIEWS = {"stream": "", "bos": "_bos"}  # view: suffix of its numbers
 NO_WRITE = "_no_write"  # suffix of the stream view's, read by a memory that is not written
+# of a row's tokens: a GPU prepares each new shape, at up to 37 ms (cuDNN's attention), a CPU pays for padding
+MULTIPLE = {"cuda": 128}
 # stands for the held-out documents when nothing is scored on them
 NONE = {"tokens": (), "doc_starts": (), "fingerprint_documents": None, "fingerprint_tokens": None}
 
@@ -42,7 +44,8 @@ def evaluate(model, val: dict, args, procs, autocast, stop) -> tuple[dict, dict]
         mine = slice(procs.rank, None, procs.world_size)
         # nats, tokens, bytes of each document; last column: asked to stop
         sums = torch.zeros(3, n_docs + 1, dtype=torch.float64)
-        batches = data_order.val_batches(val, starts[mine], lengths[mine], args.eval_batch_size)
+        multiple = MULTIPLE.get(procs.device.type, 1)
+        batches = data_order.val_batches(val, starts[mine], lengths[mine], args.eval_batch_size, multiple)
         total = math.ceil(len(starts[mine]) / args.eval_batch_size)
         for x, y, where in processes.show_progress(batches, total, f"val loss, {view}", procs):
             if stop.asked:

@@ -7,10 +7,12 @@ import signal
 import tarfile
 import time
 from types import SimpleNamespace
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
-from conftest import REPO, exact, records, tiny_documents, weights, write_dataset
+from conftest import REPO, exact, losses, records, tiny_documents, weights, write_dataset
 
 import train_gpt
 from lab import estimate, flags, optim, presets, processes, runs, training
@@ -195,6 +197,36 @@ def test_out_of_memory_names_the_micro_batch_that_fits(data, tmp_path, monkeypat
     monkeypatch.setattr(training, "look_ahead", lambda *_, **__: (estimate.Pace(4, {"val": 2, "sample": 0}), []))
     with pytest.raises(ValueError, match=r"--micro_batch_size 8 .* pass --micro_batch_size 4 .*--resume auto"):
         run(data, tmp_path / "later")
+
+
+def test_micro_batch_0_takes_what_fits(data, tmp_path, monkeypatch):
+    """All 16 rows of a step are tried, then 8, and 4, which fit: the run takes these, and reads and learns as with any
+    other number; its config.json names it."""
+    forward, tried = GPT.forward, []
+
+    def tight(self, idx, *args, **kwargs):
+        tried.append(len(idx))
+        if len(idx) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, idx, *args, **kwargs)
+
+    run(data, tmp_path / "plain")
+    monkeypatch.setattr(GPT, "forward", tight)
+    run(data, tmp_path / "fitted", "--micro_batch_size", 0, "--eval_batch_size", 0)
+    assert tried[:3] == [16, 8, 4]
+    flags = runs.read_config(tmp_path / "fitted")["flags"]
+    assert flags["micro_batch_size"] == 4 and flags["eval_batch_size"] == 4
+    assert np.abs(losses(tmp_path / "fitted") - losses(tmp_path / "plain")).max() < 1e-5
+
+
+def test_rows_that_should_fit():
+    """Of 480 rows of 1,024 tokens, 124M shape: as many as are worth it on 80 GB, as many as fit on 24 and 8 GB."""
+    args = train_gpt.parse_args(["--data_dir", "x", "--n_layer", "12"])
+    sizes = train_gpt.micro_batch_sizes(args, 1)
+    for memory, rows in ((80e9, 60), (24e9, 32), (8e9, 5)):
+        with mock.patch.object(estimate, "total_memory", lambda device, memory=memory: memory):
+            assert estimate.guess_rows(args, torch.device("cuda"), sizes) == rows
+    assert estimate.guess_rows(args, torch.device("cpu"), sizes) == 8
 
 
 # ----------------------------------------------------------------------------------------------------------------------

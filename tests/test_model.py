@@ -461,8 +461,12 @@ def test_bf16_autocast_loss_and_gradients():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_cuda_bf16_loss_and_gradients():
-    """The same on a GPU: the training precision of every reported run."""
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cuda_bf16_loss_and_gradients(compiled, monkeypatch):
+    """The same on a GPU, with the softmax compiled or not: the training precision of every reported run."""
+    monkeypatch.setattr(lab.loss, "compiled_softmax_grad", {})
+    if compiled:
+        lab.loss.compile_softmax()
     net = lively(GPTConfig(**TINY, padded_vocab_size=224, attn_gate="headwise"))
     idx, targets = batch()
     want_loss = net(idx, targets).item()

@@ -1,5 +1,6 @@
 """train_gpt.py end to end on tiny models: order of data, resume, val loss, signals, records and refusals."""
 
+import contextlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import torch
 from conftest import ENV, REPO, exact, exposures, losses, records, tiny_documents, weights, write_dataset, write_jsonl
 
 import train_gpt
-from lab import data_order, disk, optim, processes, resume, runs, shards, training
+from lab import data_order, disk, optim, processes, resume, runs, shards, training, val_loss
 from lab.mirrors import open_mirrors
 from lab.tokenizer import BOS_ID, get_tokenizer
 from model import GPT
@@ -672,8 +673,43 @@ def test_cuda_learns_the_same_and_resumes(data, base, tmp_path, compiled):
     assert losses(tmp_path / "b").tolist() == losses(tmp_path / "a").tolist()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_attention_is_deterministic(data, tmp_path):
+    """--deterministic at 512 tokens per row, where attention's backward pass adds up several blocks of keys: two runs
+    end with the same bytes of weights."""
+    flags = ("--device", "cuda", "--deterministic", "--seq_len", 512, "--total_batch_tokens", 2048, "--n_embd", 128,
+             "--max_train_steps", 10, "--max_epochs", 9, "--eval_every", 0)
+    for name in ("a", "b"):
+        train(data, tmp_path / name, *flags)
+    assert losses(tmp_path / "a").tolist() == losses(tmp_path / "b").tolist()
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
 # ----------------------------------------------------------------------------------------------------------
 # what is scored and what is recorded
+
+
+@pytest.mark.parametrize("multiple", [8, 32])
+def test_padded_val_rows_score_the_same(data, base, multiple, monkeypatch):
+    """Val loss of both views with rows padded to a multiple of tokens, as on CUDA: to 1e-6; and no row is wider than
+    the longest."""
+    args = train_gpt.parse_args(["--data_dir", str(data), *TINY])
+    procs = processes.Processes(device=torch.device("cpu"))
+    model, val = GPT.load(runs.list_checkpoints(base)[-1]).eval(), shards.open_val(data, 10**9)
+    score = lambda: val_loss.evaluate(model, val, args, procs, contextlib.nullcontext, SimpleNamespace(asked=False))[0]
+    plain, widths, val_batches = score(), set(), data_order.val_batches
+
+    def watch(*arguments):
+        for batch in val_batches(*arguments):
+            widths.add(batch[0].size(1))
+            yield batch
+
+    monkeypatch.setattr(data_order, "val_batches", watch)
+    monkeypatch.setattr(val_loss, "MULTIPLE", {"cpu": multiple})
+    padded = score()
+    assert all(width % multiple == 0 for width in widths) and max(widths) == 32
+    assert padded == pytest.approx(plain, abs=1e-6)
 
 
 def test_val_loss_against_a_plain_loop(data, base):

@@ -1,0 +1,386 @@
+"""What a GPU would refuse or wait for, seen on a simulated one: tensors on the wrong device, host waits per step."""
+
+import collections
+import functools
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import fake_cuda
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    ENV,
+    REPO,
+    exposures,
+    light_files,
+    losses,
+    records,
+    tiny_documents,
+    weights,
+    write_dataset,
+    write_jsonl,
+)
+from test_grpo import flags_of, items
+
+import grpo
+import sft
+import train_gpt
+from lab import disk, inference, kernels, loss, processes, runs, training
+from model import GPT, GPTConfig
+
+ON_CUDA = ["--device", "cuda"]  # compiled functions run as they are written
+TINY = ("--n_layer 2 --n_head 2 --n_embd 16 --seq_len 16 --micro_batch_size 4 --total_batch_tokens 128 "
+        "--learning_rate 1e-2 --dtype float32 --max_train_steps 2 --eval_every 0 --log_every 0 --results_csv").split()
+
+
+@pytest.fixture(autouse=True)
+def leave_no_trace(monkeypatch):
+    """A run takes over SIGTERM, SIGHUP and ctrl-C, and sets modes; give them back."""
+    monkeypatch.setattr(loss, "compiled_softmax_grad", {})
+    mode = torch.get_deterministic_debug_mode()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    torch.set_deterministic_debug_mode(mode)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    write_dataset(folder, tiny_documents(40, 3, 60))
+    return folder
+
+
+def on_cuda(main, *flags) -> fake_cuda.Seen:
+    """What a script's run has done to the device."""
+    with light_files(), fake_cuda.device() as seen:
+        assert main([*map(str, flags), *ON_CUDA]) == 0
+        return fake_cuda.Seen(seen.waits.copy(), seen.launches.copy())
+
+
+def flags_for(data, out, *flags):
+    return ["--data_dir", data, "--out_dir", out, *TINY, "", *flags]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the simulator
+
+
+def test_it_refuses_what_a_card_refuses():
+    """Operations on tensors of two devices that pass unseen: none; and a number, or an index from the CPU, is taken."""
+    with fake_cuda.device():
+        x, y = torch.ones(3, device="cuda"), torch.ones(3)
+        refused = [
+            lambda: x + y, lambda: y.add_(x), lambda: torch.cat([x, y]), lambda: y[x.long()], lambda: x.numpy(),
+            lambda: torch.distributed.all_reduce(y), lambda: torch.where(x > 0, x, y)]
+        for use in refused:
+            with pytest.raises((RuntimeError, TypeError)):
+                use()
+        assert (x + torch.tensor(2.0)).cpu().tolist() == [3, 3, 3]
+        assert x[torch.tensor([0])].device.type == "cuda"
+        assert x.to("cpu").device.type == "cpu" and not x.is_cpu
+    assert not torch.cuda.is_available()
+
+
+def test_it_counts_waits():
+    """Waits of the host that are not counted, or counted where there is none."""
+    with fake_cuda.device() as seen:
+        x = torch.zeros(4, device="cuda", requires_grad=True)
+        pinned = torch.ones(4).pin_memory()
+        y = pinned[1:].to("cuda", non_blocking=True)  # a view of pinned memory
+        (x[1:] * y).sum().backward()
+        assert not seen.waits and seen.launches["mul"] == 2  # forward and backward
+        reads = [
+            x.sum().item, x.tolist, x.cpu, lambda: x[x > 0], lambda: x.nonzero(), lambda: bool(x.any()),
+            lambda: torch.tensor([1.0], device="cuda"), lambda: torch.ones(4).to("cuda", non_blocking=True),
+            torch.cuda.synchronize, lambda: x.data.copy_(torch.ones(4))]
+        for count, read in enumerate(reads, 1):
+            read()
+            assert seen.waits.total() == count, list(seen.waits)
+
+
+def test_gradients_are_the_cpus():
+    """Gradients on the simulated device and on the CPU: equal to 1e-7."""
+    config = GPTConfig(vocab_size=200, block_size=8, n_layer=1, n_head=2, n_embd=8, arch="speedrun", unused_ids=())
+    idx, of_cpu, of_cuda = torch.arange(16).view(2, 8), GPT(config), GPT(config)
+    of_cpu(idx, idx).backward()
+    with fake_cuda.device():
+        of_cuda.to("cuda")
+        of_cuda(idx.to("cuda"), idx.to("cuda")).backward()
+    for ours, theirs in zip(of_cuda.parameters(), of_cpu.parameters(), strict=True):
+        assert (ours.grad.inner - theirs.grad).abs().max() < 1e-7
+
+
+def test_strict_mode_refuses_sums_in_any_order():
+    """Operations without a deterministic kernel that pass strict mode unseen; sampling's are allowed."""
+    with fake_cuda.device():
+        logits, u = torch.zeros(2, 5, device="cuda"), torch.full((2,), 0.5, dtype=torch.float64)
+        kernels.make_deterministic(logits.device)
+        with pytest.raises(RuntimeError, match="deterministic"):
+            logits.cumsum(1)
+        assert inference.choose_tokens(logits, u, 1.0, None, 0.9).tolist() == [2, 2]
+        with pytest.raises(RuntimeError, match="deterministic"):
+            logits.cumsum(1)
+
+
+@pytest.mark.parametrize(("name", "tera"), [
+    ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835), ("NVIDIA H200", 989),
+    ("NVIDIA B200", 2250), ("NVIDIA A100-SXM4-40GB", 312), ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA L4", 121),
+    ("NVIDIA L40S", 362), ("NVIDIA GeForce RTX 3090", 71), ("NVIDIA GeForce RTX 5090", 209.5),
+    ("NVIDIA RTX A1000", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 4090 D", None),
+    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None), ("Tesla T4", None)])
+def test_peaks_are_of_this_card(name, tera):
+    """TFLOP/s that MFU is measured against; another card's would make it wrong by the ratio of both."""
+    peak = processes.data_sheet_flops(name)
+    assert peak == 1e12 * tera if tera else math.isnan(peak)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# pretraining
+
+ARMS = {
+    "adamw": "",
+    "not_compiled": "--compile off --eval_every 2",
+    "muon_evaluated": "--arch speedrun --attn_gate elementwise --optimizer muon --eval_every 1 --sample_every 2 "
+                      "--sample_tokens 4 --hellaswag_every 2 --hellaswag_data synthetic:8 --ewok_every 2 "
+                      "--ewok_data synthetic:8 --zeroshot_every 2 --zeroshot_data synthetic:4",
+    "muon_all_deterministic": "--arch speedrun --attn_gate const --gate_pos value --optimizer muon_all "
+                              "--deterministic --sample_every 1 --sample_tokens 4",
+    "hope": "--memory hope_attention --write through --attn_gate headwise --eval_every 2 --sample_every 2 "
+            "--sample_tokens 4 --arch speedrun",
+    "titan": "--memory titan --eval_every 2",
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_training_is_all_on_the_device(arm, data, tmp_path):
+    """Misplaced tensors in training, evaluations, samples and saves: none; losses are the CPU's to 1e-3 (Muon's
+    Newton-Schulz runs in bf16 there)."""
+    flags = ARMS[arm].split()
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "cuda", *flags))
+    with light_files():
+        train_gpt.main([*map(str, flags_for(data, tmp_path / "cpu", "--device", "cpu", *flags))])
+    assert np.abs(losses(tmp_path / "cuda") - losses(tmp_path / "cpu")).max() < 1e-3
+    for ours, theirs in zip(records(tmp_path / "cuda", "val"), records(tmp_path / "cpu", "val"), strict=True):
+        assert abs(ours["val_loss"] - theirs["val_loss"]) < 1e-3
+
+
+def test_resume_is_exact(data, tmp_path):
+    """A run stopped after step 1 and continued ends with the same bytes of weights."""
+    flags = ["--optimizer", "muon", "--save_every", 1, "--keep_last", 0]
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "a", *flags))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "summary.json").unlink()
+    shutil.rmtree(runs.checkpoint_path(tmp_path / "b", 2))
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "b", *flags, "--resume", "auto"))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_two_ranks(data, tmp_path):
+    """Every tensor of a collective is on the device, as NCCL needs; two ranks learn what one does."""
+    flags = flags_for(data, tmp_path / "two", "--optimizer", "muon", "--eval_every", 2, *ON_CUDA)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               REPO / "tests" / "fake_cuda.py", "train_gpt.py", *flags]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=ENV, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "one", "--optimizer", "muon", "--eval_every", 2))
+    assert np.abs(losses(tmp_path / "two") - losses(tmp_path / "one")).max() < 1e-4
+    checksums = [[record["checksum"] for record in exposures(tmp_path / name)] for name in ("one", "two")]
+    assert checksums[0] == checksums[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# saving
+
+SAVES = ["--max_train_steps", 3, "--save_every", 1, "--keep_last", 0, "--optimizer", "muon"]
+
+
+def files_of(run, step):
+    """Contents of a checkpoint, without the clock's."""
+    folder = runs.checkpoint_path(run, step)
+    return [(folder / name).read_bytes() for name in ("model.safetensors", "optimizer.pt", "rng.pt")]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(data, tmp_path, monkeypatch):
+    """A checkpoint that is written when the next step has changed the weights: the same bytes as without delay."""
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "plain", *SAVES))
+    next_step, save_checkpoint, read_step = threading.Event(), runs.save_checkpoint, training.read_step
+
+    def save_late(folder, step, *args):
+        assert step == 3 or next_step.wait(60)
+        next_step.clear()
+        return save_checkpoint(folder, step, *args)
+
+    def read(*args):
+        next_step.set()
+        return read_step(*args)
+
+    monkeypatch.setattr(runs, "save_checkpoint", save_late)
+    monkeypatch.setattr(training, "read_step", read)
+    on_cuda(train_gpt.main, *flags_for(data, tmp_path / "late", *SAVES))
+    for step in (1, 2, 3):
+        assert files_of(tmp_path / "late", step) == files_of(tmp_path / "plain", step)
+    log = (tmp_path / "late" / "log.txt").read_text()
+    assert log.count("| saved ") == 3
+
+
+def test_a_save_that_fails_ends_the_run_in_a_sentence(data, tmp_path, monkeypatch):
+    """A full disk is noticed at the next save, and what was saved before stays."""
+    save_checkpoint = runs.save_checkpoint
+
+    def save(folder, step, write, bytes_needed, keep_last):
+        if step == 2:
+            bytes_needed = 2**60
+        return save_checkpoint(folder, step, write, bytes_needed, keep_last)
+
+    monkeypatch.setattr(runs, "save_checkpoint", save)
+    with pytest.raises(ValueError, match="step_000002 cannot be saved .*: free space, then --resume auto.$"):
+        on_cuda(train_gpt.main, *flags_for(data, tmp_path / "run", *SAVES))
+    assert [runs.step_of(path) for path in runs.list_checkpoints(tmp_path / "run")] == [1]
+    assert disk.holder(tmp_path / "run")[0] != "held"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# waits
+
+MOST_WAITS = 3  # per optimizer step
+
+
+def more(of_many: collections.Counter, of_few: collections.Counter) -> dict:
+    """What a longer run counted beyond a shorter one."""
+    return dict(of_many - of_few)
+
+
+@pytest.mark.parametrize("flags", ["", "--arch speedrun --attn_gate elementwise --optimizer muon",
+                                   "--memory hope_attention --write through"])
+def test_waits_of_pretraining(flags, data, tmp_path):
+    """Waits per micro-step: 0; per optimizer step: at most MOST_WAITS."""
+    run = lambda name, *extra: on_cuda(
+        train_gpt.main, *flags_for(data, tmp_path / name, *flags.split(), *extra)).waits
+    few = run("few")
+    many = run("many", "--max_train_steps", 4)
+    assert sum(more(many, few).values()) <= 2 * MOST_WAITS, more(many, few)
+    assert more(run("micro", "--micro_batch_size", 2), few) == {}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "model"
+    GPT(GPTConfig(block_size=48, n_layer=1, n_head=2, n_embd=16, padded_vocab_size=50432), seed=0).save(folder)
+    return folder
+
+
+def fine_tune(base, folder, *flags):
+    """Of problems that a model can only guess; test_grpo.items."""
+    problems = write_jsonl(folder.with_suffix(".jsonl"), items(32))
+    usual = ("--total_batch_conversations 16 --micro_batch_size 16 --optimizer muon --learning_rate 0.05 "
+             "--save_every 0 --log_every 0 --dtype float32 --eval_every 0")
+    return on_cuda(sft.main, "--stage", "gsm8k", "--init", base, "--data", problems, "--out_dir", folder,
+                   *usual.split(), *flags)
+
+
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_waits_of_fine_tuning(base, tmp_path, packing):
+    """As of pretraining."""
+    run = lambda name, *extra: fine_tune(base, tmp_path / name, "--packing", packing, *extra).waits
+    few = run("few", "--max_train_steps", 1)
+    many = run("many", "--max_train_steps", 3)
+    assert sum(more(many, few).values()) <= 2 * MOST_WAITS, more(many, few)
+    assert more(run("micro", "--max_train_steps", 1, "--micro_batch_size", 1), few) == {}
+
+
+def test_fine_tuning_and_rewards(base, tmp_path):
+    """Misplaced tensors in sft.py with evaluations and samples, and in grpo.py with sampling, updates, an exam and
+    its generation: none."""
+    fine_tune(base, tmp_path / "sft", "--max_train_steps", 32)
+    fine_tune(base, tmp_path / "more", "--max_train_steps", 1, "--eval_every", 1, "--val_fraction", 0.2,
+              "--sample_every", 1)
+    pool = write_jsonl(tmp_path / "pool.jsonl", items(20, start=100))
+    flags = flags_of(tmp_path / "sft", pool, tmp_path / "grpo", "--dtype", "float32", "--max_train_steps", 1)
+    on_cuda(grpo.main, *flags, "--eval_every", 1, "--sample_every", 1, "--deterministic")
+    assert records(tmp_path / "grpo")[-1]["ratio_off_share"] == 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# graphs
+
+COMPILERS = os.environ.get("CXX", "g++"), "clang++", "cl"
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The number of compiled graphs after each optimizer step, of which dynamo makes as many as for a card; they run
+    as they are traced."""
+    counts, read_step = [], training.read_step
+
+    def read(*args):
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        return read_step(*args)
+
+    monkeypatch.setattr(training, "read_step", read)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(loss, "compiled_softmax_grad", {})
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    loss.compile_softmax("cpu")
+    yield counts
+    torch._dynamo.reset()
+
+
+compiles = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="--compile on needs a C++ compiler")
+
+
+@compiles
+@pytest.mark.parametrize("flags", [
+    "", "--arch speedrun --attn_gate elementwise --sample_every 2 --hellaswag_every 2 --hellaswag_data synthetic:8"])
+def test_one_graph_of_pretraining(flags, data, tmp_path, graphs):
+    """Graphs: of the network and of the loss, one each, made before the first step; evaluations and samples add none.
+    """
+    train_gpt.main([*map(str, flags_for(data, tmp_path / "run", *flags.split(), "--device", "cpu", "--compile", "on",
+                                        "--max_train_steps", 4, "--eval_every", 2))])
+    assert graphs == [2] * 4
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["compile_seconds"] > 0
+
+
+def test_compiled_softmax_is_the_same(graphs):
+    """Loss and gradients by the one graph that a GPU uses, and as a CPU forms them: to 1e-6 of the largest, for ignored
+    targets, padding ids and any number of rows."""
+    torch.manual_seed(0)
+    weight, results = torch.randn(300, 16), {}
+    for compiled in (True, False):
+        if not compiled:
+            loss.compiled_softmax_grad.clear()
+        for rows in (37, 50):
+            x = torch.linspace(-2, 2, 16 * rows).sin().view(rows, 16)
+            targets = torch.arange(rows).where(torch.arange(rows) != 3, loss.IGNORE)
+            leaves = [x.requires_grad_(), weight.clone().requires_grad_()]
+            total = loss.chunked_cross_entropy(*leaves, targets, [(100, 110), (260, 300)])
+            per_token = loss.token_nll(*leaves, targets, [(100, 110), (260, 300)])
+            (total + per_token.square().mean()).backward()
+            results.setdefault(rows, []).append([total.detach(), *(leaf.grad for leaf in leaves)])
+            assert leaves[1].grad[260:].abs().max() == 0
+    for ours, theirs in results.values():
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a - b).abs().max() < 1e-6 * b.abs().max()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@compiles
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_one_graph_of_fine_tuning(packing, base, tmp_path, graphs):
+    """As of pretraining, though a step's last micro-batch has fewer rows and each another number of trained tokens."""
+    problems = write_jsonl(tmp_path / "problems.jsonl", items(32))
+    usual = (f"--stage gsm8k --init {base} --data {problems} --out_dir {tmp_path / 'run'} --eval_every 2 "
+             "--total_batch_conversations 10 --micro_batch_size 4 --max_train_steps 3 --val_fraction 0.2 --seq_len 24 "
+             f"--packing {packing} --device cpu --compile on")
+    sft.main(usual.split())
+    assert graphs == [2] * 3
