@@ -46,7 +46,7 @@ def compare_noise(args) -> int:
     mode, title, word = "aa", f"Noise floor of {label_of(used)}", "comparable"
     if newcomer:
         word, text = judge_newcomer(rows, primary, trouble, floor, args.alpha)
-        if args.planned not in (0, len(used)):
+        if args.planned not in (0, len(used)) and not trouble:
             word = "inconclusive"
             text += f" {args.planned} seeds of the noise floor were planned: no verdict at another number."
         name = newcomer[0]["name"]
