@@ -5,7 +5,8 @@
     python prepare_bos_rows.py --dataset 'corpus/*.parquet' --overflow requeue --out_dir data/rows --num_proc 4
     python prepare_bos_rows.py --dataset synthetic --target_tokens 2_000_000 --seq_len 128 --out_dir data/toy_rows
 
-Reads and writes what prepare_fineweb.py does, with the same val files; only the train shards are rows. Document 001: a
+Reads and writes what prepare_fineweb.py does, with the same val files; only the train shards are rows. The same parts
+of a corpus (--part i/n) make both kinds, of any --seq_len and --overflow, with --merge. Document 001: a
 buffer holds `--buffer_docs` tokenised documents. Take the longest that fits into the row, again and again; when none
 fits, take the shortest, copy what fits and drop the rest; of equals the earliest. Before each choice the buffer is
 refilled. When the source has ended the buffer runs empty, and an unfinished last row is dropped.
@@ -372,7 +373,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--shard_rows", type=int, default=0, help="rows per train shard (default: 0 = as --shard_tokens)")
     args = parser.parse_args(argv)
     meta = prepare_fineweb.run(args, RowTrain)
-    print_report(meta)
+    if meta:
+        print_report(meta)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@
     python prepare_fineweb.py --dataset synthetic --target_tokens 2_000_000 --out_dir data/toy      # no network
     python prepare_fineweb.py --dataset synthetic --target_tokens 2_000_000 --out_dir data/mul --condition mul_tokens
 
+    python prepare_fineweb.py --dataset kjj0/fineweb10B-gpt2 --max_shards 9 --out_dir data/fineweb10B   # tokens already
+
 Reads documents (lab/sources.py); writes a dataset folder (lab/shards.py). Every document is [50256] + bpe(text). About
 1 % of the documents, chosen by a hash of their text, are held out in val_*.bin: the same in every condition. Before it,
 --decontaminate drops the documents that hold items of a benchmark (lab/decontaminate.py). --resume after a kill gives
-the same bytes as an uninterrupted run, as do every --num_proc and --tokenizer_backend.
+the same bytes as an uninterrupted run, as do every --num_proc and --tokenizer_backend. So do `--part i/n`, which makes
+the tokens of the source files i, i + n, ... on one of many machines, and `--merge` afterwards (lab/parts.py).
 """
 
 from __future__ import annotations
@@ -16,20 +19,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import re
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-import inject_mul
-from lab import decontaminate, disk, flags, processes, runs, shards, sources
+from lab import (
+    decontaminate,
+    disk,
+    flags,
+    parts,
+    pretokenized,
+    processes,
+    runs,
+    shards,
+    sources,
+    tokenizing,
+)
 from lab.schema import ANY_NAME, COUNT, NUMBER, TEXT, misfit
 from lab.token_files import check
 from lab.tokenizer import (
@@ -39,15 +48,13 @@ from lab.tokenizer import (
     VOCAB_SIZE,
     MulFactTokens,
     get_tokenizer,
-    special_texts,
     tokenizer_hash,
 )
 
-IN_FLIGHT_BYTES = 2**25  # text that workers hold at once, however many they are
-MAX_WORKERS = 16  # that one reader can feed; each holds 27 MB of gigatoken's tables and as much cache (measured)
 COMMIT_SECONDS = 1.0  # work a kill may cost; one commit is a few fsyncs
 # flags that decide the bytes
-SETTINGS = "text_field condition inject shard_tokens val_shards val_fraction max_docs target_tokens".split()
+SETTINGS = """text_field condition inject shard_tokens val_shards val_fraction
+              max_docs target_tokens""".split()
 # of all documents so far, committed with the tokens; "plain" counts GPT-2 tokens, the same in every condition
 COUNTS = """documents held_out dropped docs_with_products bytes_read
             tokens_read tokens_dropped plain_train plain_held_out""".split()
@@ -62,8 +69,6 @@ SUMMARY = {
         ANY_NAME: {"documents_dropped": COUNT, "items_hit_total": COUNT, "items": COUNT},
     }},
 }
-# a text without any of these holds no product
-SIGNS = [re.compile(sign.pattern.encode()) for sign in inject_mul.SIGNS]
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +91,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
              "fail if the source has fewer (default: 0 = off)")
     add("--bad_documents", choices=["error", "skip"], default="error",
         help="empty, not UTF-8 or over 32 MiB: stop, or leave out and count (default: error)")
+    add("--max_shards", type=int,
+        help="the dataset, on the hub or a folder, is llm.c's shards of GPT-2 tokens: take the first N "
+             "of train and all of val, which is held out; 0 = all (default: off, it holds documents)")
     decontaminate.add_argument(group)
 
     add = parser.add_argument_group("tokens").add_argument
@@ -107,6 +115,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
              "or none; --val_fraction is then a share of values (default: off)")
     add("--num_proc", type=int, default=1, help="tokenising threads, at most 16 (default: 1)")
     add("--resume", action="store_true", help="continue a killed run of the same command")
+    parts.add_arguments(parser)
 
 
 def check_at_least(args: argparse.Namespace, **least: int) -> None:
@@ -114,109 +123,6 @@ def check_at_least(args: argparse.Namespace, **least: int) -> None:
     for name, low in least.items():
         value = getattr(args, name)
         check(value >= low, f"--{name} must be {low} or more, not {value}", "pass another")
-
-
-# ------------------------------------------------------------------------------------------------------------
-# text -> tokens
-
-
-class Tokenized(NamedTuple):
-    """A batch of n documents as tokens; the unusable ones are in `bad` only."""
-
-    ids: np.ndarray  # uint16 (N,): [50256] + tokens of each document
-    numbers: np.ndarray  # int64 (n,): which documents
-    lengths: np.ndarray  # int64 (n,): tokens with BOS
-    baseline_tokens: np.ndarray  # int64 (n,): the same in plain GPT-2 BPE
-    utf8_bytes: np.ndarray  # int64 (n,)
-    digests: list[bytes]
-    selected: np.ndarray  # bool (n,): belongs to the held-out share by its hash, or by its group's
-    mul_bytes: dict[int, list[int]]  # document -> original UTF-8 bytes behind each mul token
-    hits: dict[int, list[str]]  # document -> benchmark items that contaminate it
-    special: dict[str, list[int]]  # special token that stands in a text -> documents
-    bad: list[tuple[int, str]]  # (number, why)
-    end: int  # number of the document after the batch
-
-
-def cut_at_products(texts: list[bytes], mode: str) -> tuple[list[bytes], list[int], dict]:
-    """Cut documents at their products, which the injector finds in a mode, weak or strict.
-
-    Returns the pieces of text, the special id before each (BOS or a product's), and {document: original UTF-8 bytes of
-    each of its products}."""
-    injector = inject_mul.MulExpressionInjector(mode)
-    pieces, specials, mul_bytes = [], [], {}
-    for i, utf8 in enumerate(texts):
-        specials.append(BOS_ID)
-        if any(sign.search(utf8) for sign in SIGNS):
-            text, last = utf8.decode(), 0
-            for start, end, a, b in injector.spans(text):
-                pieces.append(text[last:start].encode())
-                specials.append(MulFactTokens.id_of(a, b))
-                mul_bytes.setdefault(i, []).append(len(text[start:end].encode()))
-                last = end
-            utf8 = text[last:].encode()
-        pieces.append(utf8)
-    return pieces, specials, mul_bytes
-
-
-def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str | None,
-             val_fraction: float, guard: decontaminate.Guard | None = None) -> Tokenized:
-    """One item of `read_batches` -> Tokenized. A pure function, so that any number of workers gives the same bytes."""
-    tokenizer = get_tokenizer(backend)
-    numbered = list(enumerate(documents, first))
-    bad = [(number, why) for number, why in numbered if isinstance(why, str)]
-    numbers = [number for number, document in numbered if isinstance(document, bytes)]
-    texts = [document for document in documents if isinstance(document, bytes)]
-    hits = guard.hits_batch(texts) if guard else {}
-
-    # every piece of text is tokenised on its own and follows a special id
-    pieces, specials, mul_bytes = texts, [BOS_ID] * len(texts), {}
-    if inject:
-        pieces, specials, mul_bytes = cut_at_products(texts, inject)
-    tokens, piece_lengths = tokenizer.encode_batch(pieces)
-    special_at = np.cumsum(piece_lengths) - piece_lengths + np.arange(len(pieces))
-    ids = np.empty(len(tokens) + len(pieces), np.uint16)
-    is_text = np.ones(len(ids), bool)
-    is_text[special_at] = False
-    ids[is_text] = tokens
-    ids[special_at] = specials
-
-    starts = np.flatnonzero(ids == BOS_ID)  # a text never becomes BOS
-    lengths = np.diff(starts, append=len(ids))
-    baseline_tokens = lengths.copy()
-    if mul_bytes:
-        _, plain_lengths = tokenizer.encode_batch([texts[i] for i in mul_bytes])
-        baseline_tokens[list(mul_bytes)] = plain_lengths + 1
-    utf8_bytes = np.array([len(text) for text in texts], np.int64)
-    digests = [shards.document_hash(text) for text in texts]
-    decide = [shards.document_hash(getattr(text, "group", text)) for text in texts]
-    selected = shards.is_held_out(decide, val_fraction)
-    return Tokenized(ids, np.array(numbers, np.int64), lengths, baseline_tokens, utf8_bytes, digests,
-                     selected, mul_bytes, hits, special_texts(texts), bad,
-                     end=first + len(documents))
-
-
-def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> Iterator[Tokenized]:
-    """Batches in document order; at most 2 x num_proc, or IN_FLIGHT_BYTES of text, or one, in memory."""
-    settings = (args.tokenizer_backend, args.inject, args.val_fraction, guard)
-    if args.num_proc == 1:
-        for first, documents in sources.read_batches(source, start):
-            yield tokenize(first, documents, *settings)
-        return
-    workers = min(args.num_proc, MAX_WORKERS)
-    pool, pending, in_flight = ThreadPoolExecutor(max_workers=workers), deque(), 0
-    try:
-        for first, documents in sources.read_batches(source, start):
-            size = sum(map(len, documents))
-            while pending and (len(pending) == 2 * workers or in_flight + size > IN_FLIGHT_BYTES):
-                finished, future = pending.popleft()
-                in_flight -= finished
-                yield future.result()
-            pending.append((size, pool.submit(tokenize, first, documents, *settings)))
-            in_flight += size
-        while pending:
-            yield pending.popleft()[1].result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -251,8 +157,9 @@ class StreamTrain:
         """Delete what only `restore` would need."""
 
 
-def prepare(args: argparse.Namespace, train) -> dict:
-    """Documents -> dataset folder: the story of both prepare scripts. Returns meta.json, or raises KeyboardInterrupt.
+def prepare(args: argparse.Namespace, train) -> dict | None:
+    """Documents -> dataset folder: the story of both prepare scripts. Returns meta.json, or None where --part asks for
+    parts of a dataset only. Raises KeyboardInterrupt after ctrl-C.
 
     train: see StreamTrain. Raises ValueError / FileNotFoundError / OSError in one sentence."""
     check_at_least(args, num_proc=1, shard_tokens=2, val_shards=0)
@@ -266,9 +173,13 @@ def prepare(args: argparse.Namespace, train) -> dict:
         args.inject = args.inject or "weak"
     elif args.inject:
         raise ValueError("--inject needs --condition mul_tokens: add it, or drop --inject.")
+    parts.check_arguments(args)
     guard = decontaminate.from_argument(args.decontaminate)
-    source = sources.open_source(args)
     get_tokenizer(args.tokenizer_backend)  # a missing one is noticed before a folder is made
+    if args.part:
+        parts.make(args, guard)
+        return None
+    source, batches_from = open_batches(args, guard)
     settings = {name: getattr(args, name) for name in SETTINGS}
     settings |= {"source": source.record, "tokenizer_sha256": tokenizer_hash(), **train.settings}
     if guard:
@@ -276,10 +187,25 @@ def prepare(args: argparse.Namespace, train) -> dict:
     if args.holdout_by:
         settings["holdout_by"] = args.holdout_by
     with disk.hold(args.out_dir):
-        return write_dataset(args, train, source, guard, settings)
+        return write_dataset(args, train, source, guard, settings, batches_from)
 
 
-def write_dataset(args, train, source: sources.Source, guard, settings: dict) -> dict:
+def open_batches(args, guard) -> tuple[sources.Source, Callable]:
+    """Where the tokens come from: (source, function that gives their batches from a document's number on)."""
+    if args.max_shards is not None:
+        args.val_fraction = args.text_field = None  # its val shards are held out; it has no column
+        source = pretokenized.open_source(args)
+        return source, lambda start: pretokenized.batches(source, args.tokenizer_backend, start)
+    source = sources.open_source(args)
+    if args.merge:
+        abouts = parts.check_parts(args, source, guard)
+        source = source._replace(documents=parts.documents(abouts, source))
+        return source, lambda start: parts.batches(args, source, abouts, start)
+    return source, lambda start: tokenizing.tokenized_batches(args, source, start, guard)
+
+
+def write_dataset(args, train, source: sources.Source, guard, settings: dict,
+                  batches_from: Callable) -> dict:
     """The part of `prepare` that writes, into a folder that no other process may write into."""
     from tqdm import tqdm
 
@@ -317,8 +243,9 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict) ->
         target = args.target_tokens
         counted, total, unit = "plain_train", target, "tok"
     interval = 0.5 if sys.stderr.isatty() else 10  # seconds between two lines
-    bar = tqdm(total=total, initial=state[counted], unit=unit, unit_scale=True, mininterval=interval)
-    batches = tokenized_batches(args, source, state["documents"], guard)
+    bar = tqdm(total=total, initial=state[counted], unit=unit, unit_scale=True,
+               mininterval=interval)
+    batches = batches_from(state["documents"])
     stop, pause = processes.StopRequest(), COMMIT_SECONDS
     try:
         with bar, contextlib.closing(batches):
@@ -365,18 +292,20 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict) ->
 TRAIN, VAL, DROPPED = range(3)  # where a document goes
 
 
-def assign(args, batch: Tokenized, state: dict, held_out: set[bytes]) -> np.ndarray:
+def assign(args, batch: tokenizing.Tokenized, state: dict, held_out: set[bytes]) -> np.ndarray:
     """Where the documents of a batch go, up to the one that reaches --target_tokens: int8 (up to n,)."""
     place = np.full(len(batch.lengths), TRAIN, np.int8)
     place[list(batch.hits)] = DROPPED
     cap, plain = args.val_shards * args.shard_tokens, state["plain_held_out"]
+    # what is selected, also beyond the cap
+    never_in_train = args.holdout_by or args.max_shards is not None
     considered = batch.selected | bool(args.holdout_by)
     for i in np.flatnonzero(considered & (place == TRAIN)).tolist():
         if batch.selected[i] and plain < cap:
             place[i] = VAL
             plain += int(batch.baseline_tokens[i])
             held_out.add(batch.digests[i])
-        elif batch.digests[i] in held_out or (args.holdout_by and batch.selected[i]):
+        elif batch.digests[i] in held_out or (never_in_train and batch.selected[i]):
             place[i] = DROPPED  # its text, or others of its group, are in val: training on it would leak
     if args.target_tokens:
         plain_train = state["plain_train"] + np.cumsum(batch.baseline_tokens * (place == TRAIN))
@@ -384,7 +313,8 @@ def assign(args, batch: Tokenized, state: dict, held_out: set[bytes]) -> np.ndar
     return place
 
 
-def add_batch(args, batch: Tokenized, writer, train, state: dict, held_out: set[bytes]) -> None:
+def add_batch(args, batch: tokenizing.Tokenized, writer, train, state: dict,
+              held_out: set[bytes]) -> None:
     """Write, pass on or drop each document, up to the one that reaches --target_tokens, and count."""
     place = assign(args, batch, state, held_out)
     n = len(place)
@@ -409,8 +339,8 @@ def add_batch(args, batch: Tokenized, writer, train, state: dict, held_out: set[
 
     state["docs_with_products"] += sum(i < n and bool(to_train[i]) for i in batch.mul_bytes)
     for literal, documents in batch.special.items():
-        known = state["special"].get(literal, 0)
-        state["special"][literal] = known + sum(i < n for i in documents)
+        if holders := sum(i < n for i in documents):
+            state["special"][literal] = state["special"].get(literal, 0) + holders
     state["held_out"] += int(to_val.sum())
     state["tokens_read"] += int(lengths.sum())
     state["tokens_dropped"] += int(lengths[dropped].sum())
@@ -424,7 +354,8 @@ def add_batch(args, batch: Tokenized, writer, train, state: dict, held_out: set[
     state["dropped"] += int(dropped.sum()) + unusable
 
 
-def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict, seconds: float) -> dict:
+def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict,
+                seconds: float) -> dict:
     """The fields of meta.json that are not the writer's or the train side's; ValueError unless the account closes.
 
     entries: what the train side adds to the account, which says where every token that was read has gone."""
@@ -445,6 +376,8 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
     if source.kind == "hub":
         packages += ["datasets", "huggingface_hub"]
         config, split = args.config, args.split
+    elif source.record["kind"] == "hub":
+        packages.append("huggingface_hub")
     counts = dict(zip(MulFactTokens.tokens, writer.mul_counts.tolist(), strict=True))
     counts = {name: count for name, count in counts.items() if count}
     products = sum(counts.values())
@@ -510,16 +443,20 @@ def print_summary(args: argparse.Namespace, meta: dict) -> None:
     print(f"sample: {sample!r}")
 
 
-def run(args: argparse.Namespace, train_side) -> dict:
+def run(args: argparse.Namespace, train_side) -> dict | None:
     """`prepare` for a command line: errors as one sentence with exit status 1, ctrl-C with 130.
 
-    train_side: the class, StreamTrain or another. Returns meta.json."""
+    train_side: the class, StreamTrain or another. Returns what `prepare` does."""
     try:
         meta = prepare(args, train_side(args))
-        print_summary(args, meta)
+        if meta:
+            print_summary(args, meta)
         return meta
     except KeyboardInterrupt:
-        print(f"stopped; to continue {args.out_dir}, run it again with --resume.", file=sys.stderr)
+        remedy = f"to continue {args.out_dir}, run it again with --resume"
+        if args.part:
+            remedy = "the finished parts stay, and the same command makes the others"
+        print(f"stopped; {remedy}.", file=sys.stderr)
         sys.exit(130)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
@@ -531,7 +468,8 @@ def run(args: argparse.Namespace, train_side) -> dict:
 def main(argv: list[str] | None = None) -> None:
     parser = flags.Parser(
         description="Documents -> stream shards of GPT-2 tokens, with a held-out set chosen by hash.",
-        epilog="example: python prepare_fineweb.py --dataset 'corpus/*.parquet' --out_dir data/mine --num_proc 4")
+        epilog="example: python prepare_fineweb.py --dataset 'corpus/*.parquet' --out_dir data/mine --num_proc 4"
+               + parts.EXAMPLES)
     add_source_arguments(parser)
     args = parser.parse_args(argv)
     run(args, StreamTrain)

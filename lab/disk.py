@@ -56,12 +56,13 @@ def refuse_bomb(path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path, tmp=None):
     """Open a new file for bytes. It is synced and takes the place of `path` when the block ends.
 
-    `path` keeps its old content if the block, the disk or the machine fails. An OSError names a file."""
+    `path` keeps its old content if the block, the disk or the machine fails. An OSError names a file. tmp: the new
+    file's name until then, another in each process where several may write it (default: path.tmp)."""
     path = Path(path)
-    tmp = path.with_name(path.name + ".tmp")
+    tmp = Path(tmp or path.with_name(path.name + ".tmp"))
     try:
         tmp.unlink(missing_ok=True)  # of a killed process, or a link
         with open(tmp, "xb") as f:

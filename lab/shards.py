@@ -8,6 +8,7 @@ A dataset folder holds
     decontamination.jsonl  with --decontaminate: the documents that were dropped, and why (decontaminate.py)
     progress.json          only while a prepare is under way or was killed: where `--resume` continues
     .lock                  only while a prepare writes: which process (disk.hold)
+    parts/                 with --part: the tokens of single source files (parts.py); may go after --merge
 
 The reader also opens folders without meta.json in the neighbours' formats (token_files.py). The ids are tokenizer.py's.
 """
@@ -117,8 +118,9 @@ class DatasetWriter:
             check(resume, f"{self.dir} holds an unfinished prepare", "pass --resume, or delete it")
             self._load(read_json(self.dir / "progress.json", advice="delete all and prepare again"))
         else:
-            # a kill before the first commit leaves progress.json.tmp
-            foreign = [name for name in names if not name.startswith(".") and name != "progress.json.tmp"]
+            # a kill before the first commit leaves progress.json.tmp; parts/ waits to be merged
+            own = ("progress.json.tmp", "parts")
+            foreign = [name for name in names if not name.startswith(".") and name not in own]
             listed = ", ".join(foreign[:3])
             if foreign[3:]:
                 listed += ", ..."

@@ -55,6 +55,20 @@ class Source(NamedTuple):
 def open_source(args: argparse.Namespace) -> Source:
     """Find the files that the prepare scripts' flags name, check that a document can be read, and pin what will be
     read. ValueError / OSError in one sentence."""
+    source = find_source(args)
+    if source.kind == "synthetic":
+        return source
+    if source.kind == "local":
+        source = _pin_local(source, args.num_proc)
+    if source.stop:
+        source = source._replace(documents=min(source.stop, source.documents or source.stop))
+    if next(read_batches(source), None) is None:
+        raise ValueError(f"--dataset {' '.join(args.dataset)} holds no documents: give files that do.")
+    return source
+
+
+def find_source(args: argparse.Namespace) -> Source:
+    """The same without reading a file, so without the sizes and checksums of local ones in `record`."""
     names, stop = args.dataset, args.max_docs or None
     columns = (args.text_field,)
     if getattr(args, "holdout_by", None):
@@ -67,14 +81,9 @@ def open_source(args: argparse.Namespace) -> Source:
         record = {"kind": "synthetic", "seed": args.synthetic_seed}
         return Source("synthetic", [], columns, record, args.synthetic_seed, stop, stop, {})
     if len(names) == 1 and is_hub_name(names[0]):
-        source = _open_hub(args, names[0], columns)
-    else:
-        source = _open_local(args, files.find(names, DOCUMENT_READERS, "--dataset", args.split), columns)
-    if stop:
-        source = source._replace(stop=stop, documents=min(stop, source.documents or stop))
-    if next(read_batches(source), None) is None:
-        raise ValueError(f"--dataset {' '.join(names)} holds no documents: give files that do.")
-    return source
+        return _open_hub(args, names[0], columns)._replace(stop=stop)
+    paths = files.find(names, DOCUMENT_READERS, "--dataset", args.split)
+    return Source("local", paths, columns, {"kind": "local"}, 0, None, stop, {})
 
 
 def is_hub_name(name: str) -> bool:
@@ -83,16 +92,18 @@ def is_hub_name(name: str) -> bool:
     return not is_file and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
 
 
-def _open_local(args: argparse.Namespace, paths: list[str], columns: tuple[str, ...]) -> Source:
+def describe(path: str) -> dict:
+    """What meta.json says about a local file: {"name", "bytes", "sha256"}."""
+    with damage_in(path):
+        size, digest = os.path.getsize(path), disk.sha256_file(path)
+    return {"name": Path(path).name, "bytes": size, "sha256": digest}
+
+
+def _pin_local(source: Source, num_proc: int) -> Source:
+    paths = source.files
     readers = [reader_of(DOCUMENT_READERS, path) for path in paths]
-
-    def describe(path: str) -> dict:
-        with damage_in(path):
-            size, digest = os.path.getsize(path), disk.sha256_file(path)
-        return {"name": Path(path).name, "bytes": size, "sha256": digest}
-
-    with ThreadPoolExecutor(max_workers=min(8, args.num_proc)) as pool:
-        record = {"kind": "local", "files": list(pool.map(describe, paths))}
+    with ThreadPoolExecutor(max_workers=min(8, num_proc)) as pool:
+        record = source.record | {"files": list(pool.map(describe, paths))}
     digests = [about["sha256"] for about in record["files"]]
     count = Counter(digests)
     copies = [path for path, digest in zip(paths, digests, strict=True) if count[digest] > 1]
@@ -103,8 +114,8 @@ def _open_local(args: argparse.Namespace, paths: list[str], columns: tuple[str, 
         documents = 0
         for path in paths:
             with damage_in(path), open(path, "rb") as f:
-                documents += _parquet_file(f, path, columns).metadata.num_rows
-    return Source("local", paths, columns, record, 0, documents, None, {})
+                documents += _parquet_file(f, path, source.columns).metadata.num_rows
+    return source._replace(record=record, documents=documents)
 
 
 def _open_hub(args: argparse.Namespace, name: str, columns: tuple[str, ...]) -> Source:

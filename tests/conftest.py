@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 
 from lab import disk, results, runs, shards
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, get_tokenizer
@@ -29,6 +30,15 @@ def run_script(name, *flags, **options):
     """Run `python <name> <flags>` of this repo on one thread; returns the finished process with its text."""
     command = [sys.executable, str(REPO / name), *map(str, flags)]
     return subprocess.run(command, **{"capture_output": True, "text": True, "env": ENV, "timeout": 300, **options})
+
+
+def sentence_left(run, *args, **how):
+    """The one sentence that a script, run in this process, leaves with."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*args, **how)
+    message = stopped.value.code
+    assert isinstance(message, str) and len(message.splitlines()) == 1, message
+    return message
 
 
 def write_dataset(folder, documents, condition="baseline", val_every=7, **meta):

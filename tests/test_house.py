@@ -15,7 +15,7 @@ SCRIPTS = "prepare_fineweb prepare_bos_rows inject_mul model train_gpt eval_gsm8
 SCRIPTS += [*BENCHMARKS, "long_context", "continual"]
 LIBRARIES = {"model", "inject_mul"}  # the scripts that others may import
 WITHOUT_TORCH = "flags runs results processes disk shards sources terminal files decontaminate tinygsm".split()
-WITHOUT_TORCH += ["logs", "run_*", "ab_*"]
+WITHOUT_TORCH += ["logs", "parts", "tokenizing", "pretokenized", "run_*", "ab_*"]
 # python model.py export|import runs hf, which needs the network: the one circle, closed only by the command line
 BY_COMMAND = {("model", "lab.hf")}
 

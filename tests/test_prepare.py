@@ -25,7 +25,7 @@ import zstandard
 
 import inject_mul
 import prepare_fineweb
-from lab import disk, retries, shards, sources, synthetic
+from lab import disk, retries, shards, sources, synthetic, tokenizing
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
@@ -341,7 +341,7 @@ def test_prefilter_misses_no_product():
     for _ in range(3000):
         text = "".join(draw.choices(pieces, k=6))
         if injector.spans(text):
-            assert any(sign.search(text.encode()) for sign in prepare_fineweb.SIGNS), text
+            assert any(sign.search(text.encode()) for sign in tokenizing.SIGNS), text
 
 
 def test_torch_is_not_needed(tmp_path):

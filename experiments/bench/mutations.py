@@ -65,6 +65,7 @@ from lab import (  # noqa: E402  # noqa: E402
     shards,
     sources,
     synthetic,
+    tokenizing,
     training,
 )
 from model import GPT  # noqa: E402
@@ -240,7 +241,7 @@ def read_documents(file):
         args = parser.parse_args(["--dataset", str(folder / file), "--out_dir", "x"])
         for first, documents in sources.read_batches(sources.open_source(args)):
             if not first:
-                prepare_fineweb.tokenize(first, documents, "auto", "weak", 0.1)
+                tokenizing.tokenize(first, documents, "auto", "weak", 0.1)
     return read
 
 
