@@ -174,11 +174,9 @@ def compare_all(kept: Path) -> list[dict]:
     arguments += ["--group_by", "memory,write", "--baseline", "memory=none"]
     arguments += ["--treatment", "memory,learning_rate,muon_lr"]
     record = answers.report(arguments, {"arms.png": here / "arms.png"}, level=2)
-    lines = []
-    for e in record["differences"]:
-        if e["name"] in QUESTIONS:
-            lines.append(answers.answer(QUESTIONS[e["name"]], e["row"], "nats/token", wall=e["wall"]))
-    return lines
+    found = {e["name"]: e for e in record["differences"]}
+    return [answers.answer(question, found[name]["row"], "nats/token", wall=found[name]["wall"])
+            for name, question in QUESTIONS.items()]
 
 
 def main():
