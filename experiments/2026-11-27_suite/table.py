@@ -197,6 +197,7 @@ def draw(scores: dict, found: dict, chance: float) -> None:
         if control in ("static", "adapt", "removed"):
             needles[f"{exam} {tokens:,} {control}"] = (cells, chance, chance)
     draw_groups(lower, needles, "a number found again")
+    upper.set_ylim(top=0.72)  # room for the legend
     upper.legend(ncols=5, loc="upper right")
     disk.write_whole(here / "suite.png", save())
 
