@@ -228,8 +228,9 @@ report() {
         # shellcheck disable=SC2046,SC2086  # lists
         run "$PYTHON" compare_runs.py --a $(runs_of "$a") --b $(runs_of "$b") $treatment $planned --out "$out/report"
         touch "$out/reported"
+    else
+        echo "report: $out/report/report.html"
     fi
-    echo "report: $out/report/report.html"
 }
 
 for part in $parts; do
