@@ -35,7 +35,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lab import chunks, disk, memory, memory_settings, processes
-from lab.chunks import Context, causal_attention
+from lab.attention import causal_attention
+from lab.chunks import Context
 from lab.loss import chunked_cross_entropy, mask_logits, tie
 from lab.schema import check, is_pairs
 

@@ -3,16 +3,19 @@
 # seeds, score, export for Hugging Face, compare. What it will cost is printed before it begins.
 #   bash experiments/run_124m.sh [part ...]      parts, all by default: cost prepare train evals export report
 #   SMALL=1 bash experiments/run_124m.sh         the same with a tiny shape and corpus, on two CPU cores in three minutes
-# Results: $OUT/$ARMS/report/report.html. It can be stopped at any point: the same command goes on, and
-# does nothing when all is there. Several nodes: run_124m.sbatch. Not run on a GPU yet.
+# Results: $OUT/$ARMS/report/report.html. It can be stopped at any point: the same command goes on, and does nothing when
+# all is there. Several nodes: run_124m.sbatch. Not run on a GPU yet.
 #
-#   ARMS                rows (stream, BOS rows), tokens (plain, products as one token), gates (none, elementwise; document
-#                       003's shape and learning rate) or optimizers (AdamW, Muon) (rows)
+#   ARMS                rows (stream, BOS rows), tokens (plain, products as one token), gates (none, elementwise; shape and
+#                       learning rate of document 003) or optimizers (AdamW at GPT-2's learning rate, Muon at the
+#                       speedrun's) (rows)
 #   SEEDS               of each arm; fewer than three get no verdict ("0 1 2")
 #   TOKENS              that each run reads, such as 300M (9.83B, gates 2.67B)
 #   DATASET             prepare_fineweb.py --dataset: a name on the hub, or files (HuggingFaceFW/fineweb-edu)
-#   DECONTAMINATE       prepare_fineweb.py --decontaminate: benchmarks whose texts no document may hold ('' = off)
-#   OVERFLOW            of the BOS rows: crop, split or requeue (requeue)
+#   DECONTAMINATE       prepare_fineweb.py --decontaminate: benchmarks whose texts no document may hold, by absolute
+#                       paths ('' = off)
+#   OVERFLOW            of the BOS rows: crop, split or requeue (requeue). crop discards much: see MAX_EPOCHS
+#   MAX_EPOCHS          how often a run may read its data (1.05)
 #   HELLASWAG_DATA, EWOK_DATA, ZEROSHOT_DATA, GSM8K_DATA    files; EWoK and zero-shot are off without one, GSM8K is for
 #                       tokens alone ('' = the official items of HellaSwag and GSM8K, downloaded)
 #   TRAIN_FLAGS         more flags of train_gpt.py for all runs, such as "--micro_batch_size 30"
@@ -45,7 +48,12 @@ for one in ${DATASET:-}; do # paths are the caller's
     [ ! -e "$one" ] || one="$(realpath "$one")"
     datasets+=("$one")
 done
-[ -z "${OUT:-}" ] || root="$(realpath -m "$OUT")"
+for name in HELLASWAG_DATA EWOK_DATA ZEROSHOT_DATA GSM8K_DATA; do
+    [ ! -e "${!name:-}" ] || printf -v "$name" %s "$(realpath "${!name}")"
+done
+root="${OUT:-}"
+[ -z "$root" ] || [ "${root:0:1}" = / ] || root="$PWD/$root"
+[[ "$root" != *[[:space:]]* ]] || fail "OUT=$root has a space in it: name another folder."
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${root:=experiments/runs/124m${small:+_small}}"
 [ -n "${PYTHON:-}" ] || source experiments/venv.sh hf
@@ -78,10 +86,10 @@ every() { echo $((steps / $1 > 0 ? steps / $1 : 1)); } # steps between so many o
 out="$root/$arms"
 mkdir -p "$out"
 case "$arms-$tokens" in
-    gates-* | *-?*) suffix="_$need" target=(--target_tokens $((need + need / 33)) ) ;; # packing and products change the count
-    *) suffix="" target=() ;; # the whole sample
+    gates-* | *-?*) suffix="_$need" target="--target_tokens $((need + need / 33))" ;; # packing, products change the count
+    *) suffix="" target="" ;; # the whole sample
 esac
-[ -z "$small" ] || target=(--target_tokens $((need + need / 2)) --val_fraction 0.1)
+[ -z "$small" ] || target="--target_tokens $((need + need / 2)) --val_fraction 0.1"
 data_of() { # arm: its dataset's folder
     case "$1" in
         bos_rows) echo "$root/data_${OVERFLOW:-requeue}$suffix" ;;
@@ -97,7 +105,8 @@ arm_flags() { # arm: what it adds to the same run
         *) echo "--learning_rate ${rates[0]}" ;;
     esac
 }
-train_flags=(--preset "$preset" "${shape[@]}" "${machine[@]}" --max_train_steps "$steps" --max_epochs 1.05)
+train_flags=(--preset "$preset" "${shape[@]}" "${machine[@]}" --max_train_steps "$steps"
+    --max_epochs "${MAX_EPOCHS:-1.05}")
 [ "$preset" = gpt2 ] || train_flags+=(--warmdown_iters $((steps * 1450 / 5100)))
 score_flags=(--eval_every "$(every "$vals_of_run")" "${scores[@]}" --hellaswag_every "$(every "$evals_of_run")")
 [ -z "${HELLASWAG_DATA:-}" ] || score_flags+=(--hellaswag_data "$HELLASWAG_DATA")
@@ -171,7 +180,8 @@ prepare() { # one source and one held-out set; only what becomes of the document
         # shellcheck disable=SC2206  # a list
         [ -z "${DECONTAMINATE:-}" ] || script+=(--decontaminate $DECONTAMINATE)
         workers="$(getconf _NPROCESSORS_ONLN)"
-        run "$PYTHON" "${script[@]}" "${target[@]}" --num_proc $((workers < 16 ? workers : 16)) --resume --out_dir "$folder"
+        # shellcheck disable=SC2086  # a list
+        run "$PYTHON" "${script[@]}" $target --num_proc $((workers < 16 ? workers : 16)) --resume --out_dir "$folder"
     done
 }
 
@@ -212,15 +222,15 @@ report() {
     # shellcheck disable=SC2046,SC2086  # lists
     changed="$(find $(runs_of "$a") $(runs_of "$b") -maxdepth 1 \( -name summary.json -o -name gsm8k_results.json \) $newer)"
     if [ -n "$changed" ]; then
-        treatment=() planned=()
-        [ "${#seeds[@]}" -lt 3 ] || planned=(--planned "${#seeds[@]}")
-        [ "$arms" != optimizers ] || treatment=(--treatment optimizer,learning_rate)
-        # shellcheck disable=SC2046  # lists
-        run "$PYTHON" compare_runs.py --a $(runs_of "$a") --b $(runs_of "$b") "${treatment[@]}" \
-            "${planned[@]}" --out "$out/report"
+        treatment="" planned=""
+        [ "$arms" != optimizers ] || treatment="--treatment optimizer,learning_rate"
+        [ "${#seeds[@]}" -lt 3 ] || planned="--planned ${#seeds[@]}"
+        # shellcheck disable=SC2046,SC2086  # lists
+        run "$PYTHON" compare_runs.py --a $(runs_of "$a") --b $(runs_of "$b") $treatment $planned --out "$out/report"
         touch "$out/reported"
+    else
+        echo "report: $out/report/report.html"
     fi
-    echo "report: $out/report/report.html"
 }
 
 for part in $parts; do

@@ -13,13 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from lab import memory, memory_settings
+from lab.attention import causal_attention
 from lab.loss import IGNORE, KnownLoss, head_gradients, tie
 from lab.schema import check
-
-
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """q, k, v (B, H, T, dh) -> (B, H, T, dh): every position sees itself and what is before it."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 class Context(NamedTuple):

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 
 from lab import chunks, kernels, memory, memory_settings, trees
+from lab.attention import causal_attention
 from lab.loss import CHUNK_ROWS, mask_logits, product_dtype, workspace, write_logits
 from lab.schema import check
-from model import Context, Linear, causal_attention, packed_linear, seeded_generator
+from model import Context, Linear, packed_linear, seeded_generator
 
 
 def can_pack(weight) -> bool:

@@ -74,6 +74,7 @@ def test_stopped_twice_it_ends_with_the_report(tmp_path):
     ((), {"SEEDS": "0 x"}, "SEEDS has x: give whole numbers"),
     ((), {"TOKENS": "ten"}, "TOKENS=ten is no number: write 300M"),
     ((), {"TOKENS": "10"}, "less than one step: give 512 or more"),
+    ((), {"OUT": "/tmp/my runs"}, "has a space in it: name another folder."),
 ])
 def test_bad_settings_are_sentences(tmp_path, parts, variables, words):
     """A typing error would cost days on the wrong experiment."""
