@@ -142,14 +142,15 @@ def test_dry_run_stops_there(data, tmp_path, capsys, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     assert run(data, tmp_path / "out", "--dry_run") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("measured: about ") and "memory about" in lines[1]
+    assert len(lines) == 3 and lines[0].startswith("products in float32: ")
+    assert lines[1].startswith("measured: about ") and "memory about" in lines[2]
     monkeypatch.setattr(estimate, "measure", lambda *_: estimate.Cost(90.0, 30.0, 1e15, 10**15))
     assert run(data, tmp_path / "out", "--dry_run", "--max_train_steps", 500, "--max_epochs", 99) == 0
     lines = capsys.readouterr().out.splitlines()
     words = r"WARNING: about 3\.5 min per step here, [\d.]+ days in all; for a laptop: .*--preset laptop"
-    assert re.match(words, lines[1])
-    assert "WARNING: memory will hardly suffice: pass --micro_batch_size 1 (estimated)" in lines[3]
-    assert lines[4].startswith("WARNING: the disk will be full before the end: free ")
+    assert re.match(words, lines[2])
+    assert "WARNING: memory will hardly suffice: pass --micro_batch_size 1 (estimated)" in lines[4]
+    assert lines[5].startswith("WARNING: the disk will be full before the end: free ")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -161,7 +162,7 @@ def test_laptop_advice_at_the_default(data, tmp_path, capsys, monkeypatch):
              "--micro_batch_size", "8", "--max_epochs", str(10**9)]
     assert train_gpt.main(flags) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("WARNING: about 4.5 h per step here, 3,") and lines[1].endswith("(--preset laptop)")
+    assert lines[2].startswith("WARNING: about 4.5 h per step here, 3,") and lines[2].endswith("(--preset laptop)")
 
 
 @pytest.mark.parametrize("error", [

@@ -99,7 +99,7 @@ def test_a_misspelt_flag_is_told_before_a_missing_one(capsys):
 
 
 @pytest.mark.parametrize("script, line, sentence", [
-    ("train_gpt.py", "--data_dir x --micro_batch_size 0", "--micro_batch_size 0: give a whole number of at least 1."),
+    ("train_gpt.py", "--data_dir x --micro_batch_size -1", "--micro_batch_size -1: give 0 or more."),
     ("sft.py", "--stage gsm8k", "--init is required: name a run's folder or a checkpoint to start from."),
     ("ewok.py", "--checkpoint x --out y --no_store", "--out and --no_store: give one of them."),
     ("hellaswag.py", "--checkpoint x --show -1", "--show -1: give 0 or more."),
