@@ -23,13 +23,17 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab.flags import Parser, check_first  # noqa: E402
+
+if __name__ == "__main__":
+    check_first(__file__)
+
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import prepare_bos_rows  # noqa: E402
 import prepare_fineweb  # noqa: E402
 from lab import processes, shards  # noqa: E402
-from lab.flags import Parser  # noqa: E402
 
 TARGET = 100  # million tokens per CPU-second
 
