@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Document 004's ablations, after run.sh: one knob at a time, 3 seeds each, against the arm that it changes, in half as many
-# steps as there. Two runs at a time, one thread each; about half an hour. Resumable: finished runs are skipped.
+# Document 004's ablations, after run.sh: one knob at a time, 3 seeds each, against the arm that it changes. Two runs at a
+# time, one thread each, in bfloat16; about an hour. Resumable: finished runs are skipped.
 #   bash experiments/2026-11-26_memory/ablations.sh
 set -euo pipefail
 source "$(dirname "$0")/../start.sh"
@@ -12,12 +12,12 @@ threshold="$("$PYTHON" "$here/ablations.py" --mean_teach_norm "$out")"
 
 cms="--memory hope_attention --write stop --memory_layers 2"
 titan="--memory hope --memory_layers 2 --cms_periods 128,0 --titan_period 128 --titan_width 32"
-# document 004's schedule of 140,000 steps (warmup 2,000, decay from 120,000 in 20,000), in 80
-schedule="--teach_warmup_iters 1 --teach_decay_start 69 --teach_decay_iters 11"
+# document 004's schedule of 140,000 steps (warmup 2,000, decay from 120,000 in 20,000), in 160
+schedule="--teach_warmup_iters 2 --teach_decay_start 137 --teach_decay_iters 23"
 arm() { # what it adds to the same model
     case "$1" in
         teach_*_decay) echo "$cms --cms_periods 128,0 --teach_scale ${1//[!0-9.]/} $schedule" ;;
-        teach_*) echo "$cms --cms_periods 128,0 --teach_scale ${1//[!0-9.]/} --teach_warmup_iters 1" ;;
+        teach_*) echo "$cms --cms_periods 128,0 --teach_scale ${1//[!0-9.]/} --teach_warmup_iters 2" ;;
         cms_full) echo "$cms --cms_periods 128,512,0" ;;
         cms_sparse) echo "$cms --cms_periods 512,0" ;;
         cms_1) echo "$cms --cms_periods 1,0 --inner_lr 0.0078125" ;; # 1 per 128 tokens
@@ -30,12 +30,12 @@ arm() { # what it adds to the same model
 run() { # stage, arm, learning rate, seed, optimizer, steps
     echo "train_gpt.py --data_dir $out/data --out_dir $out/$1/$2_lr$3_s$4 --seed $4 $(arm "$2") --arch speedrun" \
         "--n_layer 4 --n_head 3 --n_embd 96 --seq_len 1024 --micro_batch_size 2 --total_batch_tokens 2048" \
-        "--max_train_steps ${6:-80} --optimizer ${5:-muon} --learning_rate $3 --schedule trapezoid --warmup_iters 5" \
-        "--warmdown_iters 24 --learning_rate_decay_frac 0.05 --eval_every 40 --eval_batch_size 2" \
-        "--val_tokens 16000 --dtype bfloat16 --save_every 0 --keep_last 1 --log_every 0 --results_csv $out/$1.csv --notes memory_$1"
+        "--max_train_steps ${6:-160} --optimizer ${5:-muon} --learning_rate $3 --schedule trapezoid --warmup_iters 10" \
+        "--warmdown_iters 48 --learning_rate_decay_frac 0.05 --eval_every 40 --eval_batch_size 2" \
+        "--val_tokens 16000 --dtype bfloat16 --save_every 80 --keep_last 1 --log_every 0 --results_csv $out/$1.csv --notes memory_$1"
 }
-for lr in 0.001 0.002 0.004; do run optimizers adamw "$lr" 0 adamw; done > "$out/optimizers.txt"
-for lr in 0.005 0.01 0.02; do run optimizers muon_all "$lr" 0 muon_all; done >> "$out/optimizers.txt"
+for lr in 0.002 0.004 0.008 0.016; do run optimizers adamw "$lr" 0 adamw; done > "$out/optimizers.txt"
+for lr in 0.01 0.02 0.04 0.08; do run optimizers muon_all "$lr" 0 muon_all; done >> "$out/optimizers.txt"
 echo "== optimizers"
 sweep "$out/optimizers.txt"
 cp "$out/optimizers.csv" "$here/optimizers.csv"
