@@ -28,10 +28,12 @@ arm() { # what it adds to the same model
     esac
 }
 run() { # stage, arm, learning rate, seed, optimizer, steps
+    local eval_every=0 # the end alone
+    [ "$1" = ablations ] || eval_every=40
     echo "train_gpt.py --data_dir $out/data --out_dir $out/$1/$2_lr$3_s$4 --seed $4 $(arm "$2") --arch speedrun" \
         "--n_layer 4 --n_head 3 --n_embd 96 --seq_len 1024 --micro_batch_size 2 --total_batch_tokens 2048" \
         "--max_train_steps ${6:-160} --optimizer ${5:-muon} --learning_rate $3 --schedule trapezoid --warmup_iters 10" \
-        "--warmdown_iters 48 --learning_rate_decay_frac 0.05 --eval_every 40 --eval_batch_size 2" \
+        "--warmdown_iters 48 --learning_rate_decay_frac 0.05 --eval_every $eval_every --eval_batch_size 2" \
         "--val_tokens 16000 --dtype bfloat16 --save_every 80 --keep_last 1 --log_every 0 --results_csv $out/$1.csv --notes memory_$1"
 }
 for lr in 0.002 0.004 0.008 0.016; do run optimizers adamw "$lr" 0 adamw; done > "$out/optimizers.txt"
@@ -49,7 +51,7 @@ for seed in 1 2 3; do
     while read -r optimizer lr; do run ablations "$optimizer" "$lr" "$seed" "$optimizer"; done <<< "$own"
 done > "$out/ablations.txt"
 # a demonstration of its price: 5 steps, no claim
-echo "$(run ablations cms_1 "$stop" 0 muon 5) --warmup_iters 1 --warmdown_iters 1 --eval_every 0" >> "$out/ablations.txt"
+echo "$(run ablations cms_1 "$stop" 0 muon 5) --warmup_iters 1 --warmdown_iters 1" >> "$out/ablations.txt"
 echo "== ablations"
 sweep "$out/ablations.txt"
 "$PYTHON" experiments/keep_results.py "$out"/ablations/*_s[123] --out "$here/ablations.tar.xz"
