@@ -83,6 +83,16 @@ class BestFit:
         if last:
             documents = itertools.chain(documents, [(0, None)])
         for n, document in documents:
+            if n == room == row_tokens and waiting + 1 == buffer_docs and refill == 1:
+                # it would be chosen at once: the longest that fits, after the earlier ones of its length
+                queue = queues[n]
+                if queue:
+                    queue.append(document)
+                    document = queue.popleft()
+                pieces.append(document)
+                rows.append((1, 0, too_long, buffer_docs))
+                begun += 1
+                continue
             if n == 0:  # the end: from here on the buffer runs empty
                 buffer_docs = 1
             else:
@@ -200,15 +210,17 @@ class RowTrain:
     def _documents(self, data: bytes, at: int, lengths: list[int]) -> Iterator[tuple[int, bytes]]:
         """(length, tokens) as they enter the buffer; of one to be cropped, no more than a row may ever use."""
         row_tokens, crop = self.row_tokens, self.args.overflow == "crop"
+        step = 2 * self.args.seq_len  # bytes of a further piece, without its BOS
         for n in lengths:
             end = at + 2 * n
             if n <= row_tokens or crop:
                 yield n, data[at : at + 2 * min(n, row_tokens)]
             else:
                 yield row_tokens, data[at : at + 2 * row_tokens]
-                for start in range(at + 2 * row_tokens, end, 2 * self.args.seq_len):
-                    piece = BOS + data[start : min(start + 2 * self.args.seq_len, end)]
-                    self.bos_added += 1
+                starts = range(at + 2 * row_tokens, end, step)
+                self.bos_added += len(starts)
+                for start in starts:
+                    piece = BOS + data[start : min(start + step, end)]
                     yield len(piece) // 2, piece
             at = end
 
@@ -222,20 +234,25 @@ class RowTrain:
         """Finished rows, as BestFit.add returns them, into the writer and into the report."""
         if not rows:
             return
-        data = np.frombuffer(b"".join(pieces), "<u2")
-        step = max(1, BLOCK_TOKENS // self.row_tokens) * self.row_tokens
-        for at in range(0, len(data), step):
-            ids = data[at : at + step]
-            starts = np.flatnonzero(ids == BOS_ID)
-            utf8_bytes = np.add.reduceat(self.token_bytes[ids], starts, dtype=np.int64)
-            writer.write("train", ids, np.diff(starts, append=len(ids)), utf8_bytes)
+        figures = np.fromiter(itertools.chain.from_iterable(rows), np.int64).reshape(-1, 4)
+        ends = np.cumsum(figures[:, 0])  # of the rows, in pieces
+        at, step = 0, max(1, BLOCK_TOKENS // self.row_tokens)
+        for end in [*ends[step - 1 : -1 : step].tolist(), len(pieces)]:
+            block = pieces[at:end]
+            ids = np.frombuffer(b"".join(block), "<u2")
+            lengths = np.fromiter(map(len, block), np.int64) // 2
+            utf8_bytes = np.add.reduceat(self.token_bytes.take(ids), np.cumsum(lengths) - lengths, dtype=np.int64)
+            writer.write("train", ids, lengths, utf8_bytes)
+            at = end
 
         # the report: when the bins are full, each takes in its neighbour
         while (self.rows + len(rows) - 1) // self.bin_rows >= REPORT_BINS:
             merged = self.bins.reshape(-1, 2, 4).sum(1)
             self.bins = np.concatenate([merged, np.zeros_like(merged)])
             self.bin_rows *= 2
-        np.add.at(self.bins, (self.rows + np.arange(len(rows))) // self.bin_rows, np.array(rows))
+        bin_of = (self.rows + np.arange(len(rows))) // self.bin_rows
+        bins = np.arange(bin_of[0], bin_of[-1] + 1)
+        self.bins[bins] += np.add.reduceat(figures, np.searchsorted(bin_of, bins))
         self.rows += len(rows)
 
     def state(self) -> dict:
