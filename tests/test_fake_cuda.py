@@ -133,10 +133,17 @@ def test_strict_mode_refuses_sums_in_any_order():
 
 @pytest.mark.parametrize(("name", "tera"), [
     ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835), ("NVIDIA H200", 989),
+    ("NVIDIA H200 NVL", 835), ("NVIDIA GH200 144G HBM3e", 989), ("NVIDIA H20-3e", 148), ("NVIDIA GB200", 2500),
     ("NVIDIA B200", 2250), ("NVIDIA A100-SXM4-40GB", 312), ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA L4", 121),
-    ("NVIDIA L40S", 362), ("NVIDIA GeForce RTX 3090", 71), ("NVIDIA GeForce RTX 5090", 209.5),
-    ("NVIDIA RTX A1000", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 4090 D", None),
-    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None), ("Tesla T4", None)])
+    ("NVIDIA L40S", 362), ("NVIDIA L40", 181), ("NVIDIA A10", 125), ("NVIDIA A10G", 70), ("NVIDIA A40", 149.7),
+    ("NVIDIA GeForce RTX 3090", 71), ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 5090", 209.5),
+    ("NVIDIA RTX A6000", 154.8), ("NVIDIA RTX 6000 Ada Generation", 364.2), ("AMD Instinct MI300X", 1307.4),
+    # others, and parts of one
+    ("NVIDIA RTX A1000", None), ("NVIDIA RTX A4000", None), ("Quadro RTX 6000", None), ("Tesla T4", None),
+    ("Tesla V100-SXM2-16GB", None), ("NVIDIA A16", None), ("NVIDIA A100X", None), ("NVIDIA H100 96GB HBM2", None),
+    ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 5090 D v2", None),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+    ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA A40-8Q", None), ("AMD Instinct MI250X", None)])
 def test_peaks_are_of_this_card(name, tera):
     """TFLOP/s that MFU is measured against; another card's would make it wrong by the ratio of both."""
     peak = processes.data_sheet_flops(name)
