@@ -13,7 +13,7 @@ from lab.tokenizer import BOS_ID
 
 VIEWS = {"stream": "", "bos": "_bos"}  # view: suffix of its numbers
 NO_WRITE = "_no_write"  # suffix of the stream view's, read by a memory that is not written
-# of a row's tokens: a GPU prepares each new shape, at up to 37 ms (cuDNN's attention), a CPU pays for padding
+# of a row's tokens: few lengths, for which a GPU's kernels are chosen and partly made; a CPU pays for padding
 MULTIPLE = {"cuda": 128}
 # times --micro_batch_size: without a backward pass a row needs a fraction of the memory (assumption)
 MORE_ROWS = {"cuda": 4}
