@@ -166,6 +166,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     if args.eval_every and not args.exam_data and args.val_fraction == 0:
         parser.error("--val_fraction 0 holds out no problem for the exam: give it a share, name the "
                      "exam's problems with --exam_data, or drop the exam with --eval_every 0.")
+    args.eval_batch_size = args.eval_batch_size or args.micro_batch_size
     flags.fill_in(args, name=f"grpo_{args.reward}_{args.normalization}")
     return args
 

@@ -45,7 +45,7 @@ ADVICE = "pass a folder that this version's GPT.save wrote"
 
 
 class Linear(nn.Linear):
-    packed = None  # the weight in oneDNN's own layout, while inference.packed_weights is open
+    packed = None  # the weight in oneDNN's own layout, while log_probs.packed_weights is open
 
     def reset_parameters(self):
         """Nothing: GPT draws every weight by name and leaves the global generator alone."""
@@ -325,6 +325,7 @@ class GPT(nn.Module):
             self.transformer["wpe"] = Embedding(config.block_size, config.n_embd)
         plain = config.n_layer - config.memory_layers
         self.run_block = chunks.run_block  # on a chunk in training; see chunks.compile_blocks
+        self.read_rows = GPT.hidden  # in per_token_loss; see val_loss.compile_forward
         self.transformer["h"] = nn.ModuleList(Block(config, i >= plain) for i in range(config.n_layer))
         if config.memory != "none":  # on teach_scale, as trainers set it
             self.register_buffer("teach_factor", torch.ones((), device=device))
@@ -414,7 +415,7 @@ class GPT(nn.Module):
         a memory stays as it was trained."""
         if write and self.writes:
             return chunks.per_token_loss(self, idx, targets)
-        x, wte = self.hidden(idx, write=False).flatten(0, 1), self.transformer["wte"].weight
+        x, wte = self.read_rows(self, idx, write=False).flatten(0, 1), self.transformer["wte"].weight
         nll = chunked_cross_entropy(x, wte, targets.flatten(), self.config.masked_ranges, reduce=False)
         return nll.view(targets.shape)
 

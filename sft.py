@@ -48,6 +48,7 @@ from lab import (
     resume,
     runs,
     training,
+    val_loss,
 )
 from lab.loss import chunked_cross_entropy
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
@@ -323,6 +324,7 @@ def train(args, procs) -> int:
     steps = math.ceil(args.epochs * n_conversations / per_step)
     args.max_train_steps = args.max_train_steps or steps
     optim.fill_in(args, LONGEST_WARMUP)
+    args.eval_batch_size = val_loss.rows_per_pass(args, device)
     schedule = optim.schedule_settings(args)
     optim.lr_multiplier(0, **schedule)  # refuses a bad schedule before anything is written
     mix = args.mix_start, args.mix_end

@@ -295,7 +295,7 @@ def plan_evaluations(run: training.Run, val: dict, probe, items: dict) -> dict:
     for name, (benchmark, examples, about) in items.items():
         compute = functools.partial(
             benchmark.evaluate, run.model, examples, procs, bos=args.eval_bos == "on",
-            autocast=autocast, stop=stop, progress=True)
+            autocast=autocast, stop=stop, progress=True, kept={})
         evaluations[name] = compute, functools.partial(record_benchmark, run, benchmark, about)
     return evaluations
 
@@ -414,14 +414,14 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     if is_fitted:
         args.micro_batch_size, compiling = estimate.fit_rows(
             procs, micro_step, model, args.micro_batch_size, sizes)
-    args.eval_batch_size = args.eval_batch_size or args.micro_batch_size
+    args.eval_batch_size = val_loss.rows_per_pass(args, device)
     pace, costs = training.look_ahead(
         args, procs, model, optimizers, micro_step,
         micro_steps=sequences_per_step // args.micro_batch_size // procs.world_size,
         tokens=args.micro_batch_size * args.seq_len, every=every, scored=scored,
         sizes=sizes, advice=presets.LAPTOP_ADVICE)
     if training.compiles(args, device):
-        pace.compile_seconds += compiling
+        pace.compile_seconds += compiling + val_loss.warm_up(model, args, autocast)
     if args.dry_run:
         procs.print("\n".join([str(autocast), *costs]))
         return 0

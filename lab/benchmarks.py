@@ -23,7 +23,7 @@ from its names:
     questions(item)                   what score() takes as render: --skip_long asks it
     evaluate(model, items, procs, *, bos, autocast, **options)
                                       {"metrics": {...}, "items": [record, ...]}, or None when stopped. options: score's
-                                      (batch_size, stop, progress, work), to hand on. metrics has n,
+                                      (batch_size, stop, progress, work, kept), to hand on. metrics has n,
                                       truncated, scorer, dtype, items_sha256 and seconds; a record has id and credit
     write_records(folder, step, result, timestamp)
 
@@ -239,19 +239,25 @@ NOTHING_DONE = exams.Work()
 
 def score(name, model, items, render, procs=None, *, bos=True, batch_size=None,
           autocast=contextlib.nullcontext, stop=None, progress=False,
-          work=NOTHING_DONE, **options) -> list[Scored] | None:
+          work=NOTHING_DONE, kept=None, **options) -> list[Scored] | None:
     """The scores of each item, in the order of items, on every rank; each item is scored by one rank. None when any
     rank's stop.asked is true, which is looked at between forward passes.
 
     name: of the progress bar. model: a GPT or its compiled wrapper; it stays in its mode. render(item): its questions
     as text, [(context, [ending, ...]), ...]. batch_size: contexts per forward pass (None: a fixed budget of tokens).
-    autocast: makes the context to compute in. work: of exams.unfinished. options: of iter_scores. Draws no random
-    numbers. ValueError: an ending longer than block_size, a vocabulary without GPT-2's, scores that are not finite."""
+    autocast: makes the context to compute in. work: of exams.unfinished. kept: a dict, in which the next call with the
+    same items and settings finds what the host prepares; a CPU, which has less to gain, keeps nothing. options: of
+    iter_scores. Draws no random numbers. ValueError: an ending longer than block_size, a vocabulary without GPT-2's,
+    scores that are not finite."""
     model, procs = getattr(model, "_orig_mod", model), procs or processes.Processes()
     check_vocabulary(model, largest=math.inf)
     share, block_size = items[procs.rank :: procs.world_size], model.config.block_size
-    encoded = encode([render(item) for item in share], bos)
-    long = {}
+    if kept is None or procs.device.type == "cpu":
+        kept = {}
+    else:
+        options["kept"] = kept.setdefault("passes", {})
+    encoded = kept.get("encoded") or encode([render(item) for item in share], bos)
+    kept["encoded"], long = encoded, {}
     for part in procs.gather(too_long(share, encoded, block_size)):
         long |= part
     refuse_long(long, len(items), block_size)

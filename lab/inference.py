@@ -9,9 +9,8 @@ trees of tokens, and sampling caches keys and values. Any other model reads each
 
 import functools
 import math
-import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import compress
 from operator import index
 from typing import NamedTuple
@@ -21,51 +20,17 @@ import torch.nn.functional as F
 
 from lab import chunks, kernels, memory, memory_settings, trees
 from lab.attention import causal_attention
-from lab.loss import CHUNK_ROWS, mask_logits, product_dtype, workspace, write_logits
+from lab.log_probs import PACK_ROWS, head_log_probs, packed_weights
+from lab.loss import product_dtype
+from lab.processes import to_device
 from lab.schema import check
-from model import Context, Linear, packed_linear, seeded_generator
-
-
-def can_pack(weight) -> bool:
-    """x86 CPUs, fp32, no autocast, a torch built with oneDNN."""
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-        return False
-    ops = "_reorder_linear_weight", "_linear_pointwise"
-    built = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, op) for op in ops)
-    return built and platform.machine() in ("x86_64", "AMD64")
-
-
-def pack(weight):
-    # 64 rows: the layout for 1 row is several times slower for more, this one no slower for 1 (measured)
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 64)
-
-
-@contextmanager
-def packed_weights(module):
-    """While open, the matrix products of module (a GPT or a block) use packed copies of its weights, where can_pack.
-    For use without gradients; the copies double the weights' memory. Without them a product of few rows rearranges the
-    weight in every call: 16 rows of the 124M shape take 81 ms without and 32 ms with them (measured)."""
-    modules = [m for m in module.modules() if isinstance(m, Linear)]
-    if hasattr(module, "transformer"):
-        modules.append(module.transformer["wte"])
-    try:
-        for m in modules:
-            if can_pack(m.weight):
-                m.packed = pack(m.weight)
-        yield
-    finally:
-        for m in modules:
-            vars(m).pop("packed", None)  # to set it to None would make torch.compile trace the module again
-
+from model import Context, seeded_generator
 
 # ----------------------------------------------------------------------------------------------------------------------
 # likelihoods
 
 # CPU: measured (evals.py in experiments/bench); CUDA: (assumption).
 SCORE_TOKENS = {"cpu": 2048, "cuda": 16_384}  # of one forward pass
-HEAD_COLUMNS = {"cpu": 2048}  # of logits at a time; elsewhere all
-# Tokens from which on packing a weight for one product pays (measured: 0.7 of the time at 160).
-PACK_ROWS = 128
 
 
 def n_truncated(items, block_size: int) -> int:
@@ -90,13 +55,14 @@ def score_endings(model, items, batch_size=None, batch_tokens=None) -> list[list
 
 
 def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None, known=(), stop=None,
-                write=True) -> Iterator[tuple[int, list]]:
+                write=True, kept=None) -> Iterator[tuple[int, list]]:
     """score_endings as a generator of (index of the item, its list of tensors), for a caller that shows progress or
     stops in between. Items come after their forward pass, sorted by their contexts, each once. Errors come at once.
 
     known: indices whose scores the caller has. A forward pass of known items alone is left out; the others are as they
     would be without any known, to the bit. It ends before the next pass once stop.asked is true.
-    write False: a model with fast weights reads without writing."""
+    write False: a model with fast weights reads without writing. kept: a dict of these items and settings alone, which
+    saves the next call what the host prepares (about 60 bytes per token)."""
     for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
         check(value is None or value >= 1, f"{name} is {value}; give at least 1, or None")
     _check_items(items, model.config.block_size, model.config.padded_vocab_size)
@@ -113,7 +79,7 @@ def iter_scores(model, items: Sequence, batch_size=None, batch_tokens=None, know
         room -= size
     known = set(known)
     batches = [batch for batch in batches if not known.issuperset(batch)]
-    return _score_batches(model, items, batches, stop, write)
+    return _score_batches(model, items, batches, stop, write, kept)
 
 
 def _check_items(items, limit: int, n_ids: int) -> None:
@@ -131,19 +97,43 @@ def _check_items(items, limit: int, n_ids: int) -> None:
 
 
 @torch.no_grad()
-def _score_batches(model, items, batches, stop, write):
-    score = _score_trees if model.attention_only else _score_rows
-    if model.writes:
-        score = _score_written if write else _score_trees
-    limit = model.config.block_size + 1
+def _score_batches(model, items, batches, stop, write, kept):
+    """While the device computes a batch, the host prepares the next; only then it waits for the scores."""
+    limit, device = model.config.block_size + 1, model.transformer["wte"].weight.device.type
+    in_trees = model.attention_only or (model.writes and not write)
+
+    def pairs_of(batch):  # what the model sees of context + ending, ending
+        pairs = []
+        for context, endings in (items[i] for i in batch):
+            pairs += [([*context, *ending][-limit:], ending) for ending in endings]
+        return pairs
+
+    def prepare(batch):
+        if kept is not None and tuple(batch) in kept:
+            return kept[tuple(batch)]
+        made = pairs_of(batch)
+        if made and in_trees:
+            made = trees.plan(made, model.config.n_embd, device)
+            if kept is not None:
+                kept[tuple(batch)] = made
+        return made
+
+    forward = _forward_trees
+    if not in_trees:
+        forward = _score_written if model.writes else _score_rows
+    prepared = map(prepare, batches)
+    coming = next(prepared, None)
     for batch in batches:
         if stop is not None and stop.asked:
             return
-        pairs = []  # what the model sees of context + ending, ending
-        for context, endings in (items[i] for i in batch):
-            pairs += [([*context, *ending][-limit:], ending) for ending in endings]
-        with kernels.for_many_shapes():
-            scores = iter(score(model, pairs))
+        scores = []
+        if coming:
+            with kernels.for_many_shapes():
+                scores = forward(model, coming)
+        present, coming = coming, next(prepared, None)
+        if isinstance(present, trees.Pass):
+            scores = _read_scores(present, scores)
+        scores = iter(scores)
         for i in batch:
             yield i, [next(scores) for _ in items[i][1]]
 
@@ -161,7 +151,7 @@ def _score_written(model, pairs):
         if context != before:  # endings of one item come one after another
             (reading, n_written), before = chunks.read_prompt(model, context), context
         x = reading.fork().read_only(visible[n_written:-1])[0, -len(ending) :]
-        scores[i] = _head_log_probs(x, model, torch.arange(len(ending)), torch.tensor(ending))
+        scores[i] = head_log_probs(x, model, torch.arange(len(ending)), torch.tensor(ending)).cpu()
     for i, score in zip(short, _score_trees(model, [pairs[i] for i in short]), strict=True):
         scores[i] = score
     return scores
@@ -191,8 +181,8 @@ def score_after_writing(model, prompt, questions, alter=None) -> tuple[list[list
                     states.append(beginning.fork().read_only(ending[:-1])[0])
             targets += ending
             lengths.append(len(ending))
-    log_probs = _head_log_probs(torch.cat(states), model, torch.arange(len(targets)), torch.tensor(targets))
-    scores = iter(log_probs.split(lengths))
+    log_probs = head_log_probs(torch.cat(states), model, torch.arange(len(targets)), torch.tensor(targets))
+    scores = iter(log_probs.cpu().split(lengths))
     by_question = [[next(scores) for _ in endings] for _, endings in questions]
     return by_question, memory.records(reading.layers, model.transformer["h"])
 
@@ -203,7 +193,7 @@ def _score_rows(model, pairs):
     for visible, ending in pairs:
         tokens = torch.tensor([visible[:-1]], device=device)
         x = model.hidden(tokens)[0, -len(ending) :]
-        scores.append(_head_log_probs(x, model, torch.arange(len(ending)), torch.tensor(ending)))
+        scores.append(head_log_probs(x, model, torch.arange(len(ending)), torch.tensor(ending)).cpu())
     return scores
 
 
@@ -211,70 +201,32 @@ def _score_trees(model, pairs):
     """Scores of all pairs (visible tokens, ending) by one forward pass, in which a shared beginning stands once."""
     if not pairs:
         return []
+    plan = trees.plan(pairs, model.config.n_embd, model.transformer["wte"].weight.device.type)
+    return _read_scores(plan, _forward_trees(model, plan))
+
+
+def _read_scores(plan, log_probs) -> list[torch.Tensor]:
+    """Each ending's. Here the host waits for the device."""
+    return list(log_probs.cpu().split(plan.lengths))
+
+
+def _forward_trees(model, plan: trees.Pass) -> torch.Tensor:
+    """log p (E,) of plan.targets, on the device, which is not waited for."""
     device = model.transformer["wte"].weight.device
-    tensor = functools.partial(torch.tensor, device=device)
-    grown = trees.grow([visible[:-1] for visible, _ in pairs], model.config.n_embd)
-    predictors, targets = [], []
-    for nodes, (_, ending) in zip(grown.nodes_of, pairs, strict=True):
-        predictors += nodes[-len(ending) :]
-        targets += ending
-    queries, row_of = torch.tensor(predictors).unique(return_inverse=True)
-    queries = queries.to(device)
-    tokens, ends = tensor(grown.tokens), tensor(grown.ends)
+    tensors = plan.tokens, plan.depths, plan.ends, plan.queries
+    tokens, depths, ends, queries = (to_device(tensor, device) for tensor in tensors)
     all_nodes = torch.arange(len(tokens), device=device)
 
-    x, rope = model.embed(tokens[None], positions=tensor(grown.depths)[None])
-    everywhere = Context(rope, trees.attention(grown.spans, ends, all_nodes))
+    x, rope = model.embed(tokens[None], positions=depths[None])
+    everywhere = Context(rope, trees.attention(plan.spans, ends, all_nodes, plan.everywhere))
     # Of the last block only the outputs that predict an ending's token are needed.
-    predicting = Context(rope, trees.attention(grown.spans, ends, queries), queries)
+    predicting = Context(rope, trees.attention(plan.spans, ends, queries, plan.predicting), queries)
     contexts = [everywhere] * (model.config.n_layer - 1) + [predicting]
     packing = packed_weights if len(tokens) >= PACK_ROWS else nullcontext
     for block, context in zip(model.transformer["h"], contexts, strict=True):
         with packing(block):
             x = block(x, context)
-    scores = _head_log_probs(model.transformer["ln_f"](x)[0], model, row_of, torch.tensor(targets))
-    return list(scores.split([len(ending) for _, ending in pairs]))
-
-
-def _head_log_probs(x, model, rows, targets) -> torch.Tensor:
-    """log p (E,) fp32 of targets (E,) after the hidden states x (N, C) numbered rows (E,); all but x on the CPU.
-
-    At most CHUNK_ROWS x HEAD_COLUMNS logits are alive. Products in x's dtype or the autocast's, softmax in fp32."""
-    device, dtype, scores = x.device.type, product_dtype(x), torch.empty(len(rows))
-    with torch.autocast(device, enabled=False):
-        weight = model.transformer["wte"].weight.to(dtype)
-        chunk = CHUNK_ROWS.get(device, CHUNK_ROWS["cuda"])
-        for start in range(0, len(x), chunk):
-            inside = (start <= rows) & (rows < start + chunk)
-            at, wanted = (v.to(x.device) for v in (rows[inside] - start, targets[inside]))
-            x_rows = x[start : start + chunk].to(dtype)
-            scores[inside] = _chunk_log_probs(x_rows, weight, at, wanted, model.config.masked_ranges).cpu()
-    return scores
-
-
-def _chunk_log_probs(x, weight, rows, targets, masked_ranges):
-    """log p (E,) for all of x (R, C), by a running log-sum-exp over HEAD_COLUMNS columns of logits at a time."""
-    V = len(weight)
-    width = min(V, HEAD_COLUMNS.get(x.device.type, V))
-    buffer = workspace(len(x), width, x.device).flatten()
-    chosen = torch.empty(len(targets), device=x.device)
-    largest = torch.full((len(x), 1), torch.finfo(torch.float32).min, device=x.device)
-    total = torch.zeros(len(x), 1, device=x.device)
-    for left in range(0, V, width):
-        columns = weight[left : left + width]
-        padding = [(max(a - left, 0), max(b - left, 0)) for a, b in masked_ranges]
-        if len(x) >= PACK_ROWS and can_pack(columns):
-            logits = mask_logits(packed_linear(x, pack(columns), None), padding)
-        else:
-            logits = buffer[: len(x) * len(columns)].view(len(x), -1)
-            write_logits(logits, x, columns, padding)
-        inside = (left <= targets) & (targets < left + width)
-        column = (targets - left).clamp(0, len(columns) - 1)
-        chosen = torch.where(inside, logits[rows, column], chosen)
-        new = torch.maximum(largest, logits.amax(1, keepdim=True))
-        total = total * (largest - new).exp_() + logits.sub_(new).exp_().sum(1, keepdim=True)
-        largest = new
-    return chosen - (largest + total.log_())[rows, 0]
+    return head_log_probs(model.transformer["ln_f"](x)[0], model, plan.row_of, plan.targets)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -400,23 +400,32 @@ def machine_state(device: torch.device) -> dict:
     }
 
 
-# Dense bf16 tensor-core peaks, summed in float32, from the vendors' data sheets, FLOP/s. The first entry counts whose
-# words are all words of the GPU's name.
+# FLOP/s of bfloat16 products summed in float32, without sparsity (half of what is marked "with sparsity"). Sources,
+# NVIDIA unless named: the data sheets of H100, H200, H20, A100, A30, A10, A40, L40S, L40, L4 and RTX 6000 Ada; the
+# Blackwell architecture brief (B200, GB200); the whitepapers GA102 (RTX 3090, RTX A6000), Ada (RTX 4090) and RTX
+# Blackwell (RTX 5090); AMD's data sheets of MI300X and MI325X. GeForce cards sum in float32 at half of the rate that
+# is advertised. T4 and V100 do not multiply bfloat16, and run in float32 here.
 PEAK_FLOPS = {
     "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200 NVL": 835e12, "H200": 989e12, "H100 NVL": 835e12,
-    "H100 PCIe": 756e12, "H100": 989e12, "H20": 148e12, "A100": 312e12, "A40": 149.7e12, "A30": 165e12, "A10": 125e12,
-    "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX A6000": 154.8e12, "RTX 5090": 209.5e12, "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
+    "H100 PCIe": 756e12, "H100": 989e12, "H800 PCIe": 756e12, "H800": 989e12, "H20": 148e12, "A100": 312e12,
+    "A800": 312e12, "A40": 149.7e12, "A30": 165e12, "A10": 125e12, "A10G": 70e12, "L40S": 362e12, "L40": 181e12,
+    "L4": 121e12, "RTX 6000 Ada": 364.2e12, "RTX A6000": 154.8e12, "RTX 5090": 209.5e12, "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12, "MI300X": 1307.4e12, "MI325X": 1307.4e12,
 }
-OTHER_PEAKS = {"Laptop", "Ti", "D", "MIG", "Max"}  # words of variants of these, and of parts of a GPU
+# What else may stand in such a card's name. Any other word, such as Ti, D, Laptop, Max, MIG or 8Q, makes it another
+# card or a part of one.
+FORMS = re.compile(r"NVIDIA|GeForce|AMD|Instinct|OAM|Generation|SXM\d?|PCI[eE]|HBM3e?|3e|\d+GB?")
 
 
 def data_sheet_flops(name: str) -> float:
     """FLOP/s of a GPU by torch's name of it, such as NVIDIA A100-SXM4-40GB; NaN when it is not listed."""
-    words = set(re.split(r"[ -]", name))
-    if words & OTHER_PEAKS:
-        return math.nan
-    return next((flops for key, flops in PEAK_FLOPS.items() if words.issuperset(key.split())), math.nan)
+    words = re.split(r"[ -]", name)
+    for card, flops in PEAK_FLOPS.items():
+        own = card.split()
+        others = [word for word in words if word not in own]
+        if set(own) <= set(words) and all(map(FORMS.fullmatch, others)):
+            return flops
+    return math.nan
 
 
 def peak_flops(device: torch.device) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import chunks, disk, estimate, kernels, optim, precision, processes, resume, runs, saving, schema
+from lab import chunks, disk, estimate, kernels, optim, precision, processes, resume, runs, saving, schema, val_loss
 from lab.loss import compile_softmax
 from lab.mirrors import open_mirrors
 from model import GPT
@@ -84,6 +84,7 @@ def compiled(args, model, forward):
     schema.check(device.type != "cpu" or any(map(shutil.which, compilers)),
                  "--compile on needs a C++ compiler, and none is on the PATH: install g++, or leave it out.")
     if not model.writes:
+        val_loss.compile_forward(model)
         return torch.compile(forward)
     chunks.compile_blocks(model)
     return forward

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from lab.processes import to_device
+
 QUERY_ROWS = 64  # nodes whose attention is computed at a time on a CPU (measured)
 PAD_TREES = {"cpu": 0, "cuda": 64}  # multiple to which trees are padded to attend together; 0: one after the other
 TREE_TOKENS = 4096  # at most in a tree, whose mask has the square of that as entries
@@ -58,11 +60,53 @@ def visible(queries, keys, ends):
     return (before <= queries) & (queries < ends[keys].unsqueeze(-2))
 
 
-def attention(spans, ends, rows):
+class Groups(NamedTuple):
+    """Trees of about the same size attend together, padded to one width; on the CPU."""
+
+    widths: list[tuple[int, int]]  # of each group: keys, queries
+    ranges: list[torch.Tensor]  # of each group: (first key, keys, first query, queries) of each tree, (4, trees)
+    real: list[torch.Tensor]  # of each group: places of its queries in its padded ones
+    order: torch.Tensor  # (R,): where each query is among those of all groups, one group after the other
+
+
+class Pass(NamedTuple):
+    """What a forward pass over sequences and their endings needs, made by the host; tensors on the CPU."""
+
+    spans: list[tuple[int, int]]
+    tokens: torch.Tensor  # (N,), as depths and ends: see Trees
+    depths: torch.Tensor
+    ends: torch.Tensor
+    queries: torch.Tensor  # (R,) nodes that predict a token of an ending, ascending
+    row_of: torch.Tensor  # (E,) the row of queries that predicts each token of the endings
+    targets: torch.Tensor  # (E,) these tokens
+    lengths: list[int]  # of each ending
+    everywhere: Groups | None  # for the attention of all nodes and of `queries`, where trees are padded
+    predicting: Groups | None
+
+
+def plan(pairs: list[tuple], n_embd: int, device: str) -> Pass:
+    """The forward pass that scores all pairs (tokens the model sees, of which the last are the ending's, ending)."""
+    grown = grow([seen[:-1] for seen, _ in pairs], n_embd)
+    predictors, targets, lengths = [], [], []
+    for nodes, (_, ending) in zip(grown.nodes_of, pairs, strict=True):
+        predictors += nodes[-len(ending) :]
+        targets += ending
+        lengths.append(len(ending))
+    queries, row_of = torch.tensor(predictors).unique(return_inverse=True)
+    everywhere = predicting = None
+    if pad := PAD_TREES.get(device, PAD_TREES["cuda"]):
+        everywhere = _group(grown.spans, torch.arange(len(grown.ends)), pad)
+        predicting = _group(grown.spans, queries, pad)
+    tokens, depths, ends = map(torch.tensor, (grown.tokens, grown.depths, grown.ends))
+    return Pass(
+        grown.spans, tokens, depths, ends, queries, row_of, torch.tensor(targets), lengths, everywhere, predicting)
+
+
+def attention(spans, ends, rows, groups: Groups | None):
     """The `attend` of a Context for trees in one row: q (1, H, R, dh) of the nodes `rows` (R,), ascending; k and v
     (1, H, N, dh) of all nodes. ends (N,) and rows on q's device."""
-    if pad := PAD_TREES.get(rows.device.type, PAD_TREES["cuda"]):
-        return _attend_padded(spans, ends, rows, pad)
+    if groups is not None:
+        return _attend_padded(ends, rows, groups)
     pieces = []  # (which of q, which of k and v, mask)
     for first, last in spans:
         start, stop = torch.searchsorted(rows, torch.tensor([first, last])).tolist()
@@ -82,24 +126,33 @@ def attention(spans, ends, rows):
     return attend
 
 
-def _attend_padded(spans, ends, rows, pad):
-    """In few launches: trees of about the same size, padded to a multiple of `pad`, attend together."""
-    bounds = torch.tensor([first for first, _ in spans] + [spans[-1][1]], device=rows.device)
+def _group(spans, rows, pad: int) -> Groups:
+    """Groups of the trees `spans` in the attention of rows (R,), ascending, for widths that are multiples of pad."""
+    bounds = torch.tensor([first for first, _ in spans] + [spans[-1][1]])
     starts = torch.searchsorted(rows, bounds).tolist()
     groups = {}
     for (first, last), (start, stop) in zip(spans, pairwise(starts), strict=True):
         n_keys, n_queries = last - first, stop - start
         widths = -(-n_keys // pad) * pad, -(-n_queries // pad) * pad
         groups.setdefault(widths, []).append((first, n_keys, start, n_queries))
-    pieces, places = [], []
-    for (keys_width, queries_width), group in groups.items():
-        first, n_keys, start, n_queries = torch.tensor(group, device=rows.device).T
-        keys, real_keys = _stack_ranges(first, n_keys, keys_width)
-        queries, real_queries = _stack_ranges(start, n_queries, queries_width)
+    ranges, all_real, places = [], [], []
+    for (_, width), group in groups.items():
+        ranges.append(torch.tensor(group).T.contiguous())
+        queries, real = _stack_ranges(*ranges[-1][2:], width)
+        all_real.append(real.flatten().nonzero()[:, 0])
+        places.append(queries[real])
+    return Groups(list(groups), ranges, all_real, torch.cat(places).argsort())
+
+
+def _attend_padded(ends, rows, groups: Groups):
+    """In few launches, none of which waits for the device."""
+    pieces, order = [], to_device(groups.order, rows.device)
+    for widths, ranges, real in zip(groups.widths, groups.ranges, groups.real, strict=True):
+        first, n_keys, start, n_queries = to_device(ranges, rows.device)
+        keys, real_keys = _stack_ranges(first, n_keys, widths[0])
+        queries, _ = _stack_ranges(start, n_queries, widths[1])
         mask = visible(rows[queries], keys, ends) & real_keys[:, None]
-        pieces.append((queries, keys, mask[:, None], real_queries.flatten().nonzero()[:, 0]))
-        places.append(queries[real_queries])
-    order = torch.cat(places).argsort()
+        pieces.append((queries, keys, mask[:, None], to_device(real, rows.device)))
 
     def attend(q, k, v):
         q, k, v = (z[0].transpose(0, 1) for z in (q, k, v))  # (N, H, dh)

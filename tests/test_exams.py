@@ -54,8 +54,8 @@ class Stops:
 
 
 def count_batches(patch):
-    calls, compute = [], inference._score_trees
-    patch.setattr(inference, "_score_trees", lambda *args: calls.append(args) or compute(*args))
+    calls, compute = [], inference._forward_trees
+    patch.setattr(inference, "_forward_trees", lambda *args: calls.append(args) or compute(*args))
     return calls
 
 

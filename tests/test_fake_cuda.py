@@ -1,6 +1,7 @@
 """What a GPU would refuse or wait for, seen on a simulated one: tensors on the wrong device, host waits per step."""
 
 import collections
+import contextlib
 import functools
 import json
 import math
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import fake_cuda
 import numpy as np
@@ -32,7 +34,8 @@ from test_grpo import flags_of, items
 import grpo
 import sft
 import train_gpt
-from lab import disk, inference, kernels, loss, processes, runs, training
+from lab import data_order, disk, inference, kernels, loss, processes, runs, shards, training, trees, val_loss
+from lab.tokenizer import BOS_ID
 from model import GPT, GPTConfig
 
 ON_CUDA = ["--device", "cuda"]  # compiled functions run as they are written
@@ -133,10 +136,17 @@ def test_strict_mode_refuses_sums_in_any_order():
 
 @pytest.mark.parametrize(("name", "tera"), [
     ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835), ("NVIDIA H200", 989),
+    ("NVIDIA H200 NVL", 835), ("NVIDIA GH200 144G HBM3e", 989), ("NVIDIA H20-3e", 148), ("NVIDIA GB200", 2500),
     ("NVIDIA B200", 2250), ("NVIDIA A100-SXM4-40GB", 312), ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA L4", 121),
-    ("NVIDIA L40S", 362), ("NVIDIA GeForce RTX 3090", 71), ("NVIDIA GeForce RTX 5090", 209.5),
-    ("NVIDIA RTX A1000", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 4090 D", None),
-    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None), ("Tesla T4", None)])
+    ("NVIDIA L40S", 362), ("NVIDIA L40", 181), ("NVIDIA A10", 125), ("NVIDIA A10G", 70), ("NVIDIA A40", 149.7),
+    ("NVIDIA GeForce RTX 3090", 71), ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 5090", 209.5),
+    ("NVIDIA RTX A6000", 154.8), ("NVIDIA RTX 6000 Ada Generation", 364.2), ("AMD Instinct MI300X", 1307.4),
+    # others, and parts of one
+    ("NVIDIA RTX A1000", None), ("NVIDIA RTX A4000", None), ("Quadro RTX 6000", None), ("Tesla T4", None),
+    ("Tesla V100-SXM2-16GB", None), ("NVIDIA A16", None), ("NVIDIA A100X", None), ("NVIDIA H100 96GB HBM2", None),
+    ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 5090 D v2", None),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+    ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA A40-8Q", None), ("AMD Instinct MI250X", None)])
 def test_peaks_are_of_this_card(name, tera):
     """TFLOP/s that MFU is measured against; another card's would make it wrong by the ratio of both."""
     peak = processes.data_sheet_flops(name)
@@ -271,6 +281,79 @@ def test_waits_of_pretraining(flags, data, tmp_path):
     assert more(run("micro", "--micro_batch_size", 2), few) == {}
 
 
+@pytest.mark.parametrize("rows", [1, 4, 64])
+def test_waits_of_a_val_loss(rows, data, monkeypatch):
+    """One wait for each view, however many batches it has; and the same bits where each batch is waited for, the CPU's
+    losses to 1e-6."""
+    config = GPTConfig(block_size=16, n_layer=1, n_head=2, n_embd=16, padded_vocab_size=50432)
+    val, args = shards.open_val(data, 10**9), SimpleNamespace(seq_len=16, eval_batch_size=rows)
+
+    def evaluate(device):
+        model, procs = GPT(config).to(device), processes.Processes(device=device)
+        fake_cuda.seen.waits.clear()
+        return val_loss.evaluate(model, val, args, procs, contextlib.nullcontext, SimpleNamespace(asked=False))
+
+    want, documents = evaluate(torch.device("cpu"))
+    with fake_cuda.device() as seen:
+        got, by_document = evaluate(fake_cuda.CUDA)
+        assert seen.waits.total() == 2, seen.waits
+        monkeypatch.setitem(val_loss.HELD, "cuda", 0)
+        again, by_document_again = evaluate(fake_cuda.CUDA)
+        n_rows = sum(len(data_order.val_rows(val, 16, view, BOS_ID)[0]) for view in val_loss.VIEWS)
+        assert seen.waits.total() >= n_rows / rows
+    assert got == again and all(np.array_equal(by_document[key], by_document_again[key]) for key in by_document)
+    assert got == pytest.approx(want, abs=1e-6)
+    assert np.abs(by_document["bos_nats"] - documents["bos_nats"]).max() < 1e-4
+
+
+def questions(n):
+    return [([5 + i, *range(20, 26)], [[30 + j, *range(j)] for j in range(1, 4)]) for i in range(n)]
+
+
+def test_the_next_batch_is_prepared_while_the_device_computes(monkeypatch):
+    """Scoring: batch n + 1 is prepared before the one wait for batch n; the same bits as one batch after the other, and
+    with what an evaluation before has kept, for which nothing is prepared."""
+    config = GPTConfig(vocab_size=60, block_size=32, n_layer=2, n_head=2, n_embd=16, unused_ids=(), arch="speedrun")
+    happened, plan, wait = [], trees.plan, fake_cuda.wait
+    monkeypatch.setattr(trees, "plan", lambda *args: happened.append("prepare") or plan(*args))
+    monkeypatch.setattr(fake_cuda, "wait", lambda why: happened.append(f"wait: {why}") or wait(why))
+    with fake_cuda.device():
+        model, items, kept = GPT(config).to("cuda"), questions(5), {}
+        one_by_one = [inference.score_endings(model, [item])[0] for item in items]
+        happened.clear()
+        for expected in (["prepare", *["prepare", "wait: cpu"] * 4, "wait: cpu"], ["wait: cpu"] * 5):
+            scores = dict(inference.iter_scores(model, items, batch_size=1, kept=kept))
+            assert happened == expected
+            for i, endings in scores.items():
+                assert all(map(torch.equal, endings, one_by_one[i]))
+            happened.clear()
+
+
+def test_evaluations_in_training_prepare_once(data, tmp_path, monkeypatch):
+    """Passes prepared by two evaluations of HellaSwag on a GPU: as many as by one; on a CPU, which keeps nothing, twice
+    as many. And what --eval_batch_size 0 was."""
+    calls, plan = [], trees.plan
+    monkeypatch.setattr(trees, "plan", lambda *args: calls.append(args) or plan(*args))
+
+    def count(name, steps, device):
+        calls.clear()
+        flags = flags_for(data, tmp_path / name, "--hellaswag_every", 1, "--hellaswag_data", "synthetic:8",
+                          "--max_train_steps", steps)
+        if device == "cuda":
+            on_cuda(train_gpt.main, *flags)
+        else:
+            with light_files():
+                train_gpt.main([*map(str, flags), "--device", "cpu"])
+        rows = json.loads((tmp_path / name / "config.json").read_text())["flags"]["eval_batch_size"]
+        return len(calls), rows
+
+    once, rows = count("once", 1, "cuda")
+    assert rows == 16 and once >= 1
+    assert count("twice", 2, "cuda") == (once, 16)
+    on_cpu, rows = count("cpu", 2, "cpu")
+    assert rows == 4 and on_cpu >= 2 and on_cpu % 2 == 0
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base") / "model"
@@ -342,11 +425,12 @@ compiles = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="--c
 @pytest.mark.parametrize("flags", [
     "", "--arch speedrun --attn_gate elementwise --sample_every 2 --hellaswag_every 2 --hellaswag_data synthetic:8"])
 def test_one_graph_of_pretraining(flags, data, tmp_path, graphs):
-    """Graphs: of the network and of the loss, one each, made before the first step; evaluations and samples add none.
-    """
+    """Graphs: of the network in training, of the loss, and of the network in evaluations, one each, made before the
+    first step; rows of other lengths and numbers, benchmarks and samples add none."""
     train_gpt.main([*map(str, flags_for(data, tmp_path / "run", *flags.split(), "--device", "cpu", "--compile", "on",
                                         "--max_train_steps", 4, "--eval_every", 2))])
-    assert graphs == [2] * 4
+    assert graphs == [3] * 4
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3  # after the last evaluation, too
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["compile_seconds"] > 0
 
@@ -371,6 +455,19 @@ def test_compiled_softmax_is_the_same(graphs):
     for ours, theirs in results.values():
         for a, b in zip(ours, theirs, strict=True):
             assert (a - b).abs().max() < 1e-6 * b.abs().max()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_compiled_evaluation_is_the_same(graphs):
+    """Losses per token with the one graph of evaluations, for any shape of rows, a single one, too: to 1e-6."""
+    model = GPT(GPTConfig(vocab_size=60, block_size=16, n_layer=2, n_head=2, n_embd=16, unused_ids=()))
+    idx = torch.arange(64).view(4, 16) % 60
+    shapes = [(4, 16), (4, 7), (1, 9), (3, 16), (1, 16), (2, 2)]
+    batches = [idx[:B, :T].contiguous() for B, T in shapes]
+    want = [model.per_token_loss(batch, batch) for batch in batches]
+    val_loss.compile_forward(model)
+    for batch, losses_before in zip(batches, want, strict=True):
+        assert (model.per_token_loss(batch, batch) - losses_before).abs().max() < 1e-6
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 

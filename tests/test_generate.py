@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import model as m
-from lab import hf, inference
+from lab import hf, inference, log_probs
 from lab.inference import Completion, choose_tokens, generate
 from lab.tokenizer import get_tokenizer
 from model import GPT, GPTConfig
@@ -104,7 +104,7 @@ def test_packed_weights(monkeypatch):
     used = []
     packed_linear = m.packed_linear
     monkeypatch.setattr(m, "packed_linear", lambda *a: used.append(tuple(a[1].shape)) or packed_linear(*a))
-    available = torch.backends.mkldnn.is_available() and inference.platform.machine() in ("x86_64", "AMD64")
+    available = torch.backends.mkldnn.is_available() and log_probs.platform.machine() in ("x86_64", "AMD64")
     n_packed = lambda: sum(getattr(module, "packed", None) is not None for module in net.modules())
     want = [plain(net, p, 30) for p in prompts()]
     few = inference.PACK_FROM // 4 - 1
@@ -131,7 +131,7 @@ def test_packed_weights(monkeypatch):
 
 def test_equals_loop_without_packed_weights(monkeypatch):
     """On machines that cannot pack (ARM, no oneDNN), too."""
-    monkeypatch.setattr(inference.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(log_probs.platform, "machine", lambda: "arm64")
     monkeypatch.setattr(m, "packed_linear", None)
     net = decisive()
     assert ids_of(generate(net, prompts(), 30, temperature=0)) == [plain(net, p, 30) for p in prompts()]

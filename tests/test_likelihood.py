@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import model as m
-from lab import hf, inference, trees
+from lab import hf, inference, log_probs, trees
 from lab.inference import iter_scores, score_endings
 from model import GPT, GPTConfig
 
@@ -228,8 +228,8 @@ def test_small_pieces_and_padding_change_nothing(pad, monkeypatch):
     items = make_items(30, seed=9)
     want = one_by_one(net, items)
     monkeypatch.setitem(trees.PAD_TREES, "cpu", pad)
-    monkeypatch.setitem(inference.HEAD_COLUMNS, "cpu", 13)  # so that some pieces are padding ids alone
-    monkeypatch.setitem(inference.CHUNK_ROWS, "cpu", 11)
+    monkeypatch.setitem(log_probs.HEAD_COLUMNS, "cpu", 13)  # so that some pieces are padding ids alone
+    monkeypatch.setitem(log_probs.CHUNK_ROWS, "cpu", 11)
     monkeypatch.setattr(trees, "QUERY_ROWS", 3)
     monkeypatch.setattr(trees, "TREE_TOKENS", 30)
     for kwargs in ({}, dict(batch_size=1), dict(batch_size=7)):
@@ -266,7 +266,7 @@ def test_trees_share_every_beginning_once(monkeypatch):
     net, seen = lively(), {}
     monkeypatch.setattr(GPT, "embed", lambda self, idx, wte=None, positions=None, f=GPT.embed:
                         seen.update(inputs=idx.numel()) or f(self, idx, wte, positions))
-    monkeypatch.setattr(inference, "_head_log_probs", lambda x, *args, f=inference._head_log_probs:
+    monkeypatch.setattr(inference, "head_log_probs", lambda x, *args, f=inference.head_log_probs:
                         seen.update(rows=len(x)) or f(x, *args))
     score_endings(net, [(list(range(10)), [[20 + i] * (3 + i) for i in range(4)])])
     assert seen == {"inputs": 10 + (3 + 4 + 5 + 6) - 4, "rows": 1 + (2 + 3 + 4 + 5)}
@@ -278,9 +278,9 @@ def test_trees_share_every_beginning_once(monkeypatch):
 def test_logits_are_never_whole(monkeypatch):
     """Peak memory: no more than CHUNK_ROWS x HEAD_COLUMNS logits are asked for, however many positions are scored."""
     asked = []
-    monkeypatch.setattr(inference, "workspace", lambda rows, cols, device, f=inference.workspace:
+    monkeypatch.setattr(log_probs, "workspace", lambda rows, cols, device, f=log_probs.workspace:
                         asked.append((rows, cols)) or f(rows, cols, device))
-    monkeypatch.setitem(inference.CHUNK_ROWS, "cpu", 50)
+    monkeypatch.setitem(log_probs.CHUNK_ROWS, "cpu", 50)
     score_endings(lively(vocab_size=5000, padded_vocab_size=5056), make_items(40, seed=11))
     assert asked and max(rows for rows, _ in asked) <= 50 and max(cols for _, cols in asked) <= 2048
 
@@ -291,17 +291,18 @@ def test_packed_products_change_nothing(arm, monkeypatch):
     by single forwards; the copies are gone afterwards, also when a pass stops half way."""
     net, items = lively(**arm), make_items(30, seed=14)
     packed, packed_linear = [], m.packed_linear
-    monkeypatch.setattr(inference, "packed_linear", lambda *a: packed.append(a[0].shape) or packed_linear(*a))
+    monkeypatch.setattr(log_probs, "packed_linear", lambda *a: packed.append(a[0].shape) or packed_linear(*a))
     want = one_by_one(net, items)
-    monkeypatch.setattr(inference, "PACK_ROWS", 1)
+    for module in (inference, log_probs):
+        monkeypatch.setattr(module, "PACK_ROWS", 1)
     assert_same(score_endings(net, items), want)
-    assert bool(packed) == inference.can_pack(net.transformer["wte"].weight)
+    assert bool(packed) == log_probs.can_pack(net.transformer["wte"].weight)
     packed.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(inference.platform, "machine", lambda: "arm64")
+        patch.setattr(log_probs.platform, "machine", lambda: "arm64")
         assert_same(score_endings(net, items), want)
     assert not packed
-    monkeypatch.setattr(inference, "_head_log_probs", lambda *a: 1 / 0)
+    monkeypatch.setattr(inference, "head_log_probs", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         score_endings(net, items)
     assert all(getattr(module, "packed", None) is None for module in net.modules())
@@ -354,8 +355,8 @@ def test_gpu_equals_cpu():
 def test_iter_scores_hands_over_after_each_pass(monkeypatch):
     """An interrupted eval keeps what it has: results come pass by pass, every index once, batch_size items a pass."""
     net, items, passes = lively(), make_items(20, seed=15), []
-    monkeypatch.setattr(inference, "_score_trees", lambda model, pairs, f=inference._score_trees:
-                        passes.append(len(pairs)) or f(model, pairs))
+    monkeypatch.setattr(inference, "_forward_trees", lambda model, plan, f=inference._forward_trees:
+                        passes.append(len(plan.lengths)) or f(model, plan))
     stream = iter_scores(net, items, batch_size=6)
     assert passes == []  # the first pass is made when the first result is asked for
     order = []
