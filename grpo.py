@@ -339,6 +339,7 @@ def train(args, procs) -> int:
     model, reference = GPT.load(init_folder, device), None
     if args.kl_coef:
         reference = GPT.load(init_folder, device).eval().requires_grad_(False)
+        procs.share(reference.parameters())  # a node may see another --init
     autocast = precision.choose(args, procs, model, args.micro_batch_size * args.max_new_tokens, before)
     reducer = gradients.Reducer(procs, model)
     optimizers = optim.build_optimizers(
