@@ -7,7 +7,8 @@
     clip_and_step(optimizers, reducer.params, grad_norm, grad_clip)
 
 There is no lasting buffer whose views are the gradients: to zero it and to add the first micro-step to it moves twice
-the bytes of copying each bucket once, and on one rank, where nothing is copied, it would be all loss.
+the bytes of copying each bucket once. On one rank, where nothing is copied, a step of a CPU takes as long with such a
+buffer as without (measured: 1.00 of the time, 6 layers of 384 channels, 512 tokens).
 """
 
 from __future__ import annotations
