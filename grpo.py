@@ -38,6 +38,7 @@ from lab import (
     data_order,
     decontaminate,
     estimate,
+    gradients,
     optim,
     policy,
     precision,
@@ -339,8 +340,9 @@ def train(args, procs) -> int:
     model, reference = GPT.load(init_folder, device), None
     if args.kl_coef:
         reference = GPT.load(init_folder, device).eval().requires_grad_(False)
+        procs.share(reference.parameters())  # a node may see another --init
     autocast = precision.choose(args, procs, model, args.micro_batch_size * args.max_new_tokens, before)
-    params = [p for p in model.parameters() if p.requires_grad]
+    reducer = gradients.Reducer(procs, model)
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
     hidden, shape = training.compiled(args, model, rollouts.hidden_states), ()
@@ -382,7 +384,7 @@ def train(args, procs) -> int:
     of_rank = math.ceil(n_completions / procs.world_size)
     asked = len(data["exam"]) * (1 + args.exam_samples)
     pace, costs = training.look_ahead(
-        args, procs, model, optimizers,
+        args, reducer, model, optimizers,
         lambda n: compute_gradients([dummy] * n, torch.ones(n), torch.ones(n), {}),
         micro_steps=args.inner_steps * math.ceil(of_rank / args.micro_batch_size),
         tokens=args.micro_batch_size * (len(longest["prompt"]) + args.max_new_tokens),
@@ -452,13 +454,13 @@ def train(args, procs) -> int:
         known, figures, losses = [{} for _ in mine], [], []
         for _ in range(args.inner_steps):
             loss = torch.zeros((), device=device)
-            for rows, memory in zip(mine, known, strict=True):
+            for rows, memory in reducer.micro_steps(list(zip(mine, known, strict=True))):
                 part, figure = compute_gradients(
                     [drawn[i] for i in rows], advantages[rows], weights[rows], memory)
                 loss += part
                 figures.append(figure)
-            grad_norm = training.reduce_gradients(procs, params)
-            training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
+            grad_norm = reducer.finish()
+            gradients.clip_and_step(optimizers, reducer.params, grad_norm, args.grad_clip)
             loss, norm, asked, _ = training.read_step(procs, loss, grad_norm, run.stop)
             stopped = stopped or asked
             training.refuse_non_finite(run, loss, norm, f"problems {numbers[:4]}...")

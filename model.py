@@ -305,6 +305,14 @@ def seeded_generator(text: str) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def run_blocks(blocks, x, rope, attend=causal_attention):
+    """x (B, T, C) behind all blocks. rope, attend: see Context."""
+    context = Context(rope, attend)
+    for block in blocks:
+        x = block(x, context)
+    return x
+
+
 class GPT(nn.Module):
     """Every weight is drawn on the CPU in fp32 from its own generator, seeded by (seed, name): a gate, a padded
     vocabulary, the device and the number of threads leave all shared weights bit-identical. seed=None: the weights stay
@@ -325,6 +333,7 @@ class GPT(nn.Module):
             self.transformer["wpe"] = Embedding(config.block_size, config.n_embd)
         plain = config.n_layer - config.memory_layers
         self.run_block = chunks.run_block  # on a chunk in training; see chunks.compile_blocks
+        self.run_blocks = run_blocks  # in training; see gradients.compile_parts
         self.read_rows = GPT.hidden  # in per_token_loss; see val_loss.compile_forward
         self.transformer["h"] = nn.ModuleList(Block(config, i >= plain) for i in range(config.n_layer))
         if config.memory != "none":  # on teach_scale, as trainers set it
@@ -384,10 +393,8 @@ class GPT(nn.Module):
         if write and self.writes:
             return chunks.hidden(self, idx)
         x, rope = self.embed(idx, wte, positions)
-        context = Context(rope, attend)
-        for block in self.transformer["h"]:
-            x = block(x, context)
-        return self.transformer["ln_f"](x)
+        run = self.run_blocks if torch.is_grad_enabled() else run_blocks
+        return self.transformer["ln_f"](run(self.transformer["h"], x, rope, attend))
 
     def head(self, x):
         """Logits (..., padded_vocab) of hidden states (..., C); padding ids are -inf."""

@@ -40,6 +40,7 @@ from lab import (
     data_order,
     decontaminate,
     estimate,
+    gradients,
     inference,
     kernels,
     optim,
@@ -316,7 +317,7 @@ def train(args, procs) -> int:
         raise ValueError(
             f"--seq_len {args.seq_len} is more than the checkpoint's block_size "
             f"{config.block_size}: pass --seq_len {config.block_size}, or leave it out.")
-    data = procs.on_main(lambda: conversations.load(args))
+    data = procs.arrays_from_main(lambda: conversations.load(args))
     lengths, source = data["lengths"], data["source"]
     usable = (lengths > 0) & ~data["held_out"]
     n_conversations = int(usable.sum())
@@ -341,7 +342,7 @@ def train(args, procs) -> int:
     else:
         model = GPT.load(init_folder, device)
     autocast = precision.choose(args, procs, model, args.micro_batch_size * args.seq_len, before)
-    params = [p for p in model.parameters() if p.requires_grad]
+    reducer = gradients.Reducer(procs, model)
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
     hidden, shape = training.compiled(args, model, hidden_states), ()
@@ -363,7 +364,7 @@ def train(args, procs) -> int:
     rows = pack_rows(data, plan[:per_step], args)
     of_val = lengths[choose_scored(data, args)]
     pace, costs = training.look_ahead(
-        args, procs, model, optimizers, lambda n: compute_gradients((rows * n)[:n], per_step),
+        args, reducer, model, optimizers, lambda n: compute_gradients((rows * n)[:n], per_step),
         micro_steps=math.ceil(len(rows) / procs.world_size / args.micro_batch_size),
         tokens=args.micro_batch_size * args.seq_len, every={"val": args.eval_every}, scored={"val": int(of_val.sum())},
         sizes=range(1, args.micro_batch_size), advice="for a laptop: lower --epochs or --max_examples")
@@ -419,10 +420,10 @@ def train(args, procs) -> int:
         trained_tokens = int(data["n_trained"][numbers].sum())
         model.train()
         loss = torch.zeros((), device=device)
-        for i in range(0, len(rows), args.micro_batch_size):
+        for i in reducer.micro_steps(range(0, len(rows), args.micro_batch_size)):
             loss += compute_gradients(rows[i : i + args.micro_batch_size], trained_tokens)
-        grad_norm = training.reduce_gradients(procs, params)
-        training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
+        grad_norm = reducer.finish()
+        gradients.clip_and_step(optimizers, reducer.params, grad_norm, args.grad_clip)
         loss, norm, stopped, _ = training.read_step(procs, loss, grad_norm, run.stop)
         training.refuse_non_finite(run, loss, norm, f"conversations {numbers[:4].tolist()}...")
         flops = flops_body * tokens + flops_head * trained_tokens

@@ -36,6 +36,7 @@ from lab import (
     data_order,
     disk,
     estimate,
+    gradients,
     inference,
     memory_settings,
     optim,
@@ -388,11 +389,11 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     model, init = build_model(args, before, device)
     memory_settings.check_rows(model.config, args.seq_len)
     autocast = precision.choose(args, procs, model, args.micro_batch_size * args.seq_len, before)
-    params = [p for p in model.parameters() if p.requires_grad]
+    reducer = gradients.Reducer(procs, model)
     model.train()
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    forward = training.compiled(args, model, model)
+    forward = training.compiled(args, model, model, procs.world_size)
     vars(args).update(memory_settings.flags_of(model.config.to_dict()))  # as the model was built
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_per_step = flops_per_token * tokens_per_step
@@ -412,11 +413,10 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     micro_step = lambda rows: compute_gradients(row.repeat(rows, 1))
     compiling = 0.0
     if is_fitted:
-        args.micro_batch_size, compiling = estimate.fit_rows(
-            procs, micro_step, model, args.micro_batch_size, sizes)
+        args.micro_batch_size, compiling = estimate.fit_rows(procs, micro_step, model, args.micro_batch_size, sizes)
     args.eval_batch_size = val_loss.rows_per_pass(args, device)
     pace, costs = training.look_ahead(
-        args, procs, model, optimizers, micro_step,
+        args, reducer, model, optimizers, micro_step,
         micro_steps=sequences_per_step // args.micro_batch_size // procs.world_size,
         tokens=args.micro_batch_size * args.seq_len, every=every, scored=scored,
         sizes=sizes, advice=presets.LAPTOP_ADVICE)
@@ -494,10 +494,10 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         batch = batches.next_step()
         model.train()
         loss = torch.zeros((), device=device)
-        for tokens in batch["tokens"].split(args.micro_batch_size):  # (B, T + 1)
+        for tokens in reducer.micro_steps(batch["tokens"].split(args.micro_batch_size)):
             loss += compute_gradients(tokens)
-        grad_norm = training.reduce_gradients(procs, params)
-        training.clip_and_step(optimizers, params, grad_norm, args.grad_clip)
+        grad_norm = reducer.finish()
+        gradients.clip_and_step(optimizers, reducer.params, grad_norm, args.grad_clip)
         loss, norm, stopped, checksum = training.read_step(procs, loss, grad_norm, run.stop, batch["checksum"])
         first = state.step * sequences_per_step  # of the step's entries in the data order
         training.refuse_non_finite(

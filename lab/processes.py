@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # for another rank, such as rank 0 while it checks or reads all data; NCCL's own is ten minutes
 LONGEST_WAIT = datetime.timedelta(hours=2)
+PIECE = 2**26  # bytes of an array that are sent at once
 SECONDS_FOR_MAIN = 3.0  # that another rank waits before it exits, for rank 0 to print what has gone wrong
 
 
@@ -103,6 +104,35 @@ class Processes:
         if message is not None:
             raise SharedError(message) from error
         return result
+
+    def arrays_from_main(self, function) -> dict:
+        """As on_main, for a dict of which the NumPy arrays may be large: they are sent as they are, in pieces. Pickled,
+        they would take several times their memory, on a GPU, too."""
+        import numpy as np
+        import torch
+
+        data = {}
+
+        def outline() -> tuple[dict, dict]:
+            """(dtype and shape of each array, everything else)"""
+            data.update(function())
+            arrays = {name: (value.dtype, value.shape) for name, value in data.items() if isinstance(value, np.ndarray)}
+            return arrays, {name: value for name, value in data.items() if name not in arrays}
+
+        arrays, others = self.on_main(outline)
+        if self.world_size == 1:
+            return data
+        data |= others
+        for name, (dtype, shape) in arrays.items():
+            if not self.is_main:
+                data[name] = np.empty(shape, dtype)
+            flat = np.ascontiguousarray(data[name]).reshape(-1).view(np.uint8)
+            for piece in torch.from_numpy(flat).split(PIECE):
+                sent = piece.to(self.device)
+                self.share([sent])
+                if not self.is_main:
+                    piece.copy_(sent)
+        return data
 
     def main_first(self, function):
         """function() on rank 0 and, once that is done, on the others; each keeps its own result.

@@ -20,7 +20,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import chunks, disk, estimate, kernels, optim, precision, processes, resume, runs, saving, schema, val_loss
+from lab import (
+    chunks,
+    disk,
+    estimate,
+    gradients,
+    kernels,
+    optim,
+    precision,
+    processes,
+    resume,
+    runs,
+    saving,
+    schema,
+    val_loss,
+)
 from lab.loss import compile_softmax
 from lab.mirrors import open_mirrors
 from model import GPT
@@ -40,22 +54,22 @@ def prepare_machine(args, device):
         kernels.make_deterministic(device)
 
 
-def look_ahead(args, procs, model, optimizers, micro_step, *, micro_steps: int, tokens: int, every: dict,
+def look_ahead(args, reducer, model, optimizers, micro_step, *, micro_steps: int, tokens: int, every: dict,
                scored: dict, sizes=(), advice: str, before=0.0) -> tuple[estimate.Pace, list[str]]:
     """(how the time that is left is counted, lines on what the run will cost), from one micro-step.
 
     micro_step(rows): forward and backward. micro_steps: of a rank in a step; tokens: of each; before: seconds of a step
-    that come before them, such as sampling. every: {evaluation: steps
-    between two}; scored: {evaluation: its tokens}. sizes, advice: see estimate."""
-    params = [p for p in model.parameters() if p.requires_grad]
+    that come before them, such as sampling. every: {evaluation: steps between two}; scored: {evaluation: its tokens}.
+    sizes, advice: see estimate."""
 
     def update() -> None:
         optim.set_learning_rates(optimizers, 0.0)
-        grad_norm = reduce_gradients(procs, params)
+        grad_norm = reducer.finish()
         if torch.isfinite(grad_norm):  # 0 x inf would not be 0
-            clip_and_step(optimizers, params, grad_norm, args.grad_clip)
+            gradients.clip_and_step(optimizers, reducer.params, grad_norm, args.grad_clip)
 
-    rows, device = args.micro_batch_size, procs.device
+    rows, procs = args.micro_batch_size, reducer.procs
+    device = procs.device
     cost = estimate.measure(micro_step, update, model, optimizers, rows, device, sizes, compiles(args, device))
     per_token = estimate.FORWARD_SHARE * cost.micro_step / tokens / procs.world_size
     guesses = {kind: per_token * count for kind, count in scored.items()}
@@ -73,8 +87,9 @@ def compiles(args, device) -> bool:
     return args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
 
 
-def compiled(args, model, forward):
-    """forward, which reads rows with a model in training, compiled if --compile says so."""
+def compiled(args, model, forward, world_size=1):
+    """forward, which reads rows with a model in training, compiled if --compile says so. world_size > 1: in parts, so
+    that gradients can be summed over the ranks while others are still computed."""
     device = model.transformer["wte"].weight.device
     if not compiles(args, device):
         return forward
@@ -83,10 +98,14 @@ def compiled(args, model, forward):
     compilers = os.environ.get("CXX", "g++"), "clang++", "cl"
     schema.check(device.type != "cpu" or any(map(shutil.which, compilers)),
                  "--compile on needs a C++ compiler, and none is on the PATH: install g++, or leave it out.")
-    if not model.writes:
-        val_loss.compile_forward(model)
+    if model.writes:
+        chunks.compile_blocks(model)
+        return forward
+    val_loss.compile_forward(model)
+    if world_size > 1:
+        gradients.compile_parts(model)
+    else:
         return torch.compile(forward)
-    chunks.compile_blocks(model)
     return forward
 
 
@@ -348,28 +367,6 @@ def refuse_changes(before: dict, record: dict, same: dict, parser) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # a step: what follows the backward passes
-
-
-def reduce_gradients(procs, params) -> torch.Tensor:
-    """Adds up every gradient over all ranks, in one all-reduce of all in a row, so that the order of additions never
-    changes. Returns the L2 norm of all."""
-    for p in params:
-        if p.grad is None:  # this rank had no row in the step, or nothing that the parameter decides was read
-            p.grad = torch.zeros_like(p)
-    if procs.world_size > 1:
-        flat = procs.sum(torch.cat([p.grad.flatten() for p in params]))
-        for p, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
-            p.grad = piece.view_as(p)
-    return torch.nn.utils.get_total_norm([p.grad for p in params])
-
-
-def clip_and_step(optimizers, params, grad_norm: torch.Tensor, grad_clip: float) -> None:
-    """Scales the gradients to a norm of at most grad_clip (0 = off), updates the weights, frees the gradients."""
-    if grad_clip:
-        torch.nn.utils.clip_grads_with_norm_(params, grad_clip, grad_norm)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
 
 def read_step(procs, loss, grad_norm, stop, checksum=0) -> tuple[float, float, bool, int]:

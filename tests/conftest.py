@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,21 @@ def run_script(name, *flags, **options):
     """Run `python <name> <flags>` of this repo on one thread; returns the finished process with its text."""
     command = [sys.executable, str(REPO / name), *map(str, flags)]
     return subprocess.run(command, **{"capture_output": True, "text": True, "env": ENV, "timeout": 300, **options})
+
+
+def run_two_ranks(script, *flags, cwd=REPO):
+    """Run Python text as two ranks; returns (exit status, stdout, stderr) of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in ("0", "1"):
+        env = ENV | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                     "MASTER_PORT": str(port), "PYTHONPATH": str(REPO)}
+        ranks.append(subprocess.Popen([sys.executable, "-c", script, *map(str, flags)], cwd=cwd, env=env, text=True,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    ends = [rank.communicate(timeout=300) for rank in ranks]
+    return [(rank.returncode, *end) for rank, end in zip(ranks, ends, strict=True)]
 
 
 def sentence_left(run, *args, **how):

@@ -2,15 +2,12 @@
 
 import datetime
 import os
-import socket
-import subprocess
-import sys
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from conftest import ENV, REPO, losses, tiny_documents, write_dataset
+from conftest import losses, run_two_ranks, tiny_documents, write_dataset
 
 import train_gpt
 from lab import processes
@@ -43,17 +40,7 @@ def data(tmp_path_factory):
 
 def run_two(what, folder, *flags):
     """Two ranks of train_gpt.py in a folder; returns their (exit status, stderr)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in ("0", "1"):
-        env = ENV | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                     "MASTER_PORT": str(port), "PYTHONPATH": str(REPO)}
-        ranks.append(subprocess.Popen([sys.executable, "-c", SCRIPT, what, *map(str, flags)], cwd=folder, env=env,
-                                      text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    return [(rank.returncode, error) for rank, error in zip(ranks, errors, strict=True)]
+    return [(status, error) for status, _, error in run_two_ranks(SCRIPT, what, *flags, cwd=folder)]
 
 
 def test_all_ranks_take_the_weights_of_rank_0(data, tmp_path):
@@ -80,3 +67,41 @@ def test_ranks_wait_for_hours(monkeypatch):
     with mock.patch.object(torch.distributed, "init_process_group") as start:
         processes.start_processes("cpu")
     assert start.call_args.kwargs["timeout"] >= datetime.timedelta(hours=1)
+
+
+ARRAYS = """
+import pickle
+import numpy as np
+from lab import processes
+
+processes.PIECE = 100
+procs = processes.start_processes("cpu")
+make = lambda: {
+    "tokens": np.arange(999, dtype=np.uint16), "trained": np.arange(999) % 3 == 0, "none": np.empty((0, 2)),
+    "hash": np.frombuffer(bytes(range(160)), "V16"), "turned": np.arange(40).reshape(5, 8).T, "stages": ["a", "b"]}
+seen, broadcast = [], procs.broadcast
+
+def note(value):
+    seen.append(len(pickle.dumps(value)))
+    return broadcast(value)
+
+procs.broadcast = note
+got = procs.arrays_from_main(make if procs.is_main else None)
+assert max(seen) < 1000, seen
+for name, value in make().items():
+    assert np.array_equal(got[name], value), name
+    assert name == "stages" or got[name].dtype == value.dtype
+try:
+    procs.arrays_from_main(lambda: 1 / 0 if procs.rank else int("x"))
+except processes.SharedError as error:
+    assert "invalid literal" in str(error)
+    procs.close()
+    print("both")
+"""
+
+
+def test_arrays_are_not_pickled():
+    """Bytes of sft.py's arrays that are pickled for the other ranks: none, whatever dtype, shape and number of pieces;
+    they arrive as they are. What rank 0 cannot read is an error of all."""
+    ends = run_two_ranks(ARRAYS)
+    assert [(status, out) for status, out, _ in ends] == [(0, "both\n")] * 2, ends
