@@ -430,11 +430,10 @@ def machine_state(device: torch.device) -> dict:
     }
 
 
-# FLOP/s of bfloat16 products summed in float32, without sparsity (half of what is marked "with sparsity"). Sources,
-# NVIDIA unless named: the data sheets of H100, H200, H20, A100, A30, A10, A40, L40S, L40, L4 and RTX 6000 Ada; the
-# Blackwell architecture brief (B200, GB200); the whitepapers GA102 (RTX 3090, RTX A6000), Ada (RTX 4090) and RTX
-# Blackwell (RTX 5090); AMD's data sheets of MI300X and MI325X. GeForce cards sum in float32 at half of the rate that
-# is advertised. T4 and V100 do not multiply bfloat16, and run in float32 here.
+# FLOP/s of bfloat16 products summed in float32, without sparsity (half of what is marked "with sparsity"), as makers
+# state them; taken from resellers' tables, specification sites and other projects, since no data sheet could be opened.
+# GeForce cards sum in float32 at half of the rate that is advertised. T4 and V100 do not multiply bfloat16, and run in
+# float32 here.
 PEAK_FLOPS = {
     "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200 NVL": 835e12, "H200": 989e12, "H100 NVL": 835e12,
     "H100 PCIe": 756e12, "H100": 989e12, "H800 PCIe": 756e12, "H800": 989e12, "H20": 148e12, "A100": 312e12,
