@@ -83,8 +83,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 def measure(n_embd: int, n_inner: int, tokens: int) -> float:
     """Time of an MLP layer's three products of a training step (forward, both gradients) in float32 over that in
-    bfloat16, its casts included. The best of several rounds in turn, so that other work on the machine cannot turn the
-    result; with as many threads as the run has."""
+    bfloat16, its casts included. CPU time and the best of several rounds in turn, so that other work on the machine
+    cannot turn the result; with as many threads as the run has."""
     rows = min(tokens, ROWS)
     cols = min(n_inner, int(FLOPS / (2 * rows * n_embd)) + 1)
     x, weight = torch.ones(rows, n_embd), torch.ones(cols, n_embd)
@@ -92,11 +92,11 @@ def measure(n_embd: int, n_inner: int, tokens: int) -> float:
     best = {}
     for _ in range(ROUNDS):
         for dtype in (torch.float32, torch.bfloat16):
-            begun = time.perf_counter()
+            begun = time.process_time()
             x_in, weight_in, grad_in = (tensor.to(dtype) for tensor in (x, weight, grad))
             x_in @ weight_in.t()
             grad_in @ weight_in
             (grad_in.t() @ x_in).float()
-            seconds = time.perf_counter() - begun
+            seconds = time.process_time() - begun
             best[dtype] = min(best.get(dtype, seconds), seconds)
     return best[torch.float32] / best[torch.bfloat16]

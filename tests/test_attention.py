@@ -9,18 +9,18 @@ from lab.attention import BLOCK, causal_attention
 from model import GPT, GPTConfig
 
 
-def make(T, dtype, seed=0):
-    """q, k, v (2, 3, T, 16), as a block has them: views of one projection."""
-    generator = torch.Generator().manual_seed(seed)
-    projected = torch.randn(2, T, 3, 3, 16, generator=generator).to(torch.bfloat16).to(dtype).requires_grad_()
+def make(T, dtype, width=16):
+    """q, k, v (2, 3, T, width), as a block has them: views of one projection."""
+    generator = torch.Generator().manual_seed(0)
+    projected = torch.randn(2, T, 3, 3, width, generator=generator).to(torch.bfloat16).to(dtype).requires_grad_()
     return projected, [z.transpose(1, 2) for z in projected.unbind(2)]
 
 
-def results(attend, T, dtype):
+def results(attend, T, dtype, width):
     """Output, and the gradient of a fixed sum of it."""
-    projected, qkv = make(T, dtype)
+    projected, qkv = make(T, dtype, width)
     y = attend(*qkv)
-    (y.float() * torch.linspace(-1, 1, 16).cos()).pow(2).sum().backward()
+    (y.float() * torch.linspace(-1, 1, width).cos()).pow(2).sum().backward()
     return y.detach().double(), projected.grad.double()
 
 
@@ -28,13 +28,14 @@ def torchs(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+@pytest.mark.parametrize("width", [16, 24])  # 24 ** -0.5, which scales the queries, is no power of two
 @pytest.mark.parametrize("T", [1, 7, BLOCK, BLOCK + 1, 2 * BLOCK + 44])
-def test_as_near_to_the_truth_as_torchs_kernel(T):
+def test_as_near_to_the_truth_as_torchs_kernel(T, width):
     """Distances of outputs and gradients from those in float64: at most twice torch's own in bfloat16, which are its
     rounding, so at most 1 % of their size."""
-    truth = results(torchs, T, torch.float64)
-    for mine, torchs_own, exact in zip(results(attention.BlockAttention.apply, T, torch.bfloat16),
-                                       results(torchs, T, torch.bfloat16), truth, strict=True):
+    truth = results(torchs, T, torch.float64, width)
+    for mine, torchs_own, exact in zip(results(attention.BlockAttention.apply, T, torch.bfloat16, width),
+                                       results(torchs, T, torch.bfloat16, width), truth, strict=True):
         distance, usual = (mine - exact).norm(), (torchs_own - exact).norm()
         assert distance <= max(2 * usual, 1e-6) and distance <= 0.01 * exact.norm() + 1e-6
 

@@ -411,6 +411,31 @@ def test_no_full_logits_in_training(monkeypatch):
     assert len(sizes) > 50 and max(sizes) <= limit < 8 * 24 * 211
 
 
+@pytest.mark.parametrize("rows", [1, 5, 4096])
+def test_bfloat16_logits_in_float32_for_a_few_rows_only(rows, monkeypatch):
+    """Loss and gradients, to the last bit, with the softmax of any number of rows at once; and how many rows of fp32
+    logits are asked for: SOFTMAX_ROWS a thread, where all would be the largest tensor of a step."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 16, generator=generator) for n in (20, 211))
+    targets = torch.randint(0, 90, (20,), generator=generator)
+    asked = []
+    workspace = lab.loss.workspace
+    monkeypatch.setattr(lab.loss, "workspace", lambda n, *rest: asked.append(n) or workspace(n, *rest))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def results(at_once):
+        monkeypatch.setattr(lab.loss, "SOFTMAX_ROWS", at_once)
+        with torch.autocast("cpu", torch.bfloat16):
+            return lab.loss.head_gradients(x, weight, targets, [(90, 97)])
+
+    for one, other in zip(results(rows), results(7), strict=True):
+        assert torch.equal(one, other)
+    assert asked == [min(20, 2 * rows), 14]
+    logits = (x.bfloat16() @ weight.bfloat16().t()).float()
+    logits[:, 90:97] = -math.inf
+    assert (results(1)[0] - F.cross_entropy(logits, targets, reduction="none")).abs().max() < 1e-5
+
+
 def test_padding_ids_are_never_scored():
     """Logits of padding ids are -inf and the probabilities of the rest sum to 1; a padding target costs infinity."""
     net = lively(GPTConfig(**TINY, padded_vocab_size=224))
