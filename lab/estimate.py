@@ -24,6 +24,7 @@ import torch
 from lab import processes, units
 
 SLOW = 5.0  # seconds; a micro-step that takes longer on CPU is extrapolated from one row
+QUICK = 0.5  # seconds; a micro-step that takes less is timed once more: the first of its size takes memory
 DAY = 86_400
 FORWARD_SHARE = 1 / 3  # of a training step's work per token: the backward pass does twice as much
 SAVE_SPEED = 200e6  # bytes per second of a checkpoint, with sync and checksum (assumption, until one was saved)
@@ -147,7 +148,7 @@ def measure(micro_step, update, model, optimizers, rows: int, device, sizes=(), 
             checkpoint = checkpoint_bytes(model, optimizers)
             if micro < SLOW or is_cuda or compiled:
                 micro = seconds_of(micro_step, rows)
-                if micro < 0.5:  # once more: the first of its size takes memory
+                if micro < QUICK:
                     micro = seconds_of(micro_step, rows)
                 one_row = 0
             memory = processes.peak_rss_bytes() + one_row * (rows - 1)

@@ -15,7 +15,7 @@ import torch
 from conftest import REPO, exact, losses, records, tiny_documents, weights, write_dataset
 
 import train_gpt
-from lab import estimate, flags, optim, presets, processes, runs, training
+from lab import estimate, flags, gradients, optim, presets, processes, runs, training
 from model import GPT, GPTConfig
 
 TINY = "--n_layer 1 --n_head 2 --n_embd 16 --seq_len 16 --micro_batch_size 8 --total_batch_tokens 256 --device cpu " \
@@ -88,6 +88,7 @@ def test_measuring_leaves_no_trace(name, monkeypatch):
     args = train_gpt.parse_args(["--data_dir", "x", *TINY.split()])
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     rng, sizes = torch.get_rng_state(), []
+    reducer = gradients.Reducer(processes.Processes(device=torch.device("cpu")), model)
 
     def micro_step(rows):
         sizes.append(rows)
@@ -98,8 +99,8 @@ def test_measuring_leaves_no_trace(name, monkeypatch):
     for slow in (1e9, 0.0):
         monkeypatch.setattr(estimate, "SLOW", slow)
         pace, lines = training.look_ahead(
-            args, processes.Processes(device=torch.device("cpu")), model, optimizers, micro_step, micro_steps=2,
-            tokens=128, every={"val": 2}, scored={"val": 400}, advice="")
+            args, reducer, model, optimizers, micro_step, micro_steps=2, tokens=128,
+            every={"val": 2}, scored={"val": 400}, advice="")
         assert pace.seconds("step") > 0 and pace.seconds("val") > 0 and len(lines) == 2
     assert sizes[:3] == [1, 1, 8] and sizes[-1] == 1  # a slow machine is measured with one row
     for key, tensor in model.state_dict().items():
@@ -194,7 +195,7 @@ def test_out_of_memory_names_the_micro_batch_that_fits(data, tmp_path, monkeypat
         patch.setattr(GPT, "per_token_loss", broken)
         with pytest.raises(ValueError, match=r"--eval_batch_size 4 .* pass --eval_batch_size 2 \(estimated"):
             run(data, tmp_path / "out")
-    monkeypatch.setattr(training, "clip_and_step", broken)
+    monkeypatch.setattr(gradients, "clip_and_step", broken)
     monkeypatch.setattr(training, "look_ahead", lambda *_, **__: (estimate.Pace(4, {"val": 2, "sample": 0}), []))
     with pytest.raises(ValueError, match=r"--micro_batch_size 8 .* pass --micro_batch_size 4 .*--resume auto"):
         run(data, tmp_path / "later")

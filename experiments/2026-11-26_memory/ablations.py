@@ -1,10 +1,13 @@
 """Document 004's ablations: python experiments/2026-11-26_memory/ablations.py
 
-Every arm against the one that it changes in one knob, from the committed results. --best optimizers.csv prints each
-optimizer and its best learning rate; --mean_teach_norm FOLDER the mean teach norm, for a threshold.
+Every arm against the one that it changes in one knob, from the committed results. --reports prints each comparison's
+whole report before the table; --best optimizers.csv each optimizer and its best learning rate; --mean_teach_norm FOLDER
+the mean teach norm, for a threshold.
 """
 
+import contextlib
 import csv
+import io
 import json
 import statistics
 import sys
@@ -53,11 +56,20 @@ def mean_teach_norm(out: Path) -> float:
 
 
 def compare(kept: Path, arm: str, base: str, question: str) -> dict:
-    """Prints a report of two arms; returns its line of README's answers."""
+    """Prints a report of two arms; returns its line of README's answers, and the losses by seed of both."""
     arguments = ["--a", f"{kept}/{base}_lr*", "--b", f"{kept}/{arm}_lr*"]
     arguments += ["--treatment", "memory,optimizer,learning_rate,muon_lr"]
+    print(f"\n## {question}\n")
     record = answers.report(arguments, {}, level=2)
-    return answers.answer(question, record["metrics"][record["primary"]], "nats/token")
+    row = record["metrics"][record["primary"]]
+    return answers.answer(question, row, "nats/token") | {"losses": [losses_of(kept, one) for one in (base, arm)]}
+
+
+def losses_of(kept: Path, arm: str) -> str:
+    """The val loss of each seed."""
+    folders = sorted(kept.glob(f"{arm}_lr*"), key=lambda folder: folder.name.rpartition("_s")[2])
+    rows = [json.loads((folder / "summary.json").read_text())["results_row"] for folder in folders]
+    return ", ".join(f"{float(row['final_val_loss']):.4f}" for row in rows)
 
 
 def main():
@@ -68,16 +80,16 @@ def main():
     if sys.argv[1:2] == ["--mean_teach_norm"]:
         print(f"{mean_teach_norm(Path(sys.argv[2])):.4g}")
         return
-    lines = []
-    with keep_results.unpacked(here / "ablations.tar.xz") as kept:
-        for arm, (base, question) in ARMS.items():
-            print(f"\n## {question}\n")
-            lines.append(compare(kept, arm, base, question))
+    shown = contextlib.nullcontext() if sys.argv[1:] == ["--reports"] else contextlib.redirect_stdout(io.StringIO())
+    with keep_results.unpacked(here / "ablations.tar.xz") as kept, shown:
+        lines = [compare(kept, arm, base, question) for arm, (base, question) in ARMS.items()]
     corrected = ab_verdict.holm([line["tests"][0]["p"] for line in lines])
-    print(f"\n## All of them, by Holm over {len(lines)} tests\n")
-    print("| ablation | effect, 95 % interval (uncorrected) | verdict | p by Holm |\n|---|---|---|---:|")
+    print("Val loss after 160 steps, 3 seeds, nats per token. The interval (95 %) and the verdict are of each comparison "
+          f"alone; the last column corrects for all {len(lines)}.\n")
+    print("| ablation | the arm that is changed | changed | effect | verdict | p by Holm |\n|---|---|---|---|---|---:|")
     for line, p in zip(lines, corrected, strict=True):
-        print(f"| {line['question']} | {line['effect']} | {line['tests'][0]['verdict']} | {p:.4f} |")
+        cells = [line["question"], *line["losses"], line["effect"], line["tests"][0]["verdict"], f"{p:.4f}"]
+        print(f"| {' | '.join(cells)} |")
     demonstration = json.loads((here / "cms_1.json").read_text())
     seconds = demonstration["train_time_ms"] / 1000 / demonstration["steps"]
     print(f"\nA write after every token: {seconds:.1f} s per step.")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Document 004's ablations, after run.sh: one knob at a time, 3 seeds each, against the arm that it changes. Two runs at a
-# time, one thread each, in bfloat16; about an hour. Resumable: finished runs are skipped.
+# time, one thread each, in bfloat16; an hour to an hour and a half. Resumable: finished runs are skipped.
 #   bash experiments/2026-11-26_memory/ablations.sh
 set -euo pipefail
 source "$(dirname "$0")/../start.sh"
@@ -28,7 +28,7 @@ arm() { # what it adds to the same model
     esac
 }
 run() { # stage, arm, learning rate, seed, optimizer, steps
-    local eval_every=0 # the end alone
+    local eval_every=160 # the beginning and the end
     [ "$1" = ablations ] || eval_every=40
     echo "train_gpt.py --data_dir $out/data --out_dir $out/$1/$2_lr$3_s$4 --seed $4 $(arm "$2") --arch speedrun" \
         "--n_layer 4 --n_head 3 --n_embd 96 --seq_len 1024 --micro_batch_size 2 --total_batch_tokens 2048" \
@@ -51,7 +51,7 @@ for seed in 1 2 3; do
     while read -r optimizer lr; do run ablations "$optimizer" "$lr" "$seed" "$optimizer"; done <<< "$own"
 done > "$out/ablations.txt"
 # a demonstration of its price: 5 steps, no claim
-echo "$(run ablations cms_1 "$stop" 0 muon 5) --warmup_iters 1 --warmdown_iters 1" >> "$out/ablations.txt"
+echo "$(run ablations cms_1 "$stop" 0 muon 5) --warmup_iters 1 --warmdown_iters 1 --eval_every 0" >> "$out/ablations.txt"
 echo "== ablations"
 sweep "$out/ablations.txt"
 "$PYTHON" experiments/keep_results.py "$out"/ablations/*_s[123] --out "$here/ablations.tar.xz"
