@@ -45,8 +45,8 @@ TINY = ("--n_layer 2 --n_head 2 --n_embd 16 --seq_len 16 --micro_batch_size 4 --
 
 @pytest.fixture(autouse=True)
 def leave_no_trace(monkeypatch):
-    """A run takes over SIGTERM, SIGHUP and ctrl-C, and sets modes; give them back. And on a busy machine it times as many
-    micro-steps as on an idle one."""
+    """A run takes over SIGTERM, SIGHUP and ctrl-C, and sets modes; give them back. And a busy machine shall
+    time as many micro-steps as an idle one."""
     monkeypatch.setattr(estimate, "QUICK", math.inf)
     monkeypatch.setattr(loss, "compiled_softmax_grad", {})
     mode = torch.get_deterministic_debug_mode()

@@ -84,15 +84,12 @@ def main():
     with keep_results.unpacked(here / "ablations.tar.xz") as kept, shown:
         lines = [compare(kept, arm, base, question) for arm, (base, question) in ARMS.items()]
     corrected = ab_verdict.holm([line["tests"][0]["p"] for line in lines])
-    print("Val loss after 160 steps, 3 seeds, nats per token. The interval (95 %) and the verdict are of each comparison "
-          f"alone; the last column corrects for all {len(lines)}.\n")
+    print("Val loss after 160 steps, 3 seeds, nats per token. The interval (95 %) and the verdict are of each "
+          f"comparison alone; the last column corrects for all {len(lines)}.\n")
     print("| ablation | the arm that is changed | changed | effect | verdict | p by Holm |\n|---|---|---|---|---|---:|")
     for line, p in zip(lines, corrected, strict=True):
         cells = [line["question"], *line["losses"], line["effect"], line["tests"][0]["verdict"], f"{p:.4f}"]
         print(f"| {' | '.join(cells)} |")
-    demonstration = json.loads((here / "cms_1.json").read_text())
-    seconds = demonstration["train_time_ms"] / 1000 / demonstration["steps"]
-    print(f"\nA write after every token: {seconds:.1f} s per step.")
 
 
 if __name__ == "__main__":

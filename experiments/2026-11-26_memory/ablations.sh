@@ -20,19 +20,18 @@ arm() { # what it adds to the same model
         teach_*) echo "$cms --cms_periods 128,0 --teach_scale ${1//[!0-9.]/} --teach_warmup_iters 2" ;;
         cms_full) echo "$cms --cms_periods 128,512,0" ;;
         cms_sparse) echo "$cms --cms_periods 512,0" ;;
-        cms_1) echo "$cms --cms_periods 1,0 --inner_lr 0.0078125" ;; # 1 per 128 tokens
         modifier_*) echo "$titan --self_modifier ${1#*_}" ;;
         surprise) echo "$cms --cms_periods 128,0 --surprise_threshold $threshold" ;;
         stop | adamw | muon_all) echo "$cms --cms_periods 128,0" ;;
         hope) echo "$titan --self_modifier on" ;;
     esac
 }
-run() { # stage, arm, learning rate, seed, optimizer, steps
+run() { # stage, arm, learning rate, seed, optimizer
     local eval_every=160 # the beginning and the end
     [ "$1" = ablations ] || eval_every=40
     echo "train_gpt.py --data_dir $out/data --out_dir $out/$1/$2_lr$3_s$4 --seed $4 $(arm "$2") --arch speedrun" \
         "--n_layer 4 --n_head 3 --n_embd 96 --seq_len 1024 --micro_batch_size 2 --total_batch_tokens 2048" \
-        "--max_train_steps ${6:-160} --optimizer ${5:-muon} --learning_rate $3 --schedule trapezoid --warmup_iters 10" \
+        "--max_train_steps 160 --optimizer ${5:-muon} --learning_rate $3 --schedule trapezoid --warmup_iters 10" \
         "--warmdown_iters 48 --learning_rate_decay_frac 0.05 --eval_every $eval_every --eval_batch_size 2" \
         "--val_tokens 16000 --dtype bfloat16 --save_every 80 --keep_last 1 --log_every 0 --results_csv $out/$1.csv --notes memory_$1"
 }
@@ -50,10 +49,7 @@ for seed in 1 2 3; do
     for a in hope modifier_off modifier_frozen; do run ablations "$a" "$hope" "$seed"; done
     while read -r optimizer lr; do run ablations "$optimizer" "$lr" "$seed" "$optimizer"; done <<< "$own"
 done > "$out/ablations.txt"
-# a demonstration of its price: 5 steps, no claim
-echo "$(run ablations cms_1 "$stop" 0 muon 5) --warmup_iters 1 --warmdown_iters 1 --eval_every 0" >> "$out/ablations.txt"
 echo "== ablations"
 sweep "$out/ablations.txt"
 "$PYTHON" experiments/keep_results.py "$out"/ablations/*_s[123] --out "$here/ablations.tar.xz"
-cp "$out"/ablations/cms_1_*/summary.json "$here/cms_1.json"
 "$PYTHON" "$here/ablations.py" | tee "$here/ablations.md"
