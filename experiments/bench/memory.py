@@ -53,7 +53,7 @@ def build(arm: str, period: int, args) -> GPT:
     if settings["memory"] != "none":
         settings["memory_layers"] = 2
     shape = dict(vocab_size=args.vocab_size, unused_ids=(), n_layer=4, n_head=args.n_head, n_embd=args.n_embd)
-    return GPT(GPTConfig(block_size=1024, arch="speedrun", **shape, **settings))
+    return GPT(GPTConfig(block_size=args.seq_len, arch="speedrun", **shape, **settings))
 
 
 def train_step(model, idx, targets) -> None:
@@ -81,11 +81,11 @@ def ratios(works: dict, base: str, args) -> dict[str, list[float]]:
 
 
 def rows_of(args, period: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """idx, targets (B, 1024)"""
+    """idx, targets (B, T)"""
     rows = args.batch
     if period < SHORT:
         rows = 1
-    ids = torch.randint(0, args.vocab_size, (rows, 1025), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, args.vocab_size, (rows, args.seq_len + 1), generator=torch.Generator().manual_seed(0))
     return ids[:, :-1], ids[:, 1:]
 
 
@@ -122,6 +122,7 @@ def main(argv=None) -> int:
     add("--n_embd", type=int, default=96, help="width (default %(default)s)")
     add("--n_head", type=int, default=3, help="heads (default %(default)s)")
     add("--vocab_size", type=int, default=2048, help="tokens (default %(default)s)")
+    add("--seq_len", type=int, default=1024, help="tokens per sequence (default %(default)s)")
     add("--batch", type=int, default=4,
         help="sequences per step, with periods of at least 32 (default %(default)s)")
     add("--check", action="store_true", help="exit with status 1 if a target is missed")
