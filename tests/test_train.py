@@ -272,7 +272,9 @@ def test_a_run_outlives_its_terminal(data, base, tmp_path):
     out = tmp_path / "closed"
     # an evaluation after every step: a run that is slow enough to be caught in the middle
     flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 1, "--save_every", 0, "--log_every", 1)
-    process = subprocess.Popen(command(data, out, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
+    heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup leaves it, a run would not listen
+    process = subprocess.Popen(command(data, out, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV,
+                               preexec_fn=heard)
     process.stdout.readline()
     process.stdout.close()
     while not (out / "scalars.jsonl").exists() or (out / "scalars.jsonl").read_text().count('"train"') < 3:
