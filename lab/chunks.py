@@ -204,11 +204,15 @@ def loss(model, idx, targets, denominator=None):
     if denominator is None:
         denominator = (targets != IGNORE).sum().clamp(min=1)
     reading = Reading(model, train=torch.is_grad_enabled())
-    parts = list(score(reading, idx, targets, wte_in, wte_out, with_weight=True))
-    hidden, nll, signal, grad_weight = zip(*parts, strict=True)
-    total = torch.cat(nll).sum() / denominator
-    grad_hidden = torch.cat(signal, 1) / denominator
-    return KnownLoss.apply(torch.cat(hidden, 1), wte_out, total, grad_hidden, sum(grad_weight) / denominator)
+    hiddens, nlls, signals, grad_weight = [], [], [], 0
+    for hidden, nll, signal, grad in score(reading, idx, targets, wte_in, wte_out, with_weight=True):
+        hiddens.append(hidden)
+        nlls.append(nll)
+        signals.append(signal)
+        grad_weight += grad  # not kept for each chunk: it is as large as the embedding
+    total = torch.cat(nlls).sum() / denominator
+    grad_hidden = torch.cat(signals, 1) / denominator
+    return KnownLoss.apply(torch.cat(hiddens, 1), wte_out, total, grad_hidden, grad_weight / denominator)
 
 
 def per_token_loss(model, idx, targets, alter=None):

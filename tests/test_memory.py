@@ -1,6 +1,7 @@
 """Fast weights: what a write is, that it happens after the score, and that nothing but the sequence itself matters."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 from lab import chunks, hf, memory, memory_settings
 from lab.inference import generate, score_endings
+from lab.loss import head_gradients
 from model import ARCHS, GPT, GPTConfig, Linear
 
 ARMS = [("titan", "stop"), ("hope_attention", "stop"), ("hope_attention", "through"), ("hope", "through")]
@@ -471,3 +473,25 @@ def test_long_prompts_are_read_in_windows():
     assert [row["updates"] for row in rows] == [(100 - 1) // 8] * 2
     assert n_written == 96 and reading.position + len(ids) - n_written <= 64
 
+
+def test_the_head_gradient_of_one_chunk_is_alive_at_a_time(monkeypatch):
+    """Each is as large as the embedding, and with a write after every token there are as many as tokens."""
+    alive, most = weakref.WeakSet(), 0
+
+    def counted(*inputs):
+        nonlocal most
+        nll, signal, grad = head_gradients(*inputs)
+        most = max(most, len(alive))
+        alive.add(grad)
+        return nll, signal, grad
+
+    model, (idx, targets) = make("hope_attention", cms_periods=(1, 0)), tokens()
+    loss = model(idx, targets)
+    loss.backward()
+    expected = model.transformer["wte"].weight.grad.clone()
+    model.zero_grad()
+    monkeypatch.setattr(chunks, "head_gradients", counted)
+    again = model(idx, targets)
+    again.backward()
+    assert again == loss and torch.equal(model.transformer["wte"].weight.grad, expected)
+    assert most <= 2  # the last one's, beside the sum

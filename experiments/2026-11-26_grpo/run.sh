@@ -7,7 +7,7 @@ set -euo pipefail
 parts="${*:-main sft mul random grid zero table}"
 source "$(dirname "$0")/../start.sh"
 export OMP_NUM_THREADS=1
-STEPS=50
+STEPS=60
 RATE=6e-3
 
 finished() { # an interrupted run has saved itself and exits 0: the next step must not start from it
@@ -35,7 +35,7 @@ sft() { # condition, seed, start, run, problems with solutions, updates, convers
 grpo() { # condition, seed, run, learning rate, reward
     "$PYTHON" grpo.py --init "$out/sft_$1_s$2" --data synthetic:2000 --out_dir "$out/$3_$1_s$2" --seed "$2" \
         "${recipe[@]}" --problems_per_step 32 --group_size 8 --max_new_tokens 40 --max_train_steps "$STEPS" \
-        --learning_rate "$4" --warmup_iters 2 --warmdown_iters 12 --learning_rate_decay_frac 0.1 --reward "$5" --kl_coef 0.05 \
+        --learning_rate "$4" --warmup_iters 2 --warmdown_iters 30 --learning_rate_decay_frac 0.05 --reward "$5" --kl_coef 0.05 \
         --micro_batch_size 64 --rollout_batch_size 256 --eval_batch_size 128 --log_every 5 --sample_every "$STEPS" \
         --eval_every "$STEPS" --exam_data synthetic:1000 --exam_samples 0
     finished "$out/$3_$1_s$2"
@@ -48,7 +48,7 @@ for part in $parts; do
     case "$part" in
     main) for seed in 0 1 2; do # the start, and GRPO
         pretrain baseline $seed
-        sft baseline $seed pretrain sft synthetic:600 80 16
+        sft baseline $seed pretrain sft synthetic:600 60 16
         grpo baseline $seed grpo $RATE exact
     done ;;
     sft) for seed in 0 1 2; do # as many more updates, of 64 solutions each: the same 600 problems, and the pool
@@ -57,7 +57,7 @@ for part in $parts; do
     done ;;
     mul) for seed in 0 1 2; do # the other arm
         pretrain mul_tokens $seed
-        sft mul_tokens $seed pretrain sft synthetic:600 80 16
+        sft mul_tokens $seed pretrain sft synthetic:600 60 16
         grpo mul_tokens $seed grpo $RATE exact
     done ;;
     random) for seed in 0 1 2; do grpo baseline $seed random $RATE random; done ;;

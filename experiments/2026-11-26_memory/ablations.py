@@ -27,6 +27,8 @@ ARMS = {
     "teach_0.1": ("teach_0.1_decay", "teach scale 0.1 without decay instead of with"),
     "cms_full": ("stop", "levels of periods 128 and 512 instead of 128"),
     "cms_sparse": ("stop", "period 512 instead of 128"),
+    "every_1": ("every_32", "a write after every token instead of every 32 (T 128, 2 layers)"),
+    "every_8": ("every_32", "a write after every 8 tokens instead of every 32 (T 128, 2 layers)"),
     "surprise": ("stop", "only tokens above the mean teach norm are written"),
     "modifier_off": ("hope", "self-modifier off instead of on"),
     "modifier_frozen": ("hope", "self-modifier frozen instead of on"),
