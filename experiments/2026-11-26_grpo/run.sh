@@ -8,7 +8,7 @@ parts="${*:-main sft mul random grid zero table}"
 source "$(dirname "$0")/../start.sh"
 export OMP_NUM_THREADS=1
 STEPS=60
-RATE=6e-3
+RATE=2e-3
 
 finished() { # an interrupted run has saved itself and exits 0: the next step must not start from it
     [ -e "$1/summary.json" ] || { echo "$1 is not finished: run this again to continue." >&2; exit 1; }
@@ -61,7 +61,7 @@ for part in $parts; do
         grpo mul_tokens $seed grpo $RATE exact
     done ;;
     random) for seed in 0 1 2; do grpo baseline $seed random $RATE random; done ;;
-    grid) for rate in 2e-3 2e-2; do grpo baseline 0 "grpo_$rate" $rate exact; done ;;
+    grid) for rate in 6e-4 6e-3; do grpo baseline 0 "grpo_$rate" $rate exact; done ;;
     zero) for seed in 0 1 2; do grpo baseline $seed zero $RATE zero; done ;;
     table) "$PYTHON" experiments/keep_results.py "$out"/*_s[0-2] --out "$here/runs.tar.xz" --also exam.json scalars.jsonl
         "$PYTHON" "$here/table.py" | tee "$here/table.md" ;;
