@@ -340,7 +340,7 @@ def train(args, procs) -> int:
     # model, its frozen reference, optimizer
     model, reference = GPT.load(init_folder, device), None
     if args.kl_coef:
-        reference = GPT.load(init_folder, device).eval().requires_grad_(False)
+        reference = GPT.load(init_folder, device)
         procs.share(reference.parameters())  # a node may see another --init
     autocast = precision.choose(args, procs, model, args.micro_batch_size * args.max_new_tokens, before)
     reducer = gradients.Reducer(procs, model)
@@ -360,13 +360,13 @@ def train(args, procs) -> int:
         """Adds a micro-batch's gradients. known: its log-probs of the first inner step, kept for the others."""
         batch = rollouts.make_batch(rows, *shape)
         with autocast():
-            log_p = rollouts.log_probs(model, batch, args.temperature, hidden)
-            if not known:
-                known["old"] = log_p.detach()
+            if "reference" not in known:
                 known["reference"] = None
                 if reference is not None:
-                    with torch.no_grad():
-                        known["reference"] = rollouts.log_probs(reference, batch, args.temperature, hidden)
+                    # not without gradients, for which there are other kernels: the start's KL to itself is exactly 0
+                    known["reference"] = rollouts.log_probs(reference, batch, args.temperature, hidden).detach()
+            log_p = rollouts.log_probs(model, batch, args.temperature, hidden)
+            known.setdefault("old", log_p.detach())
         advantages = advantages.to(device, torch.float32)
         weights = weights.to(device, torch.float32)
         loss, figures = policy.objective(

@@ -305,9 +305,10 @@ def test_it_learns_what_is_rewarded(init, pool, tmp_path, monkeypatch, name):
     assert means[0] < 0.65 and np.mean(means[-2:]) > 0.8, means
 
 
-def test_zero_reward_changes_no_weight(init, pool, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_zero_reward_changes_no_weight(init, pool, tmp_path, dtype):
     """Weights that a reward of 0 and a KL term change: none, since the policy is its own reference."""
-    flags = ("--reward", "zero", "--max_train_steps", 2, "--eval_every", 0, "--kl_coef", 0.5)
+    flags = ("--reward", "zero", "--max_train_steps", 2, "--eval_every", 0, "--kl_coef", 0.5, "--dtype", dtype)
     assert grpo.main(flags_of(init, pool, tmp_path / "run", *flags)) == 0
     assert weights(tmp_path / "run") == weights(init)
     assert [record["flat_groups"] for record in records(tmp_path / "run")] == [1, 1]
