@@ -1,5 +1,6 @@
 """precision.py: what --dtype auto takes, on which machine, and that a run keeps it."""
 
+import itertools
 import json
 import shutil
 from types import SimpleNamespace
@@ -96,8 +97,22 @@ def test_a_busy_machine_does_not_change_the_measurement(monkeypatch):
     for one in seconds:
         times += [times[-1], times[-1] + one]
     clock = iter(times[1:])
-    monkeypatch.setattr(precision.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(precision.time, "thread_time", lambda: next(clock))
     assert precision.measure(16, 64, 32) == pytest.approx(2.0)
+
+
+def test_the_measurement_is_of_one_thread(monkeypatch):
+    """Threads that wait for each other use CPU time, too. Afterwards there are as many as before."""
+    used = []
+    threads = torch.get_num_threads()
+    clock = itertools.count()
+    monkeypatch.setattr(precision.time, "thread_time", lambda: used.append(torch.get_num_threads()) or next(clock))
+    torch.set_num_threads(2)
+    try:
+        assert precision.measure(16, 64, 32) == 1
+        assert set(used) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("shape", [(16, 64, 8), (1600, 6400, 65_536)])
