@@ -1,8 +1,8 @@
 """How far bfloat16 rounds a log-prob: python experiments/2026-11-26_grpo/rounding.py RUN ...
 
-Draws 256 completions of 32 of the pool's problems as grpo.py does, in bfloat16, and takes log p of each token three more
-ways from the same weights: as at sampling, as in an update, and as in an update in float32. If sampling and updating
-differ by rounding alone, they differ by no more than either does from float32, and not to one side.
+Draws 256 completions of 32 problems as grpo.py does, in bfloat16, and takes log p of each token twice more from the
+same weights: as in an update, and as in an update in float32. If sampling and updating differ by rounding alone, they
+differ by about as much as an update does from float32, and not to one side.
 """
 
 import sys
