@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "rounding.py")
