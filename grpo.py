@@ -58,7 +58,7 @@ LONGEST_WARMUP = 100  # steps
 # flags that derive from the model and the data when they have these values; --config and --resume derive them anew
 DERIVED = {"max_new_tokens": 0, "warmup_iters": -1}
 # how far p of the update / p at sampling may be from 1. float32: 1e-5 measured. bfloat16: a logit from 16 to 32 has
-# steps of 0.125, and both are rounded: sd 0.007, 2 of 2.6 million tokens beyond (measured, log of 2026-11-26_grpo)
+# steps of 0.125, and both are rounded: sd 0.009, 2 of 3.3 million tokens beyond (measured, log of 2026-11-26_grpo)
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.25}
 N_ASKED_FIRST = 64  # problems that --init must be able to end its answers to
 LOWEST_STOPPED = 0.5  # share of them

@@ -416,6 +416,7 @@ def test_arms_of_a_chain_compare(capsys):
         table.arms_table(kept)
     printed = capsys.readouterr().out
     assert "--allow init`: **inconclusive**" in printed and "3 pairs: B - A = -0.2500" in printed
+    assert "not comparable" not in printed
     assert "| grpo | 0.467, 0.380, 0.424 | 0.081, 0.246, 0.204 | 0.000, 0.760 |" in printed
 
 

@@ -19,12 +19,13 @@ PROBLEMS, GROUP, NEW, MICRO = 32, 8, 40, 64
 
 
 def log_probs_of(model, drawn: list, autocast) -> torch.Tensor:
-    """log p of every token of the completions, in their order, as an update forms them; fp64."""
+    """log p of every token of the completions, in their order, fp64. With gradients, as an update forms them: without
+    there are other kernels."""
     parts = {}
     for rows in rollouts.micro_batches(drawn, MICRO):
         batch = rollouts.make_batch([drawn[i] for i in rows])
-        with autocast(), torch.no_grad():
-            values = rollouts.log_probs(model, batch, 1.0).double()
+        with autocast():
+            values = rollouts.log_probs(model, batch, 1.0).detach().double()
         for place, row in enumerate(rows):
             parts[row] = values[batch["owner"] == place]
     return torch.cat([parts[row] for row in range(len(drawn))])

@@ -74,6 +74,7 @@ def training_table(kept: Path) -> None:
     print("| run | reward | exact | flat groups | entropy | KL | tokens | truncated |")
     print("|---|---|---|---|---|---|---|---|")
     keys = "reward_mean exact_share flat_groups entropy kl length_mean truncated_share".split()
+    tokens, off, largest = 0.0, 0.0, 0.0
     for folder in sorted(kept.iterdir()):
         steps = [r for r in runs.read_jsonl(folder / "scalars.jsonl") if r.get("type") == "train" and "kl" in r]
         if not steps:
@@ -81,6 +82,13 @@ def training_table(kept: Path) -> None:
         ends = (steps[:5], steps[-5:])
         cells = [" → ".join(f"{sum(r[key] for r in part) / len(part):.3f}" for part in ends) for key in keys]
         print(f"| {folder.name} | {' | '.join(cells)} |")
+        flags = json.loads((folder / "config.json").read_text())["flags"]
+        for record in steps:
+            of_step = record["length_mean"] * flags["problems_per_step"] * flags["group_size"]
+            tokens, off = tokens + of_step, off + record["ratio_off_share"] * of_step
+            largest = max(largest, record["ratio_off_max"])
+    print(f"\nOf all {tokens:,.0f} tokens {off:.0f} have a p that differs beyond rounding (grpo.ROUNDING) between "
+          f"sampling and update; the largest difference is {largest:.3f}.")
 
 
 def grid_table(kept: Path) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Document 004's ablations, after run.sh: one knob at a time, 3 seeds each, against the arm that it changes. Two runs at a
-# time, one thread each, in bfloat16; an hour to an hour and a half, and again 40 minutes for a write after every token,
+# time, one thread each, in bfloat16; an hour to an hour and a half, and again half an hour for a write after every token,
 # which is why these runs have a smaller model and T 128. Resumable: finished runs are skipped.
 #   bash experiments/2026-11-26_memory/ablations.sh
 set -euo pipefail
