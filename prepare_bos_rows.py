@@ -210,18 +210,21 @@ class RowTrain:
     def _documents(self, data: bytes, at: int, lengths: list[int]) -> Iterator[tuple[int, bytes]]:
         """(length, tokens) as they enter the buffer; of one to be cropped, no more than a row may ever use."""
         row_tokens, crop = self.row_tokens, self.args.overflow == "crop"
-        step = 2 * self.args.seq_len  # bytes of a further piece, without its BOS
+        row, step = 2 * row_tokens, 2 * self.args.seq_len  # bytes of a row; of a further piece, without its BOS
         for n in lengths:
             end = at + 2 * n
-            if n <= row_tokens or crop:
-                yield n, data[at : at + 2 * min(n, row_tokens)]
+            if n <= row_tokens:
+                yield n, data[at:end]
+            elif crop:
+                yield n, data[at : at + row]
             else:
-                yield row_tokens, data[at : at + 2 * row_tokens]
-                starts = range(at + 2 * row_tokens, end, step)
+                yield row_tokens, data[at : at + row]
+                starts = range(at + row, end, step)
                 self.bos_added += len(starts)
-                for start in starts:
-                    piece = BOS + data[start : min(start + step, end)]
-                    yield len(piece) // 2, piece
+                for start in starts[:-1]:
+                    yield row_tokens, BOS + data[start : start + step]
+                start = starts[-1]
+                yield 1 + (end - start) // 2, BOS + data[start:end]
             at = end
 
     def _cut(self, document: bytes, room: int) -> tuple[bytes, bytes | None]:
@@ -241,7 +244,8 @@ class RowTrain:
             block = pieces[at:end]
             ids = np.frombuffer(b"".join(block), "<u2")
             lengths = np.fromiter(map(len, block), np.int64) // 2
-            utf8_bytes = np.add.reduceat(self.token_bytes.take(ids), np.cumsum(lengths) - lengths, dtype=np.int64)
+            # uint32, in which numpy adds twice as fast as in int64
+            utf8_bytes = np.add.reduceat(self.token_bytes.take(ids), np.cumsum(lengths) - lengths, dtype=np.uint32)
             writer.write("train", ids, lengths, utf8_bytes)
             at = end
 

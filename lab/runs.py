@@ -89,9 +89,9 @@ def code_state() -> dict:
     The hash covers the repo's modules that this process has imported, so that a change to compare_runs.py between two
     runs of train_gpt.py does not make them differ."""
     ours, digest = code_files(), hashlib.sha256()
-    names = {path.name for path in ours}
+    ends = tuple(f"{os.sep}{path.relative_to(REPO)}" for path in ours)
     files = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
-    imported = {Path(file).resolve() for file in files if os.path.basename(file) in names}
+    imported = {Path(file).resolve() for file in files if file.endswith(ends)}
     for path in ours:
         if path in imported:
             name = path.relative_to(REPO).as_posix()

@@ -1,6 +1,7 @@
 """--part and --merge: the tokens of a corpus made file by file, on any machine and in any order, then one dataset."""
 
 import gzip
+import io
 import json
 import os
 import random
@@ -9,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -458,6 +461,22 @@ def test_damaged_parts_are_refused(corpus, tmp_path):
     run(corpus, out, "--merge", "--resume")
     run(corpus, tmp_path / "whole")
     assert content_of(out) == content_of(tmp_path / "whole")
+
+
+def test_arrays_of_another_format_are_refused():
+    """An array of a part is read as it was written, or not at all."""
+    lengths = np.arange(5, dtype="<u2")
+    for name, dtype, version, is_read in (("same", "<u2", (1, 0), True), ("wider", "<u4", (1, 0), False),
+                                          ("swapped", ">u2", (1, 0), False), ("later", "<u2", (2, 0), False)):
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w") as archive, archive.open("a.npy", "w") as f:
+            np.lib.format.write_array(f, lengths.astype(dtype), version)
+        with zipfile.ZipFile(data) as archive:
+            if is_read:
+                assert np.array_equal(parts.read_array(archive, "a.npy", parts.IDS), lengths), name
+            else:
+                with pytest.raises(ValueError, match="another format"):
+                    parts.read_array(archive, "a.npy", parts.IDS)
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -5,7 +5,7 @@
 
 The parts are made first, once. Then prepare_fineweb.py --merge and prepare_bos_rows.py --merge (--seq_len 1024, each
 --overflow) take turns, in one process without other threads; million tokens read per CPU-second and per second of wall
-time, medians over the rounds, with checksums, syncs and the writing of shards. Target: 100 for the stream. For
+time, medians over the rounds, with checksums, syncs and the writing of shards. Target: 100 for each. For
 comparison, one process that tokenises and writes the stream, as it runs without parts. All must end with equal bytes.
 """
 
@@ -84,9 +84,9 @@ def main() -> None:
     medians = {name: list(map(statistics.median, zip(*rows, strict=True))) for name, rows in figures.items()}
     for name, (per_cpu, per_wall) in medians.items():
         print(f"{name:>40}  {per_cpu:10.1f} {per_wall:8.1f}")
-    speed = medians["prepare_fineweb.py --merge"][0]
+    speed, name = min((per_cpu, name) for name, (per_cpu, _) in medians.items() if "--merge" in name)
     verdict = "pass" if speed >= TARGET else "FAIL"
-    print(f"{verdict}: --merge {speed:.0f} million tokens per CPU-second (target {TARGET}); equal bytes")
+    print(f"{verdict}: the slowest, {name}: {speed:.0f} million tokens per CPU-second (target {TARGET}); equal bytes")
     sys.exit(1 if args.check and verdict == "FAIL" else 0)
 
 
