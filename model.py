@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lab import chunks, disk, memory, memory_settings, processes
+from lab.activations import gelu
 from lab.attention import causal_attention
 from lab.chunks import Context
 from lab.loss import chunked_cross_entropy, mask_logits, tie
@@ -122,7 +123,7 @@ def init_speedrun(weight, name, config, generator):
         weight.uniform_(-bound, bound, generator=generator)
 
 
-GPT2 = Arch(norm=nn.LayerNorm, bias=True, activation=functools.partial(F.gelu, approximate="tanh"),
+GPT2 = Arch(norm=nn.LayerNorm, bias=True, activation=gelu,
             activation_grad=functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
             rope=False, init=init_gpt2)
 ARCHS = {

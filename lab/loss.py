@@ -24,6 +24,11 @@ def product_dtype(x) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def trains_on_cpu(x) -> bool:
+    """Whether a gradient of x is wanted, on a CPU and kernel by kernel."""
+    return x.is_cpu and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def workspace(rows: int, cols: int, device: torch.device) -> torch.Tensor:
     """(rows, cols) fp32, uninitialised. A CPU thread keeps its buffer, because a fresh one of 100 MB page-faults at
     every step; a GPU has a caching allocator. Nothing saved for backward may point into it."""
@@ -92,8 +97,13 @@ def _softmax_rows(x, weight, targets, masked_ranges, with_grad):
     return nll, buffer if products is None else products
 
 
+def softmax_nll(logits, targets, masked_ranges):
+    """The NLL (R,) fp32 of targets (R, 1) under logits (R, V)."""
+    return softmax_grad(logits, targets, masked_ranges)[0]
+
+
 def softmax_grad(logits, targets, masked_ranges):
-    """The NLL (R,) fp32 of targets (R, 1) under logits (R, V), and the gradient of its sum in them, in their dtype."""
+    """The same, and the gradient of its sum in the logits, in their dtype."""
     ids, z = torch.arange(logits.size(1), device=logits.device), logits.float()
     for first, last in masked_ranges:
         z = torch.where((first <= ids) & (ids < last), -math.inf, z)
@@ -102,21 +112,25 @@ def softmax_grad(logits, targets, masked_ranges):
     return nll, ((z - log_sum).exp() - is_target.float()).to(logits.dtype)
 
 
-compiled_softmax_grad = {}  # by device, after compile_softmax
+compiled = {}  # device -> {function: it, compiled}, after compile_softmax
 
 
 def compile_softmax(device="cuda") -> None:
-    """From now on softmax_grad, in one compiled graph, forms the gradients on such a device: 3.1 GB are read and
-    written for 10,240 rows of 50,432 bfloat16 logits, where kernel by kernel it is 16 GB (counted). A CPU is slower
-    with it."""
-    compiled = torch.compile(softmax_grad)
+    """From now on softmax_grad and softmax_nll, a compiled graph each, read the logits on such a device: 3.1 GB are
+    read and written for the gradients of 10,240 rows of 50,432 bfloat16 logits, where kernel by kernel it is 16 GB
+    (counted). A CPU is slower with them."""
 
-    def run(logits, targets, masked_ranges):
-        for tensor in (logits, targets):
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # one graph for any number of rows
-        return compiled(logits, targets, masked_ranges)
+    def compile_one(function):
+        graph = torch.compile(function)
 
-    compiled_softmax_grad[device] = run
+        def run(logits, targets, masked_ranges):
+            for tensor in (logits, targets):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)  # one graph for any number of rows
+            return graph(logits, targets, masked_ranges)
+
+        return run
+
+    compiled[device] = {function: compile_one(function) for function in (softmax_grad, softmax_nll)}
 
 
 def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype, with_weight=True):
@@ -129,14 +143,16 @@ def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype, with_weig
     if not N:
         return nll, torch.zeros_like(x), torch.zeros_like(weight)
     chunk = min(N, CHUNK_ROWS.get(x.device.type, CHUNK_ROWS["cuda"]))
-    fused = compiled_softmax_grad.get(x.device.type)
+    fused = compiled.get(x.device.type)
     grad_x, grad_w = torch.empty_like(x), None
     for start in range(0, N, chunk):
         rows = slice(start, start + chunk)
         x_rows = x[rows].to(dtype)
         target = targets[rows].clamp(min=0).unsqueeze(1)
-        if fused and row_weight is not None:
-            nll[rows], dlogits = fused(x_rows @ w.t(), target, masked_ranges)
+        if fused and row_weight is None:
+            nll[rows] = fused[softmax_nll](x_rows @ w.t(), target, masked_ranges)
+        elif fused:
+            nll[rows], dlogits = fused[softmax_grad](x_rows @ w.t(), target, masked_ranges)
         else:
             nll[rows], dlogits = _softmax_rows(x_rows, w, target, masked_ranges, row_weight is not None)
         if row_weight is None:

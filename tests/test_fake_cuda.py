@@ -48,7 +48,7 @@ def leave_no_trace(monkeypatch):
     """A run takes over SIGTERM, SIGHUP and ctrl-C, and sets modes; give them back. And a busy machine shall
     time as many micro-steps as an idle one."""
     monkeypatch.setattr(estimate, "QUICK", math.inf)
-    monkeypatch.setattr(loss, "compiled_softmax_grad", {})
+    monkeypatch.setattr(loss, "compiled", {})
     mode = torch.get_deterministic_debug_mode()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
@@ -412,7 +412,7 @@ def graphs(monkeypatch):
 
     monkeypatch.setattr(training, "read_step", read)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(loss, "compiled_softmax_grad", {})
+    monkeypatch.setattr(loss, "compiled", {})
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     loss.compile_softmax("cpu")
@@ -427,24 +427,24 @@ compiles = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="--c
 @pytest.mark.parametrize("flags", [
     "", "--arch speedrun --attn_gate elementwise --sample_every 2 --hellaswag_every 2 --hellaswag_data synthetic:8"])
 def test_one_graph_of_pretraining(flags, data, tmp_path, graphs):
-    """Graphs: of the network in training, of the loss, and of the network in evaluations, one each, made before the
-    first step; rows of other lengths and numbers, benchmarks and samples add none."""
+    """Graphs: of the network and of the loss, in training and in evaluations, one each, made before the first step;
+    rows of other lengths and numbers, benchmarks and samples add none."""
     train_gpt.main([*map(str, flags_for(data, tmp_path / "run", *flags.split(), "--device", "cpu", "--compile", "on",
                                         "--max_train_steps", 4, "--eval_every", 2))])
-    assert graphs == [3] * 4
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3  # after the last evaluation, too
+    assert graphs == [4] * 4
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4  # after the last evaluation, too
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["compile_seconds"] > 0
 
 
 def test_compiled_softmax_is_the_same(graphs):
-    """Loss and gradients by the one graph that a GPU uses, and as a CPU forms them: to 1e-6 of the largest, for ignored
-    targets, padding ids and any number of rows."""
+    """Losses and gradients by the two graphs that a GPU uses, and as a CPU forms them: to 1e-6 of the largest, for
+    ignored targets, padding ids and any number of rows."""
     torch.manual_seed(0)
     weight, results = torch.randn(300, 16), {}
     for compiled in (True, False):
         if not compiled:
-            loss.compiled_softmax_grad.clear()
+            loss.compiled.clear()
         for rows in (37, 50):
             x = torch.linspace(-2, 2, 16 * rows).sin().view(rows, 16)
             targets = torch.arange(rows).where(torch.arange(rows) != 3, loss.IGNORE)
@@ -452,16 +452,17 @@ def test_compiled_softmax_is_the_same(graphs):
             total = loss.chunked_cross_entropy(*leaves, targets, [(100, 110), (260, 300)])
             per_token = loss.token_nll(*leaves, targets, [(100, 110), (260, 300)])
             (total + per_token.square().mean()).backward()
-            results.setdefault(rows, []).append([total.detach(), *(leaf.grad for leaf in leaves)])
+            results.setdefault(rows, []).append([total.detach(), per_token.detach(), *(leaf.grad for leaf in leaves)])
             assert leaves[1].grad[260:].abs().max() == 0
     for ours, theirs in results.values():
         for a, b in zip(ours, theirs, strict=True):
             assert (a - b).abs().max() < 1e-6 * b.abs().max()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 def test_compiled_evaluation_is_the_same(graphs):
-    """Losses per token with the one graph of evaluations, for any shape of rows, a single one, too: to 1e-6."""
+    """Losses per token with the network's and the loss's one graph of evaluations, for any shape of rows, a single one,
+    too: to 1e-6."""
     model = GPT(GPTConfig(vocab_size=60, block_size=16, n_layer=2, n_head=2, n_embd=16, unused_ids=()))
     idx = torch.arange(64).view(4, 16) % 60
     shapes = [(4, 16), (4, 7), (1, 9), (3, 16), (1, 16), (2, 2)]
@@ -470,16 +471,17 @@ def test_compiled_evaluation_is_the_same(graphs):
     val_loss.compile_forward(model)
     for batch, losses_before in zip(batches, want, strict=True):
         assert (model.per_token_loss(batch, batch) - losses_before).abs().max() < 1e-6
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 @compiles
 @pytest.mark.parametrize("packing", ["on", "off"])
 def test_one_graph_of_fine_tuning(packing, base, tmp_path, graphs):
-    """As of pretraining, though a step's last micro-batch has fewer rows and each another number of trained tokens."""
+    """As of pretraining, but for evaluations, whose network is not compiled; though a step's last micro-batch has fewer
+    rows and each another number of trained tokens."""
     problems = write_jsonl(tmp_path / "problems.jsonl", items(32))
     usual = (f"--stage gsm8k --init {base} --data {problems} --out_dir {tmp_path / 'run'} --eval_every 2 "
              "--total_batch_conversations 10 --micro_batch_size 4 --max_train_steps 3 --val_fraction 0.2 --seq_len 24 "
              f"--packing {packing} --device cpu --compile on")
     sft.main(usual.split())
-    assert graphs == [2] * 3
+    assert graphs == [3] * 3

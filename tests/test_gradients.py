@@ -1,6 +1,8 @@
 """Gradients of several ranks: bit for bit the sum of all, and sent while the backward pass is still at work."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,3 +141,16 @@ def test_one_rank_has_no_hooks():
     assert sum(p.grad is grad for p, grad in zip(model.parameters(), kept, strict=True)) == len(kept) - 1
     assert norm == torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]) > 0
     assert not model.transformer["ln_f"].weight.grad.any()
+
+
+@pytest.mark.parametrize("norm", [0.0, 0.5, 1 - 2e-6, 1 - 5e-7, 1.0, 1.5, math.inf, math.nan])
+def test_clipped_as_torch_clips(norm):
+    """Gradients of a norm below, at and above --grad_clip 1: torch's bits, also where nothing is multiplied."""
+    ours, torchs = (torch.nn.Parameter(torch.zeros(64)) for _ in range(2))
+    for p in (ours, torchs):
+        p.grad = torch.linspace(-1, 1, 64)
+    seen = []
+    optimizer = SimpleNamespace(step=lambda: seen.append(ours.grad), zero_grad=lambda set_to_none: None)
+    gradients.clip_and_step([optimizer], [ours], torch.tensor(norm), 1.0)
+    torch.nn.utils.clip_grads_with_norm_([torchs], 1.0, torch.tensor(norm))
+    assert len(seen) == 1 and torch.equal(seen[0].view(torch.int32), torchs.grad.view(torch.int32))
