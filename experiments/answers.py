@@ -58,10 +58,12 @@ def answer(question: str, row: dict, unit: str, spec: str = "+.4f", wall: dict |
     wall: the row at equal wall-clock, printed beside it, a test of its own.
     """
     effect = f"{interval(row, spec)} {unit}".strip()
-    tests = [{"p": row["p_raw"], "verdict": row["verdict"]}]
+    rows = [row]
     if wall:
         effect += f"; at equal wall-clock {interval(wall, spec)}"
-        tests.append({"p": wall["p_raw"], "verdict": wall["verdict"]})
+        rows.append(wall)
+    # twelve digits: the last ones depend on numpy, and would make another file
+    tests = [{"p": float(f"{row['p_raw']:.12g}"), "verdict": row["verdict"]} for row in rows]
     n = f"{row['n']} pairs"
     if not row.get("paired", True):
         n = f"{row['n_a']} against {row['n_b']} runs"

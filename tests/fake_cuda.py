@@ -314,8 +314,8 @@ OF_CUDA = dict(
     get_device_name=lambda device=None: NAME, synchronize=lambda device=None: wait("synchronize"),
     get_device_properties=lambda device=None: SimpleNamespace(total_memory=80 * 2**30),
     max_memory_allocated=lambda device=None: 2**30, reset_peak_memory_stats=lambda device=None: None,
-    empty_cache=lambda: None, get_rng_state=lambda device=None: STATE.clone(),
-    set_rng_state=lambda state, device=None: None)
+    empty_cache=lambda: None, is_current_stream_capturing=lambda: False,
+    get_rng_state=lambda device=None: STATE.clone(), set_rng_state=lambda state, device=None: None)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,10 @@ def encrypted_zip(path, members: dict[str, bytes], password: bytes, method=0):
         for byte in password:
             encrypt(byte)
         crc = zlib.crc32(content)
-        packed = zlib.compress(content, wbits=-15) if method == 8 else content
+        packed = content
+        if method == 8:
+            deflate = zlib.compressobj(wbits=-15)
+            packed = deflate.compress(content) + deflate.flush()
         data = bytes(encrypt(byte) for byte in bytes(11) + bytes([crc >> 24]) + packed)
         head = struct.pack("<HHHHHLLLHH", 20, 1, method, 0, 33, crc, len(data), len(content), len(name), 0)
         directory += b"PK\1\2" + struct.pack("<H", 20) + head + struct.pack("<HHHLL", 0, 0, 0, 0, len(body))
