@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from lab.loss import product_dtype, trains_on_cpu
 
-# Queries at a time. Forward and backward together take 0.62 (T 256) and 0.69 (T 1,024) of the time of torch's kernel,
-# with 64 of them 0.66 and 0.83, with 256 0.68 and 0.75 (measured, one AVX512-BF16 core, heads of 64, torch 2.13).
+# Queries at a time. Forward and backward together take 0.40 (T 256) and 0.48 (T 1,024) of the time of torch's kernel,
+# with 64 of them 0.43 and 0.54, with 256 0.47 and 0.48 (measured as experiments/bench/kernels.py does).
 BLOCK = 128
 
 

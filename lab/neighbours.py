@@ -101,8 +101,9 @@ DTYPES = dict(
     Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16,
     Long=torch.int64, Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8,
     Bool=torch.bool)
-FORKS = (  # what they keep beside the weights: settings, paths, numbers of numpy
-    "argparse.Namespace pathlib.Path pathlib.PosixPath pathlib.WindowsPath torch.device torch.Size "
+FORKS = (  # what they keep beside the weights: settings, paths (_local: of Python 3.13), numbers of numpy
+    "argparse.Namespace torch.device torch.Size pathlib.Path pathlib.PosixPath pathlib.WindowsPath "
+    "pathlib._local.Path pathlib._local.PosixPath pathlib._local.WindowsPath "
     "numpy.dtype numpy.core.multiarray.scalar numpy._core.multiarray.scalar _codecs.encode"
 ).split()
 ALLOWED = {

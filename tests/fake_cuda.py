@@ -314,8 +314,8 @@ OF_CUDA = dict(
     get_device_name=lambda device=None: NAME, synchronize=lambda device=None: wait("synchronize"),
     get_device_properties=lambda device=None: SimpleNamespace(total_memory=80 * 2**30),
     max_memory_allocated=lambda device=None: 2**30, reset_peak_memory_stats=lambda device=None: None,
-    empty_cache=lambda: None, is_current_stream_capturing=lambda: False,
-    get_rng_state=lambda device=None: STATE.clone(), set_rng_state=lambda state, device=None: None)
+    empty_cache=lambda: None, get_rng_state=lambda device=None: STATE.clone(),
+    set_rng_state=lambda state, device=None: None)
 
 
 @contextlib.contextmanager
@@ -334,6 +334,8 @@ def device():
         patch(torch.autograd, "_engine_run_backward", run_backward)
         patch(torch.__future__, "_overwrite_module_params_on_conversion", True)  # or Module.to would fill the old ones
         patch(torch._C, "_group_tensors_by_device_and_dtype", group_by_device)
+        # with a CUDA build of torch it asks the driver, and there may be none
+        patch(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda self: None)
         patch(distributed, "init_process_group", start_gloo)
         patch(distributed, "broadcast_object_list", broadcast_objects)
         for name in ("all_reduce", "broadcast"):

@@ -395,11 +395,13 @@ def test_bombs(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_a_parquet_file_of_one_text(tmp_path):
-    """Memory that 600 MB of documents in a file of 100 kB take: below 400 MB, as they are one text 300 times."""
+    """Memory that 600 MB of documents in a file of 100 kB take beside pyarrow's: below 200 MB, as they are one text 300
+    times."""
     one_text(tmp_path / "a.parquet", "word " * 400_000, 300)
     code = ("sizes = [list(map(len, batch)) for _, batch in sources.read_batches(source)]; "
             "print(sum(map(len, sizes)), max(map(sum, sizes)))")
     imports = (f"import argparse\nnames = [{str(tmp_path / 'a.parquet')!r}]\nsource = sources.open_source("
                "argparse.Namespace(dataset=names, max_docs=0, split='train', text_field='text', num_proc=1))")
+    _, _, before = measured("pass", imports)
     text, _, peak = measured(code, imports)
-    assert text.split() == ["300", "2000000"] and peak < 400, peak
+    assert text.split() == ["300", "2000000"] and peak < before + 200, (before, peak)

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import pathlib
+import pickle
 import random
+import re
 import sys
 import time
 import zipfile
@@ -426,6 +428,14 @@ def test_what_forks_keep(tmp_path):
     extra = {"config": argparse.Namespace(out=pathlib.Path("x")), "best_val_loss": np.float64(3.5),
              "args": torch.device("cpu"), "losses": [np.float32(1)]}
     assert imported(save(nanogpt() | extra, tmp_path / "ckpt.pt"), tmp_path / "out").config.n_layer == 2
+
+
+@pytest.mark.parametrize("module", [b"pathlib", b"pathlib._local"])
+def test_paths_of_every_python(module):
+    """Paths as Python 3.13 pickles them, and as all others do, whichever reads them: no fault."""
+    data = pickle.dumps({"out": pathlib.Path("x"), "step": 7}, protocol=2)
+    data, n = re.subn(rb"(?<=c)pathlib(\._local)?(?=\n)", module, data)
+    assert n == 1 and neighbours.unpickle(data)["step"] == 7
 
 
 def test_optimizer_is_not_read(tmp_path):

@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="interleaved repetitions (default: 3)")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed (default: off)")
     args = parser.parse_args()
+    flags.check_flags(parser, args, {"a whole number of at least 1": "rounds"})
     if not args.decontaminate:
         parser.error("pass --decontaminate: without it there is nothing to measure.")
 

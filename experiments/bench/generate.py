@@ -124,6 +124,7 @@ def main():
     parser.add_argument("--check", action="store_true",
                         help="exit with status 1 if tokens differ or a target is missed, by CPU time (default off)")
     args = parser.parse_args()
+    flags.check_flags(parser, args, {"a whole number of at least 1": "rounds threads"})
     if args.nanogpt and not (Path(args.nanogpt) / "model.py").is_file():
         raise SystemExit(f"generate.py: {args.nanogpt} has no model.py; pass a checkout of nanoGPT with --nanogpt")
     if min(args.prompt, args.new, args.rounds, args.threads, args.nanogpt_rounds, *args.batch) < 1:

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lab.flags import Parser, check_first  # noqa: E402
+from lab.flags import Parser, check_first, check_flags  # noqa: E402
 
 if __name__ == "__main__":
     check_first(__file__)
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="repetitions, variants taking turns (default: 5)")
     parser.add_argument("--check", action="store_true", help="exit 1 when the target is missed")
     args = parser.parse_args()
+    check_flags(parser, args, {"a whole number of at least 1": "rounds"})
     state = processes.machine_state(torch.device("cpu"))
     print(f"{state['hardware']['cpu']}, {os.cpu_count()} cores, {platform.system()}, Python "
           f"{platform.python_version()}, numpy {np.__version__}")

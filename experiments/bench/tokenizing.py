@@ -125,6 +125,7 @@ def main() -> None:
     group.add_argument("--check", action="store_true", help="exit with 1 when a target is missed (default: off)")
     group.add_argument("--peer_out", help=argparse.SUPPRESS)  # this script calls itself as the peer's command
     args = parser.parse_args()
+    flags.check_flags(parser, args, {"a whole number of at least 1": "rounds"})
     if args.peer_out:
         peer_prepare(args.data, args.text_field, args.peer_out, args.shard_tokens, args.num_proc)
         return

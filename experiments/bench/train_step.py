@@ -252,6 +252,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="exit with status 1 if a target is missed (default off)")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    flags.check_flags(parser, args, {"a whole number of at least 1": "rounds steps tokens"})
     if args.worker:
         return worker(json.loads(args.worker))
     for T in args.seq_len:

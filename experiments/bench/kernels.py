@@ -1,0 +1,102 @@
+"""kernels.py times what stands in for torch's kernels in bfloat16 training on a CPU: attention and GELU.
+
+    python experiments/bench/kernels.py
+    python experiments/bench/kernels.py --threads 2 --rounds 51 --check
+
+Forward and backward of 1,024 tokens, as GPT-2 has them (6 heads of 64; an MLP 1,536 wide), ours and torch's in turn, in
+one process; medians of the wall time. Where the CPU does not multiply bfloat16, --dtype auto trains in float32, and
+neither is used. Target: less time than torch's.
+"""
+
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab.flags import Parser, check_first, check_flags  # noqa: E402
+
+if __name__ == "__main__":
+    check_first(__file__)
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+from lab import activations, attention, precision, processes  # noqa: E402
+
+TOKENS, HEADS, HEAD_DIM, INNER = 1024, 6, 64, 1536
+
+
+def seconds(function, inputs, grad) -> tuple[float, float]:
+    """Of a forward pass, and of its backward pass."""
+    began = time.perf_counter()
+    y = function(*inputs)
+    between = time.perf_counter()
+    y.backward(grad)
+    return between - began, time.perf_counter() - between
+
+
+def of_attention(T: int):
+    """(what makes q, k, v (B, H, T, dh) as a block has them: views of one projection; a gradient of the output)"""
+    projected = torch.randn(TOKENS // T, T, 3, HEADS, HEAD_DIM, dtype=torch.bfloat16)
+
+    def make():
+        return [z.transpose(1, 2) for z in projected.clone().requires_grad_().unbind(2)]
+
+    return make, torch.randn(TOKENS // T, HEADS, T, HEAD_DIM, dtype=torch.bfloat16)
+
+
+def of_gelu():
+    x = torch.randn(TOKENS, INNER, dtype=torch.bfloat16)
+    return lambda: [x.clone().requires_grad_()], torch.randn_like(x)
+
+
+def torchs_attention(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def torchs_gelu(x):
+    return F.gelu(x, approximate="tanh")
+
+
+CASES = {
+    "attention, T 256": (attention.causal_attention, torchs_attention, of_attention(256)),
+    "attention, T 1024": (attention.causal_attention, torchs_attention, of_attention(1024)),
+    "GELU": (activations.gelu, torchs_gelu, of_gelu()),
+}
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1, help="(default: 1)")
+    parser.add_argument("--rounds", type=int, default=51, help="repetitions, ours and torch's in turn (default: 51)")
+    parser.add_argument("--check", action="store_true", help="exit 1 where ours takes longer")
+    args = parser.parse_args()
+    check_flags(parser, args, {"a whole number of at least 1": "rounds threads"})
+    processes.tune_allocator()
+    torch.set_num_threads(args.threads)
+    native = precision.multiplies_bfloat16(torch.device("cpu"))
+    hardware = processes.machine_state(torch.device("cpu"))["hardware"]
+    print(f"{hardware['cpu']}, {os.cpu_count()} cores, {'native bf16' if native else 'no native bf16'}, torch "
+          f"{torch.__version__}, {platform.system()}; {args.threads} thread(s), medians of {args.rounds}")
+    print(f"{'ms, forward + backward':<24}{'ours':>16}{'torch':>16}  ours / torch")
+    slower = []
+    for name, (ours, torchs, (make, grad)) in CASES.items():
+        rows = {ours: [], torchs: []}
+        for _ in range(args.rounds + 3):  # the first ones fault pages in
+            for function, row in rows.items():
+                row.append(seconds(function, make(), grad))
+        medians = [[1000 * statistics.median(part) for part in zip(*row[3:], strict=True)] for row in rows.values()]
+        ratio = sum(medians[0]) / sum(medians[1])
+        times = "".join(f"{forward:>8.2f} + {backward:5.2f}" for forward, backward in medians)
+        print(f"{name:<24}{times}  {ratio:12.2f}", flush=True)
+        if ratio >= 1:
+            slower.append(name)
+    if slower and args.check:
+        sys.exit(f"slower than torch's: {', '.join(slower)}")
+
+
+if __name__ == "__main__":
+    main()
