@@ -28,6 +28,7 @@ class LogisticGELU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
+        x = x.contiguous()
         y, derivative = torch.empty_like(x), torch.empty_like(x)
         slope, buffers = torch.tensor(SLOPE), torch.empty(3, min(BLOCK, x.numel()))
         blocks = (z.view(-1).split(BLOCK) for z in (x, y, derivative))

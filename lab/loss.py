@@ -155,7 +155,7 @@ def compile_softmax(device="cuda") -> None:
 
 def _times_weight(grad_logits, weight):
     """grad_logits (R, V) @ weight (V, C)."""
-    if grad_logits.device.type != "cpu" or grad_logits.dtype == torch.float32:
+    if grad_logits.device.type != "cpu" or grad_logits.dtype != torch.bfloat16:
         return grad_logits @ weight
     total = torch.zeros(len(grad_logits), weight.size(1))
     for some, ids in zip(grad_logits.split(SUMMED_IDS, 1), weight.split(SUMMED_IDS), strict=True):

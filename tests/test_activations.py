@@ -37,6 +37,14 @@ def test_as_near_to_the_truth_as_torchs_kernel(shape, scale):
     assert (x_grad - exact_grad).norm() <= 2 * 2**-8 * exact_grad.norm()
 
 
+def test_any_strides():
+    """A transposed tensor, whose memory is in another order: the same numbers."""
+    x = torch.linspace(-3, 3, 60).to(torch.bfloat16).view(6, 10)
+    of_rows, of_columns = (results(gelu, z, torch.ones_like(z)) for z in (x, x.t()))
+    for a, b in zip(of_rows, of_columns, strict=True):
+        assert torch.equal(a, b.t())
+
+
 def test_ends_of_the_range():
     """Values at which one factor under- or overflows: 0, x and its derivative 0 or 1."""
     x = torch.tensor([-1e30, -300.0, -1e-30, 0.0, 1e-30, 300.0, 1e4]).to(torch.bfloat16).requires_grad_()

@@ -170,7 +170,7 @@ def test_resume_is_bit_exact(tmp_path, optimizer):
 # ranks
 
 WORKER = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
 from test_muon import FEW, SHAPES, five_steps
 rank, world_size, folder = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -178,7 +178,7 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
 torch.save([five_steps(shapes, rank, world_size) for shapes in (SHAPES, FEW)], f"{folder}/rank{rank}.pt")
 dist.barrier()
-dist.destroy_process_group()
+os._exit(0)  # once in many runs one of gloo's threads aborted a process that took its group down
 """
 
 
