@@ -461,7 +461,7 @@ def train(args, procs) -> int:
                 loss += part
                 figures.append(figure)
             grad_norm = reducer.finish()
-            gradients.clip_and_step(optimizers, reducer.params, grad_norm, args.grad_clip)
+            gradients.clip_and_step(optimizers, grad_norm, args.grad_clip)
             loss, norm, asked, _ = training.read_step(procs, loss, grad_norm, run.stop)
             stopped = stopped or asked
             training.refuse_non_finite(run, loss, norm, f"problems {numbers[:4]}...")

@@ -221,10 +221,9 @@ class RowTrain:
                 yield row_tokens, data[at : at + row]
                 starts = range(at + row, end, step)
                 self.bos_added += len(starts)
-                for start in starts[:-1]:
-                    yield row_tokens, BOS + data[start : start + step]
-                start = starts[-1]
-                yield 1 + (end - start) // 2, BOS + data[start:end]
+                for start in starts:
+                    piece = BOS + data[start : min(start + step, end)]
+                    yield len(piece) // 2, piece
             at = end
 
     def _cut(self, document: bytes, room: int) -> tuple[bytes, bytes | None]:

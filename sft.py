@@ -423,7 +423,7 @@ def train(args, procs) -> int:
         for i in reducer.micro_steps(range(0, len(rows), args.micro_batch_size)):
             loss += compute_gradients(rows[i : i + args.micro_batch_size], trained_tokens)
         grad_norm = reducer.finish()
-        gradients.clip_and_step(optimizers, reducer.params, grad_norm, args.grad_clip)
+        gradients.clip_and_step(optimizers, grad_norm, args.grad_clip)
         loss, norm, stopped, _ = training.read_step(procs, loss, grad_norm, run.stop)
         training.refuse_non_finite(run, loss, norm, f"conversations {numbers[:4].tolist()}...")
         flops = flops_body * tokens + flops_head * trained_tokens

@@ -497,7 +497,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         for tokens in reducer.micro_steps(batch["tokens"].split(args.micro_batch_size)):
             loss += compute_gradients(tokens)
         grad_norm = reducer.finish()
-        gradients.clip_and_step(optimizers, reducer.params, grad_norm, args.grad_clip)
+        gradients.clip_and_step(optimizers, grad_norm, args.grad_clip)
         loss, norm, stopped, checksum = training.read_step(procs, loss, grad_norm, run.stop, batch["checksum"])
         first = state.step * sequences_per_step  # of the step's entries in the data order
         training.refuse_non_finite(

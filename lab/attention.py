@@ -10,9 +10,13 @@ import torch.nn.functional as F
 
 from lab.loss import product_dtype, trains_on_cpu
 
-# Queries at a time. Forward and backward together take 0.40 (T 256) and 0.48 (T 1,024) of the time of torch's kernel,
-# with 64 of them 0.43 and 0.54, with 256 0.47 and 0.48 (measured as experiments/bench/kernels.py does).
+# Queries at a time. Of 64, 128 and 256, the best at 256 tokens; at 1,024 tokens 256 are as fast (measured as
+# experiments/bench/kernels.py does).
 BLOCK = 128
+# A sequence of at most so many tokens keeps its probabilities for backward, which saves a seventh of the time of both
+# passes (measured as above). They grow with the square of the length: at 1,024 tokens GPT-2's 12 heads keep 14 MB a
+# layer and sequence. A longer sequence forms them again.
+KEPT = 1024
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -34,8 +38,8 @@ def by_head(x) -> torch.Tensor:
 def probabilities(q, k_t, future, start: int, end: int) -> torch.Tensor:
     """(B H, end - start, end): how queries start .. end - 1 weigh the positions up to the last of them.
 
-    q (B H, T, dh), scaled; k_t (B H, dh, T); future (BLOCK, BLOCK): -inf where a key comes after the query, else 0. To
-    add it takes a fourth of the time of masked_fill_."""
+    q (B H, T, dh), scaled; k_t (B H, dh, T); future (BLOCK, BLOCK): -inf where a key comes after the query, else 0,
+    to be added: masked_fill_ takes several times as long."""
     rows = end - start
     scores = torch.bmm(q[:, start:end], k_t[:, :, :end])
     scores[:, :, start:] += future[:rows, :rows]
@@ -47,8 +51,7 @@ def future_keys(dtype) -> torch.Tensor:
 
 
 class BlockAttention(torch.autograd.Function):
-    """A block of queries at a time, as matrix products. Backward forms the probabilities again, so that no T x T of
-    them outlive their block. Gradients of keys and values are summed in float32.
+    """A block of queries at a time, as matrix products. Gradients of keys and values are summed in float32.
 
     Keys and values are transposed once: a product with a transposed second factor takes 1.3 to 1.5 times as long."""
 
@@ -56,24 +59,28 @@ class BlockAttention(torch.autograd.Function):
     def forward(ctx, q, k, v):
         shape, ctx.scale = q.shape, q.size(-1) ** -0.5
         q, k, v = by_head(q * ctx.scale), by_head(k), by_head(v)
-        ctx.save_for_backward(q, k, v)
-        y, k_t, future = torch.empty_like(v), k.mT.contiguous(), future_keys(q.dtype)
+        y, k_t, future, kept = torch.empty_like(v), k.mT.contiguous(), future_keys(q.dtype), []
         with torch.autocast("cpu", enabled=False):
             for start, end in blocks(q.size(1)):
                 p = probabilities(q, k_t, future, start, end)
                 torch.bmm(p, v[:, :end], out=y[:, start:end])
+                if q.size(1) <= KEPT:
+                    kept.append(p)
+        ctx.save_for_backward(q, k, v, *kept)
         return y.view(shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         shape, grad = grad.shape, by_head(grad)
-        q, k, v = ctx.saved_tensors
-        k_t, v_t, future = k.mT.contiguous(), v.mT.contiguous(), future_keys(q.dtype)
-        grad_q, grad_k, grad_v = torch.empty_like(q), None, None
+        q, k, v, *kept = ctx.saved_tensors
+        v_t, grad_q, grad_k, grad_v = v.mT.contiguous(), torch.empty_like(q), None, None
+        if not kept:
+            k_t, future = k.mT.contiguous(), future_keys(q.dtype)
         with torch.autocast("cpu", enabled=False):
             for start, end in reversed(blocks(q.size(1))):  # the last sees every key: its sums begin the others'
-                p, g = probabilities(q, k_t, future, start, end), grad[:, start:end]
+                p = kept.pop() if kept else probabilities(q, k_t, future, start, end)
+                g = grad[:, start:end]
                 to_v = torch.bmm(p.mT, g).float()
                 grad_p = torch.bmm(g, v_t[:, :, :end])
                 grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype)

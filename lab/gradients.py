@@ -4,7 +4,7 @@
     for rows in reducer.micro_steps(micro_batches):
         compute_gradients(rows)                             # forward and backward
     grad_norm = reducer.finish()
-    clip_and_step(optimizers, reducer.params, grad_norm, grad_clip)
+    clip_and_step(optimizers, grad_norm, grad_clip)
 
 There is no lasting buffer whose views are the gradients: to zero it and to add the first micro-step to it moves twice
 the bytes of copying each bucket once. On one rank, where nothing is copied, a step of a CPU takes as long with such a
@@ -87,7 +87,19 @@ class Reducer:
         for one in self.sums:
             one.wait()
         self.begin()
-        return torch.nn.utils.get_total_norm([p.grad for p in self.params])
+        return total_norm([p.grad for p in self.params])
+
+
+@torch.no_grad()
+def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The L2 norm of all numbers of these tensors.
+
+    On a CPU from the norms of their rows: get_total_norm adds the squares of a whole tensor one after the other in
+    float32, on one thread, and is off by 1e-3 for 50,304 x 384 of them (measured)."""
+    if not tensors or tensors[0].device.type != "cpu":
+        return torch.nn.utils.get_total_norm(tensors)
+    norm = torch.linalg.vector_norm
+    return norm(torch.cat([norm(t, dim=-1).flatten() for t in tensors]))
 
 
 def compile_parts(model) -> None:
@@ -104,11 +116,25 @@ def compile_parts(model) -> None:
     model.run_blocks = run
 
 
-def clip_and_step(optimizers, params, grad_norm: torch.Tensor, grad_clip: float) -> None:
-    """Scales the gradients to a norm of at most grad_clip (0 = off), updates the weights, frees the gradients."""
-    # torch would multiply all by 1 where nothing is to be clipped; on a GPU it takes longer to ask
-    if grad_clip and not (grad_norm.is_cpu and grad_norm + 1e-6 <= grad_clip):
-        torch.nn.utils.clip_grads_with_norm_(params, grad_clip, grad_norm)
+def divides_in_step(optimizer, device: torch.device) -> bool:
+    """Whether optimizer.step divides the gradients by optimizer.grad_scale, a float32, as torch's fused optimizers do.
+    On MPS they ignored it (pytorch's pull request 186360)."""
+    return device.type in ("cpu", "cuda") and all(group.get("fused") for group in optimizer.param_groups)
+
+
+def clip_and_step(optimizers, grad_norm: torch.Tensor, grad_clip: float) -> None:
+    """Scales the gradients to a norm of at most grad_clip (0 = off), updates the weights, frees the gradients.
+
+    grad_norm: of all gradients, of every optimizer. To divide them as the optimizer reads them saves a pass."""
+    # on a GPU it takes longer to ask
+    clips = grad_clip and not (grad_norm.is_cpu and grad_norm + 1e-6 <= grad_clip)
     for optimizer in optimizers:
+        if divides_in_step(optimizer, grad_norm.device):
+            optimizer.grad_scale = None
+            if clips:
+                optimizer.grad_scale = ((grad_norm.float() + 1e-6) / grad_clip).clamp(min=1.0)
+        elif clips:
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(params, grad_clip, grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -15,9 +15,9 @@ CHUNK_ROWS = {"cpu": 1024, "cuda": 4096}
 # Of them, rows in fp32 at once where the products are bfloat16, for each thread of a CPU: so many stay in its cache,
 # and softmax and casts take 0.78 of the time of all at once, in 200 MB less (measured as above).
 SOFTMAX_ROWS = 16
-# Ids of the vocabulary that a bfloat16 product of a CPU sums over at once: 0.94 of the time of all at once, with two
-# threads 0.89 (measured, gradients of 1,024 rows of 50,304 logits).
-SUMMED_IDS = 2048
+# Ids of the vocabulary at once where a CPU forms the head's two gradients in bfloat16: the second product finds the
+# logits' gradients in the cache, where the first has left them (timed in experiments/bench/kernels.py).
+IDS_AT_ONCE = 2048
 _local = threading.local()
 
 
@@ -153,14 +153,33 @@ def compile_softmax(device="cuda") -> None:
     compiled[device] = {function: compile_one(function) for function in (softmax_grad, softmax_nll)}
 
 
-def _times_weight(grad_logits, weight):
-    """grad_logits (R, V) @ weight (V, C)."""
-    if grad_logits.device.type != "cpu" or grad_logits.dtype != torch.bfloat16:
-        return grad_logits @ weight
-    total = torch.zeros(len(grad_logits), weight.size(1))
-    for some, ids in zip(grad_logits.split(SUMMED_IDS, 1), weight.split(SUMMED_IDS), strict=True):
-        total += some @ ids
-    return total
+def head_backward(
+    grad_logits: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, grad_w: torch.Tensor | None, is_first: bool
+) -> torch.Tensor:
+    """The gradient (R, C) of a head's input, from that of its logits: grad_logits (R, V) @ weight (V, C).
+
+    grad_w (V, C), unless None, receives grad_logits.T @ x: written where is_first, whatever it held, else added.
+    x (R, C): the input, its rows weighted if need be."""
+    in_blocks = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    at_once = IDS_AT_ONCE if in_blocks else len(weight)
+    grad_x = None
+    for first in range(0, len(weight), at_once):
+        ids = slice(first, first + at_once)
+        product = grad_logits[:, ids] @ weight[ids]
+        grad_x = product if grad_x is None else grad_x.float().add_(product)
+        if grad_w is not None:
+            _add_product(grad_w[ids], grad_logits[:, ids].t(), x, is_first)
+    return grad_x
+
+
+def _add_product(total, a, b, is_first):
+    """total += a @ b; is_first: total holds nothing yet."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b, beta=0 if is_first else 1)
+    elif is_first:
+        total.copy_(a @ b)
+    else:
+        total.add_(a @ b)
 
 
 def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype, with_weight=True):
@@ -174,7 +193,8 @@ def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype, with_weig
         return nll, torch.zeros_like(x), torch.zeros_like(weight)
     chunk = min(N, CHUNK_ROWS.get(x.device.type, CHUNK_ROWS["cuda"]))
     fused = compiled.get(x.device.type)
-    grad_x, grad_w = torch.empty_like(x), None
+    grad_x = torch.empty_like(x)
+    grad_w = torch.empty_like(weight) if with_weight and row_weight is not None else None
     for start in range(0, N, chunk):
         rows = slice(start, start + chunk)
         x_rows = x[rows].to(dtype)
@@ -189,16 +209,8 @@ def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype, with_weig
             continue
         # the rows' weights go to the two narrow factors
         r = row_weight[rows].unsqueeze(1)
-        grad_x[rows] = _times_weight(dlogits, w) * r
-        if not with_weight:
-            continue
         weighted = (x[rows] * r).to(dtype)
-        if grad_w is None:
-            grad_w = (dlogits.t() @ weighted).to(weight.dtype)
-        elif dtype == torch.float32:
-            grad_w.addmm_(dlogits.t(), weighted)
-        else:
-            grad_w.add_(dlogits.t() @ weighted)
+        grad_x[rows] = head_backward(dlogits, weighted, w, grad_w, start == 0) * r
     return nll.masked_fill_(targets == IGNORE, 0.0), grad_x, grad_w
 
 

@@ -66,7 +66,7 @@ def look_ahead(args, reducer, model, optimizers, micro_step, *, micro_steps: int
         optim.set_learning_rates(optimizers, 0.0)
         grad_norm = reducer.finish()
         if torch.isfinite(grad_norm):  # 0 x inf would not be 0
-            gradients.clip_and_step(optimizers, reducer.params, grad_norm, args.grad_clip)
+            gradients.clip_and_step(optimizers, grad_norm, args.grad_clip)
 
     rows, procs = args.micro_batch_size, reducer.procs
     device = procs.device
@@ -420,7 +420,7 @@ def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch,
     run.scalars.write(
         type="train", step=state.step, timestamp=runs.now(), lr=lr,
         train_loss_opt_step_mean=loss, grad_norm_l2_preclip=grad_norm,
-        param_norm_l2=torch.nn.utils.get_total_norm(weights).item(),
+        param_norm_l2=gradients.total_norm(weights).item(),
         tokens_seen_global=state.tokens_seen, tokens_per_sec=round(speed, 1),
         mfu=round(flops / seconds / peak_flops, 4), peak_mem_bytes=peak_memory,
         step_seconds=round(seconds, 6), flops_total=state.flops, epoch=round(epoch, 6), **more)

@@ -58,11 +58,18 @@ def test_only_bfloat16_training_on_a_cpu(monkeypatch):
     assert used == [torch.bfloat16] and model.transformer["h"][0].attn.c_attn.weight.grad.dtype == torch.float32
 
 
-def test_probabilities_do_not_outlive_their_block():
-    """Numbers kept for the backward pass: those of q, k and v, where the probabilities would be T x T a head."""
+def test_only_short_sequences_keep_probabilities(monkeypatch):
+    """What is kept for the backward pass of a sequence of KEPT tokens: q, k, v and the probabilities of every block; of
+    a longer one q, k and v, where the probabilities would be T x T a head. The gradients are the same to the bit."""
+    monkeypatch.setattr(attention, "KEPT", 3 * BLOCK)
     _, qkv = make(3 * BLOCK, torch.bfloat16)
+    kept = attention.BlockAttention.apply(*qkv).grad_fn.saved_tensors[3:]
+    assert [p.shape[1:] for p in kept] == [(BLOCK, n * BLOCK) for n in (1, 2, 3)]
+    kept_grads = results(attention.BlockAttention.apply, 3 * BLOCK, torch.bfloat16, 16)[1]
+    monkeypatch.setattr(attention, "KEPT", 3 * BLOCK - 1)
     y = attention.BlockAttention.apply(*qkv)
     assert sum(t.numel() for t in y.grad_fn.saved_tensors) == sum(t.numel() for t in qkv)
+    assert torch.equal(results(attention.BlockAttention.apply, 3 * BLOCK, torch.bfloat16, 16)[1], kept_grads)
 
 
 def test_every_position_sees_itself_and_what_is_before_it():

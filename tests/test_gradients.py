@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,18 +138,71 @@ def test_one_rank_has_no_hooks():
     model.transformer["ln_f"].weight.grad = None
     norm = reducer.finish()
     assert sum(p.grad is grad for p, grad in zip(model.parameters(), kept, strict=True)) == len(kept) - 1
-    assert norm == torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]) > 0
+    exact = torch.cat([p.grad.flatten() for p in model.parameters()]).double().norm()
+    assert abs(norm / exact - 1) < 1e-6 and exact > 0
     assert not model.transformer["ln_f"].weight.grad.any()
 
 
-@pytest.mark.parametrize("norm", [0.0, 0.5, 1 - 2e-6, 1 - 5e-7, 1.0, 1.5, math.inf, math.nan])
-def test_clipped_as_torch_clips(norm):
-    """Gradients of a norm below, at and above --grad_clip 1: torch's bits, also where nothing is multiplied."""
-    ours, torchs = (torch.nn.Parameter(torch.zeros(64)) for _ in range(2))
-    for p in (ours, torchs):
-        p.grad = torch.linspace(-1, 1, 64)
-    seen = []
-    optimizer = SimpleNamespace(step=lambda: seen.append(ours.grad), zero_grad=lambda set_to_none: None)
-    gradients.clip_and_step([optimizer], [ours], torch.tensor(norm), 1.0)
-    torch.nn.utils.clip_grads_with_norm_([torchs], 1.0, torch.tensor(norm))
-    assert len(seen) == 1 and torch.equal(seen[0].view(torch.int32), torchs.grad.view(torch.int32))
+def test_norm_of_many_numbers():
+    """The norm of a large matrix, a scalar and a vector, together: within 1e-6 of the one in float64, where torch's
+    get_total_norm is off by 2e-4 (measured, 1 thread)."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(20_000, 384, generator=generator), torch.tensor(3.0), torch.full((700,), 0.5)]
+    exact = sum(t.double().pow(2).sum() for t in tensors).sqrt()
+    assert abs(gradients.total_norm(tensors) / exact - 1) < 1e-6
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("norm", [0.0, 0.5, 1 - 2e-6, 1 - 5e-7, 1.0, 1.5, 40.0, math.inf, math.nan])
+def test_clipped_as_torch_clips(norm, fused):
+    """Weights after two AdamW steps, told that the gradients' norm is below, at or above --grad_clip 1: torch's. To the
+    bit, except where a fused optimizer scales, because it divides and torch multiplies."""
+    ours, torchs = (torch.nn.Parameter(torch.ones(64)) for _ in range(2))
+    optimizers = [torch.optim.AdamW([p], lr=0.1, eps=1e-3, fused=fused) for p in (ours, torchs)]
+    for sign in (1, -3):
+        for p in (ours, torchs):
+            p.grad = sign * torch.linspace(-1, 1, 64)
+        gradients.clip_and_step(optimizers[:1], torch.tensor(norm), 1.0)
+        torch.nn.utils.clip_grads_with_norm_([torchs], 1.0, torch.tensor(norm))
+        optimizers[1].step()
+        assert ours.grad is None
+    if fused and norm > 1 - 1e-6:
+        torch.testing.assert_close(ours, torchs, rtol=1e-6, atol=0, equal_nan=True)
+    else:
+        assert torch.equal(ours.view(torch.int32), torchs.view(torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("loaded", [None, False])
+def test_clips_whatever_the_optimizer_is(dtype, loaded):
+    """A fused optimizer of any dtype, and one whose loaded state says that it is not fused: clipped from 4 to 1."""
+    p = torch.nn.Parameter(torch.ones(8, dtype=dtype))
+    optimizer = torch.optim.SGD([p], lr=1.0, fused=True)
+    if loaded is not None:
+        optimizer.load_state_dict(torch.optim.SGD([p], lr=1.0, fused=loaded).state_dict())
+    p.grad = torch.ones_like(p)
+    gradients.clip_and_step([optimizer], torch.tensor(4.0, dtype=dtype), 1.0)
+    torch.testing.assert_close(p, torch.full_like(p, 0.75), rtol=0, atol=1e-5)
+
+
+def test_no_grad_scale_where_it_is_ignored():
+    """On MPS torch's fused optimizers did not read it, so that nothing would be clipped."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(8))], fused=True)
+    reads = {kind: gradients.divides_in_step(optimizer, torch.device(kind)) for kind in ("cpu", "cuda", "mps")}
+    assert reads == {"cpu": True, "cuda": True, "mps": False}
+
+
+def test_only_what_is_too_long_is_clipped():
+    """Weights after steps with a norm above --grad_clip, below it, above it again, and with --grad_clip 0: no step is
+    divided by the factor of the one before."""
+    p, q = (torch.nn.Parameter(torch.ones(8)) for _ in range(2))
+    fused, plain = torch.optim.SGD([p], lr=1.0, fused=True), torch.optim.SGD([q], lr=1.0)
+    for norm, left in ((4.0, 0.75), (0.5, -0.25), (2.0, -0.75)):
+        for weight in (p, q):
+            weight.grad = torch.ones(8)
+        gradients.clip_and_step([fused, plain], torch.tensor(norm), 1.0)
+        torch.testing.assert_close(p, torch.full((8,), left), rtol=0, atol=1e-5)
+        torch.testing.assert_close(q, p, rtol=0, atol=1e-5)
+    p.grad = torch.ones(8)
+    gradients.clip_and_step([fused], torch.tensor(9.0), 0.0)  # --grad_clip 0
+    torch.testing.assert_close(p, torch.full((8,), -1.75), rtol=0, atol=1e-5)

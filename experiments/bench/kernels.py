@@ -1,11 +1,12 @@
-"""kernels.py times what stands in for torch's kernels in bfloat16 training on a CPU: attention and GELU.
+"""kernels.py times what stands in for torch's kernels in bfloat16 training on a CPU: attention, GELU, the head.
 
     python experiments/bench/kernels.py
     python experiments/bench/kernels.py --threads 2 --rounds 51 --check
 
-Forward and backward of 1,024 tokens, as GPT-2 has them (6 heads of 64; an MLP 1,536 wide), ours and torch's in turn, in
-one process; medians of the wall time. Where the CPU does not multiply bfloat16, --dtype auto trains in float32, and
-neither is used. Target: less time than torch's.
+Forward and backward of 1,024 tokens, as GPT-2 has them (6 heads of 64; an MLP 1,536 wide), and the two products that
+give the gradients of the head's input and weight (50,304 ids, width 384; as they have no backward pass, all their time
+is in the first column), ours and torch's in turn, in one process; medians of the wall time. Where the CPU does not
+multiply bfloat16, --dtype auto trains in float32, and none of them is used. Target: less time than torch's.
 """
 
 import os
@@ -13,6 +14,7 @@ import platform
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -24,17 +26,18 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from lab import activations, attention, precision, processes  # noqa: E402
+from lab import activations, attention, loss, precision, processes  # noqa: E402
 
-TOKENS, HEADS, HEAD_DIM, INNER = 1024, 6, 64, 1536
+TOKENS, HEADS, HEAD_DIM, INNER, IDS, WIDTH = 1024, 6, 64, 1536, 50304, 384
 
 
 def seconds(function, inputs, grad) -> tuple[float, float]:
-    """Of a forward pass, and of its backward pass."""
+    """Of a forward pass, and of its backward pass, if there is one."""
     began = time.perf_counter()
     y = function(*inputs)
     between = time.perf_counter()
-    y.backward(grad)
+    if grad is not None:
+        y.backward(grad)
     return between - began, time.perf_counter() - between
 
 
@@ -53,8 +56,19 @@ def of_gelu():
     return lambda: [x.clone().requires_grad_()], torch.randn_like(x)
 
 
+def of_head():
+    shapes = (TOKENS, IDS), (TOKENS, WIDTH), (IDS, WIDTH)
+    inputs = [torch.randn(*shape, dtype=torch.bfloat16) for shape in shapes]
+    return lambda: [*inputs, torch.empty(IDS, WIDTH), True], None
+
+
 def torchs_attention(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def torchs_gradients(grad_logits, x, weight, grad_w, is_first):
+    grad_w.copy_(grad_logits.t() @ x)
+    return grad_logits @ weight
 
 
 def torchs_gelu(x):
@@ -62,9 +76,10 @@ def torchs_gelu(x):
 
 
 CASES = {
-    "attention, T 256": (attention.causal_attention, torchs_attention, of_attention(256)),
-    "attention, T 1024": (attention.causal_attention, torchs_attention, of_attention(1024)),
-    "GELU": (activations.gelu, torchs_gelu, of_gelu()),
+    "attention, T 256": (attention.causal_attention, torchs_attention, partial(of_attention, 256)),
+    "attention, T 1024": (attention.causal_attention, torchs_attention, partial(of_attention, 1024)),
+    "GELU": (activations.gelu, torchs_gelu, of_gelu),
+    "gradients of the head": (loss.head_backward, torchs_gradients, of_head),
 }
 
 
@@ -83,7 +98,8 @@ def main() -> None:
           f"{torch.__version__}, {platform.system()}; {args.threads} thread(s), medians of {args.rounds}")
     print(f"{'ms, forward + backward':<24}{'ours':>16}{'torch':>16}  ours / torch")
     slower = []
-    for name, (ours, torchs, (make, grad)) in CASES.items():
+    for name, (ours, torchs, build) in CASES.items():
+        make, grad = build()
         rows = {ours: [], torchs: []}
         for _ in range(args.rounds + 3):  # the first ones fault pages in
             for function, row in rows.items():

@@ -76,6 +76,20 @@ def load_ours(seq_len, chunk_rows):
     return model, torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), fused=True)
 
 
+def our_clip_and_step(model, optimizer):
+    from lab import gradients
+
+    grad_norm = gradients.total_norm([p.grad for p in model.parameters()])
+    gradients.clip_and_step([optimizer], grad_norm, 1.0)
+
+
+def peers_clip_and_step(model, optimizer):
+    import torch
+
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
 def own_products(tokens: int, dtype):
     """(what forms every matrix product of a step of ours but attention's, its FLOPs)"""
     import torch
@@ -124,6 +138,7 @@ def worker(job: dict):
             dtype, *_ = precision.fastest(torch.device("cpu"), model, job["tokens"])
         context = (lambda: torch.autocast("cpu", dtype=torch.bfloat16)) if dtype == "bfloat16" else nullcontext
         run = torch.compile(model) if "compiled" in variant else model
+        clip_and_step = our_clip_and_step if variant.startswith("ours") else peers_clip_and_step
         tokens = torch.randint(0, 50257, (job["tokens"] // T, T + 1))
 
         def step():
@@ -132,8 +147,7 @@ def worker(job: dict):
                 loss = run(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
                 loss = loss[1] if isinstance(loss, tuple) else loss
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            clip_and_step(model, optimizer)
             return loss
 
     for line in sys.stdin:
