@@ -63,8 +63,8 @@ def test_only_short_sequences_keep_probabilities(monkeypatch):
     a longer one q, k and v, where the probabilities would be T x T a head. The gradients are the same to the bit."""
     monkeypatch.setattr(attention, "KEPT", 3 * BLOCK)
     _, qkv = make(3 * BLOCK, torch.bfloat16)
-    kept = attention.BlockAttention.apply(*qkv).grad_fn.saved_tensors[3:]
-    assert [p.shape[1:] for p in kept] == [(BLOCK, n * BLOCK) for n in (1, 2, 3)]
+    y = attention.BlockAttention.apply(*qkv)
+    assert [p.shape[1:] for p in y.grad_fn.saved_tensors[3:]] == [(BLOCK, n * BLOCK) for n in (1, 2, 3)]
     kept_grads = results(attention.BlockAttention.apply, 3 * BLOCK, torch.bfloat16, 16)[1]
     monkeypatch.setattr(attention, "KEPT", 3 * BLOCK - 1)
     y = attention.BlockAttention.apply(*qkv)
