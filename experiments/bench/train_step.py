@@ -180,8 +180,11 @@ def measure(variants, threads, seq_len, args):
                                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
         def ask(v, steps):
-            print(steps, file=workers[v].stdin, flush=True)
-            line = workers[v].stdout.readline()
+            try:
+                print(steps, file=workers[v].stdin, flush=True)
+                line = workers[v].stdout.readline()
+            except BrokenPipeError:
+                line = ""
             if not line:
                 raise SystemExit(f"the worker of {v} stopped:\n{workers[v].stderr.read()[-2000:]}\n"
                                  "check the path given for it and run again")
@@ -281,6 +284,10 @@ def main():
     for T in args.seq_len:
         if args.tokens % T:
             raise SystemExit(f"--tokens {args.tokens} is no multiple of --seq_len {T}; give a multiple of {T}")
+
+    for folder, name in ((args.nanogpt, "model.py"), (args.build_nanogpt, "train_gpt2.py")):
+        if folder and not (Path(folder) / name).is_file():
+            raise SystemExit(f"{folder} has no {name}; give a checkout of the peer's repository")
 
     import torch
 
