@@ -436,11 +436,8 @@ def write_files(out: Path, files: dict[str, bytes], result: dict) -> None:
 
 def main(argv=None) -> int:
     args = parse_flags(argv)
-    procs = processes.start_processes(args.device)
-    try:
+    with processes.start_processes(args.device) as procs:
         examine(args, procs)
-    finally:
-        procs.close()
     return 0
 
 

@@ -8,7 +8,8 @@
 A step draws --group_size completions of each of --problems_per_step problems from the weights as they are
 (lab/rollouts.py), rewards them (lab/rewards.py), and takes --inner_steps updates by the clipped objective with a KL
 term to the frozen --init (lab/policy.py). The log-probs of the update come from the same weights, temperature and
-precision as the sampling; ratio_off_share is the share of tokens where they differ beyond rounding, and must be 0.
+precision as the sampling; ratio_off_share is the share of tokens where they differ beyond rounding: a step above 0.1 %
+is a warning.
 Prompts and answers are read as in the exam (lab/answers.py), and no reward knows the arm.
 
 Writes a run's folder (layout: lab/runs.py). scalars.jsonl has, for every step, reward_mean and reward_sd, exact_share,
@@ -19,7 +20,6 @@ k, entropy, with Wilson's intervals. Memory: weights, gradients and optimizer, a
 """
 
 import argparse
-import contextlib
 import functools
 import math
 import time
@@ -60,6 +60,7 @@ DERIVED = {"max_new_tokens": 0, "warmup_iters": -1}
 # how far p of the update / p at sampling may be from 1. float32: 1e-5 measured. bfloat16: a logit from 16 to 32 has
 # steps of 0.125, and both are rounded: sd 0.009, 2 of 3.3 million tokens beyond (measured, log of 2026-11-26_grpo)
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.25}
+MOST_OFF = 1e-3  # share of a step's tokens beyond ROUNDING that is no warning yet
 N_ASKED_FIRST = 64  # problems that --init must be able to end its answers to
 LOWEST_STOPPED = 0.5  # share of them
 FINAL = "reward_mean exact_share kl entropy mul_tokens".split()  # of the last step, in summary.json
@@ -148,10 +149,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     """Flags, checked. --config, or the run being resumed, supplies the defaults."""
     parser = build_parser()
     # --decontaminate may be repeated: a default would be added to, so it is set afterwards
-    before = resume.take_defaults(parser, argv, skip=["decontaminate"])
+    config = resume.take_defaults(parser, argv, skip=["decontaminate"])
     args = parser.parse_args(argv)
-    if before and not args.decontaminate:
-        args.decontaminate = before["flags"].get("decontaminate", [])
+    if config and not args.decontaminate:
+        args.decontaminate = config["flags"].get("decontaminate", [])
     if not args.init:
         parser.error("--init is required: name a run of sft.py, "
                      "or a checkpoint that answers and stops.")
@@ -177,11 +178,11 @@ def parse_args(argv=None) -> argparse.Namespace:
 # data and model
 
 
-def open_init(args, before: dict | None) -> tuple[dict, Path]:
+def open_init(args, resumed: dict | None) -> tuple[dict, Path]:
     """(what config.json records of the checkpoint, its folder), which a resumed run needs too, as its reference.
-    before: config.json of the run that is resumed, None for a new one."""
-    if before is not None and not Path(args.init).exists():
-        own = before["flags"].get("init")
+    resumed: config.json of the run that is resumed, None for a new one."""
+    if resumed is not None and not Path(args.init).exists():
+        own = resumed["flags"].get("init")
         check(args.init != own, f"--init {own}, the reference of this run, is gone: restore it, then --resume auto.")
         raise ValueError(f"--init {args.init} does not exist, and this run began from {own}: leave --init out.")
     init, folder = resume.describe_init(args.init, BOS_ID + 1, "GPT-2's tokenizer")
@@ -224,12 +225,15 @@ def load_problems(args, block_size: int) -> dict:
 def time_sampling(model, problem: dict, args, autocast) -> float:
     """Seconds per completion, from a few tokens of one batch; at most, since completions end earlier."""
     few, rows = min(4, args.max_new_tokens), min(args.group_size, args.rollout_batch_size)
-    started = time.perf_counter()
-    with autocast():
-        rollouts.sample(
-            model.eval(), 0, [(0, problem)], group_size=rows, max_new_tokens=few,
-            temperature=args.temperature, seed=0, batch_size=rows)
-    return (time.perf_counter() - started) * args.max_new_tokens / few / rows
+    seconds = []
+    while len(seconds) < 2:  # the first on a device also loads its kernels
+        started = time.perf_counter()
+        with autocast():
+            rollouts.sample(
+                model.eval(), 0, [(0, problem)], group_size=rows, max_new_tokens=few,
+                temperature=args.temperature, seed=0, batch_size=rows)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds) * args.max_new_tokens / few / rows
 
 
 def show_samples(run: training.Run, groups: list[tuple]) -> None:
@@ -277,7 +281,7 @@ def find_warnings(run: training.Run) -> list[str]:
     """Signs that the run did not do what it says, a sentence each."""
     steps = [record for record in resume.read_scalars(run.folder) if record["type"] == "train"]
     warnings = []
-    off = [record["step"] for record in steps if record["ratio_off_share"] > 0.001]
+    off = [record["step"] for record in steps if record["ratio_off_share"] > MOST_OFF]
     if off:
         warnings.append(f"in {len(off)} steps, first {off[0]}, the log-probs of updating and "
                         "sampling differ beyond rounding.")
@@ -313,18 +317,18 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # processes
     device = procs.device
-    training.prepare_machine(args, device)
+    training.prepare_machine(args, device, masks=True)
     args.out_dir = procs.broadcast(args.out_dir)  # its date may differ at midnight
-    if procs.on_main(lambda: training.is_finished(args, build_parser(), "--init")):
+    if procs.on_main(lambda: training.nothing_to_do(args, build_parser(), "--init")):
         return 0
     if not args.dry_run:
         procs.hold(args.out_dir)
-    before = procs.on_main(lambda: training.config_before(args))
+    resumed = procs.on_main(lambda: training.resumed_config(args))
 
     # ------------------------------------------------------------------------------------------------------------------
     # data: rank 0 reads, the other ranks get its problems
     derived = [name for name, unset in DERIVED.items() if getattr(args, name) == unset]
-    init, init_folder = procs.on_main(lambda: open_init(args, before))
+    init, init_folder = procs.on_main(lambda: open_init(args, resumed))
     config = GPTConfig.from_dict(init["model"])
     args.max_new_tokens = args.max_new_tokens or min(256, config.block_size // 2)
     data = procs.on_main(lambda: load_problems(args, config.block_size))
@@ -332,7 +336,6 @@ def train(args, procs) -> int:
     n_completions = per_step * args.group_size
     optim.fill_in(args, LONGEST_WARMUP)
     schedule = optim.schedule_settings(args)
-    optim.lr_multiplier(0, **schedule)  # refuses a bad schedule before anything is written
     n_places = args.max_train_steps * per_step
     plan = rollouts.plan_order(data["fingerprint"], len(problems), n_places, args.seed)
 
@@ -341,12 +344,12 @@ def train(args, procs) -> int:
     model, reference = GPT.load(init_folder, device), None
     if args.kl_coef:
         reference = GPT.load(init_folder, device)
-        procs.share(reference.parameters())  # a node may see another --init
-    autocast = precision.choose(args, procs, model, args.micro_batch_size * args.max_new_tokens, before)
+        procs.share(p.detach() for p in reference.parameters())  # a node may see another --init
+    autocast = precision.choose(args, procs, model, args.micro_batch_size * args.max_new_tokens, resumed)
     reducer = gradients.Reducer(procs, model)
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    hidden, shape = training.compiled(args, model, rollouts.hidden_states), ()
+    hidden, shape = training.compile_training(args, model, rollouts.hidden_states), ()
     if training.compiles(args, device):
         width = max(len(problem["prompt"]) for problem in problems) + args.max_new_tokens
         shape = width, args.micro_batch_size  # one, compiled once
@@ -391,13 +394,13 @@ def train(args, procs) -> int:
         tokens=args.micro_batch_size * (len(longest["prompt"]) + args.max_new_tokens),
         every={"val": args.eval_every}, scored={"val": asked * args.max_new_tokens},
         sizes=range(1, args.micro_batch_size),
-        before=of_rank * time_sampling(model, longest, args, autocast),
+        seconds_before=of_rank * time_sampling(model, longest, args, autocast),
         advice="for a laptop: lower --problems_per_step or --max_train_steps")
     costs[0] += " (at most: completions end before --max_new_tokens)"
     if args.dry_run:
         procs.print("\n".join([str(autocast), *costs]))
         return 0
-    if before is None:
+    if resumed is None:
         refuse_endless(model, data, args, procs, autocast)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -415,7 +418,7 @@ def train(args, procs) -> int:
             "weights of --init": ("init", "model_sha256"),
             "problems of the exam": ("benchmarks", rl_exam.NAME, "sha256")}
     run = training.Run("grpo.py", args, procs, record, model, optimizers, autocast, pace)
-    training.open_run(run, before, same, build_parser())
+    training.open_run(run, resumed, same, build_parser())
     state = run.state
     run.log(f"init {init['folder']} | model sha256 {init['model_sha256'][:16]}")
     counts = data["record"]["counts"][args.stage].items()
@@ -455,17 +458,17 @@ def train(args, procs) -> int:
         known, figures, losses = [{} for _ in mine], [], []
         for _ in range(args.inner_steps):
             loss = torch.zeros((), device=device)
-            for rows, memory in reducer.micro_steps(list(zip(mine, known, strict=True))):
+            for rows, kept in reducer.micro_steps(list(zip(mine, known, strict=True))):
                 part, figure = compute_gradients(
-                    [drawn[i] for i in rows], advantages[rows], weights[rows], memory)
+                    [drawn[i] for i in rows], advantages[rows], weights[rows], kept)
                 loss += part
                 figures.append(figure)
             grad_norm = reducer.finish()
             gradients.clip_and_step(optimizers, grad_norm, args.grad_clip)
-            loss, norm, asked, _ = training.read_step(procs, loss, grad_norm, run.stop)
-            stopped = stopped or asked
-            training.refuse_non_finite(run, loss, norm, f"problems {numbers[:4]}...")
-            losses.append(loss)
+            outcome = training.read_step(run, loss, grad_norm)
+            stopped = stopped or outcome.stopped
+            training.refuse_non_finite(run, outcome, f"problems {numbers[:4]}...")
+            losses.append(outcome.loss)
         completion_tokens = sum(len(one.ids) for one in drawn)
         tokens = completion_tokens + sum(len(one.prompt) - 1 for one in drawn)
         flops = int(passes * (flops_body * tokens + flops_head * completion_tokens))
@@ -478,17 +481,17 @@ def train(args, procs) -> int:
         run.exposures.write(
             step=step, rank=procs.rank, seed=args.seed, entries=[first, first + per_step],
             problems=numbers[procs.rank :: procs.world_size], checksum=f"{checksum:016x}")
-        every = rollouts.sum_figures(procs, figures, len(mine))
+        totals = rollouts.sum_figures(procs, figures, len(mine))
         counted = max(1, sum(len(drawn[i].ids) for i in weights.nonzero()[:, 0]))
         of_updates = started + seconds - sampled
         training.record_step(
-            run, lr=args.learning_rate * multiplier, loss=sum(losses) / len(losses),
-            grad_norm=norm, seconds=seconds, tokens=tokens, flops=flops,
+            run, outcome._replace(loss=sum(losses) / len(losses)), lr=args.learning_rate * multiplier,
+            seconds=seconds, tokens=tokens, flops=flops,
             epoch=step * per_step / len(problems), **rollouts.describe_step(groups),
-            kl=every["kl"] / counted,
-            clip_share=every["clipped"] / counted / args.inner_steps,
-            ratio_off_share=every["off"] / completion_tokens,
-            ratio_off_max=every["off_max"],
+            kl=totals["kl"] / counted,
+            clip_share=totals["clipped"] / counted / args.inner_steps,
+            ratio_off_share=totals["off"] / completion_tokens,
+            ratio_off_max=totals["off_max"],
             sampling_tokens_per_sec=round(completion_tokens / (sampled - started), 1),
             update_tokens_per_sec=round(completion_tokens * args.inner_steps / of_updates, 1),
             sampling_seconds=round(sampled - started, 6))
@@ -513,7 +516,7 @@ def train(args, procs) -> int:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    with contextlib.closing(processes.start_processes(args.device)) as procs:
+    with processes.start_processes(args.device) as procs:
         with estimate.naming("micro_batch_size", args):
             return train(args, procs)
 

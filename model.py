@@ -195,8 +195,9 @@ class GPTConfig(memory_settings.Settings):
 
     @classmethod
     def from_dict(cls, values: dict) -> "GPTConfig":
-        optional = {f.name for f in fields(memory_settings.Settings)}
-        wrong = sorted((set(values) ^ {f.name for f in fields(cls)}) - (optional - set(values)))[:9]
+        known = {f.name for f in fields(cls)}
+        required = known - {f.name for f in fields(memory_settings.Settings)}  # older files have no memory
+        wrong = sorted((set(values) - known) | (required - set(values)))[:9]
         names = ", ".join(wrong)
         check(not wrong, f"the configuration has missing or unknown entries ({names}); {ADVICE}")
         return cls(**values)
@@ -239,7 +240,7 @@ class Attention(nn.Module):
         """q (B, R, H, dh), k and v (B, T, H, dh), before any gate."""
         B, T, C = x.shape
         heads = self.config.n_head, self.config.head_dim
-        if context.rows is None:
+        if context.only is None:
             q, k, v = self.c_attn(x).view(B, T, 3, *heads).unbind(2)
         else:
             weight_q, weight_kv = self.c_attn.weight.split([C, 2 * C])
@@ -333,9 +334,10 @@ class GPT(nn.Module):
         else:
             self.transformer["wpe"] = Embedding(config.block_size, config.n_embd)
         plain = config.n_layer - config.memory_layers
-        self.run_block = chunks.run_block  # on a chunk in training; see chunks.compile_blocks
-        self.run_blocks = run_blocks  # in training; see gradients.compile_parts
-        self.read_rows = GPT.hidden  # in per_token_loss; see val_loss.compile_forward
+        # what --compile replaces: a block on a chunk (chunks.compile_blocks), all blocks in training
+        # (gradients.compile_parts), hidden in evaluations (val_loss.compile_forward)
+        self.chunk_block, self.train_blocks = chunks.run_block, run_blocks
+        self.eval_hidden = GPT.hidden
         self.transformer["h"] = nn.ModuleList(Block(config, i >= plain) for i in range(config.n_layer))
         if config.memory != "none":  # on teach_scale, as trainers set it
             self.register_buffer("teach_factor", torch.ones((), device=device))
@@ -391,10 +393,10 @@ class GPT(nn.Module):
         check(attend is causal_attention or self.attention_only,
               "a block of this model has inner state, which packed sequences would share; "
               "put one sequence into each row (sft.py --packing off)")
-        if write and self.writes:
+        if write and self.writes:  # chunk by chunk from position 0, by the plain matrix
             return chunks.hidden(self, idx)
         x, rope = self.embed(idx, wte, positions)
-        run = self.run_blocks if torch.is_grad_enabled() else run_blocks
+        run = self.train_blocks if torch.is_grad_enabled() else run_blocks
         return self.transformer["ln_f"](run(self.transformer["h"], x, rope, attend))
 
     def head(self, x):
@@ -423,7 +425,7 @@ class GPT(nn.Module):
         a memory stays as it was trained."""
         if write and self.writes:
             return chunks.per_token_loss(self, idx, targets)
-        x, wte = self.read_rows(self, idx, write=False).flatten(0, 1), self.transformer["wte"].weight
+        x, wte = self.eval_hidden(self, idx, write=False).flatten(0, 1), self.transformer["wte"].weight
         nll = chunked_cross_entropy(x, wte, targets.flatten(), self.config.masked_ranges, reduce=False)
         return nll.view(targets.shape)
 

@@ -38,7 +38,7 @@ import numpy as np
 import prepare_fineweb
 from lab import disk, flags, processes, shards
 from lab.schema import COUNT, NUMBER, TEXT
-from lab.token_files import check
+from lab.token_files import require
 from lab.tokenizer import BOS_ID, get_tokenizer
 
 BOS = np.array([BOS_ID], "<u2").tobytes()
@@ -181,9 +181,9 @@ class RowTrain:
             args, seq_len=1, batch_docs=1, buffer_docs=1, shard_rows=0, refill=1)
         self.row_tokens = args.seq_len + 1
         shard_rows = args.shard_rows or args.shard_tokens // self.row_tokens
-        check(shard_rows,
-              f"--shard_tokens {args.shard_tokens} is less than one row of {self.row_tokens} tokens",
-              "raise it, or pass --shard_rows")
+        require(shard_rows,
+                f"--shard_tokens {args.shard_tokens} is less than one row of {self.row_tokens} tokens",
+                "raise it, or pass --shard_rows")
         self.shard_tokens = shard_rows * self.row_tokens  # of train shards
         self.settings = {  # what decides the bytes; also fields of meta.json
             "format": "bos_row_packed_bestfit", "seq_len": args.seq_len, "row_tokens": self.row_tokens,
@@ -288,7 +288,7 @@ class RowTrain:
         lengths, self.bins, tokens, row = arrays.values()
         kept = int(np.minimum(lengths, self.row_tokens).sum())
         whole = self.bins.shape == (REPORT_BINS, 4) and len(tokens) == kept and len(row) < self.row_tokens
-        check(whole, f"{path} does not fit progress.json", remedy)
+        require(whole, f"{path} does not fit progress.json", remedy)
         ends = np.cumsum(np.minimum(lengths, self.row_tokens))
         documents = [part.tobytes() for part in np.split(tokens, ends)[:-1]]
         pieces = [part.tobytes() for part in np.split(row, np.flatnonzero(row == BOS_ID))[1:]]
@@ -309,8 +309,8 @@ class RowTrain:
         self._write(writer, *self.packer.add((), last=True))
         written, cropped = self.rows * self.row_tokens, int(self.bins[:, 1].sum())
         tail = sum(len(piece) // 2 for piece in self.packer.open)
-        check(self.rows, f"{tail:,} train tokens are less than one row of {self.row_tokens}",
-              f"delete {self.args.out_dir} and prepare again with more documents or a lower --seq_len")
+        require(self.rows, f"{tail:,} train tokens are less than one row of {self.row_tokens}",
+                f"delete {self.args.out_dir} and prepare again with more documents or a lower --seq_len")
         # a BOS that was added is written (or cropped, or in the tail), but was not read
         entries = {"cropped": cropped, "dropped_tail": tail, "bos_added": -self.bos_added}
         return entries, {
@@ -382,7 +382,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = flags.Parser(
         description="Documents -> rows of seq_len + 1 GPT-2 tokens that start with BOS.",
         epilog="example: python prepare_bos_rows.py --dataset 'corpus/*.parquet' --out_dir data/rows")
-    prepare_fineweb.add_source_arguments(parser)
+    prepare_fineweb.add_shared_arguments(parser)
     add = parser.add_argument_group("rows").add_argument
     add("--seq_len", type=int, default=1024, help="tokens that a row predicts (default: 1024)")
     add("--overflow", choices=["crop", "split", "requeue"], default="crop",

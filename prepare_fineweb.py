@@ -40,7 +40,7 @@ from lab import (
     tokenizing,
 )
 from lab.schema import ANY_NAME, COUNT, NUMBER, TEXT, misfit
-from lab.token_files import check
+from lab.token_files import require
 from lab.tokenizer import (
     BACKENDS,
     BOS_ID,
@@ -71,7 +71,7 @@ SUMMARY = {
 }
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that both prepare scripts share."""
     group = parser.add_argument_group("documents")
     add = group.add_argument
@@ -122,7 +122,7 @@ def check_at_least(args: argparse.Namespace, **least: int) -> None:
     """ValueError for a flag below its least value."""
     for name, low in least.items():
         value = getattr(args, name)
-        check(value >= low, f"--{name} must be {low} or more, not {value}", "pass another")
+        require(value >= low, f"--{name} must be {low} or more, not {value}", "pass another")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -164,11 +164,11 @@ def prepare(args: argparse.Namespace, train) -> dict | None:
     train: see StreamTrain. Raises ValueError / FileNotFoundError / OSError in one sentence."""
     check_at_least(args, num_proc=1, shard_tokens=2, val_shards=0)
     check_at_least(args, max_docs=0, target_tokens=0, synthetic_seed=0)
-    check(0 < args.val_fraction < 1,
-          f"--val_fraction must lie between 0 and 1, not {args.val_fraction}",
-          "pass --val_shards 0 to hold out nothing")
-    check(not args.holdout_by or args.val_shards,
-          "--holdout_by says what is held out together, and --val_shards 0 holds out nothing", "drop one of them")
+    require(0 < args.val_fraction < 1,
+            f"--val_fraction must lie between 0 and 1, not {args.val_fraction}",
+            "pass --val_shards 0 to hold out nothing")
+    require(not args.holdout_by or args.val_shards,
+            "--holdout_by says what is held out together, and --val_shards 0 holds out nothing", "drop one of them")
     if args.condition == "mul_tokens":
         args.inject = args.inject or "weak"
     elif args.inject:
@@ -216,8 +216,8 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
         print(f"{args.out_dir} is already finished.")
         meta = shards.read_meta(args.out_dir)
         fault = misfit(meta, SUMMARY | train.SUMMARY)
-        check(not fault, f"{args.out_dir}/meta.json is damaged or edited ({fault})",
-              f"delete {args.out_dir} and prepare again")
+        require(not fault, f"{args.out_dir}/meta.json is damaged or edited ({fault})",
+                f"delete {args.out_dir} and prepare again")
         return meta
 
     state = dict.fromkeys(COUNTS, 0) | {"seconds": 0.0, "train": {}, "special": {}} | writer.state
@@ -261,17 +261,17 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
                 rate = state["tokens_read"] / elapsed() / 1e6
                 bar.set_postfix_str(f"{state['tokens_read']:,} tokens read, {rate:.2f} M/s", refresh=False)
                 if writer.commit_is_due(pause):
-                    pause = COMMIT_SECONDS * max(1, 20 * commit())  # commits take 5 % of the time at most
+                    pause = max(COMMIT_SECONDS, 20 * commit())  # commits take 5 % of the time at most
             commit()
             if stop.asked:
                 raise KeyboardInterrupt
             tokens = state["plain_train"]
-            check(target == math.inf or tokens >= target,
-                  f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
-                  f"delete {args.out_dir} and run again with more documents or a lower target")
-            check(state["held_out"] or not args.val_shards,
-                  f"none of {state['documents']:,} documents was held out at --val_fraction {args.val_fraction}",
-                  f"delete {args.out_dir} and raise --val_fraction, or pass --val_shards 0")
+            require(target == math.inf or tokens >= target,
+                    f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
+                    f"delete {args.out_dir} and run again with more documents or a lower target")
+            require(state["held_out"] or not args.val_shards,
+                    f"none of {state['documents']:,} documents was held out at --val_fraction {args.val_fraction}",
+                    f"delete {args.out_dir} and raise --val_fraction, or pass --val_shards 0")
             entries, fields = train.finish(writer)
             if guard:
                 log = writer.appended(decontaminate.LOG)
@@ -297,8 +297,9 @@ def assign(args, batch: tokenizing.Tokenized, state: dict, held_out: set[bytes])
     place = np.full(len(batch.lengths), TRAIN, np.int8)
     place[list(batch.hits)] = DROPPED
     cap, plain = args.val_shards * args.shard_tokens, state["plain_held_out"]
-    # what is selected, also beyond the cap
+    # what is selected never goes into train, even when the val shards are full
     never_in_train = args.holdout_by or args.max_shards is not None
+    # --holdout_by also drops what shares a group with a held-out document
     considered = batch.selected | bool(args.holdout_by)
     for i in np.flatnonzero(considered & (place == TRAIN)).tolist():
         if batch.selected[i] and plain < cap:
@@ -365,10 +366,10 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
     account |= entries
     read, *parts = account.values()
     rest = read - sum(parts)
-    check(rest == 0, f"the token account does not close: {account} (read minus all others is {rest})",
-          f"delete {args.out_dir}, prepare again, and report this if it happens twice")
-    check(written, f"all {state['documents']:,} documents were held out or dropped",
-          f"delete {args.out_dir} and lower --val_fraction, or pass --val_shards 0")
+    require(rest == 0, f"the token account does not close: {account} (read minus all others is {rest})",
+            f"delete {args.out_dir}, prepare again, and report this if it happens twice")
+    require(written, f"all {state['documents']:,} documents were held out or dropped",
+            f"delete {args.out_dir} and lower --val_fraction, or pass --val_shards 0")
     backend = get_tokenizer(args.tokenizer_backend).backend
     packages, config, split = ["numpy", "tiktoken", "pyarrow"], None, None
     if backend != "tiktoken":
@@ -470,7 +471,7 @@ def main(argv: list[str] | None = None) -> None:
         description="Documents -> stream shards of GPT-2 tokens, with a held-out set chosen by hash.",
         epilog="example: python prepare_fineweb.py --dataset 'corpus/*.parquet' --out_dir data/mine --num_proc 4"
                + parts.EXAMPLES)
-    add_source_arguments(parser)
+    add_shared_arguments(parser)
     args = parser.parse_args(argv)
     run(args, StreamTrain)
 

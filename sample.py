@@ -469,7 +469,7 @@ def main(argv=None) -> int:
         raise processes.SharedError("this is one process's work: start it with python, not with torchrun.")
     if args.converse and hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
-    with contextlib.closing(processes.start_processes(args.device)) as procs:
+    with processes.start_processes(args.device) as procs:
         autocast = processes.autocast_for(procs.device, args.dtype)
         machine = f"{procs.device.type}, {args.dtype}"
         records = Records(args.out, args, machine)

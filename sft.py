@@ -19,7 +19,6 @@ per conversation (1M conversations of 500 tokens: 1.6 GB, and up to four times t
 """
 
 import argparse
-import contextlib
 import functools
 import math
 import time
@@ -113,10 +112,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     """Flags, checked. --config, or the run being resumed, supplies the defaults."""
     parser = build_parser()
     # --decontaminate may be repeated: a default would be added to, so it is set afterwards
-    before = resume.take_defaults(parser, argv, skip=["decontaminate"])
+    config = resume.take_defaults(parser, argv, skip=["decontaminate"])
     args = parser.parse_args(argv)
-    if before and not args.decontaminate:
-        args.decontaminate = before["flags"].get("decontaminate", [])
+    if config and not args.decontaminate:
+        args.decontaminate = config["flags"].get("decontaminate", [])
     if not args.stage:
         parser.error(f"--stage is required: name one of {', '.join(STAGES)}.")
     if not args.init:
@@ -137,11 +136,11 @@ def parse_args(argv=None) -> argparse.Namespace:
 # data and model
 
 
-def open_init(args, before: dict | None) -> tuple[dict, Path | None]:
+def open_init(args, resumed: dict | None) -> tuple[dict, Path | None]:
     """(what config.json records of the checkpoint, its folder). The folder is None once the run has checkpoints of
     its own and no longer needs the one it started from."""
-    if before is not None and runs.list_checkpoints(args.out_dir):
-        return before["init"], None
+    if resumed is not None and runs.list_checkpoints(args.out_dir):
+        return resumed["init"], None
     needed = VOCAB_SIZE if args.condition == "mul_tokens" else BOS_ID + 1
     return resume.describe_init(args.init, needed, f"--condition {args.condition}")
 
@@ -255,8 +254,8 @@ def print_samples(run: training.Run, data: dict) -> None:
 # the end
 
 
-# what a conversation may have lost on the way, by the name of its count
-LOSSES = {
+# count: what has happened to such conversations; many of them are a warning
+DATA_FAULTS = {
     "truncated": "lost their end",
     "dropped_too_long": "were too long and dropped",
     "malformed": "were malformed and left out",
@@ -274,7 +273,7 @@ def find_warnings(args, init: dict, counts: Counter) -> list[str]:
     if init["condition"] and init["condition"] != args.condition:
         warnings.append(f"the checkpoint was pretrained as {init['condition']} and is fine-tuned as "
                         f"{args.condition}.")
-    for name, fate in LOSSES.items():
+    for name, fate in DATA_FAULTS.items():
         if counts[name] > 0.05 * counts["read"]:
             warnings.append(f"{counts[name]:,} of {counts['read']:,} conversations {fate}.")
     return warnings
@@ -299,18 +298,18 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # processes
     device, packing = procs.device, args.packing == "on"
-    training.prepare_machine(args, device)
+    training.prepare_machine(args, device, masks=True)
     args.out_dir = procs.broadcast(args.out_dir)  # its date may differ at midnight
-    if procs.on_main(lambda: training.is_finished(args, build_parser(), "--init")):
+    if procs.on_main(lambda: training.nothing_to_do(args, build_parser(), "--init")):
         return 0
     if not args.dry_run:
         procs.hold(args.out_dir)
-    before = procs.on_main(lambda: training.config_before(args))
+    resumed = procs.on_main(lambda: training.resumed_config(args))
 
     # ------------------------------------------------------------------------------------------------------------------
     # data: rank 0 reads and tokenises, the other ranks get its arrays
     derived = [name for name, unset in DERIVED.items() if getattr(args, name) == unset]
-    init, init_folder = procs.on_main(lambda: open_init(args, before))
+    init, init_folder = procs.on_main(lambda: open_init(args, resumed))
     config = GPTConfig.from_dict(init["model"])
     args.seq_len = args.seq_len or config.block_size
     if args.seq_len > config.block_size:
@@ -327,7 +326,6 @@ def train(args, procs) -> int:
     optim.fill_in(args, LONGEST_WARMUP)
     args.eval_batch_size = val_loss.rows_per_pass(args, device)
     schedule = optim.schedule_settings(args)
-    optim.lr_multiplier(0, **schedule)  # refuses a bad schedule before anything is written
     mix = args.mix_start, args.mix_end
     plan = conversations.plan_order(data, args.max_train_steps * per_step, args.seed, mix)
     epochs = {}
@@ -341,11 +339,11 @@ def train(args, procs) -> int:
         model = GPT(config, seed=None).to(device)
     else:
         model = GPT.load(init_folder, device)
-    autocast = precision.choose(args, procs, model, args.micro_batch_size * args.seq_len, before)
+    autocast = precision.choose(args, procs, model, args.micro_batch_size * args.seq_len, resumed)
     reducer = gradients.Reducer(procs, model)
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    hidden, shape = training.compiled(args, model, hidden_states), ()
+    hidden, shape = training.compile_training(args, model, hidden_states), ()
     if training.compiles(args, device):
         shape = args.seq_len, args.micro_batch_size  # one, compiled once
     flops_per_token = model.flops_per_token(args.seq_len)
@@ -388,7 +386,7 @@ def train(args, procs) -> int:
     same = {"fingerprint of the data": ("data", "fingerprint"),
             "weights of --init": ("init", "model_sha256")}
     run = training.Run("sft.py", args, procs, record, model, optimizers, autocast, pace)
-    training.open_run(run, before, same, build_parser())
+    training.open_run(run, resumed, same, build_parser())
     state = run.state
     run.log(f"init {init['folder']} | model sha256 {init['model_sha256'][:16]}")
     for stage, of_stage in data["record"]["counts"].items():
@@ -424,8 +422,9 @@ def train(args, procs) -> int:
             loss += compute_gradients(rows[i : i + args.micro_batch_size], trained_tokens)
         grad_norm = reducer.finish()
         gradients.clip_and_step(optimizers, grad_norm, args.grad_clip)
-        loss, norm, stopped, _ = training.read_step(procs, loss, grad_norm, run.stop)
-        training.refuse_non_finite(run, loss, norm, f"conversations {numbers[:4].tolist()}...")
+        outcome = training.read_step(run, loss, grad_norm)
+        stopped = outcome.stopped
+        training.refuse_non_finite(run, outcome, f"conversations {numbers[:4].tolist()}...")
         flops = flops_body * tokens + flops_head * trained_tokens
         seconds = training.finish_step(run, started, tokens, trained_tokens, flops)
 
@@ -440,7 +439,7 @@ def train(args, procs) -> int:
         if len(epochs) > 1:
             more["tinygsm_share"] = float((source[numbers] == 1).mean())
         training.record_step(
-            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=norm,
+            run, outcome, lr=args.learning_rate * multiplier,
             seconds=seconds, tokens=tokens, flops=flops,
             epoch=step * per_step / n_conversations, **more)
         if procs.is_main and training.is_due(args.sample_every, step):
@@ -464,7 +463,7 @@ def train(args, procs) -> int:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    with contextlib.closing(processes.start_processes(args.device)) as procs:
+    with processes.start_processes(args.device) as procs:
         with estimate.naming("micro_batch_size", args):
             return train(args, procs)
 

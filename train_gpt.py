@@ -131,9 +131,9 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_args(argv=None) -> argparse.Namespace:
     """Flags, checked, with derived values filled in. --config, or the run being resumed, supplies the defaults."""
     parser = build_parser()
-    before = resume.take_defaults(parser, argv)
+    config = resume.take_defaults(parser, argv)
     presets.take(parser, argv)
-    start = config_of_start(parser, argv, before)
+    start = config_of_start(parser, argv, config)
     shape = {name: start[name] for name in SHAPE if name in start} | memory_settings.flags_of(start)
     parser.set_defaults(**shape)
     args = parser.parse_args(argv)
@@ -163,14 +163,14 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def config_of_start(parser, argv, before: dict | None) -> dict:
-    """The configuration of the model that --init_from names; {} without one. A run that already has checkpoints
-    no longer needs the model it started from: its own config.json has the shape."""
+def config_of_start(parser, argv, config: dict | None) -> dict:
+    """The configuration of the model that --init_from names; {} without one. A run that already has checkpoints no
+    longer needs the model it started from: its own config.json has the shape. config: see resume.take_defaults."""
     args, _ = parser.parse_known_args(argv)
     if not args.init_from:
         return {}
-    if args.resume and before is not None and runs.list_checkpoints(args.out_dir):
-        return before.get("model", {})
+    if args.resume and config is not None and runs.list_checkpoints(args.out_dir):
+        return config.get("model", {})
     try:
         folder, _, _ = runs.resolve_checkpoint(args.init_from, flag="--init_from")
         return GPT.load_config(folder).to_dict()
@@ -255,10 +255,10 @@ def load_items(args, benchmark, meta: dict, procs) -> tuple[list[dict], dict]:
     return items, benchmarks.name_items(benchmark, items, source, skipped)
 
 
-def build_model(args, before: dict | None, device) -> tuple[GPT, dict | None]:
+def build_model(args, resumed: dict | None, device) -> tuple[GPT, dict | None]:
     """(the model, what config.json records of --init_from)."""
-    if args.init_from and before is not None and runs.list_checkpoints(args.out_dir):
-        return GPT(GPTConfig.from_dict(before["model"]), seed=None).to(device), before.get("init")
+    if args.init_from and resumed is not None and runs.list_checkpoints(args.out_dir):
+        return GPT(GPTConfig.from_dict(resumed["model"]), seed=None).to(device), resumed.get("init")
     if args.init_from:
         folder, _, _ = runs.resolve_checkpoint(args.init_from, flag="--init_from")
         init = {"checkpoint": str(folder), "sha256": disk.sha256_file(folder / "model.safetensors")}
@@ -351,20 +351,19 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # processes
     device = procs.device
-    training.prepare_machine(args, device)
-    sizes, is_fitted = micro_batch_sizes(args, procs.world_size), not args.micro_batch_size
-    if is_fitted:
+    training.prepare_machine(args, device, masks=args.memory != "none")
+    sizes, fits_rows = micro_batch_sizes(args, procs.world_size), not args.micro_batch_size
+    if fits_rows:
         args.micro_batch_size = min(procs.gather(estimate.guess_rows(args, device, sizes)))
     sequences_per_step = count_sequences(args, procs.world_size)
     tokens_per_step = args.total_batch_tokens
     schedule = optim.schedule_settings(args)
-    optim.lr_multiplier(0, **schedule)  # refuses a bad schedule before anything is written
     args.out_dir = procs.broadcast(args.out_dir)  # its date may differ at midnight
-    if procs.on_main(lambda: training.is_finished(args, build_parser(), "--init_from")):
+    if procs.on_main(lambda: training.nothing_to_do(args, build_parser(), "--init_from")):
         return 0
     if not args.dry_run:
         procs.hold(args.out_dir)
-    before = procs.on_main(lambda: training.config_before(args))
+    resumed = procs.on_main(lambda: training.resumed_config(args))
     if args.results_csv:
         procs.on_main(lambda: results.check_table(args.results_csv))
 
@@ -386,14 +385,14 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
 
     # ------------------------------------------------------------------------------------------------------------------
     # model and optimizer
-    model, init = build_model(args, before, device)
+    model, init = build_model(args, resumed, device)
     memory_settings.check_rows(model.config, args.seq_len)
-    autocast = precision.choose(args, procs, model, args.micro_batch_size * args.seq_len, before)
+    autocast = precision.choose(args, procs, model, args.micro_batch_size * args.seq_len, resumed)
     reducer = gradients.Reducer(procs, model)
     model.train()
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    forward = training.compiled(args, model, model, procs.world_size)
+    forward = training.compile_training(args, model, model, procs.world_size)
     vars(args).update(memory_settings.flags_of(model.config.to_dict()))  # as the model was built
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_per_step = flops_per_token * tokens_per_step
@@ -409,10 +408,10 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     # what it will cost, from one micro-step, which leaves no trace
     scored = {name: estimate.tokens_of(examples) for name, (_, examples, _) in items.items()}
     scored["val"] = val_loss.count_tokens(val, args)
-    row = torch.from_numpy(files.slice(0, args.seq_len + 1).astype(np.int64))
-    micro_step = lambda rows: compute_gradients(row.repeat(rows, 1))
+    sequence = torch.from_numpy(files.slice(0, args.seq_len + 1).astype(np.int64))
+    micro_step = lambda rows: compute_gradients(sequence.repeat(rows, 1))
     compiling = 0.0
-    if is_fitted:
+    if fits_rows:
         args.micro_batch_size, compiling = estimate.fit_rows(procs, micro_step, model, args.micro_batch_size, sizes)
     args.eval_batch_size = val_loss.rows_per_pass(args, device)
     pace, costs = training.look_ahead(
@@ -449,17 +448,19 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     for name in items:
         same[f"items of {name}"] = ("benchmarks", name, "sha256")
     run = training.Run("train_gpt.py", args, procs, record, model, optimizers, autocast, pace)
-    training.open_run(run, before, same, build_parser())
-    row = {**results.first_row(run), **results.place_of(run.folder, args.results_csv, record["started"])}
-    row |= {f"{split}_content_sha256": content for split, content in record["content_sha256"].items()}
-    row = until_end.enter_context(results.following(args.results_csv, row, procs.is_main, run.log))
+    training.open_run(run, resumed, same, build_parser())
+    result = results.first_row(run)
+    result |= results.place_of(run.folder, args.results_csv, record["started"])
+    result |= {f"{split}_content_sha256": content for split, content in record["content_sha256"].items()}
+    result = until_end.enter_context(results.following(args.results_csv, result, procs.is_main, run.log))
     state = run.state
     # checkpoints of older versions do not hold these
     state.tokens_seen = state.trained_seen = state.step * tokens_per_step
     state.flops = state.step * flops_per_step
     last_step = args.max_train_steps
-    run.log(f"data {args.data_dir} | {files.source} | {files.n_tokens:,} tokens | {n_sequences:,} sequences of "
-            f"{args.seq_len} | this run reads {unique_tokens:,} unique tokens, {epochs:.3f} epochs")
+    run.log(f"data {args.data_dir} | {files.source} | {files.n_tokens:,} tokens | "
+            f"{n_sequences:,} sequences of {args.seq_len} | "
+            f"this run reads {unique_tokens:,} unique tokens, {epochs:.3f} epochs")
     run.log(f"{last_step} steps x {tokens_per_step:,} tokens = {last_step * tokens_per_step:,} | "
             f"{args.schedule}, warmup {args.warmup_iters} | {last_step * flops_per_step:.3e} FLOPs")
     cadence = ", ".join(f"{name} {steps or 'off'}" for name, steps in every.items())
@@ -477,10 +478,11 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         data_order=args.data_order, rank=procs.rank, world_size=procs.world_size,
         start_step=state.step, stop_step=last_step, num_workers=args.num_workers,
         pin_memory=device.type == "cuda")
+    batches.start()
     probe = probe_rows(args, files, val)
-    if model.writes and state.step == 0:
+    if model.writes and state.step == 0:  # the evaluation at step 0 reads it; a checkpoint holds it
         model.teach_factor.fill_(memory_settings.teach_factor(args, 0))
-    if not args.eval_every and state.step == 0:
+    if not args.eval_every and state.step == 0:  # evaluations record it, where there are any
         record_mechanism(run, probe)
     evaluations = plan_evaluations(run, val, probe, items)
     training.evaluate(run, evaluations)
@@ -498,23 +500,24 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
             loss += compute_gradients(tokens)
         grad_norm = reducer.finish()
         gradients.clip_and_step(optimizers, grad_norm, args.grad_clip)
-        loss, norm, stopped, checksum = training.read_step(procs, loss, grad_norm, run.stop, batch["checksum"])
+        outcome = training.read_step(run, loss, grad_norm, batch["checksum"])
+        stopped = outcome.stopped
         first = state.step * sequences_per_step  # of the step's entries in the data order
         training.refuse_non_finite(
-            run, loss, norm, f"entries {first}..{first + sequences_per_step - 1} of the data "
+            run, outcome, f"entries {first}..{first + sequences_per_step - 1} of the data "
             f"order (sequences {batch['sequences'][:4].tolist()}... on rank {procs.rank})")
         seconds = training.finish_step(run, started, tokens_per_step, tokens_per_step, flops_per_step)
 
         # records
         step = state.step
-        first += batches.offset
+        own = first + batches.offset
         run.exposures.write(
             step=step, rank=procs.rank, seed=args.seed,
-            epochs=sorted(set(batch["epochs"].tolist())), entries=[first, first + batches.share],
-            checksum=f"{checksum:016x}", rank_checksum=f"{batch['checksum']:016x}")
+            epochs=sorted(set(batch["epochs"].tolist())), entries=[own, own + batches.share],
+            checksum=f"{outcome.checksum:016x}", rank_checksum=f"{batch['checksum']:016x}")
         training.record_step(
-            run, lr=args.learning_rate * multiplier, loss=loss, grad_norm=norm,
-            seconds=seconds, tokens=tokens_per_step, flops=flops_per_step,
+            run, outcome, lr=args.learning_rate * multiplier, seconds=seconds,
+            tokens=tokens_per_step, flops=flops_per_step,
             epoch=step * sequences_per_step / n_sequences)
         if procs.is_main and training.is_due(args.sample_every, step):
             print_samples(run)
@@ -534,13 +537,13 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     run.close()
     if not training.is_complete(run):
         training.leave(run)
-        row["status"] = "stopped"
+        result["status"] = "stopped"
     elif procs.is_main:
         summary = summarise(run)
-        row |= summary["results_row"] | {"status": "finished"}
+        result |= summary["results_row"] | {"status": "finished"}
         if args.results_csv:
             try:
-                results.append_result(args.results_csv, row)
+                results.append_result(args.results_csv, result)
             except (OSError, ValueError) as error:
                 summary["warnings"].append(f"the run's row, results_row of summary.json, was not added: {error}")
         training.write_summary(run, summary)
@@ -549,7 +552,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    with contextlib.closing(processes.start_processes(args.device)) as procs:
+    with processes.start_processes(args.device) as procs:
         sizes = micro_batch_sizes(args, procs.world_size)
         with estimate.naming("micro_batch_size", args, sizes), contextlib.ExitStack() as until_end:
             return train(args, procs, until_end)

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from lab import flags, parts, processes  # noqa: E402
-from lab.token_files import check  # noqa: E402
+from lab.token_files import require  # noqa: E402
 
 EXECUTORS = ("local", "slurm", "ray")
 
@@ -84,9 +84,10 @@ def main() -> None:
     add("--logging_dir", default="logs/parts", help="logs and statistics of datatrove (default: logs/parts)")
     parser.add_argument("prepare", nargs="+", help="flags of prepare_fineweb.py, after --")
     args = parser.parse_args()
-    check(args.tasks > 0 and args.workers >= 0 and args.cpus_per_task > 0, "--tasks and --cpus_per_task are 1 or more",
-          "pass others, and --workers 0 for all at once")
-    check(args.executor != "slurm" or args.partition, "--executor slurm needs --partition", "sinfo lists them")
+    enough = args.tasks > 0 and args.workers >= 0 and args.cpus_per_task > 0
+    require(enough, "--tasks and --cpus_per_task are 1 or more",
+            "pass others, and --workers 0 for all at once")
+    require(args.executor != "slurm" or args.partition, "--executor slurm needs --partition", "sinfo lists them")
     check_prepare(args.prepare)
     executor = executor_of(args)
     try:
@@ -101,7 +102,7 @@ def check_prepare(words: list[str]) -> None:
     import prepare_fineweb
 
     parser = flags.Parser(prog="prepare_fineweb.py")
-    prepare_fineweb.add_source_arguments(parser)
+    prepare_fineweb.add_shared_arguments(parser)
     prepare_args = parser.parse_args([*words, "--part", "0/1"])
     parts.check_arguments(prepare_args)
 

@@ -86,7 +86,8 @@ every() { echo $((steps / $1 > 0 ? steps / $1 : 1)); } # steps between so many o
 out="$root/$arms"
 mkdir -p "$out"
 case "$arms-$tokens" in
-    gates-* | *-?*) suffix="_$need" target="--target_tokens $((need + need / 33))" ;; # packing, products change the count
+    # gates, or TOKENS given: a part of the sample; 3 % to spare, as packing and products change the count
+    gates-* | *-?*) suffix="_$need" target="--target_tokens $((need + need / 33))" ;;
     *) suffix="" target="" ;; # the whole sample
 esac
 [ -z "$small" ] || target="--target_tokens $((need + need / 2)) --val_fraction 0.1"
@@ -122,7 +123,7 @@ if [ -z "$small$launcher" ] && [ "${DEVICE:-}" != cpu ]; then
     [ "$gpus" -lt 2 ] || launcher="$PYTHON -m torch.distributed.run --standalone --nproc_per_node=$gpus"
 fi
 
-# in the background, so that a signal to this script alone reaches what runs by the trap
+# each command runs in the background: bash then handles a signal at once, and the trap passes it on
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 run() { "$@" & wait $!; }
 

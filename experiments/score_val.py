@@ -57,11 +57,8 @@ def main(argv=None):
     args = p.parse_args(argv)
     try:
         check_out(args.out)
-        procs = processes.start_processes("auto")
-        try:
+        with processes.start_processes("auto") as procs:
             record = score(args, procs)
-        finally:
-            procs.close()
     except (ValueError, OSError) as error:
         sys.exit(f"score_val.py: {error}")
     line, fault = json.dumps(record), ""

@@ -124,13 +124,13 @@ def stop(children) -> None:
         child.wait()
 
 
-def closing_table(commands: dict, seconds: dict[Path, float], failed: dict[Path, str]) -> str:
-    """A line per run: its name, what it came to, its seconds in this sweep, its last loss or last words."""
-    rows = [("run", "state", "time", "last words")]
+def closing_table(commands: dict, seconds: dict[Path, float], failed: dict[Path, tuple]) -> str:
+    """A line per run: its name, what it came to, its seconds in this sweep, its last loss or why it failed."""
+    rows = [("run", "state", "time", "result")]
     for folder in commands:
         state, words = "not started", ""
         if folder in failed:
-            state, words = "failed", failed[folder]
+            state, words = "failed", "status {}: {}".format(*failed[folder])
         elif is_finished(folder):
             state, words = "finished", final_loss(folder)
         elif folder in seconds:
@@ -167,7 +167,7 @@ def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False, 
     running: dict[Path, subprocess.Popen] = {}
     started: dict[Path, float] = {}
     seconds: dict[Path, float] = {}
-    failed: dict[Path, str] = {}  # with their last words
+    failed: dict[Path, tuple[int, str]] = {}  # status, last line of the output
     try:
         while running or waiting:
             if interrupted:
@@ -192,7 +192,7 @@ def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False, 
                     tqdm.write(f"{folder.name}: interrupted")
                 else:
                     tqdm.write("\n".join(output[-LAST_WORDS:]))
-                    failed[folder] = f"status {status}: {output[-1][:100]}"
+                    failed[folder] = status, output[-1][:100]
             if interrupted:
                 break
             time.sleep(POLL_SECONDS)
@@ -203,9 +203,9 @@ def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False, 
             return 130
         if failed:
             faults = []
-            for folder, words in failed.items():
-                status = words.partition(":")[0]
-                faults.append(f"{folder.name} ended with {status}, unfinished (its output is in {log_of(folder)})")
+            for folder, (status, _) in failed.items():
+                faults.append(f"{folder.name} ended with status {status}, unfinished (its output is in "
+                              f"{log_of(folder)})")
             raise ValueError(f"{'; '.join(faults)}: repair it and start the sweep again.")
         return 0
     finally:

@@ -8,7 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from lab.loss import trains_on_cpu
+from lab.precision import trains_on_cpu
 
 # 1/2 (1 + tanh(w / 2)) is the logistic function of w, so that the GELU with a tanh (Hendrycks and Gimpel 2016,
 # arXiv:1606.08415, section 2) is x logistic(w) with w = SLOPE (x + CUBIC x^3).

@@ -8,7 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from lab.loss import product_dtype, trains_on_cpu
+from lab.precision import product_dtype, trains_on_cpu
 
 # Queries at a time. Of 64, 128 and 256, the best at 256 tokens; at 1,024 tokens 256 are as fast (measured as
 # experiments/bench/kernels.py does).
@@ -31,7 +31,7 @@ def blocks(T: int) -> list[tuple[int, int]]:
 
 
 def by_head(x) -> torch.Tensor:
-    """x (B, H, T, dh) as (B H, T, dh), contiguous: what torch copies of it for each product then is whole rows."""
+    """x (B, H, T, dh) as (B H, T, dh), contiguous, so that the copy torch makes for each product is of whole rows."""
     return x.reshape(-1, *x.shape[-2:]).contiguous()
 
 
@@ -53,8 +53,8 @@ def future_keys(dtype) -> torch.Tensor:
 class BlockAttention(torch.autograd.Function):
     """A block of queries at a time, as matrix products. Gradients of keys and values are summed in float32.
 
-    The keys and values that a block sees are copied first: a product with a part of them, transposed, takes 1.3 to 1.9
-    times as long as with whole ones (measured, 24 x 256 x 64 and 12 x 1,024 x 128)."""
+    A part of the keys or values is copied before a product with its transpose, which otherwise takes 1.3 to 1.9 times
+    as long (measured, 24 x 256 x 64 and 12 x 1,024 x 128)."""
 
     @staticmethod
     def forward(ctx, q, k, v):

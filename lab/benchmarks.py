@@ -493,11 +493,8 @@ def main(benchmark, argv=None) -> int:
         parser.add_argument(f"--{option}", **settings)
     args = parse_counts(parser, argv, batch_size=0)
     flags.accept()
-    procs = processes.start_processes(args.device)
-    try:
+    with processes.start_processes(args.device) as procs:
         examine(benchmark, args, procs)
-    finally:
-        procs.close()
     return 0
 
 

@@ -23,11 +23,11 @@ class Context(NamedTuple):
 
     rope: tuple | None = None  # cos, sin of the positions of x
     attend: Callable = causal_attention  # q (B, H, R, dh), k and v (B, H, T, dh) -> (B, H, R, dh)
-    rows: torch.Tensor | None = None  # (R,) int64: the positions wanted of the result; None: all
+    only: torch.Tensor | None = None  # (R,) int64: the positions whose output is wanted; None: all
     fast: memory.LayerMemory | None = None  # what this block's memory holds; None: nothing, nothing is written
 
     def wanted(self, x, dim=1):
-        return x if self.rows is None else x.index_select(dim, self.rows)
+        return x if self.only is None else x.index_select(dim, self.only)
 
     def attention(self, *qkv):
         """attend, with heads behind positions: (B, T, H, dh)."""
@@ -78,7 +78,7 @@ def compile_blocks(model) -> None:
             _dynamo.maybe_mark_dynamic(keys_or_values, 2)
         return compiled(block, x, rope, past, *more)
 
-    model.run_block = run
+    model.chunk_block = run
 
 
 class Reading:
@@ -91,7 +91,7 @@ class Reading:
         self.model, self.train, self.alter, self.dynamic = model, train, alter, dynamic
         self.run = run_block
         if train:
-            self.run = model.run_block
+            self.run = model.chunk_block
         self.position = 0  # tokens read, within the window
         self.past = {}  # {block: (keys, values)}, each (B, H, position, dh)
         self.layers = {}  # {block: LayerMemory}

@@ -109,14 +109,28 @@ class StepLoader:
         checksum = token_checksum(array, self.offset)
         return {"step": step, "tokens": tokens, "sequences": sequences, "epochs": epochs, "checksum": checksum}
 
+    def start(self) -> None:
+        """Waits for the first batch, so that no step's time holds the making of the epoch's order, which takes 3 s for
+        10 million sequences (measured). Without threads, for the order alone."""
+        if self.step >= self._stop_step:
+            return
+        if self._pool is None:
+            self.positions(self.step)
+            return
+        self._read_ahead()
+        self._ahead[0].result()
+
+    def _read_ahead(self) -> None:
+        while len(self._ahead) < self._depth and self._next_submitted < self._stop_step:
+            self._ahead.append(self._pool.submit(self.read_step, self._next_submitted))
+            self._next_submitted += 1
+
     def next_step(self) -> dict:
         """The next step's batch; reading goes on in the background."""
         step, self.step = self.step, self.step + 1
         if self._pool is None:
             return self.read_step(step)
-        while len(self._ahead) < self._depth and self._next_submitted < self._stop_step:
-            self._ahead.append(self._pool.submit(self.read_step, self._next_submitted))
-            self._next_submitted += 1
+        self._read_ahead()
         return self._ahead.popleft().result()
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """estimate.py owns what a run will cost: one measured micro-step, time and memory and disk, the time that is left.
 
-    cost = estimate.measure(micro_step, update, rows=8, device=device)      # the model is as it was before
+    cost = estimate.measure(micro_step, update, model, optimizers, rows=8, device=device)   # leaves no trace
     pace = estimate.Pace(last_step, {"val": 250}, guesses=guesses)          # guesses: seconds of what was not seen yet
     pace.mark("step"); pace.mark("val")                                     # at the end of each
     pace.seconds_left(step)

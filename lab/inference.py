@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from lab import chunks, kernels, memory, memory_settings, trees
 from lab.attention import causal_attention
 from lab.log_probs import PACK_ROWS, head_log_probs, packed_weights
-from lab.loss import product_dtype
+from lab.precision import product_dtype
 from lab.processes import to_device
 from lab.schema import check
 from model import Context, seeded_generator

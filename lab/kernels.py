@@ -1,7 +1,10 @@
-"""kernels.py owns which of a GPU's kernels are used where torch's own choice is wrong for us. A CPU's stay as they are.
+"""kernels.py owns which of a GPU's kernels are used where torch's own choice is wrong for us. Without
+--deterministic a CPU's stay as they are.
 
     with kernels.for_many_shapes(): ...          # both also as decorators of functions
     with kernels.allow_nondeterministic(): ...
+    kernels.make_deterministic(device)           # --deterministic
+    kernels.avoid_cudnn()                        # where rows have a mask
 """
 
 import contextlib
@@ -17,6 +20,12 @@ def for_many_shapes():
     In training, with one shape, it is the faster one."""
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         yield
+
+
+def avoid_cudnn() -> None:
+    """From now on, attention by any kernel but cuDNN's: with a mask its backward pass gives NaN at some lengths, on
+    torch 2.11 and later (pytorch's issue 196678). Where no mask is passed it is right, and the faster one."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def make_deterministic(device: torch.device) -> None:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
-from lab.loss import CHUNK_ROWS, mask_logits, product_dtype, workspace, write_logits
+from lab.loss import CHUNK_ROWS, mask_logits, workspace, write_logits
+from lab.precision import product_dtype
 from lab.processes import to_device
 from model import Linear, packed_linear
 

@@ -285,9 +285,6 @@ def main(prog: str, doc: str, commands: dict, argv=None) -> int:
         parser.error(f"{command or 'no command'}: give one of {', '.join(commands)} first.")
     parse, run = commands[command]
     args = parse(argv[1:])
-    procs = processes.start_processes(args.device)
-    try:
+    with processes.start_processes(args.device) as procs:
         run(args, procs)
-    finally:
-        procs.close()
     return 0

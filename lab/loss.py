@@ -8,6 +8,8 @@ import threading
 
 import torch
 
+from lab.precision import product_dtype
+
 IGNORE = -100  # a target that is not scored, as in F.cross_entropy
 # Rows of logits alive at once. CPU: 1.41, 1.31, 1.29, 1.27 CPU-s for 128, 256, 512, 1024 of them (measured, 1 thread,
 # 1,024 rows, V 50304, C 384; torch 2.13's F.linear_cross_entropy: 8.3). CUDA: (assumption).
@@ -19,17 +21,6 @@ SOFTMAX_ROWS = 16
 # logits' gradients in the cache, where the first has left them (timed in experiments/bench/kernels.py).
 IDS_AT_ONCE = 2048
 _local = threading.local()
-
-
-def product_dtype(x) -> torch.dtype:
-    """That of matrix products with x: the autocast's where one is open, otherwise x's own."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def trains_on_cpu(x) -> bool:
-    """Whether a gradient of x is wanted, on a CPU and kernel by kernel."""
-    return x.is_cpu and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def workspace(rows: int, cols: int, device: torch.device) -> torch.Tensor:
@@ -117,12 +108,13 @@ def _softmax_in_cache(x, weight, targets, masked_ranges, with_grad):
     return _nll_of(p, x, weight, targets, masked_ranges), products
 
 
-def softmax_nll(logits, targets, masked_ranges):
-    """The NLL (R,) fp32 of targets (R, 1) under logits (R, V)."""
-    return softmax_grad(logits, targets, masked_ranges)[0]
+def traced_nll(logits, targets, masked_ranges):
+    """The NLL (R,) fp32 of targets (R, 1) under logits (R, V). Written for torch.compile, which leaves out the gradient
+    that is not used."""
+    return traced_grad(logits, targets, masked_ranges)[0]
 
 
-def softmax_grad(logits, targets, masked_ranges):
+def traced_grad(logits, targets, masked_ranges):
     """The same, and the gradient of its sum in the logits, in their dtype."""
     ids, z = torch.arange(logits.size(1), device=logits.device), logits.float()
     for first, last in masked_ranges:
@@ -132,11 +124,11 @@ def softmax_grad(logits, targets, masked_ranges):
     return nll, ((z - log_sum).exp() - is_target.float()).to(logits.dtype)
 
 
-compiled = {}  # device -> {function: it, compiled}, after compile_softmax
+compiled_softmax = {}  # device -> {function: it, compiled}, after compile_softmax
 
 
 def compile_softmax(device="cuda") -> None:
-    """From now on softmax_grad and softmax_nll, a compiled graph each, read the logits on such a device: 3.1 GB are
+    """From now on traced_grad and traced_nll, a compiled graph each, read the logits on such a device: 3.1 GB are
     read and written for the gradients of 10,240 rows of 50,432 bfloat16 logits, where kernel by kernel it is 16 GB
     (counted). A CPU is slower with them."""
 
@@ -150,7 +142,7 @@ def compile_softmax(device="cuda") -> None:
 
         return run
 
-    compiled[device] = {function: compile_one(function) for function in (softmax_grad, softmax_nll)}
+    compiled_softmax[device] = {function: compile_one(function) for function in (traced_grad, traced_nll)}
 
 
 def head_backward(
@@ -185,24 +177,26 @@ def _add_product(total, a, b, is_first):
 def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype, with_weight=True):
     """nll (N,) fp32, 0 where ignored, and the gradients (N, C) and, with_weight, (V, C) of sum(row_weight * nll).
 
-    x (N, C), weight (V, C), targets (N,) with IGNORE allowed, row_weight (N,) fp32; None: the gradients mean nothing.
-    Products in `dtype`, softmax in fp32."""
+    x (N, C), weight (V, C), targets (N,) with IGNORE allowed, row_weight (N,) fp32; None: no gradients are formed, and
+    None stands for both. Products in `dtype`, softmax in fp32."""
     N, w = len(x), weight.to(dtype)
     nll = torch.empty(N, device=x.device)
     if not N:
         return nll, torch.zeros_like(x), torch.zeros_like(weight)
+    if row_weight is not None:  # an ignored row has no gradient, whatever comes in
+        row_weight = row_weight.masked_fill(targets == IGNORE, 0.0)
     chunk = min(N, CHUNK_ROWS.get(x.device.type, CHUNK_ROWS["cuda"]))
-    fused = compiled.get(x.device.type)
-    grad_x = torch.empty_like(x)
+    fused = compiled_softmax.get(x.device.type)
+    grad_x = torch.empty_like(x) if row_weight is not None else None
     grad_w = torch.empty_like(weight) if with_weight and row_weight is not None else None
     for start in range(0, N, chunk):
         rows = slice(start, start + chunk)
         x_rows = x[rows].to(dtype)
         target = targets[rows].clamp(min=0).unsqueeze(1)
         if fused and row_weight is None:
-            nll[rows] = fused[softmax_nll](x_rows @ w.t(), target, masked_ranges)
+            nll[rows] = fused[traced_nll](x_rows @ w.t(), target, masked_ranges)
         elif fused:
-            nll[rows], dlogits = fused[softmax_grad](x_rows @ w.t(), target, masked_ranges)
+            nll[rows], dlogits = fused[traced_grad](x_rows @ w.t(), target, masked_ranges)
         else:
             nll[rows], dlogits = _softmax_rows(x_rows, w, target, masked_ranges, row_weight is not None)
         if row_weight is None:
@@ -281,7 +275,8 @@ class _TokenNll(torch.autograd.Function):
 @torch.compiler.disable
 def token_nll(x, weight, targets, masked_ranges=()) -> torch.Tensor:
     """-log p (N,) fp32 of targets (N,) int64 after x (N, C), differentiable in x and weight (V, C), for objectives that
-    are no sum of it. Costs one head product more than chunked_cross_entropy."""
+    are no sum of it; 0 and without gradient where the target is IGNORE. Costs one head product more than
+    chunked_cross_entropy."""
     dtype = product_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         return _TokenNll.apply(x, weight, targets, masked_ranges, dtype)

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from lab import precision
+
 
 def check_known(what: str, name: str, table: dict) -> None:
     if name not in table:
@@ -43,7 +45,7 @@ SCALES = {
 
 
 def newton_schulz(x, steps=5, coefficients=(3.4445, -4.7750, 2.0315), eps=1e-7):
-    """Orthogonalises every matrix of x (batch, rows ≤ cols) in x's dtype; returns another tensor and overwrites x.
+    """Orthogonalises every matrix of x (batch, rows ≤ cols) in x's dtype. Overwrites x; returns it, or another.
 
     The singular values end in about [0.7, 1.2], not at 1: the coefficients maximise the slope at 0 (Jordan 2024)."""
     a, b, c = coefficients
@@ -60,8 +62,9 @@ def newton_schulz(x, steps=5, coefficients=(3.4445, -4.7750, 2.0315), eps=1e-7):
 
 
 def newton_schulz_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on a GPU that has it in hardware; fp32 elsewhere (emulated bf16 is 4 times slower on a CPU, measured)."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    """bf16 on a GPU that has it in hardware, fp32 elsewhere: emulated on a CPU it is 4 times slower (measured), and a
+    CPU's own is untried."""
+    if device.type == "cuda" and precision.multiplies_bfloat16(device):
         return torch.bfloat16
     return torch.float32
 
@@ -193,10 +196,10 @@ def is_block_matrix(name: str, p) -> bool:
 
 def muon_and_adamw(params: dict, rank, world_size, *, takes, learning_rate, muon_lr=None,
                    muon_scale="sqrt_max", muon_momentum=0.95, muon_weight_decay=0.0, **adamw_settings) -> list:
-    """Muon on the parameters that takes(name, parameter) picks, AdamW on the rest. muon_lr=None is 0.1 learning_rate,
-    meant for muon_scale="sqrt_max"."""
+    """Muon on the parameters that takes(name, parameter) picks, AdamW on the rest. muon_lr=None: MUON_SHARE of
+    learning_rate."""
     if muon_lr is None:
-        muon_lr = 0.1 * learning_rate
+        muon_lr = MUON_SHARE * learning_rate
     matrices, qkv, rest = [], [], {}
     for name, p in params.items():
         if not takes(name, p):
@@ -230,8 +233,9 @@ ADAMW_FLAGS = {
     "--beta1": dict(type=float, default=0.9, help="AdamW (default %(default)s)"),
     "--beta2": dict(type=float, default=0.95, help="AdamW (default %(default)s)"),
 }
+MUON_SHARE = 0.1  # of AdamW's learning rate; meant for --muon_scale sqrt_max
 MUON_FLAGS = ADAMW_FLAGS | {
-    "--muon_lr": dict(type=float, default=0.0, help="Muon's peak (0 = 0.1 x --learning_rate)"),
+    "--muon_lr": dict(type=float, default=0.0, help=f"Muon's peak (0 = {MUON_SHARE} x --learning_rate)"),
     "--muon_scale": dict(choices=SCALES, default="sqrt_max",
                        help="update scale by the matrix's shape (default %(default)s, as document 003)"),
 }
@@ -286,11 +290,8 @@ SCHEDULES = {
 }
 
 
-def lr_multiplier(step, *, schedule="cosine", max_steps, warmup=0, warmdown=0, decay_frac=0.0) -> float:
-    """The factor on every initial_lr at optimizer step `step`, counted from 0; constant from max_steps on.
-
-    In warmup it is (step + 1) / warmup, so the first step already moves (build-nanogpt); then SCHEDULES[schedule].
-    ValueError if warmup + warmdown > max_steps (steps), or decay_frac is not in [0, 1]."""
+def check_schedule(schedule, max_steps, warmup, warmdown, decay_frac) -> None:
+    """ValueError if warmup + warmdown > max_steps (steps), or decay_frac is not in [0, 1]."""
     check_known("schedule", schedule, SCHEDULES)
     if warmup < 0 or warmdown < 0 or warmup + warmdown > max_steps:
         raise ValueError(f"warmup {warmup} + warmdown {warmdown} do not fit into {max_steps} steps: "
@@ -298,6 +299,14 @@ def lr_multiplier(step, *, schedule="cosine", max_steps, warmup=0, warmdown=0, d
     if not 0 <= decay_frac <= 1:
         raise ValueError(f"the learning rate cannot decay to {decay_frac} of itself: "
                          "give --learning_rate_decay_frac between 0 and 1.")
+
+
+def lr_multiplier(step, *, schedule="cosine", max_steps, warmup=0, warmdown=0, decay_frac=0.0) -> float:
+    """The factor on every initial_lr at optimizer step `step`, counted from 0; constant from max_steps on.
+
+    In warmup it is (step + 1) / warmup, so the first step already moves (build-nanogpt); then SCHEDULES[schedule].
+    ValueError: see check_schedule."""
+    check_schedule(schedule, max_steps, warmup, warmdown, decay_frac)
     if step < warmup:
         return (step + 1) / warmup
     step = min(step, max_steps)
@@ -351,7 +360,7 @@ def add_arguments(group, *, longest_warmup: int, **defaults) -> None:
 
 def fill_in(args, longest_warmup: int) -> None:
     """Values of flags that derive from others: config.json records what the run used."""
-    args.muon_lr = args.muon_lr or 0.1 * args.learning_rate
+    args.muon_lr = args.muon_lr or MUON_SHARE * args.learning_rate
     if args.warmup_iters < 0:
         args.warmup_iters = min(longest_warmup, args.max_train_steps // 25)
 
@@ -363,9 +372,11 @@ def settings(args) -> dict:
 
 
 def schedule_settings(args) -> dict:
-    """What lr_multiplier takes from the flags."""
-    return {"schedule": args.schedule, "max_steps": args.max_train_steps, "warmup": args.warmup_iters,
-            "warmdown": args.warmdown_iters, "decay_frac": args.learning_rate_decay_frac}
+    """What lr_multiplier takes from the flags. ValueError: see check_schedule."""
+    settings = {"schedule": args.schedule, "max_steps": args.max_train_steps, "warmup": args.warmup_iters,
+                "warmdown": args.warmdown_iters, "decay_frac": args.learning_rate_decay_frac}
+    check_schedule(**settings)
+    return settings
 
 
 def unused_flags(args) -> list[str]:

@@ -36,7 +36,7 @@ import numpy as np
 from lab import disk, processes, sources, terminal, tokenizing
 from lab.files import first_line, listed
 from lab.schema import ANY_NAME, ANYTHING, COUNT, TEXT, misfit
-from lab.token_files import check
+from lab.token_files import require
 from lab.tokenizer import tokenizer_hash
 from lab.tokenizing import Tokenized
 
@@ -83,16 +83,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check_arguments(args: argparse.Namespace) -> None:
     """ValueError, in one sentence, unless the flags of add_arguments go together and with the others."""
     if not (args.part or args.merge):
-        check(not args.parts_dir, "--parts_dir needs --part or --merge", "add one, or leave it out")
+        require(not args.parts_dir, "--parts_dir needs --part or --merge", "add one, or leave it out")
         return
     flag = "--merge"
     if args.part:
-        check(not args.merge, "--part and --merge are two steps", "pass one")
+        require(not args.merge, "--part and --merge are two steps", "pass one")
         flag, _ = "--part", share_of(args.part)
     is_made_up = args.dataset == ["synthetic"]
-    check(not is_made_up, f"--dataset synthetic has no files for {flag}", "leave it out")
+    require(not is_made_up, f"--dataset synthetic has no files for {flag}", "leave it out")
     fault = f"--max_shards takes shards of tokens, which need no {flag}"
-    check(args.max_shards is None, fault, "leave it out")
+    require(args.max_shards is None, fault, "leave it out")
 
 
 def share_of(part: str) -> tuple[int, int]:
@@ -102,7 +102,7 @@ def share_of(part: str) -> tuple[int, int]:
     if numbers:
         share = int(numbers[1]), int(numbers[2])
     remedy = "write i/n with i from 0 to n - 1, such as --part 0/8"
-    check(share[0] < share[1], f"--part {part} is no share", remedy)
+    require(share[0] < share[1], f"--part {part} is no share", remedy)
     return share
 
 
@@ -347,9 +347,9 @@ def check_parts(args: argparse.Namespace, source: sources.Source, guard) -> list
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             name = PART_NAMES.fullmatch(path.name)
-            check(not name or int(name[1]) < len(abouts),
-                  f"{path} is of no file: --dataset names {len(abouts):,}, counted from 0",
-                  "name the files the parts were made of, or delete it")
+            require(not name or int(name[1]) < len(abouts),
+                    f"{path} is of no file: --dataset names {len(abouts):,}, counted from 0",
+                    "name the files the parts were made of, or delete it")
     if None in abouts and not (args.target_tokens or args.max_docs):
         refuse_missing(args, source, abouts)
     return abouts

@@ -1,11 +1,12 @@
 """precision.py owns what a run forms its matrix products in: float32, or bfloat16 where the machine is faster with it.
 
-    autocast = precision.choose(args, procs, model, tokens, before)      # sets args.dtype
+    autocast = precision.choose(args, procs, model, tokens, resumed)     # sets args.dtype
     with autocast():
         loss = model(x, y)
-    autocast.why                                                         # one line for the log
+    run.log(str(autocast))                                               # one line: the dtype, and why
 
-Weights, gradients, softmax and sums are float32 in both.
+Weights, their gradients, the loss's softmax and sums over rows are float32 in both. In bfloat16, attention's scores and
+probabilities are rounded to it on a CPU, and Muon's Newton-Schulz is on a GPU.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from lab import processes
 
 # Parameters. Below, a step gains little: 0.75 to 2.1 times as fast, 2.3 to 2.8 above (measured, one AVX512-BF16 core)
 SMALLEST = 4_000_000
-CLEAR = 1.5  # products at least so much faster make a step clearly faster; there they are 2.7 to 8 times (measured)
-ROUNDS = 4
-ROWS = 256  # of the measured products; with at most so many FLOPs each, all together take up to 0.4 s
-FLOPS = 1e9
+CLEAR = 1.5  # lowest speed-up of the products for which bfloat16 is taken; where it pays, it is 2.7 to 8 (measured)
+ROUNDS = 4  # of the measurement, of which the best counts
+ROWS = 256  # at most, of the measured products
+FLOPS = 1e9  # about, at most, of one product; all rounds together take up to 0.4 s (measured)
 
 
 @dataclass
@@ -44,13 +45,13 @@ class Precision:
         return {name: value for name, value in asdict(self).items() if name != "device"}
 
 
-def choose(args, procs, model, tokens: int, before: dict | None) -> Precision:
+def choose(args, procs, model, tokens: int, resumed: dict | None) -> Precision:
     """What --dtype stands for, the same on all ranks; args.dtype becomes its name.
 
-    tokens: of a micro-step. before: config.json of the run that is resumed, which keeps what it began with."""
+    tokens: of a micro-step. resumed: config.json of the run that is resumed, which keeps what it began with."""
     kind, dtype, why, speedup = procs.device.type, args.dtype, "as --dtype or --config says", None
-    if before is not None and dtype in ("auto", before["flags"]["dtype"]):
-        dtype, why = before["flags"]["dtype"], "as the run began"
+    if resumed is not None and dtype in ("auto", resumed["flags"]["dtype"]):
+        dtype, why = resumed["flags"]["dtype"], "as the run began"
     if dtype == "auto":
         dtype, why, speedup = procs.on_main(lambda: fastest(procs.device, model, tokens))
     args.dtype = dtype
@@ -79,6 +80,17 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """That of matrix products with x: the autocast's where one is open, otherwise x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def trains_on_cpu(x: torch.Tensor) -> bool:
+    """Whether a gradient of x is wanted, on a CPU and kernel by kernel."""
+    return x.is_cpu and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def measure(n_embd: int, n_inner: int, tokens: int) -> float:

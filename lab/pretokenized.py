@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lab import retries, shards, sources, terminal, token_files
-from lab.token_files import TokenFile, check
+from lab.token_files import TokenFile, require
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from lab.tokenizing import Tokenized, between
 
@@ -29,17 +29,17 @@ BLOCK_TOKENS = 2**20  # handed on at once
 def check_arguments(args: argparse.Namespace) -> None:
     """ValueError for flags that need the text."""
     n = args.max_shards
-    check(n >= 0, f"--max_shards must be 0 or more, not {n}", "pass 0 for all")
+    require(n >= 0, f"--max_shards must be 0 or more, not {n}", "pass 0 for all")
     is_one = len(args.dataset) == 1
-    check(is_one, "--max_shards takes one --dataset", "name a folder or a dataset on the hub")
+    require(is_one, "--max_shards takes one --dataset", "name a folder or a dataset on the hub")
     refused = {
         "--condition mul_tokens": args.condition == "mul_tokens",
         "--decontaminate": args.decontaminate,
         "--holdout_by": args.holdout_by,
     }
     for flag, given in refused.items():
-        check(not given, f"{flag} needs text, and --max_shards takes tokens as they are",
-              "leave one out, or prepare the documents, as of HuggingFaceFW/fineweb")
+        require(not given, f"{flag} needs text, and --max_shards takes tokens as they are",
+                "leave one out, or prepare the documents, as of HuggingFaceFW/fineweb")
 
 
 def open_source(args: argparse.Namespace) -> sources.Source:
@@ -48,20 +48,20 @@ def open_source(args: argparse.Namespace) -> sources.Source:
     check_arguments(args)
     name = args.dataset[0]
     if sources.is_hub_name(name):
-        revision, paths = _in_one_go(lambda: _list_hub(name, args.revision))
+        revision, paths = _with_retries(lambda: _list_hub(name, args.revision))
         record = {"kind": "hub", "format": "llm.c", "revision": revision}
     else:
         remedy = "check its name, or drop --max_shards"
-        check(Path(name).is_dir(), f"--dataset {name} is no folder of shards", remedy, FileNotFoundError)
+        require(Path(name).is_dir(), f"--dataset {name} is no folder of shards", remedy, FileNotFoundError)
         paths = sorted(str(path) for path in Path(name).iterdir() if path.suffix == ".bin")
         record = {"kind": "local", "format": "llm.c"}
     val, train = ([path for path in paths if token_files.splits_of(Path(path)) == {split}]
                   for split in ("val", "train"))
     has = f"--dataset {name} has"
-    check(train, f"{has} no shards *train*.bin", "drop --max_shards to read its documents")
-    check(val or not args.val_shards, f"{has} no shard *val*.bin", "pass --val_shards 0")
+    require(train, f"{has} no shards *train*.bin", "drop --max_shards to read its documents")
+    require(val or not args.val_shards, f"{has} no shard *val*.bin", "pass --val_shards 0")
     n = args.max_shards or len(train)
-    check(n <= len(train), f"{has} {len(train):,} train shards, not --max_shards {n:,}", "lower it")
+    require(n <= len(train), f"{has} {len(train):,} train shards, not --max_shards {n:,}", "lower it")
     chosen = [*val, *train[:n]]
     if record["kind"] == "local":
         record["files"] = [sources.describe(path) for path in chosen]
@@ -71,7 +71,7 @@ def open_source(args: argparse.Namespace) -> sources.Source:
     return sources.Source("tokens", chosen, (name,), record, 0, stop, stop, {})
 
 
-def _in_one_go(request):
+def _with_retries(request):
     """What a request to the hub returns, tried again after a network error."""
     return next(retries.with_retries(lambda _: iter([request()]), 0, lambda _: 0))
 
@@ -93,10 +93,10 @@ def open_shard(source: sources.Source, path: str) -> TokenFile:
 
         name, revision = source.columns[0], source.record["revision"]
         download = huggingface_hub.hf_hub_download
-        local = Path(_in_one_go(lambda: download(name, path, repo_type="dataset", revision=revision)))
+        local = Path(_with_retries(lambda: download(name, path, repo_type="dataset", revision=revision)))
     layout = token_files.FILE_FORMATS["llm.c"](local)
     remedy = "get it again, or drop --max_shards to read documents"
-    check(layout, f"{local} does not begin with llm.c's header", remedy)
+    require(layout, f"{local} does not begin with llm.c's header", remedy)
     file = TokenFile(local, *layout)
     file.inspect(VOCAB_SIZE)
     file.verify(VOCAB_SIZE)
@@ -126,7 +126,7 @@ def _blocks(source: sources.Source) -> Iterator[tuple[np.ndarray, bool]]:
         if not begun:
             first = int(np.argmax(ids == BOS_ID))
             fault = f"{file.path} holds no {BOS_ID}, which begins each document"
-            check(ids[first] == BOS_ID, fault, "get it again")
+            require(ids[first] == BOS_ID, fault, "get it again")
             if first:
                 terminal.note(f"NOTE: {file.path.name} begins with {first:,} tokens of a document "
                               "whose beginning is not in this split: they are left out.")

@@ -165,6 +165,17 @@ class Processes:
 
             torch.distributed.destroy_process_group()
 
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        """Closes. A rank that fails alone does not take its leave of the others: with NCCL it would wait for them, as
+        they do for it, and never say why (pytorch's pull request 141510). torchrun ends them when it is gone."""
+        if error is None or isinstance(error, SharedError):
+            self.close()
+        else:
+            self.held.close()
+
 
 def spread(procs: Processes, items: list, work) -> list | None:
     """Results of an evaluation in the order of `items`, on every rank; each item is done by one rank.

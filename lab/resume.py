@@ -250,7 +250,7 @@ def misfit_of_optimizers(states, optimizers: list) -> str:
 
 
 def is_like(value, own) -> bool:
-    """Whether a setting of an optimizer has the type of its own: whole numbers, finite ones, or as many of them."""
+    """Whether a setting of an optimizer is of its own's type: a list as long, a finite number, or the same."""
     if isinstance(own, (list, tuple)):
         return type(value) is type(own) and len(value) == len(own) and all(map(is_like, value, own))
     if isinstance(own, float):

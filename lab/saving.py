@@ -35,8 +35,8 @@ class Saver:
         self.pending: Future | None = None  # on ranks that write nothing, too
 
     def begin(self, folder: Path, step: int, keep_last: int, model, optimizers, rng_states, state: dict) -> None:
-        """Finishes the save before, and begins this one. On CUDA, what fails is raised by finish()."""
-        self.finish()
+        """Begins a save; the one before must have been finished. On CUDA what fails is raised by finish(), elsewhere
+        here."""
         size = estimate.checkpoint_bytes(model, optimizers)
         is_cuda = self.procs.device.type == "cuda"
         states = [optimizer.state_dict() for optimizer in optimizers]
@@ -60,6 +60,10 @@ class Saver:
                 self.pool = ThreadPoolExecutor(1, thread_name_prefix="save")
                 self.procs.held.callback(self.pool.shutdown)  # before the run's folder is let go
             self.pending = self.pool.submit(save)
+
+    def is_done(self) -> bool:
+        """On rank 0: whether the save that was begun has been written, or has failed."""
+        return self.pending is not None and self.pending.done()
 
     def finish(self) -> str:
         """The path of the checkpoint that was begun, once it is whole; "" when there is none. ValueError when it could

@@ -29,7 +29,7 @@ import numpy as np
 
 from lab import disk, token_files, tokenizer
 from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, TEXT, misfit, read_json
-from lab.token_files import AGAIN, TokenFile, TokenFiles, check
+from lab.token_files import AGAIN, TokenFile, TokenFiles, require
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
 
 GPT2TokenizerWithMulFacts = tokenizer.GPT2TokenizerWithMulFacts  # document 002's names
@@ -110,12 +110,12 @@ class DatasetWriter:
         self.dir.mkdir(parents=True, exist_ok=True)
         names = sorted(path.name for path in self.dir.iterdir())
         if "meta.json" in names:
-            check(resume, f"{self.dir} already holds a finished dataset", "choose another, or delete it")
+            require(resume, f"{self.dir} already holds a finished dataset", "choose another, or delete it")
             self._refuse_other_settings(read_meta(self.dir).get("settings", {}))
             self._remove_progress()  # left by a kill after meta.json was written
             self.complete = True
         elif "progress.json" in names:
-            check(resume, f"{self.dir} holds an unfinished prepare", "pass --resume, or delete it")
+            require(resume, f"{self.dir} holds an unfinished prepare", "pass --resume, or delete it")
             self._load(read_json(self.dir / "progress.json", advice="delete all and prepare again"))
         else:
             # a kill before the first commit leaves progress.json.tmp; parts/ waits to be merged
@@ -124,7 +124,7 @@ class DatasetWriter:
             listed = ", ".join(foreign[:3])
             if foreign[3:]:
                 listed += ", ..."
-            check(not foreign, f"{self.dir} holds {listed} of something else", "choose another")
+            require(not foreign, f"{self.dir} holds {listed} of something else", "choose another")
             self.commit({})  # progress.json marks the folder as ours before anything else is in it
         for name in (VAL_DOCUMENTS, VAL_MUL_BYTES):
             if not self.complete:
@@ -137,12 +137,12 @@ class DatasetWriter:
             if was != now:
                 changed.append(f"{name} was {was!r}, now {now!r}")
         fault = f"{self.dir} was begun with other settings ({', '.join(changed)})"
-        check(not changed, fault, "repeat those, or choose another --out_dir")
+        require(not changed, fault, "repeat those, or choose another --out_dir")
 
     def _load(self, progress: dict) -> None:
         """Put the folder back to what the last commit recorded, and go on from there."""
         whole = isinstance(progress, dict) and progress.pop("sha256", "") == _fingerprint(progress)
-        check(whole, f"{self.dir / 'progress.json'} is damaged or another version's", "delete all and prepare again")
+        require(whole, f"{self.dir / 'progress.json'} is damaged or another version's", "delete all and prepare again")
         self._refuse_other_settings(progress["settings"])
         self.state, self.files = progress["state"], progress["files"]
         self.mul_counts += progress["mul_counts"]
@@ -157,7 +157,7 @@ class DatasetWriter:
         for name, length in lengths.items():
             path = self.dir / name
             whole = path.exists() and path.stat().st_size >= length
-            check(whole, f"{path} is missing or shorter than recorded", "delete all and prepare again")
+            require(whole, f"{path} is missing or shorter than recorded", "delete all and prepare again")
             if path.suffix == ".partial":
                 os.truncate(path, length)
         for path in self._made_here():
@@ -276,8 +276,8 @@ class DatasetWriter:
         for record in self.files:
             path, written = self.dir / record["name"], 2 * record["tokens"]
             size = path.stat().st_size
-            check(size == written, f"something else changed {path} ({size:,} bytes, not {written:,})",
-                  "delete all and prepare again")
+            require(size == written, f"something else changed {path} ({size:,} bytes, not {written:,})",
+                    "delete all and prepare again")
         for name, handle in self._side.items():
             handle.close()
             if name not in (VAL_DOCUMENTS, VAL_MUL_BYTES):
@@ -352,16 +352,16 @@ def read_meta(data_dir) -> dict:
     path = Path(data_dir) / "meta.json"
     meta = read_json(path, advice=AGAIN)
     needed = [key for key in META if not key.endswith("?")]
-    check(isinstance(meta, dict) and all(key in meta for key in needed),
-          f"{path} was not written by this repo's prepare scripts",
-          f"{AGAIN}, or move meta.json away to read the token files as plain GPT-2 tokens")
+    require(isinstance(meta, dict) and all(key in meta for key in needed),
+            f"{path} was not written by this repo's prepare scripts",
+            f"{AGAIN}, or move meta.json away to read the token files as plain GPT-2 tokens")
     name, version = meta["format"], meta["format_version"]
-    check(name in FORMATS and version == FORMAT_VERSION,
-          f"{path} describes format {name!r} version {version}, which this version cannot read", AGAIN)
+    require(name in FORMATS and version == FORMAT_VERSION,
+            f"{path} describes format {name!r} version {version}, which this version cannot read", AGAIN)
     fault = misfit(meta, META)
     if not fault:
         fault = _contradiction(meta)
-    check(not fault, f"{path} is damaged or edited ({fault})", AGAIN)
+    require(not fault, f"{path} is damaged or edited ({fault})", AGAIN)
     return meta
 
 
@@ -404,11 +404,11 @@ def _check_sums(path: Path, meta: dict) -> None:
         "val_fingerprint_tokens": _fingerprint([(r["tokens"], r["sha256"]) for r in val]),
     }
     lost = not val and meta.get("val_fingerprint_tokens") not in (None, expected["val_fingerprint_tokens"])
-    check(not lost, f"{path} is damaged or edited (it has no val shards, but had some)", AGAIN)
+    require(not lost, f"{path} is damaged or edited (it has no val shards, but had some)", AGAIN)
     for name, value in expected.items():
         stated = meta.get(name, value)
         fault = f"{path} is damaged or edited ({name} is {stated}, but data_files give {value})"
-        check(stated == value, fault, AGAIN)
+        require(stated == value, fault, AGAIN)
 
 
 def _own_files(folder: Path, split: str, meta: dict, row_tokens: int | None) -> list[TokenFile]:
@@ -418,17 +418,17 @@ def _own_files(folder: Path, split: str, meta: dict, row_tokens: int | None) -> 
         if record["split"] == split:
             path, expected = folder / record["name"], record["tokens"]
             fault = f"{path} is listed in meta.json but missing"
-            check(path.exists(), fault, AGAIN, FileNotFoundError)
+            require(path.exists(), fault, AGAIN, FileNotFoundError)
             offset, tokens = token_files.headerless_layout(path)
             holds = f"{path} holds {tokens:,} tokens, not"
-            check(tokens == expected, f"{holds} the {expected:,} of meta.json (truncated or edited)", AGAIN)
-            check(not row_tokens or tokens % row_tokens == 0,
-                  f"{holds} a multiple of row_tokens {row_tokens}", "prepare the rows again")
+            require(tokens == expected, f"{holds} the {expected:,} of meta.json (truncated or edited)", AGAIN)
+            require(not row_tokens or tokens % row_tokens == 0,
+                    f"{holds} a multiple of row_tokens {row_tokens}", "prepare the rows again")
             files.append(TokenFile(path, offset, tokens, sha256=record["sha256"]))
     remedy = AGAIN
     if split == "val":
         remedy = "prepare with --val_shards 1, or pass --val_data_dir"
-    check(files, f"{folder} has no {split} shards", remedy, FileNotFoundError)
+    require(files, f"{folder} has no {split} shards", remedy, FileNotFoundError)
     _check_sums(folder / "meta.json", meta)
     return files
 
@@ -442,22 +442,22 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     one sentence."""
     folder, meta, row_tokens, end = Path(data_dir), None, None, vocab_size
     remedy = f"make it with python prepare_fineweb.py --out_dir {folder}"
-    check(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
+    require(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
     if (folder / "meta.json").exists():
         meta = read_meta(folder)
         needed = N_GPT2_TOKENS
         if meta.get("condition") == "mul_tokens":
             needed = VOCAB_SIZE
-        check(needed <= vocab_size,
-              f"{folder} holds ids up to {needed - 1:,}, not below --vocab_size {vocab_size:,}",
-              f"pass --vocab_size {VOCAB_SIZE}")
+        require(needed <= vocab_size,
+                f"{folder} holds ids up to {needed - 1:,}, not below --vocab_size {vocab_size:,}",
+                f"pass --vocab_size {VOCAB_SIZE}")
         source = meta["format"]
         if source != "stream" and split == "train":
             row_tokens = meta["row_tokens"]
         files = _own_files(folder, split, meta, row_tokens)
     else:
         finished = not (folder / "progress.json").exists()
-        check(finished, f"{folder} holds an unfinished dataset", "run its prepare again with --resume")
+        require(finished, f"{folder} holds an unfinished dataset", "run its prepare again with --resume")
         files, source = token_files.neighbours_files(folder, split, vocab_size)
         end = token_files.ids_end(vocab_size)
     digests = [f"unverified {file.path.name} {file.path.stat().st_size}" for file in files]
@@ -473,7 +473,7 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
         for path, ids in zip(tokens.paths, tokens.maps, strict=True):
             good = ids[::row_tokens] == BOS_ID
             fault = f"row {np.argmin(good):,} of {path} does not start with BOS ({BOS_ID})"
-            check(good.all(), fault, "prepare the rows again")
+            require(good.all(), fault, "prepare the rows again")
     return tokens, meta
 
 
@@ -504,12 +504,12 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
     path = Path(data_dir) / "val_documents.npz"
     if meta:
         whole = path.is_file() and disk.sha256_file(path) == meta.get("val_documents_sha256")
-        check(whole, f"{path} is missing or does not match its checksum in meta.json", AGAIN)
+        require(whole, f"{path} is missing or does not match its checksum in meta.json", AGAIN)
         documents = read_npz(path, (*VAL_RECORD.names, "mul_bytes"), AGAIN)
-        check(_is_val_index(documents, files.n_tokens), f"{path} does not fit the val shards", AGAIN)
+        require(_is_val_index(documents, files.n_tokens), f"{path} does not fit the val shards", AGAIN)
         digest = hashlib.sha256(documents["hash"].tobytes()).hexdigest()
-        check(digest == meta.get("val_fingerprint_documents"),
-              f"{path} does not match val_fingerprint_documents in meta.json", AGAIN)
+        require(digest == meta.get("val_fingerprint_documents"),
+                f"{path} does not match val_fingerprint_documents in meta.json", AGAIN)
     else:
         starts = np.flatnonzero(files.slice(0, files.n_tokens) == BOS_ID)
         lengths = np.diff(np.union1d(0, starts), append=files.n_tokens)
@@ -528,8 +528,8 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
         is_mul = tokens >= FIRST_MUL_ID
         token_bytes[is_mul] = documents["mul_bytes"][: int(is_mul.sum())]
         sums = np.add.reduceat(token_bytes.astype(np.int64), starts)
-        check(np.array_equal(sums, documents["utf8_bytes"][:n_docs]),
-              f"{path} does not agree with the val tokens on the documents' bytes", AGAIN)
+        require(np.array_equal(sums, documents["utf8_bytes"][:n_docs]),
+                f"{path} does not agree with the val tokens on the documents' bytes", AGAIN)
         documents["hash"] = documents["hash"][:n_docs]
     content = hashlib.sha256()  # what is scored, in whichever container
     for array in (starts.astype("<i8"), tokens, token_bytes):

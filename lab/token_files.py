@@ -31,7 +31,7 @@ FROM_TEXT = "prepare its text with python prepare_fineweb.py"
 LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER_BYTES = 20240520, 1, 1024
 
 
-def check(condition, fault: str, remedy: str, kind: type[Exception] = ValueError) -> None:
+def require(condition, fault: str, remedy: str, kind: type[Exception] = ValueError) -> None:
     """Unless the condition holds, raise `kind` in one sentence: what is wrong, and what to do."""
     if not condition:
         raise kind(f"{fault}: {remedy}.")
@@ -50,8 +50,8 @@ def _npy_layout(path: Path) -> tuple[int, int, str] | None:
     except Exception as error:  # numpy evaluates the header, which may be any text
         raise ValueError(f"{path} is not a readable .npy ({error}): download it again.") from error
     is_ids = array.dtype.kind in "iu" and array.dtype.itemsize > 1 and array.ndim == 1
-    check(is_ids, f"{path} holds {array.dtype} of shape {array.shape}, not a row of token ids",
-          "save the ids as one row of uint16")
+    require(is_ids, f"{path} holds {array.dtype} of shape {array.shape}, not a row of token ids",
+            "save the ids as one row of uint16")
     return int(array.offset), len(array), array.dtype.str
 
 
@@ -64,18 +64,18 @@ def _llmc_layout(path: Path) -> tuple[int, int] | None:
     if any(rest) and magic != LLMC_MAGIC:  # in a text, the 253 zeros would be the same token 506 times
         return None
     again = "write it again with GPT-2's uint16 tokenizer, or remove the header"
-    check(magic == LLMC_MAGIC, f"{path} has a header whose magic is {magic}, not {LLMC_MAGIC}", again)
-    check(version == LLMC_VERSION, f"{path} has llm.c version {version}, not {LLMC_VERSION}", again)
+    require(magic == LLMC_MAGIC, f"{path} has a header whose magic is {magic}, not {LLMC_MAGIC}", again)
+    require(version == LLMC_VERSION, f"{path} has llm.c version {version}, not {LLMC_VERSION}", again)
     stored = (path.stat().st_size - LLMC_HEADER_BYTES) // 2
-    check(stored == tokens,
-          f"{path} was cut off: it should hold {tokens:,} tokens but has {stored:,}", "get it again")
+    require(stored == tokens,
+            f"{path} was cut off: it should hold {tokens:,} tokens but has {stored:,}", "get it again")
     return LLMC_HEADER_BYTES, tokens
 
 
 def headerless_layout(path: Path) -> tuple[int, int]:
     size = path.stat().st_size
-    check(size % 2 == 0, f"{path} has an odd number of bytes ({size:,}), which uint16 never has",
-          "write or download it again")
+    require(size % 2 == 0, f"{path} has an odd number of bytes ({size:,}), which uint16 never has",
+            "write or download it again")
     return 0, size // 2
 
 
@@ -156,14 +156,14 @@ class TokenFile(NamedTuple):
         for start in sorted({0, last // 8 * 4, last}):
             block = ids[start : start + SAMPLE_TOKENS]
             if self.dtype == "<u2":
-                check(start or not is_text(block.tobytes()), f"{self.path} holds text, not tokens",
-                      "rename it to .txt and prepare it with python prepare_fineweb.py")
+                require(start or not is_text(block.tobytes()), f"{self.path} holds text, not tokens",
+                        "rename it to .txt and prepare it with python prepare_fineweb.py")
                 name, top = other_type(block) or ("uint16", 0)
                 remedy = "write them as little-endian uint16"
                 if top >= N_GPT2_TOKENS:
                     remedy = FROM_TEXT
                 fault = f"{self.path} holds {name} (ids up to {top:,}), not GPT-2's ids in uint16"
-                check(name == "uint16", fault, remedy)
+                require(name == "uint16", fault, remedy)
             self._check_ids(block, start, vocab_size)
 
     def _check_ids(self, block: np.ndarray, start: int, vocab_size: int) -> None:
@@ -173,14 +173,15 @@ class TokenFile(NamedTuple):
             wrong |= block < 0
         first = int(np.argmax(wrong))  # 0 also when there is none
         where = f"{self.path} has token {block[first]} at position {start + first:,}"
-        check(not wrong[first], f"{where}, not below {end:,}",
-              "prepare the data again with GPT-2's tokenizer, or raise --vocab_size")
+        require(not wrong[first], f"{where}, not below {end:,}",
+                "prepare the data again with GPT-2's tokenizer, or raise --vocab_size")
 
     def verify(self, vocab_size: int) -> str:
         """The file's sha256. ValueError unless it is the one expected or, where none is, all tokens fit."""
         actual = disk.sha256_file(self.path)
         if self.sha256 is not None:
-            check(actual == self.sha256, f"{self.path} does not match its checksum in meta.json", AGAIN)
+            require(actual == self.sha256,
+                    f"{self.path} does not match its checksum in meta.json", AGAIN)
             return actual
         ids = self.memmap()
         for start in range(0, self.tokens, 2**24):
@@ -209,7 +210,7 @@ def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> 
     paths = {}
     for path in every:
         names = splits_of(path)
-        check(len(names) < 2, f"{path} names both splits", "rename it, so that it names one")
+        require(len(names) < 2, f"{path} names both splits", "rename it, so that it names one")
         if split in names:
             paths.setdefault(os.path.realpath(path), path)  # a link to one of them is the same
     remedy = "make them with python prepare_fineweb.py"
@@ -217,23 +218,23 @@ def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> 
         remedy = "add one, or pass --val_data_dir"
     others = ", ".join(path.name for path in every[:3]) or "no token files at all"
     fault = f"{folder} has no {split} files *{split}*.bin or *{split}*.npy, but {others}"
-    check(paths, fault, remedy, FileNotFoundError)
+    require(paths, fault, remedy, FileNotFoundError)
     files, formats = [], set()
     for path in paths.values():
-        check(path.is_file(), f"{path} is not a file, or a link to itself", AGAIN)
-        check(path.stat().st_size, f"{path} is empty", AGAIN)
+        require(path.is_file(), f"{path} is not a file, or a link to itself", AGAIN)
+        require(path.stat().st_size, f"{path} is empty", AGAIN)
         for name, layout_of in FILE_FORMATS.items():
             if layout := layout_of(path):
                 files.append(TokenFile(path, *layout))
                 formats.add(name)
                 break
-        check(files[-1].tokens, f"{path} holds no token", AGAIN)
+        require(files[-1].tokens, f"{path} holds no token", AGAIN)
     listed = ", ".join(sorted(formats))
-    check(len(formats) == 1, f"{folder} mixes formats ({listed}) in its {split} files", "keep one kind")
+    require(len(formats) == 1, f"{folder} mixes formats ({listed}) in its {split} files", "keep one kind")
     is_gpt2 = ids_end(vocab_size) == N_GPT2_TOKENS
-    check(not (is_gpt2 and (folder / "meta.pkl").exists()),
-          f"{folder / 'meta.pkl'} is nanoGPT's vocabulary of characters, so the ids beside it are not GPT-2's",
-          f"{FROM_TEXT}, or pass the --vocab_size of those ids")
+    require(not (is_gpt2 and (folder / "meta.pkl").exists()),
+            f"{folder / 'meta.pkl'} is nanoGPT's vocabulary of characters, so the ids beside it are not GPT-2's",
+            f"{FROM_TEXT}, or pass the --vocab_size of those ids")
     for file in files:
         file.inspect(vocab_size)
     return files, formats.pop()
@@ -264,12 +265,12 @@ class TokenFiles:
         if self.row_tokens is not None:
             packed = self.row_tokens - 1
             fault = f"these rows were packed for --seq_len {packed}, not {seq_len}"
-            check(seq_len == packed, fault,
-                  f"pass --seq_len {packed}, or run prepare_bos_rows.py --seq_len {seq_len}")
+            require(seq_len == packed, fault,
+                    f"pass --seq_len {packed}, or run prepare_bos_rows.py --seq_len {seq_len}")
             return self.n_tokens // self.row_tokens
         n = (self.n_tokens - 1) // seq_len
         fault = f"{self.n_tokens:,} tokens are less than one sequence of seq_len {seq_len} + 1"
-        check(n >= 1, fault, "lower --seq_len or prepare more data")
+        require(n >= 1, fault, "lower --seq_len or prepare more data")
         return n
 
     def content_sha256(self) -> str:
@@ -311,8 +312,8 @@ class TokenFiles:
             if piece.min() < 0 or piece.max() >= self.vocab_size:
                 first = int(np.argmax((piece < 0) | (piece >= self.vocab_size)))
                 where = f"{self.paths[f]} has token {piece[first]} at position {position + first:,}"
-                check(False, f"{where}, not below {self.vocab_size:,}",
-                      "get or prepare the file again, or raise --vocab_size")
+                require(False, f"{where}, not below {self.vocab_size:,}",
+                        "get or prepare the file again, or raise --vocab_size")
             pieces.append(piece)
             start += len(piece)
             n -= len(piece)

@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,34 +34,38 @@ from lab import (
     runs,
     saving,
     schema,
-    val_loss,
 )
 from lab.loss import compile_softmax
 from lab.mirrors import open_mirrors
 from model import GPT
 
 EVERY = {"val": "eval"}  # evaluations whose flag, --<name>_every, has another name
+# device: the variable that names torch.compile's compiler, and what it tries; a GPU's kernels are started from C
+COMPILERS = {"cpu": ("CXX", "g++", "clang++", "cl"), "cuda": ("CC", "gcc", "clang")}
 INTERRUPTED = "stopped at once; the same command with --out_dir and --resume auto goes on from the last checkpoint."
 
 # ----------------------------------------------------------------------------------------------------------------------
 # machine
 
 
-def prepare_machine(args, device):
-    """Allocator and determinism as the flags say. The dtype follows when the model is there: precision.choose."""
+def prepare_machine(args, device, masks: bool):
+    """Tunes the allocator, and picks kernels: for --deterministic, and for masks, whether attention is passed any. The
+    dtype follows when the model is there (precision.choose)."""
     processes.tune_allocator()
+    if masks:
+        kernels.avoid_cudnn()
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         kernels.make_deterministic(device)
 
 
 def look_ahead(args, reducer, model, optimizers, micro_step, *, micro_steps: int, tokens: int, every: dict,
-               scored: dict, sizes=(), advice: str, before=0.0) -> tuple[estimate.Pace, list[str]]:
+               scored: dict, sizes=(), advice: str, seconds_before=0.0) -> tuple[estimate.Pace, list[str]]:
     """(how the time that is left is counted, lines on what the run will cost), from one micro-step.
 
-    micro_step(rows): forward and backward. micro_steps: of a rank in a step; tokens: of each; before: seconds of a step
-    that come before them, such as sampling. every: {evaluation: steps between two}; scored: {evaluation: its tokens}.
-    sizes, advice: see estimate."""
+    micro_step(rows): forward and backward. micro_steps: of a rank in a step; tokens: of each; seconds_before: what a
+    step takes before them, such as for sampling. every: {evaluation: steps between two}; scored: {evaluation: its
+    tokens}. sizes, advice: see estimate."""
 
     def update() -> None:
         optim.set_learning_rates(optimizers, 0.0)
@@ -73,40 +78,51 @@ def look_ahead(args, reducer, model, optimizers, micro_step, *, micro_steps: int
     cost = estimate.measure(micro_step, update, model, optimizers, rows, device, sizes, compiles(args, device))
     per_token = estimate.FORWARD_SHARE * cost.micro_step / tokens / procs.world_size
     guesses = {kind: per_token * count for kind, count in scored.items()}
-    guesses["step"] = before + micro_steps * cost.micro_step + cost.update
+    guesses["step"] = seconds_before + micro_steps * cost.micro_step + cost.update
     guesses["save"] = cost.checkpoint / estimate.SAVE_SPEED
     kinds = [kind for kind, steps in every.items() if steps]
     at_start = [kind for kind in kinds if kind == "val"]
     plan = {**every, "sample": args.sample_every, "save": args.save_every}
     pace = estimate.Pace(args.max_train_steps, plan, [*kinds, "save"], at_start, guesses)
     pace.compile_seconds = cost.compile
-    return pace, estimate.report(args, cost, pace, device, advice)
+    lines = estimate.report(args, cost, pace, device, advice)
+    if args.compile == "auto" and device.type == "cuda" and not compiles(args, device):
+        lines.append("WARNING: nothing is compiled, which is slower, as no C compiler is on the PATH: install gcc.")
+    return pace, lines
 
 
 def compiles(args, device) -> bool:
-    return args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
+    return args.compile == "on" or (args.compile == "auto" and device.type == "cuda" and not missing_compiler(device))
 
 
-def compiled(args, model, forward, world_size=1):
-    """forward, which reads rows with a model in training, compiled if --compile says so. world_size > 1: in parts, so
-    that gradients can be summed over the ranks while others are still computed."""
+def missing_compiler(device) -> str:
+    """The compiler that torch.compile needs for a device and does not find; "" when nothing is missing."""
+    variable, first, *others = COMPILERS.get(device.type, ("", ""))
+    found = not first or any(map(shutil.which, (os.environ.get(variable, first), *others)))
+    return "" if found else first
+
+
+def compile_training(args, model, forward, world_size=1):
+    """forward, which reads rows with a model in training, or what does so faster, if --compile says so.
+
+    world_size > 1: the blocks are compiled in parts, so that gradients can be summed over the ranks while others are
+    still computed. sft.py and grpo.py do not pass it, as their forward does more than the model's: their gradients come
+    at the end of the backward pass, and are summed then."""
     device = model.transformer["wte"].weight.device
     if not compiles(args, device):
         return forward
+    compiler = missing_compiler(device)
+    schema.check(not compiler,
+                 f"--compile on needs a compiler, and none is on the PATH: install {compiler}, or leave it out.")
     if device.type == "cuda":
         compile_softmax()
-    compilers = os.environ.get("CXX", "g++"), "clang++", "cl"
-    schema.check(device.type != "cpu" or any(map(shutil.which, compilers)),
-                 "--compile on needs a C++ compiler, and none is on the PATH: install g++, or leave it out.")
     if model.writes:
         chunks.compile_blocks(model)
-        return forward
-    val_loss.compile_forward(model)
+        return forward  # calls the compiled block, as below
     if world_size > 1:
         gradients.compile_parts(model)
-    else:
-        return torch.compile(forward)
-    return forward
+        return forward
+    return torch.compile(forward)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -183,7 +199,7 @@ class Run:
 
     def save(self) -> None:
         """Writes a checkpoint of the present step; on CUDA it is whole when finish_saving has returned."""
-        self.finish_saving()
+        self.finish_saving()  # of the one before
         self.state.wall_seconds = time.perf_counter() - self.clock_zero
         rng_states = self.procs.gather(rng_state(self.procs.device))
         self.saver.begin(self.folder, self.state.step, self.args.keep_last, self.model,
@@ -215,7 +231,7 @@ class Run:
         self.model.load_state_dict(weights)
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
-        # training draws nothing from these generators; restored so that it stays so
+        # training draws nothing from them; restored, so that code which does stays exact on resume
         if self.procs.rank < len(rng_states):
             own = rng_states[self.procs.rank]
             torch.set_rng_state(own["cpu"])
@@ -242,11 +258,11 @@ def rng_state(device) -> dict:
 # a run begins: new, or continued from its newest whole checkpoint
 
 
-def config_before(args) -> dict | None:
+def resumed_config(args) -> dict | None:
     """config.json of the run that --resume continues; None for a new run."""
     folder = Path(args.out_dir)
     exists = (folder / "config.json").exists()
-    if args.resume and (folder / "summary.json").exists():  # not yet when is_finished looked
+    if args.resume and (folder / "summary.json").exists():  # not yet when nothing_to_do looked
         raise ValueError(f"{folder} has just been finished by another process: nothing is left to do.")
     if args.resume and exists:
         advice = "restore it, or choose another --out_dir"
@@ -258,14 +274,14 @@ def config_before(args) -> dict | None:
     return None
 
 
-def is_finished(args, parser, start_flag: str) -> bool:
-    """Whether the run to resume has ended; then this is printed. ValueError when it was asked for something else, such
-    as more steps. parser: see changed_flags. start_flag: names the weights that a run starts from."""
+def nothing_to_do(args, parser, start_flag: str) -> bool:
+    """True, and says so, when the run to resume has ended. ValueError when it was asked for something else, such as
+    more steps. parser: see changed_flags. start_flag: names the weights that a run starts from."""
     folder = Path(args.out_dir)
     if not (args.resume and (folder / "summary.json").exists()):
         return False
-    before = runs.read_config(folder)
-    changed = changed_flags(before, vars(args), parser)
+    finished = runs.read_config(folder)
+    changed = changed_flags(finished, vars(args), parser)
     if changed:
         raise ValueError(
             f"{folder} is finished, and --resume cannot change a finished run ({', '.join(changed)}): to train its "
@@ -287,20 +303,20 @@ def describe(args, procs, model, flops_per_token: int, unused_flags: list[str]) 
     }
 
 
-def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
-    """Makes the run's folder, or continues `before`, its config.json, where its newest whole checkpoint ends.
+def open_run(run: Run, resumed: dict | None, same: dict, parser) -> None:
+    """Makes the run's folder, or continues `resumed`, its config.json, where its newest whole checkpoint ends.
 
     same: {what must not change on resume: where config.json has it, a tuple of keys}. parser: see refuse_changes."""
 
     def open_folder() -> tuple[str, list[str]]:
         """(the checkpoint or "", lines for the log)"""
-        if before is None:
+        if resumed is None:
             run.record["precision"] = run.autocast.record()
             runs.create_run(run.folder, run.record)
             return "", []
-        refuse_changes(before, run.record, same, parser)
+        refuse_changes(resumed, run.record, same, parser)
         messages = []
-        if before["code"]["code_sha256"] != run.record["code"]["code_sha256"]:
+        if resumed["code"]["code_sha256"] != run.record["code"]["code_sha256"]:
             messages.append("WARNING: the code has changed since the run began; what follows may not be bit-exact.")
         checkpoint = runs.find_checkpoint(
             run.folder, run.args.resume, warn=messages.append, check=run.check)
@@ -311,8 +327,8 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
         return str(checkpoint), [*messages, f"resumed from {checkpoint}"]
 
     args, procs = run.args, run.procs
-    if before is not None:
-        run.record["started"] = before["started"]  # by which wandb knows the run again
+    if resumed is not None:
+        run.record["started"] = resumed["started"]  # wandb identifies the run by it
     checkpoint, messages = procs.on_main(open_folder)
     if args.eval_every:
         run.state.due = ["val"]
@@ -327,7 +343,7 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
     # a node with other files, another CPU or another torch would begin with other weights
     procs.share(p.detach() for p in run.model.parameters())
     run.state.compile_seconds += run.pace.compile_seconds
-    run.open_files(is_new=before is None)
+    run.open_files(is_new=resumed is None)
     total = run.record["parameters"]["total"]
     run.log(f"run {run.folder} | {procs.world_size} x {procs.device.type} | {total:,} parameters")
     run.log(str(run.autocast))
@@ -335,14 +351,14 @@ def open_run(run: Run, before: dict | None, same: dict, parser) -> None:
         run.log(message)
 
 
-def changed_flags(before: dict, flags: dict, parser) -> list[str]:
-    """"flag: old -> new" of each flag whose change changes the result of the run whose config.json is `before`.
+def changed_flags(resumed: dict, flags: dict, parser) -> list[str]:
+    """"flag: old -> new" of each flag whose change changes the result of the run whose config.json is `resumed`.
     parser: its defaults stand for flags that did not exist when the run began, and for those that are not derived yet.
     """
-    changed, derived = [], before.get("derived", ())
+    changed, derived = [], resumed.get("derived", ())
     for flag, value in sorted(runs.conditions(flags).items()):
         default = parser.get_default(flag)
-        value_before = before["flags"].get(flag, default)
+        value_before = resumed["flags"].get(flag, default)
         if value == "auto" or (flag in derived and value == default):  # stands for what the run had
             continue
         if value_before != value:
@@ -350,12 +366,12 @@ def changed_flags(before: dict, flags: dict, parser) -> list[str]:
     return changed
 
 
-def refuse_changes(before: dict, record: dict, same: dict, parser) -> None:
+def refuse_changes(resumed: dict, record: dict, same: dict, parser) -> None:
     """ValueError when a resumed run would go on with another result. parser: its defaults stand for flags that did not
     exist when the run began."""
-    changed = changed_flags(before, record["flags"], parser)
+    changed = changed_flags(resumed, record["flags"], parser)
     for name, keys in same.items():
-        old, new = before, record
+        old, new = resumed, record
         for key in keys:
             old, new = old.get(key, {}), new.get(key, {})
         if old != new:
@@ -369,22 +385,37 @@ def refuse_changes(before: dict, record: dict, same: dict, parser) -> None:
 # a step: what follows the backward passes
 
 
-def read_step(procs, loss, grad_norm, stop, checksum=0) -> tuple[float, float, bool, int]:
-    """(the ranks' losses added up in float64, the gradients' norm, whether any rank was asked to stop, the ranks'
-    checksums added up modulo 2**64). Here, once a step, the host waits for the device to have done it all."""
-    device = procs.device
+class Outcome(NamedTuple):
+    """Of a step, the same on all ranks."""
+
+    loss: float  # the ranks' added up
+    grad_norm: float  # before clipping
+    param_norm: float  # after the update
+    stopped: bool  # whether any rank was asked to stop
+    checksum: int  # the ranks' added up, modulo 2**64
+
+
+def read_step(run: Run, loss, grad_norm, checksum=0) -> Outcome:
+    """What came of a step, by a rank's loss and checksum and the gradients' norm. Here, once a step, the host waits for
+    the device to have done it all. A checkpoint that has been written meanwhile is logged; if that failed, the run ends
+    here."""
+    procs, device = run.procs, run.procs.device
     if device.type == "mps":  # which has no float64
         device = torch.device("cpu")
+    param_norm = gradients.total_norm([p.detach() for p in run.model.parameters() if p.requires_grad])
     halves = divmod(checksum, 2**32)  # float64 adds them up exactly
-    own = torch.tensor([stop.asked, *halves], dtype=torch.float64)
-    loss, norm = (value.to(device).double().view(1) for value in (loss, grad_norm))
+    own = torch.tensor([run.stop.asked, run.saver.is_done(), *halves], dtype=torch.float64)
+    loss, *norms = (value.to(device).double().view(1) for value in (loss, grad_norm, param_norm))
     sums = procs.sum(torch.cat([loss, processes.to_device(own, device)]))
-    loss, asked, high, low, norm = torch.cat([sums, norm]).tolist()
-    return loss, norm, asked > 0, (int(high) * 2**32 + int(low)) % 2**64
+    loss, asked, saved, high, low, *norms = torch.cat([sums, *norms]).tolist()
+    if saved:
+        run.finish_saving()
+    return Outcome(loss, *norms, asked > 0, (int(high) * 2**32 + int(low)) % 2**64)
 
 
-def refuse_non_finite(run: Run, loss: float, norm: float, what_was_read: str) -> None:
+def refuse_non_finite(run: Run, outcome: Outcome, what_was_read: str) -> None:
     """Ends a run that has diverged, before anything of the step is recorded or saved."""
+    loss, norm = outcome.loss, outcome.grad_norm
     if math.isfinite(loss) and math.isfinite(norm):
         return
     checkpoints = runs.list_checkpoints(run.folder)
@@ -406,7 +437,7 @@ def finish_step(run: Run, started: float, tokens: int, trained_tokens: int, flop
     return seconds
 
 
-def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch, **more) -> None:
+def record_step(run: Run, outcome: Outcome, *, lr, seconds, tokens, flops, epoch, **more) -> None:
     """The step's line in scalars.jsonl, the progress bar, and every --log_every steps a line in log.txt."""
     args, state = run.args, run.state
     run.pace.mark("step")
@@ -415,21 +446,19 @@ def record_step(run: Run, *, lr, loss, grad_norm, seconds, tokens, flops, epoch,
     is_cuda = run.procs.device.type == "cuda"
     peak_memory = torch.cuda.max_memory_allocated() if is_cuda else processes.peak_rss_bytes()
     peak_flops = run.procs.world_size * (run.record["peak_flops"] or math.nan)
-    weights = [p.detach() for p in run.model.parameters() if p.requires_grad]
     speed = tokens / seconds
     run.scalars.write(
         type="train", step=state.step, timestamp=runs.now(), lr=lr,
-        train_loss_opt_step_mean=loss, grad_norm_l2_preclip=grad_norm,
-        param_norm_l2=gradients.total_norm(weights).item(),
+        train_loss_opt_step_mean=outcome.loss, grad_norm_l2_preclip=outcome.grad_norm, param_norm_l2=outcome.param_norm,
         tokens_seen_global=state.tokens_seen, tokens_per_sec=round(speed, 1),
         mfu=round(flops / seconds / peak_flops, 4), peak_mem_bytes=peak_memory,
         step_seconds=round(seconds, 6), flops_total=state.flops, epoch=round(epoch, 6), **more)
     left = datetime.timedelta(seconds=round(run.pace.seconds_left(state.step)))
-    run.bar.set_postfix_str(f"{left} left, loss {loss:.4f}, {speed:,.0f} tok/s", refresh=False)
+    run.bar.set_postfix_str(f"{left} left, loss {outcome.loss:.4f}, {speed:,.0f} tok/s", refresh=False)
     run.bar.update()
     if is_due(args.log_every, state.step):
-        run.log(f"step {state.step:6d}/{args.max_train_steps} | loss {loss:.4f} | lr {lr:.3e} | "
-                f"norm {grad_norm:.3f} | {speed:,.0f} tok/s | {left} left")
+        run.log(f"step {state.step:6d}/{args.max_train_steps} | loss {outcome.loss:.4f} | lr {lr:.3e} | "
+                f"norm {outcome.grad_norm:.3f} | {speed:,.0f} tok/s | {left} left")
 
 
 def is_due(every: int, step: int, last: int | None = None) -> bool:

@@ -72,7 +72,7 @@ def wait(why: str) -> None:
 
 
 class CudaTensor(torch.Tensor):
-    """Wraps a CPU tensor. To autograd, which cannot do without a device that exists, it is one itself."""
+    """Wraps a CPU tensor. Autograd, which needs a device that exists, takes it for a CPU tensor."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 

@@ -42,7 +42,7 @@ def run(case):
     names = {{p: name for name, p in model.named_parameters()}}
     n_rows = {{"rank_without_rows": 1 - procs.rank, "unused_parameter": 1}}.get(case, 3)
     rows = list(torch.arange(n_rows * 16).view(n_rows, 2, 8) + 60 * procs.rank)
-    forward = training.compiled(SimpleNamespace(compile="on" if case == "compiled" else "off"), model, model, 2)
+    forward = training.compile_training(SimpleNamespace(compile="on" if case == "compiled" else "off"), model, model, 2)
     if case == "unused_parameter" and procs.rank == 1:  # of what backward would reach first
         model.transformer["ln_f"].forward = lambda x: x
     for idx in rows:

@@ -1,6 +1,5 @@
 """Fast weights under torch.compile (CPU inductor): the same losses and gradients, from few graphs, made once."""
 
-import os
 import shutil
 
 import pytest
@@ -11,8 +10,7 @@ from test_memory import make, tokens
 import train_gpt
 from lab import chunks, training
 
-COMPILERS = os.environ.get("CXX", "g++"), "clang++", "cl"
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)),
+needs_compiler = pytest.mark.skipif(bool(training.missing_compiler(torch.device("cpu"))),
                                     reason="torch.compile needs a C++ compiler and none is on the PATH")
 ONE_BLOCK = dict(n_layer=1, memory_layers=1)
 STEPS, LENGTH, CHUNK = 3, 32, 8
@@ -92,4 +90,4 @@ def test_no_compiler_is_a_sentence(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     args = train_gpt.parse_args(["--data_dir", str(REPO), "--compile", "on", "--memory", "hope_attention"])
     with pytest.raises(ValueError, match="install g\\+\\+"):
-        training.compiled(args, make("hope_attention"), None)
+        training.compile_training(args, make("hope_attention"), None)

@@ -70,8 +70,8 @@ import os, signal, sys
 sys.path.insert(0, {str(REPO)!r})
 import train_gpt
 from lab import training
-def record_step(run, **fields):
-    original(run, **fields)
+def record_step(run, *args, **fields):
+    original(run, *args, **fields)
     if run.state.step == 6:
         os.kill(os.getpid(), signal.SIGKILL)
 original, training.record_step = training.record_step, record_step

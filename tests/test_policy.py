@@ -16,7 +16,7 @@ import torch
 import eval_gsm8k
 from inject_mul import MulExpressionInjector
 from lab import policy, rewards
-from lab.loss import token_nll
+from lab.loss import IGNORE, token_nll
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -190,10 +190,12 @@ def test_weight_of_zero_leaves_a_completion_out():
 
 
 def test_token_nll_is_cross_entropy():
-    """-log p and both gradients against torch's cross-entropy under any weights of the tokens: at most 1e-6 apart."""
+    """-log p and both gradients against torch's cross-entropy under any weights of the tokens, one of which is not
+    scored: at most 1e-5 apart."""
     g = torch.Generator().manual_seed(0)
     x, w = torch.randn(9, 5, generator=g), torch.randn(30, 5, generator=g)
     targets, scale = torch.randint(0, 20, (9,), generator=g), torch.randn(9, generator=g)
+    targets[4] = IGNORE
     grads = []
     for function in (lambda a, b: token_nll(a, b, targets, [(20, 25)]),
                      lambda a, b: torch.nn.functional.cross_entropy(

@@ -329,7 +329,7 @@ def parse(*argv):
     import argparse
 
     parser = argparse.ArgumentParser()
-    prepare_fineweb.add_source_arguments(parser)
+    prepare_fineweb.add_shared_arguments(parser)
     return parser.parse_args([str(a) for a in argv])
 
 

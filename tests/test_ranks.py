@@ -69,6 +69,22 @@ def test_ranks_wait_for_hours(monkeypatch):
     assert start.call_args.kwargs["timeout"] >= datetime.timedelta(hours=1)
 
 
+@pytest.mark.parametrize("error, leaves", [
+    (None, True), (processes.SharedError("all"), True), (ValueError("one"), False), (KeyboardInterrupt(), False)])
+def test_a_rank_that_fails_alone_does_not_wait(error, leaves):
+    """A rank's farewell to the others, with NCCL a wait for them: after a run, and an error of all, but not when it
+    alone has failed, of which it would never speak. Its folder is let go in any case."""
+    held = mock.Mock()
+    with mock.patch.object(torch.distributed, "destroy_process_group") as leave:
+        try:
+            with processes.Processes(1, 1, 2, torch.device("cpu"), held):
+                if error is not None:
+                    raise error
+        except (ValueError, KeyboardInterrupt) as raised:
+            assert raised is error
+    assert leave.called == leaves and held.close.called
+
+
 ARRAYS = """
 import pickle
 import numpy as np

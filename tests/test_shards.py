@@ -587,6 +587,6 @@ def test_writer_refuses_other_settings_and_damage(tmp_path):
 def test_arguments_of_both_scripts_are_one_list():
     """prepare_bos_rows.py adds its flags to these."""
     parser = argparse.ArgumentParser()
-    prepare_fineweb.add_source_arguments(parser)
+    prepare_fineweb.add_shared_arguments(parser)
     args = parser.parse_args(["--out_dir", "x"])
     assert (args.shard_tokens, args.val_shards, args.num_proc, args.condition) == (100_000_000, 1, 1, "baseline")

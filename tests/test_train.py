@@ -98,6 +98,27 @@ def test_step_tokens_do_not_depend_on_ranks_or_workers(data):
     ahead.close()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_step_makes_the_order(data, workers, monkeypatch):
+    """Orders of an epoch that are made while the steps run, after start(): none, resumed or not, until the epoch ends;
+    and nothing is made for a run without steps."""
+    files, _ = shards.open_dataset(data)
+    made, epoch_order = [], data_order.epoch_order
+    monkeypatch.setattr(data_order, "epoch_order", lambda *args: made.append(args[2]) or epoch_order(*args))
+    make = lambda start: data_order.StepLoader(files, seq_len=32, sequences_per_step=4, seed=1, num_workers=workers,
+                                               start_step=start, stop_step=5)
+    for start in (0, 3):
+        made.clear()
+        loader = make(start)
+        loader.start()
+        assert made == [0]
+        assert [loader.next_step()["step"] for _ in range(start, 5)] == list(range(start, 5)) and made == [0]
+        loader.close()
+    made.clear()
+    make(5).start()
+    assert not made
+
+
 def test_order_depends_on_data_seed_and_epoch_only(data):
     """The permutation of one (fingerprint, seed, epoch), pinned: a changed value would break every resumed run."""
     assert data_order.epoch_order("f", 0, 0, 8).tolist() == [0, 3, 5, 7, 1, 2, 4, 6]

@@ -237,7 +237,7 @@ def read_conversations(file, stage):
 def read_documents(file):
     def read(folder):
         parser = Parser()
-        prepare_fineweb.add_source_arguments(parser)
+        prepare_fineweb.add_shared_arguments(parser)
         args = parser.parse_args(["--dataset", str(folder / file), "--out_dir", "x"])
         for first, documents in sources.read_batches(sources.open_source(args)):
             if not first:
