@@ -283,7 +283,7 @@ class RowTrain:
         self.rows, self.bin_rows = state["rows"], state["bin_rows"]
         path = self._buffer_path()
         self.clean(keep=path)
-        remedy = f"delete {self.args.out_dir} and prepare again"
+        remedy = f"{shards.to_clear(self.args.out_dir)} and prepare again"
         arrays = shards.read_npz(path, ("lengths", "bins", "tokens", "row"), remedy)
         lengths, self.bins, tokens, row = arrays.values()
         kept = int(np.minimum(lengths, self.row_tokens).sum())
@@ -310,7 +310,7 @@ class RowTrain:
         written, cropped = self.rows * self.row_tokens, int(self.bins[:, 1].sum())
         tail = sum(len(piece) // 2 for piece in self.packer.open)
         require(self.rows, f"{tail:,} train tokens are less than one row of {self.row_tokens}",
-                f"delete {self.args.out_dir} and prepare again with more documents or a lower --seq_len")
+                f"{shards.to_clear(self.args.out_dir)} and prepare again with more documents or a lower --seq_len")
         # a BOS that was added is written (or cropped, or in the tail), but was not read
         entries = {"cropped": cropped, "dropped_tail": tail, "bos_added": -self.bos_added}
         return entries, {

@@ -176,7 +176,7 @@ def prepare(args: argparse.Namespace, train) -> dict | None:
     parts.check_arguments(args)
     guard = decontaminate.from_argument(args.decontaminate)
     get_tokenizer(args.tokenizer_backend)  # a missing one is noticed before a folder is made
-    if args.part:
+    if args.part is not None:
         parts.make(args, guard)
         return None
     source, batches_from = open_batches(args, guard)
@@ -217,7 +217,7 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
         meta = shards.read_meta(args.out_dir)
         fault = misfit(meta, SUMMARY | train.SUMMARY)
         require(not fault, f"{args.out_dir}/meta.json is damaged or edited ({fault})",
-                f"delete {args.out_dir} and prepare again")
+                f"{shards.to_clear(args.out_dir)} and prepare again")
         return meta
 
     state = dict.fromkeys(COUNTS, 0) | {"seconds": 0.0, "train": {}, "special": {}} | writer.state
@@ -268,10 +268,11 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
             tokens = state["plain_train"]
             require(target == math.inf or tokens >= target,
                     f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
-                    f"delete {args.out_dir} and run again with more documents or a lower target")
+                    f"{shards.to_clear(args.out_dir)} and run again with more documents or a lower target")
             require(state["held_out"] or not args.val_shards,
                     f"none of {state['documents']:,} documents was held out at --val_fraction {args.val_fraction}",
-                    f"delete {args.out_dir} and raise --val_fraction, or pass --val_shards 0")
+                    f"{shards.to_clear(args.out_dir)} and raise --val_fraction, or pass --val_shards 0")
+            sources.refuse_changed(source)
             entries, fields = train.finish(writer)
             if guard:
                 log = writer.appended(decontaminate.LOG)
@@ -367,9 +368,9 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
     read, *parts = account.values()
     rest = read - sum(parts)
     require(rest == 0, f"the token account does not close: {account} (read minus all others is {rest})",
-            f"delete {args.out_dir}, prepare again, and report this if it happens twice")
+            f"{shards.to_clear(args.out_dir)}, prepare again, and report this if it happens twice")
     require(written, f"all {state['documents']:,} documents were held out or dropped",
-            f"delete {args.out_dir} and lower --val_fraction, or pass --val_shards 0")
+            f"{shards.to_clear(args.out_dir)} and lower --val_fraction, or pass --val_shards 0")
     backend = get_tokenizer(args.tokenizer_backend).backend
     packages, config, split = ["numpy", "tiktoken", "pyarrow"], None, None
     if backend != "tiktoken":
@@ -455,15 +456,18 @@ def run(args: argparse.Namespace, train_side) -> dict | None:
         return meta
     except KeyboardInterrupt:
         remedy = f"to continue {args.out_dir}, run it again with --resume"
-        if args.part:
+        if args.part is not None:
             remedy = "the finished parts stay, and the same command makes the others"
         print(f"stopped; {remedy}.", file=sys.stderr)
         sys.exit(130)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
     except OSError as error:
-        sys.exit(f"writing {args.out_dir} failed ({error.strerror or error}): free some space or check "
-                 "the disk, then run the same command again with --resume.")
+        folder, again = args.out_dir, " with --resume"
+        if args.part is not None:
+            folder, again = parts.folder_of(args), ""
+        sys.exit(f"writing {folder} failed ({error.strerror or error}): free some space or check "
+                 f"the disk, then run the same command again{again}.")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,22 +13,26 @@ repo and its Python under the paths of this machine. With Slurm this script retu
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
+import signal
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from lab import flags, parts, processes  # noqa: E402
+from lab import disk, flags, parts, processes  # noqa: E402
 from lab.token_files import require  # noqa: E402
 
 EXECUTORS = ("local", "slurm", "ray")
 
 
-def part_step(prepare_flags: list[str]):
-    """The one step of the pipeline: task `rank` of `world_size` makes its share of the parts. ValueError when it fails.
+def part_step(prepare_flags: list[str], failures: Path | None):
+    """The one step of the pipeline: task `rank` of `world_size` makes its share of the parts.
 
-    The class is made here, as datatrove is optional and carries a step to other machines by value."""
+    failures: the folder where a task writes why it failed; None: it raises ValueError, of which datatrove prints the
+    traceback. The class is made here, as datatrove is optional and carries a step to other machines by value."""
     from datatrove.pipeline.base import PipelineStep
 
     command, here = [sys.executable, str(ROOT / "prepare_fineweb.py"), *prepare_flags], os.getcwd()
@@ -37,22 +41,39 @@ def part_step(prepare_flags: list[str]):
         name, type = "parts", "Tokenizer"
 
         def run(self, data, rank: int = 0, world_size: int = 1):
-            import subprocess  # what this file has imported does not travel with the step
+            import signal  # what this file has imported does not travel with the step
+            import subprocess
+            import sys
+            import threading
 
             part = ["--part", f"{rank}/{world_size}"]
             with self.track_time():
-                done = subprocess.run([*command, *part], cwd=here, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                *_, last = [f"it ended with {done.returncode}", *done.stderr.strip().splitlines()]
-                raise ValueError(f"{' '.join(part)}: {last}")
+                child = subprocess.Popen([*command, *part], cwd=here, stderr=subprocess.PIPE, text=True)
+
+                def stop(number, frame):
+                    child.terminate()
+                    child.wait()
+                    sys.exit(128 + number)
+
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, stop)
+                _, errors = child.communicate()
+            if child.returncode:
+                *_, last = [f"it ended with {child.returncode}", *errors.strip().splitlines()]
+                sentence = f"{' '.join(part)}: {last}"
+                if failures is None:
+                    raise ValueError(sentence)
+                (failures / f"{rank:05d}.txt").write_text(sentence)
             return data
 
     return MakeParts()
 
 
-def executor_of(args):
-    """datatrove's executor. What is finished is told by the parts, not by its own log of finished tasks."""
-    common = {"pipeline": [part_step(args.prepare)], "tasks": args.tasks, "workers": args.workers or -1,
+def executor_of(args, failures: Path):
+    """datatrove's executor. What is finished is told by the parts, not by its own log of finished tasks. failures: see
+    part_step; under Slurm the task itself must fail."""
+    step = part_step(args.prepare, None if args.executor == "slurm" else failures)
+    common = {"pipeline": [step], "tasks": args.tasks, "workers": args.workers or -1,
               "logging_dir": args.logging_dir, "skip_completed": False}
     if args.executor == "slurm":
         from datatrove.executor import SlurmPipelineExecutor
@@ -88,12 +109,26 @@ def main() -> None:
     require(enough, "--tasks and --cpus_per_task are 1 or more",
             "pass others, and --workers 0 for all at once")
     require(args.executor != "slurm" or args.partition, "--executor slurm needs --partition", "sinfo lists them")
+    require(args.executor != "slurm" or shutil.which("sbatch"),
+            "--executor slurm needs Slurm's sbatch, and none is here",
+            "run this on a login node, or choose another --executor")
+    require(args.executor != "ray" or importlib.util.find_spec("ray"), "--executor ray needs the package ray",
+            "pip install ray, then run the command again")
     check_prepare(args.prepare)
-    executor = executor_of(args)
+    failures = Path(args.logging_dir).absolute() / "failed"
+    disk.make_folder(failures, "--logging_dir")
+    for old in failures.glob("*.txt"):
+        old.unlink()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ctrl-C: its processes would outlive it
+    executor = executor_of(args, failures)
     try:
         executor.run()
     except Exception as error:  # of a task, through the layers of an executor
         raise ValueError(f"{error} Logs are in {args.logging_dir}; the same command makes what is missing.") from error
+    failed = sorted(failures.glob("*.txt"))
+    if failed:
+        raise ValueError(f"{len(failed)} of {args.tasks} tasks failed, the first with {failed[0].read_text()} "
+                         f"(the others: {failures}). The finished parts stay, and the same command makes the others.")
     print("When all tasks are done, run prepare_fineweb.py or prepare_bos_rows.py with the same flags and --merge.")
 
 

@@ -40,8 +40,19 @@ for part in $parts; do
         fail "$part is no part: use cost, prepare, train, evals, export and report."
 done
 read -ra seeds <<< "${SEEDS:-0 1 2}"
+[ "${#seeds[@]}" -gt 0 ] || fail "SEEDS is empty: give whole numbers, as in SEEDS='0 1 2'."
 for seed in "${seeds[@]}"; do
-    [[ "$seed" =~ ^[0-9]+$ ]] || fail "SEEDS has $seed: give whole numbers, as in SEEDS='0 1 2'."
+    [[ "$seed" =~ ^(0|[1-9][0-9]{0,8})$ ]] ||
+        fail "SEEDS has $seed: give whole numbers below a billion, as in SEEDS='0 1 2'."
+done
+twice="$(printf '%s\n' "${seeds[@]}" | sort | uniq -d | head -n 1)"
+[ -z "$twice" ] || fail "SEEDS has $twice twice: give each seed once, as in SEEDS='0 1 2'."
+overflow="${OVERFLOW:-requeue}" max_epochs="${MAX_EPOCHS:-1.05}" launcher="${LAUNCHER:-}"
+[[ "$overflow" =~ ^(crop|split|requeue)$ ]] || fail "OVERFLOW=$overflow is unknown: use crop, split or requeue."
+[[ "$max_epochs" =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "MAX_EPOCHS=$max_epochs is no number: write 1.05 or 3."
+for command in "${PYTHON:-}" "${launcher%% *}"; do
+    [ -z "$command" ] || command -v "$command" > /dev/null ||
+        fail "there is no command $command: correct PYTHON or LAUNCHER."
 done
 datasets=()
 for one in ${DATASET:-}; do # paths are the caller's
@@ -50,6 +61,7 @@ for one in ${DATASET:-}; do # paths are the caller's
 done
 for name in HELLASWAG_DATA EWOK_DATA ZEROSHOT_DATA GSM8K_DATA; do
     [ ! -e "${!name:-}" ] || printf -v "$name" %s "$(realpath "${!name}")"
+    [[ -z "${!name:-}" || -e "${!name}" || "${!name}" = synthetic* ]] || fail "$name=${!name} does not exist: name a file."
 done
 root="${OUT:-}"
 [ -z "$root" ] || [ "${root:0:1}" = / ] || root="$PWD/$root"
@@ -66,7 +78,7 @@ shape=() machine=(--device "${DEVICE:-auto}")
 scores=(--val_tokens 10485760) evals_of_run=10 vals_of_run=40 saves_of_run=20
 tokens="${TOKENS:-}" jobs=1
 if [ -n "$small" ]; then
-    batch=512 seq_len=64 tokens="${tokens:-51200}" jobs=2 machine=(--device cpu) rates=(6e-3 1e-2 1e-2)
+    batch=512 seq_len=64 tokens="${tokens:-51200}" jobs=2 machine=(--device "${DEVICE:-cpu}") rates=(6e-3 1e-2 1e-2)
     shape=(--n_layer 2 --n_head 4 --n_embd 64 --seq_len 64 --micro_batch_size 8 --total_batch_tokens 512)
     scores=(--val_tokens 12000 --eval_batch_size 32) evals_of_run=1 vals_of_run=2 saves_of_run=4
     [ "${#datasets[@]}" -gt 0 ] || datasets=(synthetic)
@@ -76,15 +88,15 @@ case "$tokens" in
     "") steps=20000; [ "$preset" = gpt2 ] || steps=5100 ;;
     *) number="$tokens"
         for unit in K:000 M:000000 B:000000000; do number="${number/%${unit%:*}/${unit#*:}}"; done
-        [[ "$number" =~ ^[0-9]+$ ]] || fail "TOKENS=$tokens is no number: write 300M or 300000000."
-        steps=$((number / batch))
+        [[ "$number" =~ ^0*[0-9]{1,15}$ ]] || fail "TOKENS=$tokens is no number, or too large: write 300M or 300000000."
+        steps=$((10#$number / batch))
         [ "$steps" -gt 0 ] || fail "TOKENS=$tokens is less than one step: give $batch or more." ;;
 esac
 need=$((steps * batch))
 every() { echo $((steps / $1 > 0 ? steps / $1 : 1)); } # steps between so many of a run
 
 out="$root/$arms"
-mkdir -p "$out"
+mkdir -p "$out" || fail "OUT=$root cannot be made: name a folder that you may write to."
 case "$arms-$tokens" in
     # gates, or TOKENS given: a part of the sample; 3 % to spare, as packing and products change the count
     gates-* | *-?*) suffix="_$need" target="--target_tokens $((need + need / 33))" ;;
@@ -93,7 +105,7 @@ esac
 [ -z "$small" ] || target="--target_tokens $((need + need / 2)) --val_fraction 0.1"
 data_of() { # arm: its dataset's folder
     case "$1" in
-        bos_rows) echo "$root/data_${OVERFLOW:-requeue}$suffix" ;;
+        bos_rows) echo "$root/data_$overflow$suffix" ;;
         mul_tokens) echo "$root/data_mul_tokens$suffix" ;;
         *) echo "$root/data_stream$suffix" ;;
     esac
@@ -107,7 +119,7 @@ arm_flags() { # arm: what it adds to the same run
     esac
 }
 train_flags=(--preset "$preset" "${shape[@]}" "${machine[@]}" --max_train_steps "$steps"
-    --max_epochs "${MAX_EPOCHS:-1.05}")
+    --max_epochs "$max_epochs")
 [ "$preset" = gpt2 ] || train_flags+=(--warmdown_iters $((steps * 1450 / 5100)))
 score_flags=(--eval_every "$(every "$vals_of_run")" "${scores[@]}" --hellaswag_every "$(every "$evals_of_run")")
 [ -z "${HELLASWAG_DATA:-}" ] || score_flags+=(--hellaswag_data "$HELLASWAG_DATA")
@@ -116,7 +128,6 @@ score_flags=(--eval_every "$(every "$vals_of_run")" "${scores[@]}" --hellaswag_e
 [ -z "${ZEROSHOT_DATA:-}" ] || score_flags+=(--zeroshot_every "$steps" --zeroshot_data "$ZEROSHOT_DATA")
 score_flags+=(--save_every "$(every "$saves_of_run")" --keep_last 1 --results_csv "$out/results.csv")
 
-launcher="${LAUNCHER:-}"
 if [ -z "$small$launcher" ] && [ "${DEVICE:-}" != cpu ]; then
     gpus="$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')"
     [ "$gpus" -gt 0 ] || fail "no GPU is here: SMALL=1 does the same in small on a CPU; DEVICE=cpu does this for weeks."
@@ -126,12 +137,19 @@ fi
 # each command runs in the background: bash then handles a signal at once, and the trap passes it on
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 run() { "$@" & wait $!; }
+same_as_before() { # file, settings: refuses others than those that made what is there, which would be taken for theirs
+    before="$(cat "$1" 2> /dev/null || echo "$2")"
+    [ "$before" = "$2" ] ||
+        fail "what is there was made with other settings ($before; now $2): repeat them, or choose another OUT."
+    [ -e "$1" ] || echo "$2" > "$1"
+}
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the parts
 
-cost() { # time of a run of the first arm, measured on made-up documents; disk of all
-    [ ! -e "$out/cost.txt" ] || return 0
+cost() { # time of a run of the first arm, measured on made-up documents; disk of all that is not there yet
+    settings="${train_flags[*]} ${TRAIN_FLAGS:-} $launcher, ${#seeds[@]} seeds"
+    [ ! -e "$out/cost.txt" ] || [ "$(cat "$out/cost_of.txt")" != "$settings" ] || return 0
     [ -e "$root/probe/meta.json" ] || run "$PYTHON" prepare_fineweb.py --dataset synthetic --max_docs 300 --val_fraction 0.1 \
         --resume --out_dir "$root/probe" > "$root/probe.out"
     # shellcheck disable=SC2046,SC2086  # lists
@@ -140,7 +158,9 @@ cost() { # time of a run of the first arm, measured on made-up documents; disk o
         --out_dir "$out/${a}_cost" > "$out/cost.out"
     n_data=2
     [ "$(data_of "$a")" != "$(data_of "$b")" ] || n_data=1
-    "$PYTHON" - "$out" "$need" "$n_data" "${#seeds[@]}" "${train_flags[@]}" --data_dir "$root/probe" <<'PY' > "$out/cost.tmp"
+    there="$({ du -skc "$out" "$(data_of "$a")" "$(data_of "$b")" 2> /dev/null || true; } | tail -n 1 | cut -f 1)"
+    "$PYTHON" - "$out" "$need" "$n_data" "${#seeds[@]}" "$there" "${train_flags[@]}" \
+        --data_dir "$root/probe" <<'PY' > "$out/cost.tmp"
 import sys
 
 import torch
@@ -149,8 +169,8 @@ sys.path.insert(0, ".")
 import train_gpt
 from lab import estimate, units
 
-out, tokens, n_data, n_seeds = sys.argv[1], *map(int, sys.argv[2:5])
-args = train_gpt.parse_args(sys.argv[5:])
+out, tokens, n_data, n_seeds, there = sys.argv[1], *map(int, sys.argv[2:6])
+args = train_gpt.parse_args(sys.argv[6:])
 with torch.device("meta"):
     model, _ = train_gpt.build_model(args, None, torch.device("meta"))
 size = 4 * model.num_params()["total"]
@@ -161,20 +181,23 @@ listed = ", ".join(f"{units.size(count)} of {name}" for name, count in parts.ite
 print(f"{2 * n_seeds} runs x {tokens:,} tokens; disk about {units.size(needed)} ({listed}), {units.size(free)} free")
 for line in open(f"{out}/cost.out"):
     print("each run, without evaluations:", line.partition(" | disk")[0].rstrip())
-if needed > free:
-    sys.exit(f"run_124m.sh: the disk is too small: free {units.size(needed - free)}, or lower TOKENS or SEEDS.")
+missing = needed - 1024 * there - free
+if missing > 0:
+    sys.exit(f"run_124m.sh: the disk is too small: free {units.size(missing)}, or lower TOKENS or SEEDS.")
 PY
     mv "$out/cost.tmp" "$out/cost.txt"
+    echo "$settings" > "$out/cost_of.txt"
     cat "$out/cost.txt"
 }
 
 prepare() { # one source and one held-out set; only what becomes of the documents differs
+    same_as_before "$root/source$suffix.txt" "DATASET=${datasets[*]:-} DECONTAMINATE=${DECONTAMINATE:-}"
     for arm in "$a" "$b"; do
         folder="$(data_of "$arm")"
         if [ -e "$folder/meta.json" ]; then continue; fi
         script=(prepare_fineweb.py)
         case "$arm" in
-            bos_rows) script=(prepare_bos_rows.py --seq_len "$seq_len" --overflow "${OVERFLOW:-requeue}") ;;
+            bos_rows) script=(prepare_bos_rows.py --seq_len "$seq_len" --overflow "$overflow") ;;
             mul_tokens) script+=(--condition mul_tokens) ;;
         esac
         [ "${#datasets[@]}" -eq 0 ] || script+=(--dataset "${datasets[@]}")
@@ -204,6 +227,7 @@ evals() { # HellaSwag, EWoK and zero-shot are scored while training
     [ "$arms" = tokens ] || return 0
     options=(--max_examples 200) data="${GSM8K_DATA:-}"
     [ -z "$small" ] || { options=(--max_new_tokens 32 --device cpu); data="${data:-synthetic:20}"; }
+    same_as_before "$out/gsm8k.txt" "GSM8K_DATA=$data ${options[*]}"
     for folder in $(runs_of "$a") $(runs_of "$b"); do
         [ -e "$folder/gsm8k_results.json" ] || run "$PYTHON" eval_gsm8k.py --checkpoint "$folder" --data "$data" "${options[@]}"
     done
@@ -218,17 +242,19 @@ export_all() {
 }
 
 report() {
-    newer=""
-    [ ! -e "$out/reported" ] || newer="-newer $out/reported"
-    # shellcheck disable=SC2046,SC2086  # lists
-    changed="$(find $(runs_of "$a") $(runs_of "$b") -maxdepth 1 \( -name summary.json -o -name gsm8k_results.json \) $newer)"
+    own="$(runs_of "$a") $(runs_of "$b")" changed=yes
+    for folder in $own; do [ -e "$folder/summary.json" ] || fail "$folder is not finished: run the part train first."; done
+    if [ "$(cat "$out/reported" 2> /dev/null)" = "$own" ]; then
+        # shellcheck disable=SC2086  # a list
+        changed="$(find $own -maxdepth 1 \( -name summary.json -o -name gsm8k_results.json \) -newer "$out/reported")"
+    fi
     if [ -n "$changed" ]; then
         treatment="" planned=""
         [ "$arms" != optimizers ] || treatment="--treatment optimizer,learning_rate"
         [ "${#seeds[@]}" -lt 3 ] || planned="--planned ${#seeds[@]}"
         # shellcheck disable=SC2046,SC2086  # lists
         run "$PYTHON" compare_runs.py --a $(runs_of "$a") --b $(runs_of "$b") $treatment $planned --out "$out/report"
-        touch "$out/reported"
+        echo "$own" > "$out/reported"
     else
         echo "report: $out/report/report.html"
     fi

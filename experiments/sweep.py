@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from lab import flags, schema  # noqa: E402
+from lab import disk, flags, schema  # noqa: E402
 
 POLL_SECONDS = 0.05
 LAST_WORDS = 5  # lines of a failed run's output that are printed
@@ -87,14 +87,38 @@ def is_finished(folder: Path) -> bool:
 
 
 def refuse_other_commands(commands: dict[Path, list[str]]) -> None:
-    """ValueError when a folder was begun by another command: its result would not be this one's."""
+    """ValueError when a folder was begun by another command, as its result would not be this one's, or when a run that
+    an earlier sweep has left behind still writes into it."""
     for folder, words in commands.items():
-        if not folder.exists() or not log_of(folder).exists():
+        if not folder.exists():
             continue
-        before = read_log(folder)[0]
-        if before != first_line(words):
+        state, process = disk.holder(folder)
+        if state == "held":
+            raise ValueError(f"process {process['pid']} still writes into {folder}: wait for it or stop it, then start "
+                             "the sweep again.")
+        before = ""
+        if log_of(folder).exists():
+            before = read_log(folder)[0]
+            is_other = before != first_line(words)
+        else:  # not begun by a sweep
+            argv = schema.read_json(folder / "config.json").get("argv", []) if is_finished(folder) else []
+            before = f"$ {shlex.join(argv)}"
+            is_other = argv != [] and without_folder(argv) != without_folder(words)
+        if is_other:
             raise ValueError(f"{folder} was begun by another command ({before[2:]}): delete it to run it anew, "
                              "or choose another --out_dir.")
+
+
+def without_folder(words: list[str]) -> list[str]:
+    """A command's flags in any order, without its script, --out_dir and --resume, by which a run is found."""
+    pieces = []
+    for word in words[1:]:
+        pieces += word.split("=", 1) if word.startswith("--") else [word]
+    for name in ("--out_dir", "--resume"):
+        while name in pieces:
+            at = pieces.index(name)
+            del pieces[at : at + 2]
+    return sorted(pieces)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -161,7 +185,8 @@ def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False, 
         nonlocal interrupted
         interrupted = True
 
-    handlers = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    hang_up = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # of a closed terminal
+    handlers = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, *hang_up)}
     waiting = [folder for folder in commands if not is_finished(folder)]
     bar = tqdm(total=len(commands), initial=len(commands) - len(waiting), unit="run", disable=None)
     running: dict[Path, subprocess.Popen] = {}

@@ -253,14 +253,21 @@ def _who(words: bytes) -> dict | None:
     return None
 
 
-def _is_held(lock: int, pid: int) -> bool:
-    import fcntl
-
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
     try:
         os.kill(pid, 0)
     except PermissionError:  # it lives, as another user's
-        pass
+        return True
     except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _is_held(lock: int, pid: int) -> bool:
+    import fcntl
+
+    if not is_alive(pid):
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

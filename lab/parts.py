@@ -82,11 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """ValueError, in one sentence, unless the flags of add_arguments go together and with the others."""
-    if not (args.part or args.merge):
+    if args.part is None and not args.merge:
         require(not args.parts_dir, "--parts_dir needs --part or --merge", "add one, or leave it out")
         return
     flag = "--merge"
-    if args.part:
+    if args.part is not None:
         require(not args.merge, "--part and --merge are two steps", "pass one")
         flag, _ = "--part", share_of(args.part)
     is_made_up = args.dataset == ["synthetic"]
@@ -102,7 +102,7 @@ def share_of(part: str) -> tuple[int, int]:
     if numbers:
         share = int(numbers[1]), int(numbers[2])
     remedy = "write i/n with i from 0 to n - 1, such as --part 0/8"
-    require(share[0] < share[1], f"--part {part} is no share", remedy)
+    require(share[0] < share[1], f"--part {part or repr(part)} is no share", remedy)
     return share
 
 
@@ -201,7 +201,7 @@ def make(args: argparse.Namespace, guard) -> None:
     folder, settings = folder_of(args), settings_of(args, guard)
     disk.make_folder(folder, "--parts_dir")
     chosen = range(first, len(source.files), n)
-    started, tokens, before = time.monotonic(), 0, 0
+    started, tokens, n_old = time.monotonic(), 0, 0
     stop = processes.StopRequest("the file at work is left out")
     interval = 0.5 if sys.stderr.isatty() else 10  # seconds between two lines
 
@@ -217,18 +217,17 @@ def make(args: argparse.Namespace, guard) -> None:
     try:
         with tqdm(total=len(chosen), unit="file", mininterval=interval, miniters=0) as bar:
             for index in chosen:
+                stamps = source.stamps and sources.stamps_of([source.files[index]])
                 part = part_of(args, source, index)
                 if part.path.exists():
-                    before += 1
+                    n_old += 1
                 else:
-                    alone = source._replace(files=[source.files[index]], counts={})
-                    batches = tokenizing.tokenized_batches(args, alone, 0, guard)
-                    write_part(part, settings, batches, args.max_docs, count)
+                    remove_unfinished(part, if_dead=True)
+                    alone = source._replace(files=[source.files[index]], counts={}, stamps=stamps)
+                    write_part(part, settings, whole_file(args, alone, guard), args.max_docs, count)
                 about = read_about(part)
                 refuse_foreign(part, about, settings, args.max_docs)
-                # of killed processes, or of one that came too late
-                for unfinished in folder.glob(f"{part.path.name}.*.tmp"):
-                    unfinished.unlink(missing_ok=True)
+                remove_unfinished(part)
                 unusable, name = about["unusable"], part.file["name"]
                 if unusable and args.bad_documents == "error":
                     terminal.note(f"NOTE: {name} has {unusable:,} unusable documents: --merge stops at them "
@@ -236,8 +235,24 @@ def make(args: argparse.Namespace, guard) -> None:
                 bar.update()
     finally:
         stop.restore()
-    print(f"part {args.part}: {len(chosen):,} of {len(source.files):,} files are in {folder}, {before:,} of them "
+    print(f"part {args.part}: {len(chosen):,} of {len(source.files):,} files are in {folder}, {n_old:,} of them "
           f"from before; {tokens:,} new tokens.\nWhen the parts of all are there, run the same with --merge.")
+
+
+def whole_file(args: argparse.Namespace, source: sources.Source, guard) -> Iterator[Tokenized]:
+    """The batches of a source of one file. ValueError at its end when the file was changed meanwhile."""
+    yield from tokenizing.tokenized_batches(args, source, 0, guard)
+    sources.refuse_changed(source)
+
+
+def remove_unfinished(part: Part, if_dead: bool = False) -> None:
+    """Deletes what killed processes, or one that came too late, have left of a part. if_dead: only of processes of this
+    machine that are no more, as others may be at work."""
+    own = re.escape(f"{part.path.name}.{platform.node()}-")
+    for unfinished in part.path.parent.glob(f"{part.path.name}.*.tmp"):
+        process = re.fullmatch(own + r"(\d+)\.tmp", unfinished.name)
+        if not if_dead or (process and not disk.is_alive(int(process[1]))):
+            unfinished.unlink(missing_ok=True)
 
 
 def write_part(part: Part, settings: dict, batches: Iterator[Tokenized], max_docs: int,
@@ -289,6 +304,8 @@ def write_batch(archive: zipfile.ZipFile, number: int, batch: Tokenized) -> None
 def reading(part: Part) -> Iterator[zipfile.ZipFile]:
     """A part as an open zip. What a damaged one raises in the block, in one of three libraries, becomes a sentence."""
     try:
+        if not part.path.is_file():
+            raise ValueError("it is no file")
         disk.refuse_bomb(part.path)
         with zipfile.ZipFile(part.path) as archive:
             yield archive

@@ -86,6 +86,13 @@ def is_held_out(digests: list[bytes], val_fraction: float) -> np.ndarray:
 # writer
 
 
+def to_clear(folder) -> str:
+    """What to do to begin a dataset anew. Parts in its folder (lab/parts.py), the work of many machines, can be merged
+    again."""
+    folder = Path(folder)
+    return f"delete everything in {folder} but parts" if (folder / "parts").is_dir() else f"delete {folder}"
+
+
 class DatasetWriter:
     """Writes a dataset folder so that a kill at any moment loses at most the work since the last `commit`.
 
@@ -110,13 +117,13 @@ class DatasetWriter:
         self.dir.mkdir(parents=True, exist_ok=True)
         names = sorted(path.name for path in self.dir.iterdir())
         if "meta.json" in names:
-            require(resume, f"{self.dir} already holds a finished dataset", "choose another, or delete it")
+            require(resume, f"{self.dir} already holds a finished dataset", f"choose another, or {to_clear(self.dir)}")
             self._refuse_other_settings(read_meta(self.dir).get("settings", {}))
             self._remove_progress()  # left by a kill after meta.json was written
             self.complete = True
         elif "progress.json" in names:
-            require(resume, f"{self.dir} holds an unfinished prepare", "pass --resume, or delete it")
-            self._load(read_json(self.dir / "progress.json", advice="delete all and prepare again"))
+            require(resume, f"{self.dir} holds an unfinished prepare", f"pass --resume, or {to_clear(self.dir)}")
+            self._load(read_json(self.dir / "progress.json", advice=f"{to_clear(self.dir)} and prepare again"))
         else:
             # a kill before the first commit leaves progress.json.tmp; parts/ waits to be merged
             own = ("progress.json.tmp", "parts")
@@ -142,7 +149,8 @@ class DatasetWriter:
     def _load(self, progress: dict) -> None:
         """Put the folder back to what the last commit recorded, and go on from there."""
         whole = isinstance(progress, dict) and progress.pop("sha256", "") == _fingerprint(progress)
-        require(whole, f"{self.dir / 'progress.json'} is damaged or another version's", "delete all and prepare again")
+        require(whole, f"{self.dir / 'progress.json'} is damaged or another version's",
+                f"{to_clear(self.dir)} and prepare again")
         self._refuse_other_settings(progress["settings"])
         self.state, self.files = progress["state"], progress["files"]
         self.mul_counts += progress["mul_counts"]
@@ -157,7 +165,7 @@ class DatasetWriter:
         for name, length in lengths.items():
             path = self.dir / name
             whole = path.exists() and path.stat().st_size >= length
-            require(whole, f"{path} is missing or shorter than recorded", "delete all and prepare again")
+            require(whole, f"{path} is missing or shorter than recorded", f"{to_clear(self.dir)} and prepare again")
             if path.suffix == ".partial":
                 os.truncate(path, length)
         for path in self._made_here():
@@ -277,7 +285,7 @@ class DatasetWriter:
             path, written = self.dir / record["name"], 2 * record["tokens"]
             size = path.stat().st_size
             require(size == written, f"something else changed {path} ({size:,} bytes, not {written:,})",
-                    "delete all and prepare again")
+                    f"{to_clear(self.dir)} and prepare again")
         for name, handle in self._side.items():
             handle.close()
             if name not in (VAL_DOCUMENTS, VAL_MUL_BYTES):

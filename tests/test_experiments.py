@@ -16,7 +16,7 @@ import pytest
 from conftest import make_run
 
 import compare_runs
-from lab import ab_plots, runs
+from lab import ab_plots, disk, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = ROOT / "experiments" / "sweep.py"
@@ -146,7 +146,7 @@ def test_sweep_stops_at_a_failure_and_goes_on(tmp_path, fake):
     assert len(starts(tmp_path, "a")) == 1 and len(starts(tmp_path, "b")) == 2 and starts(tmp_path, "c")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_sweep_interrupted(tmp_path, fake, number):
     """ctrl-C reaches the run once, which saves itself; the sweep ends with 130 and continues when started again."""
     (tmp_path / "list").write_text("\n".join([fake("a", "--wait"), fake("b")]))
@@ -159,6 +159,25 @@ def test_sweep_interrupted(tmp_path, fake, number):
     assert (tmp_path / "runs" / "a" / "saved").exists() and not (tmp_path / "runs" / "b").exists()
     assert subprocess.run(command, capture_output=True, timeout=180).returncode == 0
     assert len(starts(tmp_path, "a")) == 2 and len(starts(tmp_path, "b")) == 1
+
+
+def test_sweep_takes_no_other_run_for_its_own(tmp_path, fake):
+    """A folder that a run of another command has finished without a sweep, and one that a run still writes into; a run
+    of the same flags in another order is taken."""
+    line = fake("a", "--seed 1")
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+    for argv, status in [(["x.py", "--seed", "2", "--out_dir", "b"], 1),
+                         (["x.py", "--resume", "auto", "--out_dir=elsewhere", "--seed=1"], 0)]:
+        (folder / "config.json").write_text(json.dumps({"argv": argv}))
+        done = run_sweep(line)
+        assert done.returncode == status and ("begun by another command" in done.stderr) is bool(status), done.stderr
+    assert not starts(tmp_path, "a")
+    (folder / "summary.json").unlink()
+    with disk.hold(folder):
+        held = run_sweep(line)
+    assert held.returncode == 1 and f"process {os.getpid()} still writes into {folder}: wait" in held.stderr
 
 
 def test_sweep_two_at_once(tmp_path, fake):
@@ -192,7 +211,7 @@ def test_sweep_failures_beside_others(tmp_path, fake):
     assert "the data of d is gone" in both.stdout and "the data of e is gone" in both.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_sweep_interrupted_with_two(tmp_path, fake, number):
     """A signal reaches both runs, the sweep waits until they have saved themselves (no process is left), and a second
     sweep continues both."""

@@ -140,6 +140,7 @@ def test_strict_mode_refuses_sums_in_any_order():
 def test_no_cudnn_attention_with_masks(masks):
     """Its backward pass can give NaN where a mask is passed; elsewhere it stays."""
     args = SimpleNamespace(deterministic=False)
+    torch.backends.cuda.enable_cudnn_sdp(True)
     try:
         training.prepare_machine(args, torch.device("cpu"), masks)
         assert torch.backends.cuda.cudnn_sdp_enabled() is not masks

@@ -4,8 +4,10 @@ import gzip
 import io
 import json
 import os
+import platform
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -492,6 +494,52 @@ def test_flags_that_do_not_go_together(corpus, tmp_path, flags, words):
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize("script", [prepare_fineweb, prepare_bos_rows])
+def test_no_sentence_advises_to_delete_the_parts(corpus, tmp_path, script):
+    """A merge that cannot succeed, and one that has, in the folder with the parts, which took many machines hours."""
+    make_parts(corpus, tmp_path, 1)
+    keeps = f"delete everything in {tmp_path} but parts"
+    assert keeps in sentence_of(corpus, tmp_path, "--merge", "--target_tokens", "999_999_999", script=script)
+    for path in tmp_path.iterdir():
+        if path.name != "parts":
+            path.unlink()
+    run(corpus, tmp_path, "--merge", script=script)
+    assert keeps in sentence_of(corpus, tmp_path, "--merge", script=script)
+
+
+def test_a_file_that_is_changed_while_it_is_read(tmp_path, monkeypatch):
+    """A dataset or part whose recorded checksum is of other text than was read: none is made."""
+    grows = tmp_path / "grows.jsonl"
+    write_jsonl(grows, [{"text": text} for text in TEXTS])
+    tokenize = tokenizing.tokenize
+
+    def tokenize_late(*args):
+        with open(grows, "a") as f:
+            f.write('{"text": "one more"}\n')
+        return tokenize(*args)
+
+    monkeypatch.setattr(tokenizing, "tokenize", tokenize_late)
+    for flags in ([], ["--part", "0/1"]):
+        sentence = sentence_of([grows], tmp_path / "d", *flags)
+        assert f"{grows} was changed while it was read: wait until it is final, and prepare anew." in sentence
+        assert not list(tmp_path.rglob("meta.json")) and not list(tmp_path.rglob("*.npz"))
+        shutil.rmtree(tmp_path / "d")
+
+
+def test_what_killed_processes_left_goes_first(corpus, tmp_path, monkeypatch):
+    """Unfinished files of a part: those of dead processes of this machine go before it is made, as they would fill the
+    disk; those of others may still be written."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    dead, other = folder / f"000000.npz.{platform.node()}-{2**22 + 1}.tmp", folder / "000000.npz.elsewhere-7.tmp"
+    for path in (dead, other):
+        path.write_bytes(b"x")
+    seen, write_part = [], parts.write_part
+    monkeypatch.setattr(parts, "write_part", lambda *args: seen.append(set(folder.iterdir())) or write_part(*args))
+    run(corpus[:1], tmp_path, "--part", "0/1")
+    assert seen == [{other}] and [path.name for path in folder.iterdir()] == ["000000.npz"]
+
+
 def test_folder_that_cannot_be_written(corpus, tmp_path):
     """A parts folder that is a file: one sentence."""
     (tmp_path / "x").write_text("")
@@ -621,8 +669,39 @@ def test_datatrove_refuses_before_it_starts(corpus, tmp_path):
 def test_datatrove_passes_a_task_s_sentence_on(corpus, tmp_path):
     """What a task ends with is what the script ends with, and nothing is made."""
     pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -e '.[cluster]'")
-    done = run_cluster(tmp_path, "--tasks", "1", "--workers", "1", "--", "--dataset", "no.jsonl", "--out_dir", "d")
-    assert done.returncode == 1 and "--part 0/1: --dataset no.jsonl: no such file" in done.stderr.splitlines()[-1]
+    for tasks, workers in ((1, 1), (2, 2)):
+        flags = ["--tasks", tasks, "--workers", workers, "--", "--dataset", "no.jsonl", "--out_dir", "d"]
+        done = run_cluster(tmp_path, *flags)
+        words = f"{tasks} of {tasks} tasks failed, the first with --part 0/{tasks}: "
+        assert done.returncode == 1 and words in done.stderr.splitlines()[-1], done.stderr
+        assert "--dataset no.jsonl: no such file" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_datatrove_stops(tmp_path, number):
+    """Processes of a stopped cluster.py that live on: none; it says so, and the finished parts stay."""
+    pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -e '.[cluster]'")
+    text = "the quick brown fox jumps over the lazy dog " * 2000
+    files = [write_jsonl(tmp_path / f"{i}.jsonl", [{"text": f"{i} {k} {text}"} for k in range(4000 * (i % 2) + 2)])
+             for i in range(4)]
+    flags = ["--tasks", 4, "--workers", 2, "--", "--dataset", *files, "--out_dir", tmp_path / "d", *SMALL]
+    command = [sys.executable, str(REPO / "experiments" / "cluster.py"), *map(str, flags)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               env=ENV, start_new_session=True)
+    until = time.time() + 120
+    while not list(tmp_path.glob("d/parts/*.npz")):
+        assert process.poll() is None and time.time() < until
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)  # until the last that holds its stderr has ended
+    assert process.returncode == 130 and "stopped; the finished parts stay." in errors, errors
+    assert "Traceback" not in errors and list(tmp_path.glob("d/parts/*.npz"))
+    until = time.time() + 30
+    with pytest.raises(ProcessLookupError):
+        while time.time() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

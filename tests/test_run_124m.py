@@ -67,12 +67,35 @@ def test_stopped_twice_it_ends_with_the_report(tmp_path):
     assert again.returncode == 0, printed
     assert contents(out) == before
 
+    for parts, variables, words in [
+            ((), {"DATASET": str(REPO)}, "made with other settings (DATASET=synthetic DECONTAMINATE=; now DATASET=/"),
+            (("report",), {"SEEDS": "0 1"}, "stream_s1 is not finished: run the part train first."),
+            (("cost",), {"TOKENS": "900B"}, "the disk is too small: free ")]:
+        other = start(out, *parts, **variables)
+        printed, _ = other.communicate(timeout=120)
+        assert other.returncode == 1 and words in printed, printed
+        assert {path: stamp for path, stamp in contents(out).items() if path in before and "cost" not in path.name} == {
+            path: stamp for path, stamp in before.items() if "cost" not in path.name}
+    (rows / "reported").write_text("a report of other runs\n")
+    printed, _ = start(out, "report").communicate(timeout=120)
+    assert contents(out)[rows / "report" / "report.html"] != before[rows / "report" / "report.html"], printed
+
 
 @pytest.mark.parametrize(("parts", "variables", "words"), [
     ((), {"ARMS": "row"}, "ARMS=row is unknown: use rows, tokens, gates or optimizers."),
     (("trian",), {}, "trian is no part: use cost, prepare"),
     ((), {"SEEDS": "0 x"}, "SEEDS has x: give whole numbers"),
-    ((), {"TOKENS": "ten"}, "TOKENS=ten is no number: write 300M"),
+    ((), {"SEEDS": "0 00"}, "SEEDS has 00: give whole numbers"),
+    ((), {"SEEDS": "1 0 1"}, "SEEDS has 1 twice: give each seed once"),
+    ((), {"SEEDS": " "}, "SEEDS is empty: give whole numbers"),
+    ((), {"SEEDS": "9" * 20}, "give whole numbers below a billion"),
+    ((), {"TOKENS": "ten"}, "TOKENS=ten is no number, or too large: write 300M"),
+    ((), {"TOKENS": "99999999999B"}, "is no number, or too large: write 300M"),
+    ((), {"TOKENS": "0000000099"}, "less than one step: give 512 or more"),
+    ((), {"OVERFLOW": "bar"}, "OVERFLOW=bar is unknown: use crop, split or requeue."),
+    ((), {"MAX_EPOCHS": "many"}, "MAX_EPOCHS=many is no number: write 1.05 or 3."),
+    ((), {"HELLASWAG_DATA": "/nope"}, "HELLASWAG_DATA=/nope does not exist: name a file."),
+    ((), {"PYTHON": "/nope"}, "there is no command /nope: correct PYTHON or LAUNCHER."),
     ((), {"TOKENS": "10"}, "less than one step: give 512 or more"),
     ((), {"OUT": "/tmp/my runs"}, "has a space in it: name another folder."),
 ])

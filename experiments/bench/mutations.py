@@ -175,7 +175,7 @@ def read_config(folder):
     args = train_gpt.parse_args(["--config", config, "--out_dir", "new"])
     before = train_gpt.parse_args(["--out_dir", str(folder), "--resume", "auto"])
     (folder / "summary.json").unlink()
-    record = training.config_before(before)
+    record = training.resumed_config(before)
     training.refuse_changes(record, record | {"flags": vars(args)}, {"d": ("data", "fingerprint")},
                             train_gpt.build_parser())
 
