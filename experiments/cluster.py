@@ -41,9 +41,9 @@ def part_step(prepare_flags: list[str], failures: Path | None):
         name, type = "parts", "Tokenizer"
 
         def run(self, data, rank: int = 0, world_size: int = 1):
-            import signal  # what this file has imported does not travel with the step
+            import os  # what this file has imported does not travel with the step
+            import signal
             import subprocess
-            import sys
             import threading
 
             part = ["--part", f"{rank}/{world_size}"]
@@ -53,11 +53,13 @@ def part_step(prepare_flags: list[str], failures: Path | None):
                 def stop(number, frame):
                     child.terminate()
                     child.wait()
-                    sys.exit(128 + number)
+                    os._exit(128 + number)  # a pool's worker that unwinds may wait for the pool
 
-                if threading.current_thread() is threading.main_thread():
-                    signal.signal(signal.SIGTERM, stop)
+                is_main = threading.current_thread() is threading.main_thread()
+                before = signal.signal(signal.SIGTERM, stop) if is_main else None
                 _, errors = child.communicate()
+                if is_main:
+                    signal.signal(signal.SIGTERM, before)
             if child.returncode:
                 *_, last = [f"it ended with {child.returncode}", *errors.strip().splitlines()]
                 sentence = f"{' '.join(part)}: {last}"
