@@ -70,6 +70,7 @@ DEFINITIONS = (
     "loss's smoothness leave out the warmup.",
 )
 
+ENDS = "Every score is of the end of its own run, as the number of steps is the treatment."
 # ----------------------------------------------------------------------------------------------------------------------
 # tables of an A/B: (header, alignment, cell); one more column is one more line
 
@@ -165,30 +166,38 @@ def compare_two(args) -> int:
     primary = ab_verdict.primary_of(args.primary, checked, metrics)
     margin = ab_verdict.margin_of(args.delta, args.primary, primary, every)
     args.delta, better = margin.value, metrics[primary].better
-    steps, values = ab_numbers.score_arms(used, metrics)
+    # arms that are meant to be of different length are compared at their ends
+    at_ends = any(d["knob"] == "max_train_steps" and d["state"] == "treatment" for d in checked["differences"])
+    steps, values = ab_numbers.score_arms(used, metrics, at_ends)
     rows = ab_numbers.compare_metrics(*values, metrics, checked, args.alpha)
     ab_verdict.judge_metrics(rows, metrics, primary, margin, checked, args.alpha)
-    verdict, step = rows[primary]["verdict"], steps.get(metrics[primary].benchmark or "val")
+    step = steps.get(metrics[primary].benchmark or "val")
     matched = ab_numbers.matchings(used, step, primary, checked, args.alpha)
     ab_verdict.judge_matchings(matched, rows[primary], better, margin, checked, args.alpha)
     rows_of_items, reasons = [], ["Items: N/A: left out (--no_items)"]
     if not checked["ok"]:
         reasons = ["Items and documents: N/A: not comparable"]
+    elif at_ends:
+        reasons = ["Items and documents: N/A: the arms end at different steps"]
     elif args.items:
         rows_of_items, reasons = ab_items.items(pairs, steps, args.alpha)
+    of_primary = [row for row in rows_of_items if row["key"] == primary]
+    ab_verdict.doubt_equivalence(rows[primary], of_primary, margin.value)
+    verdict = rows[primary]["verdict"]
     extra = []
-    if checked["ok"]:
+    if checked["ok"] and not at_ends:
         extra = ab_items.documents(pairs, steps["val"], args.alpha)
     if isinstance(extra, str):
         reasons, extra = [*reasons, f"Documents: N/A: {extra}"], []
     extra = extra + rows_of_items
 
-    head = headline(rows[primary], step, margin, checked, used)
+    head = headline(rows[primary], None if at_ends else step, margin, checked, used)
     how_sure = ["N/A: the arms are not comparable, so that no number here is evidence about a treatment."]
     if checked["ok"]:
         how_sure = strength(rows[primary], primary, args)
     answers = ab_checklist.checklist(rows, metrics, matched, primary, checked)
     allowed = allowed_in_words(checked)
+    told = [ENDS] if at_ends else []
     names = {arm: ab_rows.label_of(own) for arm, own in arms.items()}
     labelled = {f"{arm}: {names[arm]}": own for arm, own in zip("AB", used, strict=True)}
     facts = [("Arms", ", ".join(labelled)), *ab_page.facts_of(labelled, checked)]
@@ -202,7 +211,7 @@ def compare_two(args) -> int:
         blocks += ab_page.loss_curves(labelled, primary, checked["other_tokens"])
     blocks += [
         ab_page.key_table(key_rows, names, args.alpha),
-        ("ul", summary(dict(facts)["Changed"], primary, checked, allowed, margin, args)),
+        ("ul", summary(dict(facts)["Changed"], primary, checked, allowed, margin, args) + told),
         ("p", in_advance), ("p", ab_verdict.tests_in_words(rows, matched, primary)),
         ("h2", "Result"), metric_table(rows, metrics, args.alpha),
         ("h2", f"At equal cost: {ab_page.with_unit(primary)}"),
@@ -300,12 +309,19 @@ def headline(row: dict, step: int | None, margin, checked: dict, used: list) -> 
         faults = [d for d in checked["differences"] if d["state"] == "differs"]
         if all(d["knob"] == "seed" and "twice" not in d["why"] for d in faults):
             text += " To compare these runs all the same: `--allow seed`."
+        elif all(d.get("may_be_treatment") for d in faults):
+            changed = ",".join(d["knob"] for d in faults)
+            text += f" If it is what you test: `--treatment {changed}`."
     elif row["n"] and verdict == ab_stats.too_few(row["n"]):
         text += f" Use at least {ab_stats.MIN_RUNS} seeds per arm: fewer are no evidence."
     elif verdict == "inconclusive" and checked["planned"] not in (0, row["n"]):
         text += f" {checked['planned']} were planned: no verdict at another number."
+    elif verdict == "inconclusive" and isinstance(row["delta"], str):
+        text += " Nothing is known yet: score the runs that lack it, and compare again."
     elif verdict == "inconclusive" and row["lacking"]:
         text += " A seed without a number may be the very one that went wrong."
+    elif verdict == "inconclusive" and row.get("of_items"):
+        text += f" {row['of_items']}"
     elif verdict == "inconclusive" and isinstance(row["delta"], float):
         text += " These seeds do not tell the arms apart."
     if verdict == "equivalent" or verdict.endswith("margin"):

@@ -142,6 +142,9 @@ def parse_args(argv=None) -> argparse.Namespace:
             parser.error(f"--init_from {args.init_from} has {name} {value}: drop --{name} {getattr(args, name)}.")
     if args.seq_len > start.get("block_size", args.seq_len):
         parser.error(f"--init_from {args.init_from} reads at most {start['block_size']} tokens: lower --seq_len.")
+    if not args.data_dir and args.resume and args.out_dir:
+        parser.error(f"{args.out_dir} is no run that --resume could continue (it has no config.json): "
+                     "correct --out_dir, or pass --data_dir to begin one.")
     if not args.data_dir:
         parser.error("--data_dir is required: make one with python prepare_fineweb.py "
                      "--dataset synthetic --max_docs 5000 --out_dir data/synthetic")
@@ -419,6 +422,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         micro_steps=sequences_per_step // args.micro_batch_size // procs.world_size,
         tokens=args.micro_batch_size * args.seq_len, every=every, scored=scored,
         sizes=sizes, advice=presets.LAPTOP_ADVICE)
+    costs += [f"WARNING: {words}" for words in val_loss.warnings(val, args.val_tokens, meta.get("condition"))]
     if training.compiles(args, device):
         pace.compile_seconds += compiling + val_loss.warm_up(model, args, autocast)
     if args.dry_run:

@@ -274,6 +274,7 @@ def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yar
             advice = f"--allow {name} if each arm goes on from its own run of the stage before"
         if name in yardsticks:
             advice = "--allow it if it does no harm"
+        d["may_be_treatment"] = not d["why"] and name not in STARTS and name not in yardsticks
         d["why"] = d["why"] or f"not part of a recognised treatment; {advice}"
 
 

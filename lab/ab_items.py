@@ -101,7 +101,9 @@ def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[li
             reasons.append(f"{title} items: {len(ids)} of {most} at step {step} are in every run's file; {end}")
         if ids:
             for metric in benchmark["item_metrics"]:
-                rows += metric_row(metric, benchmark, tables, ids, reasons, alpha)
+                row = metric_row(metric, benchmark, tables, ids, reasons, alpha)
+                named = [key for key, *_ in benchmark["metrics"] if key in (f"{name}_{metric}", f"eval_{metric}")]
+                rows += [one | {"key": "".join(named[:1])} for one in row]  # of the score that it explains, if any
     return rows, reasons
 
 

@@ -155,12 +155,13 @@ def metrics_of(every: list[dict]) -> dict[str, Metric]:
 # the numbers of a run
 
 
-def score_arms(arms: list[list[dict]], metrics: dict[str, Metric]) -> tuple[dict, list[dict]]:
-    """(the step compared, by kind of record; per arm: metric -> seed -> number or reason)."""
+def score_arms(arms: list[list[dict]], metrics: dict[str, Metric], at_ends: bool = False) -> tuple[dict, list[dict]]:
+    """(the step compared, by kind of record; per arm: metric -> seed -> number or reason). at_ends: of each run its own
+    last step, which is what arms of different length are to be compared by."""
     steps = common_steps([run for arm in arms for run in arm])
     by_arm = []
     for arm in arms:
-        table = {run["seed"]: scores(run, steps, metrics) for run in arm}
+        table = {run["seed"]: scores(run, common_steps([run]) if at_ends else steps, metrics) for run in arm}
         by_arm.append({key: {seed: row[key] for seed, row in table.items()} for key in metrics})
     return steps, by_arm
 

@@ -279,6 +279,24 @@ def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: st
             row["verdict"] = row["delta"]
 
 
+def doubt_equivalence(row: dict, of_items: list[dict], margin: float) -> None:
+    """Takes back that arms are equivalent by a benchmark's score, unless the items asked allow it: the interval over
+    seeds and items lies within the margin, and so does 3 / n of n clusters of items, below which the share of others
+    that arms answer differently may lie with 95 % where none of these was (rule of three, Hanley and Lippman-Hand
+    1983). of_items: the metric's row of ab_items.items, none where its items are not recorded."""
+    if row["verdict"] != "equivalent" or not of_items:
+        return
+    (one,) = of_items
+    if one.get("clusters", 0) * margin < 3:
+        doubt = (f"these items are too few to call the arms equivalent within {margin:g}: score "
+                 f"{math.ceil(3 / margin):,} or more")
+    elif not -margin <= one["low"] <= one["high"] <= margin:
+        doubt = f"over seeds and items the interval is {one['low']:+.4f} to {one['high']:+.4f}: score more items"
+    else:
+        return
+    row |= {"verdict": "inconclusive", "of_items": f"The seeds agree, but {doubt}."}
+
+
 def share_test(row: dict, tested: dict, tested_metric: Metric, metric: Metric) -> None:
     """A row whose thing has its test in another row: the same number in another unit shares that test; another rule of
     the same items is only described."""

@@ -446,7 +446,7 @@ def make_parser(name: str, title: str, data: str, out: str, long: str, batch: st
         help="a run's folder (its newest checkpoint), one of its ckpt/step_*, or a folder of GPT.save (required)")
     add("--data", default="", help=data)
     add("--max_examples", type=int, default=0, help="items, spread evenly (0 = all)")
-    add("--skip_long", action="store_true", help=f"leave out items too long for the model ({long})")
+    add("--skip_long", action="store_true", help=f"leave out items too long for the model: {long}")
     add("--bos", choices=("on", "off"), default="on", help="begin with <|endoftext|> (default on)")
     add = parser.add_argument_group("output").add_argument
     add("--show", type=int, default=0, help="print this many items with their scores (0 = none)")
@@ -485,7 +485,8 @@ def main(benchmark, argv=None) -> int:
     parser = make_parser(
         name, f"{benchmark.TITLE} scores", benchmark.DATA_HELP,
         out=f"{name}_metrics.jsonl, {name}_items.jsonl and step_metrics.json; the step is the "
-        "checkpoint's, or 0 if it has none", long="otherwise they are refused",
+        "checkpoint's, or 0 if it has none",
+        long="those with an ending beyond its block_size, else refused; a long context loses its beginning",
         batch="contexts per forward pass (0 = a fixed budget of tokens)")
     if hasattr(benchmark, "TASKS"):
         parser.add_argument("--tasks", default="all", help=f"all, or some of {','.join(benchmark.TASKS)} (default all)")

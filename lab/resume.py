@@ -44,6 +44,8 @@ def take_defaults(parser, argv, skip=()) -> dict | None:
     if first.resume not in ("", "auto") and not first.resume.isdecimal():
         parser.error(f"--resume {first.resume}: give auto or the number of a checkpointed step.")
     source = first.config
+    if source and Path(source).is_dir():
+        source = first.config = str(Path(source) / "config.json")
     if first.resume and (Path(first.out_dir) / "config.json").exists():
         source = Path(first.out_dir) / "config.json"
     if not source:

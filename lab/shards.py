@@ -503,7 +503,9 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
     """The first whole held-out documents worth `val_tokens` (at least one document).
 
     Counted in plain GPT-2 tokens in every condition, so all arms score the same documents. Returns
-    {"tokens": uint16 (N,), "token_bytes": uint16 (N,) original UTF-8 bytes each token stands for (BOS 0),
+    {"condition" of the dataset, None of a neighbour's; "plain_tokens" that are scored, and the plain tokens of the
+     "next_document", 0 where all are scored;
+     "tokens": uint16 (N,), "token_bytes": uint16 (N,) original UTF-8 bytes each token stands for (BOS 0),
      "content_sha256": of both and of the documents' beginnings,
      "doc_starts": int64 (D,), "doc_hash": (D, 16) uint8 or None, "fingerprint_documents", "fingerprint_tokens"}.
     A neighbour's documents have no hashes and no fingerprint; they begin at each BOS, and tokens before the first BOS
@@ -542,7 +544,10 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
     content = hashlib.sha256()  # what is scored, in whichever container
     for array in (starts.astype("<i8"), tokens, token_bytes):
         content.update(array.tobytes())
-    return {"tokens": tokens, "token_bytes": token_bytes, "content_sha256": content.hexdigest(),
+    plain = [int(count) for count in documents["baseline_tokens"][: n_docs + 1]]
+    return {"condition": meta.get("condition"), "plain_tokens": sum(plain[:n_docs]),
+            "next_document": sum(plain[n_docs:]),
+            "tokens": tokens, "token_bytes": token_bytes, "content_sha256": content.hexdigest(),
             "doc_starts": starts, "doc_hash": documents.get("hash"),
             "fingerprint_documents": meta["val_fingerprint_documents"],
             "fingerprint_tokens": meta.get("val_fingerprint_tokens")}

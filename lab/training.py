@@ -10,6 +10,7 @@ import argparse
 import datetime
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -287,6 +288,10 @@ def nothing_to_do(args, parser, start_flag: str) -> bool:
             f"{folder} is finished, and --resume cannot change a finished run ({', '.join(changed)}): to train its "
             f"weights further, start a new one with {start_flag} {folder} and another --out_dir; to train anew, "
             "choose another --out_dir; to only ask whether it is finished, drop these flags.")
+    if args.resume not in ("auto", str(finished["flags"].get("max_train_steps"))):
+        raise ValueError(
+            f"{folder} is finished, and --resume {args.resume} cannot go back in it: to train on from there, start a "
+            f"new run with {start_flag} and that checkpoint; to only ask, pass --resume auto.")
     print(f"{args.out_dir} is already finished (it has a summary.json): nothing to do.")
     return True
 
@@ -369,16 +374,19 @@ def changed_flags(resumed: dict, flags: dict, parser) -> list[str]:
 def refuse_changes(resumed: dict, record: dict, same: dict, parser) -> None:
     """ValueError when a resumed run would go on with another result. parser: its defaults stand for flags that did not
     exist when the run began."""
-    changed = changed_flags(resumed, record["flags"], parser)
+    changed, other = changed_flags(resumed, record["flags"], parser), []
     for name, keys in same.items():
         old, new = resumed, record
         for key in keys:
             old, new = old.get(key, {}), new.get(key, {})
         if old != new:
-            changed.append(name)
-    if changed:
-        raise ValueError(f"--resume would change the run ({', '.join(changed)}): "
-                         "repeat its flags, or choose another --out_dir.")
+            other.append(name)
+    remedy = "repeat its flags"
+    if not changed:
+        remedy = "under the same flags there are other files now: restore those that it began with"
+    if changed or other:
+        raise ValueError(f"--resume would change the run ({', '.join([*changed, *other])}): "
+                         f"{remedy}, or choose another --out_dir.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -535,7 +543,7 @@ def leave(run: Run) -> None:
         run.save()
         run.finish_saving()
     run.log(f"stopped at step {run.state.step} of {run.args.max_train_steps}, saved; continue with: "
-            f"python {run.script} --out_dir {run.folder} --resume auto")
+            f"python {run.script} --out_dir {shlex.quote(str(run.folder))} --resume auto")
 
 
 def final_numbers(run: Run, val_fields: str) -> dict:

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import torch
 
-from lab import data_order, estimate, kernels, processes
+from lab import data_order, estimate, kernels, processes, units
 from lab.tokenizer import BOS_ID
 
 VIEWS = {"stream": "", "bos": "_bos"}  # view: suffix of its numbers
@@ -20,6 +20,7 @@ MORE_ROWS = {"cuda": 4}
 # Losses that are left on the device, until all are there or so many: reading them waits for it. 4 bytes each, and 9 of
 # the host's.
 HELD = {"cuda": 2**24}
+FEW_DOCUMENTS = 10  # below, each one counts much
 # stands for the held-out documents when nothing is scored on them
 NONE = {"tokens": (), "doc_starts": (), "fingerprint_documents": None, "fingerprint_tokens": None}
 
@@ -29,6 +30,24 @@ def count_tokens(val: dict, args) -> int:
     if not len(val["tokens"]):
         return 0
     return sum(int(data_order.val_rows(val, args.seq_len, view, BOS_ID)[1].sum()) for view in VIEWS)
+
+
+def warnings(val: dict, asked: int, condition: str | None) -> list[str]:
+    """What a reader of the val loss should know of its documents, a sentence each. asked: --val_tokens; condition: of
+    the data that is trained on."""
+    n, plain, sentences = len(val["doc_starts"]), val.get("plain_tokens", asked), []
+    held_out = units.count(n, "held-out document")
+    if plain < asked / 2 and val["next_document"]:
+        sentences.append(f"the val loss is of {plain:,} tokens of {held_out}, as the next one does not fit into "
+                         f"--val_tokens {asked:,}: pass {plain + val['next_document']:,} to have it.")
+    elif 0 < n < FEW_DOCUMENTS:
+        sentences.append(f"the val loss is of {held_out} alone, and so is the bos view of as many beginnings: raise "
+                         "--val_tokens, or prepare with a higher --val_fraction.")
+    other = val.get("condition")
+    if other and condition and other != condition:
+        sentences.append(f"--val_data_dir holds {other} tokens, the training data {condition} tokens: the val loss is "
+                         "of another tokenisation.")
+    return sentences
 
 
 def rows_per_pass(args, device) -> int:

@@ -13,7 +13,7 @@ import pytest
 from conftest import DOCS, ENV, REPO, base_loss, default_flags, make_run, write_jsonl
 
 import compare_runs
-from lab import ab_gate, ab_numbers, ab_plots, ab_report, ab_stats, runs
+from lab import ab_gate, ab_numbers, ab_plots, ab_report, ab_stats, ab_verdict, runs
 from lab.results import append_result
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 
@@ -581,6 +581,56 @@ def test_checkpoints_are_matched_at_a_common_step(tmp_path):
     assert report["steps"]["val"] == 30 and "step 30 is the last that all runs scored, of 40" in report["headline"]
     assert report["metrics"]["val_loss"]["a"] == pytest.approx(base_loss(30, 40) + np.mean(NOISE_A[:2]))
     assert report["metrics"]["tokens_seen"]["a"] == 30 * 256
+
+
+def test_length_as_the_treatment(tmp_path):
+    """Arms of 40 and 30 steps are compared at their ends; at step 30, the last that both scored, the learning rate of
+    the longer ones is not down yet."""
+    make_arms(tmp_path, 4, b={"flags": {"max_train_steps": 30}})
+    _, report = compare(tmp_path, "--treatment", "max_train_steps")
+    row = report["metrics"]["val_loss"]
+    assert row["a"] == pytest.approx(base_loss(40, 40) + np.mean(NOISE_A[:4]))
+    assert row["b"] == pytest.approx(base_loss(30, 30) + np.mean(NOISE_B[:4]))
+    assert "at step" not in report["headline"] and "Missing" not in report["headline"]
+    assert report["not_available"] == ["Items and documents: N/A: the arms end at different steps"]
+    assert report["matchings"][0]["row"]["a"] == pytest.approx(base_loss(30, 40) + np.mean(NOISE_A[:4]))
+
+
+@pytest.mark.parametrize("flags, words", [
+    ({"beta1": 0.8}, "If it is what you test: `--treatment beta1`."),
+    ({"beta1": 0.8, "beta2": 0.99}, "If it is what you test: `--treatment beta1,beta2`."),
+    ({"beta1": 0.8, "code": "x"}, None)])
+def test_what_to_declare_stands_in_the_verdict(tmp_path, flags, words):
+    """Arms that differ in what is not recognised: the flag that declares it, to be pasted, unless something else is
+    wrong, too."""
+    config = {"code.code_sha256": "0" * 64} if flags.pop("code", "") else {}
+    make_arms(tmp_path, 3, b={"flags": flags, "config": config})
+    code, report = compare(tmp_path, "--no_items")
+    assert code == 2 and (words in report["headline"] if words else "--treatment" not in report["headline"])
+    if words:
+        assert compare(tmp_path, "--no_items", "--treatment", words.split("`")[1].split()[1])[0] == 0
+
+
+@pytest.mark.parametrize("n, low, high, verdict", [
+    (5, 0.0, 0.0, "score 300 or more"), (299, 0.0, 0.0, "score 300 or more"), (300, 0.0, 0.0, ""),
+    (900, -0.0086, 0.0151, "over seeds and items the interval is -0.0086 to +0.0151: score more items"),
+    (900, -0.0086, 0.0099, ""), (1, "N/A: a single cluster", "N/A", "score 300 or more")])
+def test_equal_scores_on_few_items_are_not_equivalent(n, low, high, verdict):
+    """Arms that answer a handful of items alike may differ on others by more than the margin of 0.01."""
+    row = {"verdict": "equivalent"}
+    of_items = {"low": low, "high": high} | ({"clusters": n} if n > 1 else {})
+    ab_verdict.doubt_equivalence(row, [of_items], 0.01)
+    assert row["verdict"] == ("inconclusive" if verdict else "equivalent") and verdict in row.get("of_items", "")
+
+
+def test_few_items_in_a_report(tmp_path):
+    """The same from the runs' own items, in the headline and in the table."""
+    arm = {"hellaswag": 1.0}
+    make_arms(tmp_path, 4, a=arm, b=GATE | arm)
+    _, report = compare(tmp_path, "--primary", "hellaswag_accuracy")
+    row = report["metrics"]["hellaswag_accuracy"]
+    assert row["low"] == row["high"] == 0 and report["verdict"] == row["verdict"] == "inconclusive"
+    assert "The seeds agree, but these items are too few" in report["headline"]
 
 
 VERDICTS = {"better": (-0.02, 0.002), "worse": (0.02, 0.002), "equivalent": (0.0, 0.002), "inconclusive": (0.0, 1e-5)}
