@@ -35,6 +35,7 @@ import torch
 import eval_gsm8k
 from lab import (
     benchmarks,
+    compiling,
     data_order,
     decontaminate,
     estimate,
@@ -349,8 +350,8 @@ def train(args, procs) -> int:
     reducer = gradients.Reducer(procs, model)
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    hidden, shape = training.compile_training(args, model, rollouts.hidden_states), ()
-    if training.compiles(args, device):
+    hidden, shape = compiling.compile_training(args, model, rollouts.hidden_states), ()
+    if compiling.compiles(args, device):
         width = max(len(problem["prompt"]) for problem in problems) + args.max_new_tokens
         shape = width, args.micro_batch_size  # one, compiled once
     per_completion = policy.NORMALIZATIONS[args.normalization].per_completion

@@ -30,6 +30,7 @@ import numpy as np
 from lab import (
     decontaminate,
     disk,
+    files,
     flags,
     parts,
     pretokenized,
@@ -270,9 +271,10 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
                     f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
                     f"{shards.to_clear(args.out_dir)} and run again with more documents or a lower target")
             require(state["held_out"] or not args.val_shards,
-                    f"none of {state['documents']:,} documents was held out at --val_fraction {args.val_fraction}",
+                    f"none of {state['documents']:,} documents was held out "
+                    f"at --val_fraction {args.val_fraction}",
                     f"{shards.to_clear(args.out_dir)} and raise --val_fraction, or pass --val_shards 0")
-            sources.refuse_changed(source)
+            files.refuse_changed(source.files, source.stamps)
             entries, fields = train.finish(writer)
             if guard:
                 log = writer.appended(decontaminate.LOG)
@@ -412,11 +414,11 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
 def print_summary(args: argparse.Namespace, meta: dict) -> None:
     """What was written, and one decoded sample: with a product in it where there is one."""
     for split in ("train", "val"):
-        files = [record for record in meta["data_files"] if record["split"] == split]
-        if files:
+        written = [record for record in meta["data_files"] if record["split"] == split]
+        if written:
             names = ("documents", "tokens", "utf8_bytes")
-            documents, tokens, size = (sum(record[name] for record in files) for name in names)
-            print(f"{split:5}  {len(files):4} files  {documents:11,} documents  "
+            documents, tokens, size = (sum(record[name] for record in written) for name in names)
+            print(f"{split:5}  {len(written):4} files  {documents:11,} documents  "
                   f"{tokens:15,} tokens  {size / tokens:.3f} bytes/token")
     (_, read), *parts = meta["token_account"].items()
     print(f"read {read:,} tokens = " + " + ".join(f"{n:,} {name}" for name, n in parts))

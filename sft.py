@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 
 from lab import (
+    compiling,
     conversations,
     data_order,
     decontaminate,
@@ -343,8 +344,8 @@ def train(args, procs) -> int:
     reducer = gradients.Reducer(procs, model)
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    hidden, shape = training.compile_training(args, model, hidden_states), ()
-    if training.compiles(args, device):
+    hidden, shape = compiling.compile_training(args, model, hidden_states), ()
+    if compiling.compiles(args, device):
         shape = args.seq_len, args.micro_batch_size  # one, compiled once
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_head = 6 * config.vocab_size * config.n_embd  # the part that only trained tokens pay

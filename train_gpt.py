@@ -33,6 +33,7 @@ import hellaswag
 import zeroshot
 from lab import (
     benchmarks,
+    compiling,
     data_order,
     disk,
     estimate,
@@ -142,9 +143,6 @@ def parse_args(argv=None) -> argparse.Namespace:
             parser.error(f"--init_from {args.init_from} has {name} {value}: drop --{name} {getattr(args, name)}.")
     if args.seq_len > start.get("block_size", args.seq_len):
         parser.error(f"--init_from {args.init_from} reads at most {start['block_size']} tokens: lower --seq_len.")
-    if not args.data_dir and args.resume and args.out_dir:
-        parser.error(f"{args.out_dir} is no run that --resume could continue (it has no config.json): "
-                     "correct --out_dir, or pass --data_dir to begin one.")
     if not args.data_dir:
         parser.error("--data_dir is required: make one with python prepare_fineweb.py "
                      "--dataset synthetic --max_docs 5000 --out_dir data/synthetic")
@@ -395,7 +393,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     model.train()
     optimizers = optim.build_optimizers(
         model, **optim.settings(args), rank=procs.rank, world_size=procs.world_size)
-    forward = training.compile_training(args, model, model, procs.world_size)
+    forward = compiling.compile_training(args, model, model, procs.world_size)
     vars(args).update(memory_settings.flags_of(model.config.to_dict()))  # as the model was built
     flops_per_token = model.flops_per_token(args.seq_len)
     flops_per_step = flops_per_token * tokens_per_step
@@ -413,18 +411,20 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     scored["val"] = val_loss.count_tokens(val, args)
     sequence = torch.from_numpy(files.slice(0, args.seq_len + 1).astype(np.int64))
     micro_step = lambda rows: compute_gradients(sequence.repeat(rows, 1))
-    compiling = 0.0
+    fitting = 0.0  # seconds
     if fits_rows:
-        args.micro_batch_size, compiling = estimate.fit_rows(procs, micro_step, model, args.micro_batch_size, sizes)
+        args.micro_batch_size, fitting = estimate.fit_rows(procs, micro_step, model, args.micro_batch_size, sizes)
     args.eval_batch_size = val_loss.rows_per_pass(args, device)
     pace, costs = training.look_ahead(
         args, reducer, model, optimizers, micro_step,
         micro_steps=sequences_per_step // args.micro_batch_size // procs.world_size,
         tokens=args.micro_batch_size * args.seq_len, every=every, scored=scored,
         sizes=sizes, advice=presets.LAPTOP_ADVICE)
-    costs += [f"WARNING: {words}" for words in val_loss.warnings(val, args.val_tokens, meta.get("condition"))]
-    if training.compiles(args, device):
-        pace.compile_seconds += compiling + val_loss.warm_up(model, args, autocast)
+    of_memory = memory_settings.schedule_warning(model.config, args)
+    of_val = val_loss.warnings(val, args.val_tokens, meta.get("condition"))
+    costs += [f"WARNING: {words}" for words in (*of_val, of_memory) if words]
+    if compiling.compiles(args, device):
+        pace.compile_seconds += fitting + val_loss.warm_up(model, args, autocast)
     if args.dry_run:
         procs.print("\n".join([str(autocast), *costs]))
         return 0
@@ -441,11 +441,9 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
         "val_documents": len(val["doc_starts"])}
-    for name in ("condition", "inject", "mul_token_rate", "crop_fraction", "overflow"):
-        record["data"][name] = meta.get(name)
-    record["data"]["dataset"] = shards.dataset_name(meta)
-    for name in ("fingerprint_documents", "fingerprint_tokens"):
-        record["data"][f"val_{name}"] = val[name]
+    of_data = "condition", "inject", "mul_token_rate", "crop_fraction", "overflow"
+    record["data"] |= {name: meta.get(name) for name in of_data} | {"dataset": shards.dataset_name(meta)}
+    record["data"] |= {f"val_{name}": val[name] for name in ("fingerprint_documents", "fingerprint_tokens")}
     record["benchmarks"] = {name: benchmarks.describe(*items[name]) for name in items}
     same = {"fingerprint of the data": ("data", "fingerprint"),
             "val_fingerprint_tokens of the data": ("data", "val_fingerprint_tokens")}
@@ -453,8 +451,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         same[f"items of {name}"] = ("benchmarks", name, "sha256")
     run = training.Run("train_gpt.py", args, procs, record, model, optimizers, autocast, pace)
     training.open_run(run, resumed, same, build_parser())
-    result = results.first_row(run)
-    result |= results.place_of(run.folder, args.results_csv, record["started"])
+    result = results.first_row(run) | results.place_of(run.folder, args.results_csv, record["started"])
     result |= {f"{split}_content_sha256": content for split, content in record["content_sha256"].items()}
     result = until_end.enter_context(results.following(args.results_csv, result, procs.is_main, run.log))
     state = run.state
@@ -471,9 +468,6 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     run.log(f"steps between evaluations: {cadence}")
     for line in costs:
         run.log(line)
-    warning = memory_settings.schedule_warning(model.config, args)
-    if warning:
-        run.log(f"WARNING: {warning}")
 
     # ------------------------------------------------------------------------------------------------------------------
     # the loop

@@ -308,3 +308,17 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, password: byt
     is before it cuts."""
     with archive.open(member, pwd=password) as f:
         return b"".join(iter(lambda: f.read(2**20), b""))
+
+
+def stamps_of(paths) -> tuple:
+    """(bytes, time of the last change) of each file."""
+    stats = [os.stat(path) for path in paths]
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
+def refuse_changed(paths, stamps: tuple) -> None:
+    """ValueError when a file has been changed since its stamp was taken, so that what was read may be other text than
+    its checksum says. stamps: of the paths, () for files on the hub."""
+    for path, before in zip(paths, stamps, strict=False):
+        if not os.path.exists(path) or stamps_of([path]) != (before,):
+            raise ValueError(f"{path} was changed while it was read: wait until it is final, and prepare anew.")

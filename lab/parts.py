@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lab import disk, processes, sources, terminal, tokenizing
-from lab.files import first_line, listed
+from lab.files import first_line, listed, refuse_changed, stamps_of
 from lab.schema import ANY_NAME, ANYTHING, COUNT, TEXT, misfit
 from lab.token_files import require
 from lab.tokenizer import tokenizer_hash
@@ -217,7 +217,7 @@ def make(args: argparse.Namespace, guard) -> None:
     try:
         with tqdm(total=len(chosen), unit="file", mininterval=interval, miniters=0) as bar:
             for index in chosen:
-                stamps = source.stamps and sources.stamps_of([source.files[index]])
+                stamps = source.stamps and stamps_of([source.files[index]])
                 part = part_of(args, source, index)
                 if part.path.exists():
                     n_old += 1
@@ -242,7 +242,7 @@ def make(args: argparse.Namespace, guard) -> None:
 def whole_file(args: argparse.Namespace, source: sources.Source, guard) -> Iterator[Tokenized]:
     """The batches of a source of one file. ValueError at its end when the file was changed meanwhile."""
     yield from tokenizing.tokenized_batches(args, source, 0, guard)
-    sources.refuse_changed(source)
+    refuse_changed(source.files, source.stamps)
 
 
 def remove_unfinished(part: Part, if_dead: bool = False) -> None:

@@ -48,6 +48,11 @@ def take_defaults(parser, argv, skip=()) -> dict | None:
         source = first.config = str(Path(source) / "config.json")
     if first.resume and (Path(first.out_dir) / "config.json").exists():
         source = Path(first.out_dir) / "config.json"
+    elif first.resume:
+        in_words = parser.error
+        parser.error = lambda message: in_words(
+            f"{first.out_dir} has no config.json, so --resume begins a new run there, "
+            f"by the flags alone: {message}")
     if not source:
         return None
     try:

@@ -50,7 +50,7 @@ class Source(NamedTuple):
     documents: int | None  # in the source, or --max_docs if that is less; None = unknown
     stop: int | None  # --max_docs
     counts: dict[str, int]  # documents of the files read so far: a restart need not open them again
-    stamps: tuple = ()  # of the local files, before their checksums were taken: see refuse_changed
+    stamps: tuple = ()  # of the local files, before their checksums were taken: see files.refuse_changed
 
 
 def open_source(args: argparse.Namespace) -> Source:
@@ -84,27 +84,13 @@ def find_source(args: argparse.Namespace) -> Source:
     if len(names) == 1 and is_hub_name(names[0]):
         return _open_hub(args, names[0], columns)._replace(stop=stop)
     paths = files.find(names, DOCUMENT_READERS, "--dataset", args.split)
-    return Source("local", paths, columns, {"kind": "local"}, 0, None, stop, {}, stamps_of(paths))
+    return Source("local", paths, columns, {"kind": "local"}, 0, None, stop, {}, files.stamps_of(paths))
 
 
 def is_hub_name(name: str) -> bool:
     """Whether a name stands for a dataset on the hub rather than for a file."""
     is_file = Path(name).exists() or name.lower().endswith((*DOCUMENT_READERS, *RECORD_READERS))
     return not is_file and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
-
-
-def stamps_of(paths: list[str]) -> tuple:
-    """(bytes, time of the last change) of each file."""
-    stats = [os.stat(path) for path in paths]
-    return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
-
-
-def refuse_changed(source: Source) -> None:
-    """ValueError when a local file has been changed since its checksum was taken, so that what was read may be other
-    text. Called when all has been read."""
-    for path, before in zip(source.files, source.stamps, strict=False):
-        if not os.path.exists(path) or stamps_of([path]) != (before,):
-            raise ValueError(f"{path} was changed while it was read: wait until it is final, and prepare anew.")
 
 
 def describe(path: str) -> dict:

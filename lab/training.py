@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from lab import (
-    chunks,
+    compiling,
     disk,
     estimate,
     gradients,
@@ -36,13 +36,10 @@ from lab import (
     saving,
     schema,
 )
-from lab.loss import compile_softmax
 from lab.mirrors import open_mirrors
 from model import GPT
 
 EVERY = {"val": "eval"}  # evaluations whose flag, --<name>_every, has another name
-# device: the variable that names torch.compile's compiler, and what it tries; a GPU's kernels are started from C
-COMPILERS = {"cpu": ("CXX", "g++", "clang++", "cl"), "cuda": ("CC", "gcc", "clang")}
 INTERRUPTED = "stopped at once; the same command with --out_dir and --resume auto goes on from the last checkpoint."
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -76,7 +73,8 @@ def look_ahead(args, reducer, model, optimizers, micro_step, *, micro_steps: int
 
     rows, procs = args.micro_batch_size, reducer.procs
     device = procs.device
-    cost = estimate.measure(micro_step, update, model, optimizers, rows, device, sizes, compiles(args, device))
+    is_compiled = compiling.compiles(args, device)
+    cost = estimate.measure(micro_step, update, model, optimizers, rows, device, sizes, is_compiled)
     per_token = estimate.FORWARD_SHARE * cost.micro_step / tokens / procs.world_size
     guesses = {kind: per_token * count for kind, count in scored.items()}
     guesses["step"] = seconds_before + micro_steps * cost.micro_step + cost.update
@@ -87,43 +85,9 @@ def look_ahead(args, reducer, model, optimizers, micro_step, *, micro_steps: int
     pace = estimate.Pace(args.max_train_steps, plan, [*kinds, "save"], at_start, guesses)
     pace.compile_seconds = cost.compile
     lines = estimate.report(args, cost, pace, device, advice)
-    if args.compile == "auto" and device.type == "cuda" and not compiles(args, device):
+    if args.compile == "auto" and device.type == "cuda" and not is_compiled:
         lines.append("WARNING: nothing is compiled, which is slower, as no C compiler is on the PATH: install gcc.")
     return pace, lines
-
-
-def compiles(args, device) -> bool:
-    return args.compile == "on" or (args.compile == "auto" and device.type == "cuda" and not missing_compiler(device))
-
-
-def missing_compiler(device) -> str:
-    """The compiler that torch.compile needs for a device and does not find; "" when nothing is missing."""
-    variable, first, *others = COMPILERS.get(device.type, ("", ""))
-    found = not first or any(map(shutil.which, (os.environ.get(variable, first), *others)))
-    return "" if found else first
-
-
-def compile_training(args, model, forward, world_size=1):
-    """forward, which reads rows with a model in training, or what does so faster, if --compile says so.
-
-    world_size > 1: the blocks are compiled in parts, so that gradients can be summed over the ranks while others are
-    still computed. sft.py and grpo.py do not pass it, as their forward does more than the model's: their gradients come
-    at the end of the backward pass, and are summed then."""
-    device = model.transformer["wte"].weight.device
-    if not compiles(args, device):
-        return forward
-    compiler = missing_compiler(device)
-    schema.check(not compiler,
-                 f"--compile on needs a compiler, and none is on the PATH: install {compiler}, or leave it out.")
-    if device.type == "cuda":
-        compile_softmax()
-    if model.writes:
-        chunks.compile_blocks(model)
-        return forward  # calls the compiled block, as below
-    if world_size > 1:
-        gradients.compile_parts(model)
-        return forward
-    return torch.compile(forward)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -457,7 +421,8 @@ def record_step(run: Run, outcome: Outcome, *, lr, seconds, tokens, flops, epoch
     speed = tokens / seconds
     run.scalars.write(
         type="train", step=state.step, timestamp=runs.now(), lr=lr,
-        train_loss_opt_step_mean=outcome.loss, grad_norm_l2_preclip=outcome.grad_norm, param_norm_l2=outcome.param_norm,
+        train_loss_opt_step_mean=outcome.loss, grad_norm_l2_preclip=outcome.grad_norm,
+        param_norm_l2=outcome.param_norm,
         tokens_seen_global=state.tokens_seen, tokens_per_sec=round(speed, 1),
         mfu=round(flops / seconds / peak_flops, 4), peak_mem_bytes=peak_memory,
         step_seconds=round(seconds, 6), flops_total=state.flops, epoch=round(epoch, 6), **more)

@@ -34,7 +34,21 @@ from test_grpo import flags_of, items
 import grpo
 import sft
 import train_gpt
-from lab import data_order, disk, estimate, inference, kernels, loss, processes, runs, shards, training, trees, val_loss
+from lab import (
+    compiling,
+    data_order,
+    disk,
+    estimate,
+    inference,
+    kernels,
+    loss,
+    processes,
+    runs,
+    shards,
+    training,
+    trees,
+    val_loss,
+)
 from lab.tokenizer import BOS_ID
 from model import GPT, GPTConfig
 
@@ -453,7 +467,7 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
-compiles = pytest.mark.skipif(bool(training.missing_compiler(torch.device("cpu"))),
+compiles = pytest.mark.skipif(bool(compiling.missing_compiler(torch.device("cpu"))),
                               reason="--compile on needs a C++ compiler")
 
 

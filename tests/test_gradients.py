@@ -19,7 +19,7 @@ import functools, json
 from types import SimpleNamespace
 import torch
 from torch import distributed
-from lab import gradients, processes, training
+from lab import compiling, gradients, processes
 from model import GPT, GPTConfig
 
 procs, all_reduce, wanted = processes.start_processes("cpu"), distributed.all_reduce, {{}}
@@ -42,7 +42,8 @@ def run(case):
     names = {{p: name for name, p in model.named_parameters()}}
     n_rows = {{"rank_without_rows": 1 - procs.rank, "unused_parameter": 1}}.get(case, 3)
     rows = list(torch.arange(n_rows * 16).view(n_rows, 2, 8) + 60 * procs.rank)
-    forward = training.compile_training(SimpleNamespace(compile="on" if case == "compiled" else "off"), model, model, 2)
+    asked = SimpleNamespace(compile="on" if case == "compiled" else "off")
+    forward = compiling.compile_training(asked, model, model, 2)
     if case == "unused_parameter" and procs.rank == 1:  # of what backward would reach first
         model.transformer["ln_f"].forward = lambda x: x
     for idx in rows:

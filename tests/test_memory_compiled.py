@@ -8,9 +8,9 @@ from conftest import REPO, losses, tiny_documents, write_dataset
 from test_memory import make, tokens
 
 import train_gpt
-from lab import chunks, training
+from lab import chunks, compiling
 
-needs_compiler = pytest.mark.skipif(bool(training.missing_compiler(torch.device("cpu"))),
+needs_compiler = pytest.mark.skipif(bool(compiling.missing_compiler(torch.device("cpu"))),
                                     reason="torch.compile needs a C++ compiler and none is on the PATH")
 ONE_BLOCK = dict(n_layer=1, memory_layers=1)
 STEPS, LENGTH, CHUNK = 3, 32, 8
@@ -90,4 +90,4 @@ def test_no_compiler_is_a_sentence(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     args = train_gpt.parse_args(["--data_dir", str(REPO), "--compile", "on", "--memory", "hope_attention"])
     with pytest.raises(ValueError, match="install g\\+\\+"):
-        training.compile_training(args, make("hope_attention"), None)
+        compiling.compile_training(args, make("hope_attention"), None)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import lab.loss
 import model as m
-from lab import hf, mechanisms, training
+from lab import compiling, hf, mechanisms
 from model import GPT, GPTConfig
 
 torch.set_num_threads(1)
@@ -523,7 +523,7 @@ def test_cuda_bf16_loss_and_gradients(compiled, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(training.missing_compiler(torch.device("cpu"))),
+@pytest.mark.skipif(bool(compiling.missing_compiler(torch.device("cpu"))),
                     reason="torch.compile needs a C++ compiler and none is on the PATH")
 @pytest.mark.parametrize("arch", m.ARCHS)
 def test_compiled_equals_eager(arch):
