@@ -442,8 +442,8 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
         "val_documents": len(val["doc_starts"])}
     of_data = "condition", "inject", "mul_token_rate", "crop_fraction", "overflow"
-    record["data"] |= {name: meta.get(name) for name in of_data} | {"dataset": shards.dataset_name(meta)}
-    record["data"] |= {f"val_{name}": val[name] for name in ("fingerprint_documents", "fingerprint_tokens")}
+    record["data"] |= {k: meta.get(k) for k in of_data} | {"dataset": shards.dataset_name(meta)}
+    record["data"] |= {f"val_{k}": val[k] for k in ("fingerprint_documents", "fingerprint_tokens")}
     record["benchmarks"] = {name: benchmarks.describe(*items[name]) for name in items}
     same = {"fingerprint of the data": ("data", "fingerprint"),
             "val_fingerprint_tokens of the data": ("data", "val_fingerprint_tokens")}
