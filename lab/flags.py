@@ -252,6 +252,7 @@ def check_first(script: str) -> None:
     forgotten again. Whatever else happens on the way decides nothing: the script then runs as always."""
     if _Torch.is_hidden or "torch" in sys.modules:
         return
+    processes.expect_ctrl_c()
     finder, before = _Torch(), set(sys.modules)
     root = Path(__file__).resolve().parents[1]
     _Torch.is_hidden, _Torch.is_over = True, False
@@ -274,6 +275,7 @@ def check_first(script: str) -> None:
                 # where `from lab import room` looks first
                 vars(sys.modules.get(package, finder)).pop(room, None)
                 del sys.modules[name]
+        processes.expect_ctrl_c()  # again: torch is imported next
 
 
 # ----------------------------------------------------------------------------------------------------------------------

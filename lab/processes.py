@@ -348,6 +348,17 @@ def lost_output(name: str) -> str | int:
             "free space where it goes, then run the command again for what is missing there.")
 
 
+def not_begun(number, frame) -> None:
+    os.write(2, b"\nstopped before it began: nothing was written.\n")
+    os._exit(130)
+
+
+def expect_ctrl_c() -> None:
+    """Until exit_in_a_sentence begins, while modules are imported, ctrl-C ends the process in a sentence."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, not_begun)
+
+
 def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
     """Run a script's main() and exit with its status, or with 1 and one sentence on stderr after a user's mistake or
     without a package that it needs.
@@ -357,6 +368,8 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
     did not take what was printed, it exits with 1 in the end.
     """
     is_main = os.environ.get("RANK", "0") == "0"
+    if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == not_begun.__name__:  # of this module, or before it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # was imported anew
     outlive_output()
     try:
         try:

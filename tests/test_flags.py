@@ -1,8 +1,10 @@
 """Command lines: a mistake of any script is one sentence that says what was probably meant, without importing torch."""
 
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ENV, REPO
@@ -113,6 +115,18 @@ def test_wrong_values_are_refused_without_torch(script, line, sentence):
     lines = done.stderr.splitlines()
     assert done.returncode == 2 and lines.count(f"{script}: {sentence}") == 1
     assert not any(line.endswith(" torch._C") for line in lines)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.8])
+def test_ctrl_c_while_torch_is_imported(seconds):
+    """A traceback out of an import would say nothing of what was stopped."""
+    process = subprocess.Popen([sys.executable, REPO / "train_gpt.py", "--data_dir", "nowhere"], env=ENV, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert "Traceback" not in errors and errors.strip()
+    assert process.returncode == 130 or "nowhere does not exist" in errors  # it was quick
 
 
 def test_help_and_right_flags_are_left_alone():
