@@ -143,8 +143,9 @@ def test_dry_run_stops_there(data, tmp_path, capsys, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     assert run(data, tmp_path / "out", "--dry_run") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and lines[0].startswith("products in float32: ")
+    assert len(lines) == 4 and lines[0].startswith("products in float32: ")
     assert lines[1].startswith("measured: about ") and "memory about" in lines[2]
+    assert lines[3].startswith("WARNING: the val loss is of ")  # which is better known before
     monkeypatch.setattr(estimate, "measure", lambda *_: estimate.Cost(90.0, 30.0, 1e15, 10**15))
     assert run(data, tmp_path / "out", "--dry_run", "--max_train_steps", 500, "--max_epochs", 99) == 0
     lines = capsys.readouterr().out.splitlines()
