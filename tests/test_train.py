@@ -1020,3 +1020,49 @@ def test_non_finite_loss_stops_with_step_and_data(data, tmp_path):
         train_gpt_main(data, tmp_path / "nan", "--max_train_steps", 8, "--learning_rate", 1e30,
           "--save_every", 1, "--keep_last", 0,
                        "--eval_every", 0, "--grad_clip", 0, "--warmup_iters", 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what a user should know before, and sentences of --resume
+
+
+@pytest.mark.parametrize("sizes, asked, other, words", [
+    ([2580, 45036, 650], 30_000, None, "of 2,580 tokens of 1 held-out document, as the next one does not fit into "
+                                       "--val_tokens 30,000: pass 47,616 to have it."),
+    ([300] * 50, 10_000, None, None),
+    ([300] * 50, 10**9, None, None),
+    ([300] * 9, 10**9, None, "of 9 held-out documents alone"),
+    ([300] * 50, 10_000, "mul_tokens", "holds baseline tokens, the training data mul_tokens tokens")])
+def test_few_held_out_documents_are_a_warning(sizes, asked, other, words, tmp_path):
+    """The documents that a val loss rests on, where they are fewer than was asked for or of other tokens."""
+    write_dataset(tmp_path / "d", [[i % 999 for i in range(1, size)] for size in sizes], val_every=1)
+    found = val_loss.warnings(shards.open_val(tmp_path / "d", asked), asked, other or "baseline")
+    assert len(found) == bool(words) and (not words or words in found[0])
+
+
+def test_resume_says_what_is_wrong(data, base, tmp_path, capsys):
+    """A folder that is no run, a step of a finished run, and another corpus under the same name."""
+    with pytest.raises(SystemExit):
+        train_gpt.main(["--out_dir", str(tmp_path / "no"), "--resume", "auto"])
+    assert "has no config.json, so --resume begins a new run there, by the flags alone: --data_dir is" in (
+        capsys.readouterr().err)
+    with pytest.raises(ValueError, match="--resume 5 cannot go back in it: .* start a new run with --init_from"):
+        train_gpt.main(["--out_dir", str(base), "--resume", "5"])
+    assert train_gpt.main(["--out_dir", str(base), "--resume", "24"]) == 0
+
+    folder, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, folder)
+    flags = [*TINY, "--max_train_steps", "2", "--eval_every", "0"]
+    train_gpt.main(["--data_dir", str(folder), "--out_dir", str(out), *flags])
+    (out / "summary.json").unlink()
+    shutil.rmtree(folder)
+    write_dataset(folder, tiny_documents(80, 3, 120))
+    with pytest.raises(ValueError, match="under the same flags there are other files now: restore those"):
+        train_gpt.main(["--out_dir", str(out), "--resume", "auto"])
+
+
+def test_config_may_be_a_run_s_folder(base, capsys):
+    """--config with the folder of a run stands for its config.json."""
+    by_file, by_folder = (train_gpt.parse_args(["--config", str(path)]) for path in (base / "config.json", base))
+    del by_file.config, by_folder.config
+    assert vars(by_file) == vars(by_folder)
