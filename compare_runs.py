@@ -71,6 +71,7 @@ DEFINITIONS = (
 )
 
 ENDS = "Every score is of the end of its own run, as the number of steps is the treatment."
+
 # ----------------------------------------------------------------------------------------------------------------------
 # tables of an A/B: (header, alignment, cell); one more column is one more line
 
@@ -182,7 +183,10 @@ def compare_two(args) -> int:
     elif args.items:
         rows_of_items, reasons = ab_items.items(pairs, steps, args.alpha)
     of_primary = [row for row in rows_of_items if row["key"] == primary]
-    ab_verdict.doubt_equivalence(rows[primary], of_primary, margin.value)
+    for row in (rows[primary], *(match["row"] for match in matched)):
+        ab_verdict.doubt_equivalence(row, of_primary, margin.value)
+    for match in matched:
+        match["verdict"] = match["row"]["verdict"]
     verdict = rows[primary]["verdict"]
     extra = []
     if checked["ok"] and not at_ends:
@@ -240,7 +244,8 @@ def compare_two(args) -> int:
         "treatment": checked["treatment"], "allowed": allowed,
         "planned": args.planned, "sequential": args.sequential, "in_advance": in_advance,
         "arms": {arm: [str(run["folder"]) for run in own] for arm, own in arms.items()},
-        "seeds_used": seeds_used(rows[primary], values, primary), "steps": steps,
+        "seeds_used": seeds_used(rows[primary], values, primary), "at_ends": at_ends,
+        "steps": None if at_ends else steps,
         "gate": checked, "metrics": rows, "matchings": matched, "how_sure": how_sure,
         "items_and_documents": extra, "not_available": reasons, "checklist": answers,
     }

@@ -73,8 +73,8 @@ def part_step(prepare_flags: list[str], failures: Path | None):
 
 def executor_of(args, failures: Path):
     """datatrove's executor. What is finished is told by the parts, not by its own log of finished tasks. failures: see
-    part_step; under Slurm the task itself must fail."""
-    step = part_step(args.prepare, None if args.executor == "slurm" else failures)
+    part_step; elsewhere than here the task itself must fail."""
+    step = part_step(args.prepare, failures if args.executor == "local" else None)
     common = {"pipeline": [step], "tasks": args.tasks, "workers": args.workers or -1,
               "logging_dir": args.logging_dir, "skip_completed": False}
     if args.executor == "slurm":

@@ -137,11 +137,14 @@ fi
 # each command runs in the background: bash then handles a signal at once, and the trap passes it on
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 run() { "$@" & wait $!; }
-same_as_before() { # file, settings: refuses others than those that made what is there, which would be taken for theirs
-    before="$(cat "$1" 2> /dev/null || echo "$2")"
-    [ "$before" = "$2" ] ||
-        fail "what is there was made with other settings ($before; now $2): repeat them, or choose another OUT."
-    [ -e "$1" ] || echo "$2" > "$1"
+same_as_before() { # file, settings, products ...: refuses others than those that the products which are there were made with
+    file="$1" settings="$2" made=""
+    shift 2
+    for product in "$@"; do [ ! -e "$product" ] || made="$product"; done
+    before="$(cat "$file" 2> /dev/null || echo "$settings")"
+    [ -z "$made" ] || [ "$before" = "$settings" ] ||
+        fail "$made was made with other settings ($before; now $settings): repeat those, or choose another OUT."
+    [ -e "$file" ] && [ "$before" = "$settings" ] || echo "$settings" > "$file"
 }
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -149,7 +152,7 @@ same_as_before() { # file, settings: refuses others than those that made what is
 
 cost() { # time of a run of the first arm, measured on made-up documents; disk of all that is not there yet
     settings="${train_flags[*]} ${TRAIN_FLAGS:-} $launcher, ${#seeds[@]} seeds"
-    [ ! -e "$out/cost.txt" ] || [ "$(cat "$out/cost_of.txt")" != "$settings" ] || return 0
+    [ ! -e "$out/cost.txt" ] || [ "$(cat "$out/cost_of.txt" 2> /dev/null)" != "$settings" ] || return 0
     [ -e "$root/probe/meta.json" ] || run "$PYTHON" prepare_fineweb.py --dataset synthetic --max_docs 300 --val_fraction 0.1 \
         --resume --out_dir "$root/probe" > "$root/probe.out"
     # shellcheck disable=SC2046,SC2086  # lists
@@ -158,7 +161,9 @@ cost() { # time of a run of the first arm, measured on made-up documents; disk o
         --out_dir "$out/${a}_cost" > "$out/cost.out"
     n_data=2
     [ "$(data_of "$a")" != "$(data_of "$b")" ] || n_data=1
-    there="$({ du -skc "$out" "$(data_of "$a")" "$(data_of "$b")" 2> /dev/null || true; } | tail -n 1 | cut -f 1)"
+    # shellcheck disable=SC2046  # a list
+    there="$({ du -skc $(printf '%s\n' $(runs_of "$a") $(runs_of "$b") "$(data_of "$a")" "$(data_of "$b")" | sort -u) \
+        2> /dev/null || true; } | tail -n 1 | cut -f 1)"
     "$PYTHON" - "$out" "$need" "$n_data" "${#seeds[@]}" "$there" "${train_flags[@]}" \
         --data_dir "$root/probe" <<'PY' > "$out/cost.tmp"
 import sys
@@ -185,13 +190,15 @@ missing = needed - 1024 * there - free
 if missing > 0:
     sys.exit(f"run_124m.sh: the disk is too small: free {units.size(missing)}, or lower TOKENS or SEEDS.")
 PY
+    rm -f "$out/cost_of.txt"
     mv "$out/cost.tmp" "$out/cost.txt"
     echo "$settings" > "$out/cost_of.txt"
     cat "$out/cost.txt"
 }
 
 prepare() { # one source and one held-out set; only what becomes of the documents differs
-    same_as_before "$root/source$suffix.txt" "DATASET=${datasets[*]:-} DECONTAMINATE=${DECONTAMINATE:-}"
+    same_as_before "$root/source$suffix.txt" "DATASET=${datasets[*]:-} DECONTAMINATE=${DECONTAMINATE:-}" \
+        "$root"/data_{stream,crop,split,requeue,mul_tokens}"$suffix"/{meta,progress}.json
     for arm in "$a" "$b"; do
         folder="$(data_of "$arm")"
         if [ -e "$folder/meta.json" ]; then continue; fi
@@ -226,10 +233,11 @@ runs_of() { for seed in "${seeds[@]}"; do echo "$out/$1_s$seed"; done; } # an ar
 evals() { # HellaSwag, EWoK and zero-shot are scored while training
     [ "$arms" = tokens ] || return 0
     options=(--max_examples 200) data="${GSM8K_DATA:-}"
-    [ -z "$small" ] || { options=(--max_new_tokens 32 --device cpu); data="${data:-synthetic:20}"; }
-    same_as_before "$out/gsm8k.txt" "GSM8K_DATA=$data ${options[*]}"
+    [ -z "$small" ] || { options=(--max_new_tokens 32); data="${data:-synthetic:20}"; }
+    same_as_before "$out/gsm8k.txt" "GSM8K_DATA=$data ${options[*]}" "$out"/*/gsm8k_results.json
     for folder in $(runs_of "$a") $(runs_of "$b"); do
-        [ -e "$folder/gsm8k_results.json" ] || run "$PYTHON" eval_gsm8k.py --checkpoint "$folder" --data "$data" "${options[@]}"
+        [ -e "$folder/gsm8k_results.json" ] || run "$PYTHON" eval_gsm8k.py --checkpoint "$folder" --data "$data" "${options[@]}" \
+            "${machine[@]}"
     done
 }
 

@@ -109,16 +109,15 @@ def refuse_other_commands(commands: dict[Path, list[str]]) -> None:
                              "or choose another --out_dir.")
 
 
-def without_folder(words: list[str]) -> list[str]:
+def without_folder(words: list[str]) -> list[list[str]]:
     """A command's flags in any order, without its script, --out_dir and --resume, by which a run is found."""
-    pieces = []
+    given = []  # each flag with its values
     for word in words[1:]:
-        pieces += word.split("=", 1) if word.startswith("--") else [word]
-    for name in ("--out_dir", "--resume"):
-        while name in pieces:
-            at = pieces.index(name)
-            del pieces[at : at + 2]
-    return sorted(pieces)
+        pieces = word.split("=", 1) if word.startswith("--") else [word]
+        if word.startswith("--") or not given:
+            given.append([])
+        given[-1] += pieces
+    return sorted(flag for flag in given if flag[0] not in ("--out_dir", "--resume"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -185,8 +184,11 @@ def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False, 
         nonlocal interrupted
         interrupted = True
 
-    hang_up = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # of a closed terminal
-    handlers = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, *hang_up)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # of a closed terminal; under nohup it asks nothing
+    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
+        numbers.append(hang_up)
+    handlers = {s: signal.signal(s, ask) for s in numbers}
     waiting = [folder for folder in commands if not is_finished(folder)]
     bar = tqdm(total=len(commands), initial=len(commands) - len(waiting), unit="run", disable=None)
     running: dict[Path, subprocess.Popen] = {}

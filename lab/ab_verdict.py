@@ -289,7 +289,7 @@ def doubt_equivalence(row: dict, of_items: list[dict], margin: float) -> None:
     (one,) = of_items
     if one.get("clusters", 0) * margin < 3:
         doubt = (f"these items are too few to call the arms equivalent within {margin:g}: score "
-                 f"{math.ceil(3 / margin):,} or more")
+                 f"{math.ceil(3 / margin):,} independent ones or more")
     elif not -margin <= one["low"] <= one["high"] <= margin:
         doubt = f"over seeds and items the interval is {one['low']:+.4f} to {one['high']:+.4f}: score more items"
     else:

@@ -201,7 +201,8 @@ class Accepted(BaseException):
 
 
 def accept() -> None:
-    """Ends check_first's look at the command line; nothing otherwise. Work must not begin before it: torch is empty."""
+    """Ends check_first's look at the command line. Work must not begin before it: torch is empty."""
+    processes.begin()
     if _Torch.is_hidden:
         raise Accepted
 

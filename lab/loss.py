@@ -177,8 +177,8 @@ def _add_product(total, a, b, is_first):
 def _head_chunks(x, weight, targets, masked_ranges, row_weight, dtype, with_weight=True):
     """nll (N,) fp32, 0 where ignored, and the gradients (N, C) and, with_weight, (V, C) of sum(row_weight * nll).
 
-    x (N, C), weight (V, C), targets (N,) with IGNORE allowed, row_weight (N,) fp32; None: no gradients are formed, and
-    None stands for both. Products in `dtype`, softmax in fp32."""
+    x (N, C), weight (V, C), targets (N,) with IGNORE allowed, row_weight (N,) fp32; None: no gradients are formed.
+    Products in `dtype`, softmax in fp32."""
     N, w = len(x), weight.to(dtype)
     nll = torch.empty(N, device=x.device)
     if not N:

@@ -354,9 +354,16 @@ def not_begun(number, frame) -> None:
 
 
 def expect_ctrl_c() -> None:
-    """Until exit_in_a_sentence begins, while modules are imported, ctrl-C ends the process in a sentence."""
+    """Until begin(), while modules are imported, ctrl-C ends the process in a sentence."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, not_begun)
+
+
+def begin() -> None:
+    """From now on ctrl-C is a KeyboardInterrupt again."""
+    handler = signal.getsignal(signal.SIGINT)
+    if getattr(handler, "__name__", "") == not_begun.__name__:  # of this module, or before it was imported anew
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
@@ -368,8 +375,7 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
     did not take what was printed, it exits with 1 in the end.
     """
     is_main = os.environ.get("RANK", "0") == "0"
-    if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == not_begun.__name__:  # of this module, or before it
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # was imported anew
+    begin()
     outlive_output()
     try:
         try:

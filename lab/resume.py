@@ -48,11 +48,10 @@ def take_defaults(parser, argv, skip=()) -> dict | None:
         source = first.config = str(Path(source) / "config.json")
     if first.resume and (Path(first.out_dir) / "config.json").exists():
         source = Path(first.out_dir) / "config.json"
-    elif first.resume:
+    elif first.resume and not source:
         in_words = parser.error
         parser.error = lambda message: in_words(
-            f"{first.out_dir} has no config.json, so --resume begins a new run there, "
-            f"by the flags alone: {message}")
+            f"{message} ({first.out_dir} has no config.json, so that --resume takes no flags from it.)")
     if not source:
         return None
     try:

@@ -62,7 +62,7 @@ class Saver:
             self.pending = self.pool.submit(save)
 
     def is_done(self) -> bool:
-        """On rank 0: whether the save that was begun has been written, or has failed."""
+        """Whether the save that was begun has been written, or has failed; on a rank that writes nothing, never."""
         return self.pending is not None and self.pending.done()
 
     def finish(self) -> str:

@@ -347,7 +347,7 @@ def refuse_changes(resumed: dict, record: dict, same: dict, parser) -> None:
             other.append(name)
     remedy = "repeat its flags"
     if not changed:
-        remedy = "under the same flags there are other files now: restore those that it began with"
+        remedy = "name the files that it began with (--data_dir and the like), or restore them"
     if changed or other:
         raise ValueError(f"--resume would change the run ({', '.join([*changed, *other])}): "
                          f"{remedy}, or choose another --out_dir.")
@@ -369,8 +369,8 @@ class Outcome(NamedTuple):
 
 def read_step(run: Run, loss, grad_norm, checksum=0) -> Outcome:
     """What came of a step, by a rank's loss and checksum and the gradients' norm. Here, once a step, the host waits for
-    the device to have done it all. A checkpoint that has been written meanwhile is logged; if that failed, the run ends
-    here."""
+    the device to have done it all, the weights' norm included. A checkpoint that has been written meanwhile is logged;
+    if that failed, the run ends here."""
     procs, device = run.procs, run.procs.device
     if device.type == "mps":  # which has no float64
         device = torch.device("cpu")

@@ -612,9 +612,9 @@ def test_what_to_declare_stands_in_the_verdict(tmp_path, flags, words):
 
 
 @pytest.mark.parametrize("n, low, high, verdict", [
-    (5, 0.0, 0.0, "score 300 or more"), (299, 0.0, 0.0, "score 300 or more"), (300, 0.0, 0.0, ""),
+    (5, 0.0, 0.0, "score 300 independent"), (299, 0.0, 0.0, "score 300 independent"), (300, 0.0, 0.0, ""),
     (900, -0.0086, 0.0151, "over seeds and items the interval is -0.0086 to +0.0151: score more items"),
-    (900, -0.0086, 0.0099, ""), (1, "N/A: a single cluster", "N/A", "score 300 or more")])
+    (900, -0.0086, 0.0099, ""), (1, "N/A: a single cluster", "N/A", "score 300 independent")])
 def test_equal_scores_on_few_items_are_not_equivalent(n, low, high, verdict):
     """Arms that answer a handful of items alike may differ on others by more than the margin of 0.01."""
     row = {"verdict": "equivalent"}
@@ -631,6 +631,8 @@ def test_few_items_in_a_report(tmp_path):
     row = report["metrics"]["hellaswag_accuracy"]
     assert row["low"] == row["high"] == 0 and report["verdict"] == row["verdict"] == "inconclusive"
     assert "The seeds agree, but these items are too few" in report["headline"]
+    assert "equivalent" not in {match["verdict"] for match in report["matchings"]} and report["matchings"]
+    assert not any(answer.endswith(": equivalent.") for answer in report["checklist"])
 
 
 VERDICTS = {"better": (-0.02, 0.002), "worse": (0.02, 0.002), "equivalent": (0.0, 0.002), "inconclusive": (0.0, 1e-5)}

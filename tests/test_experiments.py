@@ -151,7 +151,8 @@ def test_sweep_interrupted(tmp_path, fake, number):
     """ctrl-C reaches the run once, which saves itself; the sweep ends with 130 and continues when started again."""
     (tmp_path / "list").write_text("\n".join([fake("a", "--wait"), fake("b")]))
     command = [sys.executable, SWEEP, tmp_path / "list"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup leaves it, a sweep does not listen
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     wait_for(tmp_path / "runs" / "a" / "ready")
     os.kill(process.pid, number)
     output, errors = process.communicate(timeout=30)
@@ -161,6 +162,17 @@ def test_sweep_interrupted(tmp_path, fake, number):
     assert len(starts(tmp_path, "a")) == 2 and len(starts(tmp_path, "b")) == 1
 
 
+def test_sweep_under_nohup(tmp_path, fake):
+    """A closed terminal asks nothing of a sweep that was told to outlive it."""
+    (tmp_path / "list").write_text("\n".join([fake("a", "--after b"), fake("b")]))
+    process = subprocess.Popen([sys.executable, SWEEP, tmp_path / "list", "--jobs", "2"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(tmp_path / "runs" / "b")
+    os.kill(process.pid, signal.SIGHUP)
+    assert process.wait(60) == 0 and len(starts(tmp_path, "a")) == len(starts(tmp_path, "b")) == 1
+
+
 def test_sweep_takes_no_other_run_for_its_own(tmp_path, fake):
     """A folder that a run of another command has finished without a sweep, and one that a run still writes into; a run
     of the same flags in another order is taken."""
@@ -168,7 +180,7 @@ def test_sweep_takes_no_other_run_for_its_own(tmp_path, fake):
     folder = tmp_path / "runs" / "a"
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text("{}")
-    for argv, status in [(["x.py", "--seed", "2", "--out_dir", "b"], 1),
+    for argv, status in [(["x.py", "--seed", "2", "--out_dir", "b"], 1), (["x.py", "--seed", "1", "--lr", "1"], 1),
                          (["x.py", "--resume", "auto", "--out_dir=elsewhere", "--seed=1"], 0)]:
         (folder / "config.json").write_text(json.dumps({"argv": argv}))
         done = run_sweep(line)
@@ -217,7 +229,8 @@ def test_sweep_interrupted_with_two(tmp_path, fake, number):
     sweep continues both."""
     (tmp_path / "list").write_text("\n".join([fake("a", "--wait"), fake("b", "--wait"), fake("c")]))
     command = [sys.executable, SWEEP, tmp_path / "list", "--jobs", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     both = [tmp_path / "runs" / name for name in "ab"]
     for folder in both:
         wait_for(folder / "ready")

@@ -683,7 +683,7 @@ def test_datatrove_stops(tmp_path, number):
     """Processes of a stopped cluster.py that live on: none; it says so, and the finished parts stay."""
     pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -e '.[cluster]'")
     text = "the quick brown fox jumps over the lazy dog " * 2000
-    files = [write_jsonl(tmp_path / f"{i}.jsonl", [{"text": f"{i} {k} {text}"} for k in range(4000 * (i % 2) + 2)])
+    files = [write_jsonl(tmp_path / f"{i}.jsonl", [{"text": f"{i} {k} {text}"} for k in range(600 * (i % 2) + 2)])
              for i in range(4)]
     flags = ["--tasks", 4, "--workers", 2, "--", "--dataset", *files, "--out_dir", tmp_path / "d", *SMALL]
     command = [sys.executable, str(REPO / "experiments" / "cluster.py"), *map(str, flags)]

@@ -46,6 +46,8 @@ def test_stopped_twice_it_ends_with_the_report(tmp_path):
     """Both arms and their export are there, each step trained once; what was finished is never made again."""
     out = tmp_path / "out"
     rows = out / "rows"
+    mistake = start(out, "prepare", DATASET="nowhere.jsonl")
+    assert "nowhere.jsonl" in mistake.communicate(timeout=120)[0] and mistake.returncode == 1  # which may be corrected
     stop_when(start(out), lambda: list(out.glob("data_stream*/meta.json")))
     scalars = rows / "stream_s0" / "scalars.jsonl"
     stop_when(start(out), lambda: scalars.exists() and scalars.read_text().count('"train"') >= 2)
@@ -68,9 +70,10 @@ def test_stopped_twice_it_ends_with_the_report(tmp_path):
     assert contents(out) == before
 
     for parts, variables, words in [
-            ((), {"DATASET": str(REPO)}, "made with other settings (DATASET=synthetic DECONTAMINATE=; now DATASET=/"),
+            ((), {"DATASET": str(REPO)},
+             " was made with other settings (DATASET=synthetic DECONTAMINATE=; now DATASET="),
             (("report",), {"SEEDS": "0 1"}, "stream_s1 is not finished: run the part train first."),
-            (("cost",), {"TOKENS": "900B"}, "the disk is too small: free ")]:
+            (("cost",), {"TOKENS": "60000B"}, "the disk is too small: free ")]:
         other = start(out, *parts, **variables)
         printed, _ = other.communicate(timeout=120)
         assert other.returncode == 1 and words in printed, printed
