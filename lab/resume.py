@@ -51,7 +51,8 @@ def take_defaults(parser, argv, skip=()) -> dict | None:
     elif first.resume and not source:
         in_words = parser.error
         parser.error = lambda message: in_words(
-            f"{message} ({first.out_dir} has no config.json, so that --resume takes no flags from it.)")
+            f"{message} ({first.out_dir} has no config.json, so that --resume takes no flags "
+            "from it.)")
     if not source:
         return None
     try:
