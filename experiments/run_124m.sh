@@ -161,10 +161,11 @@ cost() { # time of a run of the first arm, measured on made-up documents; disk o
         --out_dir "$out/${a}_cost" > "$out/cost.out"
     n_data=2
     [ "$(data_of "$a")" != "$(data_of "$b")" ] || n_data=1
-    # shellcheck disable=SC2046  # a list
-    there="$({ du -skc $(printf '%s\n' $(runs_of "$a") $(runs_of "$b") "$(data_of "$a")" "$(data_of "$b")" | sort -u) \
-        2> /dev/null || true; } | tail -n 1 | cut -f 1)"
-    "$PYTHON" - "$out" "$need" "$n_data" "${#seeds[@]}" "$there" "${train_flags[@]}" \
+    made="$(printf '%s\n' "$(data_of "$a")" "$(data_of "$b")" | sort -u)"
+    for folder in $(runs_of "$a") $(runs_of "$b"); do made+=" $folder $out/hf/$(basename "$folder")"; done
+    # shellcheck disable=SC2086  # a list
+    there="$({ du -skc $made 2> /dev/null || true; } | tail -n 1 | cut -f 1)"
+    "$PYTHON" - "$out" "$need" "$n_data" "${#seeds[@]}" "${there:-0}" "${train_flags[@]}" \
         --data_dir "$root/probe" <<'PY' > "$out/cost.tmp"
 import sys
 

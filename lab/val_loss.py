@@ -41,7 +41,7 @@ def warnings(val: dict, asked: int, condition: str | None) -> list[str]:
         sentences.append(f"the val loss is of {plain:,} tokens of {held_out}, as the next one does not fit into "
                          f"--val_tokens {asked:,}: pass {plain + val['next_document']:,} to have it.")
     elif 0 < n < FEW_DOCUMENTS:
-        sentences.append(f"the val loss is of {held_out} alone, and so is the bos view of as many beginnings: raise "
+        sentences.append(f"the val loss is of {held_out} alone, and the bos view of as many beginnings: raise "
                          "--val_tokens, or prepare with a higher --val_fraction.")
     other = val.get("condition")
     if other and condition and other != condition:
