@@ -448,7 +448,7 @@ def print_summary(args: argparse.Namespace, meta: dict) -> None:
 
 
 def run(args: argparse.Namespace, train_side) -> dict | None:
-    """`prepare` for a command line: errors as one sentence with exit status 1, ctrl-C with 130.
+    """`prepare` for a command line, with a summary: a failed write, and ctrl-C, say what to do next.
 
     train_side: the class, StreamTrain or another. Returns what `prepare` does."""
     try:
@@ -460,16 +460,15 @@ def run(args: argparse.Namespace, train_side) -> dict | None:
         remedy = f"to continue {args.out_dir}, run it again with --resume"
         if args.part is not None:
             remedy = "the finished parts stay, and the same command makes the others"
-        print(f"stopped; {remedy}.", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
+        raise KeyboardInterrupt(f"stopped; {remedy}.") from None
+    except FileNotFoundError:
+        raise
     except OSError as error:
         folder, again = args.out_dir, " with --resume"
         if args.part is not None:
             folder, again = parts.folder_of(args), ""
-        sys.exit(f"writing {folder} failed ({error.strerror or error}): free some space or check "
-                 f"the disk, then run the same command again{again}.")
+        raise OSError(f"writing {folder} failed ({error.strerror or error}): free some space or check the disk, then "
+                      f"run the same command again{again}.") from error
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tqdm
 
-from lab import disk, results, runs, shards
+from lab import disk, processes, results, runs, shards
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, get_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
@@ -52,12 +52,30 @@ def run_two_ranks(script, *flags, cwd=REPO):
 
 
 def sentence_left(run, *args, **how):
-    """The one sentence that a script, run in this process, leaves with."""
-    with pytest.raises(SystemExit) as stopped:
+    """The one sentence of the error that a script's main, run in this process, raises."""
+    with pytest.raises((ValueError, OSError)) as stopped:
         run(*args, **how)
-    message = stopped.value.code
-    assert isinstance(message, str) and len(message.splitlines()) == 1, message
+    message = str(stopped.value)
+    assert len(message.splitlines()) == 1, message
     return message
+
+
+def forked(run, argv) -> int:
+    """Run a script's main in a forked child (an import-free start), silently; returns its process. Exit status: the
+    script's, 99 for a traceback."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            processes.exit_in_a_sentence(lambda: run(argv), "forked")
+        except SystemExit as stopped:
+            code = stopped.code if isinstance(stopped.code, int) else 1 if stopped.code else 0
+        finally:
+            os._exit(code)
+    return pid
 
 
 def write_dataset(folder, documents, condition="baseline", val_every=7, **meta):

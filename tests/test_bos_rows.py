@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import forked, sentence_left
 
 import prepare_bos_rows
 import prepare_fineweb
@@ -344,11 +345,7 @@ def prepare(dataset, out_dir, *flags, script=prepare_bos_rows):
 
 
 def sentence_of(*args, **how):
-    with pytest.raises(SystemExit) as stopped:
-        prepare(*args, **how)
-    message = stopped.value.code
-    assert isinstance(message, str) and len(message.splitlines()) == 1, message
-    return message
+    return sentence_left(prepare, *args, **how)
 
 
 def files_of(folder):
@@ -530,24 +527,6 @@ def test_account_that_does_not_close_is_never_finished(corpus, tmp_path, monkeyp
 # kills
 
 
-def forked(run):
-    """Run a function in a forked child; returns its pid. Exit status: the script's, 99 for a surprise."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            run()
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code if isinstance(stopped.code, int) else 1
-        finally:
-            os._exit(code)
-    return pid
-
-
 def die_at(operation, argv):
     """Run the script until disk operation number `operation` (write, fsync, rename, unlink), then kill it there."""
     count = 0
@@ -586,12 +565,12 @@ def test_kill_anywhere_and_resume(corpus, tmp_path, monkeypatch, overflow, worke
         argv += [*map(str, flags), "--resume"]
         while True:
             if draw.random() < 0.2:  # a moment in time rather than an operation
-                pid = forked(lambda a=argv: prepare_bos_rows.main(a))
+                pid = forked(prepare_bos_rows.main, argv)
                 time.sleep(draw.uniform(0.0, 0.3))
                 os.kill(pid, signal.SIGKILL)
             else:
                 operation = draw.randrange(1, 90)
-                pid = forked(lambda a=argv, n=operation: die_at(n, a))
+                pid = forked(lambda a, n=operation: die_at(n, a), argv)
             status = os.waitpid(pid, 0)[1]
             if not os.WIFSIGNALED(status):
                 assert os.WEXITSTATUS(status) == 0
@@ -639,7 +618,7 @@ def test_resume_refuses_other_rows(corpus, tmp_path, monkeypatch):
     argv += ["--seq_len", "64", "--buffer_docs", "40"]
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
-    assert os.WIFSIGNALED(os.waitpid(forked(lambda: die_at(30, argv)), 0)[1])
+    assert os.WIFSIGNALED(os.waitpid(forked(lambda a: die_at(30, a), argv), 0)[1])
     assert "--resume" in sentence_of(corpus, tmp_path / "d")
     message = sentence_of(corpus, tmp_path / "d", "--resume", "--seq_len", 32)
     assert "seq_len was 64, now 32" in message

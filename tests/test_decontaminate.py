@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import test_prepare
+from conftest import forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -399,7 +400,7 @@ def test_kill_anywhere_and_resume(corpus, benchmarks, tmp_path, monkeypatch, scr
     for first_operation in range(3, 36, 8):
         out, operation = tmp_path / f"killed{first_operation}", first_operation
         while True:
-            pid = test_prepare.forked(lambda a, n=operation: test_prepare.die_at(n, a), argv(out))
+            pid = forked(lambda a, n=operation: test_prepare.die_at(n, a), argv(out))
             status = os.waitpid(pid, 0)[1]
             if not os.WIFSIGNALED(status):
                 assert os.WEXITSTATUS(status) == 0

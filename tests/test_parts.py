@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import test_prepare
-from conftest import ENV, REPO, sentence_left, write_jsonl
-from test_prepare import REAL, TEXTS, forked
+from conftest import ENV, REPO, forked, sentence_left, write_jsonl
+from test_prepare import REAL, TEXTS
 
 import prepare_bos_rows
 import prepare_fineweb

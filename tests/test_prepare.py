@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from conftest import forked, sentence_left
 
 import inject_mul
 import prepare_fineweb
@@ -64,11 +65,7 @@ def prepare(dataset, out_dir, *flags):
 
 def sentence_of(*args):
     """The one sentence the script leaves with."""
-    with pytest.raises(SystemExit) as stopped:
-        prepare(*args)
-    message = stopped.value.code
-    assert isinstance(message, str) and len(message.splitlines()) == 1, message
-    return message
+    return sentence_left(prepare, *args)
 
 
 def files_of(folder):
@@ -362,24 +359,6 @@ def test_empty_intervention_is_announced(tmp_path, capsys):
 
 # ------------------------------------------------------------------------------------------------------------
 # kills
-
-
-def forked(run, argv):
-    """Run the script in a forked child (an import-free start); returns its wait status."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            run(argv)
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code if isinstance(stopped.code, int) else 1
-        finally:
-            os._exit(code)
-    return pid
 
 
 def die_at(operation, argv, signal_number=signal.SIGKILL):
@@ -681,8 +660,8 @@ def test_finished_folder_with_a_damaged_meta(corpus, tmp_path):
             path.write_text(json.dumps({**meta, name: wrong}))
             try:
                 prepare(corpus, tmp_path / "d", "--max_docs", 40, "--resume")
-            except SystemExit as stopped:
-                message = stopped.code
+            except (ValueError, OSError) as stopped:
+                message = str(stopped)
                 assert str(path) in message or "with other settings" in message, (name, place, message)
                 assert len(message.splitlines()) == 1
                 refused += 1
@@ -708,8 +687,9 @@ def test_resume_from_a_damaged_progress(corpus, tmp_path, monkeypatch):
         (tmp_path / "d" / "progress.json").write_text(json.dumps(wrong))
         try:
             prepare(corpus, tmp_path / "d", "--max_docs", 100, "--resume")
-        except SystemExit as stopped:
-            assert len(stopped.code.splitlines()) == 1 and str(tmp_path / "d") in stopped.code, (place, stopped.code)
+        except (ValueError, OSError) as stopped:
+            message = str(stopped)
+            assert len(message.splitlines()) == 1 and str(tmp_path / "d") in message, (place, message)
             refused += 1
         else:
             assert files_of(tmp_path / "d") == files_of(tmp_path / "whole"), place

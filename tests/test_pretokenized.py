@@ -7,8 +7,8 @@ import struct
 import numpy as np
 import pytest
 import test_prepare
-from conftest import sentence_left
-from test_prepare import TEXTS, forked
+from conftest import forked, sentence_left
+from test_prepare import TEXTS
 
 import prepare_bos_rows
 import prepare_fineweb
