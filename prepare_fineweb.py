@@ -387,7 +387,9 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
     products = sum(counts.values())
     code = runs.code_state()
     return {
-        "dataset": " ".join(args.dataset), "config": config, "split": split,
+        "dataset": " ".join(args.dataset),
+        "dataset_name": " + ".join(map(shards.short_name, args.dataset)),
+        "config": config, "split": split,
         "text_field": args.text_field, "source": source.record,
         "tokenizer": args.tokenizer, "tokenizer_backend": backend, "tokenizer_sha256": tokenizer_hash(),
         "vocab_size": VOCAB_SIZE, "dtype": "uint16", "bos_token_id": BOS_ID, "doc_format": "[bos] + tokens",
@@ -467,8 +469,9 @@ def run(args: argparse.Namespace, train_side) -> dict | None:
         folder, again = args.out_dir, " with --resume"
         if args.part is not None:
             folder, again = parts.folder_of(args), ""
-        raise OSError(f"writing {folder} failed ({error.strerror or error}): free some space or check the disk, then "
-                      f"run the same command again{again}.") from error
+        fault = f"writing {folder} failed ({error.strerror or error})"
+        remedy = f"free some space or check the disk, then run the same command again{again}"
+        raise OSError(f"{fault}: {remedy}.") from error
 
 
 def main(argv: list[str] | None = None) -> None:

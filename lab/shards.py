@@ -49,7 +49,8 @@ META = {
     "num_shards_total?": COUNT, "tokens_written_total?": COUNT, "settings?": ANY_OBJECT,
     "val_documents_sha256?": SHA256, "val_fingerprint_documents?": SHA256, "val_fingerprint_tokens?": SHA256,
     "condition?": ("baseline or mul_tokens", lambda value: value in ("baseline", "mul_tokens")),
-    "mul_token_rate?": NUMBER, "dataset?": TEXT, "row_tokens?": COUNT, "seq_len?": COUNT, "crop_fraction?": NUMBER,
+    "mul_token_rate?": NUMBER, "dataset?": TEXT, "dataset_name?": TEXT, "row_tokens?": COUNT, "seq_len?": COUNT,
+    "crop_fraction?": NUMBER,
 }
 
 
@@ -374,12 +375,18 @@ def read_meta(data_dir) -> dict:
 
 
 def dataset_name(meta: dict) -> str | None:
-    """A dataset's name as people say it: 'edu_web' for a path, 'HuggingFaceFW/fineweb-edu' as it is."""
-    name = str(meta.get("dataset") or "")
-    source = meta.get("source")
+    """A dataset's name as people say it: 'edu_web + books' for two paths, 'HuggingFaceFW/fineweb-edu' as it is."""
+    name, source = str(meta.get("dataset") or ""), meta.get("source")
     if isinstance(source, dict) and source.get("kind") == "local":
-        name = re.sub(r"(\.(parquet|jsonl?|txt|gz|zst|zip))+$", "", Path(name).name)
+        name = meta.get("dataset_name") or short_name(name)  # older datasets have none
     return name or None
+
+
+def short_name(path: str) -> str:
+    """'edu_web' of a file or pattern data/edu_web.parquet, and of data/edu_web/*.parquet."""
+    extensions = r"(\.(parquet|jsonl?|txt|gz|zst|zip))+$"
+    names = [re.sub(extensions, "", part) for part in Path(path).parts]
+    return next((name for name in reversed(names) if name.strip("*./")), path)
 
 
 def _contradiction(meta: dict) -> str:

@@ -188,6 +188,12 @@ def test_arms_of_a_plot_differ():
 @pytest.mark.parametrize(("meta", "name"), [
     ({"dataset": "/home/me/edu_web.parquet", "source": {"kind": "local"}}, "edu_web"),
     ({"dataset": "docs.jsonl.gz", "source": {"kind": "local"}}, "docs"),
+    ({"dataset": "corpus/*.parquet", "source": {"kind": "local"}}, "corpus"),
+    ({"dataset": "/mnt/corpus/**/*.jsonl.gz", "source": {"kind": "local"}}, "corpus"),
+    ({"dataset": "corpus/web_*.txt", "source": {"kind": "local"}}, "web_*"),
+    ({"dataset": "*.parquet", "source": {"kind": "local"}}, "*.parquet"),
+    ({"dataset": "my_texts/", "source": {"kind": "local"}}, "my_texts"),
+    ({"dataset": "a/web.txt b/books.txt", "source": {"kind": "local"}, "dataset_name": "web + books"}, "web + books"),
     ({"dataset": "HuggingFaceFW/fineweb-edu", "source": {"kind": "hub"}}, "HuggingFaceFW/fineweb-edu"),
     ({"dataset": "synthetic"}, "synthetic"), ({}, None),
 ])
