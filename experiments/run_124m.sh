@@ -74,12 +74,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # what each run is: the same flags but for the arm's own
 
 rates=(6e-4 3.6e-3 0.00468) # AdamW, Muon; of the gates
-shape=() machine=(--device "${DEVICE:-auto}")
+shape=(--preset "$preset") machine=(--device "${DEVICE:-auto}")
 scores=(--val_tokens 10485760) evals_of_run=10 vals_of_run=40 saves_of_run=20
 tokens="${TOKENS:-}" jobs=1
 if [ -n "$small" ]; then
     batch=512 seq_len=64 tokens="${tokens:-51200}" jobs=2 machine=(--device "${DEVICE:-cpu}") rates=(6e-3 1e-2 1e-2)
-    shape=(--n_layer 2 --n_head 4 --n_embd 64 --seq_len 64 --micro_batch_size 8 --total_batch_tokens 512)
+    shape+=(--n_layer 2 --n_head 4 --n_embd 64 --seq_len 64 --micro_batch_size 8 --total_batch_tokens 512)
     scores=(--val_tokens 12000 --eval_batch_size 32) evals_of_run=1 vals_of_run=2 saves_of_run=4
     [ "${#datasets[@]}" -gt 0 ] || datasets=(synthetic)
     export OMP_NUM_THREADS=1 # two runs side by side on one thread each finish sooner than one after the other on two
@@ -118,7 +118,7 @@ arm_flags() { # arm: what it adds to the same run
         *) echo "--learning_rate ${rates[0]}" ;;
     esac
 }
-train_flags=(--preset "$preset" "${shape[@]}" "${machine[@]}" --max_train_steps "$steps"
+train_flags=("${shape[@]}" "${machine[@]}" --max_train_steps "$steps"
     --max_epochs "$max_epochs")
 [ "$preset" = gpt2 ] || train_flags+=(--warmdown_iters $((steps * 1450 / 5100)))
 score_flags=(--eval_every "$(every "$vals_of_run")" "${scores[@]}" --hellaswag_every "$(every "$evals_of_run")")

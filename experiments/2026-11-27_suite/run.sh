@@ -17,7 +17,7 @@ export MAX_SAMPLES=300 NIAH_CONTEXTS=2048,8192 NIAH_SAMPLES=20 PASSKEY_SAMPLES=3
 for seed in 1 2 3; do
     for arm in transformer titan hope; do
         run="$(echo "$trained"/best/"$arm"_lr*_s"$seed")"
-        echo "${arm^^}_CHECKPOINT=$run EVAL_DIR=$out/s$seed bash experiments/pilot_suite.sh"
+        echo "$(tr a-z A-Z <<< "$arm")_CHECKPOINT=$run EVAL_DIR=$out/s$seed bash experiments/pilot_suite.sh"
     done
 done | xargs -P 2 -I{} bash -c '{} > >(tail -n 3) || { echo "{} failed" >&2; exit 255; }'
 "$PYTHON" "$here/table.py" --keep "$out"
