@@ -4,9 +4,9 @@
     python experiments/answers.py --write    # put it into experiments/README.md, and its short form into README.md
 
 Reads experiments/<date>_<name>/answers.json, which each folder's table.py writes from its committed results, so that
-no number in README is typed by hand. `report`, `answer` and `write` are for those table.py. Who reads many answers at
-once would meet chance findings among them, so the table's verdicts are by Holm over all of its tests; a report's own
-correction is for its own tests.
+no number in README is typed by hand. `report`, `answer`, `write` and what prints a grid of learning rates are for those
+table.py. Who reads many answers at once would meet chance findings among them, so the table's verdicts are by Holm over
+all of its tests; a report's own correction is for its own tests.
 """
 
 import contextlib
@@ -68,6 +68,31 @@ def answer(question: str, row: dict, unit: str, spec: str = "+.4f", wall: dict |
     if not row.get("paired", True):
         n = f"{row['n_a']} against {row['n_b']} runs"
     return {"question": question, "n": n, "effect": effect, "tests": tests}
+
+
+def best_rate(by_rate: dict[float, float]) -> float:
+    """The learning rate of the lowest loss, of {learning rate: loss}."""
+    return min(by_rate, key=by_rate.get)
+
+
+def print_best(grid: dict[str, dict[float, float]]) -> None:
+    """Each row of a grid and its best learning rate, a line each, for the run.sh that trains them next."""
+    for row, by_rate in grid.items():
+        print(row, f"{best_rate(by_rate):g}")
+
+
+def print_grid(grid: dict[str, dict[float, float]], head: str) -> None:
+    """A table of {"gpt2 adamw": {learning rate: loss}, ...}, each row's best in bold. head: "arch optimizer"."""
+    rates = sorted({rate for by_rate in grid.values() for rate in by_rate})
+    heads = [*head.split(), *(f"{rate:g}" for rate in rates)]
+    print(f"| {' | '.join(heads)} |\n" + "|---" * len(head.split()) + "|---:" * len(rates) + "|")
+    for row, by_rate in grid.items():
+        cells = dict.fromkeys(rates, "") | {rate: f"{loss:.4f}" for rate, loss in by_rate.items()}
+        best, note = best_rate(by_rate), ""
+        cells[best] = f"**{cells[best]}**"
+        if best in (min(by_rate), max(by_rate)):
+            note = " (the grid's edge)"
+        print(f"| {row.replace(' ', ' | ')}{note} | {' | '.join(cells.values())} |")
 
 
 def write(here: Path, answers: list[dict]) -> None:

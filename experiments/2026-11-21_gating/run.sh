@@ -30,22 +30,29 @@ run() { # stage, arm, seed, learning rate, steps, val tokens
 for lr in 0.005 0.01 0.02 0.0025; do
     for a in none elementwise; do run lr "$a" 0 "$lr" 150 30000; done
 done > "$out/lr.txt"
+export OMP_NUM_THREADS=1
+echo "== lr"
+sweep "$out/lr.txt"
+cp "$out/lr.csv" "$here/lr.csv"
+
 # stage 1 found 0.005 for none and 0.01 for elementwise; the screen stands between. The seeds that follow took no part.
+kept=()
 for seed in 1 2 3; do
     for a in none headwise elementwise elementwise_ns elementwise_value const wide_mlp; do
+        kept+=("$out/screen/${a}_lr0.007_s$seed")
         run screen "$a" "$seed" 0.007 120 15000
     done
 done > "$out/screen.txt"
-for seed in 1 2 3; do # each at its own learning rate
-    run long none "$seed" 0.005 200 15000
-    run long elementwise "$seed" 0.01 200 15000
+best="$("$PYTHON" "$here/table.py" --best "$here/lr.csv")" # lines of an arm and its best learning rate
+for seed in 1 2 3; do
+    while read -r a lr; do
+        kept+=("$out/long/${a}_lr${lr}_s$seed")
+        run long "$a" "$seed" "$lr" 200 15000
+    done <<< "$best"
 done > "$out/long.txt"
-
-export OMP_NUM_THREADS=1
-for stage in lr screen long; do
+for stage in screen long; do
     echo "== $stage"
     sweep "$out/$stage.txt"
 done
-cp "$out/lr.csv" "$here/lr.csv"
-"$PYTHON" experiments/keep_results.py "$out"/{screen,long}/*_s[123] --out "$here/runs.tar.xz"
+"$PYTHON" experiments/keep_results.py "${kept[@]}" --out "$here/runs.tar.xz"
 "$PYTHON" "$here/table.py" | tee "$here/table.md"

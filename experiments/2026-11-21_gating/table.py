@@ -1,4 +1,7 @@
-"""This experiment's tables and plots, from the committed results: python experiments/2026-11-21_gating/table.py"""
+"""This experiment's tables and plots, from the committed results: python experiments/2026-11-21_gating/table.py
+
+--best lr.csv prints only each arm of stage 1 with its best learning rate, which run.sh trains longer.
+"""
 
 import csv
 import json
@@ -30,22 +33,14 @@ def arm_of(name: str) -> str:
     return re.sub(r"_lr[\d.]+_s\d+$", "", name)
 
 
-def learning_rates() -> None:
+def read_grid(path) -> dict[str, dict[float, float]]:
+    """{arm: {learning rate: val loss}}"""
     losses: dict = {}
-    with (here / "lr.csv").open() as f:
+    with open(path) as f:
         for row in csv.DictReader(f):
             by_rate = losses.setdefault(arm_of(row["run_id"]), {})
             by_rate[float(row["learning_rate"])] = float(row["final_val_loss"])
-    rates = sorted({lr for by_rate in losses.values() for lr in by_rate})
-    head = " | ".join(f"{lr:g}" for lr in rates)
-    print(f"| arm | {head} |\n|---" + "|---:" * len(rates) + "|")
-    for arm, by_rate in losses.items():
-        best = min(by_rate, key=by_rate.get)
-        at_edge = best in (min(rates), max(rates))
-        assert not at_edge, f"{arm}: the best learning rate is at the grid's edge"
-        cells = {lr: f"{by_rate[lr]:.4f}" for lr in rates}
-        cells[best] = f"**{cells[best]}**"
-        print(f"| {arm} | {' | '.join(cells.values())} |")
+    return losses
 
 
 def mechanism(arm: str, folders: list[Path]) -> str:
@@ -101,8 +96,10 @@ def stages(kept: Path) -> tuple[dict, dict]:
 
 
 def main():
+    if sys.argv[1:2] == ["--best"]:
+        return answers.print_best(read_grid(sys.argv[2]))
     print("## Stage 1: the learning rate (seed 0, 150 steps, val loss)\n")
-    learning_rates()
+    answers.print_grid(read_grid(here / "lr.csv"), "arm")
     with keep_results.unpacked(here / "runs.tar.xz") as kept:
         screen, long = stages(kept)
 

@@ -29,20 +29,20 @@ grid() { # architecture, optimizer, learning rates
     grid speedrun muon 0.0025 0.005 0.01 0.02
     grid speedrun muon_all 0.005 0.01 0.02 0.04
 } > "$out/grid.txt"
-# the best of stage 1; the seeds that follow took no part in choosing them
-best="gpt2:adamw:0.002 gpt2:muon:0.04 gpt2:muon_all:0.01 speedrun:adamw:0.004 speedrun:muon:0.01 speedrun:muon_all:0.02"
-for seed in 1 2 3; do
-    for one in $best; do
-        IFS=: read -r arch optimizer lr <<< "$one"
-        run best "$arch" "$optimizer" "$lr" "$seed"
-    done
-done > "$out/best.txt"
-
 export OMP_NUM_THREADS=1
-for stage in grid best; do
-    echo "== $stage"
-    sweep "$out/$stage.txt"
-done
+echo "== grid"
+sweep "$out/grid.txt"
 cp "$out/grid.csv" "$here/grid.csv"
-"$PYTHON" experiments/keep_results.py "$out"/best/*_s[123] --out "$here/runs.tar.xz"
+
+best="$("$PYTHON" "$here/table.py" --best "$here/grid.csv")" # the seeds that follow took no part in choosing
+chosen=()
+for seed in 1 2 3; do
+    while read -r arch optimizer lr; do
+        chosen+=("$out/best/${arch}_${optimizer}_lr${lr}_s$seed")
+        run best "$arch" "$optimizer" "$lr" "$seed"
+    done <<< "$best"
+done > "$out/best.txt"
+echo "== best"
+sweep "$out/best.txt"
+"$PYTHON" experiments/keep_results.py "${chosen[@]}" --out "$here/runs.tar.xz"
 "$PYTHON" "$here/table.py" | tee "$here/table.md"

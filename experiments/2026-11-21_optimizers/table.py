@@ -1,4 +1,7 @@
-"""This experiment's tables and plots, from the committed results: python experiments/2026-11-21_optimizers/table.py"""
+"""This experiment's tables and plots, from the committed results: python experiments/2026-11-21_optimizers/table.py
+
+--best grid.csv prints only each architecture and optimizer with its best learning rate, which run.sh trains next.
+"""
 
 import csv
 import json
@@ -17,36 +20,23 @@ ARCHS, OPTIMIZERS = ("gpt2", "speedrun"), ("adamw", "muon", "muon_all")
 NAMES = {"optimizer=muon": "Muon on the blocks", "optimizer=muon_all": "Muon everywhere"}
 
 
-def grids() -> dict[tuple[str, str], float]:
-    """Prints stage 1; returns the best learning rate of each architecture and optimizer."""
-    losses: dict = {}
-    with (here / "grid.csv").open() as f:
+def read_grid(path) -> dict[str, dict[float, float]]:
+    """{"architecture optimizer": {learning rate: val loss}}"""
+    losses: dict = {f"{arch} {optimizer}": {} for arch in ARCHS for optimizer in OPTIMIZERS}
+    with open(path) as f:
         for row in csv.DictReader(f):
-            by_rate = losses.setdefault((row["arch"], row["optimizer"]), {})
-            by_rate[float(row["learning_rate"])] = float(row["final_val_loss"])
-    rates = sorted({lr for by_rate in losses.values() for lr in by_rate})
-    head = " | ".join(f"{lr:g}" for lr in rates)
-    print(f"| arch | optimizer | {head} |\n|---|---" + "|---:" * len(rates) + "|")
-    best = {}
-    for arch in ARCHS:
-        for optimizer in OPTIMIZERS:
-            by_rate = losses[arch, optimizer]
-            lr = best[arch, optimizer] = min(by_rate, key=by_rate.get)
-            at_edge = lr in (min(by_rate), max(by_rate))
-            assert not at_edge, f"{arch} {optimizer}: the best learning rate is at its grid's edge"
-            cells = dict.fromkeys(rates, "") | {r: f"{loss:.4f}" for r, loss in by_rate.items()}
-            cells[lr] = f"**{cells[lr]}**"
-            print(f"| {arch} | {optimizer} | {' | '.join(cells.values())} |")
-    return best
+            losses[f"{row['arch']} {row['optimizer']}"][float(row["learning_rate"])] = float(row["final_val_loss"])
+    return losses
 
 
-def comparison(kept: Path, arch: str, best: dict) -> list[dict]:
+def comparison(kept: Path, arch: str, grid: dict) -> list[dict]:
     """Prints stage 2 of an architecture; returns its lines of README's answers."""
     trained = set()
     for path in kept.glob(f"{arch}_*/config.json"):
         flags = json.loads(path.read_text())["flags"]
         trained.add((flags["optimizer"], flags["learning_rate"]))
-    assert trained == {(optimizer, best[arch, optimizer]) for optimizer in OPTIMIZERS}, "stage 2 used other rates"
+    best = {(optimizer, answers.best_rate(grid[f"{arch} {optimizer}"])) for optimizer in OPTIMIZERS}
+    assert trained == best, "stage 2 used other rates"
 
     arguments = ["--runs", f"{kept}/{arch}_*", "--group_by", "optimizer", "--baseline", "optimizer=adamw"]
     arguments += ["--treatment", "learning_rate,muon_lr"]
@@ -68,13 +58,15 @@ def cost_of_a_step(kept: Path, arch: str, optimizer: str) -> float:
 
 
 def main():
+    if sys.argv[1:2] == ["--best"]:
+        return answers.print_best(read_grid(sys.argv[2]))
     print("## Stage 1: each one's own grid of learning rates (seed 0, 80 steps, val loss)\n")
-    best = grids()
-    lines = []
+    grid, lines = read_grid(here / "grid.csv"), []
+    answers.print_grid(grid, "arch optimizer")
     with keep_results.unpacked(here / "runs.tar.xz") as kept:
         for arch in ARCHS:
             print(f"\n## Stage 2, {arch}: each optimizer at its best learning rate, fresh seeds\n")
-            lines += comparison(kept, arch, best)
+            lines += comparison(kept, arch, grid)
         print("## Cost of a step (median of the runs' medians)\n")
         print("| arch | optimizer | ms per step | against adamw |\n|---|---|---:|---:|")
         for arch in ARCHS:

@@ -70,23 +70,6 @@ def read_grid(path) -> dict[str, dict[float, float]]:
     return grid
 
 
-def best_rate(by_rate: dict[float, float]) -> float:
-    return min(by_rate, key=by_rate.get)
-
-
-def print_grid(grid: dict) -> None:
-    rates = sorted({rate for by_rate in grid.values() for rate in by_rate})
-    print(f"| arm | {' | '.join(f'{rate:g}' for rate in rates)} |\n|---" + "|---:" * len(rates) + "|")
-    for arm in ARMS:
-        cells = dict.fromkeys(rates, "") | {rate: f"{loss:.4f}" for rate, loss in grid[arm].items()}
-        best = best_rate(grid[arm])
-        cells[best] = f"**{cells[best]}**"
-        note = ""
-        if best in (min(rates), max(rates)):
-            note = " (the grid's edge)"
-        print(f"| {arm}{note} | {' | '.join(cells.values())} |")
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # books
 
@@ -181,16 +164,15 @@ def compare_all(kept: Path) -> list[dict]:
 
 def main():
     if sys.argv[1:2] == ["--best"]:
-        for arm, by_rate in read_grid(sys.argv[2]).items():
-            print(arm, f"{best_rate(by_rate):g}")
-        return
+        return answers.print_best(read_grid(sys.argv[2]))
     print("## Planted pairs\n")
     print((here / "planted.md").read_text())
     if not (here / "grid.csv").exists():
         print("The books have not been read yet: run.sh reads them.")
         return
     print("## Each arm's own learning rate (seed 0, val loss)\n")
-    print_grid(read_grid(here / "grid.csv"))
+    grid = read_grid(here / "grid.csv")
+    answers.print_grid({arm: grid[arm] for arm in ARMS}, "arm")
     with keep_results.unpacked(here / "runs.tar.xz") as kept:
         exams = read_exams(kept)
         trained = json.loads((next(kept.glob("original_*_s1")) / "original.json").read_text())
