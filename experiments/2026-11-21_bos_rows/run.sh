@@ -31,4 +31,4 @@ done > "$out/runs.txt"
 export OMP_NUM_THREADS=1
 sweep "$out/runs.txt"
 "$PYTHON" "$here/ab_table.py" "$out" --json "$here/ab_results.json"
-"$PYTHON" "$here/table.py" | tee "$here/table.md"
+write_whole table.md "$PYTHON" "$here/table.py"

@@ -14,6 +14,8 @@ here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 
+from lab import processes  # noqa: E402  (answers puts the repo's root on the path)
+
 
 def main():
     records = json.loads((here / "packing_report.json").read_text())
@@ -32,4 +34,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "table.py")

@@ -16,4 +16,4 @@ grep -h sample "$out/gpt2_12m_s0/log.txt" > "$here/samples.txt"
 if [ -n "$peer" ]; then
     "$PYTHON" "$here/nanogpt_parity.py" --nanogpt "$peer" --data_dir "$out/data" --json "$here/nanogpt_parity.json"
 fi
-"$PYTHON" "$here/table.py" | tee "$here/table.md"
+write_whole table.md "$PYTHON" "$here/table.py"

@@ -8,7 +8,7 @@ import numpy as np
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parents[1]))
-from lab import ab_plots  # noqa: E402
+from lab import ab_plots, processes  # noqa: E402
 
 VIEWS = {"stream view": "val_bits_per_byte", "bos view": "val_bits_per_byte_bos"}
 SCORES = ("val_loss", "val_bits_per_byte", "val_loss_bos", "val_bits_per_byte_bos")
@@ -49,4 +49,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "table.py")

@@ -55,4 +55,4 @@ for stage in screen long; do
     sweep "$out/$stage.txt"
 done
 "$PYTHON" experiments/keep_results.py "${kept[@]}" --out "$here/runs.tar.xz"
-"$PYTHON" "$here/table.py" | tee "$here/table.md"
+write_whole table.md "$PYTHON" "$here/table.py"

@@ -15,7 +15,7 @@ sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 import keep_results  # noqa: E402
 
-from lab import runs  # noqa: E402  (answers puts the repo's root on the path)
+from lab import processes, runs  # noqa: E402  (answers puts the repo's root on the path)
 
 ARMS = "none wide_mlp headwise elementwise elementwise_ns elementwise_value const".split()
 HEAD = (
@@ -117,4 +117,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "table.py")

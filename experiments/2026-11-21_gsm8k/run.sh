@@ -37,4 +37,4 @@ one_arm baseline
 wait $! || { cat "$out/mul_tokens.out"; exit 1; }
 "$PYTHON" experiments/keep_results.py "$out"/{pretrain,sft,sft2}_{baseline,mul_tokens} --out "$here/runs.tar.xz" \
     --also gsm8k_completions.jsonl
-"$PYTHON" "$here/table.py" | tee "$here/table.md"
+write_whole table.md "$PYTHON" "$here/table.py"

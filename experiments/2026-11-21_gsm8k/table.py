@@ -9,7 +9,7 @@ sys.path.insert(0, str(here.parents[1]))
 sys.path.insert(0, str(here.parent))
 import keep_results  # noqa: E402
 
-from lab import ab_stats, runs  # noqa: E402
+from lab import ab_stats, processes, runs  # noqa: E402
 
 ARMS = ("baseline", "mul_tokens")
 MEASURES = {  # name in gsm8k_results.json: the same of one problem
@@ -60,4 +60,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "table.py")

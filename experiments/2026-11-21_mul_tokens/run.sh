@@ -45,4 +45,4 @@ for arm in baseline mul_tokens; do
 done
 "$PYTHON" experiments/keep_results.py "$out"/{baseline,mul_tokens}_s[012] --out "$here/runs.tar.xz" \
     --also val_edu_web.json val_arithmetic.json
-"$PYTHON" "$here/table.py" | tee "$here/table.md"
+write_whole table.md "$PYTHON" "$here/table.py"

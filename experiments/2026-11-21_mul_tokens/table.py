@@ -10,7 +10,7 @@ sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 import keep_results  # noqa: E402
 
-from lab import ab_numbers, ab_verdict, runs  # noqa: E402  (answers puts the repo's root on the path)
+from lab import ab_numbers, ab_verdict, processes, runs  # noqa: E402  (answers puts the repo's root on the path)
 
 ARMS = ("baseline", "mul_tokens")
 SOURCES = {"edu_web": "web text", "arithmetic": "documents with sums"}
@@ -134,4 +134,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "table.py")

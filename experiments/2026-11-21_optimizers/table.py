@@ -14,7 +14,7 @@ sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 import keep_results  # noqa: E402
 
-from lab import runs  # noqa: E402  (answers puts the repo's root on the path)
+from lab import processes, runs  # noqa: E402  (answers puts the repo's root on the path)
 
 ARCHS, OPTIMIZERS = ("gpt2", "speedrun"), ("adamw", "muon", "muon_all")
 NAMES = {"optimizer=muon": "Muon on the blocks", "optimizer=muon_all": "Muon everywhere"}
@@ -78,4 +78,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "table.py")

@@ -64,8 +64,8 @@ for part in $parts; do
     grid) for rate in 6e-4 6e-3; do grpo baseline 0 "grpo_$rate" $rate exact; done ;;
     zero) for seed in 0 1 2; do grpo baseline $seed zero $RATE zero; done ;;
     table) "$PYTHON" experiments/keep_results.py "$out"/*_s[0-2] --out "$here/runs.tar.xz" --also exam.json scalars.jsonl
-        "$PYTHON" "$here/table.py" | tee "$here/table.md"
-        "$PYTHON" "$here/rounding.py" "$out"/{sft,grpo}_baseline_s[0-2] | tee "$here/rounding.md" ;;
+        write_whole table.md "$PYTHON" "$here/table.py"
+        write_whole rounding.md "$PYTHON" "$here/rounding.py" "$out"/{sft,grpo}_baseline_s[0-2] ;;
     *) echo "$part is no part: name some of main sft mul random grid zero table." >&2; exit 2 ;;
     esac
 done

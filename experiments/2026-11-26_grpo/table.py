@@ -13,7 +13,7 @@ sys.path.insert(0, str(here.parent))
 import keep_results  # noqa: E402
 
 import compare_runs  # noqa: E402
-from lab import ab_stats, runs  # noqa: E402
+from lab import ab_stats, processes, runs  # noqa: E402
 
 ARMS = {
     "sft": "(a) the start: SFT on 600 problems",
@@ -134,4 +134,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "table.py")

@@ -17,7 +17,7 @@ sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 import keep_results  # noqa: E402
 
-from lab import ab_verdict, runs  # noqa: E402  (answers puts the repo's root on the path)
+from lab import ab_verdict, processes, runs  # noqa: E402  (answers puts the repo's root on the path)
 
 # of an arm: the one it is compared with, and what differs
 ARMS = {
@@ -96,4 +96,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "ablations.py")

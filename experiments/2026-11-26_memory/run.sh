@@ -82,4 +82,4 @@ done | read_books
 exam "$out"/best/original_*_s1 original --write stop --controls adapt --dtype float32 | read_books # the preset, trained as itself
 "$PYTHON" experiments/keep_results.py "$out"/best/*_s[123] --out "$here/runs.tar.xz" \
     --also 'eval/*.json' 'eval/*_documents.jsonl'
-"$PYTHON" "$here/table.py" | tee "$here/table.md"
+write_whole table.md "$PYTHON" "$here/table.py"

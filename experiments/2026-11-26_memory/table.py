@@ -16,7 +16,7 @@ sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 import keep_results  # noqa: E402
 
-from lab import ab_stats, ab_verdict, memory_settings, runs  # noqa: E402  (answers puts the repo's root on the path)
+from lab import ab_stats, ab_verdict, memory_settings, processes, runs  # noqa: E402  (answers puts the repo's root on the path)
 
 ARMS = ("transformer", "off", "stop", "through", "titan", "hope")
 SEEDS = (1, 2, 3)
@@ -188,4 +188,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "table.py")

@@ -21,4 +21,4 @@ for seed in 1 2 3; do
     done
 done | xargs -P 2 -I{} bash -c '{} > >(tail -n 3) || { echo "{} failed" >&2; exit 255; }'
 "$PYTHON" "$here/table.py" --keep "$out"
-"$PYTHON" "$here/table.py" | tee "$here/table.md"
+write_whole table.md "$PYTHON" "$here/table.py"

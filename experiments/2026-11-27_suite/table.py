@@ -14,7 +14,7 @@ here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 import keep_results  # noqa: E402
 
-from lab import ab_plots, ab_stats, disk, tasks  # noqa: E402
+from lab import ab_plots, ab_stats, disk, processes, tasks  # noqa: E402
 
 ARMS = ("transformer", "titan", "hope")
 SEEDS = (1, 2, 3)
@@ -222,4 +222,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "table.py")
