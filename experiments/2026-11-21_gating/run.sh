@@ -30,6 +30,7 @@ run() { # stage, arm, seed, learning rate, steps, val tokens
 for lr in 0.005 0.01 0.02 0.0025; do
     for a in none elementwise; do run lr "$a" 0 "$lr" 150 30000; done
 done > "$out/lr.txt"
+
 export OMP_NUM_THREADS=1
 echo "== lr"
 sweep "$out/lr.txt"
@@ -50,6 +51,7 @@ for seed in 1 2 3; do
         run long "$a" "$seed" "$lr" 200 15000
     done <<< "$best"
 done > "$out/long.txt"
+
 for stage in screen long; do
     echo "== $stage"
     sweep "$out/$stage.txt"

@@ -29,6 +29,7 @@ grid() { # architecture, optimizer, learning rates
     grid speedrun muon 0.0025 0.005 0.01 0.02
     grid speedrun muon_all 0.005 0.01 0.02 0.04
 } > "$out/grid.txt"
+
 export OMP_NUM_THREADS=1
 echo "== grid"
 sweep "$out/grid.txt"
@@ -42,6 +43,7 @@ for seed in 1 2 3; do
         run best "$arch" "$optimizer" "$lr" "$seed"
     done <<< "$best"
 done > "$out/best.txt"
+
 echo "== best"
 sweep "$out/best.txt"
 "$PYTHON" experiments/keep_results.py "${chosen[@]}" --out "$here/runs.tar.xz"
