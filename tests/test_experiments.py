@@ -4,6 +4,7 @@ import importlib.util
 import json
 import lzma
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -438,6 +439,36 @@ def test_tables_come_from_committed_results(tmp_path, name):
     if (folder / "answers.json").exists():
         assert (copy / "answers.json").read_text() == (folder / "answers.json").read_text()
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2e6
+
+
+INTERVAL = re.compile(r"[\[(]([-+]?\d+\.\d+)(?:,| to)\s+([-+]?\d+\.\d+)[\])]")
+
+
+def is_rounded(written: tuple, ends: tuple) -> bool:
+    """Whether an interval of the prose is this one of a table, rounded; a loss of 0.03 may be a gain of -0.03."""
+    def fits(pair):
+        return all(abs(abs(float(a)) - abs(float(b))) <= 0.5001 * 10.0 ** -len(a.partition(".")[2])
+                   for a, b in zip(written, pair, strict=True))
+
+    return fits(ends) or fits(ends[::-1])
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_prose_says_what_the_tables_say(name):
+    """Every interval, and number of tests, that an experiment's README or its row of the log names stands in what is
+    committed beside it; what was made anew later is not."""
+    folder = ROOT / "experiments" / name
+    sources = [*folder.glob("*.json"), *(path for path in folder.glob("*.md") if path.name != "README.md")]
+    committed = "".join(path.read_text() for path in sources)
+    known = INTERVAL.findall(committed)
+    paragraphs = (folder / "README.md").read_text().split("\n\n")
+    prose = [text for text in paragraphs if not text.startswith("**Made anew**")]
+    prose += [line for line in (ROOT / "experiments/README.md").read_text().splitlines() if f"({name}/" in line]
+    for text in prose:
+        for written in INTERVAL.findall(text):
+            assert any(is_rounded(written, ends) for ends in known), f"{written} of: {text[:200]}"
+        for count in re.findall(r"its (\d+) tests", text):
+            assert f"holds {count} tests" in committed, text[:200]
 
 
 def test_arms_of_a_chain_compare(capsys):
