@@ -20,6 +20,7 @@
 #   BATCH_SIZE, DEVICE, DTYPE              of all but zero-shot's batch, which has a fixed budget (8, auto, float32)
 #   PYTHON              an interpreter with the project's packages ('' = .venv, made when needed)
 set -euo pipefail
+unset CDPATH # cd means the folder beside this file
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 fail() { echo "pilot_suite.sh: $1" >&2; exit 1; }
 

@@ -24,6 +24,7 @@
 #   OUT                 folder of data and runs (experiments/runs/124m, or 124m_small)
 #   PYTHON              an interpreter with the project's packages ('' = .venv, made when needed)
 set -euo pipefail
+unset CDPATH # cd means the folder beside this file
 fail() { echo "run_124m.sh: $1" >&2; exit 1; }
 
 arms="${ARMS:-rows}" small="${SMALL:-}" preset=gpt2 batch=491520 seq_len=1024
@@ -60,8 +61,13 @@ for one in ${DATASET:-}; do # paths are the caller's
     datasets+=("$one")
 done
 for name in HELLASWAG_DATA EWOK_DATA ZEROSHOT_DATA GSM8K_DATA; do
-    [ ! -e "${!name:-}" ] || printf -v "$name" %s "$(realpath "${!name}")"
-    [[ -z "${!name:-}" || -e "${!name}" || "${!name}" = synthetic* ]] || fail "$name=${!name} does not exist: name a file."
+    value="${!name:-}"
+    if [ -e "$value" ]; then
+        value="$(realpath "$value")"
+        printf -v "$name" %s "$value"
+    fi
+    [[ -z "$value" || -e "$value" || "$value" = synthetic* ]] || fail "$name=$value does not exist: name a file."
+    [[ "$value" != *[[:space:]\'\"\\]* ]] || fail "$name=$value has a space or a quotation mark in it: put the file elsewhere."
 done
 root="${OUT:-}"
 [ -z "$root" ] || [ "${root:0:1}" = / ] || root="$PWD/$root"
@@ -131,6 +137,8 @@ score_flags+=(--save_every "$(every "$saves_of_run")" --keep_last 1 --results_cs
 if [ -z "$small$launcher" ] && [ "${DEVICE:-}" != cpu ]; then
     gpus="$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')"
     [ "$gpus" -gt 0 ] || fail "no GPU is here: SMALL=1 does the same in small on a CPU; DEVICE=cpu does this for weeks."
+    [[ "$gpus" -lt 2 || "$PYTHON" != *[[:space:]]* ]] ||
+        fail "torchrun's command cannot hold the space in $PYTHON: move the repository, or name another PYTHON."
     [ "$gpus" -lt 2 ] || launcher="$PYTHON -m torch.distributed.run --standalone --nproc_per_node=$gpus"
 fi
 

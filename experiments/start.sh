@@ -1,6 +1,7 @@
 # Sourced by the run.sh of an experiment, after it has made its paths absolute, because this leaves us in the repo's root.
 # Sets $PYTHON (see venv.sh), $here (the experiment's folder) and $out (the folder of its runs, which is not in git), and
 # has two functions: sweep and write_whole.
+unset CDPATH  # cd means the folders beside this file
 experiment="$(basename "$(cd "$(dirname "$0")" && pwd)")"
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" ""  # the argument names extras; without one it would see those of run.sh
 here="experiments/$experiment"

@@ -75,7 +75,7 @@ def log_of(folder: Path) -> Path:
 
 
 def read_log(folder: Path) -> list[str]:
-    return log_of(folder).read_text(errors="replace").split("\n")
+    return log_of(folder).read_text(encoding="utf-8", errors="replace").split("\n")
 
 
 def first_line(words: list[str]) -> str:
@@ -130,7 +130,7 @@ def start(folder: Path, words: list[str], launcher: list[str]) -> subprocess.Pop
     if not resumes:
         arguments += ["--resume", "auto"]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(log_of(folder), "w") as log:
+    with open(log_of(folder), "w", encoding="utf-8") as log:
         log.write(first_line(words) + "\n")
         log.flush()
         # a session of its own: the terminal's ctrl-C reaches the sweep alone, which passes it on once
@@ -256,7 +256,7 @@ def main(argv=None) -> int:
         if args.list == "-":
             source, text = "standard input", sys.stdin.read()
         else:
-            source, text = args.list, Path(args.list).read_text()
+            source, text = args.list, Path(args.list).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"sweep.py: {args.list} cannot be read ({error}): name a file with a command per line.")
     try:

@@ -1,5 +1,6 @@
 # Sourced by the quickstarts, start.sh and tests/run.sh: makes .venv when needed and installs the project into it.
 # Sets $PYTHON. Nothing is reinstalled while pyproject.toml stays the same.
+unset CDPATH  # cd means the folder beside this file
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON="$PWD/.venv/bin/python"
 extras="${1:-}"

@@ -203,7 +203,7 @@ def describe(benchmark, items: list[dict], about: dict) -> dict:
 def download(url: str, sha256: str, title: str) -> Path:
     """The file at `url`, kept in $XDG_CACHE_HOME/moonshotgpt (~/.cache/moonshotgpt). ValueError when it cannot be
     fetched or has another checksum."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moonshotgpt"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "moonshotgpt"
     path = folder / url.rpartition("/")[2]
     instead = f"pass --data with a local copy of {path.name}, or --data synthetic."
     try:

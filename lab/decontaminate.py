@@ -437,7 +437,7 @@ def find_files(values: list[str]) -> dict[str, Path]:
     chosen: dict[str, Path] = {}
     for value in values:
         name, equals, path = value.partition("=")
-        named = {name: Path(path).expanduser()}
+        named = {name: Path(os.path.expanduser(path))}
         if not equals or Path(value).exists():
             named = _files_in(value)
         for name, path in named.items():
@@ -447,7 +447,7 @@ def find_files(values: list[str]) -> dict[str, Path]:
 
 
 def _files_in(name: str) -> dict[str, Path]:
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         raise ValueError(f"--decontaminate {name} is no folder: name the benchmark, as in gsm8k={name}.")
     named = {benchmark: [path for pattern in patterns for path in sorted(folder.glob(pattern))]

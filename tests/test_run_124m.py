@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,3 +109,21 @@ def test_bad_settings_are_sentences(tmp_path, parts, variables, words):
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and printed.startswith("run_124m.sh: ") and words in printed
     assert len(printed.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["my items.jsonl", "o'brien.jsonl"])
+def test_a_benchmark_that_a_list_of_runs_cannot_name(tmp_path, name):
+    """It would stop the trainings, after hours of preparing."""
+    (tmp_path / name).write_text("")
+    printed, _ = start(tmp_path / "out", HELLASWAG_DATA=str(tmp_path / name)).communicate(timeout=60)
+    words = "has a space or a quotation mark in it: put"
+    assert re.fullmatch(f"run_124m.sh: HELLASWAG_DATA=.* {words} .*\n", printed), printed
+
+
+def test_other_folders_of_the_same_name(tmp_path):
+    """CDPATH, which sends cd elsewhere: the script is in its own repository all the same."""
+    (tmp_path / "elsewhere" / "experiments").mkdir(parents=True)
+    env = {**ENV, **TINY, "OUT": str(tmp_path / "out"), "CDPATH": str(tmp_path / "elsewhere")}
+    process = subprocess.run(["bash", "experiments/run_124m.sh", "cost"], cwd=REPO, env=env, capture_output=True,
+                             text=True, timeout=120)
+    assert process.returncode == 0 and "2 runs x" in process.stdout, process.stderr

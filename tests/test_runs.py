@@ -7,6 +7,7 @@ import csv
 import errno
 import json
 import os
+import platform
 import re
 import signal
 import sys
@@ -373,6 +374,20 @@ def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
         assert (1, exit_.value.code) == (code, words)
     else:
         assert (exit_.value.code, printed) == (code, words)
+
+
+def test_the_name_of_a_mac_s_processor(monkeypatch, tmp_path):
+    """Two of Apple's are not one machine: processor() says "arm" of each."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(processes, "Path", lambda path: tmp_path / "none")
+    sysctl = tmp_path / "sysctl"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    device = torch.device("cpu")
+    unknown = processes.machine_state(device)["hardware"]["cpu"]
+    assert unknown == (platform.processor() or platform.machine())
+    sysctl.write_text('#!/bin/sh\n[ "$*" = "-n machdep.cpu.brand_string" ] && echo "Apple M3 Pro"\n')
+    sysctl.chmod(0o755)
+    assert processes.machine_state(device)["hardware"]["cpu"] == "Apple M3 Pro"
 
 
 def test_import_without_transformers(monkeypatch, tmp_path):

