@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a 12M-parameter GPT-2 for 300 steps on edu_web and draws its curve; about 20 minutes on one core. Resumable.
+# Trains a 12M-parameter GPT-2 for 300 steps on edu_web and draws its curve; about 25 minutes on one core. Resumable.
 #   bash experiments/2026-11-21_edu_web/run.sh <edu_web.parquet> [nanoGPT checkout]
 set -euo pipefail
 parquet="$(realpath "${1:?give the path of edu_web.parquet}")"

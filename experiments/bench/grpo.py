@@ -1,6 +1,6 @@
 """grpo.py times a GRPO step: sampling beside updating and beside Hugging Face's generate, memory of the reference.
 
-    python experiments/bench/grpo.py --check                         # the small shape of the experiment, a few minutes
+    python experiments/bench/grpo.py --check                         # 4 layers of width 64, a few minutes
     python experiments/bench/grpo.py --n_layer 12 --n_head 12 --n_embd 768 --problems 4 --rounds 2      # the 124M shape
 
 Random weights in fp32 on a CPU, the same for both; --problems synthetic problems of the prompt template, --group
