@@ -5,6 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON="$PWD/.venv/bin/python"
 extras="${1:-}"
 stamp=".venv/installed-$(cksum < pyproject.toml | cut -d' ' -f1)-${extras:-base}"
+[ -x "$PYTHON" ] || rm -rf .venv # its Python may have been removed since
 if [ ! -e "$stamp" ]; then
     base=""
     for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
@@ -16,6 +17,7 @@ if [ ! -e "$stamp" ]; then
         "$base" -m venv .venv 2>/dev/null || { rm -rf .venv; "$base" -m pip install -q --user virtualenv && "$base" -m virtualenv -q .venv; } ||
             { echo "$base can make no virtual environment: install its venv package and run this again." >&2; exit 1; }
     fi
+    "$PYTHON" -m pip --version > /dev/null 2>&1 || "$PYTHON" -m ensurepip -q # as uv makes it, it has none
     echo "Installing the project (about a minute) ..."
     # gigatoken (the extra "fast") has no wheel for some platforms; without it tiktoken does the work
     "$PYTHON" -m pip install -q --disable-pip-version-check -e ".[fast${extras:+,$extras}]" ||

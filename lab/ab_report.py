@@ -243,7 +243,7 @@ def check_out(out: str | None) -> None:
 def check_folder(folder: Path, unfinished: str, is_ours, fault: str) -> None:
     """ValueError, with `fault`, unless --out is new, empty but for a file that a kill has left, or is_ours(names)."""
     try:
-        names = {path.name for path in folder.iterdir()} - {unfinished}
+        names = {path.name for path in folder.iterdir()} - {unfinished} - disk.FILE_MANAGERS
         if not names or is_ours(names):
             return
     except FileNotFoundError:

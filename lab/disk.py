@@ -98,13 +98,16 @@ def write_json(path, value) -> None:
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+FILE_MANAGERS = {".DS_Store", ".directory"}  # what they leave in a folder that was only looked at
+
+
 def holds_only(folder, own: dict) -> bool:
     """Whether every file below a folder is one of own {its path in the folder: its bytes, None for any}, or the
-    beginning of one, as a kill leaves it; no link is."""
+    beginning of one, as a kill leaves it; no link is. What a file manager leaves there does not count."""
     folder = Path(folder)
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (path.is_dir() or name in own):
+        if path.is_symlink() or not (path.is_dir() or name in own or path.name in FILE_MANAGERS):
             return False
         if own.get(name) is not None and not own[name].startswith(path.read_bytes()):
             return False

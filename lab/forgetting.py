@@ -50,7 +50,7 @@ class Learner:
 
     def score(self, idx, targets) -> list[float]:
         """The mean loss of each sequence, by what was learned so far."""
-        return long_documents.probe(self.reading, idx, targets).double().mean(1).tolist()
+        return long_documents.probe(self.reading, idx, targets).cpu().double().mean(1).tolist()  # MPS has no float64
 
 
 def run(new_learner, to_learn: dict, to_score: dict) -> dict[str, dict[str, list[float]]]:

@@ -136,7 +136,7 @@ def objective(log_p, old, reference, owner, advantages, weights, *, clip: float,
     figures = {"clipped": held.sum().item(), "kl": math.nan}
     if reference is not None:
         kl = k3(log_p, reference)
-        figures["kl"] = kl.detach()[counts].double().sum().item()
+        figures["kl"] = kl.detach()[counts].cpu().double().sum().item()  # MPS has no float64
         if kl_coef:
             loss = loss + kl_coef * (kl * weight).sum()
     return loss, figures

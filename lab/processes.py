@@ -216,9 +216,9 @@ def start_processes(device: str = "auto") -> Processes:
     """
     import torch
 
-    rank = int(os.environ.get("RANK", 0))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK") or 0)
+    local_rank = int(os.environ.get("LOCAL_RANK") or 0)
+    world_size = int(os.environ.get("WORLD_SIZE") or 1)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}

@@ -72,7 +72,7 @@ def now() -> str:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(REPO), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, errors="replace")
+        done = subprocess.run(command, capture_output=True, timeout=30, encoding="utf-8", errors="replace")
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
@@ -99,7 +99,7 @@ def code_state() -> dict:
     return {
         "git_commit": _git("rev-parse", "HEAD").strip() or None,
         "git_dirty": bool(_git("status", "--porcelain", "--", "*.py").strip()),
-        "git_diff": _git("diff", "HEAD", "--", "*.py"),
+        "git_diff": _git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", "*.py"),
         "code_sha256": digest.hexdigest(),
     }
 
@@ -120,8 +120,8 @@ def create_run(folder: Path, config: dict) -> None:
         for path in (folder / "exposures", folder / "ckpt", code / "lab"):
             path.mkdir(parents=True, exist_ok=True)
         for path in code_files():
-            shutil.copy2(path, code / path.relative_to(REPO))
-        (code / "uncommitted.diff").write_text(config["code"]["git_diff"])
+            shutil.copyfile(path, code / path.relative_to(REPO))
+        (code / "uncommitted.diff").write_text(config["code"]["git_diff"], encoding="utf-8")
         disk.write_json(folder / "config.json", config)
     except OSError as error:
         # nothing half-made stays: all of it is ours, as holds_only has seen; .lock is still held

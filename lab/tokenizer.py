@@ -308,5 +308,5 @@ def write_hf_tokenizer(folder, mul_tokens: bool = True) -> None:
         for token, i in MulFactTokens.token_to_id.items():
             given = tokenizer.convert_tokens_to_ids(token)
             if given != i:
-                raise ValueError(f"this transformers gives {token} id {given}, not {i}: use 4.44 or newer.")
+                raise ValueError(f"this transformers gives {token} id {given}, not {i}: use 4.56 or newer.")
     tokenizer.save_pretrained(folder)

@@ -376,6 +376,14 @@ def test_exit_in_a_sentence(monkeypatch, capsys, error, rank, code, words):
         assert (exit_.value.code, printed) == (code, words)
 
 
+def test_a_folder_that_was_only_looked_at(tmp_path):
+    """A file manager's own file makes no folder a used one."""
+    (tmp_path / ".DS_Store").write_bytes(b"Bud1")
+    assert disk.holds_only(tmp_path, {})
+    (tmp_path / "notes.txt").write_text("mine")
+    assert not disk.holds_only(tmp_path, {})
+
+
 def test_the_name_of_a_mac_s_processor(monkeypatch, tmp_path):
     """Two of Apple's are not one machine: processor() says "arm" of each."""
     monkeypatch.setattr(sys, "platform", "darwin")
