@@ -67,7 +67,8 @@ for name in HELLASWAG_DATA EWOK_DATA ZEROSHOT_DATA GSM8K_DATA; do
         printf -v "$name" %s "$value"
     fi
     [[ -z "$value" || -e "$value" || "$value" = synthetic* ]] || fail "$name=$value does not exist: name a file."
-    [[ "$value" != *[[:space:]\'\"\\]* ]] || fail "$name=$value has a space or a quotation mark in it: put the file elsewhere."
+    [[ "$name" = GSM8K_DATA || "$value" != *[[:space:]\'\"\\]* ]] || # which a list of runs cannot hold
+        fail "$name=$value has a space or a quotation mark in it: put the file elsewhere."
 done
 root="${OUT:-}"
 [ -z "$root" ] || [ "${root:0:1}" = / ] || root="$PWD/$root"
