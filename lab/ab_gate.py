@@ -321,7 +321,7 @@ def incomplete(member: dict) -> str:
 
 PROBLEMS = {  # fault -> what is wrong with a member of an arm ("": nothing)
     "incomplete": incomplete,
-    "invalid_run": lambda member: " ".join(map(str, summary_of(member).get("warnings") or [])),
+    "invalid_run": lambda member: in_a_sentence(summary_of(member).get("warnings") or []),
     "unverified_data": lambda member: UNVERIFIED if member["unverified"] else "",
     "unrecorded": lambda member: member.get("log", ""),
 }
@@ -329,6 +329,10 @@ PROBLEMS = {  # fault -> what is wrong with a member of an arm ("": nothing)
 
 def summary_of(member: dict) -> dict:
     return (member["run"] or {}).get("summary") or {}
+
+
+def in_a_sentence(warnings: list) -> str:
+    return " ".join(map(str, warnings)).removesuffix(".")
 
 
 def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[str]) -> list[dict]:

@@ -236,14 +236,15 @@ def check_out(out: str | None) -> None:
     """ValueError unless a report may go to --out: a folder that is new, empty, or holds an earlier report."""
     if out:
         folder = Path(out)
-        check_folder(folder, "report.json.tmp", lambda names: is_report(folder / "report.json"),
+        check_folder(folder, ("report.json.tmp", "report.json.lock"), lambda names: is_report(folder / "report.json"),
                      "is not empty and holds no report.json of compare_runs.py")
 
 
-def check_folder(folder: Path, unfinished: str, is_ours, fault: str) -> None:
-    """ValueError, with `fault`, unless --out is new, empty but for a file that a kill has left, or is_ours(names)."""
+def check_folder(folder: Path, unfinished: tuple, is_ours, fault: str) -> None:
+    """ValueError, with `fault`, unless --out is new, empty but for the files `unfinished`, which a kill or a process
+    that is just writing has left, or is_ours(names)."""
     try:
-        names = {path.name for path in folder.iterdir()} - {unfinished} - disk.FILE_MANAGERS
+        names = {path.name for path in folder.iterdir()} - set(unfinished) - disk.FILE_MANAGERS
         if not names or is_ours(names):
             return
     except FileNotFoundError:
@@ -280,8 +281,9 @@ def publish(blocks: list[tuple], record: dict, out: str | None, brief: list[str]
     check_out(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            disk.write_whole(folder / name, data)
+        with disk.locked(folder / "report.json"):  # two comparisons into one folder leave one whole report
+            for name, data in files.items():
+                disk.write_whole(folder / name, data)
     except OSError as error:
         show(report)
         raise ValueError(f"--out {folder} cannot be written ({error.strerror}): choose another folder.") from error

@@ -45,6 +45,15 @@ def make_folder(path, flag: str) -> None:
         raise ValueError(f"{flag} {path} cannot be made ({error.strerror}): name another.") from None
 
 
+def refuse_undecoded(path, flag: str) -> None:
+    """ValueError, naming `flag`, for a path that is not UTF-8: safetensors writes such a file and cannot read it."""
+    path = str(Path(path).absolute())
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{flag} {path!a} is not UTF-8: choose another.") from None
+
+
 def refuse_bomb(path) -> None:
     """ValueError for a zip or .npz whose files would take far more memory than it takes on disk."""
     if zipfile.is_zipfile(path):

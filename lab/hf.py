@@ -95,14 +95,14 @@ def silent_row(model: GPT) -> torch.Tensor | None:
 
 
 def check_new_folder(out_dir: Path) -> None:
-    """ValueError unless out_dir can be made, or is an empty folder."""
+    """ValueError unless out_dir can be made, or is an empty folder (but for what a file manager leaves in it)."""
     existing = out_dir.absolute()
     while not existing.exists():
         existing = existing.parent
     refused = f"{out_dir} cannot be made, because {existing}"
     check(existing.is_dir(), f"{refused} is a file; choose another folder")
     check(os.access(existing, os.W_OK | os.X_OK), f"{refused} is read-only; choose another folder")
-    check(existing != out_dir.absolute() or not any(out_dir.iterdir()),
+    check(existing != out_dir.absolute() or {path.name for path in out_dir.iterdir()} <= disk.FILE_MANAGERS,
           f"{out_dir} is not empty; choose another folder, or delete it")
 
 
@@ -116,6 +116,8 @@ def made_whole(out_dir: Path):
             folder = Path(box, out_dir.name)
             folder.mkdir()
             yield folder
+            for name in disk.FILE_MANAGERS:
+                (out_dir / name).unlink(missing_ok=True)
             folder.replace(out_dir)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{out_dir} cannot be written ({error}); free space, or choose another "

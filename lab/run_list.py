@@ -216,7 +216,7 @@ def check_page(folder: Path) -> None:
     def is_page(names: set) -> bool:
         return names == {PAGE} and MADE_BY.encode() in (folder / PAGE).read_bytes()
 
-    ab_report.check_folder(folder, f"{PAGE}.tmp", is_page, "is not empty and holds no page of --watch")
+    ab_report.check_folder(folder, (f"{PAGE}.tmp",), is_page, "is not empty and holds no page of --watch")
 
 
 def watch(patterns: list[str], seconds: float, out: str) -> int:

@@ -87,7 +87,7 @@ def code_state() -> dict:
     """{"git_commit", "git_dirty", "git_diff", "code_sha256"} of the code that runs.
 
     The hash covers the repo's modules that this process has imported, so that a change to compare_runs.py between two
-    runs of train_gpt.py does not make them differ."""
+    runs of train_gpt.py does not make them differ. None: git does not know (a tarball, a clone of another user)."""
     ours, digest = code_files(), hashlib.sha256()
     ends = tuple(f"{os.sep}{path.relative_to(REPO)}" for path in ours)
     files = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
@@ -96,9 +96,9 @@ def code_state() -> dict:
         if path in imported:
             name = path.relative_to(REPO).as_posix()
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    commit = _git("rev-parse", "HEAD").strip() or None
     return {
-        "git_commit": _git("rev-parse", "HEAD").strip() or None,
-        "git_dirty": bool(_git("status", "--porcelain", "--", "*.py").strip()),
+        "git_commit": commit, "git_dirty": commit and bool(_git("status", "--porcelain", "--", "*.py").strip()),
         "git_diff": _git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", "*.py"),
         "code_sha256": digest.hexdigest(),
     }

@@ -280,6 +280,7 @@ def open_run(run: Run, resumed: dict | None, same: dict, parser) -> None:
     def open_folder() -> tuple[str, list[str]]:
         """(the checkpoint or "", lines for the log)"""
         if resumed is None:
+            disk.refuse_undecoded(run.folder, "--out_dir")
             run.record["precision"] = run.autocast.record()
             runs.create_run(run.folder, run.record)
             return "", []

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -128,6 +129,19 @@ def test_a_strangers_report_stays(arms, tmp_path, capsys):
             assert (tmp_path / folder / "report.md").read_text().startswith("# test against base: ")
     with pytest.raises(ValueError, match="is not empty"):
         ab(arms, "--out", arms[0][0])  # a run's folder
+
+
+def test_two_comparisons_into_one_folder(tmp_path):
+    """One found the other's half-written file in its way, and advised to choose another folder."""
+    blocks = [("h1", "How many seeds?"), ("p", "many")]
+
+    def write(many):
+        for _ in range(20):
+            ab_report.publish(blocks, {"mode": "plan", "seeds": many}, str(tmp_path / "report"), brief=["done"])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert sorted(os.listdir(tmp_path / "report")) == ["report.html", "report.json", "report.md"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -190,6 +190,16 @@ def test_out_dir_in_the_way_of_a_file(tmp_path, command, place):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_folder_that_was_looked_at_is_empty(tmp_path):
+    """A mac's Finder leaves a .DS_Store in every folder that it shows."""
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / ".DS_Store").write_bytes(b"icons")
+    export_hf(trained(), tmp_path / "hf")
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "hf").iterdir()}
+    with pytest.raises(ValueError, match="hf is not empty"):
+        export_hf(trained(), tmp_path / "hf")
+
+
 def test_export_of_a_small_vocabulary(tmp_path):
     """Ids of the exported tokenizer, bos or eos beyond the vocabulary: 0, as the one is refused and the others none."""
     trained(vocab_size=300).save(tmp_path / "ckpt")

@@ -292,6 +292,21 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_path_that_is_not_utf8(tmp_path):
+    """A run in it would train to its end, and no checkpoint of it could be read."""
+    disk.refuse_undecoded(tmp_path / "café", "--out_dir")
+    with pytest.raises(ValueError, match=r"^--out_dir '/.*caf\\udce9' is not UTF-8: choose another\.$"):
+        disk.refuse_undecoded(tmp_path / "caf\udce9", "--out_dir")  # as Python reads Latin-1 from a command line
+
+
+def test_code_that_git_tells_nothing_about(tmp_path, monkeypatch):
+    """Without a commit (a tarball, a clone that git does not trust) nobody knows whether the code was changed."""
+    (tmp_path / ".git").write_text("not git's")  # also where a folder above is a repository
+    monkeypatch.setattr(runs, "REPO", tmp_path)
+    state = runs.code_state()
+    assert state["git_commit"] is None and state["git_dirty"] is None and state["git_diff"] == ""
+
+
 def test_checkpoints_are_named_once(tmp_path):
     """A checkpoint's name gives its step, also beyond six digits, and checkpoints are listed in the order of steps."""
     for step in (2, 10, 1_234_567):
