@@ -37,7 +37,6 @@ from lab import (
     ab_noise,
     ab_numbers,
     ab_page,
-    ab_power,
     ab_report,
     ab_rows,
     ab_stats,
@@ -172,6 +171,7 @@ def compare_two(args) -> int:
     steps, values = ab_numbers.score_arms(used, metrics, at_ends)
     rows = ab_numbers.compare_metrics(*values, metrics, checked, args.alpha)
     ab_verdict.judge_metrics(rows, metrics, primary, margin, checked, args.alpha)
+    checked["missing"] += ab_numbers.older_scores(every, metrics, at_ends)
     step = steps.get(metrics[primary].benchmark or "val")
     matched = ab_numbers.matchings(used, step, primary, checked, args.alpha)
     ab_verdict.judge_matchings(matched, rows[primary], better, margin, checked, args.alpha)
@@ -220,8 +220,9 @@ def compare_two(args) -> int:
         ("h2", "Result"), metric_table(rows, metrics, args.alpha),
         ("h2", f"At equal cost: {ab_page.with_unit(primary)}"),
         ab_report.table(MATCHING_COLUMNS, matched, args.alpha),
-        ("p", "At a budget the costlier run is read off its val curve, linearly between two evaluations. "
-              "Its learning rate is not down at its end there, which counts against it: a run of that "
+        ("p", "At a budget the costlier run is read off its val curve, linearly between two evaluations; interval and "
+              "p allow for what it may have been there instead, so that evaluations further apart (`--eval_every`) "
+              "show less. Its learning rate is not down at its end there, which counts against it: a run of that "
               "length would be fairer."),
         ("h2", "How sure"), ("ul", how_sure),
         ("h2", "Items and documents"),
@@ -368,12 +369,11 @@ def strength(row: dict, primary: str, args) -> list[str]:
     needed: object = "N/A"
     n_for = max(stats["n_for"], ab_stats.MIN_RUNS)  # nan stays, as it comes first
     if args.delta and not stats["degenerate"]:
-        needed = ab_power.n_needed(args.delta, stats["sd_diff"], args.alpha, args.power, paired)
-        needed = max(ab_stats.MIN_RUNS, needed)
+        needed = form_needed(ab_noise.seeds_for(args.delta, stats["sd_diff"], paired, args), args.sequential)
     lines += [
         f"With {n} {each} the smallest difference found with {args.power:.0%} power is "
         f"{or_na(stats['mde'], '.5f')} {unit}.",
-        f"A true difference as large as the observed one needs {or_na(n_for, '.0f')} {each}; "
+        f"A true difference as large as the observed one needs {form_needed(n_for, args.sequential)} {each}; "
         f"one of the margin {args.delta:g} needs {needed}.",
     ]
     if args.delta:
@@ -385,6 +385,11 @@ def strength(row: dict, primary: str, args) -> list[str]:
         lines.append("All pairs differ by exactly the same amount: "
                      "no spread to estimate an interval from.")
     return lines
+
+
+def form_needed(n: float, looks: int) -> str:
+    """A number of seeds; with looks, inf is more than were decided."""
+    return f"more than {looks}" if looks and n == math.inf else or_na(n, ".0f")
 
 
 def or_na(x: float, spec: str) -> str:

@@ -34,7 +34,11 @@ def checklist(rows: dict, metrics: dict, matched: list, primary: str, checked: d
     for key in ab_numbers.ROWS_000:
         if key in metrics and metrics[key].benchmark and isinstance(rows[key]["delta"], float):
             scored.append(change(key, metrics[key].label))
-    quality = "; ".join(scored) or "HellaSwag and EWoK N/A: not run, so the val loss alone speaks"
+    if not scored:
+        why = {rows[key]["delta"] for key in ab_numbers.ROWS_000 if key in metrics and metrics[key].benchmark}
+        reason = "; ".join(sorted(why - {"N/A: not run"})) or "N/A: not run"
+        scored = [f"HellaSwag and EWoK {reason}, so the val loss alone speaks"]
+    quality = "; ".join(scored)
     flops = matched[1]
     effect = f"{form_change(flops['row'], '.4f')}: {flops['verdict']}"
     steadiness = "; ".join(change(key, name) for key, name in STEADINESS.items())

@@ -60,7 +60,8 @@ def read_documents(path: Path) -> dict:
 
 def document_row(view: str, data: list[list[dict]], alpha: float) -> list[dict]:
     """The row of one view, or none when its numbers are not finite. A ratio of sums, mean over pairs; its standard
-    error is from the linearised residual of each document (a document is a cluster of tokens)."""
+    error is the jackknife's, which leaves out each document once (a document is a cluster of tokens), with one degree
+    of freedom less than the effective number of documents, as a few long ones are most of the text."""
     ratios, residuals = [], []
     for side in (0, 1):
         nats = np.mean([pair[side][f"{view}_nats"] for pair in data], axis=0)
@@ -73,8 +74,12 @@ def document_row(view: str, data: list[list[dict]], alpha: float) -> list[dict]:
     if n < 2 or not all(map(math.isfinite, ratios)):
         return []
     delta = ratios[1] - ratios[0]
-    error = math.sqrt(n / (n - 1) * ((residuals[1] - residuals[0]) ** 2).sum())
-    half = float(special.stdtrit(n - 1, 1 - alpha / 2)) * error
+    share = size / total
+    if share.max() >= 1:
+        return []
+    left_out = (residuals[1] - residuals[0]) / (1 - share)
+    error = math.sqrt((n - 1) / n * (left_out**2).sum())
+    half = float(special.stdtrit(ab_stats.cluster_df(share), 1 - alpha / 2)) * error
     return [{
         "what": f"Val bits/byte, {view} view", "a": ratios[0], "b": ratios[1], "delta": delta,
         "low": delta - half, "high": delta + half,
@@ -90,7 +95,10 @@ def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[li
             continue
         title, step = benchmark["title"], steps.get(name)
         if step is None or not pairs:
-            reason = "not run" if step is None else "no pair of equal seed"
+            reason = "no pair of equal seed"
+            if step is None:
+                was_run = any(run["benchmarks"].get(name) for pair in pairs for run in pair)
+                reason = "no step that all runs scored" if was_run else "not run"
             reasons.append(f"{title} items: N/A: {reason}")
             continue
         tables = [[read_items(run, name, step) for run in pair] for pair in pairs]
@@ -152,7 +160,7 @@ def item_row(a: np.ndarray, b: np.ndarray, clusters: list, categories: list | No
         return {**row, "how": f"seeds and {n} clusters of items"}
     test = ab_stats.mcnemar(a[0], b[0])
     row |= {"low": boot["ci_items_low"], "high": boot["ci_items_high"], "p": test["p"]}
-    words = f"McNemar {test['b']} against {test['c']} items, p {ab_report.form_p(test['p'])}"
+    words = f"McNemar {test['b']} against {test['c']} items, which ignores clusters, p {ab_report.form_p(test['p'])}"
     how = f"{n} clusters of items, for these two checkpoints; {words}"
     return {**row, "mcnemar": test, "how": how}
 

@@ -12,7 +12,19 @@ from __future__ import annotations
 import math
 import statistics
 
-from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_rows, ab_stats, ab_verdict, results, units
+from lab import (
+    ab_gate,
+    ab_items,
+    ab_numbers,
+    ab_page,
+    ab_plots,
+    ab_report,
+    ab_rows,
+    ab_stats,
+    ab_verdict,
+    results,
+    units,
+)
 from lab.ab_numbers import PRIMARY, SHORT, UNIT
 from lab.ab_report import form, form_change, form_interval, form_p, minutes
 from lab.ab_rows import cell_number, cell_text, cells_in, names_in
@@ -75,6 +87,11 @@ def read_scores(arm: dict, primary: str, steps: dict, missing: list[str]) -> Non
     column = f"final_{primary}" if primary in PRIMARY else primary
     arm["rows"] = [row for row in arm["rows"] if not ab_gate.incomplete(row["member"])]
     arm |= {"by_seed": {}, "times": []}
+    if all(row["run"] for row in arm["rows"]):
+        own = [row["run"] for row in arm["rows"]]
+        used = ab_numbers.finished(own)
+        missing += ab_numbers.left_out(own)
+        arm["rows"] = [row for row in arm["rows"] if any(row["run"] is run for run in used)]
     seeds = [cell_text(row.get("seed")) for row in arm["rows"]]
     if "" in seeds or len(set(seeds)) < len(seeds):  # unknown or double seeds: nothing to pair by
         seeds = [f"{name} row {i}" for i in range(len(seeds))]
@@ -163,6 +180,9 @@ def compare_many(args) -> int:
         baseline = fits[0]
         others = [arm for arm in arms if arm is not baseline]
         compared = compare_with(baseline, others, metrics[primary], primary, checked, args)
+        if args.runs:
+            doubt_equivalence(compared, baseline, others, primary, steps, args)
+            missing += ab_numbers.older_scores(every, {primary: metrics[primary]})
 
     word = word_of(checked, arms)
     head = headline(word, checked, baseline, compared, missing, margin)
@@ -246,6 +266,18 @@ def compare_with(baseline: dict, others: list[dict], metric: ab_numbers.Metric, 
     return compared
 
 
+def doubt_equivalence(compared: list, baseline: dict, others: list, primary: str, steps: dict, args) -> None:
+    """As in an A/B: too few items make no arms equivalent."""
+    for entry, arm in zip(compared, others, strict=True):
+        a, b = ([row["run"] for row in side["rows"]] for side in (baseline, arm))
+        pairs = [(one, other) for one in a for other in b if one["seed"] == other["seed"]]
+        of_items = []
+        if entry["verdict"] == "equivalent" and primary not in PRIMARY:
+            of_items = [row for row in ab_items.items(pairs, steps, args.alpha)[0] if row["key"] == primary]
+        ab_verdict.doubt_equivalence(entry["row"], of_items, args.delta)
+        entry["verdict"] = entry["row"]["verdict"]
+
+
 def time_of(arm: dict, baseline: dict, checked: dict) -> str:
     if checked["other_machine"]:
         return "N/A: other hardware or software"
@@ -320,6 +352,10 @@ def stage_table(arms: list[dict], columns: list[str], primary: str) -> tuple:
     ], arms)
 
 
+BETWEEN = (" At equal cost, intervals and p allow for what a curve may have been between two evaluations, so that "
+           "evaluations further apart (`--eval_every`) show less.")
+
+
 def difference_blocks(compared: list[dict], baseline: str, unit: str, margin: ab_verdict.Margin, args) -> list[tuple]:
     """The table of differences, how many tests it holds, and how sure each is."""
     tests = max(entry["row"]["tests"] for entry in compared)
@@ -334,7 +370,7 @@ def difference_blocks(compared: list[dict], baseline: str, unit: str, margin: ab
         ("p", f"This report holds {counted} ({places}; the same numbers count once), corrected together by "
               "Holm: verdicts, p (Holm) and corrected intervals, which leave out 0 just where p (Holm) is below "
               "alpha; tests of equivalence among themselves. "
-              f"Equivalence margin {margin.words}."),
+              f"Equivalence margin {margin.words}." + (BETWEEN if args.runs else "")),
         *pairing_blocks(compared),
         ("h2", "How sure"), sure_table(compared, args),
         ("p", "p (t) and the smallest difference are of one test alone. Sign flips (pairs) and permutations (runs) "

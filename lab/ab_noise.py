@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lab import ab_alpha, ab_gate, ab_numbers, ab_page, ab_power, ab_report, ab_stats, ab_verdict
 from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form
@@ -52,7 +54,7 @@ def compare_noise(args) -> int:
         name = newcomer[0]["name"]
         mode, title = "check", f"{name} against the noise floor of {label_of(used)}: {word}"
     else:
-        text = (f"{SHORT[primary]}: sd {row['sd']:.5f} {UNIT[primary]} (95 % interval "
+        text = (f"{SHORT[primary]}: sd {row['sd']:.5f} {UNIT[primary]} ({100 * (1 - args.alpha):g} % interval "
                 f"{row['sd_low']:.5f} to {row['sd_high']:.5f}) over {floor}.")
         if checked["missing"]:
             text += f" Missing: {'; '.join(checked['missing'])}."
@@ -129,7 +131,7 @@ def noise_table(rows: dict, metrics: dict[str, Metric], with_newcomer: bool, alp
 
 def judge_newcomer(rows: dict, primary: str, trouble: str, floor: str, alpha: float) -> tuple[str, str]:
     """(inside | outside | not comparable, the headline's text). The primary metric decides."""
-    row, n = rows[primary], len(rows)
+    row, n = rows[primary], sum(not other["state"].startswith("N/A") for other in rows.values())
     word = "not comparable"
     if not trouble and row["state"] in ("inside", "OUTSIDE"):
         word = row["state"].lower()
@@ -167,9 +169,6 @@ def plan_blocks(sd: float, primary: str, args, record: dict, bound: float | None
                   f"({100 * (1 - alpha):g} %, chi-square), so that it has its power also where the sd came out "
                   "small by luck: more seeds of the noise floor bring it down")
     as_measured, sd = sd, sd if bound is None else bound
-    level = alpha
-    if args.sequential:
-        level = ab_alpha.level_of(alpha, ab_alpha.Design(args.sequential, looks=args.sequential))
     if power <= alpha:
         raise ValueError(f"--power {power:g} is not above --alpha {alpha:g}: ask for more power.")
     correlations = sorted({0.0, 0.5, 0.8, args.correlation} - {None})
@@ -180,10 +179,8 @@ def plan_blocks(sd: float, primary: str, args, record: dict, bound: float | None
     needed, by_luck, smallest = {}, {}, [("n", "right", str)]
     for name, (correlation, paired) in designs.items():
         spread = ab_power.sd_of_difference(sd, correlation)
-        # fewer never give a verdict
-        needed[name] = max(ab_stats.MIN_RUNS, ab_power.n_needed(effect, spread, level, power, paired))
         measured = ab_power.sd_of_difference(as_measured, correlation)
-        by_luck[name] = max(ab_stats.MIN_RUNS, ab_power.n_needed(effect, measured, level, power, paired))
+        needed[name], by_luck[name] = (seeds_for(effect, own, paired, args) for own in (spread, measured))
 
         def detectable(n: int, spread=spread, paired=paired) -> str:
             return f"{ab_power.mde(n, spread, level_at(n, args), power, paired):.5f}"
@@ -191,11 +188,16 @@ def plan_blocks(sd: float, primary: str, args, record: dict, bound: float | None
         smallest.append((name, "right", detectable))
     record["plan"] = {
         "sd": as_measured, "sd_plan": sd, "effect": effect, "power": power, "alpha": alpha,
-        "sequential": args.sequential, "seeds_needed": needed,
+        "sequential": args.sequential,
+        "seeds_needed": {name: n if n < math.inf else None for name, n in needed.items()},
     }
-    design = [("Design", "left", str), ("seeds per arm", "right", needed.get)]
+
+    def in_words(n: float) -> str:
+        return f"{n}" if n < math.inf else f"more than {args.sequential}"
+
+    design = [("Design", "left", str), ("seeds per arm", "right", lambda name: in_words(needed[name]))]
     if bound is not None:
-        design.append(("if the sd were as measured", "right", by_luck.get))
+        design.append(("if the sd were as measured", "right", lambda name: in_words(by_luck[name])))
     numbers = [3, 4, 5, 6, 8, 10, 15, 20]
     blocks = [
         ("h2", f"Seeds per arm that find {effect:g} {unit}"),
@@ -215,6 +217,13 @@ def plan_blocks(sd: float, primary: str, args, record: dict, bound: float | None
         ("h2", f"Smallest difference that n seeds per arm find ({unit})"),
         ab_report.table(smallest, numbers),
     ]
+
+
+def seeds_for(effect: float, spread: float, paired: bool, args) -> float:
+    """Seeds per arm that an effect needs, at least the 3 of a verdict; inf where --sequential decided on fewer."""
+    if args.sequential and paired:
+        return ab_power.n_needed_by_looks(effect, spread, args.sequential, args.alpha, args.power)
+    return max(ab_stats.MIN_RUNS, ab_power.n_needed(effect, spread, args.alpha, args.power, paired))
 
 
 def level_at(n: int, args) -> float:

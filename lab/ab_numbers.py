@@ -55,7 +55,7 @@ STABILITY_AND_COST = (
     ("epochs", "Epochs", 0, ".4f", "fixed"),
 )
 RULES = ("official", "full", "paper")  # EWoK's, each with a sum and a mean over the target's tokens
-# For runs older than config.json's "benchmarks"[name]["metrics"]; gsm8k's records have no steps. "tested": the scores
+# For runs older than config.json's "benchmarks"[name]["metrics"]; "tested": the scores
 # that stand for the benchmark in a verdict, each a thing of its own; by default the first
 BENCHMARKS = {
     "hellaswag": {
@@ -170,10 +170,33 @@ def common_steps(every: list[dict]) -> dict[str, int | None]:
     """{kind of record ("val", a benchmark, "train"): the last step that all these runs have}."""
     steps = {"val": common_step([run["val"] for run in every])}
     for name in benchmarks_of(every):
-        if name != "gsm8k":
-            steps[name] = common_step([run["benchmarks"].get(name, {}) for run in every])
+        steps[name] = common_step([benchmark_records(run, name) for run in every])
     steps["train"] = min((int(max(run["train"]["step"], default=0)) for run in every), default=0)
     return steps
+
+
+def benchmark_records(run: dict, name: str) -> dict[int, dict]:
+    """{step: record} of a benchmark. GSM8K keeps its last one alone; an old one names no step, and is of the end."""
+    if name != "gsm8k":
+        return run["benchmarks"].get(name, {})
+    record = run["gsm8k"]
+    if not record:
+        return {}
+    step = runs.number(record.get("step"))
+    return {int(step) if math.isfinite(step) else int(max(run["train"]["step"], default=0)): record}
+
+
+def older_scores(every: list[dict], metrics: dict[str, Metric], at_ends: bool = False) -> list[str]:
+    """In words, the benchmarks whose compared scores are of an earlier step than the val losses beside them."""
+    told = {}
+    for group in [[run] for run in every] if at_ends else [every]:
+        steps = common_steps(group)
+        for metric in metrics.values():
+            step, val = steps.get(metric.benchmark), steps["val"]
+            if step is not None and val is not None and step < val:
+                what = f"{metric.benchmark} of step {val}: the scores compared"
+                told.setdefault(metric.benchmark, f"{what} are of step {step}" + f", in {group[0]['name']}" * at_ends)
+    return list(told.values())
 
 
 def common_step(records: list[dict]) -> int | None:
@@ -229,10 +252,8 @@ def missing_reason(records: dict, record: dict) -> str:
 
 def benchmark_score(run: dict, key: str, name: str, step: int | None):
     """A benchmark's score. Its records name the key with or without the benchmark's own name before it."""
-    records = run["benchmarks"].get(name, {})
+    records = benchmark_records(run, name)
     record = records.get(step, {})
-    if name == "gsm8k":
-        record = run["gsm8k"] or {}
     value = record.get(key, record.get(key.removeprefix(f"{name}_")))
     return number_or(value, missing_reason(records, record))
 
@@ -404,16 +425,21 @@ MATCHINGS = (  # name, axis of the val records, the budget in words
 )
 
 
+# Between two evaluations a curve may be steeper than the line between them, by this factor at most (assumption: the
+# end of a learning rate's decay is about twice as steep)
+STEEPEST = 4
+
+
 def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: dict, alpha: float) -> list[dict]:
     """The primary metric of arms [A, B] at equal steps, FLOPs and training seconds: {"name", "row", "budget"} each. The
-    budget is what the cheapest run spent; costlier runs are read off their curve at it."""
+    budget is what the cheapest run spent; costlier runs are read off their curve at it, see between_evaluations."""
     matched = []
     for name, axis, words in MATCHINGS:
         budget = runs.number(step)
         if axis != "step":
             budget = min((spent(run, axis) for arm in arms for run in arm), default=math.nan)
         a, b = ({run["seed"]: at_budget(run, metric, axis, budget) for run in arm} for arm in arms)
-        row = difference(a, b, alpha, checked.get("looks", 0))
+        row = between_evaluations(a, b, alpha, checked.get("looks", 0))
         if axis == "train_seconds" and checked["other_machine"] and isinstance(row["delta"], float):
             row = without_interval(row, "N/A: other hardware or software") | {"stats": None}
         in_words = "N/A: not run"
@@ -421,6 +447,28 @@ def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: di
             in_words = words.format(budget)
         matched.append({"name": name, "row": row, "budget": in_words})
     return matched
+
+
+def between_evaluations(a: dict, b: dict, alpha: float, looks: int = 0) -> dict:
+    """difference() of a and b: seed -> what at_budget gives.
+
+    A curve is not known between two evaluations: read as a line it is too high while a loss falls ever more slowly, and
+    the more so for the costlier arm. So interval and p are of all differences that the ranges leave possible, the
+    largest of each (as for a parameter that is known up to a set: Imbens & Manski 2004). "ends": the two extreme
+    differences, where the ranges leave more than one."""
+
+    def of(arm: dict, part: int) -> dict:
+        return {seed: value if isinstance(value, str) else value[part] for seed, value in arm.items()}
+
+    row = difference(of(a, 0), of(b, 0), alpha, looks)
+    ends = [difference(of(a, 2), of(b, 1), alpha, looks), difference(of(a, 1), of(b, 2), alpha, looks)]
+    if isinstance(row["p"], str) or all(end["delta"] == row["delta"] for end in ends):
+        return row
+    same_sign = ends[0]["delta"] * ends[1]["delta"] > 0
+    return row | {
+        "ends": ends, "p": max(row["p"], *(end["p"] for end in ends)) if same_sign else 1.0,
+        "low": min(end["low"] for end in ends), "high": max(end["high"] for end in ends),
+    }
 
 
 def curve_of(run: dict, metric: str) -> dict[int, dict]:
@@ -431,7 +479,7 @@ def curve_of(run: dict, metric: str) -> dict[int, dict]:
     curve = {}
     for name, benchmark in benchmarks_of([run]).items():
         if any(key == metric for key, *_ in benchmark["metrics"]):
-            for step in run["benchmarks"].get(name, {}):
+            for step in benchmark_records(run, name):
                 score = benchmark_score(run, metric, name, step)
                 curve[step] = dict(run["val"].get(step, {})) | {"step": step, metric: score}
     return curve
@@ -442,11 +490,13 @@ def spent(run: dict, axis: str) -> float:
     return max((runs.number(record.get(axis)) for record in run["val"].values()), default=math.nan)
 
 
-def at_budget(run: dict, metric: str, axis: str, budget: float):
-    """A run's metric at a budget of `axis` (step, flops_total, train_seconds), linear between two evaluations; outside
-    the scored range a reason (str), as nothing is extrapolated."""
+def at_budget(run: dict, metric: str, axis: str, budget: float) -> tuple[float, float, float] | str:
+    """(a run's metric at a budget of `axis` (step, flops_total, train_seconds), the least it may be, the most). Linear
+    between two evaluations; it may be all that lies between the later one and the earlier one, as far as STEEPEST lets
+    it come back from the later one. Outside the scored range a reason (str), as nothing is extrapolated."""
     if axis == "step" or not math.isfinite(budget):
-        return number_or(curve_of(run, metric).get(budget, {}).get(metric), "not run")
+        value = number_or(curve_of(run, metric).get(budget, {}).get(metric), "not run")
+        return value if isinstance(value, str) else (value,) * 3
     points = [(runs.number(r.get(axis)), runs.number(r.get(metric))) for r in curve_of(run, metric).values()]
     points = sorted(point for point in points if all(map(math.isfinite, point)))
     if not points:
@@ -454,7 +504,19 @@ def at_budget(run: dict, metric: str, axis: str, budget: float):
     first, last = points[0][0], points[-1][0]
     if first > budget * (1 + 1e-12) or budget > last * (1 + 1e-12):
         return f"{run['name']} is scored from {first:.4g} to {last:.4g}"
-    return float(np.interp(budget, *zip(*points, strict=True)))
+    before, after = points[0], points[-1]
+    for point in points:
+        if point[0] <= budget * (1 + 1e-12):
+            before = point
+        if point[0] >= budget * (1 - 1e-12):
+            after = point
+            break
+    if before[0] >= after[0]:
+        return (after[1],) * 3
+    left = (after[0] - budget) / (after[0] - before[0])
+    rise = before[1] - after[1]
+    ends = sorted((after[1], after[1] + min(1.0, STEEPEST * left) * rise))
+    return after[1] + left * rise, *ends
 
 
 def curve_points(arm: list[dict], metric: str, axis: str) -> list[list[list[float]]]:

@@ -61,6 +61,16 @@ def n_needed(effect: float, sd_diff: float, alpha=0.05, power=0.8, paired: bool 
     return n
 
 
+def n_needed_by_looks(effect: float, sd_diff: float, looks: int, alpha=0.05, power=0.8) -> float:
+    """The fewest pairs at whose look, of at most `looks` (lab/ab_alpha.py), a true difference `effect` is found with
+    probability `power`; inf where that takes more than were decided. An early look has little of alpha."""
+    for n in range(ab_alpha.FIRST_LOOK, looks + 1):
+        level = ab_alpha.level_of(alpha, ab_alpha.Design(n, looks=looks))
+        if mde(n, sd_diff, level, power) <= abs(effect):
+            return n
+    return math.inf
+
+
 def _design(n: int, paired: bool, alpha: float) -> tuple[int, bool, float]:
     """(degrees of freedom, is it Welch's test, the t test's p that counts as alpha)."""
     if paired:

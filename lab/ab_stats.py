@@ -20,7 +20,7 @@ import numpy as np
 from scipy import optimize, special
 
 from lab import ab_alpha
-from lab.ab_power import check_share, n_needed, noncentrality, rounding_of, sd_of, values_of
+from lab.ab_power import check_share, n_needed, n_needed_by_looks, noncentrality, rounding_of, sd_of, values_of
 
 EXACT_PAIRS = 20  # up to here all 2^n sign flips are counted, above DRAWS random ones
 EXACT_SPLITS = 20_000  # up to so many splits of the runs in two arms are all counted (8 + 8: 12,870)
@@ -151,8 +151,6 @@ def _plan(result: dict, unknown, pairs: bool, effect: float | None) -> dict:
     """mde, n_for and n_for_effect; nan where the spread is unknown."""
     alpha, power, sd, looks = (result[key] for key in ("alpha", "power", "sd_diff", "looks"))
     spread, root, level = result["se"], 1.0, ab_alpha.level_of(alpha, design_of(result))
-    if looks:  # planned for the last one
-        alpha = ab_alpha.level_of(alpha, ab_alpha.Design(looks, looks=looks))
     if pairs:
         spread, root = sd, math.sqrt(result["n"])
 
@@ -160,7 +158,11 @@ def _plan(result: dict, unknown, pairs: bool, effect: float | None) -> dict:
         return math.nan if unknown else spread * (noncentrality(round(df, 2), False, level, power) / root)
 
     def runs_for(effect, sd, unknown):
-        return math.nan if unknown else n_needed(effect, sd, alpha, power, pairs)
+        if unknown:
+            return math.nan
+        if looks and pairs:
+            return n_needed_by_looks(effect, sd, looks, alpha, power)
+        return n_needed(effect, sd, alpha, power, pairs)
 
     def runs_for_delta(delta, sd, unknown):
         if delta == 0 and not unknown:
@@ -356,7 +358,7 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
               draws spread by V_item, the (item + rest) part: a cluster's residual is divided by sqrt(1 -
               its share of the items), sqrt((C-1) / C) for equal ones (Rao & Wu 1988; Bell & McCaffrey
               2002), and the draws by sqrt(chi^2_df / df), as few clusters are also few: unequal sizes lower
-              the df (_cluster_df). They shrink by sqrt(1 - V_rest / V_item), as V_rest is in V_seed
+              the df (cluster_df). They shrink by sqrt(1 - V_rest / V_item), as V_rest is in V_seed
               already. A category with one cluster gets the average variance of the others.
     delta is distributed as their sum: n_boot draws with the whole t curve of the seeds. ci is its alpha/2 and
     1 - alpha/2 quantiles, p twice its tail beyond 0. At worst it covers about 98 % for 95 % with three seeds, where a
@@ -400,7 +402,7 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
         residual = (t - means[:, None] * n) * weight / np.sqrt(1 - share_of_cluster)  # (S, c)
         common = residual.mean(0)
         v = float(common @ common)
-        v_item, v_item_squared = v_item + v, v_item_squared + v * v / _cluster_df(share_of_cluster)
+        v_item, v_item_squared = v_item + v, v_item_squared + v * v / cluster_df(share_of_cluster)
         if n_seeds > 1:
             squares = float(((residual - common) ** 2).sum())
             v_rest += squares / ((n_seeds - 1) * n_seeds)
@@ -447,7 +449,7 @@ def hierarchical_bootstrap(credit_a, credit_b, clusters, categories=None, n_boot
     return result | {"ci_low": delta + low, "ci_high": delta + high, "p": min(1.0, 2 * tail)}
 
 
-def _cluster_df(share: np.ndarray) -> float:
+def cluster_df(share: np.ndarray) -> float:
     """Degrees of freedom of the variance between clusters with these shares of the items: one less than the
     effective number of clusters, (sum of squares)^2 / sum of fourth powers (Carter, Schnepel & Steigerwald
     2017); C - 1 for equal ones."""

@@ -218,7 +218,9 @@ def correct_interval(row: dict, level: float) -> None:
     """Add the interval at another level; where there is none, the reason."""
     low, high = row["low"], row["high"]
     if not isinstance(low, str):
-        low, high = ab_stats.interval(row["stats"], level)
+        ends = row.get("ends", [row])  # of a matching: see ab_numbers.between_evaluations
+        lows, highs = zip(*(ab_stats.interval(end["stats"], level) for end in ends), strict=True)
+        low, high = min(lows), max(highs)
     row |= {"low_corrected": low, "high_corrected": high, "level_corrected": level}
 
 
@@ -226,9 +228,9 @@ def equivalence_p(row: dict, margin: float) -> float:
     stats = row["stats"]
     if not margin or stats is None:
         return math.nan
-    test = ab_stats.equivalence(row["values_a"], row["values_b"], margin,
-                                paired_seeds=row["paired"], looks=stats["looks"])
-    return float(test["p"])
+    tests = [ab_stats.equivalence(end["values_a"], end["values_b"], margin,
+                                  paired_seeds=row["paired"], looks=stats["looks"]) for end in row.get("ends", [row])]
+    return max(float(test["p"]) for test in tests)
 
 
 def word_of(row: dict, alpha: float, better: int, margin: float, planned: int = 0) -> str:
@@ -241,7 +243,7 @@ def word_of(row: dict, alpha: float, better: int, margin: float, planned: int = 
         return ab_stats.too_few(row["n"])
     if row["lacking"] or isinstance(row["p_corrected"], str) or planned not in (0, row["n"]):
         return "inconclusive"
-    stats = row["stats"] | {"p": row["p_corrected"]}
+    stats = row["stats"] | {"p": row["p_corrected"], "ci_low": row["low"], "ci_high": row["high"]}
     way = {-1: "lower", 1: "higher"}[better]
     return ab_stats.verdict(stats, way, margin or None, alpha, row["p_equivalent"])
 

@@ -69,7 +69,9 @@ def test_not_comparable_has_no_interval_and_no_p(tmp_path, capsys):
 
 def test_matchings_are_a_family(tmp_path, capsys):
     """FLOPs and wall-clock: two more tests of one metric, corrected together."""
-    make_arms(tmp_path, 3, effect=-0.005, b=GATE | {"step_seconds": 0.53, "extra_flops": 145_742})
+    flags = {"eval_every": 1}
+    make_arms(tmp_path, 3, effect=-0.005, a={"flags": flags},
+              b={"step_seconds": 0.53, "extra_flops": 145_742, "flags": flags | GATE["flags"]})
     steps, flops, wall = (match["row"] for match in compare(tmp_path, "--no_items")[1]["matchings"])
     assert steps["p_corrected"] == steps["p_raw"] and flops["tests"] == wall["tests"] == 2
     text = capsys.readouterr().out
@@ -172,10 +174,10 @@ def test_many_arms_are_one_family(tmp_path, capsys):
     """Two arms, each at the last step, at equal FLOPs and at equal wall-clock: six tests, corrected together, and the
     report says so; the seeds' t, spread, sign flips and smallest difference stand beside."""
     for seed in range(4):
-        make_run(tmp_path / f"none_s{seed}", seed, loss=NOISE_A[seed])
+        make_run(tmp_path / f"none_s{seed}", seed, loss=NOISE_A[seed], flags={"eval_every": 1})
         for arm, cost in (("headwise", 0.53), ("elementwise", 0.56)):
             make_run(tmp_path / f"{arm}_s{seed}", seed, loss=NOISE_B[seed] - 0.02, step_seconds=cost,
-                     extra_flops=145_742, flags={"attn_gate": arm})
+                     extra_flops=145_742, flags={"attn_gate": arm, "eval_every": 1})
     assert many("--runs", tmp_path / "*_s*", "--group_by", "attn_gate", "--baseline", "attn_gate=none", "--out",
                 tmp_path / "out", "--print", "full") == 0
     text, report = capsys.readouterr().out, json.loads((tmp_path / "out" / "report.json").read_text())
