@@ -316,7 +316,7 @@ def headline(row: dict, step: int | None, margin, checked: dict, used: list) -> 
         if all(d["knob"] == "seed" and "twice" not in d["why"] for d in faults):
             text += " To compare these runs all the same: `--allow seed`."
         elif all(d.get("may_be_treatment") for d in faults):
-            changed = ",".join(d["knob"] for d in faults)
+            changed = ",".join(d["knob"].replace("code_sha256", "code") for d in faults)
             text += f" If it is what you test: `--treatment {changed}`."
     elif row["n"] and verdict == ab_stats.too_few(row["n"]):
         text += f" Use at least {ab_stats.MIN_RUNS} seeds per arm: fewer are no evidence."

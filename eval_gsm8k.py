@@ -41,7 +41,7 @@ if __name__ == "__main__":
     flags.check_first(__file__)
 
 from inject_mul import MulExpressionInjector
-from lab import benchmarks, disk, exams, inference, probes, processes, retries, runs, sources, synthetic
+from lab import benchmarks, disk, exams, inference, probes, processes, retries, runs, snapshots, sources, synthetic
 from lab import files as data_files
 from lab.answers import LITERAL_MUL, MARK, SCORER, USER, answer_text, extract_answer, gold_answer, render_prompt
 from lab.benchmarks import shares
@@ -368,7 +368,7 @@ def examine(args, procs) -> None:
     skipped = None
     if args.skip_long:
         items, skipped = skip_long(items, settings["bos"], model.config.block_size, args.max_new_tokens)
-    code, checkpoint_sha256 = runs.code_state(), benchmarks.weights_sha256(folder)
+    code, checkpoint_sha256 = snapshots.code_state(), benchmarks.weights_sha256(folder)
     # all that decides a completion; only an exam with the same key is continued
     decisive = [settings, args.sample_temperature, checkpoint_sha256, items_sha256(items), args.dtype,
                 procs.device.type, code["code_sha256"]]
@@ -399,7 +399,7 @@ def examine(args, procs) -> None:
         result = {
             "type": "gsm8k", "model": (run or folder).name,
             **benchmarks.name_items(sys.modules[__name__], items, args.data, skipped),
-            "checkpoint": str(folder), "step": step,
+            "checkpoint": str(folder), "step": step, **snapshots.of_scores(run),
             "condition": config.get("data", {}).get("condition"),  # baseline or mul_tokens
             **exam["metrics"],
             "data": args.data or f"{HUB} main test",

@@ -35,8 +35,8 @@ from lab import (
     parts,
     pretokenized,
     processes,
-    runs,
     shards,
+    snapshots,
     sources,
     tokenizing,
 )
@@ -385,7 +385,7 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
     counts = dict(zip(MulFactTokens.tokens, writer.mul_counts.tolist(), strict=True))
     counts = {name: count for name, count in counts.items() if count}
     products = sum(counts.values())
-    code = runs.code_state()
+    code = snapshots.code_state()
     return {
         "dataset": " ".join(args.dataset),
         "dataset_name": " + ".join(map(shards.short_name, args.dataset)),

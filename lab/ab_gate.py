@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 import re
 
-from lab import ab_report, runs
+from lab import ab_report, runs, snapshots
 from lab.ab_proofs import check_batches, check_copies, distinct, fault, mark_containers, recorded
 
 DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
-SCORER = "scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature".split()
+SCORER = "scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature other_network".split()
 OFF = (None, 0, "", "none", False)  # an older run that lacks a flag equals one that has it off
 WRITES = ("write", "inner_lr", "inner_lr_learned", "inner_optimizer", "inner_clip", "inner_decay",
           "teach_scale", "teach_clip", "surprise_threshold",
@@ -32,6 +32,7 @@ FAMILIES = {  # names for several settings in --treatment and --allow
     **RECOGNISED,
     **dict.fromkeys(("data", "data_dir"), (*RECOGNISED["rows"], *RECOGNISED["tokens"])),
     "condition": RECOGNISED["tokens"],
+    "code": ("code_sha256",),
     "size": ("n_layer", "n_head", "n_embd", "n_inner"),
     "grpo": ("reward", "normalization", "kl_coef", "clip", "inner_steps", "temperature", "truncated", "group_size",
              "problems_per_step"),
@@ -41,7 +42,7 @@ FAULTS = (  # no settings
     "unrecorded", "batch_checksums",
 )
 YARDSTICKS = {  # what measures, or what is broken: never a treatment. Every <benchmark>_scorer belongs here, too
-    *FAULTS, "scorer", "code_sha256", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
+    *FAULTS, "scorer", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
 }
 STARTS = ("init", "init_from", "init_sha256")  # settings that say which run of an earlier stage a run goes on from
 # For older runs and strangers' CSVs: flag -> (the flag that switches it off, its values that do, what its users have)
@@ -88,7 +89,7 @@ def of_run(run: dict) -> dict:
     val = ("val_fingerprint_documents", "val_fingerprint_tokens", "val_documents")
     settings |= {key: data.get(key) for key in ("crop_fraction", "mul_token_rate", *val)}
     settings["condition"] = data.get("condition") or run["flags"].get("condition")
-    settings["code_sha256"] = config["code"]["code_sha256"]
+    settings["code_sha256"] = ", then ".join(snapshots.versions_of(config))
     start = config.get("init")
     settings["init_sha256"] = start.get("sha256") if isinstance(start, dict) else None
     scored = {name: records[max(records)] for name, records in run["benchmarks"].items() if records}
@@ -274,6 +275,8 @@ def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yar
             advice = f"--allow {name} if each arm goes on from its own run of the stage before"
         if name in yardsticks:
             advice = "--allow it if it does no harm"
+        if name == "code_sha256":
+            advice = "if it is what you test: --treatment code; if it does no harm: --allow code"
         d["may_be_treatment"] = not d["why"] and name not in STARTS and name not in yardsticks
         d["why"] = d["why"] or f"not part of a recognised treatment; {advice}"
 

@@ -194,8 +194,9 @@ def older_scores(every: list[dict], metrics: dict[str, Metric], at_ends: bool = 
         for metric in metrics.values():
             step, val = steps.get(metric.benchmark), steps["val"]
             if step is not None and val is not None and step < val:
-                what = f"{metric.benchmark} of step {val}: the scores compared"
-                told.setdefault(metric.benchmark, f"{what} are of step {step}" + f", in {group[0]['name']}" * at_ends)
+                of_run = f"{group[0]['name']}'s " if at_ends else ""
+                words = f"{of_run}{metric.benchmark} of step {val}: the scores compared are of step {step}"
+                told.setdefault((of_run, metric.benchmark), words)
     return list(told.values())
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab import ab_gate, ab_numbers, ab_plots, ab_report, runs, shards
+from lab import ab_gate, ab_numbers, ab_plots, ab_report, runs, shards, snapshots
 from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form, form_interval
 from lab.terminal import one_line
@@ -248,10 +248,20 @@ def changed(arms: dict, data: dict[str, list[dict]], checked: dict) -> str:
     if "init_sha256" in hashes:
         words["start"] = by_arm(arms, start_in_words, between) or "other weights"
     if "code_sha256" in hashes:
-        words["code"] = "other versions"
+        words["code"] = code_changes(arms) or "other versions"
     if not words and any(d["knob"] == "unrecorded" for d in checked["differences"]):
         return "not recorded"
     return "; ".join(f"{name}: {text}" for name, text in words.items()) or "nothing that counts"
+
+
+def code_changes(arms: dict[str, list[dict]]) -> str:
+    """The files that differ between the first runs of two arms, by the copies of the code that they hold."""
+    firsts = [own[0]["folder"] / "code" for own in arms.values() if own]
+    if len(firsts) != 2 or not all(folder.is_dir() for folder in firsts):
+        return ""
+    changes = snapshots.changed_files(*firsts)
+    shown = ", ".join(changes[:6])
+    return shown + (f" and {len(changes) - 6} more" if len(changes) > 6 else "")
 
 
 def by_arm(arms: dict[str, list], words, between: str) -> str:

@@ -48,7 +48,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lab import disk, exams, flags, inference, processes, runs, sources
+from lab import disk, exams, flags, inference, processes, runs, snapshots, sources
 from lab.tokenizer import BOS_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
 from model import GPT
 
@@ -514,7 +514,7 @@ def examine(benchmark, args, procs) -> None:
     step, out = step or 0, out_folder(args, run, folder)
     # all that decides a score; a rank's share, and with it the batches, depends on the number of ranks
     decisive = [options, weights_sha256(folder), items, args.dtype, procs.device.type, procs.world_size,
-                runs.code_state()["code_sha256"]]
+                snapshots.code_state()["code_sha256"]]
     partial, resume = f"{name}_partial_{step:06d}", args.resume == "on"
     with exams.unfinished(procs, out, partial, decisive, resume, args.dry_run) as work:
         result = benchmark.evaluate(model, items, procs, autocast=autocast, stop=work.stop, work=work,
@@ -524,7 +524,7 @@ def examine(benchmark, args, procs) -> None:
         if not procs.is_main:
             return
         metrics, source = result["metrics"], args.data or benchmark.OFFICIAL
-        metrics |= name_items(benchmark, items, args.data, skipped)
+        metrics |= name_items(benchmark, items, args.data, skipped) | snapshots.of_scores(run)
         if args.show:
             print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
         print(f"{metrics['title']} | {source} | {folder}")

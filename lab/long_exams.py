@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from lab import benchmarks, disk, exams, flags, long_documents, memory_settings, processes, runs, terminal
+from lab import benchmarks, disk, exams, flags, long_documents, memory_settings, processes, runs, snapshots, terminal
 from lab.long_documents import CONTROLS
 from lab.schema import check
 from model import GPT
@@ -214,7 +214,7 @@ def kept(command: str, args, subjects: list[Subject], procs, settings):
         name = f"{command}_step{subject.step or 0:06d}.json"
         out = Path(args.out or (subject.run or subject.folder) / "eval" / name)
     decisive = [command, settings, args.write, args.batch_size, args.dtype, procs.device.type,
-                [one.weights_sha256 for one in subjects], runs.code_state()["code_sha256"]]
+                [one.weights_sha256 for one in subjects], snapshots.code_state()["code_sha256"]]
     folder = out and out.parent
     name = f"{(out or Path(command)).stem}_partial"
     resume = args.resume == "on"
@@ -226,7 +226,7 @@ def provenance(args, subject: Subject, procs, autocast) -> dict:
     """What a record says about where its numbers come from."""
     config = subject.model.config
     stride, chunk = long_documents.sizes(config)
-    code = {name: value for name, value in runs.code_state().items() if name != "git_diff"}
+    code = {name: value for name, value in snapshots.code_state().items() if name != "git_diff"}
     return {
         "checkpoint": str(subject.folder), "step": subject.step,
         "run": subject.run and str(subject.run), "checkpoint_sha256": subject.weights_sha256,

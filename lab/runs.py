@@ -20,20 +20,16 @@ from __future__ import annotations
 import contextlib
 import datetime
 import glob
-import hashlib
 import json
 import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-from lab import disk
+from lab import disk, snapshots
 from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, RUN, SHA256, misfit, read_json
-
-REPO = Path(__file__).resolve().parents[1]
+from lab.snapshots import REPO
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
@@ -69,67 +65,35 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(REPO), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=30, encoding="utf-8", errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
-
-
-def code_files() -> list[Path]:
-    """The scripts, and lab/ with its data files: what a run's code/ holds."""
-    return sorted([*REPO.glob("*.py"), *REPO.glob("lab/*.*")])
-
-
-def code_state() -> dict:
-    """{"git_commit", "git_dirty", "git_diff", "code_sha256"} of the code that runs.
-
-    The hash covers the repo's modules that this process has imported, so that a change to compare_runs.py between two
-    runs of train_gpt.py does not make them differ. None: git does not know (a tarball, a clone of another user)."""
-    ours, digest = code_files(), hashlib.sha256()
-    ends = tuple(f"{os.sep}{path.relative_to(REPO)}" for path in ours)
-    files = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
-    imported = {Path(file).resolve() for file in files if file.endswith(ends)}
-    for path in ours:
-        if path in imported:
-            name = path.relative_to(REPO).as_posix()
-            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-    commit = _git("rev-parse", "HEAD").strip() or None
-    return {
-        "git_commit": commit, "git_dirty": commit and bool(_git("status", "--porcelain", "--", "*.py").strip()),
-        "git_diff": _git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", "*.py"),
-        "code_sha256": digest.hexdigest(),
-    }
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # writing a run
 
 
 def create_run(folder: Path, config: dict) -> None:
     """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
-    own = {f"code/{path.relative_to(REPO).as_posix()}": path.read_bytes() for path in code_files()}
+    own = {f"code/{path.relative_to(REPO).as_posix()}": path.read_bytes() for path in snapshots.code_files()}
     # left by a start that was killed early; .lock is this process's
     own |= dict.fromkeys((".lock", "config.json.tmp", "code/uncommitted.diff"))
     if not disk.holds_only(folder, own):
         raise ValueError(f"{folder} already exists: pass --resume auto or another --out_dir.")
     code = folder / "code"
     try:
-        for path in (folder / "exposures", folder / "ckpt", code / "lab"):
+        for path in (folder / "exposures", folder / "ckpt", code):
             path.mkdir(parents=True, exist_ok=True)
-        for path in code_files():
-            shutil.copyfile(path, code / path.relative_to(REPO))
+        for path in snapshots.code_files():
+            copy = code / path.relative_to(REPO)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
         (code / "uncommitted.diff").write_text(config["code"]["git_diff"], encoding="utf-8")
         disk.write_json(folder / "config.json", config)
     except OSError as error:
         # nothing half-made stays: all of it is ours, as holds_only has seen; .lock is still held
         for name in own.keys() - {".lock"}:
             (folder / name).unlink(missing_ok=True)
-        for name in ("exposures", "ckpt", "code/lab", "code"):
+        folders = sorted((path for path in code.rglob("*") if path.is_dir()), reverse=True)  # deepest first
+        for path in (*folders, code, folder / "exposures", folder / "ckpt"):
             with contextlib.suppress(OSError):
-                (folder / name).rmdir()
+                path.rmdir()
         why = error.strerror
         raise ValueError(f"{folder} cannot be written ({why}): free space, or pass another --out_dir.") from error
 
@@ -531,7 +495,8 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
     """What a --checkpoint argument means: (folder with the model's files, step or None, run's folder or None).
 
     path: a run's folder (its newest whole checkpoint is taken), one of its ckpt/step_* folders, or a folder that
-    GPT.save wrote by itself (no step, no run). FileNotFoundError or ValueError, naming `flag`, for anything else.
+    GPT.save wrote by itself (no step, no run). FileNotFoundError or ValueError, naming `flag`, for anything else. warn:
+    told of damaged checkpoints, and of a network that is other code than the run's.
     """
     path = Path(path)
     if not path.is_dir():
@@ -545,16 +510,26 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
         except ValueError as error:
             raise ValueError(f"{flag} {error}: name another checkpoint.") from None
         step = read_json(folder / "manifest.json")["step"]
-        return path, step, folder.parent.parent if in_a_run else None
+        if not in_a_run:
+            return path, step, None
+        warn_of_other_network(folder.parent.parent, warn)
+        return path, step, folder.parent.parent
     if (folder / "model.json").exists():
         return path, None, None
     if (folder / "ckpt").is_dir():
         newest = find_checkpoint(path, "auto", warn)
         if newest is None:
             raise ValueError(f"{flag} {path} has no checkpoint yet: let the run save one.")
+        warn_of_other_network(path, warn)
         return newest, step_of(newest), path
     config = folder / "config.json"
     if config.exists() and "model_type" in config.read_text(errors="replace"):
         command = f"python model.py import {path} OUT"
         raise ValueError(f"{flag} {path} is a Hugging Face model: name the OUT of {command}.")
     raise ValueError(f"{flag} {path} is neither a run (no ckpt/) nor a model (no model.json): name one.")
+
+
+def warn_of_other_network(run: Path, warn) -> None:
+    warning = snapshots.warning_of(run)
+    if warning:
+        warn(warning)

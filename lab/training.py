@@ -35,6 +35,7 @@ from lab import (
     runs,
     saving,
     schema,
+    snapshots,
 )
 from lab.mirrors import open_mirrors
 from model import GPT
@@ -265,7 +266,7 @@ def describe(args, procs, model, flops_per_token: int, unused_flags: list[str]) 
     peak = args.peak_flops or processes.peak_flops(procs.device)
     return {
         **resume.portable(vars(args)), "unused_flags": unused_flags, "argv": sys.argv,
-        "started": runs.now(), "code": runs.code_state(),
+        "started": runs.now(), "code": snapshots.code_state(),
         **processes.machine_state(procs.device), "world_size": procs.world_size,
         "model": model.config.to_dict(), "parameters": model.num_params(),
         "flops_per_token": flops_per_token, "peak_flops": peak if math.isfinite(peak) else None,
@@ -286,8 +287,8 @@ def open_run(run: Run, resumed: dict | None, same: dict, parser) -> None:
             return "", []
         refuse_changes(resumed, run.record, same, parser)
         messages = []
-        if resumed["code"]["code_sha256"] != run.record["code"]["code_sha256"]:
-            messages.append("WARNING: the code has changed since the run began; what follows may not be bit-exact.")
+        warning = snapshots.record_resumed(run.folder, resumed, run.record["code"]["code_sha256"])
+        messages += [warning] if warning else []
         checkpoint = runs.find_checkpoint(
             run.folder, run.args.resume, warn=messages.append, check=run.check)
         if checkpoint is None:

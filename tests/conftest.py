@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tqdm
 
-from lab import disk, processes, results, runs, shards
+from lab import disk, processes, results, runs, shards, snapshots
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, get_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
@@ -177,7 +177,7 @@ def default_flags():
 @contextlib.contextmanager
 def light_files():
     """Inside, a run gets no copy of the code, and files are not synced to disk: much faster."""
-    with mock.patch.object(os, "fsync"), mock.patch.object(runs, "code_files", list):
+    with mock.patch.object(os, "fsync"), mock.patch.object(snapshots, "code_files", list):
         yield
 
 

@@ -19,7 +19,7 @@ import torch
 from conftest import make_run, write_jsonl
 
 import model
-from lab import disk, processes, results, resume, runs
+from lab import disk, processes, results, resume, runs, snapshots
 
 COLUMNS_003 = (
     "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
@@ -302,8 +302,8 @@ def test_a_path_that_is_not_utf8(tmp_path):
 def test_code_that_git_tells_nothing_about(tmp_path, monkeypatch):
     """Without a commit (a tarball, a clone that git does not trust) nobody knows whether the code was changed."""
     (tmp_path / ".git").write_text("not git's")  # also where a folder above is a repository
-    monkeypatch.setattr(runs, "REPO", tmp_path)
-    state = runs.code_state()
+    monkeypatch.setattr(snapshots, "REPO", tmp_path)
+    state = snapshots.code_state()
     assert state["git_commit"] is None and state["git_dirty"] is None and state["git_diff"] == ""
 
 
