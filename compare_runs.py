@@ -2,6 +2,7 @@
 
     python compare_runs.py --a 'experiments/runs/base_s*' --b 'experiments/runs/bos_s*' --out report        # an A/B
     python compare_runs.py --a 'runs/none_s*' --b 'runs/gate_s*' --treatment attn_gate,gate_act             # declared
+    python compare_runs.py --a 'runs/gelu_s*' --b 'runs/mine_s*' --treatment code            # you edited the code
     python compare_runs.py --runs 'runs/*' --group_by attn_gate,gate_act --baseline attn_gate=none          # many arms
     python compare_runs.py --results experiments/results.csv --group_by attn_gate,gate_act \\
         --where num_iterations=1500,learning_rate=0.0036 --baseline attn_gate=none                          # a stage
@@ -369,11 +370,13 @@ def strength(row: dict, primary: str, args) -> list[str]:
     needed: object = "N/A"
     n_for = max(stats["n_for"], ab_stats.MIN_RUNS)  # nan stays, as it comes first
     if args.delta and not stats["degenerate"]:
-        needed = form_needed(ab_noise.seeds_for(args.delta, stats["sd_diff"], paired, args), args.sequential)
+        seeds = ab_noise.seeds_for(args.delta, stats["sd_diff"], paired, args)
+        needed = form_needed(seeds, args.sequential)
     lines += [
         f"With {n} {each} the smallest difference found with {args.power:.0%} power is "
         f"{or_na(stats['mde'], '.5f')} {unit}.",
-        f"A true difference as large as the observed one needs {form_needed(n_for, args.sequential)} {each}; "
+        "A true difference as large as the observed one needs "
+        f"{form_needed(n_for, args.sequential)} {each}; "
         f"one of the margin {args.delta:g} needs {needed}.",
     ]
     if args.delta:
@@ -389,7 +392,9 @@ def strength(row: dict, primary: str, args) -> list[str]:
 
 def form_needed(n: float, looks: int) -> str:
     """A number of seeds; with looks, inf is more than were decided."""
-    return f"more than {looks}" if looks and n == math.inf else or_na(n, ".0f")
+    if looks and n == math.inf:
+        return f"more than {looks}"
+    return or_na(n, ".0f")
 
 
 def or_na(x: float, spec: str) -> str:

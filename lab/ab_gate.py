@@ -16,7 +16,8 @@ from lab import ab_report, runs, snapshots
 from lab.ab_proofs import check_batches, check_copies, distinct, fault, mark_containers, recorded
 
 DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
-SCORER = "scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature other_network".split()
+SCORER = ("scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature "
+          "other_network").split()
 OFF = (None, 0, "", "none", False)  # an older run that lacks a flag equals one that has it off
 WRITES = ("write", "inner_lr", "inner_lr_learned", "inner_optimizer", "inner_clip", "inner_decay",
           "teach_scale", "teach_clip", "surprise_threshold",
@@ -276,7 +277,7 @@ def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yar
         if name in yardsticks:
             advice = "--allow it if it does no harm"
         if name == "code_sha256":
-            advice = "if it is what you test: --treatment code; if it does no harm: --allow code"
+            advice = "if you test it: --treatment code; if it does no harm: --allow code"
         d["may_be_treatment"] = not d["why"] and name not in STARTS and name not in yardsticks
         d["why"] = d["why"] or f"not part of a recognised treatment; {advice}"
 

@@ -183,20 +183,26 @@ def benchmark_records(run: dict, name: str) -> dict[int, dict]:
     if not record:
         return {}
     step = runs.number(record.get("step"))
-    return {int(step) if math.isfinite(step) else int(max(run["train"]["step"], default=0)): record}
+    if not math.isfinite(step):
+        step = max(run["train"]["step"], default=0)
+    return {int(step): record}
 
 
 def older_scores(every: list[dict], metrics: dict[str, Metric], at_ends: bool = False) -> list[str]:
     """In words, the benchmarks whose compared scores are of an earlier step than the val losses beside them."""
     told = {}
-    for group in [[run] for run in every] if at_ends else [every]:
+    groups = [every]
+    if at_ends:
+        groups = [[run] for run in every]
+    for group in groups:
         steps = common_steps(group)
         for metric in metrics.values():
             step, val = steps.get(metric.benchmark), steps["val"]
             if step is not None and val is not None and step < val:
-                of_run = f"{group[0]['name']}'s " if at_ends else ""
-                words = f"{of_run}{metric.benchmark} of step {val}: the scores compared are of step {step}"
-                told.setdefault((of_run, metric.benchmark), words)
+                name = metric.benchmark
+                if at_ends:
+                    name = f"{group[0]['name']}'s {name}"
+                told[name] = f"{name} of step {val}: the scores compared are of step {step}"
     return list(told.values())
 
 
@@ -459,17 +465,19 @@ def between_evaluations(a: dict, b: dict, alpha: float, looks: int = 0) -> dict:
     differences, where the ranges leave more than one."""
 
     def of(arm: dict, part: int) -> dict:
-        return {seed: value if isinstance(value, str) else value[part] for seed, value in arm.items()}
+        known = {seed: value[part] for seed, value in arm.items() if isinstance(value, tuple)}
+        return {seed: known.get(seed, value) for seed, value in arm.items()}
 
     row = difference(of(a, 0), of(b, 0), alpha, looks)
-    ends = [difference(of(a, 2), of(b, 1), alpha, looks), difference(of(a, 1), of(b, 2), alpha, looks)]
+    ends = [difference(of(a, 2), of(b, 1), alpha, looks),
+            difference(of(a, 1), of(b, 2), alpha, looks)]
     if isinstance(row["p"], str) or all(end["delta"] == row["delta"] for end in ends):
         return row
-    same_sign = ends[0]["delta"] * ends[1]["delta"] > 0
-    return row | {
-        "ends": ends, "p": max(row["p"], *(end["p"] for end in ends)) if same_sign else 1.0,
-        "low": min(end["low"] for end in ends), "high": max(end["high"] for end in ends),
-    }
+    p = max(row["p"], *(end["p"] for end in ends))
+    if ends[0]["delta"] * ends[1]["delta"] <= 0:  # no difference at all is among them
+        p = 1.0
+    low, high = min(end["low"] for end in ends), max(end["high"] for end in ends)
+    return row | {"ends": ends, "p": p, "low": low, "high": high}
 
 
 def curve_of(run: dict, metric: str) -> dict[int, dict]:
@@ -497,7 +505,9 @@ def at_budget(run: dict, metric: str, axis: str, budget: float) -> tuple[float, 
     it come back from the later one. Outside the scored range a reason (str), as nothing is extrapolated."""
     if axis == "step" or not math.isfinite(budget):
         value = number_or(curve_of(run, metric).get(budget, {}).get(metric), "not run")
-        return value if isinstance(value, str) else (value,) * 3
+        if isinstance(value, float):
+            return value, value, value
+        return value
     points = [(runs.number(r.get(axis)), runs.number(r.get(metric))) for r in curve_of(run, metric).values()]
     points = sorted(point for point in points if all(map(math.isfinite, point)))
     if not points:
@@ -513,7 +523,7 @@ def at_budget(run: dict, metric: str, axis: str, budget: float) -> tuple[float, 
             after = point
             break
     if before[0] >= after[0]:
-        return (after[1],) * 3
+        return after[1], after[1], after[1]
     left = (after[0] - budget) / (after[0] - before[0])
     rise = before[1] - after[1]
     ends = sorted((after[1], after[1] + min(1.0, STEEPEST * left) * rise))

@@ -37,9 +37,11 @@ def imported_files() -> set[Path]:
     top, files = f"{REPO}{os.sep}", set()
     for module in list(sys.modules.values()):
         path = os.path.realpath(getattr(module, "__file__", None) or os.sep)
-        if path.startswith(top) and path.endswith(".py") and os.path.isfile(path):  # torch names some that are not
+        # torch names some files that are not there
+        if path.startswith(top) and path.endswith(".py") and os.path.isfile(path):
             parts = Path(path).relative_to(REPO).parts
-            if parts[0] not in NOT_OF_A_RUN and not any(p.startswith(".") or p == "site-packages" for p in parts):
+            foreign = any(part.startswith(".") or part == "site-packages" for part in parts)
+            if not foreign and parts[0] not in NOT_OF_A_RUN:
                 files.add(Path(path))
     return files
 
@@ -51,22 +53,25 @@ def code_state() -> dict:
     runs of train_gpt.py does not make them differ. None: git does not know (a tarball, a clone of another user)."""
     digest = hashlib.sha256()
     for path in sorted(imported_files()):
-        digest.update(path.relative_to(REPO).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        name = path.relative_to(REPO).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     commit = _git("rev-parse", "HEAD").strip() or None
+    changes = _git("status", "--porcelain", "--", "*.py").strip()
+    plain = ("--no-ext-diff", "--no-textconv", "--no-color")
     return {
-        "git_commit": commit, "git_dirty": commit and bool(_git("status", "--porcelain", "--", "*.py").strip()),
-        "git_diff": _git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", "*.py"),
-        "code_sha256": digest.hexdigest(),
+        "git_commit": commit, "git_dirty": commit and bool(changes),
+        "git_diff": _git("diff", *plain, "HEAD", "--", "*.py"), "code_sha256": digest.hexdigest(),
     }
 
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(REPO), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=30, encoding="utf-8", errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            command, capture_output=True, timeout=30, encoding="utf-8", errors="replace", check=True)
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    return done.stdout
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -80,7 +85,8 @@ def changed_files(a: Path, b: Path) -> list[str]:
     for name in names:
         before, after = (_lines(folder / name) for folder in (a, b))
         if before != after:
-            marks = [line[0] for line in list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]]
+            diff = list(difflib.unified_diff(before, after, n=0, lineterm=""))
+            marks = [line[0] for line in diff[2:]]
             changes.append(f"{name} +{marks.count('+')} -{marks.count('-')}")
     return changes
 
@@ -92,7 +98,8 @@ def other_network(run: Path) -> list[str]:
     if not (code / "model.py").is_file() or code == REPO:
         return []
     own = {name for name in _modules(code) if "/" in name and not name.startswith("lab/")}
-    return [name for name in sorted({*NETWORK, *own}) if _meaning(code / name) != _meaning(REPO / name)]
+    names = sorted({*NETWORK, *own})
+    return [name for name in names if _meaning(code / name) != _meaning(REPO / name)]
 
 
 def warning_of(run: Path) -> str:
@@ -100,15 +107,16 @@ def warning_of(run: Path) -> str:
     names = other_network(run)
     if not names:
         return ""
-    differ = "differs" if len(names) == 1 else "differ"
-    return (f"WARNING: {run} was trained by other code: {', '.join(names)} {differ} from {Path(run) / 'code'}. "
-            "If the network is another one now, so is what comes out: the scripts in that folder are the run's own.")
+    return (f"WARNING: {run} was trained by other code than this, of {', '.join(names)} "
+            f"({Path(run) / 'code'}). If the network is another one now, so is what comes out: "
+            "the scripts in that folder are the run's own.")
 
 
 def of_scores(run: Path | None) -> dict:
     """What a record of scores says of the code: {"other_network": "model.py"}, or nothing."""
-    names = other_network(run) if run else []
-    return {"other_network": ", ".join(names)} if names else {}
+    if run and (names := other_network(run)):
+        return {"other_network": ", ".join(names)}
+    return {}
 
 
 def versions_of(config: dict) -> list[str]:
@@ -131,13 +139,16 @@ def record_resumed(run: Path, config: dict, now: str) -> str:
 
 def _modules(code: Path) -> set[str]:
     """Names of the Python files of a copy of the code, or of the repository, as code_files() has them."""
+    files = code.rglob("*.py")
     if code == REPO:
-        return {path.relative_to(REPO).as_posix() for path in code_files() if path.suffix == ".py"}
-    return {path.relative_to(code).as_posix() for path in code.rglob("*.py") if path.is_file()}
+        files = (path for path in code_files() if path.suffix == ".py")
+    return {path.relative_to(code).as_posix() for path in files if path.is_file()}
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    if not path.is_file():
+        return []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _meaning(path: Path) -> str:

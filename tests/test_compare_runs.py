@@ -637,12 +637,17 @@ def test_length_as_the_treatment(tmp_path):
 @pytest.mark.parametrize("flags, words", [
     ({"beta1": 0.8}, "If it is what you test: `--treatment beta1`."),
     ({"beta1": 0.8, "beta2": 0.99}, "If it is what you test: `--treatment beta1,beta2`."),
-    ({"beta1": 0.8, "code": "x"}, None)])
+    ({"beta1": 0.8, "code": "x"}, "If it is what you test: `--treatment beta1,code`."),
+    ({"beta1": 0.8, "val": "x"}, None)])
 def test_what_to_declare_stands_in_the_verdict(tmp_path, flags, words):
     """Arms that differ in what is not recognised: the flag that declares it, to be pasted, unless something else is
     wrong, too."""
-    config = {"code.code_sha256": "0" * 64} if flags.pop("code", "") else {}
-    make_arms(tmp_path, 3, b={"flags": flags, "config": config})
+    flags, other = dict(flags), {}
+    if flags.pop("code", ""):
+        other["config"] = {"code.code_sha256": "0" * 64}
+    if flags.pop("val", ""):
+        other["data"] = {"val_documents": 11}
+    make_arms(tmp_path, 3, b={"flags": flags, **other})
     code, report = compare(tmp_path, "--no_items")
     assert code == 2 and (words in report["headline"] if words else "--treatment" not in report["headline"])
     if words:

@@ -85,7 +85,7 @@ def test_weights_of_another_network(tmp_path):
     assert snapshots.of_scores(run) == {"other_network": "mine/act.py, model.py"}
     told = []
     runs.warn_of_other_network(run, told.append)
-    assert told and told[0].startswith(f"WARNING: {run} was trained by other code: mine/act.py, model.py differ from")
+    assert told[0].startswith(f"WARNING: {run} was trained by other code than this, of mine/act.py, model.py (")
 
 
 def test_the_whole_of_it(tmp_path):
@@ -111,7 +111,7 @@ def test_the_whole_of_it(tmp_path):
     assert edited != text
     (repo / "model.py").write_text(edited)
     status, printed = do(repo, *score)
-    assert status == 0 and "was trained by other code: model.py differs from" in printed
+    assert status == 0 and "was trained by other code than this, of model.py (" in printed
     assert runs.read_run(run)["benchmarks"]["hellaswag"][4]["other_network"] == "model.py"
     status, printed = do(run / "code", *score, "--no_store")
     assert status == 0 and "WARNING" not in printed

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Pretrain on edu_web, fine-tune on GSM8K's train split, examine on 200 problems of its test split: baseline and mul_tokens
-# side by side, one core each, about 70 minutes. Resumable. DTYPE=float32 for a CPU that has no native bfloat16.
+# Pretrain on edu_web, fine-tune on GSM8K's train split, examine on 200 problems of its test split after three passes and
+# after six: baseline and mul_tokens side by side, one core each, about 70 minutes. Resumable. DTYPE=float32 for a CPU
+# that has no native bfloat16.
 #   bash experiments/2026-11-21_gsm8k/run.sh <edu_web.parquet> <folder with GSM8K's train.jsonl and test.jsonl>
 set -euo pipefail
 parquet="$(realpath "${1:?give the path of edu_web.parquet}")"
@@ -19,6 +20,9 @@ sft() { # condition, start, run, seed: three passes over GSM8K's train split
         --dtype "${DTYPE:-bfloat16}"
     finished "$out/$3"
 }
+exam() { # run: after three passes, and after three more
+    "$PYTHON" eval_gsm8k.py --checkpoint "$out/$1" --data "$gsm8k/test.jsonl" --max_examples 200 --show 2
+}
 one_arm() { # the same for both but for --condition
     [ -e "$out/data_$1/meta.json" ] || "$PYTHON" prepare_fineweb.py --dataset "$parquet" --condition "$1" \
         --decontaminate gsm8k="$gsm8k/test.jsonl" --out_dir "$out/data_$1" --resume
@@ -29,8 +33,9 @@ one_arm() { # the same for both but for --condition
         --save_every 50 --dtype float32 --results_csv "$out/results.csv"
     finished "$out/pretrain_$1"
     sft "$1" "pretrain_$1" "sft_$1" 0
+    exam "sft_$1"
     sft "$1" "sft_$1" "sft2_$1" 1
-    "$PYTHON" eval_gsm8k.py --checkpoint "$out/sft2_$1" --data "$gsm8k/test.jsonl" --max_examples 200 --show 2
+    exam "sft2_$1"
 }
 one_arm mul_tokens > "$out/mul_tokens.out" 2>&1 &
 one_arm baseline

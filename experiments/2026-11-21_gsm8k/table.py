@@ -47,9 +47,13 @@ def trainings(kept: Path, arm: str) -> str:
     pre, sft, sft2 = (
         json.loads((kept / f"{part}_{arm}" / "summary.json").read_text())
         for part in ("pretrain", "sft", "sft2"))
+    first = json.loads((kept / f"sft_{arm}" / "gsm8k_results.json").read_text())
+    low, high = first["stopped_by_itself_interval"]
     return (f"{arm}: pretraining {pre['steps']} steps, {pre['final_val_bits_per_byte']:.4f} bits/byte; "
             f"fine-tuning {sft['steps']} + {sft2['steps']} steps, val loss {sft['final_val_loss']:.4f}, "
-            f"then {sft2['final_val_loss']:.4f} nats per trained token")
+            f"then {sft2['final_val_loss']:.4f} nats per trained token; after the first three passes "
+            f"{first['stopped_by_itself']:.3f} ({low:.3f} to {high:.3f}) of the answers stopped by themselves, "
+            f"accuracy {first['accuracy']:.3f}")
 
 
 def main():
