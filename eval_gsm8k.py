@@ -412,15 +412,37 @@ def examine(args, procs) -> None:
             "code": {name: value for name, value in code.items() if name != "git_diff"},
             **processes.machine_state(procs.device),
         }
-        if out is not None:
+        fuller = None
+        if out is not None and not args.out:
+            fuller = fuller_exam(out, result)
+        if out is not None and not fuller:
             write_files(out, files, result)
         for record in exam["items"][: args.show]:
             print(f"problem {record['id']}: {record['question']}\n"
                   f"  wrote ({record['stopped']}): {record['completion']!r}\n"
                   f"  strict {record['strict']}, flexible {record['flexible']}, right {record['gold']}\n")
         print(report(result))
-        if out is not None:
+        if fuller:
+            print(f"not stored: {out} has an exam of this checkpoint that says more, of {fuller}; "
+                  f"pass --out {out} to replace it, or another --out.")
+        elif out is not None:
             print(f"records are in {out}")
+
+
+def fuller_exam(out: Path, result: dict) -> str:
+    """What the folder's exam of the same weights is of, where it says more than this one: official problems beside
+    synthetic ones, or more problems. "" where it does not."""
+
+    def worth(record: dict) -> tuple:
+        return "(synthetic" not in str(record.get("title")), runs.number(record.get("total"))
+
+    try:
+        old = json.loads((out / RESULTS).read_text(encoding="utf-8"))
+        if old["checkpoint_sha256"] == result["checkpoint_sha256"] and worth(old) > worth(result):
+            return f"{old['total']} problems ({old.get('data')})"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass  # none, or damaged: it is replaced
+    return ""
 
 
 def write_files(out: Path, files: dict[str, bytes], result: dict) -> None:

@@ -39,6 +39,7 @@ from lab import (
     snapshots,
     sources,
     tokenizing,
+    units,
 )
 from lab.schema import ANY_NAME, COUNT, NUMBER, TEXT, misfit
 from lab.token_files import require
@@ -271,9 +272,10 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
                     f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
                     f"{shards.to_clear(args.out_dir)} and run again with more documents or a lower target")
             require(state["held_out"] or not args.val_shards,
-                    f"none of {state['documents']:,} documents was held out "
-                    f"at --val_fraction {args.val_fraction}",
-                    f"{shards.to_clear(args.out_dir)} and raise --val_fraction, or pass --val_shards 0")
+                    f"none of {units.count(state['documents'], 'document')} was held out at --val_fraction "
+                    f"{args.val_fraction}{why_so_few(state)}",
+                    f"{shards.to_clear(args.out_dir)} and raise --val_fraction, or pass --val_shards 0 and score "
+                    "another dataset (train_gpt.py --val_data_dir)")
             files.refuse_changed(source.files, source.stamps)
             entries, fields = train.finish(writer)
             if guard:
@@ -358,6 +360,18 @@ def add_batch(args, batch: tokenizing.Tokenized, writer, train, state: dict,
     state["dropped"] += int(dropped.sum()) + unusable
 
 
+def why_so_few(state: dict) -> str:
+    """What may explain, in brackets, that no document was held out, or all were."""
+    words = []
+    if state["dropped"]:
+        words.append(f"{state['dropped']:,} of them dropped as unusable")
+    if state["documents"] < 100:
+        words.append("a .txt file is one document, unless <|endoftext|> stands between its texts")
+    if not words:
+        return ""
+    return f" ({'; '.join(words)})"
+
+
 def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict,
                 seconds: float) -> dict:
     """The fields of meta.json that are not the writer's or the train side's; ValueError unless the account closes.
@@ -371,7 +385,9 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
     rest = read - sum(parts)
     require(rest == 0, f"the token account does not close: {account} (read minus all others is {rest})",
             f"{shards.to_clear(args.out_dir)}, prepare again, and report this if it happens twice")
-    require(written, f"all {state['documents']:,} documents were held out or dropped",
+    documents = units.count(state["documents"], "document")
+    require(written, f"of {documents} none is left to train on, as all were held out or dropped"
+                     f"{why_so_few(state)}",
             f"{shards.to_clear(args.out_dir)} and lower --val_fraction, or pass --val_shards 0")
     backend = get_tokenizer(args.tokenizer_backend).backend
     packages, config, split = ["numpy", "tiktoken", "pyarrow"], None, None

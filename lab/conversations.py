@@ -344,8 +344,11 @@ def load(args) -> dict:
                              f"--seq_len {args.seq_len} and the rest is held out, so none is left to train on: raise "
                              "--seq_len, lower --val_fraction, or give more --data.")
     if args.eval_every and not (usable & data["held_out"]).any():
-        raise ValueError(f"--val_fraction {args.val_fraction} holds out none of {len(usable):,} conversations: raise "
-                         "it, give more --data, or pass --eval_every 0.")
+        too_long = int((~usable).sum())
+        raise ValueError(
+            f"--val_fraction {args.val_fraction} holds out none of {len(usable) - too_long:,} conversations "
+            f"({too_long:,} more are too long for --seq_len {args.seq_len}): raise either, give more --data, or pass "
+            "--eval_every 0.")
     return data
 
 

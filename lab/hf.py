@@ -183,7 +183,8 @@ def _compare_logits(model: GPT, folder: Path, unused: list[int]) -> None:
     worst = (ours - theirs)[scored].abs().max().item()
     check(worst <= 1e-4 * max(1.0, ours[scored].abs().max().item()),
           f"the exported model's logits differ by {worst:.1e} from this one's, so nothing was "
-          "written; report it with the checkpoint's model.json")
+          "written; where you changed the network, transformers' GPT-2 cannot be it; else report it with the "
+          "checkpoint's model.json")
 
 
 def import_hf(source: str, vocab_size: int | None = None) -> GPT:

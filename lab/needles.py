@@ -208,14 +208,16 @@ def window_of(config) -> int:
 
 def mark(prompt: Prompt, record: dict, window: int) -> dict:
     """The record with its credit (1 for the right number; the k likeliest share it), the margin over the likeliest
-    wrong one in nats, and whether the needle ends within the last `window` tokens."""
+    wrong one in nats, and whether the needle's number, or one of them, is whole within the last `window` tokens."""
     scores = record["scores"]
     right = scores[prompt.answer]
     wrong = max(score for i, score in enumerate(scores) if i != prompt.answer)
     credit = 0.0
     if right >= wrong:
         credit = 1 / scores.count(right)
-    visible = prompt.needle_end > max(len(prompt.ids) - window, 0)
+    number, first = prompt.candidates[prompt.answer], max(len(prompt.ids) - window, 0)
+    ends = range(first + len(number), prompt.needle_end + 1)
+    visible = any(list(prompt.ids[end - len(number) : end]) == number for end in ends)
     return record | {"answer": prompt.answer, "credit": credit, "margin": right - wrong,
                      "depth": round(prompt.depth, 4), "visible": visible}
 

@@ -157,7 +157,10 @@ def _resolve_with_datasets(name: str, config: str | None, split: str, revision: 
 
 
 def bad_document(number: int, why: str) -> str:
-    return f"document {number:,} (counted from 0) is {why}: repair it, or pass --bad_documents skip."
+    cure = "repair it"
+    if TOO_LONG in why:
+        cure = f"divide it (in a .txt {SEPARATOR.decode()} does)"
+    return f"document {number:,} (counted from 0) is {why}: {cure}, or pass --bad_documents skip."
 
 
 def read_batches(source: Source, start: int = 0) -> Iterator[tuple[int, list[bytes | str]]]:

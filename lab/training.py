@@ -251,8 +251,9 @@ def nothing_to_do(args, parser, start_flag: str) -> bool:
     if changed:
         raise ValueError(
             f"{folder} is finished, and --resume cannot change a finished run ({', '.join(changed)}): to train its "
-            f"weights further, start a new one with {start_flag} {folder} and another --out_dir; to train anew, "
-            "choose another --out_dir; to only ask whether it is finished, drop these flags.")
+            f"weights further, start a new one with {start_flag} {folder}, another --out_dir and another --seed (the "
+            "same one reads the same batches again; optimizer and schedule begin anew); to train anew, choose another "
+            "--out_dir; to only ask whether it is finished, drop these flags.")
     if args.resume not in ("auto", str(finished["flags"].get("max_train_steps"))):
         raise ValueError(
             f"{folder} is finished, and --resume {args.resume} cannot go back in it: to train on from there, start a "

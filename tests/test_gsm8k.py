@@ -751,6 +751,20 @@ def test_files(checkpoint, tiny, capsys):
     assert "accuracy " in printed and "chance 0.116" in printed and "problem 00001" in printed
 
 
+def test_a_fuller_exam_stays(checkpoint, tmp_path, capsys):
+    """Two synthetic problems replaced, without a word, the exam of a file's official ones."""
+    data = write(tmp_path / "a.jsonl", GOOD, GOOD, GOOD)
+    asked = ["--checkpoint", str(checkpoint), "--max_new_tokens", "4", "--probes", "off", "--data"]
+    g.main([*asked, str(data)])
+    before = (checkpoint / "gsm8k_completions.jsonl").read_bytes()
+    for other in ("synthetic:12", str(write(tmp_path / "b.jsonl", GOOD))):
+        g.main([*asked, other])
+        assert "has an exam of this checkpoint that says more, of 3 problems" in capsys.readouterr().out
+        assert (checkpoint / "gsm8k_completions.jsonl").read_bytes() == before
+    g.main([*asked, str(write(tmp_path / "b.jsonl", GOOD)), "--out", str(checkpoint)])
+    assert len(lines(checkpoint / "gsm8k_completions.jsonl")) == 1
+
+
 def test_where_the_files_go(checkpoint, tiny, tmp_path):
     """The folder of the record: --out, else the run, else the bare folder; and a local file's sha256, also of the one
     that a folder or a glob stands for."""

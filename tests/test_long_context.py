@@ -465,6 +465,18 @@ def test_static_cannot_reach_beyond_its_window(memory, fillers, tmp_path):
         assert needles.mark(prompt, {"scores": [0.0] * 10}, window)["visible"] != same
 
 
+@pytest.mark.parametrize("kind, copies", [("niah", 1), ("passkey", 2)])
+def test_a_needle_is_in_the_window_with_its_number(kind, copies, fillers):
+    """Not where only the end of its sentence is, as of most passkeys at the window's border."""
+    prompt = needles.make_prompt(kind, fillers["sentences"], 300, 0.5, 0, 0)
+    number = prompt.candidates[prompt.answer]
+    places = [i for i in range(prompt.needle_end) if prompt.ids[i : i + 2] == number]
+    assert len(places) == copies
+    for window in range(len(prompt.ids) - prompt.needle_end, len(prompt.ids) + 9):
+        seen = needles.mark(prompt, {"scores": [0.0] * 10}, window)["visible"]
+        assert seen == (len(prompt.ids) - window <= places[-1])
+
+
 @each_arm
 def test_scores_are_those_of_the_definition(arm, write):
     """A prompt of 150 tokens at block_size 64: 18 chunks of 8 written in windows, then 63 tokens read anew, and the
