@@ -317,7 +317,7 @@ def test_a_finished_run_is_not_changed(data, tmp_path, capsys):
     again = ("--resume", "auto")
     assert run(data, tmp_path / "out", *again, "--micro_batch_size", 4) == 0
     for flag, value, was in (("max_train_steps", 8, "4 -> 8"), ("learning_rate", 1e-3, "0.0006 -> 0.001")):
-        with pytest.raises(ValueError, match=f"is finished.*{flag}: {was}.*--init_from .*out, another --out_dir and another --seed"):
+        with pytest.raises(ValueError, match=f"is finished.*{flag}: {was}.*--init_from .*out, another --out_dir and "):
             run(data, tmp_path / "out", *again, f"--{flag}", value)
     assert len(records(tmp_path / "out")) == 4
 

@@ -19,6 +19,8 @@ se) of its rate; a rate passes when it lies inside the target widened by 3 MC se
 8. Small and unequal: two pairs, arms of other sizes and spreads (beside Welch's own p), any false "equivalent" among
    many arms, looks after every pair, plans by a measured noise.
 9. hierarchical_bootstrap on few clusters of items, of equal and unequal sizes.
+10. The interval over documents of unequal size. Equal wall-clock between evaluations that are up to a run apart, beside
+    a straight line between them.
 
 Reads nothing; prints Markdown; --out writes one JSON. --check: exit status 1 when a row misses its target.
 """
@@ -40,7 +42,7 @@ from scipy import optimize, special
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from lab import ab_alpha, ab_power, ab_stats, ab_verdict, flags  # noqa: E402
+from lab import ab_alpha, ab_items, ab_numbers, ab_power, ab_stats, ab_verdict, flags  # noqa: E402
 
 SIGMA, LOSS, ALPHA = 0.0013, 3.3, 0.05
 NS, CORRELATIONS = (3, 5, 8), (0.0, 0.5, 0.8)
@@ -437,6 +439,56 @@ def few_clusters(table: Table, rng, sims: int, n_boot: int) -> None:
                 table.rate(name, "95 % interval covers", covers, 0.93, None)
 
 
+def documents(table: Table, rng, sims: int) -> None:
+    """Two checkpoints that differ on no document but by chance, on documents of log-normal sizes."""
+    table.start("10. Documents, and equal cost")
+    for n, spread in ((4, 1.0), (12, 1.2), (45, 1.2), (200, 1.2)):
+        for power, words in ((0.0, "equal sd per byte"), (-0.5, "sd per byte falls as 1 / root of the size")):
+            covers = []
+            for _ in range(sims):
+                size = 1000 * np.exp(spread * rng.standard_normal(n))
+                sd = 0.05 * (size / 1000) ** power
+                sides = [{"stream_nats": size * (0.7 + sd * rng.standard_normal(n)), "stream_bytes": size}
+                         for _ in "ab"]
+                (row,) = ab_items.document_row("stream", [sides], ALPHA)
+                covers.append(row["low"] <= 0 <= row["high"])
+            table.rate(f"{n} documents, {words}", "95 % interval covers", covers, 0.92, None)
+
+
+CURVES = {  # loss at a share of the run
+    "exponential": lambda x: 3 + 2 * np.exp(-6 * x),
+    "power law": lambda x: 3 + 2 * (1 + 100 * x) ** -0.4,
+    "power law, learning rate down over the last 30 %":
+        lambda x: 3 + 2 * (1 + 100 * x) ** -0.4 - 0.3 * np.clip((x - 0.7) / 0.3, 0, 1) ** 1.5,
+}
+
+
+def equal_cost(table: Table, rng, sims: int, steps: int = 300) -> None:
+    """Arms of one curve, whose B is slower: the difference at equal wall-clock, read off evaluations."""
+    for name, curve in CURVES.items():
+        for slower in (1.02, 1.3):
+            true = float(curve(1 / slower) - curve(1.0))
+            for every in (steps, steps // 3, steps // 10, steps // 50):
+                at = np.arange(0, steps + 1, every)
+                covers = {"between evaluations": [], "on a straight line": []}
+                for _ in range(sims):
+                    arms = []
+                    for cost in (1.0, slower):
+                        noise = 0.003 * rng.standard_normal(3)
+                        runs = [{"name": "run", "val": {int(k): {"val_loss": float(loss), "train_seconds": cost * k}
+                                                        for k, loss in zip(at, curve(at / steps) + e, strict=True)}}
+                                for e in noise]
+                        arms.append({seed: ab_numbers.at_budget(run, "val_loss", "train_seconds", float(steps))
+                                     for seed, run in enumerate(runs)})
+                    row = ab_numbers.between_evaluations(*arms, ALPHA)
+                    line = row["stats"]
+                    covers["between evaluations"].append(row["low"] <= true <= row["high"])
+                    covers["on a straight line"].append(line["ci_low"] <= true <= line["ci_high"])
+                setting = f"{name}, B {100 * slower - 100:.0f} % slower, {steps // every} evaluations"
+                table.rate(setting, "95 % interval covers", covers["between evaluations"], 0.945, None)
+                table.rate(setting, "on a straight line", covers["on a straight line"])
+
+
 def main() -> None:
     p = flags.Parser(description=__doc__, epilog="example: python experiments/bench/coverage.py --check")
     size = p.add_argument_group("size")
@@ -465,6 +517,8 @@ def main() -> None:
     stress(table, np.random.default_rng(args.seed), args.item_sims, args.n_boot)
     small_and_unequal(table, np.random.default_rng(args.seed), args.sims)
     few_clusters(table, np.random.default_rng(args.seed), args.item_sims, args.n_boot)
+    documents(table, np.random.default_rng(args.seed), args.item_sims)
+    equal_cost(table, np.random.default_rng(args.seed), args.item_sims)
     missed = [f"{row['section']}: {row['setting']}: {row['quantity']}" for row in table.rows if row["ok"] is False]
     checked = sum(row["ok"] is not None for row in table.rows)
     seconds = time.process_time() - start
