@@ -436,7 +436,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what was changed on purpose: settings, as in attn_gate,gate_act, or one of "
         f"{', '.join(sorted(ab_gate.FAMILIES))} (default: recognise a gate, rows or tokens)")
     add("--allow", metavar="SETTINGS",
-        help="differences to let pass: code_sha256,incomplete; init for chains of stages")
+        help="differences to let pass: code,incomplete; init for chains of stages")
     add("--primary", metavar="METRIC",
         help="metric of the verdict: a val loss or any benchmark's score, as hellaswag_accuracy_norm, "
         "eval_official_sum, gsm8k_accuracy (default val_loss; val_bits_per_byte when tokens differ)")

@@ -375,6 +375,13 @@ def examine(args, procs) -> None:
     data_sha256 = procs.on_main(lambda: file_sha256(args.data))
     out = benchmarks.out_folder(args, run, folder)
     resume = args.resume == "on"
+    about = benchmarks.name_items(sys.modules[__name__], items, args.data, skipped)
+    fuller = ""
+    if out is not None and not args.out:
+        fuller = fuller_exam(out, checkpoint_sha256, about["title"], len(items))
+    if fuller and procs.is_main:  # before the work, not after it
+        print(f"NOTE: this exam will not be stored: {out} has one of this checkpoint that says more, of {fuller}; "
+              f"pass --out {out} to replace it, or another --out.", file=sys.stderr)
     with exams.unfinished(procs, out, "gsm8k_partial", decisive, resume, args.dry_run) as work:
         exam = evaluate_samples(
             model, items, procs, samples=args.samples, sample_temperature=args.sample_temperature,
@@ -398,7 +405,7 @@ def examine(args, procs) -> None:
             config = runs.read_config(run)
         result = {
             "type": "gsm8k", "model": (run or folder).name,
-            **benchmarks.name_items(sys.modules[__name__], items, args.data, skipped),
+            **about,
             "checkpoint": str(folder), "step": step, **snapshots.of_scores(run),
             "condition": config.get("data", {}).get("condition"),  # baseline or mul_tokens
             **exam["metrics"],
@@ -412,9 +419,6 @@ def examine(args, procs) -> None:
             "code": {name: value for name, value in code.items() if name != "git_diff"},
             **processes.machine_state(procs.device),
         }
-        fuller = None
-        if out is not None and not args.out:
-            fuller = fuller_exam(out, result)
         if out is not None and not fuller:
             write_files(out, files, result)
         for record in exam["items"][: args.show]:
@@ -423,22 +427,22 @@ def examine(args, procs) -> None:
                   f"  strict {record['strict']}, flexible {record['flexible']}, right {record['gold']}\n")
         print(report(result))
         if fuller:
-            print(f"not stored: {out} has an exam of this checkpoint that says more, of {fuller}; "
-                  f"pass --out {out} to replace it, or another --out.")
+            print(f"not stored: {out} has an exam that says more, of {fuller}.")
         elif out is not None:
             print(f"records are in {out}")
 
 
-def fuller_exam(out: Path, result: dict) -> str:
-    """What the folder's exam of the same weights is of, where it says more than this one: official problems beside
-    synthetic ones, or more problems. "" where it does not."""
+def fuller_exam(out: Path, weights_sha256: str, title: str, total: int) -> str:
+    """What the folder's exam of the same weights is of, where it says more than one of `total` problems: official ones
+    beside synthetic ones, or more of them. "" where it does not."""
 
-    def worth(record: dict) -> tuple:
-        return "(synthetic" not in str(record.get("title")), runs.number(record.get("total"))
+    def worth(title, total) -> tuple:
+        return "(synthetic" not in str(title), runs.number(total)
 
     try:
         old = json.loads((out / RESULTS).read_text(encoding="utf-8"))
-        if old["checkpoint_sha256"] == result["checkpoint_sha256"] and worth(old) > worth(result):
+        says_more = worth(old["title"], old["total"]) > worth(title, total)
+        if old["checkpoint_sha256"] == weights_sha256 and says_more:
             return f"{old['total']} problems ({old.get('data')})"
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         pass  # none, or damaged: it is replaced

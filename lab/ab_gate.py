@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 
-from lab import ab_report, runs, snapshots
+from lab import ab_report, runs
 from lab.ab_proofs import check_batches, check_copies, distinct, fault, mark_containers, recorded
 
 DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
@@ -90,7 +90,7 @@ def of_run(run: dict) -> dict:
     val = ("val_fingerprint_documents", "val_fingerprint_tokens", "val_documents")
     settings |= {key: data.get(key) for key in ("crop_fraction", "mul_token_rate", *val)}
     settings["condition"] = data.get("condition") or run["flags"].get("condition")
-    settings["code_sha256"] = ", then ".join(snapshots.versions_of(config))
+    settings["code_sha256"] = config["code"]["code_sha256"]
     start = config.get("init")
     settings["init_sha256"] = start.get("sha256") if isinstance(start, dict) else None
     scored = {name: records[max(records)] for name, records in run["benchmarks"].items() if records}
@@ -346,6 +346,8 @@ def check_members(arms: dict[str, list[dict]], notes: list[str], missing: list[s
         for member in members:
             own = (member["run"] or member).get("notes", ())
             notes += [f"{member['name']}: {note}" for note in own]
+            if any("other_network" in str(value) for value in member["settings"].values()):
+                missing.append(f"{member['name']} was scored by another network than its code's")
     faults = []
     for name, problem in PROBLEMS.items():
         why, values = [], {}

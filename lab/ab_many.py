@@ -397,6 +397,8 @@ def sure_table(compared: list[dict], args) -> tuple:
         return cell
 
     def number(x: float, spec: str) -> str:
+        if args.sequential and x == math.inf:
+            return f"more than {args.sequential}"
         return f"{x:{spec}}" if math.isfinite(x) else "N/A"
 
     def exact(stats: dict) -> str:

@@ -432,8 +432,8 @@ MATCHINGS = (  # name, axis of the val records, the budget in words
 )
 
 
-# Between two evaluations a curve may be steeper than the line between them, by this factor at most (assumption: the
-# end of a learning rate's decay is about twice as steep)
+# So much steeper than the line between two evaluations a curve may fall to the later one (assumption: where the
+# learning rate has begun to decay between them it is about twice as steep)
 STEEPEST = 4
 
 
@@ -460,9 +460,10 @@ def between_evaluations(a: dict, b: dict, alpha: float, looks: int = 0) -> dict:
     """difference() of a and b: seed -> what at_budget gives.
 
     A curve is not known between two evaluations: read as a line it is too high while a loss falls ever more slowly, and
-    the more so for the costlier arm. So interval and p are of all differences that the ranges leave possible, the
-    largest of each (as for a parameter that is known up to a set: Imbens & Manski 2004). "ends": the two extreme
-    differences, where the ranges leave more than one."""
+    the more so for the costlier arm. Its shape is taken for the arm's, common to its seeds. So the interval is from the
+    lower end of the one at one extreme, where the one arm is at the top of its range and the other at the bottom, to
+    the upper end of the one at the other extreme, and p is the larger one, or 1 where no difference lies between them
+    (coverage: experiments/bench/coverage.py). "ends": both differences, where the ranges leave more than one."""
 
     def of(arm: dict, part: int) -> dict:
         known = {seed: value[part] for seed, value in arm.items() if isinstance(value, tuple)}
@@ -502,7 +503,8 @@ def spent(run: dict, axis: str) -> float:
 def at_budget(run: dict, metric: str, axis: str, budget: float) -> tuple[float, float, float] | str:
     """(a run's metric at a budget of `axis` (step, flops_total, train_seconds), the least it may be, the most). Linear
     between two evaluations; it may be all that lies between the later one and the earlier one, as far as STEEPEST lets
-    it come back from the later one. Outside the scored range a reason (str), as nothing is extrapolated."""
+    it still fall to the later one. How fast it may have fallen behind the earlier one is not bounded: at its beginning
+    a loss falls much faster than the line. Outside the scored range a reason (str): nothing is extrapolated."""
     if axis == "step" or not math.isfinite(budget):
         value = number_or(curve_of(run, metric).get(budget, {}).get(metric), "not run")
         if isinstance(value, float):

@@ -63,7 +63,8 @@ def n_needed(effect: float, sd_diff: float, alpha=0.05, power=0.8, paired: bool 
 
 def n_needed_by_looks(effect: float, sd_diff: float, looks: int, alpha=0.05, power=0.8) -> float:
     """The fewest pairs at whose look, of at most `looks` (lab/ab_alpha.py), a true difference `effect` is found with
-    probability `power`; inf where that takes more than were decided. An early look has little of alpha."""
+    probability `power`, whatever the earlier looks add to it; inf where that takes more than were decided. An early
+    look has little of alpha."""
     for n in range(ab_alpha.FIRST_LOOK, looks + 1):
         level = ab_alpha.level_of(alpha, ab_alpha.Design(n, looks=looks))
         if mde(n, sd_diff, level, power) <= abs(effect):

@@ -33,7 +33,7 @@ from lab.terminal import one_line
 
 # a text's own markup: the verdict's word or a question at its start, and words in backticks
 BOLD = re.compile(r"\*\*([^*]+)\*\*(?= · )|\*\*([^*]+\?)\*\*(?= )")
-CODE = re.compile(r"(?<![^\s(])`([^`\s]+)`(?![^\s,.;:)?])")
+CODE = re.compile(r"(?<![^\s(])`([^`\s]+(?: [^`\s]+)*)`(?![^\s,.;:)?])")
 # what Markdown would take for markup; "< 0.0001", [intervals] and names_like_this are none
 MARKDOWN_MARKUP = re.compile(
     r"[\\`*$]|~(?=~)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])|(?<![A-Za-z0-9_])_+|_+(?![A-Za-z0-9_])"

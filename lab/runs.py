@@ -2,7 +2,7 @@
 
 experiments/runs/<name>/
     config.json       every flag, resolved; code, versions, hardware, data fingerprints, parameter and FLOP counts
-    code/             the repo's modules as they were, and uncommitted.diff
+    code/             the repo's modules as they were, and uncommitted.diff; code_000500/: those that it was resumed by
     log.txt           what was printed; samples.jsonl: what the model wrote, {"step", "prompt", "text"}
     scalars.jsonl     one line per optimizer step, and one per evaluation ("type": "train" | "val" | ...)
     step_metrics.json every evaluated step's scores: {"500": {"val_loss": ...}}
@@ -80,10 +80,7 @@ def create_run(folder: Path, config: dict) -> None:
     try:
         for path in (folder / "exposures", folder / "ckpt", code):
             path.mkdir(parents=True, exist_ok=True)
-        for path in snapshots.code_files():
-            copy = code / path.relative_to(REPO)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+        snapshots.copy_code(code)
         (code / "uncommitted.diff").write_text(config["code"]["git_diff"], encoding="utf-8")
         disk.write_json(folder / "config.json", config)
     except OSError as error:
@@ -529,7 +526,12 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
     raise ValueError(f"{flag} {path} is neither a run (no ckpt/) nor a model (no model.json): name one.")
 
 
+TOLD = set()
+
+
 def warn_of_other_network(run: Path, warn) -> None:
+    """Once for each run that a process opens."""
     warning = snapshots.warning_of(run)
-    if warning:
+    if warning and warning not in TOLD:
+        TOLD.add(warning)
         warn(warning)

@@ -100,5 +100,6 @@ BENCHMARK = {"title?": TEXT, "metrics?": [METRIC], "item_metrics?": [TEXT], "tes
              "cluster?": TEXT_OR_NULL, "category?": TEXT_OR_NULL}
 BENCHMARKS = "an object of benchmarks", lambda value: (
     value is None or not misfit(value, {ANY_NAME: BENCHMARK}))
-RUN = {"flags": {"seed": COUNT}, "code": {"code_sha256": TEXT}, "data": {"fingerprint": ANYTHING},
-       "benchmarks?": BENCHMARKS, "unused_flags?": [TEXT]}
+VERSION = {"step": COUNT, "code_sha256": TEXT}
+RUN = {"flags": {"seed": COUNT}, "code": {"code_sha256": TEXT, "versions?": [VERSION]},
+       "data": {"fingerprint": ANYTHING}, "benchmarks?": BENCHMARKS, "unused_flags?": [TEXT]}

@@ -12,14 +12,18 @@ from __future__ import annotations
 import ast
 import difflib
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from lab import disk
 
 REPO = Path(__file__).resolve().parents[1]
+PACKAGES = {"site-packages", "dist-packages"}
 NOT_OF_A_RUN = {"tests"}  # a process of pytest has imported them
 # what turns weights and tokens into logits, besides modules of your own
 NETWORK = ("model.py", "lab/activations.py", "lab/attention.py", "lab/chunks.py", "lab/memory.py",
@@ -29,18 +33,21 @@ NETWORK = ("model.py", "lab/activations.py", "lab/attention.py", "lab/chunks.py"
 def code_files() -> list[Path]:
     """What a run's code/ holds: the scripts, lab/ with its data files, and each further module of this repository that
     the process has imported, such as one of your own in any folder."""
-    return sorted({*REPO.glob("*.py"), *REPO.glob("lab/*.*"), *imported_files()})
+    files = {*REPO.glob("*.py"), *REPO.glob("lab/*.*")}
+    return sorted({path for path in files if path.is_file()} | imported_files())
 
 
 def imported_files() -> set[Path]:
     """The repository's modules that this process has imported; no packages of an environment inside it."""
     top, files = f"{REPO}{os.sep}", set()
+    environment = [Path(folder) for folder in {sys.prefix, sysconfig.get_paths()["stdlib"]}]
     for module in list(sys.modules.values()):
         path = os.path.realpath(getattr(module, "__file__", None) or os.sep)
         # torch names some files that are not there
         if path.startswith(top) and path.endswith(".py") and os.path.isfile(path):
             parts = Path(path).relative_to(REPO).parts
-            foreign = any(part.startswith(".") or part == "site-packages" for part in parts)
+            foreign = any(part.startswith(".") or part in PACKAGES for part in parts)
+            foreign |= any(folder != REPO and Path(path).is_relative_to(folder) for folder in environment)
             if not foreign and parts[0] not in NOT_OF_A_RUN:
                 files.add(Path(path))
     return files
@@ -50,12 +57,15 @@ def code_state() -> dict:
     """{"git_commit", "git_dirty", "git_diff", "code_sha256"} of the code that runs.
 
     The hash covers the repo's modules that this process has imported, so that a change to compare_runs.py between two
-    runs of train_gpt.py does not make them differ. None: git does not know (a tarball, a clone of another user)."""
+    runs of train_gpt.py does not make them differ. git_commit and git_dirty are None where git does not know: a
+    tarball, a clone of another user, a run's copy of the code."""
     digest = hashlib.sha256()
     for path in sorted(imported_files()):
         name = path.relative_to(REPO).as_posix()
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-    commit = _git("rev-parse", "HEAD").strip() or None
+    commit = None
+    if _git("ls-files", "--", "model.py"):
+        commit = _git("rev-parse", "HEAD").strip() or None
     changes = _git("status", "--porcelain", "--", "*.py").strip()
     plain = ("--no-ext-diff", "--no-textconv", "--no-color")
     return {
@@ -79,8 +89,9 @@ def _git(*arguments: str) -> str:
 
 
 def changed_files(a: Path, b: Path) -> list[str]:
-    """Python files that differ between two copies of the code, with the lines added and removed: "model.py +1 -1"."""
-    names = sorted(_modules(a) | _modules(b))
+    """Python files that differ between two copies of the code, the network's first, with the lines added and removed:
+    "model.py +1 -1"."""
+    names = sorted(_modules(a) | _modules(b), key=lambda name: (name not in NETWORK, name))
     changes = []
     for name in names:
         before, after = (_lines(folder / name) for folder in (a, b))
@@ -92,9 +103,9 @@ def changed_files(a: Path, b: Path) -> list[str]:
 
 
 def other_network(run: Path) -> list[str]:
-    """The files that make another network of a run's weights here than where it was trained, as far as anybody can
-    tell from the code: comments do not count. Empty for a run without a copy of its code."""
-    code = Path(run).resolve() / "code"
+    """The files that make another network of a run's weights here than where it was trained last, as far as anybody
+    can tell from the code: comments and docstrings do not count. Empty for a run without a copy of its code."""
+    code = _copy_of(Path(run).resolve())
     if not (code / "model.py").is_file() or code == REPO:
         return []
     own = {name for name in _modules(code) if "/" in name and not name.startswith("lab/")}
@@ -108,33 +119,72 @@ def warning_of(run: Path) -> str:
     if not names:
         return ""
     return (f"WARNING: {run} was trained by other code than this, of {', '.join(names)} "
-            f"({Path(run) / 'code'}). If the network is another one now, so is what comes out: "
+            f"({_copy_of(Path(run))}). If the network is another one now, so is what comes out: "
             "the scripts in that folder are the run's own.")
 
 
 def of_scores(run: Path | None) -> dict:
-    """What a record of scores says of the code: {"other_network": "model.py"}, or nothing."""
+    """What a record of scores says of the code: {"other_network": "model.py", and the beginning of a hash of the
+    network that scored}, or nothing."""
     if run and (names := other_network(run)):
-        return {"other_network": ", ".join(names)}
+        network = hashlib.sha256("".join(_meaning(REPO / name) for name in NETWORK).encode()).hexdigest()
+        return {"other_network": f"{', '.join(names)} {network[:12]}"}
     return {}
 
 
-def versions_of(config: dict) -> list[str]:
-    """The code_sha256 of a run (its config.json), one for each version of the code that trained it, in order."""
-    return [config["code"]["code_sha256"], *config["code"].get("resumed_by", [])]
+def record_resumed(run: Path, config: dict, checkpoint: str, now: dict) -> list[str]:
+    """Notes that a run (its config.json, `config`) goes on from a checkpoint, "" for none, by the code of code_state()
+    `now`.
+
+    Where that is not the code that trained up to there, config.json gets "versions", [{"step", "code_sha256"}], each
+    from behind its step on, and a code_sha256 that no run of one code has; code_000004/ is the copy of what goes on
+    behind step 4. Versions behind the checkpoint are dropped with what they trained. Returns a line for the log where
+    the code is another one."""
+    run, code, step = Path(run), config["code"], 0
+    if checkpoint:
+        step = int(Path(checkpoint).name.removeprefix("step_"))
+    versions = code.get("versions") or [{"step": 0, "code_sha256": code["code_sha256"]}]
+    kept = [version for version in versions if version["step"] < step]
+    changes = changed_files(_copy_of(run), REPO)
+    is_new = not kept or kept[-1]["code_sha256"] != now["code_sha256"]
+    if is_new:
+        kept.append({"step": step, "code_sha256": now["code_sha256"]})
+    if kept == versions:
+        return []
+    for version in versions[1:]:
+        if version not in kept:
+            shutil.rmtree(run / f"code_{version['step']:06d}", ignore_errors=True)
+    config["code"] = {**code, "code_sha256": kept[0]["code_sha256"]}
+    config["code"].pop("versions", None)
+    if step == 0:
+        config["code"] = dict(now)
+    if len(kept) > 1:
+        every = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+        config["code"] |= {"versions": kept, "code_sha256": every}
+    if is_new:
+        folder = run / "code"
+        if step:
+            folder = run / f"code_{step:06d}"
+        shutil.rmtree(folder, ignore_errors=True)
+        copy_code(folder)
+    disk.write_json(run / "config.json", config)
+    if not is_new:
+        return []
+    return [f"WARNING: the code has changed since the run was left ({', '.join(changes) or 'in no line'}). "
+            "What follows is by the new code; compare_runs.py will not take the run for one of a single code."]
 
 
-def record_resumed(run: Path, config: dict, now: str) -> str:
-    """Notes in a resumed run's config.json, which is `config`, that code of another code_sha256, `now`, goes on with
-    it. Returns a sentence, "" where the code is the same."""
-    versions = versions_of(config)
-    if versions[-1] == now:
-        return ""
-    changes = ", ".join(changed_files(Path(run) / "code", REPO)) or "back to what the run began with"
-    config["code"]["resumed_by"] = [*versions[1:], now]
-    disk.write_json(Path(run) / "config.json", config)
-    return (f"WARNING: the code has changed since the run was left ({changes}). What follows is by the new code; "
-            "config.json says so, and compare_runs.py tells this run from one of a single code.")
+def copy_code(folder: Path) -> None:
+    """Copy code_files() into a new folder. OSError when it cannot be written."""
+    for path in code_files():
+        copy = folder / path.relative_to(REPO)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def _copy_of(run: Path) -> Path:
+    """The copy of the code that trained a run last."""
+    return [run / "code", *sorted(run.glob("code_[0-9]*"))][-1]
 
 
 def _modules(code: Path) -> set[str]:
@@ -152,9 +202,19 @@ def _lines(path: Path) -> list[str]:
 
 
 def _meaning(path: Path) -> str:
-    """A file's syntax tree, which has no comments; its text where it is no Python of this version; "" for no file."""
+    """A file's syntax tree without docstrings; its text where it is no Python of this version; "" for no file."""
     text = "\n".join(_lines(path))
     try:
-        return ast.dump(ast.parse(text))
-    except (SyntaxError, ValueError):
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [part for part in body if not _is_text(part)]
+        return ast.dump(tree)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return text
+
+
+def _is_text(node) -> bool:
+    """Whether a statement is a string alone, as a docstring is."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -159,7 +159,7 @@ def _resolve_with_datasets(name: str, config: str | None, split: str, revision: 
 def bad_document(number: int, why: str) -> str:
     cure = "repair it"
     if TOO_LONG in why:
-        cure = f"divide it (in a .txt {SEPARATOR.decode()} does)"
+        cure = f"split it (in a .txt file, put {SEPARATOR.decode()} between the parts)"
     return f"document {number:,} (counted from 0) is {why}: {cure}, or pass --bad_documents skip."
 
 

@@ -148,7 +148,7 @@ class Run:
                 mirrors = open_mirrors(self.folder, self.record, step, args.wandb_project, args.tensorboard)
             except ValueError:
                 if is_new:
-                    shutil.rmtree(self.folder)  # new and empty; left behind, it would block the retry
+                    shutil.rmtree(self.folder)  # new and empty; it would block the retry
                 raise
             self.scalars = runs.JsonlWriter(self.folder / "scalars.jsonl", mirrors)
             self.log_file = runs.LineWriter(self.folder / "log.txt")
@@ -288,10 +288,7 @@ def open_run(run: Run, resumed: dict | None, same: dict, parser) -> None:
             return "", []
         refuse_changes(resumed, run.record, same, parser)
         messages = []
-        warning = snapshots.record_resumed(run.folder, resumed, run.record["code"]["code_sha256"])
-        messages += [warning] if warning else []
-        checkpoint = runs.find_checkpoint(
-            run.folder, run.args.resume, warn=messages.append, check=run.check)
+        checkpoint = runs.find_checkpoint(run.folder, run.args.resume, warn=messages.append, check=run.check)
         if checkpoint is None:
             resume.trim_records(run.folder, -1)
             return "", [*messages, "no checkpoint yet: starting at step 0"]
@@ -308,10 +305,13 @@ def open_run(run: Run, resumed: dict | None, same: dict, parser) -> None:
         seen = procs.gather(Path(checkpoint).is_dir())
         if not all(seen):
             blind = seen.index(False)
-            raise processes.SharedError(
-                f"rank {blind} does not see {checkpoint}: put --out_dir on a disk that all "
-                "nodes share.")
+            advice = "put --out_dir on a disk that all nodes share."
+            raise processes.SharedError(f"rank {blind} does not see {checkpoint}: {advice}")
         run.load(checkpoint)
+    if resumed is not None:
+        resuming = run.folder, resumed, checkpoint, run.record["code"]
+        messages += procs.on_main(lambda: snapshots.record_resumed(*resuming))
+        run.record["code"] = resumed["code"]
     # a node with other files, another CPU or another torch would begin with other weights
     procs.share(p.detach() for p in run.model.parameters())
     run.state.compile_seconds += run.pace.compile_seconds

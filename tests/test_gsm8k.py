@@ -759,7 +759,9 @@ def test_a_fuller_exam_stays(checkpoint, tmp_path, capsys):
     before = (checkpoint / "gsm8k_completions.jsonl").read_bytes()
     for other in ("synthetic:12", str(write(tmp_path / "b.jsonl", GOOD))):
         g.main([*asked, other])
-        assert "has an exam of this checkpoint that says more, of 3 problems" in capsys.readouterr().out
+        printed = capsys.readouterr()
+        assert "has an exam that says more, of 3 problems" in printed.out
+        assert "NOTE: this exam will not be stored" in printed.err
         assert (checkpoint / "gsm8k_completions.jsonl").read_bytes() == before
     g.main([*asked, str(write(tmp_path / "b.jsonl", GOOD)), "--out", str(checkpoint)])
     assert len(lines(checkpoint / "gsm8k_completions.jsonl")) == 1

@@ -42,14 +42,26 @@ def test_changed_code_as_the_treatment(tmp_path):
 
 
 def test_a_run_of_two_versions_of_the_code(tmp_path):
-    """A run that was resumed by other code is none of its arm: nothing differed in its config.json."""
+    """A run that was resumed by other code is none of its arm. One that goes back to before that is one again."""
     edited_arms(tmp_path)
-    config = runs.read_config(tmp_path / "edit_s1")
-    assert snapshots.record_resumed(tmp_path / "edit_s1", config, "2" * 64) == ""
-    assert "WARNING: the code has changed" in snapshots.record_resumed(tmp_path / "edit_s1", config, "3" * 64)
-    assert runs.read_config(tmp_path / "edit_s1")["code"]["resumed_by"] == ["3" * 64]
+    run, now = tmp_path / "edit_s1", {"code_sha256": "2" * 64, "git_commit": None}
+    config = runs.read_config(run)
+    assert snapshots.record_resumed(run, config, "ckpt/step_000020", now) == []
+    assert "versions" not in runs.read_config(run)["code"]
+    (told,) = snapshots.record_resumed(run, config, "ckpt/step_000020", now | {"code_sha256": "3" * 64})
+    assert "model.py +" in told
+    code = runs.read_config(run)["code"]
+    assert [one["step"] for one in code["versions"]] == [0, 20] and code["code_sha256"] not in ("2" * 64, "3" * 64)
+    assert (run / "code_000020" / "lab" / "snapshots.py").is_file() and snapshots.other_network(run) == []
     code, report = compare(tmp_path, "--no_items", "--treatment", "code", b="edit_s*")
     assert code == 2 and "differs within B" in report["headline"]
+    config = runs.read_config(run)
+    assert snapshots.record_resumed(run, config, "ckpt/step_000010", now) == []  # before the other code
+    assert runs.read_config(run)["code"]["code_sha256"] == "2" * 64 and not (run / "code_000020").exists()
+    assert compare(tmp_path, "--no_items", "--treatment", "code", b="edit_s*")[0] == 0
+    assert len(snapshots.record_resumed(run, runs.read_config(run), "", now | {"code_sha256": "4" * 64})) == 1
+    assert runs.read_config(run)["code"] == {"code_sha256": "4" * 64, "git_commit": None}
+    assert (run / "code" / "lab" / "snapshots.py").is_file()
 
 
 def test_modules_of_your_own(tmp_path, monkeypatch):
@@ -76,15 +88,17 @@ def test_weights_of_another_network(tmp_path):
         shutil.copy(REPO / name, run / "code" / name)
     assert snapshots.other_network(run) == [] and snapshots.of_scores(run) == {} and snapshots.of_scores(None) == {}
     path = run / "code" / "model.py"
-    path.write_text("# a comment\n" + path.read_text())
+    path.write_text("# a comment\n" + path.read_text().replace('"""', '"""Another docstring. ', 1))
     assert snapshots.other_network(run) == []
-    path.write_text(path.read_text().replace("eps=1e-5", "eps=1e-6").replace("n_layer", "n_layers", 1))
+    path.write_text(path.read_text() + "x = 1\n")
     (run / "code" / "mine").mkdir()
     (run / "code" / "mine" / "act.py").write_text("x = 1\n")
     assert snapshots.other_network(run) == ["mine/act.py", "model.py"]
-    assert snapshots.of_scores(run) == {"other_network": "mine/act.py, model.py"}
+    assert snapshots.of_scores(run)["other_network"].startswith("mine/act.py, model.py ")
     told = []
-    runs.warn_of_other_network(run, told.append)
+    for _ in range(2):
+        runs.warn_of_other_network(run, told.append)
+    assert len(told) == 1
     assert told[0].startswith(f"WARNING: {run} was trained by other code than this, of mine/act.py, model.py (")
 
 
@@ -112,11 +126,18 @@ def test_the_whole_of_it(tmp_path):
     (repo / "model.py").write_text(edited)
     status, printed = do(repo, *score)
     assert status == 0 and "was trained by other code than this, of model.py (" in printed
-    assert runs.read_run(run)["benchmarks"]["hellaswag"][4]["other_network"] == "model.py"
+    assert runs.read_run(run)["benchmarks"]["hellaswag"][4]["other_network"].startswith("model.py ")
     status, printed = do(run / "code", *score, "--no_store")
     assert status == 0 and "WARNING" not in printed
     (run / "summary.json").unlink()
     shutil.rmtree(run / "ckpt" / "step_000004")
+    (repo / "model.py").write_text(text.replace("self.c_proj = ", "self.c_other = self.c_proj = ", 1))
+    status, printed = do(repo, *train, "--resume", "auto")
+    assert status and "versions" not in runs.read_config(run)["code"]  # its weights do not fit: nothing was trained
+    (repo / "model.py").write_text(edited)
     status, printed = do(repo, *train, "--resume", "auto")
     assert status == 0 and "the code has changed since the run was left (model.py +2 -0)" in printed
-    assert len(runs.read_config(run)["code"]["resumed_by"]) == 1
+    assert [one["step"] for one in runs.read_config(run)["code"]["versions"]] == [0, 2]
+    assert "WARNING" not in do(repo, *score, "--no_store")[1]  # as it was trained last
+    (repo / "model.py").write_text(text)
+    assert "of model.py (" in do(repo, *score, "--no_store")[1]
