@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from lab import disk, flags, schema  # noqa: E402
+from lab import disk, flags, schema, snapshots  # noqa: E402
 
 POLL_SECONDS = 0.05
 LAST_WORDS = 5  # lines of a failed run's output that are printed
@@ -190,6 +190,10 @@ def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False, 
         numbers.append(hang_up)
     handlers = {s: signal.signal(s, ask) for s in numbers}
     waiting = [folder for folder in commands if not is_finished(folder)]
+    older = [folder.name for folder in commands if is_finished(folder) and snapshots.other_network(folder)]
+    if older:
+        print(f"NOTE: finished by the code of another network, and not trained anew: {', '.join(older)}. Name other "
+              "folders for what you have changed.", file=sys.stderr)
     bar = tqdm(total=len(commands), initial=len(commands) - len(waiting), unit="run", disable=None)
     running: dict[Path, subprocess.Popen] = {}
     started: dict[Path, float] = {}

@@ -455,9 +455,13 @@ def last_screen(arms: dict[str, list[dict]], command: list[str], out: str | None
     else:
         blocks.append(("p", "Samples: the runs recorded none, as they do with --sample_every."))
     lines = ["# this report", shell(command)]
+    every = [run["config"].get("code") or {} for own in arms.values() for run in own]
+    codes = {code.get("code_sha256") for code in every}
     for arm, own in list(arms.items())[:8]:
         if own and not own[0].get("log"):  # what another project's log came from is not recorded
             lines += ["", f"# {one_line(arm)}, seed {own[0]['seed']}"]
+            if len(codes) > 1:
+                lines.append(f"# by its own code, which is in {one_line(own[0]['folder'] / 'code')}")
             lines.append(shell(training_command(own[0])))
     saved = [str(own[0]["folder"]) for own in arms.values() if own and runs.list_checkpoints(own[0]["folder"])]
     if len(saved) > 1:

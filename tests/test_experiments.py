@@ -187,6 +187,9 @@ def test_sweep_takes_no_other_run_for_its_own(tmp_path, fake):
         done = run_sweep(line)
         assert done.returncode == status and ("begun by another command" in done.stderr) is bool(status), done.stderr
     assert not starts(tmp_path, "a")
+    (folder / "code").mkdir()
+    (folder / "code" / "model.py").write_text("x = 1\n")
+    assert "finished by the code of another network, and not trained anew: a." in run_sweep(line).stderr
     (folder / "summary.json").unlink()
     with disk.hold(folder):
         held = run_sweep(line)

@@ -34,7 +34,9 @@ def test_changed_code_as_the_treatment(tmp_path):
     edited_arms(tmp_path)
     code, report = compare(tmp_path, "--no_items", b="edit_s*")
     assert code == 2 and "If it is what you test: `--treatment code`." in report["headline"]
-    code, report = compare(tmp_path, "--no_items", "--treatment", "code", b="edit_s*")
+    code, report = compare(tmp_path, "--no_items", "--treatment", "code", b="edit_s*", out=tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert f"# by its own code, which is in {tmp_path / 'edit_s0' / 'code'}" in text
     assert code == 0 and report["verdict"] == "better" and states(report)["code_sha256"] == "treatment"
     assert report["compared"]["Changed"] == "code: model.py +1 -1"
     code, report = compare(tmp_path, "--no_items", "--allow", "code", b="edit_s*")
