@@ -406,7 +406,7 @@ def examine(args, procs) -> None:
         result = {
             "type": "gsm8k", "model": (run or folder).name,
             **about,
-            "checkpoint": str(folder), "step": step, **snapshots.of_scores(run),
+            "checkpoint": str(folder), "step": step, **snapshots.of_scores(run, step),
             "condition": config.get("data", {}).get("condition"),  # baseline or mul_tokens
             **exam["metrics"],
             "data": args.data or f"{HUB} main test",

@@ -524,7 +524,7 @@ def examine(benchmark, args, procs) -> None:
         if not procs.is_main:
             return
         metrics, source = result["metrics"], args.data or benchmark.OFFICIAL
-        metrics |= name_items(benchmark, items, args.data, skipped) | snapshots.of_scores(run)
+        metrics |= name_items(benchmark, items, args.data, skipped) | snapshots.of_scores(run, step)
         if args.show:
             print(benchmark.show(items[: args.show], result["items"][: args.show]) + "\n")
         print(f"{metrics['title']} | {source} | {folder}")

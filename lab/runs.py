@@ -509,7 +509,7 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
         step = read_json(folder / "manifest.json")["step"]
         if not in_a_run:
             return path, step, None
-        warn_of_other_network(folder.parent.parent, warn)
+        warn_of_other_network(folder.parent.parent, step, warn)
         return path, step, folder.parent.parent
     if (folder / "model.json").exists():
         return path, None, None
@@ -517,7 +517,7 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
         newest = find_checkpoint(path, "auto", warn)
         if newest is None:
             raise ValueError(f"{flag} {path} has no checkpoint yet: let the run save one.")
-        warn_of_other_network(path, warn)
+        warn_of_other_network(path, step_of(newest), warn)
         return newest, step_of(newest), path
     config = folder / "config.json"
     if config.exists() and "model_type" in config.read_text(errors="replace"):
@@ -529,9 +529,9 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
 TOLD = set()
 
 
-def warn_of_other_network(run: Path, warn) -> None:
+def warn_of_other_network(run: Path, step: int, warn) -> None:
     """Once for each run that a process opens."""
-    warning = snapshots.warning_of(run)
+    warning = snapshots.warning_of(run, step)
     if warning and warning not in TOLD:
         TOLD.add(warning)
         warn(warning)

@@ -102,10 +102,11 @@ def changed_files(a: Path, b: Path) -> list[str]:
     return changes
 
 
-def other_network(run: Path) -> list[str]:
-    """The files that make another network of a run's weights here than where it was trained last, as far as anybody
-    can tell from the code: comments and docstrings do not count. Empty for a run without a copy of its code."""
-    code = _copy_of(Path(run).resolve())
+def other_network(run: Path, step: int | None = None) -> list[str]:
+    """The files that make another network of a run's weights (of a step; None: its last) here than where they were
+    trained, as far as anybody can tell from the code: comments and docstrings do not count. Empty for a run without a
+    copy of its code."""
+    code = _copy_of(Path(run).resolve(), step)
     if not (code / "model.py").is_file() or code == REPO:
         return []
     own = {name for name in _modules(code) if "/" in name and not name.startswith("lab/")}
@@ -113,20 +114,20 @@ def other_network(run: Path) -> list[str]:
     return [name for name in names if _meaning(code / name) != _meaning(REPO / name)]
 
 
-def warning_of(run: Path) -> str:
-    """A sentence where other_network(run) is not empty, else ""."""
-    names = other_network(run)
+def warning_of(run: Path, step: int | None) -> str:
+    """A sentence where other_network(run, step) is not empty, else ""."""
+    names = other_network(run, step)
     if not names:
         return ""
     return (f"WARNING: {run} was trained by other code than this, of {', '.join(names)} "
-            f"({_copy_of(Path(run))}). If the network is another one now, so is what comes out: "
+            f"({_copy_of(Path(run), step)}). If the network is another one now, so is what comes out: "
             "the scripts in that folder are the run's own.")
 
 
-def of_scores(run: Path | None) -> dict:
-    """What a record of scores says of the code: {"other_network": "model.py", and the beginning of a hash of the
-    network that scored}, or nothing."""
-    if run and (names := other_network(run)):
+def of_scores(run: Path | None, step: int | None) -> dict:
+    """What a record of scores of a run's step says of the code: {"other_network": "model.py", and the beginning of a
+    hash of the network that scored}, or nothing."""
+    if run and (names := other_network(run, step)):
         network = hashlib.sha256("".join(_meaning(REPO / name) for name in NETWORK).encode()).hexdigest()
         return {"other_network": f"{', '.join(names)} {network[:12]}"}
     return {}
@@ -145,12 +146,12 @@ def record_resumed(run: Path, config: dict, checkpoint: str, now: dict) -> list[
         step = int(Path(checkpoint).name.removeprefix("step_"))
     versions = code.get("versions") or [{"step": 0, "code_sha256": code["code_sha256"]}]
     kept = [version for version in versions if version["step"] < step]
-    changes = changed_files(_copy_of(run), REPO)
     is_new = not kept or kept[-1]["code_sha256"] != now["code_sha256"]
     if is_new:
         kept.append({"step": step, "code_sha256": now["code_sha256"]})
     if kept == versions:
         return []
+    changes = changed_files(_copy_of(run), REPO)
     for version in versions[1:]:
         if version not in kept:
             shutil.rmtree(run / f"code_{version['step']:06d}", ignore_errors=True)
@@ -182,9 +183,11 @@ def copy_code(folder: Path) -> None:
         shutil.copyfile(path, copy)
 
 
-def _copy_of(run: Path) -> Path:
-    """The copy of the code that trained a run last."""
-    return [run / "code", *sorted(run.glob("code_[0-9]*"))][-1]
+def _copy_of(run: Path, step: int | None = None) -> Path:
+    """The copy of the code that trained a run up to a step (None: its last)."""
+    copies = {int(path.name.removeprefix("code_")): path for path in run.glob("code_[0-9]*")}
+    began = [at for at in copies if step is None or at < step]
+    return copies[max(began)] if began else run / "code"
 
 
 def _modules(code: Path) -> set[str]:

@@ -88,7 +88,7 @@ def test_weights_of_another_network(tmp_path):
     for name in snapshots.NETWORK:
         (run / "code" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPO / name, run / "code" / name)
-    assert snapshots.other_network(run) == [] and snapshots.of_scores(run) == {} and snapshots.of_scores(None) == {}
+    assert snapshots.other_network(run) == [] and snapshots.of_scores(run, 4) == snapshots.of_scores(None, 4) == {}
     path = run / "code" / "model.py"
     path.write_text("# a comment\n" + path.read_text().replace('"""', '"""Another docstring. ', 1))
     assert snapshots.other_network(run) == []
@@ -96,10 +96,10 @@ def test_weights_of_another_network(tmp_path):
     (run / "code" / "mine").mkdir()
     (run / "code" / "mine" / "act.py").write_text("x = 1\n")
     assert snapshots.other_network(run) == ["mine/act.py", "model.py"]
-    assert snapshots.of_scores(run)["other_network"].startswith("mine/act.py, model.py ")
+    assert snapshots.of_scores(run, 4)["other_network"].startswith("mine/act.py, model.py ")
     told = []
     for _ in range(2):
-        runs.warn_of_other_network(run, told.append)
+        runs.warn_of_other_network(run, 4, told.append)
     assert len(told) == 1
     assert told[0].startswith(f"WARNING: {run} was trained by other code than this, of mine/act.py, model.py (")
 
@@ -143,3 +143,5 @@ def test_the_whole_of_it(tmp_path):
     assert "WARNING" not in do(repo, *score, "--no_store")[1]  # as it was trained last
     (repo / "model.py").write_text(text)
     assert "of model.py (" in do(repo, *score, "--no_store")[1]
+    score[2] = run / "ckpt" / "step_000002"  # which the first code has trained
+    assert "WARNING" not in do(repo, *score, "--no_store")[1]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Pretrain on edu_web, fine-tune on GSM8K's train split, examine on 200 problems of its test split after three passes and
-# after six: baseline and mul_tokens side by side, one core each, about 70 minutes. Resumable. DTYPE=float32 for a CPU
+# after six: baseline and mul_tokens side by side, one core each, about 35 minutes. Resumable. DTYPE=float32 for a CPU
 # that has no native bfloat16.
 #   bash experiments/2026-11-21_gsm8k/run.sh <edu_web.parquet> <folder with GSM8K's train.jsonl and test.jsonl>
 set -euo pipefail
