@@ -111,6 +111,8 @@ SCALARS = {
     "mechanism": {"layers": [{schema.ANY_NAME: schema.ANYTHING}]},
 }
 
+WITH = {"mechanism": "val"}  # recorded with another evaluation
+
 
 def read_scalars(folder) -> list[dict]:
     """Records of scalars.jsonl. ValueError, with its line, for one that is damaged."""
@@ -124,8 +126,9 @@ def read_scalars(folder) -> list[dict]:
     return records
 
 
-def trim_records(folder: Path, last_step: int) -> None:
-    """Take back what a run recorded after `last_step` (-1: everything), so that a resumed run writes it again.
+def trim_records(folder: Path, last_step: int, due=()) -> None:
+    """Take back what a run recorded after `last_step` (-1: everything), and its evaluations of that step which are
+    still `due`, so that a resumed run writes them again.
 
     Later checkpoints become step_<step>.aside: --keep_last would count them, and delete those that the resumed run
     saves, and the next --resume auto would go on from one whose records are gone. The run deletes them as it passes
@@ -139,7 +142,10 @@ def trim_records(folder: Path, last_step: int) -> None:
             path.rename(aside)
     for path in [*folder.glob("*.jsonl"), *folder.glob("exposures/*.jsonl")]:
         runs.rewrite_jsonl(path, lambda step: step > last_step)
-    read_scalars(folder)
+    of_last = [record for record in read_scalars(folder) if record["step"] == last_step]
+    kept = [record for record in of_last if WITH.get(record["type"], record["type"]) not in due]
+    if kept != of_last:
+        runs.replace_step(folder / "scalars.jsonl", last_step, kept)
     for path in folder.glob("val_documents_*.npz"):
         if re.fullmatch(r"val_documents_\d+", path.stem) and runs.step_of(path) > last_step:
             path.unlink()

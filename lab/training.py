@@ -292,7 +292,7 @@ def open_run(run: Run, resumed: dict | None, same: dict, parser) -> None:
         if checkpoint is None:
             resume.trim_records(run.folder, -1)
             return "", [*messages, "no checkpoint yet: starting at step 0"]
-        resume.trim_records(run.folder, runs.step_of(checkpoint))
+        resume.trim_records(run.folder, runs.step_of(checkpoint), run.checked[1][-1].due)
         return str(checkpoint), [*messages, f"resumed from {checkpoint}"]
 
     args, procs = run.args, run.procs

@@ -1,0 +1,227 @@
+"""branch.py makes runs of other lengths out of a long one: each goes on from one of its checkpoints.
+
+    python train_gpt.py ... --schedule trapezoid --max_train_steps 4000 --warmdown_iters 800 --save_every 400 \\
+        --keep_last 0 --out_dir experiments/runs/x_s0
+    python experiments/branch.py 'experiments/runs/x_s*' --max_train_steps 1000 2000 > branches.txt
+    python experiments/sweep.py branches.txt                                # trains x_1000_s0, x_2000_s0, ...
+    python experiments/lengths.py --a 'experiments/runs/x_*' --b 'experiments/runs/y_*'      # the effect by length
+
+Under a trapezoid the learning rate is constant until the warmdown. So runs of 1,000 and of 4,000 steps are the same
+run up to the shorter one's warmdown, and the long one, the trunk, has trained that part already
+(https://arxiv.org/abs/2405.18392). A branch begins as the trunk's folder up to its newest checkpoint from before the
+branch's own warmdown, and has its own --max_train_steps and --warmdown_iters. Its steps, tokens, FLOPs and seconds
+count from step 0, and on the same machine it ends byte-identical to a run of its length that was trained alone. A
+finished run can be made longer in the same way, if its data suffices. A cosine cannot be branched: each of its steps
+depends on the length.
+
+Prints the commands that train the branches, for sweep.py or a shell; what it did goes to stderr. A branch that exists
+already is left alone, so the same command goes on after an interruption. A trunk may still be training.
+"""
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from lab import disk, flags, optim, processes, resume, runs, training  # noqa: E402
+
+CHANGED = ("max_train_steps", "warmdown_iters")  # of a branch; all other flags are the trunk's
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what a branch is
+
+
+def schedule_of(values: dict) -> dict:
+    """What optim.lr_multiplier takes, of a run's flags."""
+    return {"schedule": values["schedule"], "max_steps": values["max_train_steps"], "warmup": values["warmup_iters"],
+            "warmdown": values["warmdown_iters"], "decay_frac": values["learning_rate_decay_frac"]}
+
+
+def flags_of_branch(trunk: dict, steps: int, warmdown_frac: float | None) -> dict:
+    """The flags of a branch of `steps` steps. warmdown_frac: its share of warmdown; None: as long a share as the
+    trunk's. ValueError when the trunk has none, or the schedule does not fit."""
+    share = warmdown_frac
+    if share is None:
+        share = trunk["warmdown_iters"] / trunk["max_train_steps"]
+        if share == 0:
+            raise ValueError("has no warmdown whose share could be kept: pass --warmdown_frac 0.2")
+    branch = trunk | {"max_train_steps": steps, "warmdown_iters": round(share * steps)}
+    optim.check_schedule(**schedule_of(branch))
+    return branch
+
+
+def common_steps(trunk: dict, branch: dict) -> int:
+    """For how many steps from the first the two runs have the same learning rates, the branch's last one excepted: it
+    is evaluated and saved as no step of the trunk is."""
+    ours, theirs = schedule_of(trunk), schedule_of(branch)
+    last = min(trunk["max_train_steps"], branch["max_train_steps"] - 1)
+    for step in range(last):
+        if optim.lr_multiplier(step, **ours) != optim.lr_multiplier(step, **theirs):
+            return step
+    return last
+
+
+def name_of_branch(trunk: Path, steps: int) -> str:
+    """x_s0 -> x_1000_s0, so that the seeds of a length are an arm."""
+    seed = re.search(r"[_-]s(eed)?\d+$", trunk.name)
+    stem, end = trunk.name, ""
+    if seed:
+        stem, end = trunk.name[: seed.start()], seed.group()
+    return f"{stem}_{steps}{end}"
+
+
+def read_trunk(folder: Path) -> dict:
+    """config.json of a run of train_gpt.py with a schedule that can be branched. ValueError for another."""
+    config = runs.read_config(folder)
+    own = config.get("flags", {})
+    if "tokens_per_step" not in config or "schedule" not in own:
+        raise ValueError(f"{folder} is not a run of train_gpt.py: name one.")
+    if own["schedule"] != "trapezoid":
+        raise ValueError(f"{folder} has --schedule {own['schedule']}, whose every step depends on the run's length: "
+                         "train the trunk with --schedule trapezoid.")
+    return config
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# making one
+
+
+def choose_checkpoint(trunk: Path, last: int, steps: int) -> Path:
+    """The newest whole checkpoint of a trunk up to step `last`, where a branch of `steps` steps leaves it. ValueError
+    when there is none."""
+    fault = "it has no checkpoint"
+    for checkpoint in reversed(runs.list_checkpoints(trunk)):
+        if runs.step_of(checkpoint) > last:
+            fault = f"its first is of step {runs.step_of(checkpoint)}"
+            continue
+        try:
+            runs.check_checkpoint(checkpoint)
+            return checkpoint
+        except ValueError as error:
+            fault = str(error)
+    raise ValueError(
+        f"{trunk} has no checkpoint up to step {last}, where a branch of {steps} steps leaves it ({fault}): "
+        "train it with a smaller --save_every and --keep_last 0, or ask for more steps.")
+
+
+def make_branch(trunk: Path, config: dict, values: dict, checkpoint: Path, folder: Path) -> None:
+    """Writes a branch's folder, whole or not at all: the trunk's records and code up to a checkpoint, and a config.json
+    with the branch's flags. ValueError when it cannot be written."""
+    step, tmp = runs.step_of(checkpoint), folder.with_name(f".tmp_{folder.name}")
+    shutil.rmtree(tmp, ignore_errors=True)  # of one that was killed
+    try:
+        copied = tmp / "ckpt" / checkpoint.name
+        shutil.copytree(checkpoint, copied)
+        runs.check_checkpoint(copied)  # a trunk that still trains may have deleted some of it meanwhile
+        for path in trunk.iterdir():
+            is_record = path.suffix == ".jsonl" or path.name.startswith("val_documents_")
+            if path.is_file() and (is_record or path.name == "step_metrics.json"):
+                shutil.copyfile(path, tmp / path.name)
+        shutil.copytree(trunk / "exposures", tmp / "exposures")
+        for code in [trunk / "code", *trunk.glob("code_[0-9]*")]:
+            if code.name == "code" or runs.step_of(code) < step:
+                shutil.copytree(code, tmp / code.name)
+        due = resume.read_trainer(copied / "trainer.json", training.State).due
+        resume.trim_records(tmp, step, due)
+        disk.write_json(tmp / "config.json", record_of_branch(config, values, trunk, step))
+        origin = f"branched from {trunk} at step {step}, whose log has the steps up to there"
+        (tmp / "log.txt").write_text(origin + "\n", encoding="utf-8")
+        tmp.rename(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{folder} cannot be written ({reason}): free space, or choose another --out_dir.") from error
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def record_of_branch(config: dict, values: dict, trunk: Path, step: int) -> dict:
+    """config.json of a branch: that of the trunk, but for what follows from its length."""
+    sequences = values["max_train_steps"] * (config["tokens_per_step"] // values["seq_len"])
+    data = config["data"] | {
+        "epochs": sequences / config["data"]["sequences"],
+        "unique_tokens": min(sequences, config["data"]["sequences"]) * values["seq_len"]}
+    record = config | {
+        "flags": values, "data": data, "started": runs.now(),
+        "branched_from": {"run": str(trunk), "step": step}}
+    record.pop("argv", None)  # the trunk's command would not repeat it; --config does
+    return record
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# all of them
+
+
+def plan(args) -> list[tuple]:
+    """What make_branch takes, for each branch that is asked for. ValueError before anything is written."""
+    planned, folders = [], set()
+    for trunk in runs.expand(args.runs, "runs"):
+        config = read_trunk(trunk)
+        for steps in args.max_train_steps:
+            try:
+                values = flags_of_branch(config["flags"], steps, args.warmdown_frac)
+            except ValueError as error:
+                raise ValueError(f"{trunk} at {steps} steps: {error}") from None
+            if all(values[name] == config["flags"][name] for name in CHANGED):
+                raise ValueError(f"{trunk} has {steps} steps and this warmdown itself: leave {steps} out.")
+            parent = args.out_dir or trunk.parent
+            folder = parent / name_of_branch(trunk, steps)
+            if folder in folders:
+                raise ValueError(f"two of the runs would become {folder}: give their branches another --out_dir each.")
+            folders.add(folder)
+            checkpoint = None
+            if folder.exists():
+                refuse_other_run(folder, trunk, values)
+            else:
+                checkpoint = choose_checkpoint(trunk, common_steps(config["flags"], values), steps)
+            planned.append((trunk, config, values | {"out_dir": str(folder)}, checkpoint, folder))
+    return planned
+
+
+def refuse_other_run(folder: Path, trunk: Path, values: dict) -> None:
+    """ValueError when a folder that exists is not the branch that is asked for."""
+    config = {}
+    if (folder / "config.json").exists():
+        config = runs.read_config(folder)
+    is_own = config.get("branched_from", {}).get("run") == str(trunk)
+    if not is_own or any(config["flags"].get(name) != values[name] for name in CHANGED):
+        raise ValueError(f"{folder} exists and is not this branch of {trunk}: delete it, or choose another --out_dir.")
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    for trunk, config, values, checkpoint, folder in tqdm(plan(args), unit="branch", disable=None):
+        if checkpoint is not None:
+            make_branch(trunk, config, values, checkpoint, folder)
+            steps = values["max_train_steps"] - runs.step_of(checkpoint)
+            tqdm.write(f"{folder}: from {checkpoint}, {steps} of {values['max_train_steps']} steps are left to train",
+                       file=sys.stderr)
+        name = folder.resolve()
+        if name.is_relative_to(runs.REPO):  # as sweep.py reads it, and a shell in the repository
+            name = name.relative_to(runs.REPO)
+        print(shlex.join(["python", "train_gpt.py", "--out_dir", str(name), "--resume", "auto"]), flush=True)
+    return 0
+
+
+def parse_args(argv=None):
+    parser = flags.Parser(prog="branch.py", description=__doc__)
+    parser.add_argument("runs", nargs="+", help="the trunks: run folders, or quoted patterns")
+    parser.add_argument("--max_train_steps", type=int, nargs="+", required=True, metavar="STEPS",
+                        help="lengths of the branches")
+    parser.add_argument("--warmdown_frac", type=float, metavar="SHARE",
+                        help="share of a branch's steps that is warmdown (default: as in its trunk)")
+    parser.add_argument("--out_dir", type=Path, help="where the branches go (default: beside their trunks)")
+    args = parser.parse_args(argv)
+    if min(args.max_train_steps) < 1:
+        parser.error("--max_train_steps: give numbers of at least 1.")
+    if args.warmdown_frac is not None and not 0 <= args.warmdown_frac <= 1:
+        parser.error("--warmdown_frac: give a share between 0 and 1.")
+    args.max_train_steps = sorted(set(args.max_train_steps))
+    return args
+
+
+if __name__ == "__main__":
+    processes.exit_in_a_sentence(main, "branch.py")
