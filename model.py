@@ -196,11 +196,16 @@ class GPTConfig(memory_settings.Settings):
     @classmethod
     def from_dict(cls, values: dict) -> "GPTConfig":
         known = {f.name for f in fields(cls)}
-        required = known - {f.name for f in fields(memory_settings.Settings)}  # older files have no memory
-        wrong = sorted((set(values) - known) | (required - set(values)))[:9]
-        names = ", ".join(wrong)
-        check(not wrong, f"the configuration has missing or unknown entries ({names}); {ADVICE}")
+        unknown, missing = sorted(set(values) - known)[:9], sorted(REQUIRED - set(values))
+        check(not unknown, f"the configuration has unknown entries ({', '.join(unknown)}); {ADVICE}")
+        check(not missing, f"the configuration lacks entries ({', '.join(missing)}); {ADVICE}")
         return cls(**values)
+
+
+# Every file has these. A field that is added later is not in older files and takes its default there, which has to be
+# what the network was before.
+REQUIRED = set("vocab_size block_size n_layer n_head n_embd n_inner arch attn_gate gate_pos gate_act padded_vocab_size "
+               "unused_ids".split())
 
 
 def rope_tables(block_size: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -277,8 +282,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP. A block maps x (B, T, C) and a Context to x of the same shape, causally.
 
-    `attention_only` promises that positions meet in context.attend alone, so inference may share beginnings and cache
-    keys. A block without it starts from a fresh state in every call, and is given whole sequences."""
+    `attention_only`: tokens see each other through context.attend alone, so that inference may cache keys and values
+    and share beginnings. Set it to False for a block with a state of its own: it is then given whole sequences, each
+    from a fresh state."""
 
     attention_only = True
 

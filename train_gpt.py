@@ -71,18 +71,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", help="folder of train_*.bin and val_*.bin (required)")
     add("--val_data_dir", help="folder whose val files are scored instead (default: --data_dir)")
-    add("--condition", choices=("baseline", "mul_tokens"),
-        help="refuse data of another one (default: any)")
+    add("--condition", choices=("baseline", "mul_tokens"), help="refuse data of another one (default: any)")
     add("--seq_len", type=int, default=1024, help="tokens per sequence (default %(default)s)")
-    add("--data_order", choices=data_order.ORDERS, default="shuffled",
-        help="within an epoch (default %(default)s)")
-    add("--max_epochs", type=float, default=1.0,
-        help="refuse to read more often (default %(default)g)")
+    add("--data_order", choices=data_order.ORDERS, default="shuffled", help="within an epoch (default %(default)s)")
+    add("--max_epochs", type=float, default=1.0, help="refuse to read more often (default %(default)g)")
     add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s)")
     add("--verify_data", choices=("full", "sizes"), default="full",
         help="before step 0 check sha256 or only sizes (default %(default)s)")
-    add("--vocab_size", type=int, default=VOCAB_SIZE,
-        help="logical vocabulary (default %(default)s; 50257 = plain GPT-2)")
+    add("--vocab_size", type=int, default=VOCAB_SIZE, help="logical vocabulary (default %(default)s; GPT-2's: 50257)")
     add = parser.add_argument_group("model").add_argument
     add("--init_from", default="",
         help="run or checkpoint whose weights and shape to start from ('' = fresh weights from --seed)")
@@ -160,6 +156,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     arm = "" if args.attn_gate == "none" else f"_{args.attn_gate}_{args.gate_pos}_{args.gate_act}"
     if args.memory != "none":
         arm += f"_{args.memory}_{args.write}"
+    for name in SHAPE:  # an architecture, and what you add
+        value = getattr(args, name)
+        if isinstance(value, str) and "gate" not in name and value != parser.get_default(name):
+            arm += f"_{value}"
     flags.fill_in(args, name=f"{Path(args.data_dir).name}{arm}_{args.optimizer}")
     return args
 
@@ -240,7 +240,7 @@ def load_items(args, benchmark, meta: dict, procs) -> tuple[list[dict], dict]:
     for --seq_len."""
     flag = f"{benchmark.NAME}_data"
     source, count = getattr(args, flag), getattr(args, f"{benchmark.NAME}_max_examples")
-    if not source and meta.get("dataset") == "synthetic":
+    if not source and meta.get("dataset") == "synthetic" and benchmark.HAS_SYNTHETIC:
         source = "synthetic"
     skipped, chosen = None, []
     if hasattr(benchmark, "TASKS"):

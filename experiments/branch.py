@@ -18,6 +18,7 @@ Prints the commands that train the branches, for sweep.py or a shell; what it di
 already is left alone, so the same command goes on after an interruption. A trunk may still be training.
 """
 
+import argparse
 import re
 import shlex
 import shutil
@@ -27,18 +28,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lab import disk, flags, optim, processes, resume, runs, training  # noqa: E402
+from lab import flags  # noqa: E402
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
+from lab import disk, optim, processes, resume, runs, training  # noqa: E402
 
 CHANGED = ("max_train_steps", "warmdown_iters")  # of a branch; all other flags are the trunk's
 
 # ----------------------------------------------------------------------------------------------------------------------
 # what a branch is
-
-
-def schedule_of(values: dict) -> dict:
-    """What optim.lr_multiplier takes, of a run's flags."""
-    return {"schedule": values["schedule"], "max_steps": values["max_train_steps"], "warmup": values["warmup_iters"],
-            "warmdown": values["warmdown_iters"], "decay_frac": values["learning_rate_decay_frac"]}
 
 
 def flags_of_branch(trunk: dict, steps: int, warmdown_frac: float | None) -> dict:
@@ -50,14 +50,14 @@ def flags_of_branch(trunk: dict, steps: int, warmdown_frac: float | None) -> dic
         if share == 0:
             raise ValueError("has no warmdown whose share could be kept: pass --warmdown_frac 0.2")
     branch = trunk | {"max_train_steps": steps, "warmdown_iters": round(share * steps)}
-    optim.check_schedule(**schedule_of(branch))
+    optim.schedule_settings(argparse.Namespace(**branch))  # refuses what does not fit
     return branch
 
 
 def common_steps(trunk: dict, branch: dict) -> int:
     """For how many steps from the first the two runs have the same learning rates, the branch's last one excepted: it
     is evaluated and saved as no step of the trunk is."""
-    ours, theirs = schedule_of(trunk), schedule_of(branch)
+    ours, theirs = (optim.schedule_settings(argparse.Namespace(**values)) for values in (trunk, branch))
     last = min(trunk["max_train_steps"], branch["max_train_steps"] - 1)
     for step in range(last):
         if optim.lr_multiplier(step, **ours) != optim.lr_multiplier(step, **theirs):
@@ -80,9 +80,9 @@ def read_trunk(folder: Path) -> dict:
     own = config.get("flags", {})
     if "tokens_per_step" not in config or "schedule" not in own:
         raise ValueError(f"{folder} is not a run of train_gpt.py: name one.")
-    if own["schedule"] != "trapezoid":
-        raise ValueError(f"{folder} has --schedule {own['schedule']}, whose every step depends on the run's length: "
-                         "train the trunk with --schedule trapezoid.")
+    if own["schedule"] == "cosine":
+        raise ValueError(f"{folder} has --schedule cosine, whose every step depends on the run's length: train the "
+                         "trunk with --schedule trapezoid.")
     return config
 
 

@@ -22,8 +22,13 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from lab import flags  # noqa: E402
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 import compare_runs  # noqa: E402
-from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_rows, ab_verdict, flags, processes, runs  # noqa: E402
+from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_rows, ab_verdict, processes, runs  # noqa: E402
 from lab.ab_report import form, form_interval, form_p  # noqa: E402
 
 COLUMNS = [  # cell(length)

@@ -164,6 +164,7 @@ def complete_shape(c) -> None:
         value = getattr(c, name)
         check(value in known, f"unknown {name} {value!r}; use one of {', '.join(known)}")
     if c.memory == "none":
+        c.memory_layers = 0  # else as many blocks would have an empty memory in place of their MLP
         return
     c.memory_layers = c.memory_layers or max(1, c.n_layer // 4)
     check(1 <= c.memory_layers <= c.n_layer,

@@ -239,7 +239,8 @@ MUON_FLAGS = ADAMW_FLAGS | {
     "--muon_scale": dict(choices=SCALES, default="sqrt_max",
                        help="update scale by the matrix's shape (default %(default)s, as document 003)"),
 }
-# function(params {name: parameter}, rank, world_size, **values of its flags) -> list of torch.optim.Optimizer
+# function(params {name: parameter}, rank, world_size, **values of its flags) -> list of torch.optim.Optimizer, in whose
+# groups every parameter is once; the lr of a group is its peak, which the schedule multiplies
 OPTIMIZERS = {
     "adamw": Choice(adamw, ADAMW_FLAGS),
     "muon": Choice(functools.partial(muon_and_adamw, takes=is_block_matrix), MUON_FLAGS),
@@ -250,7 +251,7 @@ OPTIMIZERS = {
 def build_optimizers(model, *, optimizer="adamw", rank=0, world_size=1, **settings) -> list:
     """list[torch.optim.Optimizer] that holds every trainable parameter of model once.
 
-    settings: the values of the entry's flags. Every group has `name` and `initial_lr`, its peak learning rate."""
+    settings: the values of the entry's flags. Every group has `initial_lr`, its peak learning rate."""
     check_known("optimizer", optimizer, OPTIMIZERS)
     # a tied weight comes once
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -258,6 +259,7 @@ def build_optimizers(model, *, optimizer="adamw", rank=0, world_size=1, **settin
     moved = []
     for one in optimizers:
         for group in one.param_groups:
+            group.setdefault("initial_lr", group["lr"])
             moved += [id(p) for p in group["params"]]
     if sorted(moved) != sorted({id(p) for p in model.parameters() if p.requires_grad}):
         raise ValueError("some parameter is in no group or in two: register each under one name.")
@@ -265,7 +267,8 @@ def build_optimizers(model, *, optimizer="adamw", rank=0, world_size=1, **settin
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# schedules: multipliers of every initial_lr after warmup, for warmup ≤ step ≤ max_steps
+# schedules: multipliers of every initial_lr after warmup, for warmup ≤ step ≤ max_steps:
+# function(step, max_steps, warmup, warmdown, decay_frac, **values of its own flags)
 
 
 def cosine(step, max_steps, warmup, warmdown, decay_frac) -> float:
@@ -301,16 +304,16 @@ def check_schedule(schedule, max_steps, warmup, warmdown, decay_frac) -> None:
                          "give --learning_rate_decay_frac between 0 and 1.")
 
 
-def lr_multiplier(step, *, schedule="cosine", max_steps, warmup=0, warmdown=0, decay_frac=0.0) -> float:
+def lr_multiplier(step, *, schedule="cosine", max_steps, warmup=0, warmdown=0, decay_frac=0.0, **own) -> float:
     """The factor on every initial_lr at optimizer step `step`, counted from 0; constant from max_steps on.
 
-    In warmup it is (step + 1) / warmup, so the first step already moves (build-nanogpt); then SCHEDULES[schedule].
-    ValueError: see check_schedule."""
+    In warmup it is (step + 1) / warmup, so the first step already moves (build-nanogpt); then SCHEDULES[schedule], to
+    which `own`, the values of its own flags, go too. ValueError: see check_schedule."""
     check_schedule(schedule, max_steps, warmup, warmdown, decay_frac)
     if step < warmup:
         return (step + 1) / warmup
     step = min(step, max_steps)
-    return SCHEDULES[schedule].function(step, max_steps, warmup, warmdown, decay_frac)
+    return SCHEDULES[schedule].function(step, max_steps, warmup, warmdown, decay_frac, **own)
 
 
 def set_learning_rates(optimizers, multiplier: float) -> None:
@@ -325,10 +328,14 @@ def set_learning_rates(optimizers, multiplier: float) -> None:
 
 
 def all_flags(table: dict[str, Choice]) -> dict[str, dict]:
-    """The flags of every entry of OPTIMIZERS or SCHEDULES, once each."""
+    """The flags of every entry of OPTIMIZERS or SCHEDULES, once each. ValueError where two entries define one flag
+    differently: the other's default would change with it."""
     flags = {}
     for choice in table.values():
-        flags |= choice.flags
+        for flag, keywords in choice.flags.items():
+            if flags.setdefault(flag, keywords) != keywords:
+                raise ValueError(f"{flag} is defined twice, {flags[flag]} and {keywords}: give the new entry a flag of "
+                                 "its own, such as --lion_beta2.")
     return flags
 
 
@@ -372,10 +379,13 @@ def settings(args) -> dict:
 
 
 def schedule_settings(args) -> dict:
-    """What lr_multiplier takes from the flags. ValueError: see check_schedule."""
+    """What lr_multiplier takes from the flags, an entry's own flags among them. ValueError: see check_schedule."""
     settings = {"schedule": args.schedule, "max_steps": args.max_train_steps, "warmup": args.warmup_iters,
                 "warmdown": args.warmdown_iters, "decay_frac": args.learning_rate_decay_frac}
     check_schedule(**settings)
+    own = [flag.removeprefix("--") for flag in SCHEDULES[args.schedule].flags]
+    settings |= {name: getattr(args, name) for name in own if name != "warmdown_iters"}
+    lr_multiplier(args.max_train_steps, **settings)  # a schedule that takes other arguments ends here, at the start
     return settings
 
 

@@ -268,8 +268,10 @@ class StopRequest:
                 self.previous[number] = signal.signal(number, self._ask)
 
     def _ask(self, number, frame):
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            CTRL_C.add(number)
+            if self.asked:
+                raise KeyboardInterrupt
         is_first, self.asked = not self.asked, True
         if is_first and os.environ.get("RANK", "0") == "0":
             self._say(number)
@@ -349,8 +351,25 @@ def lost_output(name: str) -> str | int:
             "free space where it goes, then run the command again for what is missing there.")
 
 
+CTRL_C: set[int] = set()  # not empty once ctrl-C has asked this process to stop
+
+
+def pass_on_ctrl_c() -> None:
+    """Ends the process by SIGINT itself, where it is a terminal's foreground job: a shell goes on with its loop or
+    script after any exit status, but stops when ctrl-C has killed its job. Elsewhere (a sweep's run, a scheduler's, a
+    rank of torchrun) nothing happens."""
+    if "RANK" in os.environ:
+        return
+    with contextlib.suppress(OSError, AttributeError):  # no terminal; Windows
+        if os.tcgetpgrp(0) == os.getpgrp():
+            print(end="", flush=True)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def not_begun(number, frame) -> None:
     os.write(2, b"\nstopped before it began: nothing was written.\n")
+    pass_on_ctrl_c()
     os._exit(130)
 
 
@@ -371,9 +390,10 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
     """Run a script's main() and exit with its status, or with 1 and one sentence on stderr after a user's mistake or
     without a package that it needs.
 
-    ctrl-C exits with 130 and prints the KeyboardInterrupt's own sentence, or `interrupted`. An error that all ranks
-    share is printed once, by rank 0. The script outlives the terminal or pipe that it prints to; when a file or disk
-    did not take what was printed, it exits with 1 in the end.
+    ctrl-C exits with 130 and prints the KeyboardInterrupt's own sentence, or `interrupted`; at a terminal the process
+    ends by the signal, also after a run that was asked to stop and has saved itself (pass_on_ctrl_c). An error that all
+    ranks share is printed once, by rank 0. The script outlives the terminal or pipe that it prints to; when a file or
+    disk did not take what was printed, it exits with 1 in the end.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     begin()
@@ -384,7 +404,10 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
         except SystemExit as end:  # of argparse, too
             end.code = end.code or lost_output(name)
             raise
-        sys.exit(status or lost_output(name))
+        status = status or lost_output(name)
+        if CTRL_C and not status:
+            pass_on_ctrl_c()
+        sys.exit(status)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "lab"):  # a fault of ours
@@ -400,6 +423,7 @@ def exit_in_a_sentence(main, name: str, interrupted: str = "") -> None:
         sentence = str(interrupt) or interrupted
         if sentence and is_main:
             print(f"{name}: {sentence}", file=sys.stderr)
+        pass_on_ctrl_c()
         sys.exit(130)
 
 

@@ -34,7 +34,7 @@ from lab.snapshots import REPO
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
 
-# Flags that cannot change a result beyond rounding, or whose effect is compared instead, as data is by its fingerprint.
+# Flags that cannot change a result beyond rounding, or that name data, which is compared by its checksum.
 # Every other flag, a new one too, counts for --resume, for the gate of compare_runs.py and in results.csv.
 NO_EFFECT = frozenset((
     # names, notes and output

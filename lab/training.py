@@ -277,13 +277,15 @@ def describe(args, procs, model, flops_per_token: int, unused_flags: list[str]) 
 def open_run(run: Run, resumed: dict | None, same: dict, parser) -> None:
     """Makes the run's folder, or continues `resumed`, its config.json, where its newest whole checkpoint ends.
 
-    same: {what must not change on resume: where config.json has it, a tuple of keys}. parser: see refuse_changes."""
+    same: {name, for the message: a tuple of keys of config.json}, whose values must be equal to resume. parser: see
+    refuse_changes."""
 
     def open_folder() -> tuple[str, list[str]]:
         """(the checkpoint or "", lines for the log)"""
         if resumed is None:
             disk.refuse_undecoded(run.folder, "--out_dir")
             run.record["precision"] = run.autocast.record()
+            run.record["defaults"] = {flag: parser.get_default(flag) for flag in runs.conditions(run.record["flags"])}
             runs.create_run(run.folder, run.record)
             return "", []
         refuse_changes(resumed, run.record, same, parser)
@@ -324,9 +326,9 @@ def open_run(run: Run, resumed: dict | None, same: dict, parser) -> None:
 
 
 def changed_flags(resumed: dict, flags: dict, parser) -> list[str]:
-    """"flag: old -> new" of each flag whose change changes the result of the run whose config.json is `resumed`.
-    parser: its defaults stand for flags that did not exist when the run began, and for those that are not derived yet.
-    """
+    """"flag: old -> new" of each flag that differs from those of the run whose config.json is `resumed`, and can change
+    its result. parser: its defaults stand for flags that did not exist when the run began, and for those that are not
+    derived yet."""
     changed, derived = [], resumed.get("derived", ())
     for flag, value in sorted(runs.conditions(flags).items()):
         default = parser.get_default(flag)
@@ -339,8 +341,7 @@ def changed_flags(resumed: dict, flags: dict, parser) -> list[str]:
 
 
 def refuse_changes(resumed: dict, record: dict, same: dict, parser) -> None:
-    """ValueError when a resumed run would go on with another result. parser: its defaults stand for flags that did not
-    exist when the run began."""
+    """ValueError when a resumed run would go on with another result. parser: see changed_flags."""
     changed, other = changed_flags(resumed, record["flags"], parser), []
     for name, keys in same.items():
         old, new = resumed, record
@@ -348,7 +349,7 @@ def refuse_changes(resumed: dict, record: dict, same: dict, parser) -> None:
             old, new = old.get(key, {}), new.get(key, {})
         if old != new:
             other.append(name)
-    remedy = "repeat its flags"
+    remedy = "repeat its flags, or start another run from its weights (--init_from, --init)"
     if not changed:
         remedy = "name the files that it began with (--data_dir and the like), or restore them"
     if changed or other:
@@ -371,17 +372,16 @@ class Outcome(NamedTuple):
 
 
 def read_step(run: Run, loss, grad_norm, checksum=0) -> Outcome:
-    """What came of a step, by a rank's loss and checksum and the gradients' norm. Here, once a step, the host waits for
-    the device to have done it all, the weights' norm included. A checkpoint that has been written meanwhile is logged;
-    if that failed, the run ends here."""
+    """Adds up loss and checksum over the ranks: a step's Outcome. Here, once a step, the host waits for the device. A
+    checkpoint that was written meanwhile is logged; if that failed, the run ends."""
     procs, device = run.procs, run.procs.device
     if device.type == "mps":  # which has no float64
         device = torch.device("cpu")
     param_norm = gradients.total_norm([p.detach() for p in run.model.parameters() if p.requires_grad])
     halves = divmod(checksum, 2**32)  # float64 adds them up exactly
-    own = torch.tensor([run.stop.asked, run.saver.is_done(), *halves], dtype=torch.float64)
+    of_host = torch.tensor([run.stop.asked, run.saver.is_done(), *halves], dtype=torch.float64)
     loss, *norms = (value.to(device).double().view(1) for value in (loss, grad_norm, param_norm))
-    sums = procs.sum(torch.cat([loss, processes.to_device(own, device)]))
+    sums = procs.sum(torch.cat([loss, processes.to_device(of_host, device)]))
     loss, asked, saved, high, low, *norms = torch.cat([sums, *norms]).tolist()
     if saved:
         run.finish_saving()

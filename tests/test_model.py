@@ -625,7 +625,7 @@ def test_load_refuses(tmp_path):
     assert "not readable as JSON" in broken("b", lambda f: (f / "model.json").write_text("{"))
     assert "version 1 (found" in broken("c", edit(version=2)) and "found" in broken("d", edit(format="nanogpt"))
     assert "found" in broken("e", lambda f: (f / "model.json").write_text("[1]"))
-    assert "missing or unknown entries (dropout)" in broken("f", edit(config={**config, "dropout": 0}))
+    assert "unknown entries (dropout)" in broken("f", edit(config={**config, "dropout": 0}))
     assert "shape (24, 32), the configuration says (25, 32)" in broken("g", edit(config={**config, "block_size": 25}))
     assert "transformer.h.2" in broken("h", edit(config={**config, "n_layer": 3}))
     assert "damaged" in broken("i", lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100))
