@@ -26,20 +26,20 @@ ALPHA = 0.05
 START, END = "<!-- answers: python experiments/answers.py --write -->", "<!-- end of answers -->"
 
 
-def report(arguments: list[str], images: dict[str, Path], level: int = 1) -> dict:
-    """Runs compare_runs.py, prints its report with every heading `level` levels deeper, but without what belongs to one
-    machine (paths, commands), and returns its record.
+def report(arguments: list[str], images: dict[str, Path], level: int = 1, script=compare_runs) -> dict:
+    """Runs compare_runs.py, or lengths.py as `script`, prints its report with every heading `level` levels deeper, but
+    without what belongs to one machine (paths, commands), and returns its record.
 
     images: {name of a plot in the report: file that keeps it}; the other plots are dropped. Raises ValueError when the
     runs are not comparable: a table of those would be no result.
     """
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()):
-            status = compare_runs.main([*arguments, "--out", folder])
+            status = script.main([*arguments, "--out", folder])
         record = json.loads(Path(folder, "report.json").read_text())
         text = Path(folder, "report.md").read_text(encoding="utf-8")
         if status:
-            raise ValueError(f"compare_runs.py {' '.join(arguments)}: {record['headline']}")
+            raise ValueError(f"{script.__name__}.py {' '.join(arguments)}: {record['headline']}")
         for name, path in images.items():
             disk.write_whole(path, Path(folder, name).read_bytes())
     text = re.sub(r"!\[[^]]*\]\([^)]*\)\n+", "", text.partition(f"## {ab_page.LAST}")[0])
@@ -138,9 +138,12 @@ def table() -> str:
 
 
 def short_table() -> str:
-    """Each answer's own effect and verdicts, for README: its own report's, and by Holm over all tests of the log."""
+    """Each answer's own effect and verdicts, for README: its own report's, and by Holm over all tests of the log, which
+    are more than these, as an answer with "log_only" stands in the log alone."""
     lines = ["| question | effect, 95 % interval | its report | over all tests |", "|---|---|---|---|"]
     for a in read_answers():
+        if a.get("log_only"):
+            continue
         test, effect = a["tests"][0], a["effect"].partition("; at equal")[0]
         overall = "inconclusive"
         if test["p_table"] < ALPHA:

@@ -74,6 +74,14 @@ def name_of_branch(trunk: Path, steps: int) -> str:
     return f"{stem}_{steps}{end}"
 
 
+def place_of(folder: Path) -> str:
+    """A folder's path from the repository, where it is in it, so that a copy of both finds it; else its whole path."""
+    folder = folder.resolve()
+    if folder.is_relative_to(runs.REPO):
+        folder = folder.relative_to(runs.REPO)
+    return folder.as_posix()
+
+
 def read_trunk(folder: Path) -> dict:
     """config.json of a run of train_gpt.py with a schedule that can be branched. ValueError for another."""
     config = runs.read_config(folder)
@@ -146,7 +154,7 @@ def record_of_branch(config: dict, values: dict, trunk: Path, step: int) -> dict
         "unique_tokens": min(sequences, config["data"]["sequences"]) * values["seq_len"]}
     record = config | {
         "flags": values, "data": data, "started": runs.now(),
-        "branched_from": {"run": str(trunk), "step": step}}
+        "branched_from": {"run": place_of(trunk), "step": step}}
     record.pop("argv", None)  # the trunk's command would not repeat it; --config does
     return record
 
@@ -186,7 +194,7 @@ def refuse_other_run(folder: Path, trunk: Path, values: dict) -> None:
     config = {}
     if (folder / "config.json").exists():
         config = runs.read_config(folder)
-    is_own = config.get("branched_from", {}).get("run") == str(trunk)
+    is_own = config.get("branched_from", {}).get("run") == place_of(trunk)
     if not is_own or any(config["flags"].get(name) != values[name] for name in CHANGED):
         raise ValueError(f"{folder} exists and is not this branch of {trunk}: delete it, or choose another --out_dir.")
 
@@ -199,10 +207,7 @@ def main(argv=None) -> int:
             steps = values["max_train_steps"] - runs.step_of(checkpoint)
             tqdm.write(f"{folder}: from {checkpoint}, {steps} of {values['max_train_steps']} steps are left to train",
                        file=sys.stderr)
-        name = folder.resolve()
-        if name.is_relative_to(runs.REPO):  # as sweep.py reads it, and a shell in the repository
-            name = name.relative_to(runs.REPO)
-        print(shlex.join(["python", "train_gpt.py", "--out_dir", str(name), "--resume", "auto"]), flush=True)
+        print(shlex.join(["python", "train_gpt.py", "--out_dir", place_of(folder), "--resume", "auto"]), flush=True)
     return 0
 
 

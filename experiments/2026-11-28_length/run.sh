@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Muon against AdamW at four lengths, 3 seeds: the long runs are trained, the shorter ones branch off them. Two runs at a
-# time, one thread each; about 40 minutes. Resumable: finished runs are skipped.
+# time, one thread each; about 25 minutes. Resumable: finished runs are skipped.
 #   bash experiments/2026-11-28_length/run.sh <edu_web.parquet> <books.parquet>
 # DTYPE=float32 for a CPU that has no native bfloat16 (half as fast as bfloat16 on one that has).
 set -euo pipefail
@@ -28,3 +28,5 @@ sweep "$out/trunks.txt"
 echo "== 60, 120 and 240 steps"
 "$PYTHON" experiments/branch.py "$out/adamw_s*" "$out/muon_s*" --max_train_steps 60 120 240 > "$out/branches.txt"
 sweep "$out/branches.txt"
+"$PYTHON" experiments/keep_results.py "$out/adamw_*s[456]" "$out/muon_*s[456]" --out "$here/runs.tar.xz"
+write_whole table.md "$PYTHON" "$here/table.py"
