@@ -71,10 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", help="folder of train_*.bin and val_*.bin (required)")
     add("--val_data_dir", help="folder whose val files are scored instead (default: --data_dir)")
-    add("--condition", choices=("baseline", "mul_tokens"), help="refuse data of another one (default: any)")
+    add("--condition", choices=("baseline", "mul_tokens"), help="refuse other data (default: any)")
     add("--seq_len", type=int, default=1024, help="tokens per sequence (default %(default)s)")
-    add("--data_order", choices=data_order.ORDERS, default="shuffled", help="within an epoch (default %(default)s)")
-    add("--max_epochs", type=float, default=1.0, help="refuse to read more often (default %(default)g)")
+    add("--data_order", choices=data_order.ORDERS, default="shuffled", help="of an epoch (%(default)s)")
+    add("--max_epochs", type=float, default=1.0, help="read no more often (default %(default)g)")
     add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s)")
     add("--verify_data", choices=("full", "sizes"), default="full",
         help="before step 0 check sha256 or only sizes (default %(default)s)")

@@ -124,26 +124,33 @@ def make_branch(trunk: Path, config: dict, values: dict, checkpoint: Path, folde
     try:
         copied = tmp / "ckpt" / checkpoint.name
         shutil.copytree(checkpoint, copied)
-        runs.check_checkpoint(copied)  # a trunk that still trains may have deleted some of it meanwhile
+        runs.check_checkpoint(copied)
         for path in trunk.iterdir():
             is_record = path.suffix == ".jsonl" or path.name.startswith("val_documents_")
             if path.is_file() and (is_record or path.name == "step_metrics.json"):
                 shutil.copyfile(path, tmp / path.name)
-        shutil.copytree(trunk / "exposures", tmp / "exposures")
-        for code in [trunk / "code", *trunk.glob("code_[0-9]*")]:
-            if code.name == "code" or runs.step_of(code) < step:
-                shutil.copytree(code, tmp / code.name)
+        for part in [*trunk.glob("exposures"), *trunk.glob("code"), *trunk.glob("code_[0-9]*")]:
+            if "_" not in part.name or runs.step_of(part) < step:  # the code of later steps is not the branch's
+                shutil.copytree(part, tmp / part.name)
         due = resume.read_trainer(copied / "trainer.json", training.State).due
         resume.trim_records(tmp, step, due)
         disk.write_json(tmp / "config.json", record_of_branch(config, values, trunk, step))
-        origin = f"branched from {trunk} at step {step}, whose log has the steps up to there"
-        (tmp / "log.txt").write_text(origin + "\n", encoding="utf-8")
+        # as training.leave says it, by which compare_runs.py --list knows a run that can go on
+        log = f"stopped at step {step} of {values['max_train_steps']}, branched off {trunk}; continue with: "
+        (tmp / "log.txt").write_text(f"{log}{command_of(folder)}\n", encoding="utf-8")
         tmp.rename(folder)
     except OSError as error:
+        if not checkpoint.exists():
+            raise ValueError(f"{checkpoint} was deleted while it was copied, as its run still trains: train the trunk "
+                             "with --keep_last 0, or run this again for an older checkpoint.") from error
         reason = error.strerror or error
         raise ValueError(f"{folder} cannot be written ({reason}): free space, or choose another --out_dir.") from error
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
+
+
+def command_of(branch: Path) -> str:
+    return shlex.join(["python", "train_gpt.py", "--out_dir", place_of(branch), "--resume", "auto"])
 
 
 def record_of_branch(config: dict, values: dict, trunk: Path, step: int) -> dict:
@@ -207,7 +214,7 @@ def main(argv=None) -> int:
             steps = values["max_train_steps"] - runs.step_of(checkpoint)
             tqdm.write(f"{folder}: from {checkpoint}, {steps} of {values['max_train_steps']} steps are left to train",
                        file=sys.stderr)
-        print(shlex.join(["python", "train_gpt.py", "--out_dir", place_of(folder), "--resume", "auto"]), flush=True)
+        print(command_of(folder), flush=True)
     return 0
 
 

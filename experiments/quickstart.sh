@@ -33,6 +33,7 @@ train() { # arm seed
 }
 export OMP_NUM_THREADS=1 # two runs side by side on one thread each finish sooner than one after the other on two
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+trap 'echo "stopped: run this again to continue." >&2; exit 130' INT
 pairs=("baseline 0 mul_tokens 0" "bos_rows 0 baseline 1" "mul_tokens 1 bos_rows 1" "baseline 2 mul_tokens 2" "bos_rows 2")
 for pair in "${pairs[@]}"; do
     set -- $pair

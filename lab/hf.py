@@ -66,13 +66,13 @@ def from_hf_state(model: GPT, hf_state: dict) -> GPT:
 def gpt2_shapes(c: GPTConfig) -> dict[str, tuple]:
     """{name: shape} of the weights of a GPT-2, in our orientation."""
     C, inner = c.n_embd, c.n_inner
-    shapes = {"wte.weight": (c.padded_vocab_size, C), "wpe.weight": (c.block_size, C), "ln_f.weight": (C,),
-              "ln_f.bias": (C,)}
+    shapes = {"wte.weight": (c.padded_vocab_size, C), "wpe.weight": (c.block_size, C),
+              "ln_f.weight": (C,), "ln_f.bias": (C,)}
     for i in range(c.n_layer):
         for norm in ("ln_1", "ln_2"):
             shapes |= {f"h.{i}.{norm}.{part}": (C,) for part in ("weight", "bias")}
-        for linear, rows, columns in (("attn.c_attn", 3 * C, C), ("attn.c_proj", C, C), ("mlp.c_fc", inner, C),
-                                      ("mlp.c_proj", C, inner)):
+        for linear, rows, columns in (("attn.c_attn", 3 * C, C), ("attn.c_proj", C, C),
+                                      ("mlp.c_fc", inner, C), ("mlp.c_proj", C, inner)):
             shapes |= {f"h.{i}.{linear}.weight": (rows, columns), f"h.{i}.{linear}.bias": (rows,)}
     return {f"transformer.{name}": shape for name, shape in shapes.items()}
 
@@ -86,8 +86,8 @@ def to_hf_state(model: GPT) -> dict[str, torch.Tensor]:
     state = dict(model.state_dict())
     own, plain = {name: tuple(value.shape) for name, value in state.items()}, gpt2_shapes(c)
     others = sorted(name for name in own | plain if own.get(name) != plain.get(name))
-    check(not others, f"this network is not GPT-2's, by {', '.join(others[:3])}: where you changed it, transformers' "
-                      "GPT-2 cannot be it; use GPT.save")
+    check(not others, f"this network is not GPT-2's, by {', '.join(others[:3])}: where you changed "
+                      "it, transformers' GPT-2 cannot be it; use GPT.save")
     state["transformer.wte.weight"] = state["transformer.wte.weight"][: c.vocab_size]
     for name, value in state.items():
         oriented = value.t() if name.endswith(CONV1D) else value

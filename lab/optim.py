@@ -239,8 +239,8 @@ MUON_FLAGS = ADAMW_FLAGS | {
     "--muon_scale": dict(choices=SCALES, default="sqrt_max",
                        help="update scale by the matrix's shape (default %(default)s, as document 003)"),
 }
-# function(params {name: parameter}, rank, world_size, **values of its flags) -> list of torch.optim.Optimizer, in whose
-# groups every parameter is once; the lr of a group is its peak, which the schedule multiplies
+# function(params {name: parameter}, rank, world_size, **values of its flags) -> torch.optim.Optimizers, in
+# whose groups every parameter is once; the lr of a group is its peak, which the schedule multiplies
 OPTIMIZERS = {
     "adamw": Choice(adamw, ADAMW_FLAGS),
     "muon": Choice(functools.partial(muon_and_adamw, takes=is_block_matrix), MUON_FLAGS),
@@ -251,7 +251,7 @@ OPTIMIZERS = {
 def build_optimizers(model, *, optimizer="adamw", rank=0, world_size=1, **settings) -> list:
     """list[torch.optim.Optimizer] that holds every trainable parameter of model once.
 
-    settings: the values of the entry's flags. Every group has `initial_lr`, its peak learning rate."""
+    settings: the values of the entry's flags. Every group has `initial_lr`, its peak."""
     check_known("optimizer", optimizer, OPTIMIZERS)
     # a tied weight comes once
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -307,8 +307,8 @@ def check_schedule(schedule, max_steps, warmup, warmdown, decay_frac) -> None:
 def lr_multiplier(step, *, schedule="cosine", max_steps, warmup=0, warmdown=0, decay_frac=0.0, **own) -> float:
     """The factor on every initial_lr at optimizer step `step`, counted from 0; constant from max_steps on.
 
-    In warmup it is (step + 1) / warmup, so the first step already moves (build-nanogpt); then SCHEDULES[schedule], to
-    which `own`, the values of its own flags, go too. ValueError: see check_schedule."""
+    In warmup it is (step + 1) / warmup, so the first step already moves (build-nanogpt); then
+    SCHEDULES[schedule], to which `own`, the values of its own flags, go too. ValueError: see check_schedule."""
     check_schedule(schedule, max_steps, warmup, warmdown, decay_frac)
     if step < warmup:
         return (step + 1) / warmup
@@ -328,14 +328,14 @@ def set_learning_rates(optimizers, multiplier: float) -> None:
 
 
 def all_flags(table: dict[str, Choice]) -> dict[str, dict]:
-    """The flags of every entry of OPTIMIZERS or SCHEDULES, once each. ValueError where two entries define one flag
-    differently: the other's default would change with it."""
+    """The flags of every entry of OPTIMIZERS or SCHEDULES, once each. ValueError where two entries define
+    one flag differently: the other's default would change with it."""
     flags = {}
     for choice in table.values():
         for flag, keywords in choice.flags.items():
             if flags.setdefault(flag, keywords) != keywords:
-                raise ValueError(f"{flag} is defined twice, {flags[flag]} and {keywords}: give the new entry a flag of "
-                                 "its own, such as --lion_beta2.")
+                raise ValueError(f"{flag} is defined twice, {flags[flag]} and {keywords}: give the new entry "
+                                 "a flag of its own, such as --lion_beta2.")
     return flags
 
 
@@ -379,13 +379,13 @@ def settings(args) -> dict:
 
 
 def schedule_settings(args) -> dict:
-    """What lr_multiplier takes from the flags, an entry's own flags among them. ValueError: see check_schedule."""
+    """What lr_multiplier takes from the flags, an entry's own among them. ValueError: see check_schedule."""
     settings = {"schedule": args.schedule, "max_steps": args.max_train_steps, "warmup": args.warmup_iters,
                 "warmdown": args.warmdown_iters, "decay_frac": args.learning_rate_decay_frac}
     check_schedule(**settings)
     own = [flag.removeprefix("--") for flag in SCHEDULES[args.schedule].flags]
     settings |= {name: getattr(args, name) for name in own if name != "warmdown_iters"}
-    lr_multiplier(args.max_train_steps, **settings)  # a schedule that takes other arguments ends here, at the start
+    lr_multiplier(args.max_train_steps, **settings)  # one that takes other arguments ends here, at the start
     return settings
 
 

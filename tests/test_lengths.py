@@ -12,7 +12,7 @@ from scipy import stats
 from test_compare_runs import NOISE_A, NOISE_B
 
 import train_gpt
-from lab import ab_report, resume, runs
+from lab import ab_report, resume, run_state, runs
 
 sys.path.insert(0, str(REPO / "experiments"))
 import branch
@@ -54,6 +54,7 @@ def test_a_branch_is_the_run_that_was_trained_alone(trunk, tmp_path, capsys, ste
     run = tmp_path / f"x_{steps}_s0"
     assert out.out.split() == ["python", "train_gpt.py", "--out_dir", str(run), "--resume", "auto"]
     assert f"step_{first:06d}, {steps - first} of {steps} steps are left to train" in out.err
+    assert run_state.look(run)["state"] == "stopped"
     train_gpt.main(["--out_dir", str(run), "--resume", "auto"])
     alone = tmp_path / "alone_s0"
     train_gpt.main(["--config", str(run / "config.json"), "--out_dir", str(alone)])
