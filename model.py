@@ -202,10 +202,10 @@ class GPTConfig(memory_settings.Settings):
         return cls(**values)
 
 
-# Every file has these. A field that is added later is not in older files and takes its default there,
-# which has to be what the network was before.
-REQUIRED = set("vocab_size block_size n_layer n_head n_embd n_inner arch attn_gate gate_pos gate_act "
-               "padded_vocab_size unused_ids".split())
+# Every file has these. A field that is added later is not in older files: its default has to be what
+# the network was before.
+REQUIRED = set("vocab_size block_size n_layer n_head n_embd n_inner arch attn_gate gate_pos "
+               "gate_act padded_vocab_size unused_ids".split())
 
 
 def rope_tables(block_size: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -55,7 +55,7 @@ from lab.mechanisms import find_warnings, record_mechanism
 from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
-BENCHMARKS = (hellaswag, ewok, zeroshot)  # scored while training: flags, log lines and records follow
+BENCHMARKS = (hellaswag, ewok, zeroshot)  # scored while training; flags, log lines, records follow
 LONGEST_WARMUP = 715  # steps
 # the flags of GPTConfig
 SHAPE = "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--val_data_dir", help="folder whose val files are scored instead (default: --data_dir)")
     add("--condition", choices=("baseline", "mul_tokens"), help="refuse other data (default: any)")
     add("--seq_len", type=int, default=1024, help="tokens per sequence (default %(default)s)")
-    add("--data_order", choices=data_order.ORDERS, default="shuffled", help="of an epoch (%(default)s)")
+    add("--data_order", choices=data_order.ORDERS, default="shuffled", help="(default %(default)s)")
     add("--max_epochs", type=float, default=1.0, help="read no more often (default %(default)g)")
     add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s)")
     add("--verify_data", choices=("full", "sizes"), default="full",

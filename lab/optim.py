@@ -190,7 +190,7 @@ def is_matrix(name: str, p) -> bool:
 
 
 def is_block_matrix(name: str, p) -> bool:
-    """2-D and in a block (`h.<i>.`), gates and the const gate's table included, as in document 003."""
+    """2-D and in a block (`h.<i>.`), gates and the const gate's table among them, as in 003."""
     return p.ndim == 2 and re.search(r"(^|\.)h\.\d+\.", name) is not None
 
 
@@ -220,7 +220,7 @@ def muon_and_adamw(params: dict, rank, world_size, *, takes, learning_rate, muon
 
 @dataclass(frozen=True)
 class Choice:
-    """An entry of OPTIMIZERS or SCHEDULES: its function, and the flags that not every entry uses, as
+    """An entry of OPTIMIZERS or SCHEDULES: its function, and the flags that not all entries use, as
     {flag: keywords of add_argument}."""
 
     function: Callable
