@@ -52,7 +52,7 @@ def newton_schulz(x, steps=5, coefficients=(3.4445, -4.7750, 2.0315), eps=1e-7):
     x.div_(x.norm(dim=(1, 2), keepdim=True).clamp_(min=eps))  # spectral norm ≤ Frobenius norm = 1
     spare = torch.empty_like(x)
     gram = x.new_empty(x.size(0), x.size(1), x.size(1))
-    poly = torch.empty_like(gram)  # fresh memory in every iteration doubles a product's time (measured)
+    poly = torch.empty_like(gram)  # fresh memory each time doubles a product's time (measured)
     for _ in range(steps):  # x <- a x + (b A + c A²) x with A = x xᵀ
         torch.bmm(x, x.mT, out=gram)
         torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=poly)
@@ -135,7 +135,7 @@ class Muon(torch.optim.Optimizer):
                 weight.add_(update, alpha=-group["lr"] * scale)
 
     def _update_momentum(self) -> dict:
-        """Updates every momentum and decays every weight. Returns what can be orthogonalised together:
+        """Updates every momentum, decays every weight. Returns what can be orthogonalised together:
         {(rows ≤ cols, device): [(weight, gradient, momentum, group), ...]}, a fused qkv as its three matrices."""
         batches = {}
         for group in self.param_groups:
