@@ -14,6 +14,7 @@ import statistics
 
 from lab import (
     ab_gate,
+    ab_headline,
     ab_items,
     ab_numbers,
     ab_page,
@@ -169,6 +170,7 @@ def compare_many(args) -> int:
     missing = [*checked["missing"], *ab_rows.without_row(numbers, lost)]
     for arm in arms:
         read_scores(arm, primary, steps, missing)
+    unfinished = [name for name, arm in labels_of(arms, columns).items() if not arm["rows"]]
     baseline, compared = None, []
     if args.baseline:
         wanted = cells_in(args.baseline, "--baseline").items()
@@ -185,7 +187,7 @@ def compare_many(args) -> int:
             missing += ab_numbers.older_scores(every, {primary: metrics[primary]})
 
     word = word_of(checked, arms)
-    head = headline(word, checked, baseline, compared, missing, margin)
+    head = headline(word, checked, baseline, compared, missing, margin, unfinished)
     title = f"{len(arms)} arms by {', '.join(columns)}"
     if where:
         title += f" ({args.where})"
@@ -308,7 +310,7 @@ def at_equal_cost(baseline: dict, arm: dict, primary: str, checked: dict, args) 
 
 
 def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list,
-             margin: ab_verdict.Margin) -> str:
+             margin: ab_verdict.Margin, unfinished: list[str]) -> str:
     def in_words(values: dict) -> str:
         texts = ab_gate.as_texts(values).values()
         return ", ".join(dict.fromkeys(text for own in texts for text in own))
@@ -326,8 +328,13 @@ def headline(word: str, checked: dict, baseline: dict | None, compared: list, mi
             text += f" Margin: {margin.words}."
     else:
         text = "name the --baseline for differences and verdicts."
+    if unfinished and not trouble:
+        text += f" {ab_headline.no_run_of(unfinished)}"
+    text += ab_headline.unchanged(checked)
     if missing:
         text += f" Missing: {'; '.join(missing)}."
+    if ab_headline.is_unrecorded(checked) and not trouble:
+        text += f" {ab_headline.NO_SETTINGS}"
     text += ab_rows.in_words(checked["unrecorded"])
     if allowed:
         text += f" Allowed by --allow: {', '.join(allowed)}."

@@ -39,8 +39,8 @@ def compare_noise(args) -> int:
     rows = noise_rows(values, metrics, checked, args.alpha)
     primary = ab_verdict.primary_of(args.primary, NO_ARMS, metrics)
     if primary not in rows:
-        raise ValueError(f"not all runs have a {SHORT[primary]}: train with --eval_every, "
-                         "or pass --primary.")
+        raise ValueError(f"not all runs have a {SHORT[primary]} of one step after training began: "
+                         "train with the same --eval_every, or pass --primary.")
 
     trouble, row = "; ".join(ab_gate.trouble_of(checked)), rows[primary]
     seeds = ", ".join(str(run["seed"]) for run in used)

@@ -203,6 +203,9 @@ HASHES = ("data_fingerprint", "val_fingerprint_tokens", "val_fingerprint_documen
 CONDITIONS = {"baseline": "plain", "mul_tokens": "products as single tokens"}
 
 
+CHANGED = {True: ("treatment", "allowed"), False: ("treatment", "allowed", "differs")}  # by whether arms compare
+
+
 def rows_in_words(data: dict) -> str:
     form = str(data.get("format"))
     if form.startswith("bos_row"):
@@ -225,9 +228,15 @@ OF_DATA = {  # settings that follow from the data are told together: setting -> 
 }
 
 
-def changed(arms: dict, data: dict[str, list[dict]], checked: dict) -> str:
-    """'rows: stream → BOS rows, requeue; learning_rate: 0.001 → 0.002': the treatment, and what else counts."""
-    states = ("treatment", "allowed") if checked["ok"] else ("treatment", "allowed", "differs")
+def treatment_in_words(arms: dict[str, list[dict]], checked: dict) -> str:
+    """What is the treatment, and not what --allow lets pass."""
+    return changed(arms, {arm: list(map(data_of, own)) for arm, own in arms.items()}, checked, ("treatment",))
+
+
+def changed(arms: dict, data: dict[str, list[dict]], checked: dict, states: tuple[str, ...] = ()) -> str:
+    """'rows: stream → BOS rows, requeue; learning_rate: 0.001 → 0.002': the differences in one of these states; by
+    default the treatment, and what else counts."""
+    states = states or CHANGED[checked["ok"]]
     has_order = all(list(d["values"]) == ["A", "B"] for d in checked["differences"])
     between = {True: " → ", False: ", "}[has_order]
     words: dict[str, str] = {}

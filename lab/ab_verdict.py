@@ -167,7 +167,8 @@ def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float
           checked: dict | None = None) -> None:
     """Correct differences (ab_numbers.difference) that are tested together by Holm, for "better" and "worse" and, with
     a margin, for "equivalent"; and give each its word. better: which way the metrics improve, -1 or 1.
-    checked: of the gate, and "planned", the number of pairs that was decided (0: not said).
+    checked: of the gate, "planned", the number of pairs that was decided (0: not said), and "unfinished", the arms
+    without a finished run.
 
     Adds "p_raw", "p_corrected", "tests" (how many were corrected together), "low_corrected",
     "high_corrected" (interval at "level_corrected"), "p_equivalent" (corrected) and "verdict".
@@ -183,6 +184,8 @@ def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float
         row |= {"p_raw": raw[i], "p_corrected": corrected[i], "tests": tests, "p_equivalent": tost[i]}
         correct_interval(row, levels[i])
         row["verdict"] = word_of(row, alpha, better[i], margin, checked.get("planned", 0))
+        if checked.get("unfinished"):
+            row["verdict"] = "inconclusive"
         if not checked["ok"]:
             row["verdict"] = "not comparable"
             withhold(row)
