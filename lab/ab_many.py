@@ -16,12 +16,12 @@ from lab import (
     ab_gate,
     ab_headline,
     ab_items,
+    ab_noise,
     ab_numbers,
     ab_page,
     ab_plots,
     ab_report,
     ab_rows,
-    ab_stats,
     ab_verdict,
     results,
     units,
@@ -187,12 +187,13 @@ def compare_many(args) -> int:
             missing += ab_numbers.older_scores(every, {primary: metrics[primary]})
 
     word = word_of(checked, arms)
-    head = headline(word, checked, baseline, compared, missing, margin, unfinished)
+    unit, labelled = unit_in_words(primary), labels_of(arms, columns)
+    best = best_rows(labelled, compared, metrics[primary].better)
+    told = verdicts_of(labelled, baseline, compared) + best_in_words(best, primary)
+    head = headline(word, checked, told, missing, margin, unfinished)
     title = f"{len(arms)} arms by {', '.join(columns)}"
     if where:
         title += f" ({args.where})"
-    unit = f"{SHORT[primary]} ({UNIT[primary]})"
-    labelled = labels_of(arms, columns)
     members = {name: [row["run"] for row in arm["rows"]] for name, arm in labelled.items()}
     facts = ab_page.facts_of_rows({name: arm["rows"] for name, arm in labelled.items()}, checked)
     if args.runs:
@@ -202,9 +203,8 @@ def compare_many(args) -> int:
         blocks += ab_page.loss_curves(members, primary, checked["other_tokens"])
     elif args.out:  # a results.csv has no curves
         blocks += arms_plot(labelled, primary)
-    best = best_rows(labelled, compared, metrics[primary].better)
     if best:
-        blocks.append(best_table(best, primary, args))
+        blocks.append(best_table(best, primary, len(labelled), args))
     blocks += [
         ("h2", "Every arm"), stage_table(arms, columns, primary),
         ("p", f"final_loss: {unit} at the last step, mean over seeds."),
@@ -309,8 +309,32 @@ def at_equal_cost(baseline: dict, arm: dict, primary: str, checked: dict, args) 
     return {"flops": flops["row"], "wall": wall["row"]}
 
 
-def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list,
-             margin: ab_verdict.Margin, unfinished: list[str]) -> str:
+def unit_in_words(primary: str) -> str:
+    return f"{SHORT[primary]} ({UNIT[primary]})"
+
+
+def verdicts_of(labelled: dict[str, dict], baseline: dict | None, compared: list[dict]) -> str:
+    """'against none: headwise better; elementwise inconclusive.', by short names."""
+    if not compared:
+        return "name the --baseline for differences and verdicts."
+    short = {arm["name"]: name for name, arm in labelled.items()}
+    verdicts = "; ".join(f"{short[entry['name']]} {entry['verdict']}" for entry in compared)
+    return f"against {short[baseline['name']]}: {verdicts}."
+
+
+def best_in_words(best: list[dict], primary: str) -> str:
+    """' Best: 0.04 (val loss 4.0590 nats/token).'"""
+    if not best:
+        return ""
+    number = f"{SHORT[primary]} {best[0]['loss']}"
+    if UNIT[primary] not in number:
+        number += f" {UNIT[primary]}"
+    return f" Best: {best[0]['what']} ({number})."
+
+
+def headline(word: str, checked: dict, told: str, missing: list, margin: ab_verdict.Margin,
+             unfinished: list[str]) -> str:
+    """told: the verdicts and the best arm, in words."""
     def in_words(values: dict) -> str:
         texts = ab_gate.as_texts(values).values()
         return ", ".join(dict.fromkeys(text for own in texts for text in own))
@@ -321,13 +345,10 @@ def headline(word: str, checked: dict, baseline: dict | None, compared: list, mi
         text = f"{'; '.join(trouble)}: choose a stage with --where column=value, or --allow it."
     elif word == "no comparison":
         text = "these runs are one arm, and there is nothing to compare it with."
-    elif compared:
-        verdicts = "; ".join(f"{entry['name']} {entry['verdict']}" for entry in compared)
-        text = f"against {baseline['name']}: {verdicts}."
-        if "equivalent" in verdicts or "margin" in verdicts:
-            text += f" Margin: {margin.words}."
     else:
-        text = "name the --baseline for differences and verdicts."
+        text = told
+        if "equivalent" in told or "margin" in told:
+            text += f" Margin: {margin.words}."
     if unfinished and not trouble:
         text += f" {ab_headline.no_run_of(unfinished)}"
     text += ab_headline.unchanged(checked)
@@ -408,6 +429,11 @@ def sure_table(compared: list[dict], args) -> tuple:
             return f"more than {args.sequential}"
         return f"{x:{spec}}" if math.isfinite(x) else "N/A"
 
+    def observed(entry: dict) -> str:
+        if entry["row"]["stats"] is None:
+            return "N/A: too few seeds"
+        return number(seeds_for_observed(entry["row"], args), ".0f")
+
     def exact(stats: dict) -> str:
         name = "p_permutation" if "p_permutation" in stats else "p_sign_flip"
         return form_p(stats[name])
@@ -419,8 +445,17 @@ def sure_table(compared: list[dict], args) -> tuple:
         ("p (t)", "right", of(lambda s: form_p(s["p_t"]))),
         ("p (sign flips or permutations)", "right", of(exact)),
         (f"smallest difference found with {args.power:.0%} power", "right", of(lambda s: number(s["mde"], ".5f"))),
-        ("seeds for the observed one", "right", of(lambda s: number(max(s["n_for"], ab_stats.MIN_RUNS), ".0f"))),
+        ("seeds for the observed one", "right", observed),
     ], compared)
+
+
+def seeds_for_observed(row: dict, args) -> float:
+    """Seeds that find a true difference as large as the observed one at the level at which Holm tests it here."""
+    stats, delta = row["stats"], abs(row["delta"])
+    if not math.isfinite(stats["n_for"]) or not delta:
+        return stats["n_for"]
+    level = row.get("level_corrected", args.alpha)
+    return ab_noise.seeds_for(delta, stats["sd_diff"], row["paired"], args, level)
 
 
 def difference_table(compared: list[dict], args) -> tuple:
@@ -495,14 +530,19 @@ def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> l
 
 
 def unit_of(arm: dict) -> str:
-    known = all(row["member"]["seed"] is not None for row in arm["rows"])
-    return "seed" if known else "run"
+    """What its losses are of: seeds; runs where some are unknown; rows where a seed has several."""
+    seeds = [row["member"]["seed"] for row in arm["rows"]]
+    if None in seeds:
+        return "run"
+    if len(set(seeds)) < len(seeds):
+        return "row"
+    return "seed"
 
 
-def best_table(rows: list[dict], primary: str, args) -> tuple:
+def best_table(rows: list[dict], primary: str, n_arms: int, args) -> tuple:
     columns = [
-        ("Best at the end", "left", lambda row: row["what"]),
-        (f"{SHORT[primary]} ({UNIT[primary]})", "right", lambda row: row["loss"]),
+        (f"Best {len(rows)} of {units.count(n_arms, 'arm')}", "left", lambda row: row["what"]),
+        (unit_in_words(primary), "right", lambda row: row["loss"]),
         ("Seeds", "left", lambda row: row["seeds"]),
     ]
     if args.baseline:

@@ -21,7 +21,7 @@ import numpy as np
 
 from lab import ab_gate, ab_numbers, ab_plots, ab_report, runs, shards, snapshots
 from lab.ab_numbers import SHORT, UNIT, Metric
-from lab.ab_report import form, form_interval
+from lab.ab_report import form, form_interval, signed
 from lab.terminal import one_line
 from lab.units import count
 
@@ -325,7 +325,7 @@ def last_values(arms: dict[str, list[dict]], metric: str) -> str:
         points = ab_numbers.curve_points(own, metric, "step")
         if points and points[0]:
             ends.append(f"{arm} {np.mean([run[-1][1] for run in points]):.4f}")
-    return ", ".join(ends[:8])
+    return "; ".join(ends[:8])
 
 
 def train_points(arm: list[dict]) -> list[list[list[float]]]:
@@ -410,8 +410,8 @@ def key_rows(rows: dict, metrics: dict[str, Metric], primary: str) -> list[dict]
         out.append({
             "what": metric.label.split(" @")[0],
             "a": form(row["a"], metric.form), "b": form(row["b"], metric.form),
-            "delta": form(row["delta"], f"+{metric.form}"),
-            "interval": form_interval(row, metric.form, "_corrected"),
+            "delta": signed(row["delta"], metric.form),
+            "interval": form_interval(row, metric.form, "_corrected", signed),
             "reading": row["verdict"],
         })
     return out

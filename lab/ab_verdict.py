@@ -264,6 +264,9 @@ def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: st
     judge([rows[primary]], alpha, metrics[primary].better, margin.value, checked)
     ways = [metrics[key].better for key in quality]
     judge([rows[key] for key in quality], alpha, ways, checked=checked)
+    for key in quality:
+        if UNIT[key] == UNIT[primary]:
+            note_small(rows[key], margin.value)
     level = f"{100 * (1 - alpha):g} %, uncorrected"
     families = dict.fromkeys(quality, "quality") | {primary: "primary"}
     for key, row in rows.items():
@@ -282,6 +285,12 @@ def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: st
             withhold(row)
         if isinstance(row["delta"], str) and key != primary:
             row["verdict"] = row["delta"]
+
+
+def note_small(row: dict, margin: float) -> None:
+    """Says of a difference that is real whether it is too small to matter, by the primary metric's margin."""
+    if row["verdict"] in ("better", "worse") and -margin < row["low"] <= row["high"] < margin:
+        row["verdict"] += ab_stats.SMALL
 
 
 def doubt_equivalence(row: dict, of_items: list[dict], margin: float) -> None:

@@ -368,7 +368,7 @@ def test_curves_of_a_crashed_seed(tmp_path, capsys):
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert curves(tmp_path / "*_s*", "--allow", "incomplete") == 0  # and the report still says what is missing
     text = capsys.readouterr().out
-    assert "**comparable** · what differs is the treatment, attn_gate none / headwise. Missing: test_s2: no su" in text
+    assert "**comparable** · what differs is the treatment, attn_gate none / headwise. Missing: test_s2: ended" in text
     for seed in (0, 1):
         crash(tmp_path / f"test_s{seed}", 5)
     assert curves(tmp_path / "*_s*", "--allow", "incomplete") == 0
