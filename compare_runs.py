@@ -32,6 +32,7 @@ import sys
 from lab import (
     ab_alpha,
     ab_checklist,
+    ab_curves,
     ab_gate,
     ab_headline,
     ab_items,
@@ -51,12 +52,12 @@ from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form, form_interval, form_p
 
 DEFINITIONS = (
-    "Delta is B - A. Mean ± sd is over seeds. Interval and p are of the differences within pairs of equal seed (paired "
-    "t), or of all runs (Welch's t, held at alpha where an arm has few runs) where fewer than half of "
-    "the smaller arm's runs have a partner, or fewer than 3 do though each arm has 3 runs. The "
-    "corrected interval is at the level at which Holm tests it: it leaves out 0 just where the "
-    "corrected p is below alpha. There the verdict names a winner, but not of too few seeds, beside a "
-    "seed without a number, or at another number of seeds than was planned.",
+    "Delta is B - A. Mean ± sd is over seeds. Interval and p: paired t-test on shared seeds. "
+    "Falls back to Welch if fewer than half of the smaller arm's seeds match, or fewer than 3 match "
+    "although both arms have 3 runs. With few runs Welch is made conservative. The corrected "
+    "interval uses Holm's level for that test, so it excludes 0 exactly when corrected p < alpha. "
+    "There the verdict names a winner, but not of too few seeds, beside a seed without a number, "
+    "or at another number of seeds than was planned.",
     "Three families: the primary metric, whose p stands as it is; quality, every other thing that was measured, once, "
     "corrected together by Holm; cost and optimisation, described and not tested (–). A val loss and its own bits/byte "
     "are one test; of a benchmark's rules one is tested. Fewer than 3 pairs, or 3 runs in each arm, are too few for "
@@ -100,7 +101,8 @@ def corrected_cell(row: dict, spec: str) -> str:
     return form_interval(row, spec, "_corrected") if row["tests"] else "–"
 
 
-METRIC_COLUMNS = [  # cell(metric, row)
+# cell(metric, row). row is ab_numbers.difference's; its stats may be None. ab_report.form(None) gives "N/A"
+METRIC_COLUMNS = [
     ("Metric", "left", lambda metric, row: metric.label),
     ("A mean ± sd", "right", lambda metric, row: mean_cell("a", metric, row)),
     ("B mean ± sd", "right", lambda metric, row: mean_cell("b", metric, row)),
@@ -213,7 +215,7 @@ def compare_two(args) -> int:
     answers = ab_checklist.checklist(rows, metrics, matched, primary, checked)
     allowed = ab_headline.allowed_in_words(checked)
     told = [ENDS] if at_ends else []
-    names = {arm: ab_rows.label_of(own) for arm, own in arms.items()}
+    names = ab_rows.names_of(arms)
     labelled = {f"{arm}: {names[arm]}": own for arm, own in zip("AB", used, strict=True)}
     facts = [("Arms", ", ".join(labelled)), *ab_page.facts_of(labelled, checked)]
     in_words = ab_page.treatment_in_words(labelled, checked)
@@ -224,7 +226,7 @@ def compare_two(args) -> int:
         ("verdict", head, verdict), ("facts", facts),
     ]
     if args.out:
-        blocks += ab_page.loss_curves(labelled, primary, checked["other_tokens"])
+        blocks += ab_curves.loss_curves(labelled, primary, checked["other_tokens"])
     blocks += [
         ab_page.key_table(key_rows, names, args.alpha),
         ("ul", ab_headline.summary(in_words, primary, checked, allowed, margin, args) + told),
@@ -244,7 +246,7 @@ def compare_two(args) -> int:
         blocks.append(("ul", reasons))
     blocks += [("h2", "Interpretation checklist"), ("ul", answers)]
     if args.out:
-        blocks += [("h2", "Plots"), *ab_page.pictures(labelled, rows, metrics, primary, args.alpha)]
+        blocks += [("h2", "Plots"), *ab_curves.pictures(labelled, rows, metrics, primary, args.alpha)]
     blocks += [*ab_gate.gate_blocks(checked), ("h2", "How to read this"), ("ul", list(DEFINITIONS))]
     blocks += ab_page.last_screen(labelled, args.command, args.out)
     record = {
@@ -384,7 +386,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", metavar="FOLDER",
         help="for the report and its plots: new, empty, or of an earlier report (default: only print)")
     add("--print", choices=("short", "full"),
-        help="the verdict, three rows and the report's path, or all of it "
+        help="the verdict, the main numbers and the report's path, or all of it "
         "(default: short with --out, else full)")
     add("--no_items", dest="items", action="store_false", help="no bootstrap over benchmark items")
     return parser

@@ -13,6 +13,7 @@ import math
 import statistics
 
 from lab import (
+    ab_curves,
     ab_gate,
     ab_headline,
     ab_items,
@@ -200,11 +201,11 @@ def compare_many(args) -> int:
         facts = ab_page.facts_of(members, checked)
     blocks: list[tuple] = [("h1", title), ("verdict", head, word), ("facts", facts)]
     if args.out and args.runs:
-        blocks += ab_page.loss_curves(members, primary, checked["other_tokens"])
+        blocks += ab_curves.loss_curves(members, primary, checked["other_tokens"])
     elif args.out:  # a results.csv has no curves
         blocks += arms_plot(labelled, primary)
     if best:
-        blocks.append(best_table(best, primary, len(labelled), args))
+        blocks.append(best_table(best, primary, len(labelled), compared, args))
     blocks += [
         ("h2", "Every arm"), stage_table(arms, columns, primary),
         ("p", f"final_loss: {unit} at the last step, mean over seeds."),
@@ -216,7 +217,7 @@ def compare_many(args) -> int:
         blocks += difference_blocks(compared, baseline["name"], unit, margin, args)
     blocks.append(("p", in_advance))
     if args.out and args.runs:
-        blocks += [*arms_plot(labelled, primary), *ab_page.wall_clock(members, primary)]
+        blocks += [*arms_plot(labelled, primary), *ab_curves.wall_clock(members, primary)]
     blocks += ab_gate.gate_blocks(checked)
     if args.runs:
         blocks += ab_page.last_screen(members, args.command, args.out)
@@ -539,14 +540,16 @@ def unit_of(arm: dict) -> str:
     return "seed"
 
 
-def best_table(rows: list[dict], primary: str, n_arms: int, args) -> tuple:
+def best_table(rows: list[dict], primary: str, n_arms: int, compared: list[dict], args) -> tuple:
     columns = [
         (f"Best {len(rows)} of {units.count(n_arms, 'arm')}", "left", lambda row: row["what"]),
         (unit_in_words(primary), "right", lambda row: row["loss"]),
         ("Seeds", "left", lambda row: row["seeds"]),
     ]
     if args.baseline:
-        title = "against the baseline, {level} interval, corrected"
+        title = "against the baseline, {level} interval"
+        if any(entry["row"]["tests"] > 1 for entry in compared):
+            title += ", corrected"
         columns.append((title, "right", lambda row: row["change"]))
         columns.append(("Verdict", "left", lambda row: row["reading"]))
     return ("key", *ab_report.table(columns, rows, args.alpha)[1:])

@@ -435,7 +435,7 @@ def compare_metrics(a: dict, b: dict, metrics: dict[str, Metric], checked: dict,
 # at equal cost
 
 MATCHINGS = (  # name, axis of the val records, the budget in words
-    ("equal steps (tokens)", "step", "step {:.0f}"), ("equal FLOPs", "flops_total", "{:.6g} FLOPs"),
+    ("equal steps (tokens)", "step", "step {:.0f}"), ("equal FLOPs", "flops_total", "{:.3g} FLOPs"),
     ("equal wall-clock (training)", "train_seconds", "{:,.1f} s"),
 )
 

@@ -308,6 +308,9 @@ def table(columns: list[tuple], rows: list, alpha: float = 0.05) -> tuple:
 
 
 def form(value, spec: str) -> str:
+    """A number, a reason as it is, and N/A for None."""
+    if value is None:
+        return "N/A"
     return value if isinstance(value, str) else f"{value:{spec}}"
 
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import make_run
 from test_compare_runs import GATE, NOISE_A, NOISE_B, compare, csv_of, make_arms, many, rewrite
 
-from lab import ab_gate, ab_power, ab_report, ab_verdict
+from lab import ab_curves, ab_gate, ab_plots, ab_power, ab_report, ab_verdict
 
 # ----------------------------------------------------------------------------------------------------------------------
 # numbers and hashes
@@ -132,3 +132,93 @@ def test_noise_floor_has_no_warning_about_looks(tmp_path, capsys):
     assert many("--check", tmp_path / "base_s4", "--against", tmp_path / "base_s[0-3]") in (0, 2)
     text = capsys.readouterr().out
     assert "Whether n was planned" not in text and "17 %" not in text
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# plots
+
+
+def captions(report):
+    return [line for line in (report / "report.md").read_text(encoding="utf-8").splitlines() if line.startswith("![")]
+
+
+@pytest.mark.parametrize("steps, words", [(1000, " Train loss: means over 5 steps."), (200, "")])
+def test_binned_train_loss_says_so(tmp_path, monkeypatch, steps, words):
+    """A train curve of means over many steps, drawn as if it were every step's."""
+    monkeypatch.setattr(ab_plots, "plot_losses", lambda *drawn, **more: {"png": b""})
+    step = np.arange(1.0, steps + 1)
+    run = {"train": {"step": step, "train_loss_opt_step_mean": step}, "val": {}, "summary": {}}
+    [(_, _, caption, _)] = ab_curves.loss_curves({"A": [run]}, "val_loss", False)
+    told = "".join(part for part in caption.partition(" Train loss")[1:])
+    assert told == words
+
+
+def test_cut_intervals_are_marked(monkeypatch):
+    """An interval that the forest cuts off at its edge looked as if it ended there."""
+    panels, canvas = [], ab_plots.canvas
+    monkeypatch.setattr(ab_plots, "canvas", lambda *size, **more: [panels.append(new := canvas(*size, **more)), new][1])
+    row = {"label": "x", "delta": 1.0, "low": 0.5, "high": 1.5, "better": -1, "verdict": "worse"}
+    rows = [row, row | {"low": -9.0, "high": 9.0}, row | {"high": 9.0}]
+    assert [ab_plots.is_cut(one, rows) for one in rows] == [False, True, True]
+    ab_plots.plot_forest({"losses": rows})
+    for (axis,), _ in panels:
+        arrows = [(line.get_marker(), line.get_xdata()[0]) for line in axis.lines if line.get_marker() in "<>"]
+        low, high = axis.get_xlim()
+        assert sorted(arrows) == [("<", low), (">", high), (">", high)]
+
+
+def test_a_diverged_arm_does_not_flatten_the_others(monkeypatch):
+    """One unfinished arm at a loss of 90 made a line of all the others."""
+    panels, canvas = [], ab_plots.canvas
+    monkeypatch.setattr(ab_plots, "canvas", lambda *size, **more: [panels.append(new := canvas(*size, **more)), new][1])
+    good = [[(step, 3.0 - step / 100) for step in range(0, 101, 10)]]
+    bad = [[(step, 3.0 + step) for step in range(0, 101, 10)]]
+    ab_plots.plot_losses({"y": {"good": good, "bad": bad}}, "steps", apart=("bad",))
+    for (axis,), _ in panels:
+        assert axis.get_ylim()[1] < 4
+        assert [text.get_text() for text in axis.texts] == ["outside: 13 at 10 … 103 at 100"]
+    ab_plots.plot_losses({"y": {"bad": bad}}, "steps", apart=("bad",))  # alone it is shown
+
+
+@pytest.mark.filterwarnings("error")
+def test_signs_that_a_font_lacks():
+    """matplotlib's warnings about a name in Japanese between the lines of a verdict."""
+    assert ab_plots.plot_arms({"日本": [1.0, 2.0], "b": [1.0]}, "x")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# words
+
+
+def test_main_numbers(tmp_path, capsys):
+    """"Three rows", a speed that is "described", and "corrected" over intervals that nothing corrects."""
+    make_arms(tmp_path, 4, b=GATE, effect=-0.02, hellaswag=0.4)
+    assert compare(tmp_path, "--no_items", "--print", "full")[0] == 0
+    first = capsys.readouterr().out.split("## Result")[0]
+    rows = [line for line in first.splitlines() if line.startswith("| ")]
+    assert rows[0] == "| Main numbers | A: base | B: test | B - A, 95 % interval | Verdict |"
+    assert rows[1].startswith("| Val loss |") and "corrected" not in rows[1]
+    assert ", corrected |" in rows[2]
+    assert rows[3].endswith("| not tested |") and "corrected" not in rows[3]
+
+
+def test_arms_of_one_name(tmp_path, capsys):
+    """base against base."""
+    for folder, arm in (("one", {}), ("two", GATE)):
+        for seed in range(2):
+            make_run(tmp_path / folder / f"base_s{seed}", seed, **arm)
+    assert many("--a", tmp_path / "one" / "base_s*", "--b", tmp_path / "two" / "base_s*", "--no_items") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# two/base against one/base: ") and "A: one/base, B: two/base" in text
+
+
+def test_long_names_fit_the_terminal(tmp_path, capsys, monkeypatch):
+    """Rows of --list that a terminal breaks, as a name is long."""
+    name = "a_name_that_is_much_longer_than_it_need_be_" * 2 + "s7"
+    make_run(tmp_path / name)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert many("--list", tmp_path / "*") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:2])) <= 100 and "…" in lines[1] and "_s7  " in lines[1]
+    monkeypatch.setenv("COLUMNS", "300")
+    assert many("--list", tmp_path / "*") == 0 and name in capsys.readouterr().out

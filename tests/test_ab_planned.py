@@ -95,8 +95,8 @@ def test_the_corrected_interval_is_the_corrected_p(arms):
     _, report = compare(arms, "--no_items", "--planned", 8)
     row = report["metrics"]["val_loss"]
     assert row["verdict"] == "inconclusive" and row["high_corrected"] < 0 and row["p_corrected"] < 0.05
-    [text] = [text for text in compare_runs.DEFINITIONS if "leaves out 0" in text]
-    assert "just where the corrected p is below alpha" in text and "than was planned" in text
+    [text] = [text for text in compare_runs.DEFINITIONS if "excludes 0" in text]
+    assert "exactly when corrected p < alpha" in text and "than was planned" in text
 
 
 @pytest.mark.parametrize("flags, said", [
