@@ -100,7 +100,8 @@ def how_to_find_more(row: dict, checked: dict, args) -> str:
     smallest, looks, n = (row["stats"] or {}).get("mde", math.nan), checked["looks"], row["n"]
     text = ""
     if math.isfinite(smallest):
-        found = f"{smallest:.2g} {UNIT[row['key']]}"
+        unit = UNIT[row["key"]].replace("score", "of the score")
+        found = f"{smallest:.2g} {unit}"
         text = f" The smallest difference that they find with {args.power:.0%} power is {found}."
     if looks > n:
         return f"{text} Next look: pair {n + 1}."

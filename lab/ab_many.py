@@ -328,7 +328,7 @@ def best_in_words(best: list[dict], primary: str) -> str:
     if not best:
         return ""
     number = f"{SHORT[primary]} {best[0]['loss']}"
-    if UNIT[primary] not in number:
+    if UNIT[primary] not in (*SHORT[primary].split(), "score"):
         number += f" {UNIT[primary]}"
     return f" Best: {best[0]['what']} ({number})."
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import make_run
 from test_compare_runs import GATE, NOISE_A, NOISE_B, compare, csv_of, make_arms, many, rewrite
 
-from lab import ab_curves, ab_gate, ab_plots, ab_power, ab_report, ab_verdict
+from lab import ab_curves, ab_gate, ab_many, ab_numbers, ab_plots, ab_power, ab_report, ab_verdict
 
 # ----------------------------------------------------------------------------------------------------------------------
 # numbers and hashes
@@ -78,6 +78,15 @@ def test_first_screen_of_many(sweep, tmp_path, capsys):
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| Best 3 of 4 arms | val loss (nats/token) |" in text
     assert "At the end, val loss: 0.01 " in text and "; 0.02 " in text
+
+
+@pytest.mark.parametrize("primary, words", [
+    ("val_loss", " Best: a (val loss 4.0590 nats/token)."), ("val_bits_per_byte", " Best: a (val bits/byte 4.0590)."),
+    ("hellaswag_accuracy", " Best: a (HellaSwag accuracy 4.0590).")])
+def test_units_of_the_best(primary, words):
+    """"val bits/byte 1.2 bits/byte", "accuracy 0.4 score"."""
+    ab_numbers.metrics_of([])
+    assert ab_many.best_in_words([{"what": "a", "loss": "4.0590"}], primary) == words
 
 
 def test_seeds_for_the_observed_one_by_holm(sweep, tmp_path, capsys):
