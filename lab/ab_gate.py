@@ -476,8 +476,8 @@ def trouble_of(checked: dict, spell=by_arm) -> list[str]:
         detail = spell(d["values"])
         if d["knob"] in FAULTS or (d["mixed"] and spell is by_arm):
             detail = d["why"]
-        elif d["knob"] == "code_sha256" and checked.get("code_files"):
-            detail = checked["code_files"]
+        elif d["knob"] == "code_sha256":
+            detail = checked.get("code_files") or detail
         if d["knob"] in ADVICE:
             detail += f"; {ADVICE[d['knob']]}"
         if d["state"] == "differs":

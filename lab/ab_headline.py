@@ -51,13 +51,20 @@ def headline(row: dict, step: int | None, margin: Margin, checked: dict, used: l
     planned = max(runs.number(run["flags"].get("max_train_steps")) for arm in used for run in arm)
     if step is not None and step < planned:
         missing.append(f"step {step} is the last that all runs scored, of {planned:.0f}")
-    if missing:
-        text += f" Missing: {'; '.join(missing)}."
+    text += missing_in_words(missing, text)
     if is_unrecorded(checked) and checked["ok"]:
         text += f" {NO_SETTINGS}"
     if checked["unrecorded"]:
         text += f" Comparable only as far as recorded.{ab_rows.in_words(checked['unrecorded'])}"
     return f"**{verdict}** · {text}"
+
+
+def missing_in_words(missing: list[str], text: str) -> str:
+    """' Missing: ...' of what the text does not say already."""
+    left = [words for words in missing if words not in text]
+    if not left:
+        return ""
+    return f" Missing: {'; '.join(left)}."
 
 
 def effect_of(row: dict, step: int | None) -> str:
@@ -151,6 +158,8 @@ def next_steps(checked: dict, declared: list[str] | None) -> str:
     changed = [name.replace("code_sha256", "code") for name in changed]
     sentences = [NEXT[name] for name in faults if name in NEXT]
     sentences += seeds_and_logs(faults)
+    if "treatment" in faults:  # what was declared does not differ
+        declared = None
     if changed:
         sentences.append(what_to_declare(changed, declared))
     if "code" in changed:

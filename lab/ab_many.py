@@ -77,6 +77,8 @@ def check_arms(arms: list[dict], columns: list[str], args) -> dict:
     checked |= ab_verdict.decided(args)
     rows = [row for arm in arms for row in arm["rows"]]
     checked["unrecorded"] = ab_rows.unrecorded_of([row["member"] for row in rows])
+    folders = {arm["name"]: [row["run"] for row in arm["rows"] if row["run"]] for arm in arms}
+    checked["code_files"] = ab_page.code_changes(folders)
     if args.results:
         checked["notes"] += ab_rows.notes_on(rows, {*settings, *columns}, checked["unrecorded"])
     return checked
@@ -344,6 +346,8 @@ def headline(word: str, checked: dict, told: str, missing: list, margin: ab_verd
     allowed = [d["knob"] for d in checked["differences"] if d["state"] == "allowed"]
     if trouble:
         text = f"{'; '.join(trouble)}: choose a stage with --where column=value, or --allow it."
+        if any(part.startswith("incomplete") for part in trouble):
+            text += " Finish what is unfinished with `--resume auto`."
     elif word == "no comparison":
         text = "these runs are one arm, and there is nothing to compare it with."
     else:
@@ -353,8 +357,7 @@ def headline(word: str, checked: dict, told: str, missing: list, margin: ab_verd
     if unfinished and not trouble:
         text += f" {ab_headline.no_run_of(unfinished)}"
     text += ab_headline.unchanged(checked)
-    if missing:
-        text += f" Missing: {'; '.join(missing)}."
+    text += ab_headline.missing_in_words(missing, text)
     if ab_headline.is_unrecorded(checked) and not trouble:
         text += f" {ab_headline.NO_SETTINGS}"
     text += ab_rows.in_words(checked["unrecorded"])

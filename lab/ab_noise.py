@@ -60,6 +60,8 @@ def compare_noise(args) -> int:
                 f"({100 * (1 - args.alpha):g} % interval {between}) over {floor}.")
         if checked["missing"]:
             text += f" Missing: {'; '.join(checked['missing'])}."
+        if trouble:
+            text += " Take seeds of one setting, or let pass what does no harm (`--allow`)."
     if trouble:
         word, text = "not comparable", f"{trouble}. {text}"
     head = f"**{word}** · {text}"

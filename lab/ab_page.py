@@ -261,9 +261,13 @@ def changed(arms: dict, data: dict[str, list[dict]], checked: dict, states: tupl
 
 
 def code_changes(arms: dict[str, list[dict]]) -> str:
-    """The files that differ between the first runs of two arms, by the copies of the code that they hold."""
-    firsts = [own[0]["folder"] / "code" for own in arms.values() if own]
-    if len(firsts) != 2 or not all(folder.is_dir() for folder in firsts):
+    """The files that differ between the first two versions of the code among the runs, by the copies that they hold."""
+    copies: dict[str, Path] = {}
+    for run in [run for own in arms.values() for run in own]:
+        code = (run["config"].get("code") or {}).get("code_sha256")
+        copies.setdefault(code, run["folder"] / "code")
+    firsts = list(copies.values())[:2]
+    if len(firsts) < 2 or not all(folder.is_dir() for folder in firsts):
         return ""
     changes = snapshots.changed_files(*firsts)
     shown = ", ".join(changes[:6])

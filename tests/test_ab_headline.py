@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import make_run
 from test_compare_runs import GATE, compare, make_arms, many, states
 
 import compare_runs
@@ -128,6 +129,37 @@ def test_undeclared_beside_a_declared_treatment(tmp_path):
         (tmp_path / f"{arm}_s0" / "code" / "model.py").write_text(line)
     _, report = compare(tmp_path, "--no_items", "--treatment", "beta1")
     assert "code_sha256 (model.py +2 -0)" in report["headline"] and "no. 1" not in report["headline"]
+
+
+def test_declared_treatment_that_does_not_differ(tmp_path):
+    """--treatment with the setting that is equal was advised again, beside the one that differs."""
+    make_arms(tmp_path, 3, b=GATE)
+    _, report = compare(tmp_path, "--no_items", "--treatment", "beta1")
+    assert "If it is what you test: `--treatment attn_gate`." in report["headline"]
+    assert "beta1,attn_gate" not in report["headline"]
+
+
+def test_faults_are_told_once(tmp_path, capsys):
+    """What made arms not comparable stood in the headline a second time, as missing."""
+    make_arms(tmp_path, 3, b=GATE)
+    diverge(tmp_path / "test_s2", 20)
+    _, report = compare(tmp_path, "--no_items")
+    assert report["headline"].count("test_s2: ended at step 20") == 1 and "Missing" not in report["headline"]
+    capsys.readouterr()
+    assert many("--runs", tmp_path / "*_s*", "--group_by", "attn_gate") == 2
+    first = capsys.readouterr().out.split("- **Changed**")[0]
+    assert first.count("test_s2: ended") == 1 and "Finish what is unfinished with `--resume auto`." in first
+
+
+def test_code_of_many_arms_is_named_by_its_files(tmp_path, capsys):
+    """code_sha256 (no. 1, no. 2) among three arms, of which nobody knew what was edited."""
+    for i, gate in enumerate(("none", "headwise", "elementwise")):
+        config = {"code.code_sha256": f"{min(i, 1)}" * 64}
+        run = make_run(tmp_path / f"{gate}_s0", flags={"attn_gate": gate}, config=config)
+        (run / "code").mkdir(exist_ok=True)
+        (run / "code" / "model.py").write_text("x = 1\n" * (1 + min(i, 1)))
+    assert many("--runs", tmp_path / "*_s0", "--group_by", "attn_gate") == 2
+    assert "code_sha256 (model.py +0 -1): choose a stage" in capsys.readouterr().out
 
 
 def test_inconclusive_says_what_could_have_been_found(tmp_path):

@@ -482,6 +482,6 @@ def test_where_hides_no_crashed_run(tmp_path, capsys):
                                          {"status": "finished"}))
     for source in (("--runs", tmp_path / "*_s*"), ("--results", table)):
         assert many(*source, *GROUP, "--where", "date=2026-11-21") == 2
-        assert "Missing: test_s3: " in capsys.readouterr().out
+        assert "incomplete (test_s3: " in capsys.readouterr().out
         with pytest.raises(ValueError, match="leaves no run"):
             many(*source, *GROUP, "--where", "attn_gate=elementwise")
