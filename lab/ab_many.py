@@ -405,8 +405,8 @@ def difference_blocks(compared: list[dict], baseline: str, unit: str, margin: ab
               f"Equivalence margin {margin.words}." + (BETWEEN if args.runs else "")),
         *pairing_blocks(compared),
         ("h2", "How sure"), sure_table(compared, args),
-        ("p", "p (t) and the smallest difference are of one test alone. Sign flips (pairs) and permutations (runs) "
-              "assume no normal distribution."),
+        ("p", "p (t) and the smallest difference are of one test alone; seeds for the observed one are at its level "
+              "by Holm. Sign flips (pairs) and permutations (runs) assume no normal distribution."),
     ]
 
 
