@@ -32,7 +32,9 @@ import sys
 from lab import (
     ab_alpha,
     ab_checklist,
+    ab_curves,
     ab_gate,
+    ab_headline,
     ab_items,
     ab_many,
     ab_noise,
@@ -45,18 +47,17 @@ from lab import (
     flags,
     processes,
     run_list,
-    runs,
 )
 from lab.ab_numbers import SHORT, UNIT, Metric
-from lab.ab_report import form, form_change, form_interval, form_p
+from lab.ab_report import form, form_interval, form_p
 
 DEFINITIONS = (
-    "Delta is B - A. Mean ± sd is over seeds. Interval and p are of the differences within pairs of equal seed (paired "
-    "t), or of all runs (Welch's t, held at alpha where an arm has few runs) where fewer than half of "
-    "the smaller arm's runs have a partner, or fewer than 3 do though each arm has 3 runs. The "
-    "corrected interval is at the level at which Holm tests it: it leaves out 0 just where the "
-    "corrected p is below alpha. There the verdict names a winner, but not of too few seeds, beside a "
-    "seed without a number, or at another number of seeds than was planned.",
+    "Delta is B - A. Mean ± sd is over seeds. Interval and p: paired t-test on shared seeds. "
+    "Falls back to Welch if fewer than half of the smaller arm's seeds match, or fewer than 3 match "
+    "although both arms have 3 runs. With few runs Welch is made conservative. The corrected "
+    "interval uses Holm's level for that test, so it excludes 0 exactly when corrected p < alpha. "
+    "There the verdict names a winner, but not of too few seeds, beside a seed without a number, "
+    "or at another number of seeds than was planned.",
     "Three families: the primary metric, whose p stands as it is; quality, every other thing that was measured, once, "
     "corrected together by Holm; cost and optimisation, described and not tested (–). A val loss and its own bits/byte "
     "are one test; of a benchmark's rules one is tested. Fewer than 3 pairs, or 3 runs in each arm, are too few for "
@@ -70,6 +71,11 @@ DEFINITIONS = (
     "loss's smoothness leave out the warmup.",
 )
 
+AT_EQUAL_COST = (
+    "At a budget the costlier run is read off its val curve, linearly between two evaluations; "
+    "interval and p allow for what it may have been there instead, so that evaluations further "
+    "apart (`--eval_every`) show less. Its learning rate is not down at its end there, which "
+    "counts against it: a run of that length would be fairer.")
 ENDS = "Every score is of the end of its own run, as the number of steps is the treatment."
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -95,7 +101,8 @@ def corrected_cell(row: dict, spec: str) -> str:
     return form_interval(row, spec, "_corrected") if row["tests"] else "–"
 
 
-METRIC_COLUMNS = [  # cell(metric, row)
+# cell(metric, row). row is ab_numbers.difference's; its stats may be None. ab_report.form(None) gives "N/A"
+METRIC_COLUMNS = [
     ("Metric", "left", lambda metric, row: metric.label),
     ("A mean ± sd", "right", lambda metric, row: mean_cell("a", metric, row)),
     ("B mean ± sd", "right", lambda metric, row: mean_cell("b", metric, row)),
@@ -160,6 +167,8 @@ def compare_two(args) -> int:
     checked["unrecorded"] = ab_rows.unrecorded_of(sum(ab_gate.members_of(arms).values(), []))
 
     used = [ab_numbers.finished(arm) for arm in arms.values()]
+    checked["unfinished"] = ab_numbers.unfinished_arms(arms)
+    checked["code_files"] = ab_page.code_changes(arms)
     checked["missing"] += sum(map(ab_numbers.left_out, arms.values()), [])
     every = [run for arm in used for run in arm]
     pairs = [(a, b) for a in used[0] for b in used[1] if a["seed"] == b["seed"]]
@@ -168,7 +177,8 @@ def compare_two(args) -> int:
     margin = ab_verdict.margin_of(args.delta, args.primary, primary, every)
     args.delta, better = margin.value, metrics[primary].better
     # arms that are meant to be of different length are compared at their ends
-    at_ends = any(d["knob"] == "max_train_steps" and d["state"] == "treatment" for d in checked["differences"])
+    treated = {d["knob"] for d in checked["differences"] if d["state"] == "treatment"}
+    at_ends = "max_train_steps" in treated
     steps, values = ab_numbers.score_arms(used, metrics, at_ends)
     rows = ab_numbers.compare_metrics(*values, metrics, checked, args.alpha)
     ab_verdict.judge_metrics(rows, metrics, primary, margin, checked, args.alpha)
@@ -196,16 +206,19 @@ def compare_two(args) -> int:
         reasons, extra = [*reasons, f"Documents: N/A: {extra}"], []
     extra = extra + rows_of_items
 
-    head = headline(rows[primary], None if at_ends else step, margin, checked, used)
-    how_sure = ["N/A: the arms are not comparable, so that no number here is evidence about a treatment."]
+    at = None if at_ends else step
+    head = ab_headline.headline(rows[primary], at, margin, checked, used, args)
+    how_sure = ["N/A: the arms are not comparable, so that no number here is evidence about a "
+                "treatment."]
     if checked["ok"]:
         how_sure = strength(rows[primary], primary, args)
     answers = ab_checklist.checklist(rows, metrics, matched, primary, checked)
-    allowed = allowed_in_words(checked)
+    allowed = ab_headline.allowed_in_words(checked)
     told = [ENDS] if at_ends else []
-    names = {arm: ab_rows.label_of(own) for arm, own in arms.items()}
+    names = ab_rows.names_of(arms)
     labelled = {f"{arm}: {names[arm]}": own for arm, own in zip("AB", used, strict=True)}
     facts = [("Arms", ", ".join(labelled)), *ab_page.facts_of(labelled, checked)]
+    in_words = ab_page.treatment_in_words(labelled, checked)
     key_rows = ab_page.key_rows(rows, metrics, primary)
     in_advance = ab_verdict.decided_in_words(checked, rows[primary]["n"], rows[primary]["paired"])
     blocks: list[tuple] = [
@@ -213,18 +226,15 @@ def compare_two(args) -> int:
         ("verdict", head, verdict), ("facts", facts),
     ]
     if args.out:
-        blocks += ab_page.loss_curves(labelled, primary, checked["other_tokens"])
+        blocks += ab_curves.loss_curves(labelled, primary, checked["other_tokens"])
     blocks += [
         ab_page.key_table(key_rows, names, args.alpha),
-        ("ul", summary(dict(facts)["Changed"], primary, checked, allowed, margin, args) + told),
+        ("ul", ab_headline.summary(in_words, primary, checked, allowed, margin, args) + told),
         ("p", in_advance), ("p", ab_verdict.tests_in_words(rows, matched, primary)),
         ("h2", "Result"), metric_table(rows, metrics, args.alpha),
         ("h2", f"At equal cost: {ab_page.with_unit(primary)}"),
         ab_report.table(MATCHING_COLUMNS, matched, args.alpha),
-        ("p", "At a budget the costlier run is read off its val curve, linearly between two evaluations; interval and "
-              "p allow for what it may have been there instead, so that evaluations further apart (`--eval_every`) "
-              "show less. Its learning rate is not down at its end there, which counts against it: a run of that "
-              "length would be fairer."),
+        ("p", AT_EQUAL_COST),
         ("h2", "How sure"), ("ul", how_sure),
         ("h2", "Items and documents"),
         ("p", "Seeds decide the verdict. These intervals show what depends on the items and "
@@ -236,7 +246,7 @@ def compare_two(args) -> int:
         blocks.append(("ul", reasons))
     blocks += [("h2", "Interpretation checklist"), ("ul", answers)]
     if args.out:
-        blocks += [("h2", "Plots"), *ab_page.pictures(labelled, rows, metrics, primary, args.alpha)]
+        blocks += [("h2", "Plots"), *ab_curves.pictures(labelled, rows, metrics, primary, args.alpha)]
     blocks += [*ab_gate.gate_blocks(checked), ("h2", "How to read this"), ("ul", list(DEFINITIONS))]
     blocks += ab_page.last_screen(labelled, args.command, args.out)
     record = {
@@ -265,85 +275,6 @@ def seeds_used(row: dict, values: list[dict], primary: str) -> list[list]:
         return [list(row["pairs"])] * 2
     scores = [arm[primary].items() for arm in values]
     return [[seed for seed, score in arm if isinstance(score, float)] for arm in scores]
-
-
-def allowed_in_words(checked: dict) -> list[str]:
-    sentences = []
-    for d in checked["differences"]:
-        if d["state"] == "allowed":
-            detail = d["why"] if d["knob"] in ab_gate.FAULTS else ab_gate.by_arm(d["values"])
-            sentences.append(f"{d['knob']}: {detail}")
-    return sentences
-
-
-def summary(changed: str, primary: str, checked: dict, allowed: list, margin, args) -> list[str]:
-    """The treatment, changed in words, and the primary metric, a sentence each."""
-    if checked["treatment"]:
-        how = "declared" if args.treatment else "recognised"
-        treatment = f"{changed} ({how})"
-    elif not checked["ok"]:
-        treatment = "none declared or recognised among what differs"
-    elif allowed:
-        treatment = "none: the arms differ in nothing that counts but what --allow lets pass"
-    else:
-        treatment = "none: the arms differ in nothing that counts (an A/A)"
-    because = ", as the arms' tokens differ" if checked["other_tokens"] else ""
-    sentences = [
-        f"Treatment: {treatment}.",
-        f"Primary metric: {SHORT[primary]}{because}. Equivalence margin {margin.words}. alpha {args.alpha:g}.",
-    ]
-    if allowed:
-        sentences.append(f"Allowed by --allow: {'; '.join(allowed)}.")
-    return sentences
-
-
-def headline(row: dict, step: int | None, margin, checked: dict, used: list) -> str:
-    """Verdict, effect, and everything that is missing. row: the primary metric's; step: of its scores."""
-    name, verdict = SHORT[row["key"]], row["verdict"]
-    effect = f"{name} {row['delta']}"
-    if isinstance(row["delta"], float):
-        design = ab_numbers.design_of(row)
-        change = form_change(row, ".4f")
-        at = "" if step is None else f" at step {step}"
-        effect = f"{ab_page.with_unit(row['key'])}{at}, {design}: B - A = {change}"
-    text = f"{effect}."
-    if verdict.startswith(("better", "worse")):
-        word, sign, reserve = verdict.partition(", ")
-        text = f"B is {word} than A{sign}{reserve}: {effect}."
-    elif verdict == "not comparable":
-        trouble = "; ".join(ab_gate.trouble_of(checked))
-        text = f"{trouble}. What follows is no evidence about a treatment."
-        faults = [d for d in checked["differences"] if d["state"] == "differs"]
-        if all(d["knob"] == "seed" and "twice" not in d["why"] for d in faults):
-            text += " To compare these runs all the same: `--allow seed`."
-        elif all(d.get("may_be_treatment") for d in faults):
-            changed = ",".join(d["knob"].replace("code_sha256", "code") for d in faults)
-            text += f" If it is what you test: `--treatment {changed}`."
-    elif row["n"] and verdict == ab_stats.too_few(row["n"]):
-        text += f" Use at least {ab_stats.MIN_RUNS} seeds per arm: fewer are no evidence."
-    elif verdict == "inconclusive" and checked["planned"] not in (0, row["n"]):
-        text += f" {checked['planned']} were planned: no verdict at another number."
-    elif verdict == "inconclusive" and isinstance(row["delta"], str):
-        text += " Nothing is known yet: score the runs that lack it, and compare again."
-    elif verdict == "inconclusive" and row["lacking"]:
-        text += " A seed without a number may be the very one that went wrong."
-    elif verdict == "inconclusive" and row.get("of_items"):
-        text += f" {row['of_items']}"
-    elif verdict == "inconclusive" and isinstance(row["delta"], float):
-        text += " These seeds do not tell the arms apart."
-    if verdict == "equivalent" or verdict.endswith("margin"):
-        text += f" Margin: {margin.words}."
-    if checked["looks"]:
-        text += f" A look at {row['n']} of at most {checked['looks']}, decided beforehand."
-    missing = [*checked["missing"], *(f"seed {seed} has no {name}" for seed in row["lacking"])]
-    planned = max(runs.number(run["flags"].get("max_train_steps")) for arm in used for run in arm)
-    if step is not None and step < planned:
-        missing.append(f"step {step} is the last that all runs scored, of {planned:.0f}")
-    if missing:
-        text += f" Missing: {'; '.join(missing)}."
-    if checked["unrecorded"]:
-        text += f" Comparable only as far as recorded.{ab_rows.in_words(checked['unrecorded'])}"
-    return f"**{verdict}** · {text}"
 
 
 def strength(row: dict, primary: str, args) -> list[str]:
@@ -455,7 +386,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", metavar="FOLDER",
         help="for the report and its plots: new, empty, or of an earlier report (default: only print)")
     add("--print", choices=("short", "full"),
-        help="the verdict, three rows and the report's path, or all of it "
+        help="the verdict, the main numbers and the report's path, or all of it "
         "(default: short with --out, else full)")
     add("--no_items", dest="items", action="store_false", help="no bootstrap over benchmark items")
     return parser

@@ -12,8 +12,16 @@ from __future__ import annotations
 import math
 import re
 
-from lab import ab_report, runs
-from lab.ab_proofs import check_batches, check_copies, distinct, fault, mark_containers, recorded
+from lab import ab_numbers, ab_report, runs, units
+from lab.ab_proofs import (
+    check_batches,
+    check_copies,
+    distinct,
+    end_of,
+    fault,
+    mark_containers,
+    recorded,
+)
 
 DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, from seq_len and vocab_size
 SCORER = ("scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature "
@@ -58,7 +66,7 @@ IDENTITIES = {  # settings that are hashes: what is the same where they are equa
     "val_fingerprint_documents": "held-out documents", "val_fingerprint_tokens": "held-out tokens",
     "code_sha256": "code", "init_sha256": "initial weights",
 }
-HASH = re.compile(r"\b[0-9a-f]{16,64}\b")
+HASH = re.compile(r"(?<![\w.])[0-9a-f]{16,64}\b")  # and not the digits behind a decimal point
 ADVICE = {"dtype": "--dtype auto takes it by the machine: train all runs with --dtype float32"}  # against a difference
 FOLLOWS = {"muon_lr": (0.1, "learning_rate"), "n_inner": (4, "n_embd")}  # by default
 
@@ -160,18 +168,20 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     members = [member for arm in arms.values() for member in arm]
     names = list(dict.fromkeys(name for member in members for name in member["settings"]))
     scorers = {name for name in names if name.endswith("_scorer")}
-    yardsticks, families = YARDSTICKS | scorers, FAMILIES | {"scorer": tuple(scorers)}
+    cadences = cadences_of(members) & set(names)
+    yardsticks, families = YARDSTICKS | scorers | cadences, FAMILIES | {"scorer": tuple(scorers)}
     check_names("--treatment", treatment or [], {*names, *families} - yardsticks)
     check_names("--allow", allow, {*names, *families, *yardsticks})
     declared = {name for given in treatment or [] for name in families.get(given, (given,))}
     allowed = {name for given in allow for name in families.get(given, (given,))}
 
-    differences, equal = [], {}
+    differences, equal, notes, missing = [], {}, [], []
+    fill_defaults(members, names, notes)
     for name in names:
         compare_setting(name, arms, differences, equal)
     if any(member.get("log") for member in members):
         equal.clear()  # what a log does not record is not equal
-    mark_consequences(differences, members)
+    mark_consequences(differences, members, cadences)
     same_val = mark_containers(differences, members)
     counting = [d for d in differences if d["state"] == "differs" and not d["mixed"]]
     changed = {d["knob"] for d in counting} - allowed
@@ -185,7 +195,6 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
         why = f"the declared treatment ({', '.join(treatment)}) does not differ"
         differences.append(fault("treatment", {arm: ["equal"] for arm in arms}, why))
 
-    notes, missing = [], []
     differences += check_seeds(arms, same_seeds, missing)
     differences += check_members(arms, notes, missing)
     differences += check_copies(arms, notes)
@@ -203,10 +212,35 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     }
 
 
+def is_yardstick(name: str) -> bool:
+    return name in YARDSTICKS or name.endswith("_scorer")
+
+
 def check_names(flag: str, given: list[str], known: set[str]) -> None:
     unknown = [name for name in given if name not in known]
     if unknown:
         raise ValueError(f"{flag} {', '.join(unknown)}: use {', '.join(sorted(known))}.")
+
+
+def fill_defaults(members: list[dict], names: list[str], notes: list[str]) -> None:
+    """A run that is older than a flag does not record it, and trained as its default does: where all others have that
+    default, by their own config's "defaults", it gets it, with a note."""
+    folders = [member for member in members if member["run"]]
+    for name in names:
+        older = [member for member in folders if name not in member["settings"]]
+        newer = [member for member in folders if name in member["settings"]]
+        if not older or not newer or not all(is_default(member, name) for member in newer):
+            continue
+        default = newer[0]["settings"][name]
+        for member in older:
+            member["settings"][name] = default
+        who = ", ".join(member["name"] for member in older)
+        notes.append(f"{name} is newer than {who}: counts there as its default, {short(default)}")
+
+
+def is_default(member: dict, name: str) -> bool:
+    defaults = member["run"]["config"].get("defaults")
+    return isinstance(defaults, dict) and name in defaults and defaults[name] == member["settings"][name]
 
 
 def compare_setting(name: str, arms: dict[str, list[dict]], differences: list[dict], equal: dict) -> None:
@@ -227,13 +261,25 @@ def compare_setting(name: str, arms: dict[str, list[dict]], differences: list[di
     differences.append({"knob": name, "state": "differs", "values": values, "mixed": mixed, "why": why})
 
 
-def mark_consequences(differences: list[dict], members: list[dict]) -> None:
-    """Turn differences that have no effect, or only follow from another one, into notes."""
+def cadences_of(members: list[dict]) -> set[str]:
+    """The settings that say at which steps a run is scored: a measurement, and never a treatment."""
+    names = {"eval", "val_loss", *ab_numbers.BENCHMARKS, "zeroshot"}
+    for member in members:
+        names |= set((member["run"] or {}).get("config", {}).get("benchmarks") or ())
+    return {f"{name}_every" for name in names}
+
+
+def mark_consequences(differences: list[dict], members: list[dict], cadences: set[str]) -> None:
+    """Downgrade to notes: how often a run is scored, flags unused in some arm, and values derived from another flag
+    (n_inner = 4 n_embd)."""
     changed = {d["knob"] for d in differences}
     for d in differences:
         name = d["knob"]
         users = [member for member in members if name not in member["unused"]]
-        if len(users) < len(members) and len(recorded(users, "settings", name)) < 2:
+        if name in cadences:
+            why = "how often it is scored: scores are compared at common steps"
+            d.update(state="note", mixed=[], why=why)
+        elif len(users) < len(members) and len(recorded(users, "settings", name)) < 2:
             *_, feature = UNUSED.get(name, ("a use for it",))
             d.update(state="note", why=f"only the arms with {feature} use it")
         elif name in FOLLOWS:
@@ -264,6 +310,7 @@ def recognise(changed: set[str]) -> str | None:
 def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yardsticks: set[str]) -> None:
     """Decide whether a difference is the treatment, is allowed, or stays one that counts; and why."""
     name = d["knob"]
+    d["may_be_treatment"] = not d["why"] and name not in STARTS and name not in yardsticks
     if name in allowed:
         d.update(state="allowed", why=d["why"] or "by --allow")
     elif name in declared and not d["mixed"]:
@@ -278,7 +325,6 @@ def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yar
             advice = "--allow it if it does no harm"
         if name == "code_sha256":
             advice = "if you test it: --treatment code; if it does no harm: --allow code"
-        d["may_be_treatment"] = not d["why"] and name not in STARTS and name not in yardsticks
         d["why"] = d["why"] or f"not part of a recognised treatment; {advice}"
 
 
@@ -296,7 +342,9 @@ def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str
     every = sorted(set().union(*seeds.values()))
     twice, lacking = [], [f"seeds unknown in {arm}" for arm in unknown]
     for arm, own in seeds.items():
-        twice += [f"{arm} has seed {seed} twice" for seed in every if own.count(seed) > 1]
+        double = [str(seed) for seed in every if own.count(seed) > 1]
+        if double:
+            twice.append(f"{arm} has {units.noun_of(len(double), 'seed')} {', '.join(double)} twice")
         left = [str(seed) for seed in every if seed not in own]
         if left and arm not in unknown:
             lacking.append(f"{arm} lacks seed {', '.join(left)}")
@@ -308,13 +356,12 @@ def check_seeds(arms: dict[str, list[dict]], same_seeds: bool, missing: list[str
     return [fault("seed", values, "; ".join(why))] if why else []
 
 
-NO_SUMMARY = "no summary.json, so it is unfinished or crashed"
 UNVERIFIED = "--verify_data sizes compared no checksum, so its fingerprints do not prove which text it read"
 
 
 def incomplete(member: dict) -> str:
     if member["run"] and member["run"]["summary"] is None:
-        return NO_SUMMARY
+        return end_of(member["run"])
     status = member.get("status") or "finished"
     if status.startswith("unfinished"):
         return status
@@ -429,6 +476,8 @@ def trouble_of(checked: dict, spell=by_arm) -> list[str]:
         detail = spell(d["values"])
         if d["knob"] in FAULTS or (d["mixed"] and spell is by_arm):
             detail = d["why"]
+        elif d["knob"] == "code_sha256":
+            detail = checked.get("code_files") or detail
         if d["knob"] in ADVICE:
             detail += f"; {ADVICE[d['knob']]}"
         if d["state"] == "differs":

@@ -13,14 +13,16 @@ import math
 import statistics
 
 from lab import (
+    ab_curves,
     ab_gate,
+    ab_headline,
     ab_items,
+    ab_noise,
     ab_numbers,
     ab_page,
     ab_plots,
     ab_report,
     ab_rows,
-    ab_stats,
     ab_verdict,
     results,
     units,
@@ -75,6 +77,8 @@ def check_arms(arms: list[dict], columns: list[str], args) -> dict:
     checked |= ab_verdict.decided(args)
     rows = [row for arm in arms for row in arm["rows"]]
     checked["unrecorded"] = ab_rows.unrecorded_of([row["member"] for row in rows])
+    folders = {arm["name"]: [row["run"] for row in arm["rows"] if row["run"]] for arm in arms}
+    checked["code_files"] = ab_page.code_changes(folders)
     if args.results:
         checked["notes"] += ab_rows.notes_on(rows, {*settings, *columns}, checked["unrecorded"])
     return checked
@@ -169,6 +173,7 @@ def compare_many(args) -> int:
     missing = [*checked["missing"], *ab_rows.without_row(numbers, lost)]
     for arm in arms:
         read_scores(arm, primary, steps, missing)
+    unfinished = [name for name, arm in labels_of(arms, columns).items() if not arm["rows"]]
     baseline, compared = None, []
     if args.baseline:
         wanted = cells_in(args.baseline, "--baseline").items()
@@ -185,24 +190,24 @@ def compare_many(args) -> int:
             missing += ab_numbers.older_scores(every, {primary: metrics[primary]})
 
     word = word_of(checked, arms)
-    head = headline(word, checked, baseline, compared, missing, margin)
+    unit, labelled = unit_in_words(primary), labels_of(arms, columns)
+    best = best_rows(labelled, compared, metrics[primary].better)
+    told = verdicts_of(labelled, baseline, compared) + best_in_words(best, primary)
+    head = headline(word, checked, told, missing, margin, unfinished)
     title = f"{len(arms)} arms by {', '.join(columns)}"
     if where:
         title += f" ({args.where})"
-    unit = f"{SHORT[primary]} ({UNIT[primary]})"
-    labelled = labels_of(arms, columns)
     members = {name: [row["run"] for row in arm["rows"]] for name, arm in labelled.items()}
     facts = ab_page.facts_of_rows({name: arm["rows"] for name, arm in labelled.items()}, checked)
     if args.runs:
         facts = ab_page.facts_of(members, checked)
     blocks: list[tuple] = [("h1", title), ("verdict", head, word), ("facts", facts)]
     if args.out and args.runs:
-        blocks += ab_page.loss_curves(members, primary, checked["other_tokens"])
+        blocks += ab_curves.loss_curves(members, primary, checked["other_tokens"])
     elif args.out:  # a results.csv has no curves
         blocks += arms_plot(labelled, primary)
-    best = best_rows(labelled, compared, metrics[primary].better)
     if best:
-        blocks.append(best_table(best, primary, args))
+        blocks.append(best_table(best, primary, len(labelled), compared, args))
     blocks += [
         ("h2", "Every arm"), stage_table(arms, columns, primary),
         ("p", f"final_loss: {unit} at the last step, mean over seeds."),
@@ -214,7 +219,7 @@ def compare_many(args) -> int:
         blocks += difference_blocks(compared, baseline["name"], unit, margin, args)
     blocks.append(("p", in_advance))
     if args.out and args.runs:
-        blocks += [*arms_plot(labelled, primary), *ab_page.wall_clock(members, primary)]
+        blocks += [*arms_plot(labelled, primary), *ab_curves.wall_clock(members, primary)]
     blocks += ab_gate.gate_blocks(checked)
     if args.runs:
         blocks += ab_page.last_screen(members, args.command, args.out)
@@ -307,8 +312,32 @@ def at_equal_cost(baseline: dict, arm: dict, primary: str, checked: dict, args) 
     return {"flops": flops["row"], "wall": wall["row"]}
 
 
-def headline(word: str, checked: dict, baseline: dict | None, compared: list, missing: list,
-             margin: ab_verdict.Margin) -> str:
+def unit_in_words(primary: str) -> str:
+    return f"{SHORT[primary]} ({UNIT[primary]})"
+
+
+def verdicts_of(labelled: dict[str, dict], baseline: dict | None, compared: list[dict]) -> str:
+    """'against none: headwise better; elementwise inconclusive.', by short names."""
+    if not compared:
+        return "name the --baseline for differences and verdicts."
+    short = {arm["name"]: name for name, arm in labelled.items()}
+    verdicts = "; ".join(f"{short[entry['name']]} {entry['verdict']}" for entry in compared)
+    return f"against {short[baseline['name']]}: {verdicts}."
+
+
+def best_in_words(best: list[dict], primary: str) -> str:
+    """' Best: 0.04 (val loss 4.0590 nats/token).'"""
+    if not best:
+        return ""
+    number = f"{SHORT[primary]} {best[0]['loss']}"
+    if UNIT[primary] not in (*SHORT[primary].split(), "score"):
+        number += f" {UNIT[primary]}"
+    return f" Best: {best[0]['what']} ({number})."
+
+
+def headline(word: str, checked: dict, told: str, missing: list, margin: ab_verdict.Margin,
+             unfinished: list[str]) -> str:
+    """told: the verdicts and the best arm, in words."""
     def in_words(values: dict) -> str:
         texts = ab_gate.as_texts(values).values()
         return ", ".join(dict.fromkeys(text for own in texts for text in own))
@@ -317,17 +346,20 @@ def headline(word: str, checked: dict, baseline: dict | None, compared: list, mi
     allowed = [d["knob"] for d in checked["differences"] if d["state"] == "allowed"]
     if trouble:
         text = f"{'; '.join(trouble)}: choose a stage with --where column=value, or --allow it."
+        if any(part.startswith("incomplete") for part in trouble):
+            text += " Finish what is unfinished with `--resume auto`."
     elif word == "no comparison":
         text = "these runs are one arm, and there is nothing to compare it with."
-    elif compared:
-        verdicts = "; ".join(f"{entry['name']} {entry['verdict']}" for entry in compared)
-        text = f"against {baseline['name']}: {verdicts}."
-        if "equivalent" in verdicts or "margin" in verdicts:
-            text += f" Margin: {margin.words}."
     else:
-        text = "name the --baseline for differences and verdicts."
-    if missing:
-        text += f" Missing: {'; '.join(missing)}."
+        text = told
+        if "equivalent" in told or "margin" in told:
+            text += f" Margin: {margin.words}."
+    if unfinished and not trouble:
+        text += f" {ab_headline.no_run_of(unfinished)}"
+    text += ab_headline.unchanged(checked)
+    text += ab_headline.missing_in_words(missing, text)
+    if ab_headline.is_unrecorded(checked) and not trouble:
+        text += f" {ab_headline.NO_SETTINGS}"
     text += ab_rows.in_words(checked["unrecorded"])
     if allowed:
         text += f" Allowed by --allow: {', '.join(allowed)}."
@@ -373,8 +405,8 @@ def difference_blocks(compared: list[dict], baseline: str, unit: str, margin: ab
               f"Equivalence margin {margin.words}." + (BETWEEN if args.runs else "")),
         *pairing_blocks(compared),
         ("h2", "How sure"), sure_table(compared, args),
-        ("p", "p (t) and the smallest difference are of one test alone. Sign flips (pairs) and permutations (runs) "
-              "assume no normal distribution."),
+        ("p", "p (t) and the smallest difference are of one test alone; seeds for the observed one are at its level "
+              "by Holm. Sign flips (pairs) and permutations (runs) assume no normal distribution."),
     ]
 
 
@@ -401,6 +433,11 @@ def sure_table(compared: list[dict], args) -> tuple:
             return f"more than {args.sequential}"
         return f"{x:{spec}}" if math.isfinite(x) else "N/A"
 
+    def observed(entry: dict) -> str:
+        if entry["row"]["stats"] is None:
+            return "N/A: too few seeds"
+        return number(seeds_for_observed(entry["row"], args), ".0f")
+
     def exact(stats: dict) -> str:
         name = "p_permutation" if "p_permutation" in stats else "p_sign_flip"
         return form_p(stats[name])
@@ -412,8 +449,17 @@ def sure_table(compared: list[dict], args) -> tuple:
         ("p (t)", "right", of(lambda s: form_p(s["p_t"]))),
         ("p (sign flips or permutations)", "right", of(exact)),
         (f"smallest difference found with {args.power:.0%} power", "right", of(lambda s: number(s["mde"], ".5f"))),
-        ("seeds for the observed one", "right", of(lambda s: number(max(s["n_for"], ab_stats.MIN_RUNS), ".0f"))),
+        ("seeds for the observed one", "right", observed),
     ], compared)
+
+
+def seeds_for_observed(row: dict, args) -> float:
+    """Seeds that find a true difference as large as the observed one at the level at which Holm tests it here."""
+    stats, delta = row["stats"], abs(row["delta"])
+    if not math.isfinite(stats["n_for"]) or not delta:
+        return stats["n_for"]
+    level = row.get("level_corrected", args.alpha)
+    return ab_noise.seeds_for(delta, stats["sd_diff"], row["paired"], args, level)
 
 
 def difference_table(compared: list[dict], args) -> tuple:
@@ -488,18 +534,25 @@ def best_rows(labelled: dict[str, dict], compared: list[dict], better: int) -> l
 
 
 def unit_of(arm: dict) -> str:
-    known = all(row["member"]["seed"] is not None for row in arm["rows"])
-    return "seed" if known else "run"
+    """What its losses are of: seeds; runs where some are unknown; rows where a seed has several."""
+    seeds = [row["member"]["seed"] for row in arm["rows"]]
+    if None in seeds:
+        return "run"
+    if len(set(seeds)) < len(seeds):
+        return "row"
+    return "seed"
 
 
-def best_table(rows: list[dict], primary: str, args) -> tuple:
+def best_table(rows: list[dict], primary: str, n_arms: int, compared: list[dict], args) -> tuple:
     columns = [
-        ("Best at the end", "left", lambda row: row["what"]),
-        (f"{SHORT[primary]} ({UNIT[primary]})", "right", lambda row: row["loss"]),
+        (f"Best {len(rows)} of {units.count(n_arms, 'arm')}", "left", lambda row: row["what"]),
+        (unit_in_words(primary), "right", lambda row: row["loss"]),
         ("Seeds", "left", lambda row: row["seeds"]),
     ]
     if args.baseline:
-        title = "against the baseline, {level} interval, corrected"
+        title = "against the baseline, {level} interval"
+        if any(entry["row"]["tests"] > 1 for entry in compared):
+            title += ", corrected"
         columns.append((title, "right", lambda row: row["change"]))
         columns.append(("Verdict", "left", lambda row: row["reading"]))
     return ("key", *ab_report.table(columns, rows, args.alpha)[1:])

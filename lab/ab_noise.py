@@ -39,8 +39,8 @@ def compare_noise(args) -> int:
     rows = noise_rows(values, metrics, checked, args.alpha)
     primary = ab_verdict.primary_of(args.primary, NO_ARMS, metrics)
     if primary not in rows:
-        raise ValueError(f"not all runs have a {SHORT[primary]}: train with --eval_every, "
-                         "or pass --primary.")
+        raise ValueError(f"not all runs have a {SHORT[primary]} of one step after training began: "
+                         "train with the same --eval_every, or pass --primary.")
 
     trouble, row = "; ".join(ab_gate.trouble_of(checked)), rows[primary]
     seeds = ", ".join(str(run["seed"]) for run in used)
@@ -50,26 +50,34 @@ def compare_noise(args) -> int:
         word, text = judge_newcomer(rows, primary, trouble, floor, args.alpha)
         if args.planned not in (0, len(used)) and not trouble:
             word = "inconclusive"
-            text += f" {args.planned} seeds of the noise floor were planned: no verdict at another number."
+            text += (f" {args.planned} seeds of the noise floor were planned: no verdict at "
+                     "another number.")
         name = newcomer[0]["name"]
         mode, title = "check", f"{name} against the noise floor of {label_of(used)}: {word}"
     else:
-        text = (f"{SHORT[primary]}: sd {row['sd']:.5f} {UNIT[primary]} ({100 * (1 - args.alpha):g} % interval "
-                f"{row['sd_low']:.5f} to {row['sd_high']:.5f}) over {floor}.")
+        between = f"{row['sd_low']:.5f} to {row['sd_high']:.5f}"
+        text = (f"{SHORT[primary]}: sd {row['sd']:.5f} {UNIT[primary]} "
+                f"({100 * (1 - args.alpha):g} % interval {between}) over {floor}.")
         if checked["missing"]:
             text += f" Missing: {'; '.join(checked['missing'])}."
+        if trouble:
+            text += " Take seeds of one setting, or let pass what does no harm (`--allow`)."
     if trouble:
         word, text = "not comparable", f"{trouble}. {text}"
     head = f"**{word}** · {text}"
     arms["noise floor"] = used
     facts = ab_page.facts_of(arms, checked)
-    in_advance = ab_verdict.decided_in_words(checked, len(used), what="seeds of the noise floor")
+    in_advance = ""  # one look or several find no difference here, as there are no two arms
+    if args.planned:
+        in_advance = ab_verdict.decided_in_words(checked, len(used), what="seeds of the noise floor")
+    if newcomer and trouble:
+        withhold(rows)
     blocks = [
         ("h1", title), ("verdict", head, word), ("facts", facts),
         noise_table(rows, metrics, bool(newcomer), args.alpha),
         ("p", "The band is a prediction interval: "
               "one more run of another seed falls inside with this chance."),
-        ("p", in_advance),
+        *([("p", in_advance)] if in_advance else []),
     ]
     record = {
         "mode": mode, "verdict": word, "headline": head, "compared": dict(facts), "primary": primary,
@@ -108,6 +116,13 @@ def noise_rows(values: list[dict], metrics: dict[str, Metric], checked: dict, al
     return rows
 
 
+def withhold(rows: dict) -> None:
+    """Takes away what lies in which band: beside a run that is not comparable it would read like a verdict."""
+    for row in rows.values():
+        if row["state"] in ("inside", "OUTSIDE"):
+            row["state"] = ab_verdict.WITHHELD
+
+
 def noise_table(rows: dict, metrics: dict[str, Metric], with_newcomer: bool, alpha: float) -> tuple:
     def band(key: str) -> str:
         row, spec = rows[key], metrics[key].form
@@ -138,6 +153,9 @@ def judge_newcomer(rows: dict, primary: str, trouble: str, floor: str, alpha: fl
     value, end = f"of this run N/A ({row['newcomer']})", ", and without it nothing can be said"
     if isinstance(row["newcomer"], float):
         value, end = f"{row['newcomer']:.4f} {UNIT[primary]}", ""
+    if trouble:
+        return word, (f"{SHORT[primary]} {value}; no band is of runs like it: compare it with seeds of "
+                      "its own settings, or let pass what does no harm (`--allow`).")
     outside = sum(other["state"] == "OUTSIDE" for other in rows.values())
     band = f"[{row['band_low']:.4f}, {row['band_high']:.4f}]"
     return word, (
@@ -219,11 +237,14 @@ def plan_blocks(sd: float, primary: str, args, record: dict, bound: float | None
     ]
 
 
-def seeds_for(effect: float, spread: float, paired: bool, args) -> float:
-    """Seeds per arm that an effect needs, at least the 3 of a verdict; inf where --sequential decided on fewer."""
+def seeds_for(effect: float, spread: float, paired: bool, args, alpha: float | None = None) -> float:
+    """Seeds per arm that an effect needs, at least the 3 of a verdict; inf where --sequential decided on fewer. alpha:
+    of the test, by default --alpha."""
+    if alpha is None:
+        alpha = args.alpha
     if args.sequential and paired:
-        return ab_power.n_needed_by_looks(effect, spread, args.sequential, args.alpha, args.power)
-    return max(ab_stats.MIN_RUNS, ab_power.n_needed(effect, spread, args.alpha, args.power, paired))
+        return ab_power.n_needed_by_looks(effect, spread, args.sequential, alpha, args.power)
+    return max(ab_stats.MIN_RUNS, ab_power.n_needed(effect, spread, alpha, args.power, paired))
 
 
 def level_at(n: int, args) -> float:

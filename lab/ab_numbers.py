@@ -207,10 +207,13 @@ def older_scores(every: list[dict], metrics: dict[str, Metric], at_ends: bool = 
 
 
 def common_step(records: list[dict]) -> int | None:
-    """The last step scored by all (step -> record each), but for those that scored nothing of the kind at all."""
+    """The last step scored by all (step -> record each), but for those that scored nothing of the kind at all. Not
+    step 0, the untrained network, where any has a later one."""
     scored = [set(steps) for steps in records if steps]
     if not scored:
         return None
+    if any(max(steps) > 0 for steps in scored):
+        scored = [steps - {0} for steps in scored]
     return max(set.intersection(*scored), default=None)
 
 
@@ -345,6 +348,11 @@ def finished(arm: list[dict]) -> list[dict]:
     return list(first.values())
 
 
+def unfinished_arms(arms: dict[str, list[dict]]) -> list[str]:
+    """Names of arms (name -> runs) without a finished run: their numbers are shown and have no verdict."""
+    return [name for name, arm in arms.items() if all(run["summary"] is None for run in arm)]
+
+
 def left_out(arm: list[dict]) -> list[str]:
     """In words, the finished runs whose seed another run of the arm has, too: they are not used."""
     used = {run["name"] for run in finished(arm)}
@@ -427,7 +435,7 @@ def compare_metrics(a: dict, b: dict, metrics: dict[str, Metric], checked: dict,
 # at equal cost
 
 MATCHINGS = (  # name, axis of the val records, the budget in words
-    ("equal steps (tokens)", "step", "step {:.0f}"), ("equal FLOPs", "flops_total", "{:.6g} FLOPs"),
+    ("equal steps (tokens)", "step", "step {:.0f}"), ("equal FLOPs", "flops_total", "{:.3g} FLOPs"),
     ("equal wall-clock (training)", "train_seconds", "{:,.1f} s"),
 )
 
@@ -444,7 +452,7 @@ def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: di
     for name, axis, words in MATCHINGS:
         budget = runs.number(step)
         if axis != "step":
-            budget = min((spent(run, axis) for arm in arms for run in arm), default=math.nan)
+            budget = cheapest([spent(run, axis) for arm in arms for run in arm])
         a, b = ({run["seed"]: at_budget(run, metric, axis, budget) for run in arm} for arm in arms)
         row = between_evaluations(a, b, alpha, checked.get("looks", 0))
         if axis == "train_seconds" and checked["other_machine"] and isinstance(row["delta"], float):
@@ -498,6 +506,12 @@ def curve_of(run: dict, metric: str) -> dict[int, dict]:
 def spent(run: dict, axis: str) -> float:
     """What a run had spent of `axis` at its last evaluation."""
     return max((runs.number(record.get(axis)) for record in run["val"].values()), default=math.nan)
+
+
+def cheapest(costs: list[float]) -> float:
+    """What the cheapest run spent; NaN where it trained no step and another did: nothing is compared at step 0."""
+    least, most = min(costs, default=math.nan), max(costs, default=math.nan)
+    return math.nan if least <= 0 < most else least
 
 
 def at_budget(run: dict, metric: str, axis: str, budget: float) -> tuple[float, float, float] | str:

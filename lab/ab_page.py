@@ -1,7 +1,7 @@
-"""ab_page.py owns what a report shows a colleague first and last: what was compared, in words; curves; the way back.
+"""ab_page.py owns what a report shows a colleague first and last: what was compared, the main numbers, the way back.
 
     facts = facts_of({"A: base": runs_a, "B: test": runs_b}, checked)      # [("Data", "edu_web, 11.7M tokens"), ...]
-    blocks = loss_curves(arms, "val_loss", other_tokens=False)
+    table = key_table(key_rows(rows, metrics, primary), names, alpha)
     blocks = last_screen(arms, command, out)                               # samples, commands, files
 
 Words come from what the runs recorded, and what they did not record is left out. Nothing here is a test.
@@ -17,16 +17,13 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
-
-from lab import ab_gate, ab_numbers, ab_plots, ab_report, runs, shards, snapshots
+from lab import ab_gate, ab_report, ab_verdict, runs, shards, snapshots
 from lab.ab_numbers import SHORT, UNIT, Metric
-from lab.ab_report import form, form_interval
+from lab.ab_report import form, form_interval, signed
 from lab.terminal import one_line
 from lab.units import count
 
 LAST = "Samples, commands and files"  # heading of what belongs to one machine: committed tables leave it out
-BINS = 200  # points of a train curve: more cannot be told apart on a page
 
 # ----------------------------------------------------------------------------------------------------------------------
 # what was compared
@@ -203,6 +200,9 @@ HASHES = ("data_fingerprint", "val_fingerprint_tokens", "val_fingerprint_documen
 CONDITIONS = {"baseline": "plain", "mul_tokens": "products as single tokens"}
 
 
+CHANGED = {True: ("treatment", "allowed"), False: ("treatment", "allowed", "differs")}  # by whether arms compare
+
+
 def rows_in_words(data: dict) -> str:
     form = str(data.get("format"))
     if form.startswith("bos_row"):
@@ -225,9 +225,15 @@ OF_DATA = {  # settings that follow from the data are told together: setting -> 
 }
 
 
-def changed(arms: dict, data: dict[str, list[dict]], checked: dict) -> str:
-    """'rows: stream → BOS rows, requeue; learning_rate: 0.001 → 0.002': the treatment, and what else counts."""
-    states = ("treatment", "allowed") if checked["ok"] else ("treatment", "allowed", "differs")
+def treatment_in_words(arms: dict[str, list[dict]], checked: dict) -> str:
+    """What is the treatment, and not what --allow lets pass."""
+    return changed(arms, {arm: list(map(data_of, own)) for arm, own in arms.items()}, checked, ("treatment",))
+
+
+def changed(arms: dict, data: dict[str, list[dict]], checked: dict, states: tuple[str, ...] = ()) -> str:
+    """'rows: stream → BOS rows, requeue; learning_rate: 0.001 → 0.002': the differences in one of these states; by
+    default the treatment, and what else counts."""
+    states = states or CHANGED[checked["ok"]]
     has_order = all(list(d["values"]) == ["A", "B"] for d in checked["differences"])
     between = {True: " → ", False: ", "}[has_order]
     words: dict[str, str] = {}
@@ -255,9 +261,13 @@ def changed(arms: dict, data: dict[str, list[dict]], checked: dict) -> str:
 
 
 def code_changes(arms: dict[str, list[dict]]) -> str:
-    """The files that differ between the first runs of two arms, by the copies of the code that they hold."""
-    firsts = [own[0]["folder"] / "code" for own in arms.values() if own]
-    if len(firsts) != 2 or not all(folder.is_dir() for folder in firsts):
+    """The files that differ between the first two versions of the code among the runs, by the copies that they hold."""
+    copies: dict[str, Path] = {}
+    for run in [run for own in arms.values() for run in own]:
+        code = (run["config"].get("code") or {}).get("code_sha256")
+        copies.setdefault(code, run["folder"] / "code")
+    firsts = list(copies.values())[:2]
+    if len(firsts) < 2 or not all(folder.is_dir() for folder in firsts):
         return ""
     changes = snapshots.changed_files(*firsts)
     shown = ", ".join(changes[:6])
@@ -281,109 +291,14 @@ def start_in_words(run: dict) -> str:
     return "/".join(part for part in parts if part != "ckpt")[-60:].lstrip("/") or "a checkpoint"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# curves
-
-
 def with_unit(metric: str) -> str:
     """'val loss (nats/token)', 'val bits/byte'."""
     name, unit = SHORT[metric], UNIT[metric]
     return name if unit in name or unit == "score" else f"{name} ({unit})"
 
 
-def loss_curves(arms: dict[str, list[dict]], metric: str, other_tokens: bool) -> list[tuple]:
-    """Held-out loss at every evaluation and train loss, as blocks."""
-    names = {
-        f"Held-out: {with_unit(metric)}":
-            {arm: ab_numbers.curve_points(own, metric, "step") for arm, own in arms.items()},
-        "Train loss (nats/token)": {arm: train_points(own) for arm, own in arms.items()},
-    }
-    drawn = ab_plots.plot_losses(names, "optimizer steps", unmarked=tuple(names)[1:])
-    if not drawn:
-        return []
-    caption = "Mean over seeds, band from the lowest to the highest seed; a marker is an evaluation."
-    if other_tokens:
-        caption += " The arms' tokens differ, so their train losses do not compare."
-    ends = last_values(arms, metric)
-    if ends:
-        caption += f" At the end, {SHORT[metric]}: {ends}."
-    return [("img", "loss_curves.png", caption, drawn)]
-
-
-def last_values(arms: dict[str, list[dict]], metric: str) -> str:
-    ends = []
-    for arm, own in arms.items():
-        points = ab_numbers.curve_points(own, metric, "step")
-        if points and points[0]:
-            ends.append(f"{arm} {np.mean([run[-1][1] for run in points]):.4f}")
-    return ", ".join(ends[:8])
-
-
-def train_points(arm: list[dict]) -> list[list[list[float]]]:
-    """Per run [[step, train loss], ...], means over equal spans of steps, over the steps that all runs made."""
-    last = min((int(max(run["train"]["step"], default=0)) for run in arm), default=0)
-    if last < 1:
-        return []
-    n = min(BINS, last)
-    table = np.full((len(arm), n, 2), math.nan)
-    for row, run in zip(table, arm, strict=True):
-        step, loss = run["train"]["step"], run["train"]["train_loss_opt_step_mean"]
-        used = np.isfinite(loss) & (step <= last) & (step >= 1)
-        at = ((step[used] - 1) * n // last).astype(int)
-        size = np.bincount(at, minlength=n)
-        known = size > 0
-        for column, values in enumerate((step[used], loss[used])):
-            row[known, column] = np.bincount(at, weights=values, minlength=n)[known] / size[known]
-    return table[:, np.isfinite(table).all(axis=(0, 2))].tolist()
-
-
-def wall_clock(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
-    """Held-out loss over training time, as blocks."""
-    points = {arm: ab_numbers.curve_points(own, metric, "train_seconds") for arm, own in arms.items()}
-    drawn = ab_plots.plot_losses({with_unit(metric): points}, "training time (seconds)")
-    if not drawn:
-        return []
-    caption = "Held-out loss against training time: mean, and band from the lowest to the highest seed"
-    return [("img", "val_wall_clock.png", caption, drawn)]
-
-
 # ----------------------------------------------------------------------------------------------------------------------
-# plots of an A/B
-
-PANELS = {"nats": "losses", "bits": "losses", "benchmark": "benchmarks"}  # by a metric's kind
-
-
-def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alpha: float) -> list[tuple]:
-    """Curves, pairs and the change of every metric, as blocks."""
-    blocks, row = wall_clock(arms, primary), rows[primary]
-    mean = None
-    if isinstance(row["low"], float):
-        mean = (row["delta"], row["low"], row["high"])
-    side = "below" if metrics[primary].better < 0 else "above"
-    x_label = f"B - A in {with_unit(primary)}; {side} 0, B is better"
-    png = ab_plots.plot_pairs(row["pairs"], mean, x_label, f"mean, {100 * (1 - alpha):g} %")
-    if png:
-        caption = "Difference within each pair of equal seed"
-        blocks.append(("img", "paired_differences.png", caption, png))
-    forest: dict[str, list] = {"losses": [], "benchmarks": [], "stability and cost": []}
-    for key, row in rows.items():
-        if isinstance(row["low"], float) and math.isfinite(row["low"]) and row["a"]:
-            metric = metrics[key]
-            line = {k: 100 * row[k] / abs(row["a"]) for k in ("delta", "low", "high")}
-            line |= {"better": metric.better, "verdict": row["verdict"].split(",")[0]}
-            line["label"] = re.sub(r" \([^()]*\)$| @.*", "", metric.label)
-            forest[PANELS.get(metric.kind, "stability and cost")].append(line)
-    png = ab_plots.plot_forest(forest)
-    if png:
-        caption = ("Every measured metric: change in percent of A, with its uncorrected interval. ↓ lower is better, "
-                   "↑ higher is better. Filled: better; square: worse; grey: neither. These go by the table's "
-                   "verdict, whose p is corrected; cost and optimisation have none")
-        blocks.append(("img", "forest.png", caption, png))
-    return blocks or [("p", "N/A: nothing to draw.")]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# three rows
+# the main numbers
 
 
 def key_metrics(rows: dict, metrics: dict[str, Metric], primary: str) -> list[str]:
@@ -401,10 +316,12 @@ def key_rows(rows: dict, metrics: dict[str, Metric], primary: str) -> list[dict]
         out.append({
             "what": metric.label.split(" @")[0],
             "a": form(row["a"], metric.form), "b": form(row["b"], metric.form),
-            "delta": form(row["delta"], f"+{metric.form}"),
-            "interval": form_interval(row, metric.form, "_corrected"),
-            "reading": row["verdict"],
+            "delta": signed(row["delta"], metric.form),
+            "interval": form_interval(row, metric.form, "_corrected", signed),
+            "reading": row["verdict"].replace("described", ab_verdict.NOT_TESTED),
         })
+        if row["tests"] > 1:
+            out[-1]["interval"] += ", corrected"
     return out
 
 
@@ -418,10 +335,10 @@ def key_table(rows: list[dict], names: dict[str, str], alpha: float) -> tuple:
     fits = max(map(len, names.values())) <= 20  # in both heads or in none
     short = {arm: f"{arm}: {name}" if fits else arm for arm, name in names.items()}
     columns = [
-        ("Three rows", "left", lambda row: row["what"]),
+        ("Main numbers", "left", lambda row: row["what"]),
         (short["A"], "right", lambda row: row["a"]),
         (short["B"], "right", lambda row: row["b"]),
-        ("B - A, {level} interval, corrected", "right", change_in_words),
+        ("B - A, {level} interval", "right", change_in_words),
         ("Verdict", "left", lambda row: row["reading"]),
     ]
     return ("key", *ab_report.table(columns, rows, alpha)[1:])

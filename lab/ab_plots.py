@@ -16,6 +16,7 @@ import math
 import os
 import re
 import statistics
+import warnings
 
 import numpy as np
 
@@ -98,7 +99,8 @@ def canvas(width: float, height: float, panels: list[int] = (1,), across: bool =
             text.set(parse_math=False, usetex=False)
             if text.get_color() == "black":
                 text.set_color(INK)
-        with matplotlib.rc_context(PLOT_STYLE):
+        with matplotlib.rc_context(PLOT_STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # in a name: a box is drawn
             figure.savefig(buffer, format=kind, dpi=150, metadata=NO_METADATA[kind])
         figure.set_layout_engine("none")  # what is placed stays there, for another format
         return buffer.getvalue()
@@ -160,11 +162,13 @@ def legend_columns(names: list[str], wide: bool) -> int:
 # curves
 
 
-def plot_losses(panels: dict[str, dict[str, list]], x_label: str, unmarked: tuple[str, ...] = ()) -> dict | None:
+def plot_losses(panels: dict[str, dict[str, list]], x_label: str, unmarked: tuple[str, ...] = (),
+                apart: tuple[str, ...] = ()) -> dict | None:
     """Curves of each arm, a panel per title: the mean over seeds, and a band from the lowest to the highest.
 
     panels: title -> arm -> seed -> [(x, y)]; the seeds of an arm have as many points each, and the mean is drawn at
-    the mean x. unmarked: titles of panels whose points get no markers."""
+    the mean x. unmarked: titles of panels whose points get no markers. apart: arms that may leave a panel, which is
+    cut to the others (one that diverged would flatten them)."""
     panels = {title: {arm: as_points(seeds) for arm, seeds in curves.items()} for title, curves in panels.items()}
     panels = {title: curves for title, curves in panels.items() if any(p is not None for p in curves.values())}
     if not panels:
@@ -179,7 +183,7 @@ def plot_losses(panels: dict[str, dict[str, list]], x_label: str, unmarked: tupl
         axes, save = canvas(WIDTH[wide], height, [1] * n, across=wide)
         handles = {}
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-            draw_curves(axis, curves, marked=title not in unmarked)
+            draw_curves(axis, curves, title not in unmarked, apart)
             note_cut(axis)
             drawn = [arm for arm, points in curves.items() if points is not None]
             handles = dict(zip(drawn, axis.lines, strict=False)) | handles
@@ -216,10 +220,11 @@ def named(arm: str, n_seeds: int) -> str:
     return f"{arm} ({count(n_seeds, 'seed')})"
 
 
-def draw_curves(axis, drawn: dict[str, np.ndarray | None], marked: bool = True) -> list[str]:
+def draw_curves(axis, drawn: dict[str, np.ndarray | None], marked: bool = True,
+                apart: tuple[str, ...] = ()) -> list[str]:
     """Mean and band of each arm on one axis; drawn: arm -> (seeds, points, 2), or None for an arm without points, which
-    keeps its colour for other panels. Returns the names for a legend."""
-    curves, names = [], []
+    keeps its colour for other panels. apart: as in plot_losses. Returns the names for a legend."""
+    curves, names = {}, []
     for i, (arm, points) in enumerate(drawn.items()):
         if points is None:
             continue
@@ -231,8 +236,9 @@ def draw_curves(axis, drawn: dict[str, np.ndarray | None], marked: bool = True) 
         if marked:
             curve.set(marker=marker, markersize=4, markevery=marker_stride(n_points))
         names.append(named(arm, n_seeds))
-        curves.append((x, y))
-    set_view(axis, curves)
+        curves[arm] = (x, y)
+    others = [curve for arm, curve in curves.items() if arm not in apart]
+    set_view(axis, others or list(curves.values()))
     return names
 
 
@@ -313,10 +319,11 @@ def plot_forest(groups: dict[str, list[dict]]) -> dict | None:
                 line, colour = ("-", "black") if row["verdict"] in MARKS else (":", GREY)
                 axis.plot([row["low"], row["high"]], [y, y], line, color=colour, linewidth=1.6)
                 axis.plot(row["delta"], y, marker, markersize=5, markeredgecolor=colour, markerfacecolor=filling)
-            # a wide interval must not squeeze the others
-            limit = max(1.2 * max(abs(row["delta"]) for row in rows), 0.1)
+            limit = forest_limit(rows)
             left, right = axis.get_xlim()
-            axis.set_xlim(max(left, -2 * limit), min(right, 2 * limit))
+            axis.set_xlim(max(left, -limit), min(right, limit))
+            for y, row in enumerate(reversed(rows)):
+                mark_cut(axis, y, row, limit)
             labels = [f"{plot_name(row['label'], LONGEST[wide])} {ARROWS[row['better']]}" for row in reversed(rows)]
             axis.set_yticks(range(len(rows)), labels)
             axis.set_title(title, loc="left")
@@ -324,6 +331,24 @@ def plot_forest(groups: dict[str, list[dict]]) -> dict | None:
         return save
 
     return picture(draw)
+
+
+def forest_limit(rows: list[dict]) -> float:
+    """Percent on either side that a panel shows: a wide interval must not squeeze the others."""
+    return 2 * max(1.2 * max(abs(row["delta"]) for row in rows), 0.1)
+
+
+def is_cut(row: dict, rows: list[dict]) -> bool:
+    """Whether a row's interval goes on beyond its panel."""
+    limit = forest_limit(rows)
+    return row["low"] < -limit or row["high"] > limit
+
+
+def mark_cut(axis, y: int, row: dict, limit: float) -> None:
+    """An arrowhead at the edge behind which an interval goes on."""
+    for end, edge, marker in ((-row["low"], -limit, "<"), (row["high"], limit, ">")):
+        if end > limit:
+            axis.plot(edge, y, marker, color="black", markersize=6, clip_on=False)
 
 
 def plot_arms(losses: dict[str, list[float]], x_label: str) -> dict | None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 
-from lab import runs, units
+from lab import disk, run_state, runs, units
 
 LONG = 6  # digits behind the point of a loss that no two runs share by chance
+UNCHANGED = ": the treatment changed nothing, or one is a copy of the other"
 BATCHES = ("data_fingerprint", "seq_len", "total_batch_tokens", "data_order")  # decide a step's tokens
 
 
@@ -28,6 +29,16 @@ def recorded(members: list[dict], field: str, name: str) -> list:
 
 def distinct(values) -> list:
     return list({json.dumps(v, sort_keys=True, default=str): v for v in values}.values())
+
+
+def end_of(run: dict) -> str:
+    """How a run without a summary ended, as far as its folder tells: 'ended at step 6 of 60 without a summary'."""
+    place = f"at step {max(run['train']['step'], default=0):.0f} of {run['flags'].get('max_train_steps', 'N/A')}"
+    if disk.holder(run["folder"])[0] == "held":
+        return f"is still running, {place}"
+    if run_state.last_line(run["folder"] / "log.txt").startswith("stopped at step "):  # training.leave
+        return f"was stopped {place}"
+    return f"ended {place} without a summary"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -50,7 +61,7 @@ def check_copies(arms: dict[str, list[dict]], notes: list[str]) -> list[dict]:
             what = f"{twin['name']} and {member['name']} have the same losses"
             by_chance = twin["seed"] == member["seed"] or not member["run"]
             if arm_of_twin != arm and by_chance:
-                notes.append(f"{what}: the treatment changed nothing, or one is a copy of the other")
+                notes.append(f"{what}{UNCHANGED}")
             else:
                 why.append(what)
     if not why:

@@ -308,17 +308,30 @@ def table(columns: list[tuple], rows: list, alpha: float = 0.05) -> tuple:
 
 
 def form(value, spec: str) -> str:
+    """A number, a reason as it is, and N/A for None."""
+    if value is None:
+        return "N/A"
     return value if isinstance(value, str) else f"{value:{spec}}"
 
 
-def form_interval(row: dict, spec: str, kind: str = "") -> str:
-    """kind: "" or "_corrected" (ab_verdict.judge)."""
+def signed(x, spec: str) -> str:
+    """'+0.0123', or two digits of what would be rounded to +0.0000; a reason stays."""
+    if isinstance(x, str):
+        return x
+    text = f"{x:+{spec}}"
+    if x and not re.search("[1-9]", text):
+        text = f"{x:+.2g}"
+    return text
+
+
+def form_interval(row: dict, spec: str, kind: str = "", spell=lambda x, spec: f"{x:+{spec}}") -> str:
+    """kind: "" or "_corrected" (ab_verdict.judge). spell: of its ends, as signed()."""
     low, high = row[f"low{kind}"], row[f"high{kind}"]
     if isinstance(low, str):
         return low
     if not math.isfinite(low):
         return "N/A: no spread"
-    return f"[{low:+{spec}}, {high:+{spec}}]"
+    return f"[{spell(low, spec)}, {spell(high, spec)}]"
 
 
 def form_p(p) -> str:
@@ -335,14 +348,14 @@ def form_change(row: dict, spec: str) -> str:
     if isinstance(row["delta"], str):
         return row["delta"]
     if isinstance(row["low"], str):
-        return f"{row['delta']:+{spec}} (no interval: {row['low'].removeprefix('N/A: ')})"
+        return f"{signed(row['delta'], spec)} (no interval: {row['low'].removeprefix('N/A: ')})"
     kind, p, tests = "", row["p"], row.get("tests", 1)
     if tests > 1:
         kind, p = "_corrected", row["p_corrected"]
     words = f", p {form_p(p)}"
     if kind:
         words += f", corrected over {tests} tests"
-    return f"{row['delta']:+{spec}} {form_interval(row, spec, kind)}{words}"
+    return f"{signed(row['delta'], spec)} {form_interval(row, spec, kind, signed)}{words}"
 
 
 def minutes(ms: float) -> str:

@@ -45,6 +45,15 @@ def label_of(arm: list[dict]) -> str:
     return stem.rstrip("_-") or "runs"
 
 
+def names_of(arms: dict[str, list[dict]]) -> dict[str, str]:
+    """Arms by what their folders are called; with the folder above where that is the same."""
+    names = {arm: label_of(own) for arm, own in arms.items()}
+    if len(set(names.values())) < len(names):
+        for arm, own in arms.items():
+            names[arm] = f"{own[0]['folder'].resolve().parent.name}/{names[arm]}"
+    return names
+
+
 def rows_of_tables(patterns: list[str]) -> tuple[list[dict], list[int], list[dict]]:
     """(the rows of one or more results.csv, numbers of started runs whose row is missing, rows of folders
     of runs that belong to the tables and have none in them)."""

@@ -6,10 +6,9 @@
 
 Three families. The primary metric is alone: its p stands as it is. Quality: every other thing that was measured, once
 (a view of the held-out text, a benchmark), corrected by Holm among themselves. Cost and optimisation are described, not
-tested. What is measured once has one verdict: a val loss and its own bits/byte share theirs, and of a
-benchmark's rules one is tested. Beside a corrected p stands the interval at the level at which Holm
-tests it, so that it leaves out 0 just where the corrected p is below alpha; the uncorrected one is named so. There the
-word is better or worse, unless it is withheld: see word_of.
+tested. What is measured once has one verdict: a val loss and its own bits/byte share theirs, and of a benchmark's rules
+one is tested. The corrected interval uses Holm's level for that test, so it excludes 0 exactly when corrected
+p < alpha; then the word is better or worse, unless it is withheld (word_of). The other interval is named uncorrected.
 """
 
 from __future__ import annotations
@@ -167,7 +166,8 @@ def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float
           checked: dict | None = None) -> None:
     """Correct differences (ab_numbers.difference) that are tested together by Holm, for "better" and "worse" and, with
     a margin, for "equivalent"; and give each its word. better: which way the metrics improve, -1 or 1.
-    checked: of the gate, and "planned", the number of pairs that was decided (0: not said).
+    checked: of the gate, "planned", the number of pairs that was decided (0: not said), and "unfinished", the arms
+    without a finished run.
 
     Adds "p_raw", "p_corrected", "tests" (how many were corrected together), "low_corrected",
     "high_corrected" (interval at "level_corrected"), "p_equivalent" (corrected) and "verdict".
@@ -183,6 +183,8 @@ def judge(rows: list[dict], alpha: float, better: int | list[int], margin: float
         row |= {"p_raw": raw[i], "p_corrected": corrected[i], "tests": tests, "p_equivalent": tost[i]}
         correct_interval(row, levels[i])
         row["verdict"] = word_of(row, alpha, better[i], margin, checked.get("planned", 0))
+        if checked.get("unfinished"):
+            row["verdict"] = "inconclusive"
         if not checked["ok"]:
             row["verdict"] = "not comparable"
             withhold(row)
@@ -261,6 +263,9 @@ def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: st
     judge([rows[primary]], alpha, metrics[primary].better, margin.value, checked)
     ways = [metrics[key].better for key in quality]
     judge([rows[key] for key in quality], alpha, ways, checked=checked)
+    for key in quality:
+        if UNIT[key] == UNIT[primary]:
+            note_small(rows[key], margin.value)
     level = f"{100 * (1 - alpha):g} %, uncorrected"
     families = dict.fromkeys(quality, "quality") | {primary: "primary"}
     for key, row in rows.items():
@@ -281,11 +286,17 @@ def judge_metrics(rows: dict[str, dict], metrics: dict[str, Metric], primary: st
             row["verdict"] = row["delta"]
 
 
+def note_small(row: dict, margin: float) -> None:
+    """Says of a difference that is real whether it is too small to matter, by the primary metric's margin."""
+    if row["verdict"] in ("better", "worse") and -margin < row["low"] <= row["high"] < margin:
+        row["verdict"] += ab_stats.SMALL
+
+
 def doubt_equivalence(row: dict, of_items: list[dict], margin: float) -> None:
-    """Takes back that arms are equivalent by a benchmark's score, unless the items asked allow it: the interval over
-    seeds and items lies within the margin, and so does 3 / n of n clusters of items, below which the share of others
-    that arms answer differently may lie with 95 % where none of these was (rule of three, Hanley and Lippman-Hand
-    1983). of_items: the metric's row of ab_items.items, none where its items are not recorded."""
+    """Takes back that arms are equivalent by a benchmark's score, unless its items allow it: the interval over seeds
+    and items lies within the margin, and there are at least 3 / margin clusters of items. Rule of three (Hanley and
+    Lippman-Hand 1983): if no cluster out of n is answered differently, up to 3 / n of all others may be (95 %).
+    of_items: the metric's row of ab_items.items, none where its items are not recorded."""
     if row["verdict"] != "equivalent" or not of_items:
         return
     (one,) = of_items
@@ -334,8 +345,8 @@ def representatives(rows: dict[str, dict], metrics: dict[str, Metric],
 
 def judge_matchings(matched: list[dict], primary_row: dict, better: int, margin: Margin,
                     checked: dict, alpha: float) -> None:
-    """Give the matchings (ab_numbers.matchings) their "verdict". One that has the very numbers of the primary's row is
-    that test; the others are a family of their own."""
+    """Give the matchings (ab_numbers.matchings) their "verdict". A matching with the same data as the primary row
+    reuses its test; the rest are Holm-corrected together."""
     others = []
     for match in matched:
         if is_same(match["row"], primary_row):

@@ -25,7 +25,7 @@ import numpy as np
 
 from lab import ab_plots, ab_report, disk, processes, runs, units
 from lab.run_state import STATES, look, read_object, size_of
-from lab.terminal import aligned, one_line, show
+from lab.terminal import aligned, cells_of, one_line, show
 
 PAGE = "index.html"
 MADE_BY = '<meta name="generator" content="moonshotGPT compare_runs.py --watch">'
@@ -98,9 +98,25 @@ def reasons(rows: list[dict]) -> list[str]:
             if row["why"] and row["state"] != "running"]
 
 
+SHORTEST = 12  # characters of a run's name, however narrow the terminal
+
+
+def fit_names(header: list[str], cells: list[list[str]], columns: int) -> None:
+    """Shortens the runs' names in their middle, so that the rows fit a terminal of so many columns."""
+    others = list(zip(header, *cells, strict=True))[1:]
+    taken = sum(2 + max(cells_of(str(cell)) for cell in column) for column in others)
+    room = max(SHORTEST, columns - taken)
+    for row in cells:
+        if len(row[0]) > room:
+            row[0] = f"{row[0][: room // 2]}…{row[0][room // 2 + 1 - room :]}"
+
+
 def print_list(patterns: list[str]) -> int:
     rows = look_at(patterns)
     _, header, cells, left = table(rows, time.time())
+    columns = shutil.get_terminal_size(fallback=(0, 0)).columns
+    if columns:
+        fit_names(header, cells, columns)
     lines = [aligned(header, cells, left), "", *reasons(rows), summary_of(rows)]
     show("\n".join(lines) + "\n")
     return 0

@@ -26,6 +26,10 @@ def size(n_bytes: float) -> str:
 
 def count(n: int, noun: str) -> str:
     """'1 pair', '2 pairs', '1,200 tokens'."""
+    return f"{n:,} {noun_of(n, noun)}"
+
+
+def noun_of(n: int, noun: str) -> str:
     if n == 1:
-        return f"1 {noun}"
-    return f"{n:,} {noun}s"
+        return noun
+    return f"{noun}s"

@@ -182,8 +182,7 @@ def test_damaged_files_are_told(tmp_path, capsys, case):
 
 MISMATCHES = {
     "seq_len": {"flags": {"seq_len": 64}}, "total_batch_tokens": {"flags": {"total_batch_tokens": 512}},
-    "max_train_steps": {"flags": {"max_train_steps": 30}}, "eval_every": {"flags": {"eval_every": 20}},
-    "hellaswag_every": {"flags": {"hellaswag_every": 100}}, "ewok_every": {"flags": {"ewok_every": 100}},
+    "max_train_steps": {"flags": {"max_train_steps": 30}},
     "learning_rate": {"flags": {"learning_rate": 7e-4, "muon_lr": 7e-5}},
     "warmup_iters": {"flags": {"warmup_iters": 3}},
     "learning_rate_decay_frac": {"flags": {"learning_rate_decay_frac": 0.0}},
@@ -331,7 +330,8 @@ def test_seeds_batches_and_broken_runs(tmp_path):
 
     make_run(tmp_path / "test_s4", 4, flags=GATE["flags"], finished=False, loss=9)
     code, report = compare(tmp_path)
-    assert code == 2 and states(report)["incomplete"] == "differs" and "test_s4: no summary.json" in report["headline"]
+    assert code == 2 and states(report)["incomplete"] == "differs"
+    assert "test_s4: ended at step 40 of 40" in report["headline"]
     code, report = compare(tmp_path, "--allow", "incomplete")
     assert code == 0 and report["metrics"]["val_loss"]["n"] == 3 and "test_s4" in report["headline"]
     (tmp_path / "test_s4" / "summary.json").write_text("{")
@@ -636,12 +636,13 @@ def test_length_as_the_treatment(tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     ({"beta1": 0.8}, "If it is what you test: `--treatment beta1`."),
-    ({"beta1": 0.8, "beta2": 0.99}, "If it is what you test: `--treatment beta1,beta2`."),
-    ({"beta1": 0.8, "code": "x"}, "If it is what you test: `--treatment beta1,code`."),
-    ({"beta1": 0.8, "val": "x"}, None)])
+    ({"beta1": 0.8, "beta2": 0.99}, "Which of beta1, beta2 is what you test?"),
+    ({"beta1": 0.8, "code": "x"}, "Which of beta1, code is what you test?"),
+    ({"code": "x"}, "If it is what you test: `--treatment code`. An edit of the code that changes nothing: `--allow"),
+    ({"val": "x"}, "if it does no harm: `--allow val_documents`.")])
 def test_what_to_declare_stands_in_the_verdict(tmp_path, flags, words):
-    """Arms that differ in what is not recognised: the flag that declares it, to be pasted, unless something else is
-    wrong, too."""
+    """Arms that differ in what is not recognised: the flag that declares it, to be pasted. Where several settings
+    differ, --treatment with all of them was advised, which made a forgotten one part of the treatment."""
     flags, other = dict(flags), {}
     if flags.pop("code", ""):
         other["config"] = {"code.code_sha256": "0" * 64}
@@ -649,8 +650,8 @@ def test_what_to_declare_stands_in_the_verdict(tmp_path, flags, words):
         other["data"] = {"val_documents": 11}
     make_arms(tmp_path, 3, b={"flags": flags, **other})
     code, report = compare(tmp_path, "--no_items")
-    assert code == 2 and (words in report["headline"] if words else "--treatment" not in report["headline"])
-    if words:
+    assert code == 2 and words in report["headline"]
+    if "If it is" in words:
         assert compare(tmp_path, "--no_items", "--treatment", words.split("`")[1].split()[1])[0] == 0
 
 
@@ -849,7 +850,7 @@ def test_stage_tables_of_document_003(results, tmp_path, capsys):
     text = capsys.readouterr().out
     assert ("| elementwise | 0.00468 | 3 | 3.2723 | 26m 10.9s |\n| none | 0.0036 | 1 | 3.2938 | 24m 36.9s |\n"
             "| none | 0.00468 | 3 | 3.2927 | 24m 36.9s |\n") in text
-    assert "attn_gate=none, learning_rate=0.0036 n = 1: too few" in text and "lacks seed 1, 2" in text
+    assert "none, 0.0036 n = 1: too few" in text and "lacks seed 1, 2" in text
 
 
 def test_stages_that_are_mixed_are_refused(results, capsys):
@@ -900,7 +901,7 @@ def test_many_arms_of_which_no_run_is_finished(tmp_path, capsys):
     assert many(*group, "--out", tmp_path / "report", "--print", "full") == 2
     text = capsys.readouterr().out
     assert "**not comparable** · incomplete (" in text and "- **Seeds** · none is finished" in text
-    assert many(*group, "--allow", "incomplete") == 0 and "attn_gate=headwise inconclusive" in capsys.readouterr().out
+    assert many(*group, "--allow", "incomplete") == 0 and "headwise inconclusive" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", PLANTED)
@@ -909,7 +910,7 @@ def test_results_go_through_the_gate(finished_arms, results, capsys, flag):
     column = {"max_train_steps": "num_iterations", "seq_len": "sequence_length"}.get(flag, flag)
     table = csv_of(finished_arms)
     flags = ("--results", table, "--group_by", "attn_gate", "--baseline", "attn_gate=none")
-    assert many(*flags) == 0 and "attn_gate=headwise better." in capsys.readouterr().out
+    assert many(*flags) == 0 and "headwise better." in capsys.readouterr().out
     rewrite(table, lambda i, row: row.update({column: PLANTED[flag]}) if row["attn_gate"] == "headwise" else None)
     assert many(*flags) == 2
     text = capsys.readouterr().out
@@ -940,12 +941,12 @@ def test_seed_without_a_loss_stops_the_verdict(results, capsys, value):
     """A seed that diverged would drop out, and the rest be called better: as in an A/B it may be the one that tells."""
     flags = ("--results", results, "--group_by", "attn_gate", "--where", "num_iterations=5100,learning_rate=0.00468",
              "--baseline", "attn_gate=none")
-    assert many(*flags) == 0 and "attn_gate=elementwise better." in capsys.readouterr().out
+    assert many(*flags) == 0 and "elementwise better." in capsys.readouterr().out
     rewrite(results, lambda i, row: row.update(final_val_loss=value) if row["run_id"].startswith(
         "elementwise-sigmoid-0.00468-5100-2") else None)
     assert many(*flags) == 0
     text = capsys.readouterr().out
-    assert "attn_gate=elementwise n = 2: too few." in text and "5100-2 (attn_gate=elementwise) has no final_val" in text
+    assert "elementwise n = 2: too few." in text and "5100-2 (attn_gate=elementwise) has no final_val" in text
     assert "| elementwise | 2 | 3.2723 | 26m 10.9s |" in text
     assert "| 2 pairs (1 run without a partner left out) |" in text
 
@@ -1025,7 +1026,7 @@ def test_many_arms_from_folders(tmp_path, capsys):
              finished=False)
     assert many(*flags) == 2
     text = capsys.readouterr().out
-    assert "learning_rate (0.0006, 0.001)" in text and "elem_s3: no summary.json" in text
+    assert "learning_rate (0.0006, 0.001)" in text and "elem_s3: ended at step 40 of 40 without a summary" in text
     assert "| elementwise | sigmoid | 3 |" in text  # the unfinished run is not in the mean
 
 
@@ -1037,11 +1038,11 @@ def test_many_verdicts_are_holm_corrected(tmp_path, capsys):
             make_run(tmp_path / f"{arm}_s{seed}", seed, loss=NOISE_B[seed] - 0.0017, flags={"attn_gate": arm})
     flags = ("--runs", tmp_path / "*_s*", "--group_by", "attn_gate", "--baseline", "attn_gate=none", "--delta", 0)
     assert many(*flags) == 0
-    assert "attn_gate=elementwise inconclusive; attn_gate=headwise inconclusive" in capsys.readouterr().out
+    assert "elementwise inconclusive; headwise inconclusive" in capsys.readouterr().out
     for seed in range(3):
         (tmp_path / f"elementwise_s{seed}").rename(tmp_path / f"left_out_{seed}")
     assert many(*flags) == 0
-    assert "attn_gate=headwise better" in capsys.readouterr().out
+    assert "headwise better" in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1272,7 +1273,7 @@ def test_few_items_in_a_stage_table(tmp_path, capsys):
     many("--runs", tmp_path / "*_s*", "--group_by", "attn_gate", "--baseline", "attn_gate=none", "--primary",
          "hellaswag_accuracy")
     text = capsys.readouterr().out
-    assert "attn_gate=headwise inconclusive" in text and "equivalent" not in text.splitlines()[0]
+    assert "headwise inconclusive" in text and "equivalent" not in text.splitlines()[0]
 
 
 def test_an_allowed_copy_is_no_further_run(tmp_path, capsys):

@@ -175,8 +175,8 @@ def test_names_stay_whole(tmp_path, capsys, monkeypatch, name):
     crashed = make_run(tmp_path / f"{name}_s2", 2, finished=False, **SHORT)  # its name comes in a sentence
     assert ab(arms, "--out", tmp_path / "r") == 0
     assert ab([[*arms[0], str(crashed)], arms[1]]) == 2
-    told = ab_report.escape_markdown(ab_report.one_line(f"{name}_s2")) + ": no summary.json"
-    assert f"({told}, so it is unfinished or crashed)" in capsys.readouterr().out
+    told = ab_report.escape_markdown(ab_report.one_line(f"{name}_s2")) + ": ended at step 10 of 10 without a summary"
+    assert f"({told})" in capsys.readouterr().out
     assert compare_runs.main(["--runs", *arms[0], *arms[1], "--group_by", "run_id", "--allow", "treatment,attn_gate",
                               "--out", str(tmp_path / "n")]) == 0
     capsys.readouterr()
@@ -364,11 +364,11 @@ def test_curves_of_a_crashed_seed(tmp_path, capsys):
     losses = [val_losses(tmp_path / f"test_s{seed}") for seed in (0, 1)]
     mean = (losses[0][10] + losses[1][10]) / 2
     assert "| arm | seeds | val loss, nats/token (last) |" in text and f"| test | 2 | {mean:.4f} ± 0.0011 |" in text
-    assert "**not comparable** · incomplete (test_s2: no summary.json" in text
+    assert "**not comparable** · incomplete (test_s2: ended at step 5 of 10" in text
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert curves(tmp_path / "*_s*", "--allow", "incomplete") == 0  # and the report still says what is missing
     text = capsys.readouterr().out
-    assert "**comparable** · what differs is the treatment, attn_gate none / headwise. Missing: test_s2: no su" in text
+    assert "**comparable** · what differs is the treatment, attn_gate none / headwise. Missing: test_s2: ended" in text
     for seed in (0, 1):
         crash(tmp_path / f"test_s{seed}", 5)
     assert curves(tmp_path / "*_s*", "--allow", "incomplete") == 0

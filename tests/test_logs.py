@@ -125,9 +125,12 @@ def test_a_log_in_the_band_of_runs(tmp_path, capsys):
     """--check takes a log; its loss is far outside, and that it is comparable nobody knows."""
     for seed in range(4):
         make_run(tmp_path / f"ours_s{seed}", seed)
-    path = written(tmp_path / "b.txt", BUILD.replace("20 ", "50 "))
+    path = written(tmp_path / "b.txt", BUILD.replace("20 ", "40 "))
     code, record = compared(tmp_path, "--check", path, "--against", tmp_path / "ours_s*")
     assert code == 2 and "unrecorded (" in record["headline"]
+    path = written(tmp_path / "c.txt", BUILD.replace("20 ", "50 "))  # only the untrained networks have a step in common
+    with pytest.raises(ValueError, match="not all runs have a val loss of one step after training began"):
+        compared(tmp_path, "--check", path, "--against", tmp_path / "ours_s*")
 
 
 def test_many_logs(tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 from conftest import base_loss, make_run
 
 import compare_runs
-from lab import ab_numbers, ab_page, ab_plots, ab_report, runs, shards, training
+from lab import ab_curves, ab_numbers, ab_page, ab_plots, ab_report, runs, shards, training
 
 SHORT = {"max_train_steps": 20, "eval_every": 5}
 NAMES = "baseline_adamw_trapezoid_x", "bos_rows_requeue_trapezoid"  # 26 characters each
@@ -160,7 +160,7 @@ def test_every_evaluation_is_a_marker(tmp_path):
     panels = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ab_plots, "plot_losses", lambda drawn, *rest, **more: panels.update(drawn))
-        ab_page.loss_curves({"a": arm}, "val_loss", other_tokens=False)
+        ab_curves.loss_curves({"a": arm}, "val_loss", other_tokens=False)
     val, train = panels.values()
     assert [point[0] for point in val["a"][1]] == [0, 5, 10, 15, 20]
     assert [point[1] for point in val["a"][1]] == pytest.approx([1 + base_loss(s, 20) for s in (0, 5, 10, 15, 20)])
@@ -173,10 +173,10 @@ def test_train_curve_is_means_over_equal_spans(tmp_path):
     loss = step.copy()
     loss[0] = np.nan
     run = {"train": {"step": step, "train_loss_opt_step_mean": loss}}
-    (points,) = ab_page.train_points([run])
-    assert len(points) == ab_page.BINS and points[0] == [3, 3] and points[1] == [6.5, 6.5]
+    (points,) = ab_curves.train_points([run])
+    assert len(points) == ab_curves.BINS and points[0] == [3, 3] and points[1] == [6.5, 6.5]
     assert points[-1] == [798.5, 798.5]
-    assert ab_page.train_points([{"train": {"step": step[:0], "train_loss_opt_step_mean": step[:0]}}]) == []
+    assert ab_curves.train_points([{"train": {"step": step[:0], "train_loss_opt_step_mean": step[:0]}}]) == []
 
 
 def test_arms_of_a_plot_differ():

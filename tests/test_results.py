@@ -138,7 +138,7 @@ def test_a_deleted_row_is_missed(table, tmp_path, capsys):
     group = ("--results", table, *GROUP)
     assert many(*group) == 0
     text = capsys.readouterr().out
-    assert "**comparable** · against attn_gate=none: attn_gate=headwise better." in text and "Missing" not in text
+    assert "**comparable** · against none: headwise better." in text and "Missing" not in text
     for arm in ("base", "test"):
         without(table, f"{arm}_s1")
     assert many(*group) == 0
