@@ -52,6 +52,7 @@ class Fast:
     sums: tuple | None = None  # of the gradients / P, of the same shapes
     momentum: tuple | None = None
     inputs: tuple | None = None  # sums of u (B, D) and a (B, h), for rank1
+    alpha: torch.Tensor | None = None  # sum of what the Titans memory forgets, (B,)
     tokens: int = 0  # in the sums
     probe: torch.Tensor | None = None  # zeros (B, C, D) added to y, in which its gradient is taken
     counts: dict = field(default_factory=dict)  # {counter: (B,)}, see record
@@ -125,19 +126,23 @@ def gradients(seen: Seen, delta) -> tuple[torch.Tensor, torch.Tensor]:
 def accumulate(seen: Seen, delta, config, alpha=None, alter=None, flush=False) -> None:
     """Adds a chunk's gradients to its level's sums, and writes them when a period has been seen, or now (flush).
 
-    alpha (B, C): what the Titans memory forgets per write, besides inner_decay. alter: see write."""
+    alpha (B, C): what the Titans memory forgets per write, besides inner_decay: the mean over the tokens of a period.
+    alter: see write."""
     level, fast = seen.level, seen.fast
     added = [g / level.period for g in gradients(seen, delta)]
     if config.inner_optimizer == "rank1":
         means = seen.u.float().sum(1), seen.a.float().sum(1)
         fast.inputs = means if fast.inputs is None else tuple(map(torch.add, fast.inputs, means))
     fast.sums = tuple(added) if fast.sums is None else tuple(map(torch.add, fast.sums, added))
+    if alpha is not None:
+        total = alpha.sum(1)
+        fast.alpha = total if fast.alpha is None else fast.alpha + total
     fast.tokens += delta.size(1)
     if flush or fast.tokens == level.period:
-        write(level, fast, config, alpha, alter)
+        write(level, fast, config, alter)
 
 
-def write(level: Level, fast: Fast, config, alpha=None, alter=None) -> None:
+def write(level: Level, fast: Fast, config, alter=None) -> None:
     """Fast <- (1 - decay) Fast - inner_lr clip(optimizer(sums)), and empty sums.
 
     alter: a control, (step1, step2) -> what is written in their place (see random_steps, other_steps)."""
@@ -159,8 +164,8 @@ def write(level: Level, fast: Fast, config, alpha=None, alter=None) -> None:
     if alter is not None:
         steps = alter(*steps)
     keep = 1.0 - config.inner_decay
-    if alpha is not None:
-        keep = keep * (1.0 - alpha.mean(1)[:, None, None])
+    if fast.alpha is not None:
+        keep = keep * (1.0 - (fast.alpha / fast.tokens)[:, None, None])
     if fast.pair is None:
         fast.pair = tuple(-g for g in steps)
     else:
@@ -168,7 +173,7 @@ def write(level: Level, fast: Fast, config, alpha=None, alter=None) -> None:
     length = (rate * norm).flatten()
     fast.add("updates", length > 0)
     fast.add("update_norm", length)
-    fast.sums, fast.inputs, fast.tokens = None, None, 0
+    fast.sums, fast.inputs, fast.alpha, fast.tokens = None, None, None, 0
 
 
 def joint_norm(pair) -> torch.Tensor:

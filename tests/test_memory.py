@@ -99,6 +99,25 @@ def test_a_period_of_two_chunks_adds_up(arch):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
+def test_a_period_of_two_chunks_forgets_the_mean(fp64_loss):
+    """The Titans memory with a period of 8 tokens, whether CMS levels that write nothing make chunks of 4 or of 8: the
+    same losses and the same gradient of what is forgotten, which is much and differs from token to token."""
+    losses, grads = [], []
+    for chunk in (4, 8):
+        more = dict(cms_periods=(chunk, 0), cms_widths=(8, 8), teach_scale=(0.0,), inner_lr=2.0)
+        model, (idx, targets) = make("hope", **more).double(), tokens()
+        alphas = [model.transformer["h"][i].memory.titan.alpha for i in (1, 2)]
+        with torch.no_grad():
+            for alpha in alphas:
+                alpha.copy_(2 * torch.randn(16, generator=torch.Generator().manual_seed(4)))
+        model(idx, targets).backward()
+        losses.append(model.per_token_loss(idx, targets))
+        grads.append(torch.cat([alpha.grad for alpha in alphas]))
+    assert grads[0].abs().max() > 1e-6
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-12)
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
+
+
 @each_arch
 def test_a_write_lowers_the_loss_of_its_own_chunk(arch, fp64_loss):
     """By rate x |gradient|^2, as a step down the gradient does: the sign and the scale are right."""
