@@ -37,6 +37,9 @@ ALPHA_OFFSET = -4.0
 # compares. From an architecture's smaller ones hardly anything is written, so that nothing learns to be (measured:
 # experiments/2026-11-26_memory/planted.py).
 SCALED = ("query.weight", "key.weight", "value.weight", "c_fc.weight")
+# Parameters of a block that a gradient does not pass from its output to its input: they make what the Titans memory is
+# written with, or are a gate's table.
+OFF_THE_PATH = ("memory.titan.key.", "memory.titan.value.", "memory.titan.modifier.", "attn.gate_table")
 MOMENTUM = 0.9
 TINY = 1e-12  # keeps the gradient of a norm finite at 0
 
@@ -52,6 +55,7 @@ class Fast:
     sums: tuple | None = None  # of the gradients / P, of the same shapes
     momentum: tuple | None = None
     inputs: tuple | None = None  # sums of u (B, D) and a (B, h), for rank1
+    alpha: torch.Tensor | None = None  # sum of what the Titans memory forgets, (B,)
     tokens: int = 0  # in the sums
     probe: torch.Tensor | None = None  # zeros (B, C, D) added to y, in which its gradient is taken
     counts: dict = field(default_factory=dict)  # {counter: (B,)}, see record
@@ -125,19 +129,23 @@ def gradients(seen: Seen, delta) -> tuple[torch.Tensor, torch.Tensor]:
 def accumulate(seen: Seen, delta, config, alpha=None, alter=None, flush=False) -> None:
     """Adds a chunk's gradients to its level's sums, and writes them when a period has been seen, or now (flush).
 
-    alpha (B, C): what the Titans memory forgets per write, besides inner_decay. alter: see write."""
+    alpha (B, C): what the Titans memory forgets per write, besides inner_decay: the mean over the tokens of a period.
+    alter: see write."""
     level, fast = seen.level, seen.fast
     added = [g / level.period for g in gradients(seen, delta)]
     if config.inner_optimizer == "rank1":
         means = seen.u.float().sum(1), seen.a.float().sum(1)
         fast.inputs = means if fast.inputs is None else tuple(map(torch.add, fast.inputs, means))
     fast.sums = tuple(added) if fast.sums is None else tuple(map(torch.add, fast.sums, added))
+    if alpha is not None:
+        total = alpha.sum(1)
+        fast.alpha = total if fast.alpha is None else fast.alpha + total
     fast.tokens += delta.size(1)
     if flush or fast.tokens == level.period:
-        write(level, fast, config, alpha, alter)
+        write(level, fast, config, alter)
 
 
-def write(level: Level, fast: Fast, config, alpha=None, alter=None) -> None:
+def write(level: Level, fast: Fast, config, alter=None) -> None:
     """Fast <- (1 - decay) Fast - inner_lr clip(optimizer(sums)), and empty sums.
 
     alter: a control, (step1, step2) -> what is written in their place (see random_steps, other_steps)."""
@@ -159,8 +167,8 @@ def write(level: Level, fast: Fast, config, alpha=None, alter=None) -> None:
     if alter is not None:
         steps = alter(*steps)
     keep = 1.0 - config.inner_decay
-    if alpha is not None:
-        keep = keep * (1.0 - alpha.mean(1)[:, None, None])
+    if fast.alpha is not None:
+        keep = keep * (1.0 - (fast.alpha / fast.tokens)[:, None, None])
     if fast.pair is None:
         fast.pair = tuple(-g for g in steps)
     else:
@@ -168,7 +176,7 @@ def write(level: Level, fast: Fast, config, alpha=None, alter=None) -> None:
     length = (rate * norm).flatten()
     fast.add("updates", length > 0)
     fast.add("update_norm", length)
-    fast.sums, fast.inputs, fast.tokens = None, None, 0
+    fast.sums, fast.inputs, fast.alpha, fast.tokens = None, None, None, 0
 
 
 def joint_norm(pair) -> torch.Tensor:
@@ -420,28 +428,50 @@ def state_bytes(blocks) -> int:
 
 
 def write_flops(c, blocks, seq_len: int) -> int:
-    """Training FLOPs per token of what is written, beside those of the trained weights (GPT.flops_per_token).
-
-    Of each written level: reading its fast weights forward and backward, 8 per weight, and its three gradients, 6. With
-    gradients through the writes, these three times. For the teach signal: a backward pass in the activations from the
-    head to the lowest level. The Titans memory is read a second time, at its keys."""
+    """Training FLOPs per token of what is written, beside those of the trained weights (GPT.flops_per_token): of a
+    chunk in the middle of a long sequence. The first period, which reads no writes, and the last chunk, which makes
+    none, count like the others, as attention counts as if it were not causal: 1 to 3 % too much for rows of 8
+    chunks (counted, two small shapes)."""
     if not writes(c):
         return 0
-    total, in_memory = 0, 0
-    for block in blocks:
-        if block.memory is None:
-            continue
-        in_memory += sum(p.numel() for p in block.parameters() if p.dim() == 2)
-        if block.memory.titan is not None:
-            for level in block.memory.titan.written_levels():
-                total += (12 + 16 + 3 * 6) * level.n_weights()
-        if c.write == "off":
-            continue
-        times = {"stop": 1, "through": 3}[c.write]
-        for level in block.memory.levels:
-            if level.period:
-                total += (8 + times * 6) * level.n_weights()
+    # Per weight of a level, in which W1 and W2 are alike in size; a product costs 2 per weight that it touches:
+    # read: u Fast1 and a Fast2 together 2, back to u and a 2, and back to Fast, if that has a gradient, 2.
+    # write, see gradients(): g1, g2, delta W2' and delta Fast2' touch one matrix each, 1 each. Back through them: g1 to
+    # u and dz 2, g2 to a 1, the others to W2 and Fast2 2. In the Titans memory delta has a gradient, too: from g2 and
+    # from the others 3. Not counted: rank1's projection, 4 per write and not per token.
+    read, write = 2 + 2, 4
+    read_through, write_through = read + 2, write + 2 + 1 + 2
+    titan_write = write_through + 3
+    total = 0
+    memories = [block.memory for block in blocks if block.memory is not None]
+    for titan in (module.titan for module in memories if module.titan is not None):
+        # read at the queries and again at the keys, which takes its trained weights again
+        total += (2 * read_through + 6 + titan_write) * titan.level.n_weights()
+        if titan.modifier is not None:
+            per_weight = read_through + titan_write
+            if c.self_modifier == "frozen":
+                per_weight -= 2 + 1  # W1 and W2 have no gradient where it is read, nor W2 in its writes
+            total += per_weight * titan.modifier.n_weights()
     if c.memory in WITH_CMS and c.write != "off":
-        attention = 8 * (c.memory_layers - 1) * c.n_embd * seq_len
-        total += 2 * in_memory + attention
+        per_weight = {"stop": read + write, "through": read_through + write_through}[c.write]
+        levels = [level for module in memories for level in module.levels if level.period]
+        total += per_weight * sum(level.n_weights() for level in levels)
+        attention = 8 * (len(memories) - 1) * c.n_embd * seq_len
+        total += 2 * taught_weights(blocks) + attention
     return total
+
+
+def taught_weights(blocks) -> int:
+    """Weights, trained and written, through which the teach signal goes from the head to the lowest written level."""
+    lowest, *above = (block for block in blocks if block.memory is not None)
+    first = lowest.memory.written_in_turn()[0]
+    levels = list(lowest.memory.levels[first + 1 :])
+    total = sum(level.n_weights() for level in levels)
+    for block in above:
+        total += sum(p.numel() for name, p in block.named_parameters()
+                     if p.dim() == 2 and not name.startswith(OFF_THE_PATH))
+        levels += block.memory.levels
+        if block.memory.titan is not None:
+            levels.append(block.memory.titan.level)
+    written = sum(level.n_weights() for level in levels if level.period)
+    return total + written

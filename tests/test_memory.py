@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lab import chunks, hf, memory, memory_settings
 from lab.inference import generate, score_endings
@@ -97,6 +98,25 @@ def test_a_period_of_two_chunks_adds_up(arch):
         memory.accumulate(level(x[:, part], halves), delta[:, part], config)
     for one, other in zip(whole.pair, halves.pair, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_a_period_of_two_chunks_forgets_the_mean(fp64_loss):
+    """The Titans memory with a period of 8 tokens, whether CMS levels that write nothing make chunks of 4 or of 8: the
+    same losses and the same gradient of what is forgotten, which is much and differs from token to token."""
+    losses, grads = [], []
+    for chunk in (4, 8):
+        more = dict(cms_periods=(chunk, 0), cms_widths=(8, 8), teach_scale=(0.0,), inner_lr=2.0)
+        model, (idx, targets) = make("hope", **more).double(), tokens()
+        alphas = [model.transformer["h"][i].memory.titan.alpha for i in (1, 2)]
+        with torch.no_grad():
+            for alpha in alphas:
+                alpha.copy_(2 * torch.randn(16, generator=torch.Generator().manual_seed(4)))
+        model(idx, targets).backward()
+        losses.append(model.per_token_loss(idx, targets))
+        grads.append(torch.cat([alpha.grad for alpha in alphas]))
+    assert grads[0].abs().max() > 1e-6
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-12)
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
 
 
 @each_arch
@@ -410,6 +430,64 @@ def test_controls_keep_the_norm_and_lose_the_text():
             torch.testing.assert_close(*norms)
     with pytest.raises(ValueError, match="at least two"):
         memory.other_steps(step[0][:1])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what a step costs
+
+
+class Products(TorchDispatchMode):
+    """Counts the FLOPs of matrix products, and attention's forward and backward passes, of which each is one kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.flops = self.attention_forward = self.attention_backward = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result, name = op(*args, **(kwargs or {})), op.overloadpacket.__name__
+        if name in ("mm", "bmm", "addmm", "addmm_", "baddbmm"):
+            *_, a, b = args
+            self.flops += 2 * a.numel() * b.size(-1)
+        elif "scaled_dot_product" in name and name.endswith("backward"):
+            self.attention_backward += 1
+        elif "scaled_dot_product" in name:
+            self.attention_forward += 1
+        return result
+
+
+def counted_step(model, length) -> list[int]:
+    """FLOPs of products, attention's forward and its backward passes of a training step on one row of length tokens."""
+    idx, targets = tokens(rows=1, length=length)
+    with Products() as counted:
+        model(idx, targets).backward()
+    return [counted.flops, counted.attention_forward, counted.attention_backward]
+
+
+@pytest.mark.parametrize("shape", [
+    dict(arch="gpt2"), dict(arch="speedrun", n_layer=4, n_embd=48, n_head=3, memory_layers=3)])
+@pytest.mark.parametrize(("arm", "write", "more"), [
+    ("none", "stop", {}), *((*arm, {}) for arm in ARMS), ("hope", "off", dict(self_modifier="off")),
+    ("hope", "stop", dict(self_modifier="off")), ("hope", "stop", dict(self_modifier="on")),
+    ("hope", "through", dict(self_modifier="frozen")), ("hope_attention", "stop", dict(attn_gate="headwise")),
+    ("hope_attention", "stop", dict(attn_gate="const")),
+    ("hope_attention", "stop", dict(cms_periods=(0, 8, 16, 0), cms_widths=(8, 12, 16, 20))),
+    ("hope_attention", "through", dict(cms_periods=(16, 8), cms_widths=(24, 40))),
+    ("hope", "stop", dict(titan_period=16, titan_width=24, cms_widths=(8, 12)))])
+def test_flops_are_those_of_a_training_step(arm, write, more, shape):
+    """Those per token that a longest period, 16 tokens, in the middle of a sequence adds: it is read with what was
+    written before, and its writes are read. Equal, not about: MFU and what is compared at equal FLOPs would be off by
+    as much as this."""
+    config = GPTConfig(**settings(arm, write, vocab_size=128, **shape, **more))
+    model = GPT(config, seed=0)
+    assert config.padded_vocab_size == config.vocab_size
+    three, four = counted_step(model, 48), counted_step(model, 64)
+    flops, forward, backward = (b - a for a, b in zip(three, four, strict=True))
+    without_attention, with_attention = model.flops_per_token(0), model.flops_per_token(1)
+    assert flops == 16 * without_attention
+    if arm != "none":  # which is read at once: no more passes for more tokens
+        # the formula's: a pass is 4 per channel and token that is seen forward, and 8 backward
+        passes = (4 * forward + 8 * backward) // (16 // memory_settings.chunk_size(config))
+        assert passes * config.n_embd == with_attention - without_attention
 
 
 # ----------------------------------------------------------------------------------------------------------------------
