@@ -10,9 +10,9 @@ Under a trapezoid the learning rate is constant until the warmdown. So runs of 1
 run up to the shorter one's warmdown, and the long one, the trunk, has trained that part already
 (https://arxiv.org/abs/2405.18392). A branch begins as the trunk's folder up to its newest checkpoint from before the
 branch's own warmdown, and has its own --max_train_steps and --warmdown_iters. Its steps, tokens, FLOPs and seconds
-count from step 0, and on the same machine it ends byte-identical to a run of its length that was trained alone. A
-finished run can be made longer in the same way, if its data suffices. A cosine cannot be branched: each of its steps
-depends on the length.
+count from step 0. On the same machine, with the same code and processes, it ends byte-identical to a run of its
+length, and of the trunk's warmup, that was trained alone. A finished run can be made longer in the same way, if its
+data suffices. A cosine cannot be branched: each of its steps depends on the length.
 
 Prints the commands that train the branches, for sweep.py or a shell; what it did goes to stderr. A branch that exists
 already is left alone, so the same command goes on after an interruption. A trunk may still be training.
@@ -33,7 +33,7 @@ from lab import flags  # noqa: E402
 if __name__ == "__main__":
     flags.check_first(__file__)
 
-from lab import disk, optim, processes, resume, runs, training  # noqa: E402
+from lab import disk, optim, processes, resume, runs, snapshots, training  # noqa: E402
 
 CHANGED = ("max_train_steps", "warmdown_iters")  # of a branch; all other flags are the trunk's
 
@@ -48,7 +48,7 @@ def flags_of_branch(trunk: dict, steps: int, warmdown_frac: float | None) -> dic
     if share is None:
         share = trunk["warmdown_iters"] / trunk["max_train_steps"]
         if share == 0:
-            raise ValueError("has no warmdown whose share could be kept: pass --warmdown_frac 0.2")
+                raise ValueError("it has no warmdown whose share could be kept: pass --warmdown_frac, as 0.2.")
     branch = trunk | {"max_train_steps": steps, "warmdown_iters": round(share * steps)}
     optim.schedule_settings(argparse.Namespace(**branch))  # refuses what does not fit
     return branch
@@ -91,6 +91,10 @@ def read_trunk(folder: Path) -> dict:
     if own["schedule"] == "cosine":
         raise ValueError(f"{folder} has --schedule cosine, whose every step depends on the run's length: train the "
                          "trunk with --schedule trapezoid.")
+    others = snapshots.other_network(folder)
+    if others:
+        raise ValueError(f"{folder} was trained by another network than this, of {', '.join(others)}: branch it, and "
+                         "train its branches, by the code that trained it.")
     return config
 
 
@@ -202,7 +206,7 @@ def refuse_other_run(folder: Path, trunk: Path, values: dict) -> None:
     if (folder / "config.json").exists():
         config = runs.read_config(folder)
     is_own = config.get("branched_from", {}).get("run") == place_of(trunk)
-    if not is_own or any(config["flags"].get(name) != values[name] for name in CHANGED):
+    if not is_own or runs.conditions(config["flags"]) != runs.conditions(values):
         raise ValueError(f"{folder} exists and is not this branch of {trunk}: delete it, or choose another --out_dir.")
 
 

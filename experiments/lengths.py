@@ -11,7 +11,7 @@ It takes pairs of equal seed at all lengths. All these tests are corrected toget
 Runs of a seed that branch off one trunk share their first steps, so the lengths are no independent evidence. Holm's
 correction allows for that, and a slope counts once per seed. The line is a description: do not read it beyond the
 longest run. What was tuned, such as a learning rate, was tuned at some length, and an effect may change with the length
-because it is no longer the best.
+because it is no longer the best. Whether an arm is the same at all lengths, but for its length, is not checked.
 
 Exit status as of compare_runs.py: 0 comparable at all lengths, 2 not comparable at some, 1 bad input.
 """
@@ -122,7 +122,10 @@ def change_with_length(lengths: list[dict], alpha: float) -> dict | None:
         return None
     doublings = np.log2([one["steps"] for one in lengths])
     slopes = {seed: float(np.polyfit(doublings, [own[seed] for own in pairs], 1)[0]) for seed in seeds}
-    return ab_numbers.difference(dict.fromkeys(seeds, 0.0), slopes, alpha, lengths[0]["checked"]["looks"])
+    row = ab_numbers.difference(dict.fromkeys(seeds, 0.0), slopes, alpha, lengths[0]["checked"]["looks"])
+    # a seed without a number at some length may be the very one that went wrong: no verdict beside it
+    row["lacking"] = sorted({seed for one in lengths for seed in one["row"]["lacking"]}, key=str)
+    return row
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -133,7 +136,7 @@ UNTESTED = ("Whether the effect changes with the length is not tested: that take
 ANSWERS = {  # verdict of the slope: what it says of the effect, in short and in a sentence
     "better": ("moves towards B", "The longer the training, the more the effect is in B's favour"),
     "worse": ("moves towards A", "The longer the training, the more the effect is in A's favour"),
-    "equivalent": ("does not change", "The effect changes with the length by less than the margin"),
+    "equivalent": ("no trend", "The effect has no trend over the lengths that exceeds the margin per doubling"),
 }
 NOT_SHOWN = "change not shown", "Whether the effect changes with the length is not shown"
 
@@ -182,6 +185,7 @@ def remarks(arms: dict[str, list[dict]], lengths: list[dict]) -> list[str]:
         if alone:
             notes.append(f"{ab_rows.label_of(members)} alone has runs of {in_order(alone)} steps: left out")
     for one in lengths:
+        notes += [f"{one['steps']:,} steps: seed {seed} has no number" for seed in one["row"]["lacking"]]
         trouble = ab_gate.trouble_of(one["checked"]) + one["checked"]["missing"]
         notes += [f"{one['steps']:,} steps: {words}" for words in trouble]
     return notes
@@ -190,11 +194,16 @@ def remarks(arms: dict[str, list[dict]], lengths: list[dict]) -> list[str]:
 def report(args) -> int:
     ab_report.check_out(args.out)
     arms = {"A": ab_rows.read_runs(args.a, "--a"), "B": ab_rows.read_runs(args.b, "--b")}
+    twice = set.intersection(*({run["folder"].resolve() for run in members} for members in arms.values()))
+    if twice:
+        raise ValueError(f"{min(twice).name} is in --a and in --b: give each its own runs.")
     lengths = read_lengths(arms, args)
     longest = lengths[-1]
     other_tokens = any(one["checked"]["other_tokens"] for one in lengths)
     primary = ab_verdict.primary_of(args.primary, {"other_tokens": other_tokens}, longest["metrics"])
     margin = ab_verdict.margin_of(args.delta, args.primary, primary, longest["every"])
+    if ab_numbers.UNIT[primary] == "score":  # whether its items are enough to call arms equivalent is not asked here
+        margin = ab_verdict.Margin(0.0, "none for a benchmark's score")
     slope = compare(lengths, primary, margin.value, args)
 
     names = {arm: ab_rows.label_of(members) for arm, members in arms.items()}

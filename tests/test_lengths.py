@@ -225,4 +225,4 @@ def test_equal_effects_are_no_change(tmp_path):
     make_lengths(tmp_path, {5: -0.2, 10: -0.2, 20: -0.2}, attn_gate="headwise")
     compare(tmp_path, "--delta", 0.05, "--out", tmp_path / "report")
     report = report_of(tmp_path / "report")
-    assert report["verdict"] == "does not change" and math.isclose(report["margin"], 0.05)
+    assert report["verdict"] == "no trend" and math.isclose(report["margin"], 0.05)
