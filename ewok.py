@@ -63,7 +63,7 @@ SCORES = [f"{rule}_{per}" for rule in RULES for per in ("sum", "mean")]  # offic
 
 # what lab/benchmarks.py, the trainer and the reports read
 NAME, TITLE, OFFICIAL, CHANCE = "ewok", "EWoK", HUB, 0.5
-HAS_SYNTHETIC = True  # load("synthetic") makes items
+HAS_SYNTHETIC = True  # load("synthetic") makes items; False where a benchmark has none
 N_OFFICIAL = 4_374
 METRICS = tuple((f"eval_{score}", f"EWoK {score.replace('_', ' ')} metric", 1, ".4f") for score in SCORES)
 SHOWN = ("eval_official_sum", "eval_official_mean", "eval_paper_sum")

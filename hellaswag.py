@@ -64,7 +64,7 @@ MARGINS = {"margin": "accuracy_norm", "margin_norm_bytes": "accuracy_norm_bytes"
 
 # what lab/benchmarks.py, the trainer and the reports read
 NAME, TITLE, OFFICIAL, CHANCE = "hellaswag", "HellaSwag", "the official validation set", 0.25
-HAS_SYNTHETIC = True  # load("synthetic") makes items
+HAS_SYNTHETIC = True  # load("synthetic") makes items; False where a benchmark has none
 N_OFFICIAL = 10_042
 METRICS = tuple((f"hellaswag_{name}", f"HellaSwag {name}", 1, ".4f") for name in RULES)
 SHOWN = ("accuracy", "accuracy_norm", "accuracy_norm_bytes")

@@ -240,7 +240,7 @@ def load_items(args, benchmark, meta: dict, procs) -> tuple[list[dict], dict]:
     for --seq_len."""
     flag = f"{benchmark.NAME}_data"
     source, count = getattr(args, flag), getattr(args, f"{benchmark.NAME}_max_examples")
-    if not source and meta.get("dataset") == "synthetic" and benchmark.HAS_SYNTHETIC:
+    if not source and meta.get("dataset") == "synthetic" and getattr(benchmark, "HAS_SYNTHETIC", True):
         source = "synthetic"
     skipped, chosen = None, []
     if hasattr(benchmark, "TASKS"):

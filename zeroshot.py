@@ -62,7 +62,7 @@ NEARLY_ALWAYS = 0.95  # share of one answer from which on it is said
 
 # what lab/benchmarks.py, the trainer and the reports read
 NAME, TITLE, OFFICIAL, CHANCE = "zeroshot", "Zero-shot", "the official validation splits", None
-HAS_SYNTHETIC = True  # load("synthetic") makes items
+HAS_SYNTHETIC = True  # load("synthetic") makes items; False where a benchmark has none
 N_OFFICIAL = sum(task.n for task in TASKS.values())
 METRICS, TESTS = tasks.DESCRIPTION["metrics"], tasks.DESCRIPTION["tests"]
 SHOWN = ITEM_METRICS = RULES
