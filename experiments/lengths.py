@@ -11,7 +11,7 @@ It takes pairs of equal seed at all lengths. All these tests are corrected toget
 Runs of a seed that branch off one trunk share their first steps, so the lengths are no independent evidence. Holm's
 correction allows for that, and a slope counts once per seed. The line is a description: do not read it beyond the
 longest run. What was tuned, such as a learning rate, was tuned at some length, and an effect may change with the length
-because it is no longer the best. Whether an arm is the same at all lengths, but for its length, is not checked.
+because it is no longer the best.
 
 Exit status as of compare_runs.py: 0 comparable at all lengths, 2 not comparable at some, 1 bad input.
 """
@@ -28,9 +28,10 @@ if __name__ == "__main__":
     flags.check_first(__file__)
 
 import compare_runs  # noqa: E402
-from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_report, ab_rows, ab_verdict, processes, runs  # noqa: E402
+from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_proofs, ab_report, ab_rows, ab_verdict, processes, runs  # noqa: E402  # noqa: E402
 from lab.ab_report import form, form_interval, form_p  # noqa: E402
 
+LENGTH = {"max_train_steps", "warmdown_iters"}  # what may differ between the lengths of an arm
 COLUMNS = [  # cell(length)
     ("Steps", "right", lambda one: f"{one['steps']:,}"),
     ("Tokens", "right", lambda one: f"{one['tokens'] / 1e6:,.4g} M"),
@@ -60,8 +61,8 @@ def by_length(arm: list[dict]) -> dict[int, list[dict]]:
 
 
 def read_lengths(arms: dict[str, list[dict]], args) -> list[dict]:
-    """The lengths that both arms have, ascending: {"steps", "tokens", "checked" (of the gate), "every" (the runs used),
-    "metrics", "values" (per arm: metric -> seed -> number)} each."""
+    """The lengths that both arms have, ascending: {"steps", "tokens", "checked" (of the gate), "members" (of its arms),
+    "every" (the runs used), "metrics", "values" (per arm: metric -> seed -> number)} each."""
     own = {arm: by_length(members) for arm, members in arms.items()}
     both = sorted(set(own["A"]) & set(own["B"]))
     if not both:
@@ -73,16 +74,17 @@ def read_lengths(arms: dict[str, list[dict]], args) -> list[dict]:
     lengths = []
     for steps in both:
         of_length = {arm: runs_of[steps] for arm, runs_of in own.items()}
-        checked = ab_gate.gate(ab_gate.members_of(of_length), treatment, ab_rows.names_in(args.allow))
-        checked |= ab_verdict.decided(args)
+        members = ab_gate.members_of(of_length)
+        checked = ab_gate.gate(members, treatment, ab_rows.names_in(args.allow))
+        checked |= ab_verdict.decided(args) | {"unfinished": ab_numbers.unfinished_arms(of_length)}
         used = [ab_numbers.finished(members) for members in of_length.values()]
         checked["missing"] += sum(map(ab_numbers.left_out, of_length.values()), [])
         every = [run for members in used for run in members]
         metrics = ab_numbers.metrics_of(every)
         _, values = ab_numbers.score_arms(used, metrics)
         tokens = steps * runs.number(every[0]["config"].get("tokens_per_step"))
-        lengths.append({"steps": steps, "tokens": tokens, "checked": checked, "every": every, "metrics": metrics,
-                        "values": values})
+        lengths.append({"steps": steps, "tokens": tokens, "checked": checked, "members": members, "every": every,
+                        "metrics": metrics, "values": values})
     return lengths
 
 
@@ -92,7 +94,8 @@ def in_order(steps) -> str:
 
 def compare(lengths: list[dict], primary: str, margin: float, args) -> dict | None:
     """Gives every length its "row", the difference of the primary metric, judged together with the change per doubling,
-    which is returned (see change_with_length)."""
+    which is returned (see change_with_length). A length that is not comparable, or at which no run of an arm is
+    finished, has no verdict."""
     metric = lengths[-1]["metrics"][primary]
     for one in lengths:
         if primary not in one["metrics"]:
@@ -101,20 +104,39 @@ def compare(lengths: list[dict], primary: str, margin: float, args) -> dict | No
         rows = ab_numbers.compare_metrics(*one["values"], {primary: metric}, one["checked"], args.alpha)
         one["row"] = rows[primary]
     slope = change_with_length(lengths, args.alpha)
-    tested = [one["row"] for one in lengths if one["checked"]["ok"]]
+    tested = [one["row"] for one in lengths if is_tested(one)]
     if slope:
         tested.append(slope)
     ab_verdict.judge(tested, args.alpha, metric.better, margin, {"ok": True, "planned": args.planned})
     for one in lengths:
-        if not one["checked"]["ok"]:
+        if not is_tested(one):
             ab_verdict.judge([one["row"]], args.alpha, metric.better, margin, one["checked"])
     return slope
 
 
+def is_tested(one: dict) -> bool:
+    return one["checked"]["ok"] and not one["checked"]["unfinished"]
+
+
+def other_settings(lengths: list[dict]) -> list[str]:
+    """In words, what differs between an arm's lengths besides the length: then a trend may be that setting's."""
+    notes = []
+    for arm in ("A", "B"):
+        members = [member for one in lengths for member in one["members"][arm]]
+        cadences = ab_gate.cadences_of(members)
+        for name in dict.fromkeys(name for member in members for name in member["settings"]):
+            users = [member for member in members if name not in member["unused"]]
+            values = ab_proofs.distinct(member["settings"].get(name) for member in users)
+            if len(values) > 1 and name not in LENGTH and name not in cadences:
+                notes.append(f"{arm} is not the same at all lengths: {name} {', '.join(map(ab_gate.short, values))}")
+    return notes
+
+
 def change_with_length(lengths: list[dict], alpha: float) -> dict | None:
     """The seeds' changes of B - A per doubling of the steps against 0, as ab_numbers.difference. None where there is
-    nothing to fit: fewer than two lengths, one that is not comparable, no seed with a pair at all of them."""
-    if len(lengths) < 2 or not all(one["checked"]["ok"] for one in lengths):
+    nothing to fit: fewer than two lengths, one without a verdict, arms that differ between lengths in something else,
+    no seed with a pair at all lengths."""
+    if len(lengths) < 2 or not all(map(is_tested, lengths)) or other_settings(lengths):
         return None
     pairs = [one["row"]["pairs"] for one in lengths]
     seeds = sorted(set.intersection(*map(set, pairs)))
@@ -131,8 +153,8 @@ def change_with_length(lengths: list[dict], alpha: float) -> dict | None:
 # ----------------------------------------------------------------------------------------------------------------------
 # the report
 
-UNTESTED = ("Whether the effect changes with the length is not tested: that takes two or more lengths, comparable, "
-            "with pairs of equal seed at all of them.")
+UNTESTED = ("Whether the effect changes with the length is not tested: that takes two or more lengths, comparable and "
+            "finished, arms that are the same at all of them, and pairs of equal seed at all of them.")
 ANSWERS = {  # verdict of the slope: what it says of the effect, in short and in a sentence
     "better": ("moves towards B", "The longer the training, the more the effect is in B's favour"),
     "worse": ("moves towards A", "The longer the training, the more the effect is in A's favour"),
@@ -184,6 +206,7 @@ def remarks(arms: dict[str, list[dict]], lengths: list[dict]) -> list[str]:
         alone = set(by_length(members)) - both
         if alone:
             notes.append(f"{ab_rows.label_of(members)} alone has runs of {in_order(alone)} steps: left out")
+    notes += other_settings(lengths)
     for one in lengths:
         notes += [f"{one['steps']:,} steps: seed {seed} has no number" for seed in one["row"]["lacking"]]
         trouble = ab_gate.trouble_of(one["checked"]) + one["checked"]["missing"]

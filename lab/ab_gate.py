@@ -191,6 +191,8 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     for d in differences:
         if d["state"] == "differs":
             judge(d, declared, allowed, treatment is not None, yardsticks)
+        if d["knob"] == "code_sha256" and d["state"] == "treatment":
+            refuse_mixtures(d, arms)
     if treatment and not changed & declared:
         why = f"the declared treatment ({', '.join(treatment)}) does not differ"
         differences.append(fault("treatment", {arm: ["equal"] for arm in arms}, why))
@@ -326,6 +328,19 @@ def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yar
         if name == "code_sha256":
             advice = "if you test it: --treatment code; if it does no harm: --allow code"
         d["why"] = d["why"] or f"not part of a recognised treatment; {advice}"
+
+
+def refuse_mixtures(d: dict, arms: dict[str, list[dict]]) -> None:
+    """Code as the treatment is no treatment of a run that was resumed by other code than it began with."""
+    mixtures = {}
+    for arm, members in arms.items():
+        runs_of = [member for member in members if member["run"]]
+        names = [member["name"] for member in runs_of if member["run"]["config"]["code"].get("versions")]
+        if names:
+            mixtures[arm] = ", ".join(names)
+    if mixtures:
+        why = f"several versions of the code in one run: {', '.join(mixtures.values())}"
+        d.update(state="differs", may_be_treatment=False, mixed=list(mixtures), why=why)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

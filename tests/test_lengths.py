@@ -226,3 +226,63 @@ def test_equal_effects_are_no_change(tmp_path):
     compare(tmp_path, "--delta", 0.05, "--out", tmp_path / "report")
     report = report_of(tmp_path / "report")
     assert report["verdict"] == "no trend" and math.isclose(report["margin"], 0.05)
+
+
+@pytest.mark.parametrize("setting", ["learning_rate", "attn_gate"])
+def test_an_arm_of_other_settings_has_no_trend(tmp_path, capsys, setting):
+    """An effect that moves with the learning rate, or is another gate's, was a change with the length."""
+    values = {"learning_rate": (0.001, 0.004), "attn_gate": ("headwise", "elementwise")}[setting]
+    for steps, value in zip((5, 10), values, strict=True):
+        make_lengths(tmp_path, {steps: -0.2}, **{"attn_gate": "headwise", setting: value})
+    compare(tmp_path, "--treatment", "attn_gate,learning_rate", "--out", tmp_path / "report")
+    assert report_of(tmp_path / "report")["verdict"] == "not tested"
+    assert f"B is not the same at all lengths: {setting}" in capsys.readouterr().out
+
+
+def test_a_seed_without_a_number_is_told(tmp_path, capsys):
+    """The seed that diverged at the longest run may be the very one that would have turned the trend."""
+    make_lengths(tmp_path, {5: 0.3, 10: 0.2}, 4, attn_gate="headwise")
+    run = tmp_path / "b_10_s3"
+    runs.rewrite_jsonl(run / "scalars.jsonl", lambda step: step == 10, [
+        record | ({"val_loss": None} if record["type"] == "val" else {})
+        for record in runs.read_jsonl(run / "scalars.jsonl") if record["step"] == 10])
+    compare(tmp_path, "--out", tmp_path / "report")
+    assert report_of(tmp_path / "report")["verdict"] == "change not shown"
+    assert "10 steps: seed 3 has no number" in capsys.readouterr().out
+
+
+def test_lengths_without_a_finished_run_have_no_verdict(tmp_path):
+    """Three runs that died at the longest length were compared where they died."""
+    make_lengths(tmp_path, {5: -0.3, 10: -0.2}, attn_gate="headwise")
+    for seed in range(3):
+        (tmp_path / f"b_10_s{seed}" / "summary.json").unlink()
+    compare(tmp_path, "--allow", "incomplete", "--out", tmp_path / "report")
+    report = report_of(tmp_path / "report")
+    assert report["verdict"] == "not tested"
+    assert [one["difference"]["verdict"] for one in report["lengths"]] == ["better", "inconclusive"]
+
+
+def test_the_same_runs_twice_are_refused(tmp_path):
+    make_lengths(tmp_path, {5: -0.3, 10: -0.2}, attn_gate="headwise")
+    with pytest.raises(ValueError, match="is in --a and in --b"):
+        lengths.main(["--a", str(tmp_path / "a_*"), "--b", str(tmp_path / "a_*")])
+
+
+def test_a_trunk_of_another_network_is_refused(trunk, tmp_path):
+    """Its branch would have been trained by two networks, the second of which is the other arm's."""
+    shutil.copytree(trunk / "x_s0", tmp_path / "x_s0")
+    code = tmp_path / "x_s0" / "code" / "model.py"
+    code.write_text(code.read_text() + "\nOTHER = 1\n")
+    with pytest.raises(ValueError, match="another network than this, of model.py"):
+        branched(tmp_path, tmp_path / "out", "--max_train_steps", "10")
+
+
+def test_a_branch_of_an_older_trunk_is_refused(trunk, tmp_path):
+    """A trunk of the same name was trained anew at another learning rate: the old branch is not its."""
+    shutil.copytree(trunk / "x_s0", tmp_path / "x_s0")
+    branched(tmp_path, tmp_path / "out", "--max_train_steps", "10")
+    config = runs.read_config(tmp_path / "x_s0")
+    config["flags"]["learning_rate"] = 0.5
+    (tmp_path / "x_s0" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="exists and is not this branch"):
+        branched(tmp_path, tmp_path / "out", "--max_train_steps", "10")

@@ -8,7 +8,7 @@ import types
 from conftest import ENV, REPO, make_run, tiny_documents, write_dataset
 from test_compare_runs import NOISE_A, NOISE_B, compare, states
 
-from lab import runs, snapshots
+from lab import disk, runs, snapshots
 
 TINY = ("--seq_len 32 --n_layer 1 --n_head 2 --n_embd 16 --micro_batch_size 4 --total_batch_tokens 128 "
         "--max_train_steps 4 --save_every 2 --warmup_iters 1 --eval_every 0 --dtype float32 --results_csv").split()
@@ -27,6 +27,19 @@ def edited_arms(folder):
             make_run(folder / f"{arm}_s{seed}", seed, loss=noise[seed] - 0.02 * (arm == "edit"),
                      config={"code.code_sha256": digit * 64})
             code_of(folder / f"{arm}_s{seed}", text)
+
+
+def test_a_run_of_two_versions_is_no_arm_of_changed_code(tmp_path):
+    """Its seeds are partly the other arm's: an effect of -0.03 was reported as -0.006, better."""
+    edited_arms(tmp_path)
+    for seed in range(3):
+        config = runs.read_config(tmp_path / f"base_s{seed}")
+        config["code"]["versions"] = [{"step": 0, "code_sha256": "1" * 64}, {"step": 20, "code_sha256": "2" * 64}]
+        disk.write_json(tmp_path / f"base_s{seed}" / "config.json", config)
+    code, report = compare(tmp_path, "--no_items", "--treatment", "code", b="edit_s*")
+    assert code == 2 and "several versions of the code in one run: base_s0" in report["headline"]
+    code, report = compare(tmp_path, "--no_items", "--allow", "code", b="edit_s*")
+    assert code == 0
 
 
 def test_changed_code_as_the_treatment(tmp_path):
