@@ -28,7 +28,19 @@ if __name__ == "__main__":
     flags.check_first(__file__)
 
 import compare_runs  # noqa: E402
-from lab import ab_gate, ab_numbers, ab_page, ab_plots, ab_proofs, ab_report, ab_rows, ab_verdict, processes, runs  # noqa: E402  # noqa: E402
+from lab import (  # noqa: E402
+    ab_gate,
+    ab_numbers,
+    ab_page,
+    ab_plots,
+    ab_proofs,
+    ab_report,
+    ab_rows,
+    ab_verdict,
+    processes,
+    runs,
+    units,
+)
 from lab.ab_report import form, form_interval, form_p  # noqa: E402
 
 LENGTH = {"max_train_steps", "warmdown_iters"}  # what may differ between the lengths of an arm
@@ -235,12 +247,13 @@ def report(args) -> int:
     verdicts = "; ".join(f"{one['steps']:,} steps {one['row']['verdict']}" for one in lengths)
     is_comparable = all(one["checked"]["ok"] for one in lengths)
     tests = max(one["row"]["tests"] for one in lengths)
-    treatment = longest["checked"]["treatment"] or "nothing that counts"
+    of_longest = {arm: by_length(members)[longest["steps"]] for arm, members in arms.items()}
+    treatment = ab_page.treatment_in_words(of_longest, longest["checked"])
     blocks: list[tuple] = [
         ("h1", f"{names['B']} against {names['A']} by length: {short}"),
         ("verdict", f"**{short}** · {sentence} By length: {verdicts}.", short),
-        ("p", f"{unit} at the end of each run. What was changed: {treatment}. {tests} tests, corrected together "
-              f"(Holm). Margin of equivalence: {margin.words}."),
+        ("p", f"{unit} at the end of each run. What was changed: {treatment}. {units.count(tests, 'test')}, "
+              f"corrected together (Holm). Margin of equivalence: {margin.words}."),
         ab_report.table(COLUMNS, lengths, args.alpha),
     ]
     if args.out:
