@@ -186,6 +186,12 @@ def plan(args) -> list[tuple]:
                 raise ValueError(f"{trunk} at {steps} steps: {error}") from None
             if all(values[name] == config["flags"][name] for name in CHANGED):
                 raise ValueError(f"{trunk} has {steps} steps and this warmdown itself: leave {steps} out.")
+            sequences = steps * (config["tokens_per_step"] // values["seq_len"])
+            most = values["max_epochs"] * config["data"]["sequences"]
+            if sequences > most:
+                raise ValueError(f"{trunk} at {steps} steps: it would read {sequences:,} sequences, more than its data "
+                                 f"and --max_epochs {values['max_epochs']:g} give: ask for at most "
+                                 f"{int(most * steps / sequences)} steps.")
             parent = args.out_dir or trunk.parent
             folder = parent / name_of_branch(trunk, steps)
             if folder in folders:

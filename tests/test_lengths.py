@@ -85,6 +85,7 @@ def test_branching_again_does_nothing(trunk, tmp_path, capsys):
     ("--max_train_steps 3", "no checkpoint up to step 2, where a branch of 3 steps leaves it"),
     ("--max_train_steps 20", "has 20 steps and this warmdown itself: leave 20 out"),
     ("--max_train_steps 10 --warmdown_frac 1", "do not fit into 10 steps"),
+    ("--max_train_steps 99", "more than its data and --max_epochs 1 give: ask for at most 31 steps"),
 ])
 def test_what_cannot_be_branched(trunk, tmp_path, flags, words):
     """Each is a sentence, and nothing is made, not even the branch that would have been possible."""
