@@ -172,6 +172,7 @@ def refuse_guesses(loss: float, vocab_size: int, what: str) -> float | None:
 def segments(args, procs) -> None:
     begun = time.perf_counter()
     subjects = [long_exams.load_subject(path, procs) for path in args.checkpoints]
+    long_exams.refuse_other_tokens(subjects, "CHECKPOINTS")
     documents = load(args, args.tokens_per_document, procs, least=1)
     conditions = {}
     for i, subject in enumerate(subjects):
@@ -397,8 +398,9 @@ def slow(args, procs) -> None:
     for stage in stages:
         check(stage in known, f"--stages {stage}: with segments {', '.join(sources)} "
                               f"the stages are {', '.join(known)}; use those.")
-    documents = load(args, n, procs, least=2)
     subjects = {stage: long_exams.load_subject(stages[stage], procs, "--stages") for stage in known if stage in stages}
+    long_exams.refuse_other_tokens(list(subjects.values()), "--stages")
+    documents = load(args, n, procs, least=2)
     sizes = {subject.model.config.block_size for subject in subjects.values()}
     check(len(sizes) == 1, f"the checkpoints have block_sizes {sorted(sizes)} and would read with "
                            "different contexts: take checkpoints of one model.")

@@ -45,7 +45,7 @@ from lab import benchmarks, disk, exams, inference, probes, processes, retries, 
 from lab import files as data_files
 from lab.answers import LITERAL_MUL, MARK, SCORER, USER, answer_text, extract_answer, gold_answer, render_prompt
 from lab.benchmarks import shares
-from lab.tokenizer import BOS_ID, get_tokenizer
+from lab.tokenizer import bos_id, get_tokenizer
 
 ROOM_STEP = 16  # tokens: the shortest worked answer, such as " 2 + 3 = 5\n#### 5" and <|endoftext|>
 TITLE, N_OFFICIAL, N_SYNTHETIC = "GSM8K", 1_319, 200
@@ -149,7 +149,7 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, max_new_
         with autocast():
             completions = inference.generate(
                 model, [prompts[i] for i in batch], rooms[batch[0]], temperature=temperature,
-                top_k=top_k, top_p=top_p, seed=seed, stop_ids=(BOS_ID,),
+                top_k=top_k, top_p=top_p, seed=seed, stop_ids=(bos_id(),),
                 stop_strings=(USER,), decode=decode, row_ids=ids, log_probs=log_probs)
         records = []
         for i, completion in zip(batch, completions, strict=True):

@@ -52,7 +52,7 @@ from lab import (
     training,
 )
 from lab.schema import check
-from lab.tokenizer import BOS_ID, get_tokenizer
+from lab.tokenizer import bos_id, get_tokenizer, use_of
 from model import GPT, GPTConfig
 
 LONGEST_WARMUP = 100  # steps
@@ -186,7 +186,7 @@ def open_init(args, resumed: dict | None) -> tuple[dict, Path]:
         own = resumed["flags"].get("init")
         check(args.init != own, f"--init {own}, the reference of this run, is gone: restore it, then --resume auto.")
         raise ValueError(f"--init {args.init} does not exist, and this run began from {own}: leave --init out.")
-    init, folder = resume.describe_init(args.init, BOS_ID + 1, "GPT-2's tokenizer")
+    init, folder = resume.describe_init(args.init)
     model = GPT.load(folder)
     benchmarks.check_vocabulary(model)
     check(model.attention_only,
@@ -330,6 +330,7 @@ def train(args, procs) -> int:
     # data: rank 0 reads, the other ranks get its problems
     derived = [name for name, unset in DERIVED.items() if getattr(args, name) == unset]
     init, init_folder = procs.on_main(lambda: open_init(args, resumed))
+    use_of(init_folder)
     config = GPTConfig.from_dict(init["model"])
     args.max_new_tokens = args.max_new_tokens or min(256, config.block_size // 2)
     data = procs.on_main(lambda: load_problems(args, config.block_size))
@@ -385,7 +386,7 @@ def train(args, procs) -> int:
     # what it will cost, from one micro-step and a few tokens, which leave no trace
     longest = max(problems, key=lambda problem: len(problem["prompt"]))
     dummy = rollouts.Rollout(
-        0, 0, longest["prompt"], [BOS_ID] * args.max_new_tokens, [0.0] * args.max_new_tokens)
+        0, 0, longest["prompt"], [bos_id()] * args.max_new_tokens, [0.0] * args.max_new_tokens)
     of_rank = math.ceil(n_completions / procs.world_size)
     asked = len(data["exam"]) * (1 + args.exam_samples)
     pace, costs = training.look_ahead(

@@ -39,9 +39,8 @@ import prepare_fineweb
 from lab import disk, flags, processes, shards
 from lab.schema import COUNT, NUMBER, TEXT
 from lab.token_files import require
-from lab.tokenizer import BOS_ID, get_tokenizer
+from lab.tokenizer import bos_id, use
 
-BOS = np.array([BOS_ID], "<u2").tobytes()
 REPORT_BINS = 2000  # the report's resolution: a decile's edge is off by at most 0.1 % of the rows; even
 BUFFER_NAMES = re.compile(r"packer_buffer_\d{6,}\.tmp(\.tmp)?")  # twice .tmp: killed in writing
 # beyond is a warning: share of tokens cropped; largest over smallest mean length of documents by decile
@@ -194,7 +193,8 @@ class RowTrain:
             self.settings["refill"] = args.refill
         self.args = args
         self.packer = BestFit(self.row_tokens, args.buffer_docs, self._cut, args.refill)
-        self.token_bytes = get_tokenizer(args.tokenizer_backend).token_byte_lengths()
+        self.token_bytes = use(args.tokenizer, args.tokenizer_backend).token_byte_lengths()
+        self.bos = np.array([bos_id()], "<u2").tobytes()
         self.bos_added, self.rows, self.commits = 0, 0, 0
         self.bins, self.bin_rows = np.zeros((REPORT_BINS, 4), np.int64), 1  # for packing_report
 
@@ -222,7 +222,7 @@ class RowTrain:
                 starts = range(at + row, end, step)
                 self.bos_added += len(starts)
                 for start in starts:
-                    piece = BOS + data[start : min(start + step, end)]
+                    piece = self.bos + data[start : min(start + step, end)]
                     yield len(piece) // 2, piece
             at = end
 
@@ -230,7 +230,7 @@ class RowTrain:
         if self.args.overflow != "requeue":
             return document[: 2 * room], None
         self.bos_added += 1
-        return document[: 2 * room], BOS + document[2 * room :]
+        return document[: 2 * room], self.bos + document[2 * room :]
 
     def _write(self, writer, pieces: list[bytes], rows: list[tuple]) -> None:
         """Finished rows, as BestFit.add returns them, into the writer and into the report."""
@@ -284,14 +284,14 @@ class RowTrain:
         path = self._buffer_path()
         self.clean(keep=path)
         remedy = f"{shards.to_clear(self.args.out_dir)} and prepare again"
-        arrays = shards.read_npz(path, ("lengths", "bins", "tokens", "row"), remedy)
+        arrays = disk.read_npz(path, ("lengths", "bins", "tokens", "row"), remedy)
         lengths, self.bins, tokens, row = arrays.values()
         kept = int(np.minimum(lengths, self.row_tokens).sum())
         whole = self.bins.shape == (REPORT_BINS, 4) and len(tokens) == kept and len(row) < self.row_tokens
         require(whole, f"{path} does not fit progress.json", remedy)
         ends = np.cumsum(np.minimum(lengths, self.row_tokens))
         documents = [part.tobytes() for part in np.split(tokens, ends)[:-1]]
-        pieces = [part.tobytes() for part in np.split(row, np.flatnonzero(row == BOS_ID))[1:]]
+        pieces = [part.tobytes() for part in np.split(row, np.flatnonzero(row == bos_id()))[1:]]
         buffered = zip(lengths.tolist(), documents, strict=True)
         self.packer.restore(buffered, pieces, self.row_tokens - len(row), state.get("added", 0))
 
@@ -380,7 +380,7 @@ def warnings_of(meta: dict) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = flags.Parser(
-        description="Documents -> rows of seq_len + 1 GPT-2 tokens that start with BOS.",
+        description="Documents -> rows of seq_len + 1 tokens that start with BOS.",
         epilog="example: python prepare_bos_rows.py --dataset 'corpus/*.parquet' --out_dir data/rows")
     prepare_fineweb.add_shared_arguments(parser)
     add = parser.add_argument_group("rows").add_argument

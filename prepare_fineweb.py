@@ -45,12 +45,10 @@ from lab.schema import ANY_NAME, COUNT, NUMBER, TEXT, misfit
 from lab.token_files import require
 from lab.tokenizer import (
     BACKENDS,
-    BOS_ID,
-    FIRST_MUL_ID,
-    VOCAB_SIZE,
     MulFactTokens,
     get_tokenizer,
     tokenizer_hash,
+    use,
 )
 
 COMMIT_SECONDS = 1.0  # work a kill may cost; one commit is a few fsyncs
@@ -73,9 +71,8 @@ SUMMARY = {
 }
 
 
-def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that both prepare scripts share."""
-    group = parser.add_argument_group("documents")
+def add_source_arguments(group) -> None:
+    """The flags that say which documents are read, and which of them are held out."""
     add = group.add_argument
     add("--dataset", nargs="+", default=["HuggingFaceFW/fineweb-edu"], metavar="NAME|PATH|GLOB",
         help="a Hugging Face dataset (streamed), a folder, files or globs *.parquet *.jsonl[.gz|.zst] *.txt "
@@ -88,20 +85,35 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     add("--text_field", default="text", help="column or JSON field with the text (default: text)")
     add("--synthetic_seed", type=int, default=0, help="world of --dataset synthetic (default: 0)")
     add("--max_docs", type=int, default=0, help="documents to read (default: 0 = all)")
+    add("--bad_documents", choices=["error", "skip"], default="error",
+        help="empty, not UTF-8 or over 32 MiB: stop, or leave out and count (default: error)")
+    add("--val_fraction", type=float, default=0.01,
+        help="share of documents held out (default: 0.01)")
+    add("--holdout_by", metavar="COLUMN",
+        help="hold out by this column or JSON field, such as the book of a chapter: all documents "
+             "of a value or none; --val_fraction is then a share of values (default: off)")
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that both prepare scripts share."""
+    group = parser.add_argument_group("documents")
+    add_source_arguments(group)
+    add = group.add_argument
     add("--target_tokens", type=int, default=0,
         help="train tokens (plain GPT-2's in every condition): stop after the document that reaches it, "
              "fail if the source has fewer (default: 0 = off)")
-    add("--bad_documents", choices=["error", "skip"], default="error",
-        help="empty, not UTF-8 or over 32 MiB: stop, or leave out and count (default: error)")
     add("--max_shards", type=int,
         help="the dataset, on the hub or a folder, is llm.c's shards of GPT-2 tokens: take the first N "
              "of train and all of val, which is held out; 0 = all (default: off, it holds documents)")
     decontaminate.add_argument(group)
 
     add = parser.add_argument_group("tokens").add_argument
-    add("--tokenizer", choices=["gpt2"], default="gpt2", help="gpt2 is the only one")
+    add("--tokenizer", default="gpt2", metavar="gpt2|PATH",
+        help="GPT-2's, or a byte-level BPE: a tokenizer.json, or the folder that holds it, as "
+             "python train_tokenizer.py makes it (default: gpt2)")
     add("--tokenizer_backend", choices=BACKENDS, default="auto",
-        help="auto: gigatoken if installed and equal to tiktoken on a probe; never changes a byte")
+        help="auto: gigatoken if installed and equal to tiktoken (or tokenizers) on a probe; never "
+             "changes a byte")
     add("--condition", choices=["baseline", "mul_tokens"], default="baseline",
         help="mul_tokens: whole products such as 6*9=54 become one token (default: baseline)")
     add("--inject", choices=["weak", "strict"],
@@ -111,10 +123,6 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out_dir", required=True, help="folder of the dataset, created; must not hold another")
     add("--shard_tokens", type=int, default=100_000_000, help="per shard (default: 100_000_000)")
     add("--val_shards", type=int, default=1, help="hold out at most so many (default: 1; 0 = none)")
-    add("--val_fraction", type=float, default=0.01, help="share of documents held out (default: 0.01)")
-    add("--holdout_by", metavar="COLUMN",
-        help="hold out by this column or JSON field, such as the book of a chapter: all documents of a value "
-             "or none; --val_fraction is then a share of values (default: off)")
     add("--num_proc", type=int, default=1, help="tokenising threads, at most 16 (default: 1)")
     add("--resume", action="store_true", help="continue a killed run of the same command")
     parts.add_arguments(parser)
@@ -125,6 +133,13 @@ def check_at_least(args: argparse.Namespace, **least: int) -> None:
     for name, low in least.items():
         value = getattr(args, name)
         require(value >= low, f"--{name} must be {low} or more, not {value}", "pass another")
+
+
+def check_val_fraction(args: argparse.Namespace) -> None:
+    """ValueError for a share that would hold out nothing, or all."""
+    require(0 < args.val_fraction < 1,
+            f"--val_fraction must lie between 0 and 1, not {args.val_fraction}",
+            "pass a share such as 0.01; in a prepare script, --val_shards 0 holds out nothing")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -166,9 +181,7 @@ def prepare(args: argparse.Namespace, train) -> dict | None:
     train: see StreamTrain. Raises ValueError / FileNotFoundError / OSError in one sentence."""
     check_at_least(args, num_proc=1, shard_tokens=2, val_shards=0)
     check_at_least(args, max_docs=0, target_tokens=0, synthetic_seed=0)
-    require(0 < args.val_fraction < 1,
-            f"--val_fraction must lie between 0 and 1, not {args.val_fraction}",
-            "pass --val_shards 0 to hold out nothing")
+    check_val_fraction(args)
     require(not args.holdout_by or args.val_shards,
             "--holdout_by says what is held out together, and --val_shards 0 holds out nothing", "drop one of them")
     if args.condition == "mul_tokens":
@@ -176,20 +189,34 @@ def prepare(args: argparse.Namespace, train) -> dict | None:
     elif args.inject:
         raise ValueError("--inject needs --condition mul_tokens: add it, or drop --inject.")
     parts.check_arguments(args)
+    require(args.tokenizer == "gpt2" or args.max_shards is None,
+            "--max_shards takes shards of GPT-2's tokens", "leave --tokenizer out")
     guard = decontaminate.from_argument(args.decontaminate)
-    get_tokenizer(args.tokenizer_backend)  # a missing one is noticed before a folder is made
+    # a missing one is noticed before a folder is made
+    own = use(args.tokenizer, args.tokenizer_backend)
+    require(own.name == "gpt2" or args.condition == "baseline",
+            "--condition mul_tokens has its 45 tokens behind GPT-2's",
+            "leave --tokenizer out, or --condition")
     if args.part is not None:
         parts.make(args, guard)
         return None
     source, batches_from = open_batches(args, guard)
     settings = {name: getattr(args, name) for name in SETTINGS}
     settings |= {"source": source.record, "tokenizer_sha256": tokenizer_hash(), **train.settings}
+    settings["condition"] = condition_of(args)
     if guard:
         settings["decontaminate"] = guard.settings
     if args.holdout_by:
         settings["holdout_by"] = args.holdout_by
     with disk.hold(args.out_dir):
         return write_dataset(args, train, source, guard, settings, batches_from)
+
+
+def condition_of(args) -> str:
+    """--condition or, with a tokenizer of one's own, its name."""
+    if args.condition != "baseline":
+        return args.condition
+    return get_tokenizer(args.tokenizer_backend).condition
 
 
 def open_batches(args, guard) -> tuple[sources.Source, Callable]:
@@ -282,6 +309,7 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
                 log = writer.appended(decontaminate.LOG)
                 fields["decontamination"] = decontaminate.summary(guard, log)
             meta = meta_fields(args, source, writer, state, entries, elapsed())
+            get_tokenizer(args.tokenizer_backend).save(args.out_dir)
             meta = writer.finish(meta | train.settings | fields)
             train.clean()
             return meta
@@ -389,10 +417,10 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
     require(written, f"of {documents} none is left to train on, as all were held out or dropped"
                      f"{why_so_few(state)}",
             f"{shards.to_clear(args.out_dir)} and lower --val_fraction, or pass --val_shards 0")
-    backend = get_tokenizer(args.tokenizer_backend).backend
-    packages, config, split = ["numpy", "tiktoken", "pyarrow"], None, None
-    if backend != "tiktoken":
-        packages.append(backend)
+    own = get_tokenizer(args.tokenizer_backend)
+    packages, config, split = ["numpy", "pyarrow", own.reference], None, None
+    if own.backend != own.reference:
+        packages.append(own.backend)
     if source.kind == "hub":
         packages += ["datasets", "huggingface_hub"]
         config, split = args.config, args.split
@@ -407,11 +435,12 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
         "dataset_name": " + ".join(map(shards.short_name, args.dataset)),
         "config": config, "split": split,
         "text_field": args.text_field, "source": source.record,
-        "tokenizer": args.tokenizer, "tokenizer_backend": backend, "tokenizer_sha256": tokenizer_hash(),
-        "vocab_size": VOCAB_SIZE, "dtype": "uint16", "bos_token_id": BOS_ID, "doc_format": "[bos] + tokens",
+        "tokenizer": own.name, "tokenizer_backend": own.backend, "tokenizer_sha256": own.sha256,
+        "vocab_size": own.vocab_size, "bos_token_id": own.bos_id,
+        "dtype": "uint16", "doc_format": "[bos] + tokens",
         "shard_tokens": args.shard_tokens, "val_shards": args.val_shards, "val_fraction": args.val_fraction,
         "holdout_by": args.holdout_by,
-        "condition": args.condition, "inject": args.inject,
+        "condition": condition_of(args), "inject": args.inject,
         "mul_tokens_in_train": products, "mul_token_rate": products / written,
         "mul_token_counts": counts,
         "docs_with_mul_tokens": state["docs_with_products"], "docs_processed": state["documents"],
@@ -460,8 +489,9 @@ def print_summary(args: argparse.Namespace, meta: dict) -> None:
         print(f"WARNING: {names} stands in the text and was read as ordinary characters, not as a token or "
               "a border of documents: if it is one, cut the documents there, or take it out.")
     first = np.memmap(Path(args.out_dir) / "train_000000.bin", dtype="<u2", mode="r")[: 2**22]
-    start = max(0, int(np.argmax(first >= FIRST_MUL_ID)) - 32)
-    sample = get_tokenizer(args.tokenizer_backend).decode(first[start : start + 96])
+    own = get_tokenizer(args.tokenizer_backend)
+    start = max(0, int(np.argmax(first >= own.first_mul_id)) - 32)
+    sample = own.decode(first[start : start + 96])
     print(f"sample: {sample!r}")
 
 
@@ -492,7 +522,7 @@ def run(args: argparse.Namespace, train_side) -> dict | None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = flags.Parser(
-        description="Documents -> stream shards of GPT-2 tokens, with a held-out set chosen by hash.",
+        description="Documents -> stream shards of tokens, with a held-out set chosen by hash.",
         epilog="example: python prepare_fineweb.py --dataset 'corpus/*.parquet' --out_dir data/mine --num_proc 4"
                + parts.EXAMPLES)
     add_shared_arguments(parser)

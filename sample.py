@@ -38,7 +38,7 @@ from inject_mul import MulExpressionInjector
 from lab import disk, flags, processes, runs, sources, units
 from lab.answers import USER, render_prompt
 from lab.terminal import Stream, note, show, side_by_side
-from lab.tokenizer import BOS_ID, get_tokenizer
+from lab.tokenizer import Tokenizer, get_tokenizer
 
 FIELDS = ("prompt", "text", "question")  # of a record in --file: the first that it has
 SHOWN = 400  # characters of a prompt that are repeated before its continuation
@@ -117,6 +117,7 @@ class Opened(NamedTuple):
     injector: MulExpressionInjector | None  # of a prompt
     is_chat: bool | None  # fine-tuned on conversations; None: not known
     bos: bool
+    tokenizer: Tokenizer
 
 
 def open_model(path: str, flag: str, args, device) -> Opened:
@@ -141,7 +142,8 @@ def open_model(path: str, flag: str, args, device) -> Opened:
     if step is not None:
         name += f" step {step}"
     sha256 = disk.sha256_file(folder / "model.safetensors")
-    opened = Opened(name, folder, model.eval(), sha256, mul_tokens, injector, is_chat, bos != "off")
+    opened = Opened(name, folder, model.eval(), sha256, mul_tokens, injector, is_chat, bos != "off",
+                    get_tokenizer())
     check_kind(opened, path, args)
     return opened
 
@@ -162,12 +164,12 @@ def check_kind(opened: Opened, path: str, args) -> None:
 
 def encode(opened: Opened, prompt: str, chat: bool) -> tuple[list[int], int]:
     """(ids of a prompt, products in it that became tokens). ValueError when there are no ids."""
-    ids, injected = [BOS_ID] if opened.bos else [], 0
+    ids, injected = [opened.tokenizer.bos_id] if opened.bos else [], 0
     if chat:
         prompt = render_prompt(prompt.strip())
     elif opened.injector:
         prompt, injected = opened.injector.inject(prompt)
-    ids += get_tokenizer().encode(prompt, mul_tokens=opened.mul_tokens and not chat)
+    ids += opened.tokenizer.encode(prompt, mul_tokens=opened.mul_tokens and not chat)
     if not ids:
         raise ValueError("an empty prompt needs --bos on: give a --prompt, or drop --bos off.")
     window = opened.model.config.block_size
@@ -206,11 +208,11 @@ def write(opened: Opened, prompts: list[list[int]], samples: list[int], args, au
     """Continues prompts of ids, each as the sample of that number. watch: as in inference.generate."""
     from lab import inference
 
-    decode, begun = get_tokenizer().decode, time.perf_counter()
+    decode, begun = opened.tokenizer.decode, time.perf_counter()
     with autocast():
         completions = inference.generate(
             opened.model, prompts, args.max_new_tokens, temperature=args.temperature,
-            top_k=args.top_k or None, seed=args.seed, stop_ids=[BOS_ID],
+            top_k=args.top_k or None, seed=args.seed, stop_ids=[opened.tokenizer.bos_id],
             stop_strings=[stop] if stop else [], decode=decode, row_ids=samples, watch=watch)
     clock.seconds += time.perf_counter() - begun
     written = []
@@ -270,7 +272,7 @@ def sample_all(opened: list[Opened], prompts: list[str], args, autocast, records
         for m, (one, clock) in enumerate(zip(opened, clocks, strict=True)):
             stream = None
             if streams:
-                stream = Stream(stop)
+                stream = Stream(stop, opened[0].tokenizer)
                 show_head(opened, prompts, batch[0], args)
             ids = [encoded[p][m][0] for p, _ in batch]
             numbers = [i for _, i in batch]
@@ -347,7 +349,7 @@ def converse(opened: Opened, args, autocast, records: Records, clock: Clock) -> 
             return
         if not message.strip():
             continue
-        question = get_tokenizer().encode(render_prompt(message.strip()))
+        question = opened.tokenizer.encode(render_prompt(message.strip()))
         ids = fit(opened, exchanges, question, args.max_new_tokens)
         show("Assistant:")
         try:
@@ -357,8 +359,8 @@ def converse(opened: Opened, args, autocast, records: Records, clock: Clock) -> 
             return
         records.add(opened, message, ids, len(exchanges), written)
         # as fine-tuning would tokenise the answer: a space, the text, the end
-        reply = get_tokenizer().encode(f" {written.text.strip()}", mul_tokens=opened.mul_tokens)
-        exchanges.append([*question, *reply, BOS_ID])
+        reply = opened.tokenizer.encode(f" {written.text.strip()}", mul_tokens=opened.mul_tokens)
+        exchanges.append([*question, *reply, opened.tokenizer.bos_id])
 
 
 def ask(is_terminal: bool) -> str:
@@ -373,7 +375,7 @@ def fit(opened: Opened, exchanges: list[list[int]], question: list[int], max_new
     """Ids of the conversation before an answer, without the oldest exchanges where they would leave no room."""
     window = opened.model.config.block_size
     room = window - min(max_new_tokens, window // 4)
-    start, kept = [BOS_ID] if opened.bos else [], list(exchanges)
+    start, kept = [opened.tokenizer.bos_id] if opened.bos else [], list(exchanges)
     while kept and len(start) + sum(map(len, kept)) + len(question) > room:
         kept.pop(0)
     left_out = len(exchanges) - len(kept)
@@ -389,7 +391,7 @@ def fit(opened: Opened, exchanges: list[list[int]], question: list[int], max_new
 
 def answer(opened: Opened, ids: list[int], number: int, args, autocast, clock: Clock) -> Written:
     """Writes an answer as it comes. The first ctrl-C stops it, a second one is a KeyboardInterrupt."""
-    stream, new, begun = Stream(USER), [], time.perf_counter()
+    stream, new, begun = Stream(USER, opened.tokenizer), [], time.perf_counter()
 
     with interruptible() as asked:
         def watch(row, token):
@@ -402,7 +404,7 @@ def answer(opened: Opened, ids: list[int], number: int, args, autocast, clock: C
             [written] = write(opened, [ids], [number], args, autocast, clock, watch, USER)
             stream.end()
         except StopAnswer:
-            written = Written(new, get_tokenizer().decode(new).partition(USER)[0], "ctrl_c")
+            written = Written(new, opened.tokenizer.decode(new).partition(USER)[0], "ctrl_c")
             clock.samples += 1
             clock.tokens += len(new)
             clock.seconds += time.perf_counter() - begun

@@ -52,7 +52,7 @@ from lab import (
     val_loss,
 )
 from lab.loss import chunked_cross_entropy
-from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
+from lab.tokenizer import bos_id, get_tokenizer, use_of
 from model import GPT, GPTConfig
 
 STAGES = (*conversations.STAGES, "transition")
@@ -142,8 +142,7 @@ def open_init(args, resumed: dict | None) -> tuple[dict, Path | None]:
     its own and no longer needs the one it started from."""
     if resumed is not None and runs.list_checkpoints(args.out_dir):
         return resumed["init"], None
-    needed = VOCAB_SIZE if args.condition == "mul_tokens" else BOS_ID + 1
-    return resume.describe_init(args.init, needed, f"--condition {args.condition}")
+    return resume.describe_init(args.init, args.condition)
 
 
 def hidden_states(model: GPT, x, positions, segments):
@@ -244,7 +243,7 @@ def print_samples(run: training.Run, data: dict) -> None:
         first_answer = int(data["trained"][span].argmax())
         prompts.append(data["tokens"][span][:first_answer].tolist())
     answers = inference.generate(
-        run.model.eval(), prompts, run.args.sample_tokens, temperature=0.0, stop_ids=[BOS_ID])
+        run.model.eval(), prompts, run.args.sample_tokens, temperature=0.0, stop_ids=[bos_id()])
     decode = get_tokenizer().decode_generated
     pairs = zip(prompts, answers, strict=True)
     training.record_samples(run, [(decode(prompt), decode(answer.ids)) for prompt, answer in pairs])
@@ -311,6 +310,7 @@ def train(args, procs) -> int:
     # data: rank 0 reads and tokenises, the other ranks get its arrays
     derived = [name for name, unset in DERIVED.items() if getattr(args, name) == unset]
     init, init_folder = procs.on_main(lambda: open_init(args, resumed))
+    use_of(init_folder or runs.list_checkpoints(args.out_dir)[-1])
     config = GPTConfig.from_dict(init["model"])
     args.seq_len = args.seq_len or config.block_size
     if args.seq_len > config.block_size:

@@ -51,8 +51,8 @@ from lab import (
     training,
     val_loss,
 )
-from lab.mechanisms import find_warnings, record_mechanism
-from lab.tokenizer import BOS_ID, VOCAB_SIZE, get_tokenizer
+from lab.mechanisms import find_warnings, probe_rows, record_mechanism
+from lab.tokenizer import VOCAB_SIZE, bos_id, get_tokenizer, refuse_other, use_data
 from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
 BENCHMARKS = (hellaswag, ewok, zeroshot)  # scored while training; flags, log lines, records follow
@@ -78,7 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s)")
     add("--verify_data", choices=("full", "sizes"), default="full",
         help="before step 0 check sha256 or only sizes (default %(default)s)")
-    add("--vocab_size", type=int, default=VOCAB_SIZE, help="logical vocabulary (default %(default)s; GPT-2's: 50257)")
+    add("--vocab_size", type=int, default=0,
+        help=f"logical vocabulary (0 = the data's: {VOCAB_SIZE} of GPT-2's tokenizer, of it 50257 its own)")
     add = parser.add_argument_group("model").add_argument
     add("--init_from", default="",
         help="run or checkpoint whose weights and shape to start from ('' = fresh weights from --seed)")
@@ -146,7 +147,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     more += [optim.number_flags(), *memory_settings.SCHEDULE_NAMES]
     flags.check_flags(parser, args, {
         "a whole number of at least 1": "seq_len n_layer n_embd total_batch_tokens max_train_steps val_tokens",
-        "0 or more": f"micro_batch_size num_workers n_head n_inner {' '.join(more)}",
+        "0 or more": f"vocab_size micro_batch_size num_workers n_head n_inner {' '.join(more)}",
         "a number above 0": "max_epochs"})
     memory_settings.fill_in(args)
     if not args.n_head:
@@ -174,6 +175,8 @@ def config_of_start(parser, argv, config: dict | None) -> dict:
         return config.get("model", {})
     try:
         folder, _, _ = runs.resolve_checkpoint(args.init_from, flag="--init_from")
+        if args.data_dir:
+            refuse_other(folder, "--init_from", args.data_dir)
         return GPT.load_config(folder).to_dict()
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
@@ -235,6 +238,12 @@ def open_data(args, verify: bool) -> tuple:
     return files, meta, val
 
 
+def bytes_per_token(meta: dict) -> float | None:
+    """UTF-8 bytes of text that a train token stands for in the mean; None of a neighbour's data."""
+    train = [record for record in meta.get("data_files", ()) if record["split"] == "train"]
+    return sum(r["utf8_bytes"] for r in train) / sum(r["tokens"] for r in train) if train else None
+
+
 def load_items(args, benchmark, meta: dict, procs) -> tuple[list[dict], dict]:
     """A benchmark's items, and what its records say about them. ValueError when there are none, or some are too long
     for --seq_len."""
@@ -266,6 +275,7 @@ def build_model(args, resumed: dict | None, device) -> tuple[GPT, dict | None]:
         return GPT.load(folder, device), init
     padded = -(-args.vocab_size // 128) * 128  # makes the head's products faster; masked everywhere
     shape = {name: getattr(args, name) for name in SHAPE} | memory_settings.settings_of(args)
+    shape["unused_ids"] = get_tokenizer().unused_ids if args.vocab_size <= VOCAB_SIZE else ()
     config = GPTConfig(**shape, padded_vocab_size=padded, block_size=args.seq_len)
     return GPT(config, seed=args.seed).to(device), None
 
@@ -302,24 +312,11 @@ def plan_evaluations(run: training.Run, val: dict, probe, items: dict) -> dict:
     return evaluations
 
 
-def probe_rows(args, files, val: dict) -> torch.Tensor | None:
-    """Up to two rows (2, T) to look at gates and attention with: the beginning of the held-out stream, else of the
-    training data. None when a row is one token."""
-    T = args.seq_len
-    if T == 1:
-        return None
-    tokens = val["tokens"][: 2 * T]
-    if len(tokens) < 2 * T:
-        tokens = files.slice(0, 2 * T)
-    whole = tokens[: len(tokens) // T * T]
-    return torch.from_numpy(whole.astype(np.int64)).view(-1, T)
-
-
 def print_samples(run: training.Run) -> None:
     step, args = run.state.step, run.args
     samples = inference.generate(
-        run.model.eval(), [[BOS_ID]] * 2, args.sample_tokens,
-        temperature=0.8, top_k=50, seed=args.seed + step, stop_ids=[BOS_ID])
+        run.model.eval(), [[bos_id()]] * 2, args.sample_tokens,
+        temperature=0.8, top_k=50, seed=args.seed + step, stop_ids=[bos_id()])
     decode = get_tokenizer().decode_generated
     training.record_samples(run, [("", decode(sample.ids)) for sample in samples])
     run.pace.mark("sample")
@@ -351,7 +348,7 @@ def summarise(run: training.Run) -> dict:
 def train(args, procs, until_end: contextlib.ExitStack) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # processes
-    device = procs.device
+    device, derived = procs.device, use_data(args)
     training.prepare_machine(args, device, masks=args.memory != "none")
     sizes, fits_rows = micro_batch_sizes(args, procs.world_size), not args.micro_batch_size
     if fits_rows:
@@ -435,13 +432,13 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     if args.attn_gate == "none":
         unused_flags += ["gate_pos", "gate_act"]
     record = training.describe(args, procs, model, flops_per_token, unused_flags)
-    record |= {"init": init, "tokens_per_step": tokens_per_step}
+    record |= {"init": init, "tokens_per_step": tokens_per_step, "derived": derived}
     record["content_sha256"] = {"data": files.content, "val": val.get("content_sha256")}
     record["data"] = {
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
-        "val_documents": len(val["doc_starts"])}
-    of_data = "condition", "inject", "mul_token_rate", "crop_fraction", "overflow"
+        "val_documents": len(val["doc_starts"]), "bytes_per_token": bytes_per_token(meta)}
+    of_data = "condition inject mul_token_rate crop_fraction overflow tokenizer tokenizer_sha256".split()
     record["data"] |= {k: meta.get(k) for k in of_data} | {"dataset": shards.dataset_name(meta)}
     record["data"] |= {f"val_{k}": val[k] for k in ("fingerprint_documents", "fingerprint_tokens")}
     record["benchmarks"] = {name: benchmarks.describe(*items[name]) for name in items}

@@ -52,7 +52,7 @@ if __name__ == "__main__":
 from lab import benchmarks, disk, inference, memory, processes, runs, tasks
 from lab.benchmarks import mean
 from lab.tasks import RULES, key_of, scores_of
-from lab.tokenizer import BOS_ID
+from lab.tokenizer import bos_id
 from model import seeded_generator
 
 SCORER = "zeroshot-1"  # a change that changes a score must change this name
@@ -205,7 +205,7 @@ def prompts_of(item: dict, asked: list[tuple], bos: bool) -> list[tuple]:
     """(its text, its ids, the questions in ids that are asked after it) of each prompt that an item writes."""
     if "written" in item:
         text = item["written"].rstrip()
-        return [(text, benchmarks.encode_prompt(text, bos) or [BOS_ID], asked)]
+        return [(text, benchmarks.encode_prompt(text, bos) or [bos_id()], asked)]
     texts = [context for context, _ in questions(item)]
     return [(text, own[0], [own]) for text, own in zip(texts, asked, strict=True)]
 

@@ -19,7 +19,7 @@ from lab import flags  # noqa: E402
 if __name__ == "__main__":
     flags.check_first(__file__)
 
-from lab import ab_report, disk, processes, runs, shards, val_loss  # noqa: E402
+from lab import ab_report, disk, processes, runs, shards, tokenizer, val_loss  # noqa: E402
 from model import GPT  # noqa: E402
 
 ALL = 2**40  # tokens
@@ -27,6 +27,7 @@ ALL = 2**40  # tokens
 
 def score(args, procs) -> dict:
     folder, step, _ = runs.resolve_checkpoint(args.checkpoint)
+    tokenizer.use_of(folder)
     model = GPT.load(folder, procs.device).eval()
     val = shards.open_val(args.data_dir, args.val_tokens, True, model.config.vocab_size)
     shape = SimpleNamespace(seq_len=model.config.block_size, eval_batch_size=args.batch_size)

@@ -35,7 +35,8 @@ RECOGNISED = {  # treatments that need no declaration; a difference in the first
     "memory": ("memory", "memory_layers", "cms_periods", "cms_widths", "titan_width", "titan_period",
                "titan_clip", "self_modifier", *WRITES),
     "rows": ("data_format", "crop_fraction", "data_fingerprint"),
-    "tokens": ("condition", "mul_token_rate", "data_fingerprint", "val_fingerprint_tokens"),
+    "tokens": ("condition", "mul_token_rate", "vocab_size", "data_fingerprint",
+               "val_fingerprint_tokens"),
 }
 FAMILIES = {  # names for several settings in --treatment and --allow
     **RECOGNISED,

@@ -308,7 +308,7 @@ def at_equal_cost(baseline: dict, arm: dict, primary: str, checked: dict, args) 
     both = [ab_numbers.finished([row["run"] for row in side["rows"]])
             for side in (baseline, arm)]
     step = ab_numbers.common_step([run["val"] for side in both for run in side])
-    _, flops, wall = ab_numbers.matchings(both, step, primary, checked, args.alpha)
+    _, flops, wall, *_ = ab_numbers.matchings(both, step, primary, checked, args.alpha)
     return {"flops": flops["row"], "wall": wall["row"]}
 
 

@@ -51,6 +51,7 @@ STABILITY_AND_COST = (
     ("parameters", "Parameters", 0, ",.0f", "fixed"),
     ("flops_total", "Training FLOPs", 0, ".4g", "fixed"),
     ("tokens_seen", "Tokens seen", 0, ",.0f", "fixed"),
+    ("text_mb", "Text read (MB)", 0, ",.2f", "fixed"),
     ("unique_tokens", "Unique tokens", 0, ",.0f", "fixed"),
     ("epochs", "Epochs", 0, ".4f", "fixed"),
 )
@@ -328,6 +329,7 @@ def facts(run: dict, last: int) -> dict:
     values = {
         "parameters": config["parameters"].get("total"),
         "tokens_seen": tokens,
+        "text_mb": tokens * runs.number(data.get("bytes_per_token")) / 1e6,
         "flops_total": tokens * runs.number(config.get("flops_per_token")),
         **{key: data.get(key) for key in ("unique_tokens", "epochs", "crop_fraction")},
     }
@@ -437,8 +439,8 @@ def compare_metrics(a: dict, b: dict, metrics: dict[str, Metric], checked: dict,
 MATCHINGS = (  # name, axis of the val records, the budget in words
     ("equal steps (tokens)", "step", "step {:.0f}"), ("equal FLOPs", "flops_total", "{:.3g} FLOPs"),
     ("equal wall-clock (training)", "train_seconds", "{:,.1f} s"),
+    ("equal text", "text_mb", "{:,.3g} MB of text"),  # where the tokens differ, and so what a step reads
 )
-
 
 # So much steeper than the line between two evaluations a curve may fall to the later one (assumption: where the
 # learning rate has begun to decay between them it is about twice as steep)
@@ -446,10 +448,10 @@ STEEPEST = 4
 
 
 def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: dict, alpha: float) -> list[dict]:
-    """The primary metric of arms [A, B] at equal steps, FLOPs and training seconds: {"name", "row", "budget"} each. The
-    budget is what the cheapest run spent; costlier runs are read off their curve at it, see between_evaluations."""
+    """The primary metric of arms [A, B] by MATCHINGS: {"name", "row", "budget"} each. The budget is what the cheapest
+    run spent; costlier runs are read off their curve at it, see between_evaluations."""
     matched = []
-    for name, axis, words in MATCHINGS:
+    for name, axis, words in MATCHINGS[: None if checked["other_tokens"] else -1]:
         budget = runs.number(step)
         if axis != "step":
             budget = cheapest([spent(run, axis) for arm in arms for run in arm])

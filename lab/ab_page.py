@@ -197,7 +197,7 @@ def amount(x: float) -> str:
 
 # what differs, in words: setting -> (what it is called, the words for a run's data; None: its value)
 HASHES = ("data_fingerprint", "val_fingerprint_tokens", "val_fingerprint_documents", "init_sha256", "code_sha256")
-CONDITIONS = {"baseline": "plain", "mul_tokens": "products as single tokens"}
+CONDITIONS = {"baseline": "GPT-2's", "mul_tokens": "products as single tokens"}
 
 
 CHANGED = {True: ("treatment", "allowed"), False: ("treatment", "allowed", "differs")}  # by whether arms compare
@@ -212,7 +212,10 @@ def rows_in_words(data: dict) -> str:
 
 
 def tokens_in_words(data: dict) -> str:
-    words = CONDITIONS.get(data.get("condition"), str(data.get("condition")))
+    condition = str(data.get("condition"))
+    words = CONDITIONS.get(condition, condition)
+    if data.get("tokenizer", "gpt2") != "gpt2":
+        words = f"tokenizer {condition}"
     rate = runs.number(data.get("mul_token_rate"))
     return f"{words} ({rate:.2%} of the tokens)" if rate > 0 else words
 

@@ -367,10 +367,12 @@ def tests_in_words(rows: dict[str, dict], matched: list[dict], primary: str) -> 
     """How many tests an A/B holds, and which were corrected together."""
     quality = max((row["tests"] for row in rows.values() if row["family"] == "quality"), default=0)
     others = [match["row"] for match in matched if not is_same(match["row"], rows[primary])]
-    cost = max((row["tests"] for row in others), default=0)
+    cost, budgets = max((row["tests"] for row in others), default=0), "FLOPs and wall-clock"
+    if any(match["name"] == "equal text" for match in matched):
+        budgets = "FLOPs, wall-clock and text"
     return (f"This report holds {units.count(rows[primary]['tests'] + quality + cost, 'test')}: the "
             f"primary metric, which stands alone, {quality} of quality, corrected together, and {cost} at "
-            "equal FLOPs and wall-clock, corrected together (Holm; the same numbers count once).")
+            f"equal {budgets}, corrected together (Holm; the same numbers count once).")
 
 
 def is_same(a: dict, b: dict) -> bool:

@@ -49,7 +49,7 @@ import torch
 from tqdm import tqdm
 
 from lab import disk, exams, flags, inference, processes, runs, snapshots, sources
-from lab.tokenizer import BOS_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
+from lab.tokenizer import N_GPT2_TOKENS, bos_id, get_tokenizer, use_of
 from model import GPT
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -110,12 +110,12 @@ def encode(rendered: list[list[tuple]], bos: bool) -> list[list[tuple]]:
     texts = [text for context, endings in queue for text in (context, *endings)]
     ids, lengths = get_tokenizer().encode_batch(texts)
     pieces = (piece.tolist() for piece in np.split(ids, np.cumsum(lengths)[:-1]))
-    start = [BOS_ID] if bos else []
+    start = [bos_id()] if bos else []
     encoded = []
     for questions in rendered:
         encoded.append([])
         for _, endings in questions:
-            context = start + next(pieces) or [BOS_ID]
+            context = start + next(pieces) or [bos_id()]
             encoded[-1].append((context, [next(pieces) for _ in endings]))
     return encoded
 
@@ -344,7 +344,7 @@ def computing_dtype(autocast) -> str:
 
 
 def encode_prompt(text: str, bos: bool) -> list[int]:
-    start = [BOS_ID] if bos else []
+    start = [bos_id()] if bos else []
     return start + get_tokenizer().encode(text)
 
 
@@ -389,12 +389,15 @@ def write_answers(procs, batches: list[list[int]], n: int, answer, name: str, pr
     return records
 
 
-def check_vocabulary(model, largest=VOCAB_SIZE) -> None:
-    """ValueError for a model without GPT-2's ids, or with more ids than `largest`, which ours cannot decode."""
-    size = model.config.vocab_size
-    if not N_GPT2_TOKENS <= size <= largest:
-        raise ValueError(f"the model's vocabulary has {size} ids, but texts are encoded with GPT-2's "
-                         f"{N_GPT2_TOKENS} (or {VOCAB_SIZE} with the multiplication tokens): "
+def check_vocabulary(model, largest: int | None = None) -> None:
+    """ValueError for a model without the ids of this process's tokenizer, or with more than `largest`: by default the
+    tokenizer's, which alone can be decoded."""
+    size, own = model.config.vocab_size, get_tokenizer()
+    least, words = own.vocab_size, f"the {own.vocab_size} of {own.condition}"
+    if own.name == "gpt2":
+        least, words = N_GPT2_TOKENS, f"GPT-2's {N_GPT2_TOKENS} (or {own.vocab_size} with the multiplication tokens)"
+    if not least <= size <= (largest or own.vocab_size):
+        raise ValueError(f"the model's vocabulary has {size} ids, but texts are encoded with {words}: "
                          "evaluate a model that was trained on those.")
 
 
@@ -474,8 +477,9 @@ def parse_counts(parser, argv, **lowest: int) -> argparse.Namespace:
 
 
 def load_checkpoint(path, device, flag="--checkpoint") -> tuple[GPT, Path, int | None, Path | None]:
-    """(model, its folder, step or None, its run's folder or None) of what a flag names."""
+    """(model, its folder, step or None, its run's folder or None) of what a flag names. Its tokenizer is in use now."""
     folder, step, run = runs.resolve_checkpoint(path, lambda text: print(text, file=sys.stderr), flag)
+    use_of(folder)
     return GPT.load(folder, device), folder, step, run
 
 

@@ -31,7 +31,7 @@ from inject_mul import ANNOTATION, MulExpressionInjector
 from lab import data_order, decontaminate, disk, files, retries, shards, sources, synthetic, tinygsm
 from lab.answers import render_prompt
 from lab.data_order import IGNORE
-from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer, special_texts
+from lab.tokenizer import bos_id, get_tokenizer, special_texts
 
 STAGES = ("tulu", "gsm8k", "tinygsm")
 FIELDS = ("messages", "question", "answer", "code")
@@ -208,7 +208,7 @@ def tokenize(conversations: list[list[tuple[str, str]]], *, seq_len: int, bos: b
              counts: Counter) -> list[tuple]:
     """Per conversation (tokens uint16 (n,), trained bool (n,), UTF-8 bytes of the trained text); n = 0 when dropped.
     Counts truncated, tokens_cut, dropped_too_long, empty_answers, tokens, trained_tokens, mul_tokens."""
-    tokenizer, eos = get_tokenizer(), BOS_ID
+    tokenizer, eos = get_tokenizer(), bos_id()
     plans = []  # of each conversation its pieces: (text or one id, whether it is trained, bytes a mul id stands for)
     for turns in conversations:
         plan = [(eos, False, None)] if bos else []
@@ -232,7 +232,7 @@ def tokenize(conversations: list[list[tuple[str, str]]], *, seq_len: int, bos: b
         tokens = np.concatenate(pieces)
         trained = np.repeat([on for _, on, _ in plan], [len(piece) for piece in pieces])
         n_bytes = byte_lengths[tokens].astype(np.int64)
-        n_bytes[tokens >= FIRST_MUL_ID] = [size for _, _, size in plan if size is not None]
+        n_bytes[tokens >= tokenizer.first_mul_id] = [size for _, _, size in plan if size is not None]
         if len(tokens) > seq_len + 1:
             keep, kind = seq_len + 1, "truncated"
             if not trained[1:keep].any():
@@ -241,7 +241,7 @@ def tokenize(conversations: list[list[tuple[str, str]]], *, seq_len: int, bos: b
             counts["tokens_cut"] += len(tokens) - keep
             tokens, trained, n_bytes = tokens[:keep], trained[:keep], n_bytes[:keep]
         counts.update(tokens=len(tokens), trained_tokens=int(trained.sum()),
-                      mul_tokens=int((tokens >= FIRST_MUL_ID).sum()))
+                      mul_tokens=int((tokens >= tokenizer.first_mul_id).sum()))
         rows.append((tokens, trained, int(n_bytes[trained].sum())))
     return rows
 
@@ -408,7 +408,7 @@ def make_batch(data: dict, rows: list[list[int]], width=0, height=0) -> dict[str
     of the conversation each is of."""
     offsets = data["offsets"]
     width = max(width, *(int(sum(data["lengths"][row])) - len(row) for row in rows))
-    x = np.full((max(height, len(rows)), width), BOS_ID, np.int64)
+    x = np.full((max(height, len(rows)), width), bos_id(), np.int64)
     y = np.full_like(x, IGNORE)
     segments = np.full_like(x, -1)
     positions, owner = np.zeros_like(x), np.zeros_like(x)

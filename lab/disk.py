@@ -12,6 +12,8 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 
 def hash_file(path):
     """A sha256 object fed with a file, 8 MiB at a time. hashlib releases the GIL, so threads hash side by side."""
@@ -62,6 +64,16 @@ def refuse_bomb(path) -> None:
         packed = os.path.getsize(path)
         if unpacked > max(2**28, 200 * packed):
             raise ValueError(f"its {packed:,} bytes unpack to {unpacked:,}")
+
+
+def read_npz(path: Path, names, remedy: str) -> dict[str, np.ndarray]:
+    """Arrays of a .npz by name. ValueError when it is missing or damaged."""
+    try:
+        refuse_bomb(path)
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in names}
+    except Exception as error:  # zipfile, zlib and numpy have many for a damaged file
+        raise ValueError(f"{path} is missing or damaged ({error}): {remedy}.") from error
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from lab import disk, files, flags, neighbours, runs
 from lab.schema import check
-from lab.tokenizer import FIRST_MUL_ID, VOCAB_SIZE, write_hf_tokenizer
+from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, use_of, write_hf_tokenizer
 from lab.tokenizer_files import check_tokenizer
 from model import GPT, GPTConfig, load_exactly
 
@@ -32,7 +32,6 @@ FORM = dict(  # what these two build of GPT2Config's variants
     layer_norm_epsilon=1e-5, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
     add_cross_attention=False)
 CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that old files hold
-END_OF_TEXT = 50256  # <|endoftext|>
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # no name on the hub ends like this
 SILENT_LOGIT = -1000.0  # of an exported padding id; GPT-2's own logits stay above about -200
 
@@ -142,19 +141,19 @@ def made_whole(out_dir: Path):
                          "folder") from error
 
 
-def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
+def export_hf(model: GPT, out_dir, write_tokenizer=None, end: int = BOS_ID) -> list[str]:
     """Writes out_dir as Hugging Face's GPT2LMHeadModel reads it: config.json, model.safetensors (tied head, vocabulary
     cropped to config.vocab_size), generation_config.json, and what write_tokenizer(folder) adds. The folder takes its
-    name after transformers has reloaded it with equal logits. Returns warnings.
+    name after transformers has reloaded it with equal logits. Returns warnings. end: the id that ends a text.
 
     ValueError: no such form, an out_dir in use, a vocabulary without all of the tokenizer's ids, unequal logits."""
     out_dir, c, warnings = Path(out_dir), model.config, []
     check_new_folder(out_dir)
     state = to_hf_state(model)
     del state["lm_head.weight"]
-    check(write_tokenizer is None or c.vocab_size > END_OF_TEXT,
-          f"the model's vocabulary of {c.vocab_size} lacks ids of GPT-2's tokenizer; "
-          f"train with vocab_size of at least {END_OF_TEXT + 1}")
+    check(write_tokenizer is None or c.vocab_size > end,
+          f"the model's vocabulary of {c.vocab_size} lacks ids of its tokenizer; "
+          f"train with vocab_size of at least {end + 1}")
     unused = [i for first, last in c.masked_ranges for i in range(first, min(last, c.vocab_size))]
     if unused:
         row = silent_row(model)
@@ -164,18 +163,18 @@ def export_hf(model: GPT, out_dir, write_tokenizer=None) -> list[str]:
                             "norm has (nearly) no bias: mask them; generate() suppresses them")
         state["transformer.wte.weight"][unused] = row
     with made_whole(out_dir) as folder:
-        _write_folder(folder, c, state, unused)
+        _write_folder(folder, c, state, unused, end)
         if write_tokenizer is not None:
             write_tokenizer(folder)
         _compare_logits(model, folder, unused)
     return warnings
 
 
-def _write_folder(folder: Path, c: GPTConfig, state: dict, unused: list[int]) -> None:
+def _write_folder(folder: Path, c: GPTConfig, state: dict, unused: list[int], end: int | None) -> None:
     from safetensors.torch import save_file
     from transformers import GenerationConfig, GPT2Config
 
-    end = END_OF_TEXT if c.vocab_size > END_OF_TEXT else None
+    end = end if c.vocab_size > end else None
     shape = {name: getattr(c, name) for name in SHAPE}
     GPT2Config(
         **shape, **FORM, activation_function=ACTIVATIONS[c.arch], vocab_size=c.vocab_size, n_positions=c.block_size,
@@ -349,12 +348,14 @@ def main(argv) -> None:
 
 def export_checkpoint(checkpoint: str, out_dir: Path) -> None:
     folder, step, _ = runs.resolve_checkpoint(checkpoint, flag="export")
-    model = GPT.load(folder)
+    model, own = GPT.load(folder), use_of(folder)
     # The multiplication tokens go along, unless their ids mean something else in this model.
     reserved = any(last == FIRST_MUL_ID for _, last in model.config.unused_ids)
     mul_tokens = reserved and model.config.vocab_size >= VOCAB_SIZE
     write_tokenizer = functools.partial(write_hf_tokenizer, mul_tokens=mul_tokens)
-    for warning in export_hf(model, out_dir, write_tokenizer):
+    if own.name != "gpt2":
+        write_tokenizer = own.write_hf
+    for warning in export_hf(model, out_dir, write_tokenizer, own.bos_id):
         print(f"WARNING: {warning}")
     source = str(folder) if step is None else f"{folder} (step {step})"
     print(f"wrote {out_dir}: {source}, {model.num_params()['total']:,} parameters; "

@@ -19,7 +19,7 @@ from scipy import special
 from lab import benchmarks, chunks, files, memory, memory_settings, sources, synthetic
 from lab.loss import chunked_cross_entropy, head_gradients
 from lab.schema import check
-from lab.tokenizer import BOS_ID, get_tokenizer
+from lab.tokenizer import bos_id, get_tokenizer
 from model import seeded_generator
 
 HUB = "emozilla/pg19-test"  # the 100 books of PG-19's test split (arXiv:1911.05507) as parquet
@@ -94,7 +94,7 @@ def load(source: str, n: int, length: int, column: str = "text", one_per: str = 
 
     one_per: at most one document per value of this column, such as the book of a chapter. flag, of_length: the flags
     that give source and length. ValueError when no document is long enough."""
-    start = [BOS_ID] if bos else []
+    start = [bos_id()] if bos else []
     needed = 1 + length - len(start)
     chosen, short, longest, encode = {}, 0, "", get_tokenizer().encode
     groups = set()

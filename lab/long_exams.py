@@ -11,6 +11,7 @@ from typing import NamedTuple
 from lab import benchmarks, disk, exams, flags, long_documents, memory_settings, processes, runs, snapshots, terminal
 from lab.long_documents import CONTROLS
 from lab.schema import check
+from lab.tokenizer import hash_of
 from model import GPT
 
 NAMES = ", ".join(CONTROLS)
@@ -100,6 +101,13 @@ def load_subject(path, procs, flag: str = "CHECKPOINT") -> Subject:
     model, folder, step, run = benchmarks.load_checkpoint(path, procs.device, flag)
     benchmarks.check_vocabulary(model, largest=math.inf)
     return Subject(model.eval(), folder, step, run, benchmarks.weights_sha256(folder))
+
+
+def refuse_other_tokens(subjects: list[Subject], flag: str) -> None:
+    """ValueError for checkpoints of several tokenizers, whose losses per token are of different pieces of text."""
+    check(len({hash_of(subject.folder) for subject in subjects}) < 2,
+          f"the checkpoints of {flag} have several tokenizers, so their losses are of different tokens: "
+          "name checkpoints of one.")
 
 
 def controls_of(config, args) -> list[str]:

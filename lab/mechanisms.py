@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from lab import chunks, memory, resume, runs
@@ -59,6 +60,19 @@ def memory_stats(model: GPT, idx) -> list[dict]:
     for _ in chunks.score(reading, idx, chunks.next_tokens(idx)):
         pass  # read for its writes
     return memory.records(reading.layers, model.transformer["h"])
+
+
+def probe_rows(args, files, val: dict) -> torch.Tensor | None:
+    """Up to two rows (2, T) to look at gates and attention with: the beginning of the held-out stream, else of the
+    training data. None when a row is one token."""
+    T = args.seq_len
+    if T == 1:
+        return None
+    tokens = val["tokens"][: 2 * T]
+    if len(tokens) < 2 * T:
+        tokens = files.slice(0, 2 * T)
+    whole = tokens[: len(tokens) // T * T]
+    return torch.from_numpy(whole.astype(np.int64)).view(-1, T)
 
 
 def record_mechanism(run, probe: torch.Tensor | None) -> None:

@@ -24,7 +24,7 @@ from lab import chunks, long_documents
 from lab.benchmarks import mean, shares
 from lab.long_documents import CONTROLS
 from lab.schema import check
-from lab.tokenizer import BOS_ID, get_tokenizer
+from lab.tokenizer import bos_id, get_tokenizer
 
 N_CANDIDATES = 10
 NUMBER_TOKENS = 2  # of " 48213": 59,139 of the 90,000 numbers with 5 digits
@@ -137,14 +137,14 @@ def make_prompt(kind: str, filler: Filler, length: int, depth: float, seed: int,
     answer = rng.randrange(N_CANDIDATES)
     candidates = [encode(f" {number}") for number in numbers]
     if not with_needle:
-        ids = [BOS_ID, *filler.ids[end - longer : end].tolist(), *question_ids]
+        ids = [bos_id(), *filler.ids[end - longer : end].tolist(), *question_ids]
         return Prompt(ids, candidates, answer, depth, 0)
     needle_ids = encode(needle.format(place=place, number=numbers[answer]))
     first = end - n
     inside = filler.ends[(first < filler.ends) & (filler.ends < end)]
     at = min([first, *inside.tolist(), end], key=lambda position: abs(position - first - depth * n))
     before, after = filler.ids[first:at].tolist(), filler.ids[at:end].tolist()
-    ids = [BOS_ID, *before, *needle_ids, *after, *question_ids]
+    ids = [bos_id(), *before, *needle_ids, *after, *question_ids]
     return Prompt(ids, candidates, answer, (at - first) / n, 1 + len(before) + len(needle_ids))
 
 

@@ -57,7 +57,7 @@ ABOUT = {
 }
 # flags that decide what is in a part, and the others of the command that makes it
 SETTINGS = "text_field condition inject val_fraction holdout_by".split()
-OF_COMMAND = "config revision split max_docs decontaminate out_dir parts_dir".split()
+OF_COMMAND = "config revision split max_docs decontaminate tokenizer out_dir parts_dir".split()
 EXAMPLES = """
 
 a big corpus on many machines gives the same bytes; with all other flags in the first line:
@@ -155,7 +155,7 @@ def command(args: argparse.Namespace, share: str) -> str:
     is_hub = len(args.dataset) == 1 and sources.is_hub_name(args.dataset[0])
     for name in SETTINGS + OF_COMMAND:
         value = getattr(args, name)
-        if not value or (name in ("config", "revision") and not is_hub):
+        if value in (None, "", 0, "gpt2") or (name in ("config", "revision") and not is_hub):
             continue
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}", *map(str, values)]

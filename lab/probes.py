@@ -18,7 +18,7 @@ from inject_mul import MulExpressionInjector
 from lab import benchmarks, inference, processes
 from lab.answers import SCORER, answer_text, first_number, render_prompt
 from lab.benchmarks import mean, shares
-from lab.tokenizer import BOS_ID, VOCAB_SIZE, MulFactTokens, get_tokenizer
+from lab.tokenizer import MulFactTokens, get_tokenizer
 
 NEW_TOKENS = 16  # room for " 6 * 9 = 54" written out
 FORMS = ("plain", "chat")
@@ -80,7 +80,7 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
     results_of = {}
     for family in FAMILIES:
         results_of[family] = sorted({item["answer"] for item in items if item["family"] == family})
-    has_facts = model.config.vocab_size >= VOCAB_SIZE
+    has_facts = tokenizer.first_mul_id < tokenizer.vocab_size <= model.config.vocab_size
     facts = MulFactTokens.tokens if has_facts else []
     questions = [(form, item, *prompt_of(item, form)) for form in forms for item in items]
     names, done = [f"{form}/{item['id']}" for form, item, *_ in questions], done or {}
@@ -104,7 +104,7 @@ def evaluate(model, procs=None, *, forms=FORMS, bos: bool = True, seed: int = 0,
             scores = inference.score_endings(model, trees)
             completions = inference.generate(
                 model, [prompts[i] for i in batch], NEW_TOKENS, temperature=0.0, row_ids=batch,
-                stop_ids=(BOS_ID,), stop_strings=("\n",), decode=tokenizer.decode_generated)
+                stop_ids=(tokenizer.bos_id,), stop_strings=("\n",), decode=tokenizer.decode_generated)
         records = []
         for i, (written, stopped, _), endings in zip(batch, completions, scores, strict=True):
             form, item, _, _ = questions[i]

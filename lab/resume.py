@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from lab import disk, flags, runs, schema
+from lab import disk, flags, runs, schema, tokenizer
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
@@ -161,13 +161,19 @@ def trim_records(folder: Path, last_step: int, due=()) -> None:
 # a checkpoint
 
 
-def describe_init(path, needed: int, what: str) -> tuple[dict, Path]:
-    """(what config.json records of the checkpoint that --init names, its folder). ValueError when it has fewer than the
-    `needed` tokens of `what`, as "--condition mul_tokens"."""
+def describe_init(path, condition: str = "baseline") -> tuple[dict, Path]:
+    """(what config.json records of the checkpoint that --init names, its folder). ValueError when it has not all tokens
+    that its tokenizer has in a condition."""
     from model import GPT
 
     folder, step, source = runs.resolve_checkpoint(path, flag="--init")
     config = GPT.load_config(folder)
+    own, what = tokenizer.use_of(folder), f"--condition {condition}"
+    needed = own.vocab_size
+    if own.name == "gpt2" and condition != "mul_tokens":
+        needed = tokenizer.N_GPT2_TOKENS
+    if own.name != "gpt2" and condition == "mul_tokens":
+        raise ValueError(f"--init {folder} has tokens of {own.condition}, and {what} is of GPT-2's: leave it out.")
     if config.vocab_size < needed:
         raise ValueError(f"--init {folder} has {config.vocab_size:,} tokens and {what} needs {needed:,}: "
                          "start from a checkpoint with that many.")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from inject_mul import MulExpressionInjector
 from lab.answers import USER, extract_answer, gold_answer, marked_answers
-from lab.tokenizer import BOS_ID, get_tokenizer
+from lab.tokenizer import bos_id, get_tokenizer
 
 RIGHT_OPEN = 0.9  # a right answer that goes on after it was given
 FORM, CLOSENESS = 0.1, 0.1  # at most, of a wrong answer
@@ -36,9 +36,9 @@ class Attempt(NamedTuple):
 def read(ids: Sequence[int], gold: Fraction, name: str = "") -> Attempt:
     """The attempt that a completion's ids are; what follows the first <|endoftext|> is not read."""
     ids = list(ids)
-    has_end = BOS_ID in ids
+    has_end = bos_id() in ids
     if has_end:
-        ids = ids[: ids.index(BOS_ID)]
+        ids = ids[: ids.index(bos_id())]
     text, user, _ = get_tokenizer().decode_generated(ids).partition(USER)
     return Attempt(MulExpressionInjector().expand(text), has_end and not user, gold, name)
 

@@ -20,7 +20,7 @@ from lab import conversations, data_order, decontaminate, inference, policy, pro
 from lab.answers import gold_answer, render_prompt
 from lab.benchmarks import encode_prompt
 from lab.loss import token_nll
-from lab.tokenizer import BOS_ID, FIRST_MUL_ID
+from lab.tokenizer import bos_id, get_tokenizer
 
 # ----------------------------------------------------------------------------------------------------------------------
 # problems
@@ -104,11 +104,11 @@ class Rollout(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        return self.ids[-1:] == [BOS_ID]
+        return self.ids[-1:] == [bos_id()]
 
     @property
     def mul_tokens(self) -> int:
-        return sum(token >= FIRST_MUL_ID for token in self.ids)
+        return sum(token >= get_tokenizer().first_mul_id for token in self.ids)
 
 
 def name_of(step: int, place: int, problem: dict, number: int) -> str:
@@ -126,10 +126,10 @@ def sample(model, step: int, problems: list[tuple[int, dict]], *, group_size: in
         batch = wanted[start : start + batch_size]
         completions = inference.generate(
             model, [problem["prompt"] for _, problem, _ in batch], max_new_tokens,
-            temperature=temperature, seed=seed, stop_ids=(BOS_ID,),
+            temperature=temperature, seed=seed, stop_ids=(bos_id(),),
             row_ids=[name_of(step, *one) for one in batch], log_probs=True)
         for (place, problem, number), completion in zip(batch, completions, strict=True):
-            end = [BOS_ID] if completion.stopped == "stop_id" else []
+            end = [bos_id()] if completion.stopped == "stop_id" else []
             ids = completion.ids + end
             rollouts.append(Rollout(place, number, problem["prompt"], ids, completion.log_probs))
     return rollouts
@@ -211,7 +211,7 @@ def make_batch(rollouts: list[Rollout], width=0, height=0) -> dict[str, torch.Te
     where (M,): the flat positions that predict a completion's tokens; targets (M,): these tokens; owner (M,): the row
     of each; sampled (M,) fp64: log p at sampling."""
     width = max(width, *(len(one.prompt) + len(one.ids) - 1 for one in rollouts))
-    x = np.full((max(height, len(rollouts)), width), BOS_ID, np.int64)
+    x = np.full((max(height, len(rollouts)), width), bos_id(), np.int64)
     where, targets, owner, sampled = [], [], [], []
     for row, one in enumerate(rollouts):
         tokens = one.prompt + one.ids

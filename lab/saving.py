@@ -16,6 +16,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from lab import disk, estimate, processes, runs
+from lab.tokenizer import get_tokenizer
 from model import GPT
 
 
@@ -45,6 +46,7 @@ class Saver:
 
         def write(tmp: Path) -> None:
             model.save(tmp)
+            get_tokenizer().save(tmp)
             torch.save(states, tmp / "optimizer.pt")
             torch.save(rng_states, tmp / "rng.pt")
             disk.write_json(tmp / "trainer.json", state)

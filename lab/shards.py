@@ -30,7 +30,7 @@ import numpy as np
 from lab import disk, token_files, tokenizer
 from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, TEXT, misfit, read_json
 from lab.token_files import AGAIN, TokenFile, TokenFiles, require
-from lab.tokenizer import BOS_ID, FIRST_MUL_ID, N_GPT2_TOKENS, VOCAB_SIZE, get_tokenizer
+from lab.tokenizer import FIRST_MUL_ID, N_GPT2_TOKENS, VOCAB_SIZE, bos_id, get_tokenizer, tokenizer_hash
 
 GPT2TokenizerWithMulFacts = tokenizer.GPT2TokenizerWithMulFacts  # document 002's names
 MulFactTokens = tokenizer.MulFactTokens
@@ -48,7 +48,8 @@ META = {
     "data_files": [SHARD | {"sha256": SHA256}],
     "num_shards_total?": COUNT, "tokens_written_total?": COUNT, "settings?": ANY_OBJECT,
     "val_documents_sha256?": SHA256, "val_fingerprint_documents?": SHA256, "val_fingerprint_tokens?": SHA256,
-    "condition?": ("baseline or mul_tokens", lambda value: value in ("baseline", "mul_tokens")),
+    "condition?": TEXT,  # baseline, mul_tokens, or a tokenizer of one's own
+    "tokenizer?": TEXT, "tokenizer_sha256?": SHA256,
     "mul_token_rate?": NUMBER, "dataset?": TEXT, "dataset_name?": TEXT, "row_tokens?": COUNT, "seq_len?": COUNT,
     "crop_fraction?": NUMBER,
 }
@@ -199,7 +200,8 @@ class DatasetWriter:
         A document may straddle shards; it is counted where it begins. The last of `val_shards` val files takes all of
         the document that crosses the cap."""
         if split == "train":
-            ranks = ids[ids >= FIRST_MUL_ID] - FIRST_MUL_ID
+            first = get_tokenizer().first_mul_id
+            ranks = ids[ids >= first].astype(np.int64) - first
             self.mul_counts += np.bincount(ranks, minlength=len(self.mul_counts))
         starts = np.cumsum(lengths) - lengths
         done = 0
@@ -346,16 +348,6 @@ def _write_all(handle, data: memoryview) -> None:
 # reader
 
 
-def read_npz(path: Path, names, remedy: str) -> dict[str, np.ndarray]:
-    """Arrays of a .npz by name. ValueError when it is missing or damaged."""
-    try:
-        disk.refuse_bomb(path)
-        with np.load(path) as arrays:
-            return {name: arrays[name] for name in names}
-    except Exception as error:  # zipfile, zlib and numpy have many for a damaged file
-        raise ValueError(f"{path} is missing or damaged ({error}): {remedy}.") from error
-
-
 def read_meta(data_dir) -> dict:
     """meta.json of a finished dataset. ValueError when it is broken or was written by something else."""
     path = Path(data_dir) / "meta.json"
@@ -449,23 +441,29 @@ def _own_files(folder: Path, split: str, meta: dict, row_tokens: int | None) -> 
 
 
 def open_dataset(data_dir, split: str = "train", verify: bool = True,
-                 vocab_size: int = VOCAB_SIZE) -> tuple[TokenFiles, dict | None]:
-    """Open one split of a dataset folder. Returns (TokenFiles, meta or None for a neighbour's data).
+                 vocab_size: int | None = None) -> tuple[TokenFiles, dict | None]:
+    """Open one split of a dataset folder of this process's tokenizer (tokenizer.use_of). Returns (TokenFiles, meta or
+    None for a neighbour's data, whose ids are taken for GPT-2's). vocab_size: ids are below it; None: the tokenizer's.
 
     verify: read every file once and compare its sha256 (about 1.5 GB/s a core), or, without meta.json, check every
     token; `False` checks names and sizes, and samples of a neighbour's files. Raises ValueError / FileNotFoundError in
     one sentence."""
+    vocab_size = vocab_size or get_tokenizer().vocab_size
     folder, meta, row_tokens, end = Path(data_dir), None, None, vocab_size
     remedy = f"make it with python prepare_fineweb.py --out_dir {folder}"
     require(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
     if (folder / "meta.json").exists():
         meta = read_meta(folder)
-        needed = N_GPT2_TOKENS
-        if meta.get("condition") == "mul_tokens":
-            needed = VOCAB_SIZE
+        tokens_of = meta.get("tokenizer", "gpt2")
+        same = meta.get("tokenizer_sha256", tokenizer_hash()) == tokenizer_hash()
+        fault = f"{folder} has tokens of {tokens_of}, not of {get_tokenizer().name}"
+        require(same, fault, "name data of the same tokenizer")
+        needed = meta["vocab_size"]
+        if tokens_of == "gpt2" and meta.get("condition") != "mul_tokens":
+            needed = N_GPT2_TOKENS
         require(needed <= vocab_size,
                 f"{folder} holds ids up to {needed - 1:,}, not below --vocab_size {vocab_size:,}",
-                f"pass --vocab_size {VOCAB_SIZE}")
+                f"pass --vocab_size {meta['vocab_size']}")
         source = meta["format"]
         if source != "stream" and split == "train":
             row_tokens = meta["row_tokens"]
@@ -486,8 +484,8 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     tokens = TokenFiles(files, source, row_tokens, fingerprint, end)
     if row_tokens:
         for path, ids in zip(tokens.paths, tokens.maps, strict=True):
-            good = ids[::row_tokens] == BOS_ID
-            fault = f"row {np.argmin(good):,} of {path} does not start with BOS ({BOS_ID})"
+            good = ids[::row_tokens] == bos_id()
+            fault = f"row {np.argmin(good):,} of {path} does not start with BOS ({bos_id()})"
             require(good.all(), fault, "prepare the rows again")
     return tokens, meta
 
@@ -506,10 +504,10 @@ def _is_val_index(documents: dict[str, np.ndarray], n_tokens: int) -> bool:
     return are_bytes and fits and lengths.min(initial=1) > 0 and lengths.sum() == n_tokens
 
 
-def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = VOCAB_SIZE) -> dict:
+def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int | None = None) -> dict:
     """The first whole held-out documents worth `val_tokens` (at least one document).
 
-    Counted in plain GPT-2 tokens in every condition, so all arms score the same documents. Returns
+    Counted in plain GPT-2 tokens whatever the tokens are, so all arms score the same documents. Returns
     {"condition" of the dataset, None of a neighbour's; "plain_tokens" that are scored, and the plain tokens of the
      "next_document", 0 where all are scored;
      "tokens": uint16 (N,), "token_bytes": uint16 (N,) original UTF-8 bytes each token stands for (BOS 0),
@@ -522,13 +520,13 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
     if meta:
         whole = path.is_file() and disk.sha256_file(path) == meta.get("val_documents_sha256")
         require(whole, f"{path} is missing or does not match its checksum in meta.json", AGAIN)
-        documents = read_npz(path, (*VAL_RECORD.names, "mul_bytes"), AGAIN)
+        documents = disk.read_npz(path, (*VAL_RECORD.names, "mul_bytes"), AGAIN)
         require(_is_val_index(documents, files.n_tokens), f"{path} does not fit the val shards", AGAIN)
         digest = hashlib.sha256(documents["hash"].tobytes()).hexdigest()
         require(digest == meta.get("val_fingerprint_documents"),
                 f"{path} does not match val_fingerprint_documents in meta.json", AGAIN)
     else:
-        starts = np.flatnonzero(files.slice(0, files.n_tokens) == BOS_ID)
+        starts = np.flatnonzero(files.slice(0, files.n_tokens) == bos_id())
         lengths = np.diff(np.union1d(0, starts), append=files.n_tokens)
         documents = {"tokens": lengths, "baseline_tokens": lengths}
         meta = {"val_fingerprint_documents": None, "val_fingerprint_tokens": files.fingerprint}
@@ -538,11 +536,12 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int = V
     lengths = documents["tokens"][:n_docs]
     starts = np.cumsum(lengths) - lengths
     tokens = files.slice(0, int(lengths.sum()))
-    bytes_of_id = np.zeros(max(vocab_size, VOCAB_SIZE), np.uint16)  # an id beyond ours stands for no text
-    bytes_of_id[:VOCAB_SIZE] = get_tokenizer().token_byte_lengths()
+    of_tokenizer = get_tokenizer().token_byte_lengths()
+    bytes_of_id = np.zeros(2**16, np.uint16)  # an id beyond the tokenizer's stands for no text
+    bytes_of_id[: len(of_tokenizer)] = of_tokenizer
     token_bytes = bytes_of_id[tokens]
     if "hash" in documents:  # ours, so the original length of every product is known
-        is_mul = tokens >= FIRST_MUL_ID
+        is_mul = tokens >= get_tokenizer().first_mul_id
         token_bytes[is_mul] = documents["mul_bytes"][: int(is_mul.sum())]
         sums = np.add.reduceat(token_bytes.astype(np.int64), starts)
         require(np.array_equal(sums, documents["utf8_bytes"][:n_docs]),

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import unicodedata
 
-from lab.tokenizer import get_tokenizer
+from lab.tokenizer import Tokenizer, get_tokenizer
 
 # what a terminal or a page would obey or cannot show: control characters, those that turn the direction of writing,
 # and the bytes of a name that is no UTF-8
@@ -49,12 +49,13 @@ def escape(match: re.Match) -> str:
 class Stream:
     """Shows the text of tokens as they come, stream(row, token) each: whole characters, up to a stop string."""
 
-    def __init__(self, stop: str = ""):
+    def __init__(self, stop: str = "", tokenizer: Tokenizer | None = None):
+        self.tokenizer = tokenizer or get_tokenizer()
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.stop, self.held, self.is_over = stop, "", False
 
     def __call__(self, row: int, token: int) -> None:
-        self._show(self.decoder.decode(get_tokenizer().decode_bytes([token])))
+        self._show(self.decoder.decode(self.tokenizer.decode_bytes([token])))
 
     def end(self) -> None:
         """Shows what was held back: half a character as U+FFFD, the beginning of a stop string."""

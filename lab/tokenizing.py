@@ -19,7 +19,14 @@ import numpy as np
 
 import inject_mul
 from lab import decontaminate, shards, sources
-from lab.tokenizer import BOS_ID, MulFactTokens, get_tokenizer, special_texts
+from lab.tokenizer import (
+    BOS_ID,
+    MulFactTokens,
+    Tokenizer,
+    get_tokenizer,
+    gpt2_tokenizer,
+    special_texts,
+)
 
 IN_FLIGHT_BYTES = 2**25  # text that workers hold at once, however many they are
 MAX_WORKERS = 16  # that one reader can feed; each holds 27 MB of gigatoken's tables and as much cache (measured)
@@ -30,7 +37,7 @@ SIGNS = [re.compile(sign.pattern.encode()) for sign in inject_mul.SIGNS]
 class Tokenized(NamedTuple):
     """A batch of n documents as tokens; the unusable ones are in `bad` only."""
 
-    ids: np.ndarray  # uint16 (N,): [50256] + tokens of each document
+    ids: np.ndarray  # uint16 (N,): BOS and tokens of each document
     numbers: np.ndarray  # int64 (n,): which documents
     lengths: np.ndarray  # int64 (n,): tokens with BOS
     baseline_tokens: np.ndarray  # int64 (n,): the same in plain GPT-2 BPE
@@ -76,7 +83,7 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
     hits = guard.hits_batch(texts) if guard else {}
 
     # every piece of text is tokenised on its own and follows a special id
-    pieces, specials, mul_bytes = texts, [BOS_ID] * len(texts), {}
+    pieces, specials, mul_bytes = texts, [tokenizer.bos_id] * len(texts), {}
     if inject:
         pieces, specials, mul_bytes = cut_at_products(texts, inject)
     tokens, piece_lengths = tokenizer.encode_batch(pieces)
@@ -87,19 +94,35 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
     ids[is_text] = tokens
     ids[special_at] = specials
 
-    starts = np.flatnonzero(ids == BOS_ID)  # a text never becomes BOS
+    starts = np.flatnonzero(ids == tokenizer.bos_id)  # a text never becomes BOS
     lengths = np.diff(starts, append=len(ids))
     baseline_tokens = lengths.copy()
+    utf8_bytes = np.array([len(text) for text in texts], np.int64)
+    if tokenizer.condition != "baseline" and texts:
+        refuse_changed_text(tokenizer, ids, starts, utf8_bytes, numbers)
+        _, plain_lengths = gpt2_tokenizer(backend).encode_batch(texts)
+        baseline_tokens = plain_lengths + 1
     if mul_bytes:
         _, plain_lengths = tokenizer.encode_batch([texts[i] for i in mul_bytes])
         baseline_tokens[list(mul_bytes)] = plain_lengths + 1
-    utf8_bytes = np.array([len(text) for text in texts], np.int64)
     digests = [shards.document_hash(text) for text in texts]
     decide = [shards.document_hash(getattr(text, "group", text)) for text in texts]
     selected = shards.is_held_out(decide, val_fraction)
     return Tokenized(ids, np.array(numbers, np.int64), lengths, baseline_tokens, utf8_bytes, digests,
                      selected, mul_bytes, hits, special_texts(texts), bad,
                      end=first + len(documents))
+
+
+def refuse_changed_text(tokenizer: Tokenizer, ids: np.ndarray, starts: np.ndarray,
+                        utf8_bytes: np.ndarray, numbers: list[int]) -> None:
+    """ValueError for the first document whose tokens do not have as many bytes as its text."""
+    tokens_bytes = np.add.reduceat(tokenizer.token_byte_lengths()[ids], starts, dtype=np.int64)
+    wrong = np.flatnonzero(tokens_bytes != utf8_bytes)
+    if wrong.size:
+        i = wrong[0]
+        raise ValueError(f"document {numbers[i]:,} has {utf8_bytes[i]:,} bytes and its tokens stand "
+                         f"for {tokens_bytes[i]:,}, so the tokenizer changes a text: name another "
+                         "--tokenizer.")
 
 
 def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> Iterator[Tokenized]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lab import data_order, estimate, kernels, processes, units
-from lab.tokenizer import BOS_ID
+from lab.tokenizer import bos_id
 
 VIEWS = {"stream": "", "bos": "_bos"}  # view: suffix of its numbers
 NO_WRITE = "_no_write"  # suffix of the stream view's, read by a memory that is not written
@@ -29,7 +29,7 @@ def count_tokens(val: dict, args) -> int:
     """How many tokens evaluate() reads."""
     if not len(val["tokens"]):
         return 0
-    return sum(int(data_order.val_rows(val, args.seq_len, view, BOS_ID)[1].sum()) for view in VIEWS)
+    return sum(int(data_order.val_rows(val, args.seq_len, view, bos_id())[1].sum()) for view in VIEWS)
 
 
 def warnings(val: dict, asked: int, condition: str | None) -> list[str]:
@@ -132,7 +132,7 @@ def sum_by_document(score, view: str, val: dict, doc_of, args, procs, stop) -> t
     """
     n_docs, device = len(val["doc_starts"]), procs.device
     batch_size = rows_per_pass(args, device)
-    starts, lengths = data_order.val_rows(val, args.seq_len, view, BOS_ID)
+    starts, lengths = data_order.val_rows(val, args.seq_len, view, bos_id())
     starts, lengths = (rows[procs.rank :: procs.world_size] for rows in (starts, lengths))
     batches = data_order.val_batches(val, starts, lengths, batch_size, MULTIPLE.get(device.type, 1))
     total = math.ceil(len(starts) / batch_size)

@@ -16,13 +16,20 @@ import numpy as np
 import pytest
 import tqdm
 
-from lab import disk, processes, results, runs, shards, snapshots
+from lab import disk, processes, results, runs, shards, snapshots, tokenizer
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, get_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 # no thread of tqdm's: one that holds its lock while a test forks would leave the child waiting for ever
 tqdm.tqdm.monitor_interval = 0
+
+
+@pytest.fixture(autouse=True)
+def gpt2_again():
+    """A test may have given this process another tokenizer."""
+    yield
+    tokenizer.use("gpt2")
 
 
 def write_jsonl(path, records):
