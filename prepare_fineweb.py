@@ -7,8 +7,9 @@
 
     python prepare_fineweb.py --dataset kjj0/fineweb10B-gpt2 --max_shards 9 --out_dir data/fineweb10B   # tokens already
 
-Reads documents (lab/sources.py); writes a dataset folder (lab/shards.py). Every document is [50256] + bpe(text). About
-1 % of the documents, chosen by a hash of their text, are held out in val_*.bin: the same in every condition. Before it,
+Reads documents (lab/sources.py); writes a dataset folder (lab/shards.py). Every document is [50256] + bpe(text) of
+GPT-2's tokenizer or, with --tokenizer, [BOS] + bpe(text) of another (train_tokenizer.py makes one). About 1 % of the
+documents, chosen by a hash of their text, are held out in val_*.bin: the same in every condition. Before it,
 --decontaminate drops the documents that hold items of a benchmark (lab/decontaminate.py). --resume after a kill gives
 the same bytes as an uninterrupted run, as do every --num_proc and --tokenizer_backend. So do `--part i/n`, which makes
 the tokens of the source files i, i + n, ... on one of many machines, and `--merge` afterwards (lab/parts.py).
@@ -41,15 +42,10 @@ from lab import (
     tokenizing,
     units,
 )
+from lab.byte_pairs import BACKENDS
 from lab.schema import ANY_NAME, COUNT, NUMBER, TEXT, misfit
 from lab.token_files import require
-from lab.tokenizer import (
-    BACKENDS,
-    MulFactTokens,
-    get_tokenizer,
-    tokenizer_hash,
-    use,
-)
+from lab.tokenizer import MulFactTokens, get_tokenizer, tokenizer_hash, use
 
 COMMIT_SECONDS = 1.0  # work a kill may cost; one commit is a few fsyncs
 # flags that decide the bytes

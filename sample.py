@@ -37,8 +37,9 @@ from typing import NamedTuple
 from inject_mul import MulExpressionInjector
 from lab import disk, flags, processes, runs, sources, units
 from lab.answers import USER, render_prompt
+from lab.byte_pairs import Tokenizer
 from lab.terminal import Stream, note, show, side_by_side
-from lab.tokenizer import Tokenizer, get_tokenizer
+from lab.tokenizer import get_tokenizer
 
 FIELDS = ("prompt", "text", "question")  # of a record in --file: the first that it has
 SHOWN = 400  # characters of a prompt that are repeated before its continuation

@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--verify_data", choices=("full", "sizes"), default="full",
         help="before step 0 check sha256 or only sizes (default %(default)s)")
     add("--vocab_size", type=int, default=0,
-        help=f"logical vocabulary (0 = the data's: {VOCAB_SIZE} of GPT-2's tokenizer, of it 50257 its own)")
+        help=f"ids (0 = the data's tokenizer's: of GPT-2's {VOCAB_SIZE}, 50257 without ours)")
     add = parser.add_argument_group("model").add_argument
     add("--init_from", default="",
         help="run or checkpoint whose weights and shape to start from ('' = fresh weights from --seed)")
@@ -187,7 +187,7 @@ def config_of_start(parser, argv, config: dict | None) -> dict:
 
 
 def micro_batch_sizes(args, world_size: int) -> list[int]:
-    """Those that share a rank's sequences of a step evenly; [] when the ranks do not share them evenly."""
+    """Those that share a rank's sequences of a step evenly; [] when the ranks do not so share them."""
     share, rest = divmod(args.total_batch_tokens // args.seq_len, world_size)
     return [size for size in range(1, share + 1) if share % size == 0 and rest == 0]
 
@@ -437,7 +437,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     record["data"] = {
         "fingerprint": files.fingerprint, "format": files.source, "tokens": files.n_tokens,
         "sequences": n_sequences, "epochs": epochs, "unique_tokens": unique_tokens,
-        "val_documents": len(val["doc_starts"]), "bytes_per_token": bytes_per_token(meta)}
+        "bytes_per_token": bytes_per_token(meta), "val_documents": len(val["doc_starts"])}
     of_data = "condition inject mul_token_rate crop_fraction overflow tokenizer tokenizer_sha256".split()
     record["data"] |= {k: meta.get(k) for k in of_data} | {"dataset": shards.dataset_name(meta)}
     record["data"] |= {f"val_{k}": val[k] for k in ("fingerprint_documents", "fingerprint_tokens")}

@@ -22,8 +22,9 @@ from pathlib import Path
 
 import prepare_fineweb
 from lab import disk, flags, processes, shards, snapshots, sources
+from lab.byte_pairs import Tokenizer
 from lab.token_files import require
-from lab.tokenizer import Tokenizer, gpt2_tokenizer, use
+from lab.tokenizer import gpt2_tokenizer, use
 
 END_OF_TEXT = "<|endoftext|>"
 LEAST_IDS, MOST_IDS = 257, 2**16  # the bytes and END_OF_TEXT; what a uint16 holds

@@ -29,6 +29,12 @@ def check(condition, sentence: str) -> None:
         raise ValueError(sentence)
 
 
+def require(condition, fault: str, remedy: str, kind: type[Exception] = ValueError) -> None:
+    """Unless the condition holds, raise `kind` in one sentence: what is wrong, and what to do."""
+    if not condition:
+        raise kind(f"{fault}: {remedy}.")
+
+
 def is_pairs(value) -> bool:
     """Whether a value is a list of pairs of whole numbers."""
     is_list = isinstance(value, (list, tuple))

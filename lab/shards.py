@@ -1,16 +1,16 @@
 """shards.py owns dataset folders of tokens: the writer that a kill cannot hurt, and the reader.
 
 A dataset folder holds
-    train_000000.bin ...   headerless little-endian uint16, `shard_tokens` each; every document is [50256] + bpe(text)
+    train_000000.bin ...   headerless little-endian uint16, `shard_tokens` each; every document is [BOS] + bpe(text)
     val_000000.bin ...     the held-out documents, same encoding, the same bytes in every dataset of one source
     val_documents.npz      one entry per held-out document: tokens, original UTF-8 bytes, hash (see VAL_RECORD)
     meta.json              written last: settings, counts, a sha256 per file, fingerprints; no meta.json = not finished
+    tokenizer.json         with --tokenizer: a copy of it
     decontamination.jsonl  with --decontaminate: the documents that were dropped, and why (decontaminate.py)
-    progress.json          only while a prepare is under way or was killed: where `--resume` continues
-    .lock                  only while a prepare writes: which process (disk.hold)
+    progress.json, .lock   only while a prepare is under way or was killed: where `--resume` continues, which process
     parts/                 with --part: the tokens of single source files (parts.py); may go after --merge
 
-The reader also opens folders without meta.json in the neighbours' formats (token_files.py). The ids are tokenizer.py's.
+The reader also opens folders without meta.json in the neighbours' formats (token_files.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 from lab import disk, token_files, tokenizer
 from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, TEXT, misfit, read_json
 from lab.token_files import AGAIN, TokenFile, TokenFiles, require
-from lab.tokenizer import FIRST_MUL_ID, N_GPT2_TOKENS, VOCAB_SIZE, bos_id, get_tokenizer, tokenizer_hash
+from lab.tokenizer import FIRST_MUL_ID, N_GPT2_TOKENS, VOCAB_SIZE, bos_id, get_tokenizer
 
 GPT2TokenizerWithMulFacts = tokenizer.GPT2TokenizerWithMulFacts  # document 002's names
 MulFactTokens = tokenizer.MulFactTokens
@@ -42,13 +42,15 @@ SHARD_NAME = "the name of a shard", lambda value: isinstance(value, str) and SHA
 SHARD_NAMES = re.compile(r"(train|val)_[0-9]{6,}\.bin")
 SHARD = {"name": SHARD_NAME, "split": SPLIT, "tokens": COUNT, "documents": COUNT, "utf8_bytes": COUNT}
 ANY_OBJECT = {ANY_NAME: ANYTHING}
+CONDITION = ("baseline or mul_tokens, or a tokenizer's name and hash",
+             lambda value: re.fullmatch(r"baseline|mul_tokens|[\w.]+-[0-9a-f]{8}", str(value)))
 # a key without "?" is in every meta.json
 META = {
     "format": TEXT, "format_version": COUNT, "vocab_size": COUNT, "fingerprint": SHA256,
     "data_files": [SHARD | {"sha256": SHA256}],
     "num_shards_total?": COUNT, "tokens_written_total?": COUNT, "settings?": ANY_OBJECT,
     "val_documents_sha256?": SHA256, "val_fingerprint_documents?": SHA256, "val_fingerprint_tokens?": SHA256,
-    "condition?": TEXT,  # baseline, mul_tokens, or a tokenizer of one's own
+    "condition?": CONDITION,
     "tokenizer?": TEXT, "tokenizer_sha256?": SHA256,
     "mul_token_rate?": NUMBER, "dataset?": TEXT, "dataset_name?": TEXT, "row_tokens?": COUNT, "seq_len?": COUNT,
     "crop_fraction?": NUMBER,
@@ -394,7 +396,7 @@ def _contradiction(meta: dict) -> str:
     if meta["format"] != "stream" and (seq_len < 1 or meta.get("row_tokens") != seq_len + 1):
         return "row_tokens is not seq_len + 1"
     for name, value in meta.get("settings", {}).items():
-        if name in meta and meta[name] != value:
+        if meta.get(name, value) != value:
             stated, begun = (json.dumps(part)[:60] for part in (meta[name], value))
             return f"{name} is {stated}, but {begun} in settings"
     return ""
@@ -454,10 +456,9 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     require(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
     if (folder / "meta.json").exists():
         meta = read_meta(folder)
-        tokens_of = meta.get("tokenizer", "gpt2")
-        same = meta.get("tokenizer_sha256", tokenizer_hash()) == tokenizer_hash()
-        fault = f"{folder} has tokens of {tokens_of}, not of {get_tokenizer().name}"
-        require(same, fault, "name data of the same tokenizer")
+        tokens_of, own = meta.get("tokenizer", "gpt2"), get_tokenizer()
+        require(meta.get("tokenizer_sha256", own.sha256) == own.sha256,
+                f"{folder} has tokens of {tokens_of}, not of {own.name}", "name data of the same tokenizer")
         needed = meta["vocab_size"]
         if tokens_of == "gpt2" and meta.get("condition") != "mul_tokens":
             needed = N_GPT2_TOKENS

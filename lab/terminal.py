@@ -9,7 +9,8 @@ import sys
 import textwrap
 import unicodedata
 
-from lab.tokenizer import Tokenizer, get_tokenizer
+from lab.byte_pairs import Tokenizer
+from lab.tokenizer import get_tokenizer
 
 # what a terminal or a page would obey or cannot show: control characters, those that turn the direction of writing,
 # and the bytes of a name that is no UTF-8

@@ -24,17 +24,12 @@ import numpy as np
 
 from lab import disk
 from lab.files import words_of
+from lab.schema import require
 from lab.tokenizer import N_GPT2_TOKENS, VOCAB_SIZE
 
 AGAIN = "prepare the data again"
 FROM_TEXT = "prepare its text with python prepare_fineweb.py"
 LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER_BYTES = 20240520, 1, 1024
-
-
-def require(condition, fault: str, remedy: str, kind: type[Exception] = ValueError) -> None:
-    """Unless the condition holds, raise `kind` in one sentence: what is wrong, and what to do."""
-    if not condition:
-        raise kind(f"{fault}: {remedy}.")
 
 
 # ------------------------------------------------------------------------------------------------------------

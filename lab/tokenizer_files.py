@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lab import files
+from lab.byte_pairs import PROBE_TEXT
 from lab.schema import ANY_NAME, ANYTHING, COUNT, TEXT, misfit
 from lab.tokenizer import (
     BOS_ID,
     N_GPT2_TOKENS,
-    PROBE_TEXT,
     VOCAB_SIZE,
     MulFactTokens,
     get_tokenizer,

@@ -1,7 +1,7 @@
 """tokenizer_json.py owns tokenizers that are not GPT-2's: byte-level BPE in a Hugging Face tokenizer.json.
 
     own = load("tokenizers/edu_8k")           # a folder that holds tokenizer.json, or the file
-    own.encode("Hello world")                 # as every tokenizer.Tokenizer
+    own.encode("Hello world")                 # as every byte_pairs.Tokenizer
 
 The ids come from the package `tokenizers`; gigatoken reads the same file and is used where it gives
 the same ids. A document has to be what its ids say, byte for byte, or bits per byte would be of another
@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from lab import disk
-from lab.schema import ANY_NAME, ANYTHING, COUNT, TEXT, misfit
-from lab.token_files import require
-from lab.tokenizer import PROBE_TEXT, Tokenizer, unprintable_bytes
+from lab.byte_pairs import PROBE_TEXT, Tokenizer, unprintable_bytes
+from lab.schema import ANY_NAME, ANYTHING, COUNT, TEXT, misfit, require
 
 LARGEST = 2**26  # bytes of a tokenizer.json; GPT-2's has 3.5 MB
 MOST_IDS = 2**16  # of a uint16

@@ -19,10 +19,10 @@ import numpy as np
 
 import inject_mul
 from lab import decontaminate, shards, sources
+from lab.byte_pairs import Tokenizer
 from lab.tokenizer import (
     BOS_ID,
     MulFactTokens,
-    Tokenizer,
     get_tokenizer,
     gpt2_tokenizer,
     special_texts,

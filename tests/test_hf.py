@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 
 import model as model_module
-from lab import hf, inference, tokenizer
+from lab import byte_pairs, hf, inference
 from lab.hf import export_hf, import_hf
 from lab.tokenizer import get_tokenizer, write_hf_tokenizer
 from model import GPT, GPTConfig
@@ -224,7 +224,7 @@ def test_tokenizer(tmp_path):
     """AutoTokenizer gives tiktoken's ids on the probe text, 50342 for <MUL_6_9_54>, and the text back."""
     write_hf_tokenizer(tmp_path)
     theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), get_tokenizer("tiktoken")
-    text = tokenizer.PROBE_TEXT.replace("<|endoftext|>", "").replace("<MUL_6_9_54>", "")
+    text = byte_pairs.PROBE_TEXT.replace("<|endoftext|>", "").replace("<MUL_6_9_54>", "")
     assert theirs.encode(text) == ours.encode(text) and len(theirs) == 50349
     assert theirs.encode("is <MUL_6_9_54>.") == [*ours.encode("is "), 50342, *ours.encode(".")]
     assert theirs.decode(theirs.encode("is <MUL_6_9_54>."), skip_special_tokens=True) == "is <MUL_6_9_54>."

@@ -12,7 +12,7 @@ from conftest import ENV, REPO, run_script, tiny_documents, write_dataset
 
 BENCHMARKS = "hellaswag ewok zeroshot".split()
 SCRIPTS = "prepare_fineweb prepare_bos_rows inject_mul model train_gpt eval_gsm8k sft grpo sample compare_runs".split()
-SCRIPTS += [*BENCHMARKS, "long_context", "continual"]
+SCRIPTS += [*BENCHMARKS, "long_context", "continual", "train_tokenizer"]
 LIBRARIES = {"model", "inject_mul"}  # the scripts that others may import
 WITHOUT_TORCH = "flags runs results processes disk shards sources terminal files decontaminate tinygsm".split()
 WITHOUT_TORCH += ["logs", "parts", "tokenizing", "pretokenized", "run_*", "ab_*"]
@@ -81,8 +81,9 @@ def test_pyproject_names_every_script():
 
 def test_imports_run_downhill():
     """Imports that the design forbids: none. Scripts import rooms and the two libraries. Beyond that, the script that
-    packs rows reads documents as prepare_fineweb.py does, and trainers hold exams."""
-    allowed = {"prepare_bos_rows": {"prepare_fineweb"}, "train_gpt": set(BENCHMARKS), "grpo": {"eval_gsm8k"}}
+    packs rows and the one that learns tokens read documents as prepare_fineweb.py does, and trainers hold exams."""
+    allowed = {"prepare_bos_rows": {"prepare_fineweb"}, "train_gpt": set(BENCHMARKS), "grpo": {"eval_gsm8k"},
+               "train_tokenizer": {"prepare_fineweb"}}
     wrong = []
     for name, path in modules().items():
         imported = imports(path)
@@ -115,7 +116,7 @@ for name in sys.argv[1:]:
 def test_no_torch_where_none_is_needed():
     """Seconds that a comparison or a preparation would wait for torch: 0."""
     rooms = sorted({path.stem for pattern in WITHOUT_TORCH for path in REPO.glob(f"lab/{pattern}.py")})
-    names = "compare_runs sample prepare_fineweb prepare_bos_rows inject_mul".split()
+    names = "compare_runs sample prepare_fineweb prepare_bos_rows train_tokenizer inject_mul".split()
     names += [f"lab.{room}" for room in rooms]
     done = subprocess.run([sys.executable, "-c", NO_TORCH, *names], cwd=REPO, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -220,7 +221,7 @@ def test_installed(tmp_path):
         assert done.returncode == 0 and done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("name", ["train_gpt", "sft", "grpo", "compare_runs", "prepare_bos_rows"])
+@pytest.mark.parametrize("name", ["train_gpt", "sft", "grpo", "compare_runs", "prepare_bos_rows", "train_tokenizer"])
 def test_help_from_another_folder(tmp_path, name):
     """Scripts that only start in the repo's folder: none."""
     env = {k: v for k, v in ENV.items() if k != "PYTHONPATH"}

@@ -21,7 +21,8 @@ import sft
 import train_gpt
 import train_tokenizer
 from lab import shards, synthetic, tokenizer, tokenizer_json
-from lab.tokenizer import PROBE_TEXT, get_tokenizer, gpt2_tokenizer, use, use_of
+from lab.byte_pairs import PROBE_TEXT
+from lab.tokenizer import get_tokenizer, gpt2_tokenizer, use, use_of
 from model import GPT
 
 END = "<|endoftext|>"

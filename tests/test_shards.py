@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import inject_mul
 import prepare_fineweb
-from lab import disk, shards, synthetic, token_files, tokenizer
+from lab import byte_pairs, disk, shards, synthetic, token_files, tokenizer
 from lab.token_files import AGAIN
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, get_tokenizer
 
@@ -57,7 +57,7 @@ def everything(folder, split="train"):
 @given(st.text(max_size=200))
 @example("<|endoftext|>").via("special")
 @example("<MUL_6_9_54>")
-@example(tokenizer.PROBE_TEXT)
+@example(byte_pairs.PROBE_TEXT)
 @example("\r\n \t\u00a0\u3000  x")
 def test_backends_give_the_same_ids(text):
     """Every id of every dataset: gigatoken equals tiktoken, decoding gives the bytes back, no special id from text."""
@@ -106,11 +106,11 @@ def test_memory_of_the_fast_tokenizer_is_given_back(monkeypatch):
     fast = tokenizer.get_tokenizer()
     if fast.backend != "gigatoken":
         pytest.skip("gigatoken is not installed")
-    before = fast.encode_batch([tokenizer.PROBE_TEXT])[0]
+    before = fast.encode_batch([byte_pairs.PROBE_TEXT])[0]
     instance = fast._gigatoken.fast
-    monkeypatch.setattr(tokenizer, "CACHE_CEILING", 0)
+    monkeypatch.setattr(byte_pairs, "CACHE_CEILING", 0)
     fast._gigatoken.fed = 2**27
-    assert (fast.encode_batch([tokenizer.PROBE_TEXT])[0] == before).all()
+    assert (fast.encode_batch([byte_pairs.PROBE_TEXT])[0] == before).all()
     assert fast._gigatoken.fast is not instance
 
 

@@ -37,7 +37,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import prepare_bos_rows  # noqa: E402
-from lab import processes, shards, synthetic, tokenizer  # noqa: E402
+from lab import byte_pairs, processes, shards, synthetic  # noqa: E402
 from lab.tokenizer import BOS_ID  # noqa: E402
 
 ROW = 1025
@@ -134,7 +134,7 @@ def with_tokens(buffer_docs: int, n_documents: int) -> tuple[float, int]:
         train.add(writer, batch, lengths, lengths)
         seconds += time.process_time() - start
         tokens += len(batch)
-        held.append(tokenizer.resident_bytes())
+        held.append(byte_pairs.resident_bytes())
     return tokens / 1e6 / seconds, max(held) - held[0]
 
 
