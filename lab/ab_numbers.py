@@ -455,13 +455,13 @@ def matchings(arms: list[list[dict]], step: int | None, metric: str, checked: di
         budget = runs.number(step)
         if axis != "step":
             budget = cheapest([spent(run, axis) for arm in arms for run in arm])
+        if axis == "text_mb" and not math.isfinite(budget):  # older runs do not record it
+            continue
         a, b = ({run["seed"]: at_budget(run, metric, axis, budget) for run in arm} for arm in arms)
         row = between_evaluations(a, b, alpha, checked.get("looks", 0))
         if axis == "train_seconds" and checked["other_machine"] and isinstance(row["delta"], float):
             row = without_interval(row, "N/A: other hardware or software") | {"stats": None}
-        in_words = "N/A: not run"
-        if math.isfinite(budget):
-            in_words = words.format(budget)
+        in_words = words.format(budget) if math.isfinite(budget) else "N/A: not run"
         matched.append({"name": name, "row": row, "budget": in_words})
     return matched
 

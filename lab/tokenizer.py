@@ -1,4 +1,4 @@
-"""tokenizer.py owns ids: GPT-2's byte-pair encoding, with 45 more ids for multiplication facts (document 002), and which
+"""tokenizer.py owns ids: GPT-2's byte-pair encoding, 45 more ids for multiplication facts (document 002), and which
 tokenizer a process has.
 
     id                tokens   what it stands for
