@@ -39,7 +39,7 @@ import prepare_fineweb
 from lab import disk, flags, processes, shards
 from lab.schema import COUNT, NUMBER, TEXT
 from lab.token_files import require
-from lab.tokenizer import bos_id, use
+from lab.tokenizer import bos_id, get_tokenizer
 
 REPORT_BINS = 2000  # the report's resolution: a decile's edge is off by at most 0.1 % of the rows; even
 BUFFER_NAMES = re.compile(r"packer_buffer_\d{6,}\.tmp(\.tmp)?")  # twice .tmp: killed in writing
@@ -193,7 +193,7 @@ class RowTrain:
             self.settings["refill"] = args.refill
         self.args = args
         self.packer = BestFit(self.row_tokens, args.buffer_docs, self._cut, args.refill)
-        self.token_bytes = use(args.tokenizer, args.tokenizer_backend).token_byte_lengths()
+        self.token_bytes = get_tokenizer(args.tokenizer_backend).token_byte_lengths()
         self.bos = np.array([bos_id()], "<u2").tobytes()
         self.bos_added, self.rows, self.commits = 0, 0, 0
         self.bins, self.bin_rows = np.zeros((REPORT_BINS, 4), np.int64), 1  # for packing_report

@@ -171,8 +171,8 @@ class StreamTrain:
 
 
 def prepare(args: argparse.Namespace, train) -> dict | None:
-    """Documents -> dataset folder: the story of both prepare scripts. Returns meta.json, or None where --part asks for
-    parts of a dataset only. Raises KeyboardInterrupt after ctrl-C.
+    """Documents -> dataset folder, in the tokens of this process: the story of both prepare scripts. Returns meta.json,
+    or None where --part asks for parts only. Raises KeyboardInterrupt after ctrl-C.
 
     train: see StreamTrain. Raises ValueError / FileNotFoundError / OSError in one sentence."""
     check_at_least(args, num_proc=1, shard_tokens=2, val_shards=0)
@@ -188,8 +188,7 @@ def prepare(args: argparse.Namespace, train) -> dict | None:
     require(args.tokenizer == "gpt2" or args.max_shards is None,
             "--max_shards takes shards of GPT-2's tokens", "leave --tokenizer out")
     guard = decontaminate.from_argument(args.decontaminate)
-    # a missing one is noticed before a folder is made
-    own = use(args.tokenizer, args.tokenizer_backend)
+    own = get_tokenizer(args.tokenizer_backend)
     require(own.name == "gpt2" or args.condition == "baseline",
             "--condition mul_tokens has its 45 tokens behind GPT-2's",
             "leave --tokenizer out, or --condition")
@@ -496,6 +495,7 @@ def run(args: argparse.Namespace, train_side) -> dict | None:
 
     train_side: the class, StreamTrain or another. Returns what `prepare` does."""
     try:
+        use(args.tokenizer, args.tokenizer_backend)  # a missing one is noticed before a folder is made
         meta = prepare(args, train_side(args))
         if meta:
             print_summary(args, meta)

@@ -22,6 +22,8 @@ from lab import disk, files, flags, neighbours, runs
 from lab.schema import check
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, use_of, write_hf_tokenizer
 from lab.tokenizer_files import check_tokenizer
+from lab.tokenizer_json import TokenizerOfFile
+from lab.tokenizer_json import load as load_tokenizer
 from model import GPT, GPTConfig, load_exactly
 
 # Hugging Face stores these as Conv1D, (in, out): always transposed, by name. By shape, square ones would be missed.
@@ -294,6 +296,21 @@ def finder(source: str):
     return find
 
 
+def own_tokenizer(find, vocab_size: int) -> TokenizerOfFile | None:
+    """The tokenizer.json beside the weights, where it is not GPT-2's and can be used here; else None."""
+    path = find("tokenizer.json")
+    if path is None:
+        return None
+    try:
+        own = load_tokenizer(path)
+    except ValueError:
+        return None
+    with contextlib.suppress(ValueError):
+        check_tokenizer(find, vocab_size)
+        return None
+    return own if own.vocab_size <= vocab_size else None
+
+
 def import_checkpoint(source: str, out_dir: Path, new_vocab_size: int, gelu: str | None) -> None:
     """The command: a Hugging Face GPT-2, or a neighbour's file, as a checkpoint of ours."""
     check_new_folder(out_dir)
@@ -308,13 +325,19 @@ def import_checkpoint(source: str, out_dir: Path, new_vocab_size: int, gelu: str
               f"{source} is a folder with {', '.join(names[:3])}; name one of the files")
         check(gelu is None, f"--gelu is for nanoGPT's files; leave it out, as {source} says what it has")
         model = import_hf(source)
-    try:
-        warnings = check_tokenizer(finder(source), model.config.vocab_size)
-    except ValueError as error:
-        raise ValueError(f"{source} cannot be imported: {error}") from None
+    own = own_tokenizer(finder(source), model.config.vocab_size)
+    warnings = []
+    if own is None:
+        try:
+            warnings = check_tokenizer(finder(source), model.config.vocab_size)
+        except ValueError as error:
+            raise ValueError(f"{source} cannot be imported: {error}") from None
     model = grown(model, new_vocab_size or None)
     with made_whole(out_dir) as folder:
         model.save(folder)
+        if own is not None:
+            own.save(folder)
+            notes = [*notes, f"its own tokenizer of {own.vocab_size:,} ids goes along"]
     for line in [*notes, *(f"WARNING: {warning}" for warning in warnings)]:
         print(line)
     size, vocab_size = model.num_params()["total"], model.config.vocab_size

@@ -224,7 +224,7 @@ def test_micro_batch_0_takes_what_fits(data, tmp_path, monkeypatch):
 
 def test_rows_that_should_fit():
     """Of 480 rows of 1,024 tokens, 124M shape: as many as are worth it on 80 GB, as many as fit on 24 and 8 GB."""
-    args = train_gpt.parse_args(["--data_dir", "x", "--n_layer", "12"])
+    args = train_gpt.parse_args(["--data_dir", "x", "--n_layer", "12", "--vocab_size", "50349"])
     sizes = train_gpt.micro_batch_sizes(args, 1)
     for memory, rows in ((80e9, 60), (24e9, 32), (8e9, 5)):
         with mock.patch.object(estimate, "total_memory", lambda device, memory=memory: memory):

@@ -8,6 +8,7 @@ import unicodedata
 import numpy as np
 import pytest
 import tokenizers
+import torch
 from conftest import REPO, exact, light_files, run_script, run_two_ranks, sentence_left, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -377,8 +378,6 @@ def test_bits_per_byte_are_of_the_text(run, data):
     own, val = use_of(data[0]), shards.open_val(data[0], 3000)
     model, tokens = GPT.load(run / "ckpt" / "step_000012").eval(), val["tokens"].astype(np.int64)
     record = [json.loads(line) for line in open(run / "scalars.jsonl") if '"type": "val"' in line][-1]
-    import torch
-
     nats, size, T = 0.0, 0, 32
     lengths = own.token_byte_lengths()
     for start in range(0, len(tokens) - 1, T):
@@ -463,8 +462,6 @@ def test_comparing_tokenizers(run, data, tmp_path, capsys):
 
 def test_benchmarks_and_samples(run, tmp_path):
     """An item's score, by its tokens as the package gives them."""
-    import torch
-
     [item, *_] = items = synthetic.hellaswag_items(8, 0) if hasattr(synthetic, "hellaswag_items") else []
     path = tmp_path / "items.jsonl"
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -506,6 +503,20 @@ def test_export(run, tmp_path):
     assert theirs(text).input_ids == use_of(run / "ckpt" / "step_000012").encode(text)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert theirs.eos_token_id == model.config.eos_token_id == 599 and model.config.vocab_size == 600
+    # and back, with its tokenizer
+    done = run_script("model.py", "import", tmp_path / "hf", tmp_path / "ours")
+    assert done.returncode == 0 and "its own tokenizer of 600 ids goes along" in done.stdout, done.stderr
+    assert use_of(tmp_path / "ours").encode(text) == theirs(text).input_ids
+    ours = GPT.load(tmp_path / "ours")
+    assert torch.equal(ours.transformer["wte"].weight[:600],
+                       GPT.load(run / "ckpt" / "step_000012").transformer["wte"].weight[:600])
+    done = run_script("sample.py", tmp_path / "ours", "--prompt", "the", "--max_new_tokens", 5)
+    assert done.returncode == 0, done.stderr
+    broken = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    broken["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(broken))
+    done = run_script("model.py", "import", tmp_path / "hf", tmp_path / "not")
+    assert done.returncode and "its own tokenizer is not GPT-2's" in done.stderr and not (tmp_path / "not").exists()
 
 
 def test_continual_refuses_two_tokenizers(run, data, tmp_path):
