@@ -161,14 +161,18 @@ def trim_records(folder: Path, last_step: int, due=()) -> None:
 # a checkpoint
 
 
-def describe_init(path, condition: str = "baseline") -> tuple[dict, Path]:
+def describe_init(path, condition: str = "") -> tuple[dict, Path]:
     """(what config.json records of the checkpoint that --init names, its folder). ValueError when it has not all tokens
-    that its tokenizer has in a condition."""
+    that its tokenizer has, in a condition if one is given."""
     from model import GPT
 
     folder, step, source = runs.resolve_checkpoint(path, flag="--init")
     config = GPT.load_config(folder)
-    own, what = tokenizer.use_of(folder), f"--condition {condition}"
+    own, what = tokenizer.use_of(folder), "GPT-2's tokenizer"
+    if condition:
+        what = f"--condition {condition}"
+    elif own.name != "gpt2":
+        what = f"its tokenizer {own.name}"
     needed = own.vocab_size
     if own.name == "gpt2" and condition != "mul_tokens":
         needed = tokenizer.N_GPT2_TOKENS
