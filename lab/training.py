@@ -7,6 +7,7 @@ train_gpt.py, sft.py and grpo.py tell the story of a run, in the same order of s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import math
 import os
@@ -32,6 +33,7 @@ from lab import (
     precision,
     processes,
     resume,
+    run_state,
     runs,
     saving,
     schema,
@@ -134,12 +136,10 @@ class Run:
     def open_files(self, is_new: bool) -> None:
         """Opens the records to append to, takes over the stop signals, starts the clock."""
         args, step = self.args, self.state.step
-        self.stop = processes.StopRequest(
-            "this step is finished and saved first, an evaluation is left for later")
+        self.stop = processes.StopRequest("this step is finished and saved first, an evaluation is left for later")
         self.clock_zero = time.perf_counter() - self.state.wall_seconds
         exposures = self.folder / "exposures"
-        # on other nodes too, whose disk may be another
-        exposures.mkdir(parents=True, exist_ok=True)
+        exposures.mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
         self.exposures = runs.JsonlWriter(exposures / f"exposures_rank{self.procs.rank:04d}.jsonl")
         hidden = True
         if self.procs.is_main:
@@ -306,9 +306,8 @@ def open_run(run: Run, resumed: dict | None, same: dict, parser) -> None:
     if checkpoint:
         seen = procs.gather(Path(checkpoint).is_dir())
         if not all(seen):
-            blind = seen.index(False)
-            advice = "put --out_dir on a disk that all nodes share."
-            raise processes.SharedError(f"rank {blind} does not see {checkpoint}: {advice}")
+            raise processes.SharedError(f"rank {seen.index(False)} does not see {checkpoint}: "
+                                        "put --out_dir on a disk that all nodes share.")
         run.load(checkpoint)
     if resumed is not None:
         resuming = run.folder, resumed, checkpoint, run.record["code"]
@@ -389,16 +388,18 @@ def read_step(run: Run, loss, grad_norm, checksum=0) -> Outcome:
 
 
 def refuse_non_finite(run: Run, outcome: Outcome, what_was_read: str) -> None:
-    """Ends a run that has diverged, before anything of the step is recorded or saved."""
+    """Ends a run that has diverged, before anything of the step but a line in log.txt is recorded or saved."""
     loss, norm = outcome.loss, outcome.grad_norm
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    checkpoints = runs.list_checkpoints(run.folder)
-    last = checkpoints[-1] if checkpoints else "none"
-    raise processes.SharedError(
-        f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on "
-        f"{what_was_read}; the last good checkpoint is {last}: start again with a lower "
-        "--learning_rate or a longer --warmup_iters.")
+    fault = f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on {what_was_read}"
+    if run.procs.is_main:
+        with contextlib.suppress(ValueError):  # a full disk, which is not why the run ends
+            run.log_file.write_line(f"{run_state.DIVERGED}{fault}")
+    last = (runs.list_checkpoints(run.folder) or ["none"])[-1]
+    raise processes.DivergedError(
+        f"{fault}; the last good checkpoint is {last}: --resume auto would end here again, so start another run with a "
+        "lower --learning_rate or a longer --warmup_iters.")
 
 
 def finish_step(run: Run, started: float, tokens: int, trained_tokens: int, flops: int) -> float:
@@ -471,8 +472,7 @@ def evaluate(run: Run, evaluations: dict) -> None:
         state.eval_seconds += seconds
         record(scores, {
             "step": state.step, "timestamp": runs.now(), "tokens_seen_global": state.tokens_seen,
-            "flops_total": state.flops, "eval_seconds": round(seconds, 3),
-            # so far, over all resumes
+            "flops_total": state.flops, "eval_seconds": round(seconds, 3),  # those below: so far, over all resumes
             "train_seconds": round(state.train_seconds, 3), "eval_seconds_total": round(state.eval_seconds, 3),
             "wall_seconds": round(time.perf_counter() - run.clock_zero, 3)})
         run.pace.mark(kind)
