@@ -136,10 +136,12 @@ class Run:
     def open_files(self, is_new: bool) -> None:
         """Opens the records to append to, takes over the stop signals, starts the clock."""
         args, step = self.args, self.state.step
-        self.stop = processes.StopRequest("this step is finished and saved first, an evaluation is left for later")
+        self.stop = processes.StopRequest(
+            "this step is finished and saved first, an evaluation is left for later")
         self.clock_zero = time.perf_counter() - self.state.wall_seconds
         exposures = self.folder / "exposures"
-        exposures.mkdir(parents=True, exist_ok=True)  # on other nodes too, whose disk may be another
+        # on other nodes too, whose disk may be another
+        exposures.mkdir(parents=True, exist_ok=True)
         self.exposures = runs.JsonlWriter(exposures / f"exposures_rank{self.procs.rank:04d}.jsonl")
         hidden = True
         if self.procs.is_main:
@@ -167,7 +169,7 @@ class Run:
         """Writes a checkpoint of the present step; on CUDA it is whole when finish_saving has returned."""
         self.finish_saving()  # of the one before
         self.state.wall_seconds = time.perf_counter() - self.clock_zero
-        rng_states = self.procs.gather(rng_state(self.procs.device))
+        rng_states = self.procs.gather(saving.rng_state(self.procs.device))
         self.saver.begin(self.folder, self.state.step, self.args.keep_last, self.model,
                          self.optimizers, rng_states, asdict(self.state))
         self.saved_step = self.state.step
@@ -211,13 +213,6 @@ class Run:
         self.exposures.close()
         if self.procs.is_main:
             self.scalars.close()
-
-
-def rng_state(device) -> dict:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -392,14 +387,15 @@ def refuse_non_finite(run: Run, outcome: Outcome, what_was_read: str) -> None:
     loss, norm = outcome.loss, outcome.grad_norm
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    fault = f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on {what_was_read}"
+    fault = (f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on "
+             f"{what_was_read}")
     if run.procs.is_main:
         with contextlib.suppress(ValueError):  # a full disk, which is not why the run ends
             run.log_file.write_line(f"{run_state.DIVERGED}{fault}")
     last = (runs.list_checkpoints(run.folder) or ["none"])[-1]
     raise processes.DivergedError(
-        f"{fault}; the last good checkpoint is {last}: --resume auto would end here again, so start another run with a "
-        "lower --learning_rate or a longer --warmup_iters.")
+        f"{fault}; the last good checkpoint is {last}: --resume auto would end here again, so start "
+        "another run with a lower --learning_rate or a longer --warmup_iters.")
 
 
 def finish_step(run: Run, started: float, tokens: int, trained_tokens: int, flops: int) -> float:
@@ -472,7 +468,8 @@ def evaluate(run: Run, evaluations: dict) -> None:
         state.eval_seconds += seconds
         record(scores, {
             "step": state.step, "timestamp": runs.now(), "tokens_seen_global": state.tokens_seen,
-            "flops_total": state.flops, "eval_seconds": round(seconds, 3),  # those below: so far, over all resumes
+            "flops_total": state.flops, "eval_seconds": round(seconds, 3),
+            # so far, over all resumes
             "train_seconds": round(state.train_seconds, 3), "eval_seconds_total": round(state.eval_seconds, 3),
             "wall_seconds": round(time.perf_counter() - run.clock_zero, 3)})
         run.pace.mark(kind)
@@ -529,7 +526,8 @@ def final_numbers(run: Run, val_fields: str) -> dict:
     return numbers | {
         "compile_seconds": round(run.state.compile_seconds, 3), "train_time_ms": round(milliseconds),
         "ms_per_step": round(milliseconds / run.args.max_train_steps, 3),
-        "tokens_seen": run.state.tokens_seen, "flops_total": run.state.flops, "epochs": run.record["data"]["epochs"]}
+        "tokens_seen": run.state.tokens_seen, "flops_total": run.state.flops,
+        "epochs": run.record["data"]["epochs"]}
 
 
 def write_summary(run: Run, summary: dict) -> None:
