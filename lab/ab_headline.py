@@ -87,7 +87,7 @@ def why_no_winner(row: dict, checked: dict, args) -> str:
     if checked.get("unfinished"):
         return " " + no_run_of(checked["unfinished"], checked)
     if row["n"] and row["verdict"] == ab_stats.too_few(row["n"]):
-        return f" Use at least {ab_stats.MIN_RUNS} seeds per arm: fewer are no evidence."
+        return too_few_in_words(row)
     if row["verdict"] != "inconclusive":
         return ""
     if checked["planned"] not in (0, row["n"]):
@@ -99,6 +99,19 @@ def why_no_winner(row: dict, checked: dict, args) -> str:
     if row.get("of_items"):
         return f" {row['of_items']}"
     return f" These seeds do not tell the arms apart.{how_to_find_more(row, checked, args)}"
+
+
+def too_few_in_words(row: dict) -> str:
+    """What one seed or two can say, and how many would say more."""
+    advice = f"Use at least {ab_stats.MIN_RUNS} seeds per arm"
+    if row["stats"] is None:  # one seed has no spread
+        return f" {advice}: fewer are no evidence."
+    each = "pairs"
+    if not row["paired"]:
+        each = "runs in an arm"
+    return (f" An interval from {row['n']} {each} is right only if such differences are normally distributed, "
+            f"which {row['n']} cannot show, so that there is no verdict. {advice}; `--plan` says how many an "
+            "effect needs.")
 
 
 def no_run_of(names: list[str], checked: dict) -> str:
