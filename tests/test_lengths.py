@@ -227,6 +227,28 @@ def test_equal_effects_are_no_change(tmp_path):
     compare(tmp_path, "--delta", 0.05, "--out", tmp_path / "report")
     report = report_of(tmp_path / "report")
     assert report["verdict"] == "no trend" and math.isclose(report["margin"], 0.05)
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "at each length it bounds the difference, for the trend its change per doubling." in page
+
+
+def test_a_trend_within_the_margin_says_so(tmp_path):
+    """A change of 0.01 per doubling, a fifth of the margin, read as any other trend."""
+    make_lengths(tmp_path, {5: -0.20, 10: -0.21, 20: -0.22}, 4, attn_gate="headwise")
+    compare(tmp_path, "--delta", 0.05, "--out", tmp_path / "report")
+    report = report_of(tmp_path / "report")
+    assert report["verdict"] == "moves towards B", report["change_per_doubling"]
+    assert "in B's favour, by less than the margin per doubling: -0.01" in report["headline"]
+
+
+@pytest.mark.parametrize("primary, advice", [
+    ("hellaswag_accuracy_norm", r"score each with python hellaswag.py --checkpoint \S*a_5_s0, or choose"),
+    ("gsm8k_accuracy", r"score each with python eval_gsm8k.py --checkpoint \S*a_5_s0, or choose another --primary"),
+])
+def test_a_score_that_no_run_has(tmp_path, primary, advice):
+    """It read "not tested", as if the lengths were at fault, with no way on."""
+    make_lengths(tmp_path, {5: -0.2, 10: -0.2}, attn_gate="headwise")
+    with pytest.raises(ValueError, match=f"no run has a {primary} that is a number: {advice}"):
+        compare(tmp_path, "--primary", primary)
 
 
 @pytest.mark.parametrize("setting", ["learning_rate", "attn_gate"])
