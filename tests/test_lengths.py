@@ -1,7 +1,9 @@
 """branch.py and lengths.py: runs of other lengths out of a long one, and what an effect is at each."""
 
+import errno
 import json
 import math
+import os
 import shutil
 import sys
 
@@ -119,6 +121,26 @@ def test_a_full_disk_leaves_nothing(trunk, tmp_path, monkeypatch):
 
     monkeypatch.setattr(branch.disk, "write_json", full)
     with pytest.raises(ValueError, match="No space left on device.*free space"):
+        branched(trunk, tmp_path, "--max_train_steps", "10")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("of_copytree", [False, True])
+@pytest.mark.parametrize("code, remedy", [
+    (errno.ENOSPC, "free space, or choose"), (errno.EDQUOT, "free space, or choose"),
+    (errno.EACCES, "repair what is named there, or choose"), (errno.EIO, "repair what is named there, or choose")])
+def test_what_stands_in_the_way_of_a_branch(trunk, tmp_path, monkeypatch, code, remedy, of_copytree):
+    """A folder that may not be written, or a file that cannot be read, was a full disk. copytree's error is a list."""
+    def fail(source, *_, **__):
+        raise OSError(code, os.strerror(code), os.fspath(source))
+
+    monkeypatch.setattr(branch.shutil, "copyfile", fail)
+    if of_copytree:
+        copy = shutil.copytree
+        tree = lambda source, to: copy(source, to, copy_function=fail)
+        monkeypatch.setattr(branch.shutil, "copytree", tree)
+    reason = rf"cannot be made \({os.strerror(code)}: '[^']*'\): {remedy} another --out_dir"
+    with pytest.raises(ValueError, match=reason):
         branched(trunk, tmp_path, "--max_train_steps", "10")
     assert list(tmp_path.iterdir()) == []
 
