@@ -295,7 +295,7 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
                     f"{shards.to_clear(args.out_dir)} and run again with more documents or a lower target")
             require(state["held_out"] or not args.val_shards,
                     f"none of {units.count(state['documents'], 'document')} was held out at --val_fraction "
-                    f"{args.val_fraction}{why_so_few(state)}",
+                    f"{args.val_fraction}{why_so_few(state, source)}",
                     f"{shards.to_clear(args.out_dir)} and raise --val_fraction, or pass --val_shards 0 and score "
                     "another dataset (train_gpt.py --val_data_dir)")
             files.refuse_changed(source.files, source.stamps)
@@ -383,12 +383,13 @@ def add_batch(args, batch: tokenizing.Tokenized, writer, train, state: dict,
     state["dropped"] += int(dropped.sum()) + unusable
 
 
-def why_so_few(state: dict) -> str:
+def why_so_few(state: dict, source: sources.Source) -> str:
     """What may explain, in brackets, that no document was held out, or all were."""
     words = []
     if state["dropped"]:
         words.append(f"{state['dropped']:,} of them dropped as unusable")
-    if state["documents"] < 100:
+    has_txt = any(path.lower().endswith(".txt") for path in source.files)
+    if has_txt and state["documents"] < 100:
         words.append("a .txt file is one document, unless <|endoftext|> stands between its texts")
     if not words:
         return ""
@@ -410,7 +411,7 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
             f"{shards.to_clear(args.out_dir)}, prepare again, and report this if it happens twice")
     documents = units.count(state["documents"], "document")
     require(written, f"of {documents} none is left to train on, as all were held out or dropped"
-                     f"{why_so_few(state)}",
+                     f"{why_so_few(state, source)}",
             f"{shards.to_clear(args.out_dir)} and lower --val_fraction, or pass --val_shards 0")
     own = get_tokenizer(args.tokenizer_backend)
     packages, config, split = ["numpy", "pyarrow", own.reference], None, None

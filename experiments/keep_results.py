@@ -119,7 +119,7 @@ def keep(run: Path, kept: Path, also: list[str]) -> None:
     scalars = []
     for record in runs.read_jsonl(run / "scalars.jsonl"):
         if record.get("type") == "train":
-            record = subset(record, ("type", *runs.TRAIN_FIELDS))
+            record = {k: v for k, v in record.items() if k == "type" or k not in runs.OTHER_FIELDS}
         scalars.append(record)
     write_jsonl(kept / "scalars.jsonl", scalars)
 

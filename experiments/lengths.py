@@ -44,6 +44,7 @@ from lab import (  # noqa: E402
 from lab.ab_report import form, form_interval, form_p  # noqa: E402
 
 LENGTH = {"max_train_steps", "warmdown_iters"}  # what may differ between the lengths of an arm
+SCRIPTS = {"gsm8k": "eval_gsm8k.py"}  # of benchmarks that are not called as their script
 COLUMNS = [  # cell(length)
     ("Steps", "right", lambda one: f"{one['steps']:,}"),
     ("Tokens", "right", lambda one: f"{one['tokens'] / 1e6:,.4g} M"),
@@ -113,6 +114,8 @@ def compare(lengths: list[dict], primary: str, margin: float, args) -> dict | No
         if primary not in one["metrics"]:
             raise ValueError(f"{primary} is not scored at {one['steps']:,} steps: score it there, or choose another "
                              "--primary.")
+    refuse_unscored(lengths, primary)
+    for one in lengths:
         rows = ab_numbers.compare_metrics(*one["values"], {primary: metric}, one["checked"], args.alpha)
         one["row"] = rows[primary]
     slope = change_with_length(lengths, args.alpha)
@@ -124,6 +127,19 @@ def compare(lengths: list[dict], primary: str, margin: float, args) -> dict | No
         if not is_tested(one):
             ab_verdict.judge([one["row"]], args.alpha, metric.better, margin, one["checked"])
     return slope
+
+
+def refuse_unscored(lengths: list[dict], primary: str) -> None:
+    """ValueError where no run at any length has a number of the primary metric, with the way to get one."""
+    values = [value for one in lengths for arm in one["values"] for value in arm[primary].values()]
+    if any(isinstance(value, float) for value in values):
+        return
+    name = lengths[0]["metrics"][primary].benchmark
+    script = SCRIPTS.get(name, f"{name}.py")
+    advice = f"train them with --{name or 'eval'}_every"
+    if (runs.REPO / script).exists():
+        advice = f"score each with python {script} --checkpoint {lengths[0]['every'][0]['folder']}"
+    raise ValueError(f"no run has a {primary} that is a number: {advice}, or choose another --primary.")
 
 
 def is_tested(one: dict) -> bool:
@@ -179,9 +195,18 @@ def answer_of(slope: dict | None, unit: str) -> tuple[str, str]:
     """(what the slope says of the effect, in short, in a sentence)"""
     if slope is None:
         return "not tested", UNTESTED
-    short, sentence = ANSWERS.get(slope["verdict"].partition(",")[0], NOT_SHOWN)
+    word, sign, reserve = slope["verdict"].partition(", ")
+    short, sentence = ANSWERS.get(word, NOT_SHOWN)
+    if reserve:  # of "better" and "worse"
+        sentence += f"{sign}{reserve} per doubling"
     change = ab_report.form_change(slope, ".4f")
     return short, f"{sentence}: {change}, in {unit} per doubling of the steps; n = {slope['n']}."
+
+
+def margin_in_words(margin: ab_verdict.Margin) -> str:
+    if not margin.value:
+        return margin.words
+    return f"{margin.words}; at each length it bounds the difference, for the trend its change per doubling"
 
 
 def picture(lengths: list[dict], unit: str, alpha: float) -> list[tuple]:
@@ -253,7 +278,7 @@ def report(args) -> int:
         ("h1", f"{names['B']} against {names['A']} by length: {short}"),
         ("verdict", f"**{short}** · {sentence} By length: {verdicts}.", short),
         ("p", f"{unit} at the end of each run. What was changed: {treatment}. {units.count(tests, 'test')}, "
-              f"corrected together (Holm). Margin of equivalence: {margin.words}."),
+              f"corrected together (Holm). Margin of equivalence: {margin_in_words(margin)}."),
         ab_report.table(COLUMNS, lengths, args.alpha),
     ]
     if args.out:

@@ -1,4 +1,4 @@
-"""ab_curves.py owns which numbers of an A/B its plots show: losses over steps and time, pairs, every metric's change.
+"""ab_curves.py owns which numbers of an A/B its plots show: losses and other records, pairs, every metric's change.
 
     blocks = loss_curves({"A: base": runs_a, "B: test": runs_b}, "val_loss", other_tokens=False)
     blocks = pictures(arms, rows, metrics, "val_loss", alpha=0.05)
@@ -13,10 +13,11 @@ import re
 
 import numpy as np
 
-from lab import ab_numbers, ab_plots
+from lab import ab_fields, ab_numbers, ab_plots
 from lab.ab_numbers import SHORT
 from lab.ab_page import with_unit
 
+ACROSS = 3  # panels beside each other that can be read
 BINS = 200  # points of a train curve: more cannot be told apart on a page
 
 
@@ -62,15 +63,16 @@ def steps_per_point(arm: list[dict]) -> int:
     return max(1, round(last_common_step(arm) / BINS))
 
 
-def train_points(arm: list[dict]) -> list[list[list[float]]]:
-    """Per run [[step, train loss], ...], means over equal spans of steps, over the steps that all runs made."""
+def train_points(arm: list[dict], field="train_loss_opt_step_mean") -> list[list[list[float]]]:
+    """Per run [[step, train loss or another field], ...], means over equal spans of steps, over the steps that all runs
+    made; none where a run does not record the field."""
     last = last_common_step(arm)
-    if last < 1:
+    if last < 1 or not all(field in run["train"] for run in arm):
         return []
     n = min(BINS, last)
     table = np.full((len(arm), n, 2), math.nan)
     for row, run in zip(table, arm, strict=True):
-        step, loss = run["train"]["step"], run["train"]["train_loss_opt_step_mean"]
+        step, loss = run["train"]["step"], run["train"][field]
         used = np.isfinite(loss) & (step <= last) & (step >= 1)
         at = ((step[used] - 1) * n // last).astype(int)
         size = np.bincount(at, minlength=n)
@@ -78,6 +80,22 @@ def train_points(arm: list[dict]) -> list[list[list[float]]]:
         for column, values in enumerate((step[used], loss[used])):
             row[known, column] = np.bincount(at, weights=values, minlength=n)[known] / size[known]
     return table[:, np.isfinite(table).all(axis=(0, 2))].tolist()
+
+
+def field_curves(arms: dict[str, list[dict]]) -> list[tuple]:
+    """The fields of ab_fields over the steps, ACROSS of them in a picture, as blocks."""
+    fields = ab_fields.fields_of([run for own in arms.values() for run in own])
+    blocks = []
+    for i in range(0, len(fields), ACROSS):
+        panels = {}
+        for field in fields[i : i + ACROSS]:
+            points = {arm: train_points(own, field) for arm, own in arms.items()}
+            panels[ab_plots.plot_name(field, 30)] = points
+        drawn = ab_plots.plot_losses(panels, "optimizer steps", tuple(panels))
+        if drawn:
+            caption = f"Of the train records, as the train loss: {', '.join(panels)}"
+            blocks.append(("img", f"fields_{1 + i // ACROSS}.png", caption, drawn))
+    return blocks
 
 
 def wall_clock(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
@@ -94,12 +112,13 @@ def wall_clock(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
 # ----------------------------------------------------------------------------------------------------------------------
 # plots of an A/B
 
-PANELS = {"nats": "losses", "bits": "losses", "benchmark": "benchmarks"}  # by a metric's kind
+# by a metric's kind
+PANELS = {"nats": "losses", "bits": "losses", "benchmark": "benchmarks", "logged": "other train records"}
 
 
 def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alpha: float) -> list[tuple]:
     """Curves, pairs and the change of every metric, as blocks."""
-    blocks, row = wall_clock(arms, primary), rows[primary]
+    blocks, row = wall_clock(arms, primary) + field_curves(arms), rows[primary]
     mean = None
     if isinstance(row["low"], float):
         mean = (row["delta"], row["low"], row["high"])
@@ -109,7 +128,7 @@ def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alp
     if png:
         caption = "Difference within each pair of equal seed"
         blocks.append(("img", "paired_differences.png", caption, png))
-    forest: dict[str, list] = {"losses": [], "benchmarks": [], "stability and cost": []}
+    forest: dict[str, list] = {"losses": [], "benchmarks": [], "stability and cost": [], "other train records": []}
     for key, row in rows.items():
         if isinstance(row["low"], float) and math.isfinite(row["low"]) and row["a"]:
             metric = metrics[key]

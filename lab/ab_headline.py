@@ -10,6 +10,7 @@ A verdict that names no winner ends with the next command. checked: what ab_gate
 from __future__ import annotations
 
 import math
+import re
 
 from lab import ab_gate, ab_numbers, ab_page, ab_proofs, ab_rows, ab_stats, runs
 from lab.ab_numbers import SHORT, UNIT
@@ -19,6 +20,10 @@ from lab.units import count
 
 NO_SETTINGS = ("Settings, data and code are not recorded, so that this is no evidence "
                "about any one change.")
+
+# to leave out the seed would hide that the arm can diverge
+TRAIN_ANEW = ("What diverged would do so again under `--resume auto`: train both arms anew with a lower "
+              "`--learning_rate` or a longer `--warmup_iters`.")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # the verdict in a sentence
@@ -80,9 +85,9 @@ def effect_of(row: dict, step: int | None) -> str:
 def why_no_winner(row: dict, checked: dict, args) -> str:
     """Why a comparable A/B names none, and what to do next; "" where it is equivalent."""
     if checked.get("unfinished"):
-        return " " + no_run_of(checked["unfinished"])
+        return " " + no_run_of(checked["unfinished"], checked)
     if row["n"] and row["verdict"] == ab_stats.too_few(row["n"]):
-        return f" Use at least {ab_stats.MIN_RUNS} seeds per arm: fewer are no evidence."
+        return too_few_in_words(row)
     if row["verdict"] != "inconclusive":
         return ""
     if checked["planned"] not in (0, row["n"]):
@@ -96,10 +101,35 @@ def why_no_winner(row: dict, checked: dict, args) -> str:
     return f" These seeds do not tell the arms apart.{how_to_find_more(row, checked, args)}"
 
 
-def no_run_of(names: list[str]) -> str:
+def too_few_in_words(row: dict) -> str:
+    """What one seed or two can say, and how many would say more."""
+    advice = f"Use at least {ab_stats.MIN_RUNS} seeds per arm"
+    if row["stats"] is None:  # one seed has no spread
+        return f" {advice}: fewer are no evidence."
+    each = "pairs"
+    if not row["paired"]:
+        each = "runs in an arm"
+    return (f" An interval from {row['n']} {each} is right only if such differences are normally distributed, "
+            f"which {row['n']} cannot show, so that there is no verdict. {advice}; `--plan` says how many an "
+            "effect needs.")
+
+
+def no_run_of(names: list[str], checked: dict) -> str:
     listed = " or ".join(names)
-    return (f"No run of {listed} is finished, so that there is no verdict: finish them with "
-            "`--resume auto`.")
+    return (f"No run of {listed} is finished, so that there is no verdict. "
+            f"{how_to_finish(checked, 'Finish them with `--resume auto`.')}")
+
+
+def how_to_finish(checked: dict, advice: str) -> str:
+    """What to do about unfinished runs. advice: about those that can go on; a diverged one cannot."""
+    why = next((d["why"] for d in checked["differences"] if d["knob"] == "incomplete"), "")
+    ends = why.split("; ")
+    diverged = [end for end in ends if re.search(r": (its status is )?diverged\b", end)]
+    if not diverged:
+        return advice
+    if len(diverged) == len(ends):
+        return TRAIN_ANEW
+    return f"{advice} {TRAIN_ANEW}"
 
 
 def how_to_find_more(row: dict, checked: dict, args) -> str:
@@ -156,7 +186,10 @@ def next_steps(checked: dict, declared: list[str] | None) -> str:
     settings = {name: d for name, d in faults.items() if name not in ab_gate.FAULTS}
     changed = [name for name, d in settings.items() if d.get("may_be_treatment")]
     changed = [name.replace("code_sha256", "code") for name in changed]
-    sentences = [NEXT[name] for name in faults if name in NEXT]
+    advice = dict(NEXT)
+    if "incomplete" in faults:
+        advice["incomplete"] = how_to_finish(checked, NEXT["incomplete"])
+    sentences = [advice[name] for name in faults if name in advice]
     sentences += seeds_and_logs(faults)
     if "treatment" in faults:  # what was declared does not differ
         declared = None

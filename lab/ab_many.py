@@ -347,7 +347,7 @@ def headline(word: str, checked: dict, told: str, missing: list, margin: ab_verd
     if trouble:
         text = f"{'; '.join(trouble)}: choose a stage with --where column=value, or --allow it."
         if any(part.startswith("incomplete") for part in trouble):
-            text += " Finish what is unfinished with `--resume auto`."
+            text += " " + ab_headline.how_to_finish(checked, "Finish what is unfinished with `--resume auto`.")
     elif word == "no comparison":
         text = "these runs are one arm, and there is nothing to compare it with."
     else:
@@ -355,7 +355,7 @@ def headline(word: str, checked: dict, told: str, missing: list, margin: ab_verd
         if "equivalent" in told or "margin" in told:
             text += f" Margin: {margin.words}."
     if unfinished and not trouble:
-        text += f" {ab_headline.no_run_of(unfinished)}"
+        text += f" {ab_headline.no_run_of(unfinished, checked)}"
     text += ab_headline.unchanged(checked)
     text += ab_headline.missing_in_words(missing, text)
     if ab_headline.is_unrecorded(checked) and not trouble:

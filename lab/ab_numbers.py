@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab import ab_stats, runs, tasks, units
+from lab import ab_fields, ab_stats, runs, tasks, units
 
 
 class Metric(NamedTuple):
     label: str
     better: int  # -1 lower, +1 higher, 0 neither
     form: str  # format of its numbers
-    kind: str  # nats | bits (of val text) | stability | speed | fixed (follows from the settings) | benchmark
+    kind: str  # nats | bits (of val text) | stability | speed | fixed (follows from the settings) | benchmark | logged
     benchmark: str = ""
     thing: str = ""  # what it measures, if that is quality: all metrics of one thing are one test
 
@@ -149,6 +149,8 @@ def metrics_of(every: list[dict]) -> dict[str, Metric]:
             table[key] = Metric(label, better, form, "benchmark", name, thing)
             SHORT[key] = label
     table |= {key: Metric(*rest) for key, *rest in STABILITY_AND_COST}
+    for key, *rest in ab_fields.metrics_of(every):
+        table.setdefault(key, Metric(*rest))
     return {key: table[key] for key in dict.fromkeys([*ROWS_000, *table]) if key in table}
 
 
@@ -243,6 +245,7 @@ def scores(run: dict, steps: dict, metrics: dict[str, Metric]) -> dict:
     for key, metric in metrics.items():
         if metric.kind == "benchmark":
             out[key] = benchmark_score(run, key, metric.benchmark, steps.get(metric.benchmark))
+    out |= {key: ab_fields.score(run, key, last) for key, metric in metrics.items() if metric.kind == "logged"}
     out |= logged_scores(run, last, val)
     out["eval_seconds"] = evaluation_seconds(run, last)
     out["wall_seconds"] = out["train_seconds"]
@@ -480,8 +483,7 @@ def between_evaluations(a: dict, b: dict, alpha: float, looks: int = 0) -> dict:
         return {seed: known.get(seed, value) for seed, value in arm.items()}
 
     row = difference(of(a, 0), of(b, 0), alpha, looks)
-    ends = [difference(of(a, 2), of(b, 1), alpha, looks),
-            difference(of(a, 1), of(b, 2), alpha, looks)]
+    ends = [difference(of(a, 2), of(b, 1), alpha, looks), difference(of(a, 1), of(b, 2), alpha, looks)]
     if isinstance(row["p"], str) or all(end["delta"] == row["delta"] for end in ends):
         return row
     p = max(row["p"], *(end["p"] for end in ends))

@@ -33,12 +33,15 @@ def distinct(values) -> list:
 
 def end_of(run: dict) -> str:
     """How a run without a summary ended, as far as its folder tells: 'ended at step 6 of 60 without a summary'."""
-    place = f"at step {max(run['train']['step'], default=0):.0f} of {run['flags'].get('max_train_steps', 'N/A')}"
+    place = f"step {max(run['train']['step'], default=0):.0f} of {run['flags'].get('max_train_steps', 'N/A')}"
     if disk.holder(run["folder"])[0] == "held":
-        return f"is still running, {place}"
-    if run_state.last_line(run["folder"] / "log.txt").startswith("stopped at step "):  # training.leave
-        return f"was stopped {place}"
-    return f"ended {place} without a summary"
+        return f"is still running, at {place}"
+    end = run_state.last_line(run["folder"] / "log.txt")
+    if end.startswith(run_state.STOPPED):
+        return f"was stopped at {place}"
+    if end.startswith(run_state.DIVERGED):
+        return f"diverged after {place}"
+    return f"ended at {place} without a summary"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

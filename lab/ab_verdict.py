@@ -37,7 +37,10 @@ def primary_of(asked: str | None, checked: dict, metrics: dict[str, Metric]) -> 
     nothing between the arms' tokens."""
     quality = [key for key, metric in metrics.items() if metric.thing]
     if asked and asked not in quality:
-        raise ValueError(f"--primary {asked}: use one of {', '.join(quality)}.")
+        why = ""
+        if asked in metrics:
+            why = " is described in the report on --a and --b, and never tested"
+        raise ValueError(f"--primary {asked}{why}: use one of {', '.join(quality)}.")
     if asked and metrics[asked].kind == "nats" and checked["other_tokens"]:
         other = asked.replace("val_loss", "val_bits_per_byte")
         raise ValueError(f"--primary {asked} counts nats per token, but the arms' tokens differ "

@@ -42,6 +42,10 @@ class SharedError(ValueError):
     """An error that every rank raises; only rank 0 prints it."""
 
 
+class DivergedError(SharedError):
+    """A loss that is not finite: to resume would end in it again."""
+
+
 @dataclass
 class Processes:
     """This process among its peers, and the collectives that the scripts need. One process alone never communicates."""

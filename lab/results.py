@@ -1,8 +1,9 @@
 """results.py owns results.csv: a row per started run, with document 003's columns, ours, and every flag that counts.
 
 train_gpt.py writes it: a row with the next number when a run starts (status "started", which a killed run keeps),
-rewritten in place when it has "finished", was "stopped" or has "crashed". So a run that went wrong stays in the table,
-and a row that somebody deletes is missed. compare_runs.py --results reads it, or a table of such columns made by hand.
+rewritten in place when it has "finished", was "stopped", has "diverged" or "crashed". So a run that went wrong stays in
+the table, and a row that somebody deletes is missed. compare_runs.py --results reads it, or a table of such columns
+made by hand.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from lab import disk, runs
+from lab import disk, processes, runs
 
 # document 003's columns, then ours. condition_columns() follow them
 COLUMNS = (
@@ -215,12 +216,21 @@ def following(path, row: dict, is_main: bool, log=print):
     try:
         yield row
     except BaseException as error:
-        row["status"] = "stopped" if isinstance(error, KeyboardInterrupt) else "crashed"
+        row["status"] = ending_of(error)
         raise
     finally:
-        if row["status"] in ("stopped", "crashed"):
+        if row["status"] in ("stopped", "diverged", "crashed"):
             with contextlib.suppress(OSError, ValueError):  # the log's disk may be full, too
                 write()
+
+
+def ending_of(error: BaseException) -> str:
+    """The status of a run that an exception ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    if isinstance(error, processes.DivergedError):
+        return "diverged"
+    return "crashed"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

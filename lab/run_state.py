@@ -5,7 +5,8 @@ The state comes from the run's records and its .lock (disk.hold), and is never a
     running    a living process of this host holds it
     finished   it has a summary.json
     stopped    it is free, and the last line of its log says that it was asked to stop and saved
-    crashed    it is free, or its process is dead, and neither of these
+    diverged   it is free, and the last line of its log says that its loss was not finite
+    crashed    it is free, or its process is dead, and none of these
     unknown    a process of another host holds it, or its records cannot be read
 """
 
@@ -21,7 +22,8 @@ from pathlib import Path
 
 from lab import disk, runs
 
-STATES = ("running", "finished", "stopped", "crashed", "unknown")
+STATES = ("running", "finished", "stopped", "diverged", "crashed", "unknown")
+STOPPED, DIVERGED = "stopped at step ", "diverged at "  # how the last line of log.txt begins (lab/training.py)
 TAIL = 2**19  # bytes at the end of scalars.jsonl: about a thousand steps
 
 
@@ -96,8 +98,12 @@ def state_of(folder: Path, lock: str, who: dict, summary: dict, faults: list[str
         return "unknown", holder
     if lock == "dead":
         return "crashed", f"{holder} ended without a word"
-    if last_line(folder / "log.txt").startswith("stopped at step "):  # training.leave
+    end = last_line(folder / "log.txt")
+    if end.startswith(STOPPED):
         return "stopped", ""
+    if end.startswith(DIVERGED):
+        return "diverged", ("--resume auto would end there again: start another run with a lower --learning_rate or a "
+                            "longer --warmup_iters")
     return "crashed", "ended without a summary, see its log.txt"
 
 

@@ -204,6 +204,8 @@ def update_step_metrics(folder: Path, step: int, **scores) -> None:
 # reading a run
 
 TRAIN_FIELDS = "step train_loss_opt_step_mean grad_norm_l2_preclip tokens_per_sec step_seconds peak_mem_bytes".split()
+# what else every trainer logs at a step; any other number there is of GRPO, of fine-tuning or your own (ab_fields.py)
+OTHER_FIELDS = "type timestamp lr param_norm_l2 tokens_seen_global mfu flops_total epoch".split()
 
 
 def read_jsonl(path, notes: list[str] | None = None, step: int | None = None) -> list[dict]:
@@ -338,16 +340,19 @@ def _read_object(path: Path, consequence: str, notes: list[str], **types) -> dic
 
 
 def _read_scalars(folder: Path, notes: list[str]) -> dict:
-    """{"train": field -> float array over the steps, "val": step -> record}."""
+    """{"train": field -> float array over the steps, "val": step -> record}. Fields: TRAIN_FIELDS, and all numbers that
+    are not of OTHER_FIELDS."""
     import numpy as np
 
     records = read_jsonl(folder / "scalars.jsonl", notes)
     train = _by_step([r for r in records if r.get("type") == "train"], "scalars.jsonl, train", notes)
     val = _by_step([r for r in records if r.get("type") == "val"], "scalars.jsonl, val", notes)
+    more = {field for record in train.values() for field in record if math.isfinite(number(record[field]))}
     arrays = {}
-    for field in TRAIN_FIELDS:
+    for field in [*TRAIN_FIELDS, *sorted(more.difference(TRAIN_FIELDS, OTHER_FIELDS))]:
         arrays[field] = np.array([number(record.get(field)) for record in train.values()])
-        bad = arrays["step"][~np.isfinite(arrays[field])]
+        is_due = [field in record or field in TRAIN_FIELDS for record in train.values()]
+        bad = arrays["step"][~np.isfinite(arrays[field]) & np.array(is_due, bool)]
         if len(bad):
             where = f"{len(bad)} steps, first at step {int(bad[0])}"
             notes.append(f"scalars.jsonl: {field} is no finite number at {where}")

@@ -27,6 +27,13 @@ def on_host(model: GPT, states: list[dict]) -> tuple[GPT, list[dict]]:
     return copy, tree_map(lambda value: value.cpu() if torch.is_tensor(value) else value, states)
 
 
+def rng_state(device) -> dict:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
 class Saver:
     """Writes checkpoints, one after the other, on rank 0. Where training goes on meanwhile, the time of a save is that
     of a copy, 1.5 GB for 124M parameters, in place of seconds for disk and checksums."""

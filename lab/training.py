@@ -7,6 +7,7 @@ train_gpt.py, sft.py and grpo.py tell the story of a run, in the same order of s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import math
 import os
@@ -32,6 +33,7 @@ from lab import (
     precision,
     processes,
     resume,
+    run_state,
     runs,
     saving,
     schema,
@@ -167,7 +169,7 @@ class Run:
         """Writes a checkpoint of the present step; on CUDA it is whole when finish_saving has returned."""
         self.finish_saving()  # of the one before
         self.state.wall_seconds = time.perf_counter() - self.clock_zero
-        rng_states = self.procs.gather(rng_state(self.procs.device))
+        rng_states = self.procs.gather(saving.rng_state(self.procs.device))
         self.saver.begin(self.folder, self.state.step, self.args.keep_last, self.model,
                          self.optimizers, rng_states, asdict(self.state))
         self.saved_step = self.state.step
@@ -211,13 +213,6 @@ class Run:
         self.exposures.close()
         if self.procs.is_main:
             self.scalars.close()
-
-
-def rng_state(device) -> dict:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -306,9 +301,8 @@ def open_run(run: Run, resumed: dict | None, same: dict, parser) -> None:
     if checkpoint:
         seen = procs.gather(Path(checkpoint).is_dir())
         if not all(seen):
-            blind = seen.index(False)
-            advice = "put --out_dir on a disk that all nodes share."
-            raise processes.SharedError(f"rank {blind} does not see {checkpoint}: {advice}")
+            raise processes.SharedError(f"rank {seen.index(False)} does not see {checkpoint}: "
+                                        "put --out_dir on a disk that all nodes share.")
         run.load(checkpoint)
     if resumed is not None:
         resuming = run.folder, resumed, checkpoint, run.record["code"]
@@ -389,16 +383,19 @@ def read_step(run: Run, loss, grad_norm, checksum=0) -> Outcome:
 
 
 def refuse_non_finite(run: Run, outcome: Outcome, what_was_read: str) -> None:
-    """Ends a run that has diverged, before anything of the step is recorded or saved."""
+    """Ends a run that has diverged, before anything of the step but a line in log.txt is recorded or saved."""
     loss, norm = outcome.loss, outcome.grad_norm
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    checkpoints = runs.list_checkpoints(run.folder)
-    last = checkpoints[-1] if checkpoints else "none"
-    raise processes.SharedError(
-        f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on "
-        f"{what_was_read}; the last good checkpoint is {last}: start again with a lower "
-        "--learning_rate or a longer --warmup_iters.")
+    fault = (f"step {run.state.step + 1}: loss {loss} and gradient norm {norm} are not finite, on "
+             f"{what_was_read}")
+    if run.procs.is_main:
+        with contextlib.suppress(ValueError):  # a full disk, which is not why the run ends
+            run.log_file.write_line(f"{run_state.DIVERGED}{fault}")
+    last = (runs.list_checkpoints(run.folder) or ["none"])[-1]
+    raise processes.DivergedError(
+        f"{fault}; the last good checkpoint is {last}: --resume auto would end here again, so start "
+        "another run with a lower --learning_rate or a longer --warmup_iters.")
 
 
 def finish_step(run: Run, started: float, tokens: int, trained_tokens: int, flops: int) -> float:
@@ -529,7 +526,8 @@ def final_numbers(run: Run, val_fields: str) -> dict:
     return numbers | {
         "compile_seconds": round(run.state.compile_seconds, 3), "train_time_ms": round(milliseconds),
         "ms_per_step": round(milliseconds / run.args.max_train_steps, 3),
-        "tokens_seen": run.state.tokens_seen, "flops_total": run.state.flops, "epochs": run.record["data"]["epochs"]}
+        "tokens_seen": run.state.tokens_seen, "flops_total": run.state.flops,
+        "epochs": run.record["data"]["epochs"]}
 
 
 def write_summary(run: Run, summary: dict) -> None:

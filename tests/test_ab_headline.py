@@ -53,6 +53,30 @@ def test_arm_without_a_finished_run_has_no_verdict(tmp_path, capsys):
     assert "No run of headwise is finished, so that there is no verdict" in text and "headwise inconclusive" in text
 
 
+def test_a_diverged_run_is_not_told_to_go_on(tmp_path, capsys):
+    """`--resume auto` was advised for a run whose loss was not finite: it ends at the same step again."""
+    make_arms(tmp_path, 3, b=GATE)
+    anew = "What diverged would do so again under `--resume auto`: train both arms anew with a lower `--learning_rate`"
+    diverge(tmp_path / "test_s2", 20)
+    (tmp_path / "test_s2" / "log.txt").write_text("step 20\ndiverged at step 21: loss nan\n")
+    headline = compare(tmp_path, "--no_items")[1]["headline"]
+    assert "incomplete (test_s2: diverged after step 20 of 40)" in headline and anew in headline
+    assert "Finish what is unfinished" not in headline
+    diverge(tmp_path / "test_s1", 20)  # killed: that one can go on
+    headline = compare(tmp_path, "--no_items")[1]["headline"]
+    assert anew in headline and "Finish what is unfinished with `--resume auto`, or" in headline
+    group = ("--runs", tmp_path / "*_s*", "--group_by", "attn_gate", "--baseline", "attn_gate=none")
+    capsys.readouterr()
+    assert many(*group) == 2 and f"Finish what is unfinished with `--resume auto`. {anew}" in capsys.readouterr().out
+    diverge(tmp_path / "test_s0", 20)
+    for seed in range(3):
+        (tmp_path / f"test_s{seed}" / "log.txt").write_text("diverged at step 21: loss nan\n")
+    headline = compare(tmp_path, "--no_items", "--allow", "incomplete")[1]["headline"]
+    assert f"No run of B is finished, so that there is no verdict. {anew}" in headline
+    assert many(*group, "--allow", "incomplete") == 0
+    assert f"so that there is no verdict. {anew}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("records, step", [
     ([{0, 10, 20}, {0, 10}], 10), ([{0, 10}, {0}], None), ([{0}, {0}], 0), ([{0, 10}, set()], 10)])
 def test_untrained_network_is_not_compared(records, step):

@@ -226,6 +226,8 @@ def test_two_seeds_everywhere(tmp_path, capsys):
     row = report["metrics"]["val_loss"]
     assert code == 0 and report["verdict"] == "n = 2: too few" and row["high"] < 0 and row["p_raw"] < 0.05
     assert f"[{row['low']:+.4f}, {row['high']:+.4f}]" in report["headline"]
+    assert "An interval from 2 pairs is right only if such differences are normally distributed" in report["headline"]
+    assert "Use at least 3 seeds per arm; `--plan`" in report["headline"] and "no evidence" not in report["headline"]
     assert {match["verdict"] for match in report["matchings"]} == {"n = 2: too few"}
     texts = [capsys.readouterr().out, " ".join(report["checklist"])]
     for source in (("--runs", tmp_path / "*_s*"), ("--results", csv_of(tmp_path))):

@@ -8,11 +8,13 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO, records, tiny_documents, weights, write_dataset
+from conftest import REPO, make_run, records, tiny_documents, weights, write_dataset, write_jsonl
 
+import compare_runs
 import model
 import train_gpt
-from lab import optim, runs
+from experiments import keep_results
+from lab import ab_fields, optim, runs, training
 from model import GPT, GPTConfig
 
 TINY = ("--seq_len 16 --n_layer 1 --n_head 2 --n_embd 16 --micro_batch_size 4 --total_batch_tokens 64 --dtype float32 "
@@ -168,3 +170,71 @@ def test_ctrl_c_ends_a_shell_s_loop(tmp_path):
     os.close(terminal)
     assert b"saved" in said and b"begin 2" not in said and b"end of loop" not in said, said.decode()
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# a scalar of one's own
+
+
+def with_field(tmp_path, **values):
+    """Four pairs whose train records hold my_field = value(step), of the arms named."""
+    for arm in ("base", "test"):
+        for seed in range(4):
+            path = make_run(tmp_path / f"{arm}_s{seed}", seed) / "scalars.jsonl"
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            for line in lines:
+                if line["type"] == "train" and arm in values:
+                    line |= values[arm](line["step"] + seed / 100)
+            write_jsonl(path, lines)
+
+
+def compare(tmp_path, *flags):
+    argv = ["--a", str(tmp_path / "base_s*"), "--b", str(tmp_path / "test_s*"), "--no_items", *flags]
+    return compare_runs.main(argv)
+
+
+def test_a_field_of_the_train_records_has_a_row_and_a_curve(tmp_path, capsys):
+    """It stood in scalars.jsonl and in no report. 40 steps: the last tenth is the mean of 37 to 40."""
+    with_field(tmp_path, base=lambda x: {"my_field": x}, test=lambda x: {"my_field": 2 * x, "name": "text"})
+    assert compare(tmp_path, "--out", str(tmp_path / "out"), "--print", "full") == 0
+    text = capsys.readouterr().out
+    (row,) = [line for line in text.splitlines() if line.startswith("| my_field (mean of the last tenth)")]
+    assert "| 38.515 ± 0.01291 | 77.03 ± 0.02582 | +38.515 |" in row and row.endswith("| described |")
+    assert (tmp_path / "out" / "fields_1.png").exists() and "| name" not in text
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    row = report["metrics"]["my_field"]
+    assert row["delta"] == pytest.approx(38.515) and row["tests"] == 0 and "my_field" not in report["headline"]
+    assert compare_runs.main(["--aa", str(tmp_path / "base_s*")]) == 0
+    assert "| my_field (mean of the last tenth) | 38.515 |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="my_field is described in the report .* never tested: use one of val_loss"):
+        compare(tmp_path, "--primary", "my_field")
+
+
+def test_a_field_that_is_not_everywhere(tmp_path, capsys):
+    """A field of every tenth step, or of one arm alone, is no damage; NaN is. One named as another row changes none."""
+    def sparse(x):
+        if int(x) % 10:
+            return {}
+        return {"every_ten": x, "epochs": 7.0, "bad": None if x >= 40 else 1.0}
+
+    with_field(tmp_path, test=sparse)
+    assert compare(tmp_path) == 0
+    text = capsys.readouterr().out
+    (row,) = [line for line in text.splitlines() if line.startswith("| every_ten ")]
+    assert "| N/A: not recorded | 40.015 ± 0.01291 |" in row
+    assert "test_s0: scalars.jsonl: bad is no finite number at 1 steps, first at step 40" in text
+    assert "every_ten is no finite" not in text and "| Epochs |" in text and "epochs (mean" not in text
+
+
+def test_what_every_trainer_logs_is_no_field_of_ones_own(monkeypatch, data, tmp_path):
+    """Rows of --a and --b that nobody asked for: none; what record_step is given beside: all. An archive keeps it."""
+    record = training.record_step
+    train(data, tmp_path / "plain")
+    assert ab_fields.fields_of([runs.read_run(tmp_path / "plain")]) == []
+    monkeypatch.setattr(training, "record_step", lambda *args, **more: record(*args, **more, my_field=0.5))
+    train(data, tmp_path / "run")
+    run = runs.read_run(tmp_path / "run")
+    assert ab_fields.fields_of([run]) == ["my_field"] and ab_fields.score(run, "my_field", 6) == 0.5
+    keep_results.keep(tmp_path / "run", tmp_path / "kept", [])
+    kept = records(tmp_path / "kept")
+    assert set(kept[0]) == {"type", *runs.TRAIN_FIELDS, "my_field"}

@@ -1,7 +1,9 @@
 """branch.py and lengths.py: runs of other lengths out of a long one, and what an effect is at each."""
 
+import errno
 import json
 import math
+import os
 import shutil
 import sys
 
@@ -123,6 +125,26 @@ def test_a_full_disk_leaves_nothing(trunk, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("of_copytree", [False, True])
+@pytest.mark.parametrize("code, remedy", [
+    (errno.ENOSPC, "free space, or choose"), (errno.EDQUOT, "free space, or choose"),
+    (errno.EACCES, "repair what is named there, or choose"), (errno.EIO, "repair what is named there, or choose")])
+def test_what_stands_in_the_way_of_a_branch(trunk, tmp_path, monkeypatch, code, remedy, of_copytree):
+    """A folder that may not be written, or a file that cannot be read, was a full disk. copytree's error is a list."""
+    def fail(source, *_, **__):
+        raise OSError(code, os.strerror(code), os.fspath(source))
+
+    monkeypatch.setattr(branch.shutil, "copyfile", fail)
+    if of_copytree:
+        copy = shutil.copytree
+        tree = lambda source, to: copy(source, to, copy_function=fail)
+        monkeypatch.setattr(branch.shutil, "copytree", tree)
+    reason = rf"cannot be made \({os.strerror(code)}: '[^']*'\): {remedy} another --out_dir"
+    with pytest.raises(ValueError, match=reason):
+        branched(trunk, tmp_path, "--max_train_steps", "10")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_due_evaluations_are_recorded_once(trunk, tmp_path):
     """A run that was stopped before the evaluation of step 5, resumed, and killed after it makes it anew."""
     shutil.copytree(trunk / "x_s0", tmp_path / "x_s0")
@@ -227,6 +249,28 @@ def test_equal_effects_are_no_change(tmp_path):
     compare(tmp_path, "--delta", 0.05, "--out", tmp_path / "report")
     report = report_of(tmp_path / "report")
     assert report["verdict"] == "no trend" and math.isclose(report["margin"], 0.05)
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "at each length it bounds the difference, for the trend its change per doubling." in page
+
+
+def test_a_trend_within_the_margin_says_so(tmp_path):
+    """A change of 0.01 per doubling, a fifth of the margin, read as any other trend."""
+    make_lengths(tmp_path, {5: -0.20, 10: -0.21, 20: -0.22}, 4, attn_gate="headwise")
+    compare(tmp_path, "--delta", 0.05, "--out", tmp_path / "report")
+    report = report_of(tmp_path / "report")
+    assert report["verdict"] == "moves towards B", report["change_per_doubling"]
+    assert "in B's favour, by less than the margin per doubling: -0.01" in report["headline"]
+
+
+@pytest.mark.parametrize("primary, advice", [
+    ("hellaswag_accuracy_norm", r"score each with python hellaswag.py --checkpoint \S*a_5_s0, or choose"),
+    ("gsm8k_accuracy", r"score each with python eval_gsm8k.py --checkpoint \S*a_5_s0, or choose another --primary"),
+])
+def test_a_score_that_no_run_has(tmp_path, primary, advice):
+    """It read "not tested", as if the lengths were at fault, with no way on."""
+    make_lengths(tmp_path, {5: -0.2, 10: -0.2}, attn_gate="headwise")
+    with pytest.raises(ValueError, match=f"no run has a {primary} that is a number: {advice}"):
+        compare(tmp_path, "--primary", primary)
 
 
 @pytest.mark.parametrize("setting", ["learning_rate", "attn_gate"])

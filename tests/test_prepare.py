@@ -273,6 +273,18 @@ def test_duplicates_of_held_out_documents_never_reach_train(tmp_path):
     assert meta["docs_dropped"] == meta["docs_held_out"] and meta["token_account"]["dropped"] > 0
 
 
+@pytest.mark.parametrize("val_fraction, fault", [
+    ("1e-9", "none of 1 document was held out"), ("0.999999", "none is left")])
+def test_txt_is_spoken_of_where_one_was_read(tmp_path, val_fraction, fault):
+    """The owner of a .jsonl was told how a .txt is split into documents."""
+    (tmp_path / "a.txt").write_text(TEXTS[0])
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": TEXTS[0]}) + "\n")
+    for name, is_spoken_of in (("a.txt", True), ("a.jsonl", False)):
+        sentence = sentence_of(tmp_path / name, tmp_path / "out", "--val_fraction", val_fraction)
+        assert fault in sentence and ("a .txt file is one document" in sentence) == is_spoken_of
+        shutil.rmtree(tmp_path / "out")
+
+
 def test_every_format_gives_the_same_bytes(corpus, tmp_path):
     """The reader of each format: the same documents, so the same shards."""
     expected = prepare(corpus, tmp_path / "parquet")["fingerprint"]

@@ -10,7 +10,7 @@ from conftest import make_run
 from test_compare_runs import GATE, NOISE_A, NOISE_B, compare, csv_of, many, rewrite
 from test_train import data, train_gpt_main  # noqa: F401 (a fixture)
 
-from lab import results, runs, shards, token_files
+from lab import processes, results, runs, shards, token_files
 
 GROUP = ("--group_by", "attn_gate", "--baseline", "attn_gate=none")
 
@@ -25,7 +25,7 @@ def rows_of(path):
 
 
 def test_a_row_per_started_run(data, tmp_path):  # noqa: F811
-    """Finished, crashed, stopped and killed runs: five starts, five rows in the order of the starts, each rewritten in
+    """Finished, diverged, stopped and killed runs: five starts, five rows in the order of the starts, each rewritten in
     place; a resume has the row that its start had."""
     table = tmp_path / "results.csv"
     flags = ("--max_train_steps", 2, "--eval_every", 0, "--results_csv", table)
@@ -36,7 +36,7 @@ def test_a_row_per_started_run(data, tmp_path):  # noqa: F811
     train_gpt_main(data, tmp_path / "runs" / "c", *flags)
     rows = rows_of(table)
     assert [(row["run_id"], row["status"], row["number"]) for row in rows] == [
-        ("a", "finished", "1"), ("b", "crashed", "2"), ("c", "finished", "3")]
+        ("a", "finished", "1"), ("b", "diverged", "2"), ("c", "finished", "3")]
     assert [row["final_train_loss"] != "" for row in rows] == [True, False, True]
     assert [row["folder"] for row in rows] == ["runs/a", "runs/b", "runs/c"] and rows[1]["learning_rate"] == "1e+30"
     before = rows
@@ -74,9 +74,11 @@ def test_whole_numbers_that_a_spreadsheet_wrote_as_1_0(tmp_path):
 
 
 def test_how_a_row_ends(tmp_path):
-    """Started; then crashed or stopped, by the exception or as the trainer says; a killed process leaves "started"."""
+    """Started; then crashed, diverged or stopped, by the exception or as the trainer says; a killed process leaves
+    "started"."""
     path = tmp_path / "results.csv"
-    for error, status in ((ValueError, "crashed"), (KeyboardInterrupt, "stopped"), (SystemExit, "crashed")):
+    ends = [(ValueError, "crashed"), (KeyboardInterrupt, "stopped"), (SystemExit, "crashed")]
+    for error, status in [*ends, (processes.DivergedError, "diverged")]:
         with pytest.raises(error):
             with results.following(path, {"run_id": status, "started": error.__name__}, True):
                 assert rows_of(path)[-1]["status"] == "started"
@@ -86,7 +88,7 @@ def test_how_a_row_ends(tmp_path):
         row["status"] = "stopped"
     with results.following(path, {"run_id": "y", "started": "5"}, is_main=False):
         pass
-    assert [row["number"] for row in rows_of(path)] == ["1", "2", "3", "4"] and rows_of(path)[-1]["status"] == "stopped"
+    assert [row["number"] for row in rows_of(path)] == list("12345") and rows_of(path)[-1]["status"] == "stopped"
     said = []
     (tmp_path / "bad.csv").write_text("run_id;seed\n")
     with results.following(tmp_path / "bad.csv", {"run_id": "z", "started": "6"}, True, said.append):

@@ -58,6 +58,7 @@ STOPPED = "step 14 | saved x\nstopped at step 14 of 40, saved; continue with: py
     (True, lock(pid=dead_pid()), "finished"),
     (False, log(STOPPED), "stopped"),
     (False, log(STOPPED + "run x | resumed\n"), "crashed"),  # it went on after that
+    (False, log("step 3\ndiverged at step 4: loss nan\n"), "diverged"),
     (False, log("step 3"), "crashed"),
     (False, lock(pid=dead_pid()), "crashed"),
     (False, lock(), "crashed"),  # the pid lives on as another process, which does not hold the lock
@@ -89,6 +90,15 @@ def test_a_living_process_is_running_and_a_killed_one_has_crashed(tmp_path):
     process.wait()
     assert run_state.look(run)["state"] == "crashed"
     process.stdout.close()
+
+
+def test_a_diverged_run_is_not_told_to_go_on(tmp_path, capsys):
+    """--resume auto, which ends at the same step again, as the way on of a run whose loss was not finite: no."""
+    log("step 3\ndiverged at step 4: loss nan\n")(make_run(tmp_path / "run", finished=False))
+    assert compare_runs.main(["--list", str(tmp_path / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "run: diverged: --resume auto would end there again: start another run with a lower --learning_rate" in text
+    assert "1 run: 1 diverged" in text
 
 
 def test_starting_run(tmp_path):
