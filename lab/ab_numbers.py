@@ -444,7 +444,6 @@ MATCHINGS = (  # name, axis of the val records, the budget in words
     ("equal wall-clock (training)", "train_seconds", "{:,.1f} s"),
     ("equal text", "text_mb", "{:,.3g} MB of text"),  # where the tokens differ, and so what a step reads
 )
-
 # So much steeper than the line between two evaluations a curve may fall to the later one (assumption: where the
 # learning rate has begun to decay between them it is about twice as steep)
 STEEPEST = 4
@@ -494,8 +493,7 @@ def between_evaluations(a: dict, b: dict, alpha: float, looks: int = 0) -> dict:
 
 
 def curve_of(run: dict, metric: str) -> dict[int, dict]:
-    """{step: record} of a metric's evaluations, each with the metric under its own name, "step", "flops_total" and
-    "train_seconds" (None where the val loss was not scored at that step)."""
+    """{step: record} of a metric's evaluations, with what they had cost (None where no val loss was scored)."""
     if metric in PRIMARY:
         return run["val"]
     curve = {}
