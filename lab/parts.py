@@ -155,7 +155,7 @@ def command(args: argparse.Namespace, share: str) -> str:
     is_hub = len(args.dataset) == 1 and sources.is_hub_name(args.dataset[0])
     for name in SETTINGS + OF_COMMAND:
         value = getattr(args, name)
-        if value in (None, "", 0, "gpt2") or (name in ("config", "revision") and not is_hub):
+        if not value or value == "gpt2" or (name in ("config", "revision") and not is_hub):
             continue
         values = value if isinstance(value, list) else [value]
         words += [f"--{name}", *map(str, values)]
