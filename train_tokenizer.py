@@ -24,7 +24,8 @@ import prepare_fineweb
 from lab import disk, flags, processes, shards, snapshots, sources
 from lab.byte_pairs import Tokenizer
 from lab.token_files import require
-from lab.tokenizer import gpt2_tokenizer, use
+from lab.tokenizer import gpt2_tokenizer
+from lab.tokenizer_json import TokenizerOfFile
 
 END_OF_TEXT = "<|endoftext|>"
 LEAST_IDS, MOST_IDS = 257, 2**16  # the bytes and END_OF_TEXT; what a uint16 holds
@@ -149,11 +150,13 @@ def train(args: argparse.Namespace) -> dict:
         "versions": {name: metadata.version(name) for name in ("tokenizers", "numpy")},
         "git_commit": snapshots.code_state()["git_commit"],
     }
-    disk.write_whole(folder / "tokenizer.json", learned.to_str(pretty=True).encode())
+    path, data = folder / "tokenizer.json", learned.to_str(pretty=True).encode()
+    own = TokenizerOfFile(data, folder.name, str(path))
     record["held_out_bytes"] = sum(map(len, reader.held_out))
-    record["held_out"] = {"this": measure(use(folder), reader.held_out)}
+    record["held_out"] = {"this": measure(own, reader.held_out)}
     record["held_out"]["gpt2"] = measure(gpt2_tokenizer(), reader.held_out)
     disk.write_json(folder / "training.json", record)
+    disk.write_whole(path, data)  # last: where it is, all is
     return record
 
 

@@ -6,9 +6,10 @@
 # Results: $OUT/$ARMS/report/report.html. It can be stopped at any point: the same command goes on, and does nothing when
 # all is there. Several nodes: run_124m.sbatch. Not run on a GPU yet.
 #
-#   ARMS                rows (stream, BOS rows), tokens (plain, products as one token), gates (none, elementwise; shape and
-#                       learning rate of document 003) or optimizers (AdamW at GPT-2's learning rate, Muon at the
-#                       speedrun's) (rows)
+#   ARMS                rows (stream, BOS rows), tokens (plain, products as one token), vocabulary (GPT-2's, VOCAB_SIZE
+#                       tokens learned from the corpus), gates (none, elementwise; shape and learning rate of document
+#                       003) or optimizers (AdamW at GPT-2's learning rate, Muon at the speedrun's) (rows)
+#   VOCAB_SIZE          of ARMS=vocabulary (32768)
 #   SEEDS               of each arm; fewer than three get no verdict ("0 1 2")
 #   TOKENS              that each run reads, such as 300M (9.83B, gates 2.67B)
 #   DATASET             prepare_fineweb.py --dataset: a name on the hub, or files (HuggingFaceFW/fineweb-edu)
@@ -31,9 +32,10 @@ arms="${ARMS:-rows}" small="${SMALL:-}" preset=gpt2 batch=491520 seq_len=1024
 case "$arms" in
     rows) a=stream b=bos_rows ;;
     tokens) a=baseline b=mul_tokens ;;
+    vocabulary) a=gpt2 b=own ;;
     gates) a=none b=elementwise preset=speedrun batch=524288 ;;
     optimizers) a=adamw b=muon ;;
-    *) fail "ARMS=$arms is unknown: use rows, tokens, gates or optimizers." ;;
+    *) fail "ARMS=$arms is unknown: use rows, tokens, vocabulary, gates or optimizers." ;;
 esac
 parts="${*:-cost prepare train evals export report}"
 for part in $parts; do
@@ -48,6 +50,8 @@ for seed in "${seeds[@]}"; do
 done
 twice="$(printf '%s\n' "${seeds[@]}" | sort | uniq -d | head -n 1)"
 [ -z "$twice" ] || fail "SEEDS has $twice twice: give each seed once, as in SEEDS='0 1 2'."
+vocab="${VOCAB_SIZE:-32768}"
+[[ "$vocab" =~ ^[1-9][0-9]{2,4}$ ]] || fail "VOCAB_SIZE=$vocab is no vocabulary: give 257 to 65536."
 overflow="${OVERFLOW:-requeue}" max_epochs="${MAX_EPOCHS:-1.05}" launcher="${LAUNCHER:-}"
 [[ "$overflow" =~ ^(crop|split|requeue)$ ]] || fail "OVERFLOW=$overflow is unknown: use crop, split or requeue."
 [[ "$max_epochs" =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "MAX_EPOCHS=$max_epochs is no number: write 1.05 or 3."
@@ -109,11 +113,13 @@ case "$arms-$tokens" in
     gates-* | *-?*) suffix="_$need" target="--target_tokens $((need + need / 33))" ;;
     *) suffix="" target="" ;; # the whole sample
 esac
-[ -z "$small" ] || target="--target_tokens $((need + need / 2)) --val_fraction 0.1"
+held_out="--val_fraction 0.01"
+[ -z "$small" ] || held_out="--val_fraction 0.1" target="--target_tokens $((need + need / 2))"
 data_of() { # arm: its dataset's folder
     case "$1" in
         bos_rows) echo "$root/data_$overflow$suffix" ;;
         mul_tokens) echo "$root/data_mul_tokens$suffix" ;;
+        own) echo "$root/data_own_$vocab$suffix" ;;
         *) echo "$root/data_stream$suffix" ;;
     esac
 }
@@ -182,10 +188,11 @@ import torch
 
 sys.path.insert(0, ".")
 import train_gpt
-from lab import estimate, units
+from lab import estimate, tokenizer, units
 
 out, tokens, n_data, n_seeds, there = sys.argv[1], *map(int, sys.argv[2:6])
 args = train_gpt.parse_args(sys.argv[6:])
+tokenizer.use_data(args)
 with torch.device("meta"):
     model, _ = train_gpt.build_model(args, None, torch.device("meta"))
 size = 4 * model.num_params()["total"]
@@ -208,7 +215,7 @@ PY
 
 prepare() { # one source and one held-out set; only what becomes of the documents differs
     same_as_before "$root/source$suffix.txt" "DATASET=${datasets[*]:-} DECONTAMINATE=${DECONTAMINATE:-}" \
-        "$root"/data_{stream,crop,split,requeue,mul_tokens}"$suffix"/{meta,progress}.json
+        "$root"/data_{stream,crop,split,requeue,mul_tokens,own_"$vocab"}"$suffix"/{meta,progress}.json
     for arm in "$a" "$b"; do
         folder="$(data_of "$arm")"
         if [ -e "$folder/meta.json" ]; then continue; fi
@@ -216,13 +223,21 @@ prepare() { # one source and one held-out set; only what becomes of the document
         case "$arm" in
             bos_rows) script=(prepare_bos_rows.py --seq_len "$seq_len" --overflow "$overflow") ;;
             mul_tokens) script+=(--condition mul_tokens) ;;
+            own) script+=(--tokenizer "$root/own_$vocab") ;;
         esac
-        [ "${#datasets[@]}" -eq 0 ] || script+=(--dataset "${datasets[@]}")
+        source_flags=() documents=()
+        [ "${#datasets[@]}" -eq 0 ] || source_flags=(--dataset "${datasets[@]}")
+        [ "${datasets[*]:-}" != synthetic ] || documents=(--max_docs 2000)
+        # shellcheck disable=SC2086  # a list
+        [ "$arm" != own ] || [ -e "$root/own_$vocab/tokenizer.json" ] ||
+            run "$PYTHON" train_tokenizer.py ${source_flags[@]+"${source_flags[@]}"} ${documents[@]+"${documents[@]}"} \
+                $held_out --vocab_size "$vocab" --out_dir "$root/own_$vocab"
+        script+=(${source_flags[@]+"${source_flags[@]}"})
         # shellcheck disable=SC2206  # a list
         [ -z "${DECONTAMINATE:-}" ] || script+=(--decontaminate $DECONTAMINATE)
         workers="$(getconf _NPROCESSORS_ONLN)"
         # shellcheck disable=SC2086  # a list
-        run "$PYTHON" "${script[@]}" $target --num_proc $((workers < 16 ? workers : 16)) --resume --out_dir "$folder"
+        run "$PYTHON" "${script[@]}" $target $held_out --num_proc $((workers < 16 ? workers : 16)) --resume --out_dir "$folder"
     done
 }
 

@@ -85,9 +85,23 @@ def test_stopped_twice_it_ends_with_the_report(tmp_path):
     assert contents(out)[rows / "report" / "report.html"] != before[rows / "report" / "report.html"], printed
 
 
+@pytest.mark.slow
+def test_a_vocabulary_of_the_corpus(tmp_path):
+    """GPT-2's tokens against 600 that are learned once, from what is not held out; exported with its tokenizer."""
+    process = start(tmp_path / "out", ARMS="vocabulary", VOCAB_SIZE="600")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "report.html" in printed, printed
+    report = json.loads((tmp_path / "out" / "vocabulary" / "report" / "report.json").read_text())
+    assert report["primary"] == "val_bits_per_byte" and report["verdict"] != "not comparable"
+    assert json.loads((tmp_path / "out" / "own_600" / "training.json").read_text())["val_fraction"] == 0.1
+    exported = tmp_path / "out" / "vocabulary" / "hf" / "own_s0"
+    assert (exported / "tokenizer.json").read_bytes() == (tmp_path / "out" / "own_600" / "tokenizer.json").read_bytes()
+
+
 @pytest.mark.parametrize(("parts", "variables", "words"), [
-    ((), {"ARMS": "row"}, "ARMS=row is unknown: use rows, tokens, gates or optimizers."),
+    ((), {"ARMS": "row"}, "ARMS=row is unknown: use rows, tokens, vocabulary, gates or optimizers."),
     (("trian",), {}, "trian is no part: use cost, prepare"),
+    ((), {"ARMS": "vocabulary", "VOCAB_SIZE": "99"}, "VOCAB_SIZE=99 is no vocabulary: give 257 to 65536."),
     ((), {"SEEDS": "0 x"}, "SEEDS has x: give whole numbers"),
     ((), {"SEEDS": "0 00"}, "SEEDS has 00: give whole numbers"),
     ((), {"SEEDS": "1 0 1"}, "SEEDS has 1 twice: give each seed once"),
