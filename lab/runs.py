@@ -307,9 +307,9 @@ def read_run(folder) -> dict:
     run["summary"] = _read_object(folder / "summary.json", "the run counts as unfinished", notes,
                                   results_row=dict, warnings=list)
     run |= _read_scalars(folder, notes)
-    of_token = number(config["data"].get("bytes_per_token"))  # bytes of text
-    for record in run["val"].values():
-        record["text_mb"] = number(record.get("tokens_seen_global")) * of_token / 1e6
+    if of_token := config["data"].get("bytes_per_token"):  # older runs do not record it
+        for record in run["val"].values():
+            record["text_mb"] = number(record.get("tokens_seen_global")) * number(of_token) / 1e6
     last = max(run["train"]["step"], default=0)
     steps = number((run["summary"] or {}).get("steps"))
     if last < steps:

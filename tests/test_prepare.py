@@ -805,10 +805,13 @@ def test_bad_documents_can_be_skipped(tmp_path):
 
 def test_flags_that_do_not_exist(tmp_path):
     """argparse's own refusals: exit status 2."""
-    for flags in (("--nonsense", 1), ("--condition", "no"), ("--tokenizer", "llama"), ("--tokenizer_backend", "hf")):
+    for flags in (("--nonsense", 1), ("--condition", "no"), ("--tokenizer_backend", "hf")):
         with pytest.raises(SystemExit) as stopped:
             prepare("synthetic", tmp_path / "d", "--max_docs", 5, *flags)
         assert stopped.value.code == 2
+    with pytest.raises(FileNotFoundError, match="--tokenizer llama: there is no llama: name .*, or gpt2"):
+        prepare("synthetic", tmp_path / "d", "--max_docs", 5, "--tokenizer", "llama")
+    assert not (tmp_path / "d").exists()
 
 
 def test_account_that_does_not_close_is_never_finished(corpus, tmp_path, monkeypatch):
