@@ -293,6 +293,8 @@ def open_run(run: Run, resumed: dict | None, same: dict, parser) -> None:
         return str(checkpoint), [*messages, f"resumed from {checkpoint}"]
 
     args, procs = run.args, run.procs
+    # nothing here draws from torch's own generator, but dropout in a network of yours would
+    torch.manual_seed((args.seed * 2**20 + procs.rank) % 2**63)
     if resumed is not None:
         run.record["started"] = resumed["started"]  # wandb identifies the run by it
     checkpoint, messages = procs.on_main(open_folder)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO, make_run, records, tiny_documents, weights, write_dataset, write_jsonl
+from conftest import REPO, exact, make_run, records, tiny_documents, weights, write_dataset, write_jsonl
 
 import compare_runs
 import model
@@ -110,6 +110,24 @@ def test_an_own_arm_is_in_the_run_s_name_and_defaults_are_recorded(monkeypatch, 
     train(data, tmp_path / "run")
     defaults = runs.read_config(tmp_path / "run")["defaults"]
     assert defaults["mlp"] == "plain" and defaults["beta2"] == 0.95 and "out_dir" not in defaults
+
+
+def test_dropout_is_repeated_by_the_seed(monkeypatch, data, tmp_path):
+    """It drew from a generator that nobody had seeded: two runs of one seed differed, and so did their pairs. A resumed
+    run goes on with the draws of one that was never stopped."""
+    embed = GPT.embed
+
+    def with_dropout(self, *args, **options):
+        x, rope = embed(self, *args, **options)
+        return torch.nn.functional.dropout(x, 0.2, self.training), rope
+
+    monkeypatch.setattr(GPT, "embed", with_dropout)
+    for name, seed in {"one": 0, "again": 0, "other": 1}.items():
+        torch.rand(7)  # whatever else the process has drawn
+        train(data, tmp_path / name, "--seed", str(seed))
+    assert exact(tmp_path / "one") == exact(tmp_path / "again") != exact(tmp_path / "other")
+    before, after = resumed_from_three(tmp_path / "one")
+    assert before == after
 
 
 def test_another_network_has_no_export(monkeypatch, tmp_path):
