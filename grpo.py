@@ -14,9 +14,10 @@ Prompts and answers are read as in the exam (lab/answers.py), and no reward know
 
 Writes a run's folder (layout: lab/runs.py). scalars.jsonl has, for every step, reward_mean and reward_sd, exact_share,
 flat_groups (share of groups without variance), kl and entropy (nats per token, on the tokens sampled), clip_share,
-length_mean and length_max, truncated_share, mul_tokens (per completion), and tokens/s of sampling and of updating. The
-exam, on problems that are never rewarded, goes into grpo_metrics.jsonl: greedy accuracy, pass@1 and pass@k, majority at
-k, entropy, with Wilson's intervals. Memory: weights, gradients and optimizer, and the weights of --init once more.
+length_mean and length_max, truncated_share, mul_tokens (per completion), and tokens/s of sampling and of updating.
+Loss and gradient norm of a step are means over its --inner_steps updates. The exam, on problems that are never
+rewarded, goes into grpo_metrics.jsonl: greedy accuracy, pass@1 and pass@k, majority at k, entropy, with Wilson's
+intervals. Memory: weights, gradients and optimizer, and the weights of --init once more.
 """
 
 import argparse
@@ -457,7 +458,7 @@ def train(args, procs) -> int:
 
         model.train()
         mine = rollouts.micro_batches(drawn, args.micro_batch_size)[procs.rank :: procs.world_size]
-        known, figures, losses = [{} for _ in mine], [], []
+        known, figures, losses, norms = [{} for _ in mine], [], [], []
         for _ in range(args.inner_steps):
             loss = torch.zeros((), device=device)
             for rows, kept in reducer.micro_steps(list(zip(mine, known, strict=True))):
@@ -471,6 +472,7 @@ def train(args, procs) -> int:
             stopped = stopped or outcome.stopped
             training.refuse_non_finite(run, outcome, f"problems {numbers[:4]}...")
             losses.append(outcome.loss)
+            norms.append(outcome.grad_norm)
         completion_tokens = sum(len(one.ids) for one in drawn)
         tokens = completion_tokens + sum(len(one.prompt) - 1 for one in drawn)
         flops = int(passes * (flops_body * tokens + flops_head * completion_tokens))
@@ -487,8 +489,8 @@ def train(args, procs) -> int:
         counted = max(1, sum(len(drawn[i].ids) for i in weights.nonzero()[:, 0]))
         of_updates = started + seconds - sampled
         training.record_step(
-            run, outcome._replace(loss=sum(losses) / len(losses)), lr=args.learning_rate * multiplier,
-            seconds=seconds, tokens=tokens, flops=flops,
+            run, outcome._replace(loss=sum(losses) / len(losses), grad_norm=sum(norms) / len(norms)),
+            lr=args.learning_rate * multiplier, seconds=seconds, tokens=tokens, flops=flops,
             epoch=step * per_step / len(problems), **rollouts.describe_step(groups),
             kl=totals["kl"] / counted,
             clip_share=totals["clipped"] / counted / args.inner_steps,

@@ -23,7 +23,7 @@ import sys
 import types
 from pathlib import Path
 
-from lab import processes, runs, schema
+from lab import processes, runs, schema, snapshots
 
 # other names that people know a flag by: {name: flags of ours, of which a script has some}
 SYNONYMS = {
@@ -255,7 +255,6 @@ def check_first(script: str) -> None:
         return
     processes.expect_ctrl_c()
     finder, before = _Torch(), set(sys.modules)
-    root = Path(__file__).resolve().parents[1]
     _Torch.is_hidden, _Torch.is_over = True, False
     sys.meta_path.insert(0, finder)
     try:
@@ -270,7 +269,7 @@ def check_first(script: str) -> None:
         _Torch.is_hidden = False
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None) or os.devnull
-            ours = Path(file).resolve().is_relative_to(root) and "site-packages" not in file
+            ours = snapshots.place_of(file) and "site-packages" not in file
             if ours or name.split(".")[0] == "torch":
                 package, _, room = name.rpartition(".")
                 # where `from lab import room` looks first

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -39,18 +40,37 @@ def code_files() -> list[Path]:
 
 def imported_files() -> set[Path]:
     """The repository's modules that this process has imported; no packages of an environment inside it."""
-    top, files = f"{REPO}{os.sep}", set()
+    files = set()
     environment = [Path(folder) for folder in {sys.prefix, sysconfig.get_paths()["stdlib"]}]
     for module in list(sys.modules.values()):
-        path = os.path.realpath(getattr(module, "__file__", None) or os.sep)
+        path = place_of(getattr(module, "__file__", None) or os.sep)
         # torch names some files that are not there
-        if path.startswith(top) and path.endswith(".py") and os.path.isfile(path):
-            parts = Path(path).relative_to(REPO).parts
+        if path and path.suffix == ".py" and path.is_file():
+            parts = path.relative_to(REPO).parts
             foreign = any(part.startswith(".") or part in PACKAGES for part in parts)
-            foreign |= any(folder != REPO and Path(path).is_relative_to(folder) for folder in environment)
+            foreign |= any(folder != REPO and path.is_relative_to(folder) for folder in environment)
             if not foreign and parts[0] not in NOT_OF_A_RUN:
-                files.add(Path(path))
+                files.add(path)
     return files
+
+
+def place_of(file: str) -> Path | None:
+    """Where a file is in this repository, None outside. One that is imported as a part of it is, wherever it or its
+    folder is a link to: its text is the run's code."""
+    for path in (os.path.abspath(file), os.path.realpath(file)):
+        folder, name = os.path.split(path)
+        place = _folder_in(REPO, folder)
+        if place:
+            return place / name
+    return None
+
+
+@functools.cache
+def _folder_in(repo: Path, folder: str) -> Path | None:
+    for above in (Path(folder), *Path(folder).parents):
+        if os.path.realpath(above) == str(repo):
+            return repo / Path(folder).relative_to(above)
+    return None
 
 
 def code_state() -> dict:

@@ -17,7 +17,7 @@ import compare_runs
 import eval_gsm8k
 import grpo
 import sft
-from lab import inference, policy, rewards, rollouts, runs
+from lab import inference, policy, rewards, rollouts, runs, training
 from lab.tokenizer import BOS_ID, get_tokenizer
 from model import GPT, GPTConfig
 
@@ -292,6 +292,23 @@ def test_micro_batches_change_nothing(init, pool, run, tmp_path):
     one, other = (records(tmp_path / name)[0] for name in ("one", "all"))
     for key in ("train_loss_opt_step_mean", "grad_norm_l2_preclip", "entropy", "kl", "reward_mean"):
         assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-7), key
+
+
+def test_loss_and_norm_are_means_over_the_updates(init, pool, tmp_path, monkeypatch):
+    """The gradient norm was that of the last of 3 updates alone, beside the mean of their losses."""
+    outcomes, read_step = [], training.read_step
+
+    def read(*args):
+        outcomes.append(read_step(*args))
+        return outcomes[-1]
+
+    monkeypatch.setattr(training, "read_step", read)
+    assert grpo.main(flags_of(init, pool, tmp_path / "run", "--save_every", 0, "--max_train_steps", 1,
+                              "--inner_steps", 3, "--eval_every", 0, "--val_fraction", 0)) == 0
+    (record,) = records(tmp_path / "run")
+    assert len({one.grad_norm for one in outcomes}) == 3
+    assert record["grad_norm_l2_preclip"] == pytest.approx(np.mean([one.grad_norm for one in outcomes]))
+    assert record["train_loss_opt_step_mean"] == pytest.approx(np.mean([one.loss for one in outcomes]), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["dr_grpo", "rloo"])

@@ -158,3 +158,26 @@ def test_the_whole_of_it(tmp_path):
     assert "of model.py (" in do(repo, *score, "--no_store")[1]
     score[2] = run / "ckpt" / "step_000002"  # which the first code has trained
     assert "WARNING" not in do(repo, *score, "--no_store")[1]
+
+
+def test_a_network_that_is_a_link(tmp_path):
+    """model.py as a link out of the repository ended in a TypeError, and was no part of the code's hash."""
+    repo, own = tmp_path / "repo", tmp_path / "mine.py"
+    repo.mkdir()
+    shutil.copytree(REPO / "lab", repo / "lab", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in REPO.glob("*.py"):
+        shutil.copy(path, repo)
+    (repo / "model.py").rename(own)
+    (repo / "model.py").symlink_to(own)
+    (tmp_path / "link").symlink_to(repo)  # a repository that is itself reached by a link
+    write_dataset(tmp_path / "data", tiny_documents(20, 20, 60))
+    hashes = []
+    for number, script in enumerate((repo / "train_gpt.py", tmp_path / "link" / "train_gpt.py")):
+        out = tmp_path / f"run_{number}"
+        command = [sys.executable, script, "--data_dir", tmp_path / "data", "--out_dir", out, *TINY, ""]
+        done = subprocess.run(command, env=ENV | {"PYTHONPATH": ""}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (out / "code" / "model.py").read_text() == own.read_text()
+        hashes.append(runs.read_config(out)["code"]["code_sha256"])
+        own.write_text(own.read_text() + "\nX = 1\n")
+    assert hashes[0] != hashes[1]
