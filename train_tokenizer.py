@@ -16,7 +16,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from importlib import metadata
 from pathlib import Path
 
@@ -104,6 +106,24 @@ def learn(reader: Reader, vocab_size: int, pattern: str):
     return tokenizer
 
 
+def in_a_thread(work: Callable, stop: processes.StopRequest):
+    """What work() returns. The main thread stays free to hear ctrl-C, as the library would not let it
+    through for minutes. KeyboardInterrupt once a stop is asked for; the thread ends with the process."""
+    future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    while not wait([future], timeout=0.1).done:
+        if stop.asked:
+            raise KeyboardInterrupt
+    return future.result()
+
+
 def measure(tokenizer: Tokenizer, texts: list[bytes]) -> dict:
     """{"vocab_size", "tokens", "bytes_per_token"} of texts, without BOS."""
     tokens, rate = int(tokenizer.encode_batch(texts)[1].sum()), None
@@ -123,14 +143,14 @@ def train(args: argparse.Namespace) -> dict:
     folder = Path(args.out_dir)
     fault = f"{folder} already holds a tokenizer"
     require(not (folder / "tokenizer.json").exists(), fault, "choose another --out_dir")
+    require(args.max_docs or args.dataset != ["synthetic"], "--dataset synthetic has no end",
+            "pass --max_docs")
     source = sources.open_source(args)
     disk.make_folder(folder, "--out_dir")
     stop = processes.StopRequest("nothing is written")
     try:
         reader = Reader(source, args, stop)
-        learned = learn(reader, args.vocab_size, args.pattern)
-        if stop.asked:
-            raise KeyboardInterrupt
+        learned = in_a_thread(lambda: learn(reader, args.vocab_size, args.pattern), stop)
         require(reader.documents, "no document was left to learn from",
                 "lower --val_fraction, or give more documents")
     except BaseException:

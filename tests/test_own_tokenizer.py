@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import signal
+import threading
 import unicodedata
 
 import numpy as np
@@ -153,11 +156,38 @@ def test_max_bytes_and_patterns(corpus, tmp_path, capsys):
     (["--vocab_size", "256"], "not between 257"), (["--vocab_size", "70000"], "65536"),
     (["--val_fraction", "1"], "--val_fraction must lie between"), (["--max_bytes", "0"], "--max_bytes must be 1"),
     (["--dataset", "nowhere.jsonl"], "nowhere.jsonl"),
+    (["--dataset", "synthetic"], "--dataset synthetic has no end: pass --max_docs."),
 ])
 def test_refusals_of_learning(corpus, tmp_path, flags, words):
     argv = ["--dataset", str(corpus), "--out_dir", str(tmp_path / "new"), *flags]
     assert words in sentence_left(train_tokenizer.main, argv)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("where", ["reading", "merging"])
+def test_ctrl_c_writes_nothing(corpus, tmp_path, monkeypatch, where):
+    """Also while the library is at work, which hears no signal."""
+    learn_, ended = train_tokenizer.learn, threading.Event()
+
+    def slow(reader, *settings):
+        learned = learn_(reader, *settings)
+        ended.wait(30)
+        return learned
+
+    if where == "merging":
+        monkeypatch.setattr(train_tokenizer, "learn", slow)
+    else:
+        monkeypatch.setattr(train_tokenizer.sources, "read_batches", lambda source: ((0, [b"a b c"]) for _ in range(10**7)))
+        monkeypatch.setattr(train_tokenizer.sources, "open_source", lambda args: mock_source())
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt, match="nothing was written"):
+        train_tokenizer.main(["--dataset", str(corpus), "--out_dir", str(tmp_path / "new"), "--vocab_size", "300"])
+    ended.set()
+    assert not (tmp_path / "new").exists()
+
+
+def mock_source():
+    return train_tokenizer.sources.Source("local", [], ("text",), {}, 0, 10**6, None, {})
 
 
 def test_a_bad_document_ends_learning_or_is_left_out(tmp_path):

@@ -8,6 +8,7 @@ here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 import answers  # noqa: E402
 import keep_results  # noqa: E402
+import lengths  # noqa: E402
 
 from lab import processes  # noqa: E402  (answers puts the repo's root on the path)
 
@@ -42,6 +43,16 @@ def main():
                     question = f"{int(ids):,} own tokens instead of GPT-2's, {budget}"
                     lines.append(answers.answer(question, match["row"], "bits/byte"))
                     lines[-1]["log_only"] = ids == "4096" or budget != "equal tokens"
+    with keep_results.unpacked(here / "longer.tar.xz") as folder:
+        arms = ["--a", f"{folder}/long_gpt2_*", "--b", f"{folder}/long_16384_*", "--planned", "3"]
+        record = answers.report(arms, {"lengths.png": here / "lengths.png"}, level=2, script=lengths)
+    for one in record["lengths"]:
+        question = f"16,384 own tokens instead of GPT-2's, {one['steps']:,} steps, fresh seeds"
+        lines.append(answers.answer(question, one["difference"], "bits/byte"))
+        lines[-1]["log_only"] = True
+    change = "The change of that per doubling, 400 to 1,600 steps"
+    lines.append(answers.answer(change, record["change_per_doubling"], "bits/byte"))
+    lines[-1]["log_only"] = True
     answers.write(here, lines)
 
 
