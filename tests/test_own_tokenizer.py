@@ -177,7 +177,8 @@ def test_ctrl_c_writes_nothing(corpus, tmp_path, monkeypatch, where):
     if where == "merging":
         monkeypatch.setattr(train_tokenizer, "learn", slow)
     else:
-        monkeypatch.setattr(train_tokenizer.sources, "read_batches", lambda source: ((0, [b"a b c"]) for _ in range(10**7)))
+        endless = ((0, [b"a b c"]) for _ in range(10**7))
+        monkeypatch.setattr(train_tokenizer.sources, "read_batches", lambda source: endless)
         monkeypatch.setattr(train_tokenizer.sources, "open_source", lambda args: mock_source())
     threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt, match="nothing was written"):
