@@ -10,7 +10,7 @@
 Reads a checkpoint and long texts (parquet or jsonl). Writes eval/<command>_step000500.json into the run (or --out
 FILE.json) and, beside it, a line for each document (..._documents.jsonl: {"id", "control", "nats": [...], "tokens":
 [...]} by position, from which runs can be paired) or prompt (..._prompts.jsonl). The same command continues an
-interrupted exam.
+interrupted exam. A record of ppl of the same weights that says more is not replaced, unless --out names it.
 
 Every token is scored once, before anything that contains it is written. Attention reaches back no further than
 block_size, so beyond that only what was written can help; and a text takes the memory of one window and of the written
@@ -232,6 +232,12 @@ def ppl(args, procs) -> None:
     autocast = processes.autocast_for(procs.device, args.dtype)
     settings = [SCORERS["ppl"], n, [one.sha256 for one in [*documents, *dev]]]
     with long_exams.kept("ppl", args, [subject], procs, settings) as (out, work):
+        fuller, text = "", args.data or long_documents.HUB
+        if not args.out:
+            fuller = long_exams.fuller_record(out, subject.weights_sha256, text, n * len(documents))
+        if fuller and procs.is_main:  # before the work, not after it
+            terminal.note(f"NOTE: this will not be stored: {out} is a record of this checkpoint that says more, of "
+                          f"{fuller}; pass --out {out} to replace it, or another --out.")
         multiplier, choice = args.inner_lr_multiplier, None
         if dev:
             tried = {("dev", one): long_exams.Condition(model, "adapt", one, dev)
@@ -266,7 +272,7 @@ def ppl(args, procs) -> None:
         print(long_exams.reading_of(result, multiplier))
         print(ppl_text(result))
         long_exams.warn_unwritten(result["written"])
-        if out is not None:
+        if out is not None and not fuller:
             long_exams.store(out, result, document_lines(documents, table, n), "documents")
 
 

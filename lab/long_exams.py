@@ -230,6 +230,20 @@ def kept(command: str, args, subjects: list[Subject], procs, settings):
         yield out, work
 
 
+def fuller_record(out: Path | None, weights_sha256: str, data: str, tokens: int) -> str:
+    """What the record of ppl at `out` is of, where it is of the same weights and says more than one of so many tokens
+    of `data`: of real text beside synthetic, or of more. "" where it does not."""
+    try:
+        old = json.loads(out.read_text(encoding="utf-8"))
+        worth = [(text != "synthetic", runs.number(size)) for text, size in
+                 ((old["data"], old["tokens"]), (data, tokens))]
+        if old["checkpoint_sha256"] == weights_sha256 and worth[0] > worth[1]:
+            return f"{old['samples']} documents x {old['tokens_per_document']:,} tokens ({old['data']})"
+    except (AttributeError, OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass  # none, or damaged: it is replaced
+    return ""
+
+
 def provenance(args, subject: Subject, procs, autocast) -> dict:
     """What a record says about where its numbers come from."""
     config = subject.model.config

@@ -273,6 +273,33 @@ def test_ppl_record(tmp_path, capsys):
     assert not list(tmp_path.rglob("*partial*"))
 
 
+def test_a_quick_look_replaces_no_fuller_record(tmp_path, capsys):
+    """A record of 3 documents gave way in silence to one of 1, and one of real text would to synthetic text. It is
+    told before the work; as much or more, other weights, or an --out replace it."""
+    model = save(tmp_path / "m", "none")
+    out = model / "eval" / "ppl_step000000.json"
+    run("ppl", model, "--data", "synthetic", *FEW)
+    whole = out.read_bytes()
+    for fewer in (("--max_documents", 1), ("--tokens_per_document", 100)):
+        capsys.readouterr()
+        run("ppl", model, "--data", "synthetic", *FEW, *fewer)
+        told = capsys.readouterr()
+        assert out.read_bytes() == whole and "the record is" not in told.out
+        assert f"NOTE: this will not be stored: {out} is a record" in told.err
+        assert "of 3 documents x 200 tokens (synthetic); pass --out" in told.err
+    run("ppl", model, "--data", "synthetic", *FEW, "--max_documents", 1, "--out", out)
+    assert read(out)[0]["samples"] == 1
+    run("ppl", model, "--data", "synthetic", *FEW)
+    assert read(out)[0]["samples"] == 3 and "NOTE" not in capsys.readouterr().err
+    real = read(out)[0] | {"data": "books.parquet", "tokens": 100}
+    out.write_text(json.dumps(real))
+    run("ppl", model, "--data", "synthetic", *FEW)
+    assert read(out)[0]["data"] == "books.parquet" and "this will not be stored" in capsys.readouterr().err
+    out.write_text(json.dumps(real | {"checkpoint_sha256": "0" * 64}))
+    run("ppl", model, "--data", "synthetic", *FEW)
+    assert read(out)[0]["data"] == "synthetic"
+
+
 def test_ppl_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     """Stopped after each batch in turn, the same command ends with the record of an uninterrupted one."""
     model, command = save(tmp_path / "m"), ["--data", "synthetic", *FEW, "--batch_size", 2]
