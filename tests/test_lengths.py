@@ -68,7 +68,8 @@ def test_a_branch_is_the_run_that_was_trained_alone(trunk, tmp_path, capsys, ste
     assert config["branched_from"] == {"run": str(trunk / "x_s0"), "step": first}
     summary, own = (json.loads((folder / "summary.json").read_text()) for folder in (run, alone))
     assert summary["tokens_seen"] == own["tokens_seen"] and summary["flops_total"] == own["flops_total"]
-    assert summary["train_time_ms"] > 0.5 * own["train_time_ms"]  # the trunk's part counts
+    of_trunk = sum(record["step_seconds"] for record in records(run)[:first])
+    assert summary["train_time_ms"] > 1000 * of_trunk > 0  # its part counts
 
 
 def test_branching_again_does_nothing(trunk, tmp_path, capsys):
