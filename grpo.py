@@ -50,6 +50,7 @@ from lab import (
     rl_exam,
     rollouts,
     runs,
+    terminal,
     training,
 )
 from lab.schema import check
@@ -206,7 +207,23 @@ def as_items(problems: list[dict]) -> list[dict]:
     return items
 
 
-def load_problems(args, block_size: int) -> dict:
+def seen_before(init: dict, sources: dict) -> str:
+    """The run among those that --init goes back to which was fine-tuned on one of these files; "" if none was. sft.py
+    holds out by question and answer, and this script by the question, so that it may know what is asked here."""
+    sums = {file.get("sha256") for files in sources.values() for file in files} - {None}
+    while init and init.get("run"):
+        try:
+            config = runs.read_config(init["run"])
+        except (ValueError, OSError):  # it is gone
+            return ""
+        read = config.get("data", {}).get("sources") or {}
+        if sums & {file.get("sha256") for files in read.values() for file in files}:
+            return init["run"]
+        init = config.get("init")
+    return ""
+
+
+def load_problems(args, block_size: int, init: dict) -> dict:
     """rollouts.load()'s, and "exam": problems that are never rewarded, as eval_gsm8k.evaluate takes them."""
     data = rollouts.load(args, block_size)
     items = as_items(data["held_out"])
@@ -221,6 +238,13 @@ def load_problems(args, block_size: int) -> dict:
         raise ValueError(f"--exam_data and --data share {shared:,} questions, and an exam asks "
                          "only what is never rewarded: name other problems.")
     data["exam"] = benchmarks.spread_evenly(items, args.exam_problems)
+    seen = ""
+    if args.eval_every and not args.exam_data:
+        seen = seen_before(init, data["record"]["sources"])
+    if seen:
+        terminal.note(f"WARNING: {seen} was fine-tuned on the same file as --data, and with solutions to problems that "
+                      "the exam asks: name problems that it has not seen with --exam_data.")
+    data["record"]["exam_seen_by"] = seen or None
     return data
 
 
@@ -334,12 +358,11 @@ def train(args, procs) -> int:
     use_of(init_folder)
     config = GPTConfig.from_dict(init["model"])
     args.max_new_tokens = args.max_new_tokens or min(256, config.block_size // 2)
-    data = procs.on_main(lambda: load_problems(args, config.block_size))
+    data = procs.on_main(lambda: load_problems(args, config.block_size, init))
     problems, per_step = data["problems"], args.problems_per_step
-    n_completions = per_step * args.group_size
+    n_completions, n_places = per_step * args.group_size, args.max_train_steps * per_step
     optim.fill_in(args, LONGEST_WARMUP)
     schedule = optim.schedule_settings(args)
-    n_places = args.max_train_steps * per_step
     plan = rollouts.plan_order(data["fingerprint"], len(problems), n_places, args.seed)
 
     # ------------------------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     optim.add_arguments(group, learning_rate=1e-4, weight_decay=0.0, longest_warmup=LONGEST_WARMUP)
     add = flags.add_evaluation_arguments(parser, eval_every=100).add_argument
     add("--val_fraction", type=float, default=0.02,
-        help="share of conversations held out, by hash (default %(default)s)")
+        help="share of conversations held out, by hash, whether scored or not (default %(default)s)")
     add("--val_max_conversations", type=int, default=1000,
         help="held-out conversations that are scored (default %(default)s; 0 = all)")
     flags.add_run_arguments(parser, name="sft, stage, condition", save_every=500)
@@ -383,8 +383,10 @@ def train(args, procs) -> int:
         "format": "conversations", "condition": args.condition, "conversations": n_conversations,
         "val_conversations": int(((lengths > 0) & data["held_out"]).sum()), "epochs": epochs,
         "tokens": int(lengths[usable].sum()), "mul_tokens": counts["mul_tokens"],
-        "mul_token_rate": counts["mul_tokens"] / max(1, counts["trained_tokens"]), **data["record"]}
+        "mul_token_rate": counts["mul_tokens"] / max(1, counts["trained_tokens"]), **data["record"],
+        **{key: data[key] for key in ("val_fingerprint_documents", "val_fingerprint_tokens")}}
     same = {"fingerprint of the data": ("data", "fingerprint"),
+            "conversations that are not held out": ("data", "conversations"),
             "weights of --init": ("init", "model_sha256")}
     run = training.Run("sft.py", args, procs, record, model, optimizers, autocast, pace)
     training.open_run(run, resumed, same, build_parser())

@@ -115,7 +115,8 @@ def of_run(run: dict) -> dict:
         "name": run["name"], "seed": run["seed"], "settings": settings,
         "unused": unused_flags(settings, config.get("unused_flags")),
         "machine": machine, "micro_batch_size": run["flags"].get("micro_batch_size"),
-        "tokens": settings["val_fingerprint_tokens"], "run": run,
+        # older runs of sft.py do not record which tokens they score
+        "tokens": settings["val_fingerprint_tokens"] or settings["condition"], "run": run,
         "unverified": is_unverified(run), "content": config.get("content_sha256") or {},
     }
 
@@ -164,7 +165,8 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     treatment: settings or families that may differ; None: recognise one family. same_seeds: other seeds are a fault,
     not a note. Returns {"ok", "family", "treatment" (in words), "differences": [{"knob", "state" (treatment | differs |
     allowed | note), "values": {arm: [...]}, "mixed" (arms whose own members differ), "why"}], "equal": {setting:
-    value}, "notes", "missing", "other_machine", "other_tokens"}. ValueError for a name that is no setting.
+    value}, "notes", "missing", "other_machine", "other_tokens", "only_exams" (GRPO's: no val loss)}. ValueError for a
+    name that is no setting.
     """
     members = [member for arm in arms.values() for member in arm]
     names = list(dict.fromkeys(name for member in members for name in member["settings"]))
@@ -211,6 +213,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
         "ok": not any(d["state"] == "differs" for d in differences), "family": family,
         "treatment": "; ".join(words), "differences": differences, "equal": equal, "notes": notes,
         "missing": missing, "other_machine": other_machine,
+        "only_exams": all(one["settings"].get("data_format") == "problems" for one in members),
         "other_tokens": not same_val and len(distinct(member["tokens"] for member in members)) > 1,
     }
 

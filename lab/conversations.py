@@ -328,14 +328,15 @@ def load(args) -> dict:
         record["contaminated"][stage] = dropped
     data = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     data["offsets"] = np.concatenate([[0], np.cumsum(data["lengths"])]).astype(np.int64)
-    val_fraction = args.val_fraction if args.eval_every else 0.0
-    data["held_out"] = shards.is_held_out([value.tobytes() for value in data["hash"]], val_fraction)
+    # whether they are scored or not: else --eval_every would change what is trained on
+    data["held_out"] = shards.is_held_out([value.tobytes() for value in data["hash"]], args.val_fraction)
     data["stages"], data["record"] = list(inputs), record
     source = data["source"].tobytes()
     # the order depends on the texts and not on how they are tokenised: both conditions read them in the same order
     data["fingerprint_texts"] = hashlib.sha256(data["hash"].tobytes() + source).hexdigest()
     data["fingerprint"] = hashlib.sha256(data["digest"].tobytes() + source).hexdigest()
     usable = data["lengths"] > 0
+    data |= held_out_fingerprints(data, usable & data["held_out"])
     for number, stage in enumerate(data["stages"]):
         of_stage = data["source"] == number
         if not (of_stage & usable & ~data["held_out"]).any():
@@ -350,6 +351,16 @@ def load(args) -> dict:
             f"({too_long:,} more are too long for --seq_len {args.seq_len}): raise either, give more --data, or pass "
             "--eval_every 0.")
     return data
+
+
+def held_out_fingerprints(data: dict, scored: np.ndarray) -> dict:
+    """What a val loss is of, as of pretraining's documents (lab/shards.py), None where nothing is: which texts and how
+    many bytes of each, as a conversation may be cut at --seq_len; and in which tokens. scored: bool (C,)."""
+    if not scored.any():
+        return {"val_fingerprint_documents": None, "val_fingerprint_tokens": None}
+    texts = data["hash"][scored].tobytes() + data["answer_bytes"][scored].astype("<i8").tobytes()
+    return {"val_fingerprint_documents": hashlib.sha256(texts).hexdigest(),
+            "val_fingerprint_tokens": hashlib.sha256(data["digest"][scored].tobytes()).hexdigest()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def load(args, block_size: int) -> dict:
             f"{args.max_new_tokens} in a block_size of {block_size}, among {counts['read']:,} "
             f"records ({kinds or 'no data'}): give others, or lower --max_new_tokens.")
     val_fraction = args.val_fraction
-    if args.exam_data or not args.eval_every:
+    if args.exam_data:  # and not without --eval_every, which would change what is trained on
         val_fraction = 0.0
     hashes = [bytes.fromhex(problem["name"]) for problem in problems]
     rewarded, held_out = [], []

@@ -306,6 +306,31 @@ def test_loss_is_independent_of_packing_and_micro_batch(base, talk, run, tmp_pat
         check_same(tmp_path / name, run)
 
 
+def test_what_a_val_loss_is_of(tmp_path):
+    """Arms of other tokens score the same text; a conversation that is cut at --seq_len, or of another file, is other
+    text. Without these fingerprints, arms were judged per token, and by different conversations."""
+    def fingerprints(path, *flags, seq_len=200):
+        args = args_of("--stage", "gsm8k", "--data", path, "--val_fraction", 0.3, *flags, seq_len=seq_len)
+        data = conversations.load(args)
+        return data["val_fingerprint_documents"], data["val_fingerprint_tokens"]
+
+    problems = [{"question": f"What is 6*{i % 9 + 1}, asked {i} times?", "answer": f"6*7=42 and more {i}\n#### {i}"}
+                for i in range(120)]
+    one, other = (write_jsonl(tmp_path / f"{n}.jsonl", problems[n : n + 60]) for n in (0, 60))
+    (texts, tokens), (same, products) = fingerprints(one), fingerprints(one, "--condition", "mul_tokens")
+    assert texts == same and tokens != products
+    assert fingerprints(one) == (texts, tokens)
+    cut, _ = fingerprints(one, seq_len=24)
+    assert len({texts, cut, fingerprints(other)[0]}) == 3
+    assert fingerprints(one, "--val_fraction", 0, "--eval_every", 0) == (None, None)
+
+
+def test_eval_every_does_not_change_what_is_trained_on(talk):
+    held = [conversations.load(args_of("--data", talk, "--eval_every", n, "--val_fraction", 0.2))["held_out"]
+            for n in (0, 4)]
+    assert held[0].any() and (held[0] == held[1]).all()
+
+
 def test_two_ranks_learn_the_same(base, talk, tmp_path):
     """Losses, gradient norms, val losses of 8 steps on 2 ranks, against 1: as above. Steps of 2 conversations, so that
     some fill one row only and leave a rank without any."""
@@ -437,10 +462,10 @@ def test_samples_show_held_out_answers_and_change_nothing(base, talk, run, tmp_p
 def test_epochs_give_the_steps(base, talk, tmp_path):
     """Steps for 2 epochs of n conversations in steps of 12: ceil(2 n / 12); --config takes them from --epochs again."""
     out = tmp_path / "run"
-    flags = [*flags_of(base, talk, out, "--eval_every", 0, "--epochs", 2)]
+    flags = [*flags_of(base, talk, out, "--eval_every", 0, "--val_fraction", 0, "--epochs", 2)]
     flags[flags.index("--max_train_steps") + 1] = "0"
     assert sft.main(flags) == 0
-    assert len(records(out)) == -(-2 * 59 // 12)  # 60 less the dropped one; nothing is held out without evaluation
+    assert len(records(out)) == -(-2 * 59 // 12)  # 60 less the dropped one
     again = tmp_path / "again"
     assert sft.main(["--config", str(out / "config.json"), "--out_dir", str(again), "--epochs", "0.5"]) == 0
     assert len(records(again)) == -(-59 // 24)
@@ -499,7 +524,8 @@ def test_held_out_conversations_stay_held_out(tmp_path):
     more = write_jsonl(tmp_path / "c.jsonl.gz", synthetic.gsm8k_items(400))
     assert held(load(more)) >= first
     assert held(load(tmp_path / "a.jsonl", "--val_fraction", "0.2")) > first
-    assert not held(load(tmp_path / "a.jsonl", "--eval_every", "0"))
+    assert held(load(tmp_path / "a.jsonl", "--eval_every", "0")) == held(load(tmp_path / "a.jsonl"))
+    assert not held(load(tmp_path / "a.jsonl", "--eval_every", "0", "--val_fraction", "0"))
 
 
 def test_max_examples_is_a_sample_that_ignores_order_and_the_val_split(tmp_path):
@@ -775,7 +801,7 @@ def test_malformed_conversations_can_be_skipped(base, tmp_path):
     path = write_jsonl(tmp_path / "x.jsonl", [chat("Hi", f"Hello {i}") for i in range(10)])
     path.write_text(path.read_text() + lines("{", {"messages": []}))
     flags = ["--stage", "tulu", "--init", base, "--data", path, "--out_dir", tmp_path / "run", "--max_train_steps", 1,
-             "--eval_every", 0, "--bad_conversations", "skip"]
+             "--eval_every", 0, "--val_fraction", 0, "--bad_conversations", "skip"]
     assert sft.main(list(map(str, flags))) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["data"]["counts"]["tulu"]["malformed"] == 2 and config["data"]["conversations"] == 10
