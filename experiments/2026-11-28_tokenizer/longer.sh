@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does it last? GPT-2's tokens against the 16,384 of run.sh, which comes first, at 400, 800 and 1,600 steps: the long runs
-# are trained, the shorter ones branch off them. Two runs at a time, one thread each; about 45 minutes. Resumable.
+# are trained, the shorter ones branch off them. Two runs at a time, one thread each; about 35 minutes. Resumable.
 #   bash experiments/2026-11-28_tokenizer/longer.sh
 # DTYPE=float32 for a CPU that has no native bfloat16 (half as fast as bfloat16 on one that has).
 set -euo pipefail
