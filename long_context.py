@@ -119,11 +119,18 @@ def parse_needles(kind: str, argv):
     if args.data and args.filler == "sentences":
         parser.error("--filler sentences reads no --data: leave one of them out.")
     flags.accept()
-    least = needles.shortest(kind)
-    if min(args.context_lengths) < least:
-        parser.error(f"a prompt of {min(args.context_lengths)} tokens has no room for filler: "
-                     f"give at least {least}.")
+    try:
+        refuse_short(kind, args)
+    except ValueError as error:
+        parser.error(str(error))
     return args
+
+
+def refuse_short(kind: str, args) -> None:
+    """ValueError for prompts without room for filler, in the tokens of this process."""
+    least = needles.shortest(kind)
+    check(min(args.context_lengths) >= least,
+          f"a prompt of {min(args.context_lengths)} tokens has no room for filler: give at least {least}.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -335,6 +342,7 @@ def find(kind: str, args, procs) -> None:
     begun, n = time.perf_counter(), args.samples_per_length
     subject = long_exams.load_subject(args.checkpoint, procs)
     model = subject.model
+    refuse_short(kind, args)  # again, as the checkpoint may have other tokens
     window = needles.window_of(model.config)
     check(window >= 1, f"the model's block_size of {model.config.block_size} has no room for a number: "
                        "take a model that reads more.")

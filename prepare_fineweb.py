@@ -189,7 +189,7 @@ def prepare(args: argparse.Namespace, train) -> dict | None:
             "--max_shards takes shards of GPT-2's tokens", "leave --tokenizer out")
     guard = decontaminate.from_argument(args.decontaminate)
     own = get_tokenizer(args.tokenizer_backend)
-    require(own.name == "gpt2" or args.condition == "baseline",
+    require(own.is_gpt2 or args.condition == "baseline",
             "--condition mul_tokens has its 45 tokens behind GPT-2's",
             "leave --tokenizer out, or --condition")
     if args.part is not None:

@@ -141,6 +141,7 @@ def train(args: argparse.Namespace) -> dict:
     prepare_fineweb.check_at_least(args, max_bytes=1, max_docs=0, synthetic_seed=0)
     prepare_fineweb.check_val_fraction(args)
     folder = Path(args.out_dir)
+    require(folder.name != "gpt2", "--out_dir gpt2 would be GPT-2's in --tokenizer gpt2", "name another")
     fault = f"{folder} already holds a tokenizer"
     require(not (folder / "tokenizer.json").exists(), fault, "choose another --out_dir")
     require(args.max_docs or args.dataset != ["synthetic"], "--dataset synthetic has no end",

@@ -394,7 +394,7 @@ def check_vocabulary(model, largest: int | None = None) -> None:
     tokenizer's, which alone can be decoded."""
     size, own = model.config.vocab_size, get_tokenizer()
     least, words = own.vocab_size, f"the {own.vocab_size} of {own.condition}"
-    if own.name == "gpt2":
+    if own.is_gpt2:
         least, words = N_GPT2_TOKENS, f"GPT-2's {N_GPT2_TOKENS} (or {own.vocab_size} with the multiplication tokens)"
     if not least <= size <= (largest or own.vocab_size):
         raise ValueError(f"the model's vocabulary has {size} ids, but texts are encoded with {words}: "

@@ -38,6 +38,7 @@ class Tokenizer:
     gigatoken does not."""
 
     name: str  # "gpt2", or after the file
+    is_gpt2 = False
     sha256: str  # of what decides the ids: `tokenizer_sha256` of meta.json
     bos_id: int  # begins every document
     vocab_size: int  # ids are below it

@@ -376,7 +376,7 @@ def export_checkpoint(checkpoint: str, out_dir: Path) -> None:
     reserved = any(last == FIRST_MUL_ID for _, last in model.config.unused_ids)
     mul_tokens = reserved and model.config.vocab_size >= VOCAB_SIZE
     write_tokenizer = functools.partial(write_hf_tokenizer, mul_tokens=mul_tokens)
-    if own.name != "gpt2":
+    if not own.is_gpt2:
         write_tokenizer = own.write_hf
     for warning in export_hf(model, out_dir, write_tokenizer, own.bos_id):
         print(f"WARNING: {warning}")

@@ -24,7 +24,7 @@ from lab import chunks, long_documents
 from lab.benchmarks import mean, shares
 from lab.long_documents import CONTROLS
 from lab.schema import check
-from lab.tokenizer import bos_id, get_tokenizer
+from lab.tokenizer import bos_id, get_tokenizer, tokenizer_hash
 
 N_CANDIDATES = 10
 NUMBER_TOKENS = 2  # of " 48213": 59,139 of the 90,000 numbers with 5 digits
@@ -97,18 +97,28 @@ def filler_of(ids: np.ndarray) -> Filler:
 
 class Prompt(NamedTuple):
     ids: list[int]
-    candidates: list[list[int]]  # N_CANDIDATES lists of NUMBER_TOKENS ids
+    candidates: list[list[int]]  # N_CANDIDATES lists of number_tokens() ids
     answer: int  # which candidate is right
     depth: float  # where the needle is, of the filler's tokens
     needle_end: int  # the prompt's position behind the needle; 0 without a needle
 
 
-@functools.cache
 def number_pool() -> list[int]:
-    """The numbers of 5 digits that are NUMBER_TOKENS tokens after a space."""
+    """The numbers of 5 digits that are as many tokens after a space: NUMBER_TOKENS of GPT-2's, else as most are."""
+    return _pool_of(tokenizer_hash())
+
+
+def number_tokens() -> int:
+    """Tokens of each number of the pool, after a space."""
+    return len(get_tokenizer().encode(f" {number_pool()[0]}"))
+
+
+@functools.cache
+def _pool_of(tokenizer: str) -> list[int]:
     candidates = range(10_000, 100_000)
     _, lengths = get_tokenizer().encode_batch([f" {number}" for number in candidates])
-    return [number for number, n in zip(candidates, lengths, strict=True) if n == NUMBER_TOKENS]
+    usual = NUMBER_TOKENS if get_tokenizer().is_gpt2 else int(np.bincount(lengths).argmax())
+    return [number for number, n in zip(candidates, lengths, strict=True) if n == usual]
 
 
 def shortest(kind: str) -> int:
@@ -157,6 +167,9 @@ def piece_end(filler: Filler, n: int, longer: int, rng) -> int:
         end = int(rng.choice(ends))
         if filler.is_start[end - n] and filler.is_start[end - longer]:
             return end
+    # of a small vocabulary few tokens begin a word, and among few sentences perhaps none does here
+    if not get_tokenizer().is_gpt2:
+        return end
     raise ValueError("the filler has hardly a word that begins with a space, so none of its pieces has the right "
                      "length: name another --data, or use --filler sentences.")
 
@@ -203,7 +216,7 @@ def score(model, control: str, prompts: list[Prompt]) -> list[dict]:
 
 def window_of(config) -> int:
     """Tokens of a prompt that attention reaches when it is asked for a number."""
-    return config.block_size - NUMBER_TOKENS + 1
+    return config.block_size - number_tokens() + 1
 
 
 def mark(prompt: Prompt, record: dict, window: int) -> dict:

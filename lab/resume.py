@@ -171,12 +171,12 @@ def describe_init(path, condition: str = "") -> tuple[dict, Path]:
     own, what = tokenizer.use_of(folder), "GPT-2's tokenizer"
     if condition:
         what = f"--condition {condition}"
-    elif own.name != "gpt2":
+    elif not own.is_gpt2:
         what = f"its tokenizer {own.name}"
     needed = own.vocab_size
-    if own.name == "gpt2" and condition != "mul_tokens":
+    if own.is_gpt2 and condition != "mul_tokens":
         needed = tokenizer.N_GPT2_TOKENS
-    if own.name != "gpt2" and condition == "mul_tokens":
+    if not own.is_gpt2 and condition == "mul_tokens":
         raise ValueError(f"--init {folder} has tokens of {own.condition}, and {what} is of GPT-2's: leave it out.")
     if config.vocab_size < needed:
         raise ValueError(f"--init {folder} has {config.vocab_size:,} tokens and {what} needs {needed:,}: "

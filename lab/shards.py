@@ -456,11 +456,9 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     require(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
     if (folder / "meta.json").exists():
         meta = read_meta(folder)
-        tokens_of, own = meta.get("tokenizer", "gpt2"), get_tokenizer()
-        require(meta.get("tokenizer_sha256", own.sha256) == own.sha256,
-                f"{folder} has tokens of {tokens_of}, not of {own.name}", "name data of the same tokenizer")
+        tokenizer.refuse_other_data(folder, meta)
         needed = meta["vocab_size"]
-        if tokens_of == "gpt2" and meta.get("condition") != "mul_tokens":
+        if get_tokenizer().is_gpt2 and meta.get("condition") != "mul_tokens":
             needed = N_GPT2_TOKENS
         require(needed <= vocab_size,
                 f"{folder} holds ids up to {needed - 1:,}, not below --vocab_size {vocab_size:,}",

@@ -99,7 +99,7 @@ def _ranks_of_tiktoken() -> dict[bytes, int]:
 class GPT2TokenizerWithMulFacts(Tokenizer):
     """GPT-2 BPE plus 45 multiplication facts. backend: "tiktoken" (the reference), "gigatoken" or "auto"."""
 
-    name, reference = "gpt2", "tiktoken"
+    name, is_gpt2, reference = "gpt2", True, "tiktoken"
     bos_id, vocab_size, first_mul_id = BOS_ID, VOCAB_SIZE, FIRST_MUL_ID
     unused_ids = ((N_GPT2_TOKENS, FIRST_MUL_ID),)
 
@@ -179,7 +179,7 @@ def get_tokenizer(backend: str = "auto") -> Tokenizer:
     return gpt2_tokenizer(backend)
 
 
-def use(name, backend: str = "auto") -> Tokenizer:
+def use(name, backend: str = "auto", flag: str = "--tokenizer ") -> Tokenizer:
     """From now on this process reads and writes the tokens of "gpt2", or of a tokenizer.json: its path, or the folder
     that holds it. Returns it. ValueError / FileNotFoundError in a sentence when it cannot be used.
 
@@ -187,13 +187,24 @@ def use(name, backend: str = "auto") -> Tokenizer:
     checkpoint, before anything is read."""
     _own.clear()
     if str(name) != "gpt2":
-        _own.append(tokenizer_json.load(name, backend))
+        _own.append(tokenizer_json.load(name, backend, flag))
     return get_tokenizer(backend)
 
 
 def use_of(folder) -> Tokenizer:
     """`use` of the tokenizer that lies in a dataset's or a checkpoint's folder: its tokenizer.json, else GPT-2's."""
-    return use(own_file(folder) or "gpt2")
+    return use(own_file(folder) or "gpt2", flag="")
+
+
+def refuse_other_data(folder, meta: dict) -> None:
+    """ValueError unless a dataset, of which meta.json is given, is whole and has this process's tokens."""
+    own, recorded = get_tokenizer(), meta.get("tokenizer_sha256", tokenizer_hash())
+    path = Path(folder) / "tokenizer.json"
+    if recorded not in (own.sha256, hash_of(folder)):
+        raise ValueError(f"{path} is missing or not the one of meta.json: restore it, or prepare the data again.")
+    if recorded != own.sha256:
+        raise ValueError(f"{folder} has tokens of {meta.get('tokenizer', 'gpt2')}, not of {own.name}: name data of the "
+                         "same tokenizer.")
 
 
 def use_data(args) -> list[str]:

@@ -11,6 +11,7 @@ one of more ids than a uint16 has.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -36,29 +37,33 @@ SCHEMA = {
 REMEDY = "name a byte-level BPE, such as python train_tokenizer.py makes"
 
 
-def load(name, backend: str = "auto") -> TokenizerOfFile:
+def load(name, backend: str = "auto", flag: str = "--tokenizer ") -> TokenizerOfFile:
     """The tokenizer of a tokenizer.json, or of the folder that holds it. ValueError / FileNotFoundError in
     a sentence."""
     path = Path(name)
     if path.is_dir():
         path /= "tokenizer.json"
     folder = path.resolve().parent
-    missing = f"--tokenizer {name}: there is no {path}"
+    missing = f"{flag}{name}: there is no {path}"
     require(path.is_file(), missing, f"{REMEDY}, or gpt2", FileNotFoundError)
     size = path.stat().st_size >> 20
-    require(size <= LARGEST >> 20, f"--tokenizer {path} has {size} MiB, over {LARGEST >> 20}", REMEDY)
+    require(size <= LARGEST >> 20, f"{flag}{path} has {size} MiB, over {LARGEST >> 20}", REMEDY)
     stem = path.stem
     if stem == "tokenizer":
-        stem = name_in(folder / "meta.json") or folder.name
-    return TokenizerOfFile(path.read_bytes(), stem, str(path), backend)
+        stem = name_beside(folder) or folder.name
+    return TokenizerOfFile(path.read_bytes(), stem, f"{flag}{path}", backend)
 
 
-def name_in(meta: Path) -> str:
-    """What a dataset's meta.json calls the tokenizer beside it; "" where there is none."""
-    try:
-        return str(json.loads(meta.read_bytes()).get("tokenizer", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
+def name_beside(folder: Path) -> str:
+    """What a dataset's meta.json, or the config.json of a checkpoint's run, calls the tokenizer that lies in a
+    folder; "" where neither does."""
+    for path, keys in ((folder / "meta.json", ()), (folder.parent.parent / "config.json", ("data",))):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            record = json.loads(path.read_bytes())
+            for key in (*keys, "tokenizer"):
+                record = record[key]
+            return str(record)
+    return ""
 
 
 class TokenizerOfFile(Tokenizer):
@@ -74,10 +79,12 @@ class TokenizerOfFile(Tokenizer):
         super().__init__(backend)
         self.data, self.sha256 = data, hashlib.sha256(data).hexdigest()
         self.name = re.sub(r"[^\w.]+", "_", stem).strip("_.") or "own"
-        fault = f"--tokenizer {where}"
+        if self.name == "gpt2":
+            self.name = "gpt2_json"
+        fault = where
         try:
             record = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{fault} is not JSON ({error}): {REMEDY}.") from None
         wrong = misfit(record, SCHEMA)
         require(not wrong, f"{fault} is not a tokenizer.json ({wrong})", REMEDY)
@@ -157,7 +164,7 @@ def without_special(record: dict, sha256: str) -> str:
         if token["special"]:
             names[token["content"]] = f"<{sha256}:{token['id']}>"
         added.append(token | {"content": names.get(token["content"], token["content"])})
-    model = {**record["model"]}
+    model = {**record["model"], "dropout": None}  # which would give other ids every time
     if isinstance(model["vocab"], dict):
         model["vocab"] = {names.get(token, token): i for token, i in model["vocab"].items()}
     plain = {**record, "model": model, "added_tokens": added}
@@ -170,6 +177,7 @@ def bytes_of_ids(record: dict, special: dict[str, int], fault: str) -> list[byte
     vocab = record["model"]["vocab"]
     is_table = isinstance(vocab, dict) and all(type(i) is int and i >= 0 for i in vocab.values())
     require(is_table, f"{fault} has no table of tokens and ids", REMEDY)
+    require(len(set(vocab.values())) == len(vocab), f"{fault} has two tokens of one id", REMEDY)
     added = {token["content"]: token["id"] for token in record.get("added_tokens", [])}
     size = max([*vocab.values(), *added.values()], default=-1) + 1
     require(size <= MOST_IDS, f"{fault} has {size:,} ids, and shards of uint16 hold {MOST_IDS:,}",

@@ -98,8 +98,8 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
     lengths = np.diff(starts, append=len(ids))
     baseline_tokens = lengths.copy()
     utf8_bytes = np.array([len(text) for text in texts], np.int64)
-    if tokenizer.condition != "baseline" and texts:
-        refuse_changed_text(tokenizer, ids, starts, utf8_bytes, numbers)
+    if texts and not tokenizer.is_gpt2:
+        refuse_changed_text(tokenizer, tokens, piece_lengths, texts, numbers)
         _, plain_lengths = gpt2_tokenizer(backend).encode_batch(texts)
         baseline_tokens = plain_lengths + 1
     if mul_bytes:
@@ -113,16 +113,15 @@ def tokenize(first: int, documents: list[bytes | str], backend: str, inject: str
                      end=first + len(documents))
 
 
-def refuse_changed_text(tokenizer: Tokenizer, ids: np.ndarray, starts: np.ndarray,
-                        utf8_bytes: np.ndarray, numbers: list[int]) -> None:
-    """ValueError for the first document whose tokens do not have as many bytes as its text."""
-    tokens_bytes = np.add.reduceat(tokenizer.token_byte_lengths()[ids], starts, dtype=np.int64)
-    wrong = np.flatnonzero(tokens_bytes != utf8_bytes)
-    if wrong.size:
-        i = wrong[0]
-        raise ValueError(f"document {numbers[i]:,} has {utf8_bytes[i]:,} bytes and its tokens stand "
-                         f"for {tokens_bytes[i]:,}, so the tokenizer changes a text: name another "
-                         "--tokenizer.")
+def refuse_changed_text(tokenizer: Tokenizer, tokens: np.ndarray, lengths: np.ndarray,
+                        texts: list[bytes], numbers: list[int]) -> None:
+    """ValueError for the first document that is not what its tokens say. lengths: tokens of each."""
+    if tokenizer.decode_bytes(tokens) == b"".join(texts):
+        return
+    for number, text, own in zip(numbers, texts, np.split(tokens, np.cumsum(lengths)[:-1]), strict=True):
+        if tokenizer.decode_bytes(own) != text:
+            raise ValueError(f"document {number:,} is not what its tokens say, so the tokenizer changes a "
+                             "text: name another --tokenizer.")
 
 
 def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> Iterator[Tokenized]:

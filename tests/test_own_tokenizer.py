@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import threading
 import unicodedata
@@ -27,7 +28,7 @@ import train_tokenizer
 from lab import shards, synthetic, tokenizer, tokenizer_json
 from lab.byte_pairs import PROBE_TEXT
 from lab.tokenizer import get_tokenizer, gpt2_tokenizer, use, use_of
-from model import GPT
+from model import GPT, GPTConfig
 
 END = "<|endoftext|>"
 SHAPE = "--seq_len 32 --n_layer 2 --n_head 2 --n_embd 32 --total_batch_tokens 256 --micro_batch_size 8".split()
@@ -258,6 +259,7 @@ def without_a_byte(vocab):
     ({"model__vocab": lambda vocab: vocab | {"more": 70000}}, "70,001 ids"),
     ({"model__vocab": lambda vocab: vocab | {"\u2581the": 600}}, "not spelled in bytes"),
     ({"model__vocab": 3}, "no table of tokens"),
+    ({"model__vocab": lambda vocab: vocab | {"aq": 300}}, "two tokens of one id"),
     ({"model": 3}, "not a tokenizer.json"),
 ])
 def test_refusals_of_reading(own, tmp_path, changes, words):
@@ -376,7 +378,7 @@ def test_a_tokenizer_that_loses_text_is_noticed_in_the_document(own, tmp_path):
     argv = ["--dataset", str(tmp_path / "t.jsonl"), "--out_dir", str(tmp_path / "d"),
             "--tokenizer", str(tmp_path / "eats.json")]
     message = sentence_left(prepare_fineweb.main, argv)
-    assert "document 1 has 7 bytes and its tokens stand for 5" in message and "changes a text" in message
+    assert "document 1 is not what its tokens say" in message and "changes a text" in message
 
 
 def test_added_tokens_with_other_ids(own, tmp_path):
@@ -504,6 +506,43 @@ def test_benchmarks_and_samples(run, tmp_path):
         assert model(torch.tensor([[599]])).shape[-1] == 640
     done = run_script("sample.py", run, "--prompt", "the", "--max_new_tokens", 5)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "digits"])
+def test_needles_are_of_its_numbers(corpus, tmp_path, pattern):
+    """Prompts were as long as GPT-2's numbers are; with a small vocabulary no number has two tokens."""
+    folder = tmp_path / "model"
+    GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=160, vocab_size=600, unused_ids=()), seed=0).save(folder)
+    use(learn(corpus, tmp_path / "own", "--pattern", pattern)).save(folder)
+    done = run_script("long_context.py", "passkey", folder, "--filler", "sentences", "--context_tokens", 150,
+                      "--samples", 3, "--no_store")
+    assert done.returncode == 0, done.stderr
+    done = run_script("long_context.py", "passkey", folder, "--filler", "sentences", "--context_tokens", 64,
+                      "--samples", 3, "--no_store")
+    assert done.returncode and "has no room for filler: give at least" in done.stderr
+
+
+def test_a_copy_that_was_lost_or_edited(data, tmp_path):
+    folder = shutil.copytree(data[0], tmp_path / "copy")
+    path = folder / "tokenizer.json"
+    for content in (path.read_bytes() + b"\n", None):
+        path.unlink()
+        if content:
+            path.write_bytes(content)
+        use_of(folder)
+        with pytest.raises(ValueError, match=r"tokenizer.json is missing or not the one of meta.json: restore it, or"):
+            shards.open_dataset(folder)
+
+
+def test_names(own, run, corpus, tmp_path):
+    """A tokenizer is called as it was when it was learned, wherever its copy lies; none is called as GPT-2's."""
+    assert {use_of(path).name for path in (run / "ckpt").iterdir()} == {"tiny_600"}
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "tokenizer.json").write_bytes((own / "tokenizer.json").read_bytes())
+    named = use(tmp_path / "gpt2")
+    assert named.name == "gpt2_json" and not named.is_gpt2 and get_tokenizer() is named
+    message = sentence_left(train_tokenizer.main, ["--dataset", str(corpus), "--out_dir", str(tmp_path / "x" / "gpt2")])
+    assert "name another" in message
 
 
 def test_sft_from_it_on_two_ranks(run, tmp_path):
