@@ -87,7 +87,8 @@ def add_source_arguments(group) -> None:
         help="share of documents held out (default: 0.01)")
     add("--holdout_by", metavar="COLUMN",
         help="hold out by this column or JSON field, such as the book of a chapter: all documents "
-             "of a value or none; --val_fraction is then a share of values (default: off)")
+             "of a value or none; --val_fraction is then a share of values; a text that several values "
+             "share, such as a foreword, may be in train and val (default: off)")
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
