@@ -68,7 +68,11 @@ IDENTITIES = {  # settings that are hashes: what is the same where they are equa
     "code_sha256": "code", "init_sha256": "initial weights",
 }
 HASH = re.compile(r"(?<![\w.])[0-9a-f]{16,64}\b")  # and not the digits behind a decimal point
-ADVICE = {"dtype": "--dtype auto takes it by the machine: train all runs with --dtype float32"}  # against a difference
+ADVICE = {  # against a difference
+    "dtype": "--dtype auto takes it by the machine: train all runs with --dtype float32",
+    "val_fingerprint_documents": "losses on other texts do not compare: train all runs with the same held-out texts "
+                                 "(of sft.py one --val_data, and a --seq_len that cuts none of them)",
+}
 FOLLOWS = {"muon_lr": (0.1, "learning_rate"), "n_inner": (4, "n_embd")}  # by default
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -211,8 +215,17 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
         "ok": not any(d["state"] == "differs" for d in differences), "family": family,
         "treatment": "; ".join(words), "differences": differences, "equal": equal, "notes": notes,
         "missing": missing, "other_machine": other_machine,
-        "other_tokens": not same_val and len(distinct(member["tokens"] for member in members)) > 1,
+        "other_tokens": not same_val and has_other_tokens(members),
     }
+
+
+def has_other_tokens(members: list[dict]) -> bool:
+    """Whether nats per token do not compare. Where no run records its held-out tokens, as older ones of sft.py, those
+    of two conditions are other tokens."""
+    tokens = distinct(member["tokens"] for member in members)
+    if tokens == [None]:
+        return len(distinct(member["settings"]["condition"] for member in members if member["run"])) > 1
+    return len(tokens) > 1
 
 
 def is_yardstick(name: str) -> bool:

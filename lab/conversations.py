@@ -16,6 +16,7 @@ sources.py reads, or from the hub. GSM8K's test split is refused by name, by the
 question, wherever it stands in a conversation (decontaminate.py).
 """
 
+import argparse
 import hashlib
 import heapq
 import itertools
@@ -307,6 +308,17 @@ def load_source(stage: str, paths: list[str], args, guard, counts: Counter, abou
     }
 
 
+def load_val(args) -> tuple[dict, dict]:
+    """--val_data, whole: the arrays of load_source, and what config.json records."""
+    counts, about, dropped = Counter(), [], []
+    whole = argparse.Namespace(**{**vars(args), "max_read": 0, "max_examples": 0})
+    try:
+        piece = load_source(args.stage, args.val_data, whole, None, counts, about, dropped)
+    except (ValueError, OSError) as error:
+        raise ValueError(str(error).replace("--data", "--val_data")) from None
+    return piece, {"sources": about, "counts": dict(counts)}
+
+
 def load(args) -> dict:
     """Every conversation of a run: the arrays of load_source, source uint8 and held_out bool (C,), offsets (C + 1,),
     fingerprints, and what config.json records. A dropped conversation has length 0. args: sft.py's flags. ValueError /
@@ -326,15 +338,23 @@ def load(args) -> dict:
         pieces.append(piece)
         record["sources"][stage], record["counts"][stage] = about, dict(counts)
         record["contaminated"][stage] = dropped
+    if args.val_data:
+        piece, record["val_data"] = load_val(args)
+        piece["source"] = np.full(len(piece["lengths"]), len(inputs), np.uint8)
+        pieces.append(piece)
     data = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     data["offsets"] = np.concatenate([[0], np.cumsum(data["lengths"])]).astype(np.int64)
     val_fraction = args.val_fraction if args.eval_every else 0.0
     data["held_out"] = shards.is_held_out([value.tobytes() for value in data["hash"]], val_fraction)
+    if args.val_data:
+        of_val = {value.tobytes() for value in pieces[-1]["hash"]}
+        data["held_out"] = np.array([value.tobytes() in of_val for value in data["hash"]])
     data["stages"], data["record"] = list(inputs), record
-    source = data["source"].tobytes()
+    trained = data["source"] < len(inputs)  # the order does not depend on --val_data
+    source = data["source"][trained].tobytes()
     # the order depends on the texts and not on how they are tokenised: both conditions read them in the same order
-    data["fingerprint_texts"] = hashlib.sha256(data["hash"].tobytes() + source).hexdigest()
-    data["fingerprint"] = hashlib.sha256(data["digest"].tobytes() + source).hexdigest()
+    data["fingerprint_texts"] = hashlib.sha256(data["hash"][trained].tobytes() + source).hexdigest()
+    data["fingerprint"] = hashlib.sha256(data["digest"][trained].tobytes() + source).hexdigest()
     usable = data["lengths"] > 0
     for number, stage in enumerate(data["stages"]):
         of_stage = data["source"] == number
