@@ -205,9 +205,12 @@ def as_items(problems: list[dict]) -> list[dict]:
     return items
 
 
-def load_problems(args, block_size: int) -> dict:
+def load_problems(args, block_size: int, resumed: dict | None = None) -> dict:
     """rollouts.load()'s, and "exam": problems that are never rewarded, as eval_gsm8k.evaluate takes them."""
-    data = rollouts.load(args, block_size)
+    val_fraction = args.val_fraction
+    if resumed is not None and not resumed["data"]["held_out"]:
+        val_fraction = 0.0  # an older run with --eval_every 0 was rewarded for all problems
+    data = rollouts.load(args, block_size, val_fraction)
     items = as_items(data["held_out"])
     if args.exam_data:
         try:
@@ -333,7 +336,7 @@ def train(args, procs) -> int:
     use_of(init_folder)
     config = GPTConfig.from_dict(init["model"])
     args.max_new_tokens = args.max_new_tokens or min(256, config.block_size // 2)
-    data = procs.on_main(lambda: load_problems(args, config.block_size))
+    data = procs.on_main(lambda: load_problems(args, config.block_size, resumed))
     problems, per_step = data["problems"], args.problems_per_step
     n_completions = per_step * args.group_size
     optim.fill_in(args, LONGEST_WARMUP)

@@ -102,10 +102,10 @@ def build_parser() -> argparse.ArgumentParser:
     optim.add_arguments(group, learning_rate=1e-4, weight_decay=0.0, longest_warmup=LONGEST_WARMUP)
     add = flags.add_evaluation_arguments(parser, eval_every=100).add_argument
     add("--val_fraction", type=float, default=0.02,
-        help="share of conversations held out, by hash (default %(default)s)")
+        help="share of conversations held out, by hash, also with --eval_every 0 (default %(default)s)")
     add("--val_data", nargs="+", default=[], metavar="PATH",
-        help="held-out conversations, files as of --data, in place of --val_fraction; what --data shares with them is "
-             "not trained on")
+        help="held-out conversations, files as of --data, in place of --val_fraction; what --data "
+             "shares with them is not trained on")
     add("--val_max_conversations", type=int, default=1000,
         help="held-out conversations that are scored (default %(default)s; 0 = all)")
     flags.add_run_arguments(parser, name="sft, stage, condition", save_every=500)
@@ -198,13 +198,14 @@ def choose_scored(data: dict, args) -> np.ndarray:
 
 
 def val_fingerprints(data: dict, scored: np.ndarray) -> dict:
-    """What config.json says of the scored conversations, in any order: of their texts and of how many bytes of each are
-    scored, which --seq_len may cut; and of their tokens and masks. None when none is scored."""
+    """What config.json says of the scored conversations, in any order: of their texts and of how
+    many bytes of each are scored, which --seq_len may cut; and of their tokens and masks."""
     names = "val_fingerprint_documents", "val_fingerprint_tokens"
     if not len(scored):
         return dict.fromkeys(names)
     sizes = data["answer_bytes"][scored].astype("<i8")
-    texts = [value.tobytes() + size.tobytes() for value, size in zip(data["hash"][scored], sizes, strict=True)]
+    pairs = zip(data["hash"][scored], sizes, strict=True)
+    texts = [value.tobytes() + size.tobytes() for value, size in pairs]
     tokens = [value.tobytes() for value in data["digest"][scored]]
     return {name: hashlib.sha256(b"".join(sorted(parts))).hexdigest()
             for name, parts in zip(names, (texts, tokens), strict=True)}
@@ -339,7 +340,10 @@ def train(args, procs) -> int:
         raise ValueError(
             f"--seq_len {args.seq_len} is more than the checkpoint's block_size "
             f"{config.block_size}: pass --seq_len {config.block_size}, or leave it out.")
-    data = procs.arrays_from_main(lambda: conversations.load(args))
+    val_fraction = args.val_fraction
+    if resumed is not None and not resumed["data"]["val_conversations"]:
+        val_fraction = 0.0  # an older run with --eval_every 0 trained on all conversations
+    data = procs.arrays_from_main(lambda: conversations.load(args, val_fraction))
     lengths, source = data["lengths"], data["source"]
     usable = (lengths > 0) & ~data["held_out"]
     n_conversations = int(usable.sum())

@@ -70,8 +70,9 @@ IDENTITIES = {  # settings that are hashes: what is the same where they are equa
 HASH = re.compile(r"(?<![\w.])[0-9a-f]{16,64}\b")  # and not the digits behind a decimal point
 ADVICE = {  # against a difference
     "dtype": "--dtype auto takes it by the machine: train all runs with --dtype float32",
-    "val_fingerprint_documents": "losses on other texts do not compare: train all runs with the same held-out texts "
-                                 "(of sft.py one --val_data, and a --seq_len that cuts none of them)",
+    "val_fingerprint_documents":
+        "losses on other texts do not compare: train all runs with the same held-out texts (of "
+        "sft.py one --val_data, and a --seq_len that cuts none of them)",
 }
 FOLLOWS = {"muon_lr": (0.1, "learning_rate"), "n_inner": (4, "n_embd")}  # by default
 
@@ -220,11 +221,12 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
 
 
 def has_other_tokens(members: list[dict]) -> bool:
-    """Whether nats per token do not compare. Where no run records its held-out tokens, as older ones of sft.py, those
-    of two conditions are other tokens."""
+    """Whether nats per token do not compare. Where no run records its held-out tokens, as older
+    ones of sft.py, those of two conditions are other tokens."""
     tokens = distinct(member["tokens"] for member in members)
     if tokens == [None]:
-        return len(distinct(member["settings"]["condition"] for member in members if member["run"])) > 1
+        folders = [member for member in members if member["run"]]
+        return len(distinct(member["settings"]["condition"] for member in folders)) > 1
     return len(tokens) > 1
 
 

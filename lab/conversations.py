@@ -319,10 +319,10 @@ def load_val(args) -> tuple[dict, dict]:
     return piece, {"sources": about, "counts": dict(counts)}
 
 
-def load(args) -> dict:
+def load(args, val_fraction: float | None = None) -> dict:
     """Every conversation of a run: the arrays of load_source, source uint8 and held_out bool (C,), offsets (C + 1,),
-    fingerprints, and what config.json records. A dropped conversation has length 0. args: sft.py's flags. ValueError /
-    FileNotFoundError in one sentence."""
+    fingerprints, and what config.json records. A dropped conversation has length 0. args: sft.py's flags; val_fraction:
+    in place of that flag's. ValueError / FileNotFoundError in one sentence."""
     guard = decontaminate.from_argument(args.decontaminate)
     inputs = {args.stage: args.data}
     if args.stage == "transition":
@@ -344,7 +344,8 @@ def load(args) -> dict:
         pieces.append(piece)
     data = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     data["offsets"] = np.concatenate([[0], np.cumsum(data["lengths"])]).astype(np.int64)
-    val_fraction = args.val_fraction if args.eval_every else 0.0
+    if val_fraction is None:
+        val_fraction = args.val_fraction
     data["held_out"] = shards.is_held_out([value.tobytes() for value in data["hash"]], val_fraction)
     if args.val_data:
         of_val = {value.tobytes() for value in pieces[-1]["hash"]}

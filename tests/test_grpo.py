@@ -330,6 +330,14 @@ def test_arms_compare(init, pool, run, tmp_path, capsys):
     assert compare_runs.main([*arms, "--treatment", "optimizer"]) == 2
 
 
+def test_no_exam_changes_no_problem(init, pool, tmp_path):
+    """Problems rewarded with and without exams: the same; all of them only with --val_fraction 0."""
+    load = lambda *flags: rollouts.load(grpo.parse_args(flags_of(init, pool, tmp_path / "x", *flags)), 48)
+    scored, unscored, everything = load(), load("--eval_every", 0), load("--eval_every", 0, "--val_fraction", 0)
+    assert unscored["fingerprint"] == scored["fingerprint"] and len(everything["problems"]) == 40
+    assert len(scored["problems"]) < 40
+
+
 def test_exam_on_other_problems(init, pool, tmp_path):
     """The exam of --exam_data is eval_gsm8k's of the same weights; a problem in both files is refused."""
     exam = write_jsonl(tmp_path / "exam.jsonl", items(12, start=500))

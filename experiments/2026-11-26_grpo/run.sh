@@ -28,7 +28,7 @@ sft() { # condition, seed, start, run, problems with solutions, updates, convers
     "$PYTHON" sft.py --stage gsm8k --init "$out/$3_$1_s$2" --condition "$1" --data "$5" --out_dir "$out/$4_$1_s$2" \
         --seed "$2" "${recipe[@]}" --micro_batch_size 16 --total_batch_conversations "$7" --max_train_steps "$6" \
         --learning_rate 0.01 --warmup_iters 5 --warmdown_iters $(($6 / 2)) --learning_rate_decay_frac 0.05 \
-        --eval_every 0 --log_every 50
+        --eval_every 0 --val_fraction 0 --log_every 50
     finished "$out/$4_$1_s$2"
     exam "$out/$4_$1_s$2"
 }
