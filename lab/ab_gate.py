@@ -169,7 +169,8 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     treatment: settings or families that may differ; None: recognise one family. same_seeds: other seeds are a fault,
     not a note. Returns {"ok", "family", "treatment" (in words), "differences": [{"knob", "state" (treatment | differs |
     allowed | note), "values": {arm: [...]}, "mixed" (arms whose own members differ), "why"}], "equal": {setting:
-    value}, "notes", "missing", "other_machine", "other_tokens"}. ValueError for a name that is no setting.
+    value}, "notes", "missing", "other_machine", "other_tokens", "problems" (all are grpo.py's)}.
+    ValueError for a name that is no setting.
     """
     members = [member for arm in arms.values() for member in arm]
     names = list(dict.fromkeys(name for member in members for name in member["settings"]))
@@ -217,6 +218,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
         "treatment": "; ".join(words), "differences": differences, "equal": equal, "notes": notes,
         "missing": missing, "other_machine": other_machine,
         "other_tokens": not same_val and has_other_tokens(members),
+        "problems": all(member["settings"].get("data_format") == "problems" for member in members),
     }
 
 

@@ -316,14 +316,16 @@ def test_zero_reward_changes_no_weight(init, pool, tmp_path, dtype):
 
 
 def test_arms_compare(init, pool, run, tmp_path, capsys):
-    """compare_runs.py takes the exam's rows from config.json and knows the family grpo; one pair is too few."""
+    """compare_runs.py takes the exam's rows from config.json, judges by its accuracy and knows the family grpo; one
+    pair is too few."""
     assert grpo.main(flags_of(init, pool, tmp_path / "other_s0", "--save_every", 0, "--normalization", "rloo",
                               "--inner_steps", 2)) == 0
     shutil.copytree(run, tmp_path / "one_s0", ignore=shutil.ignore_patterns("ckpt"))
-    arms = ["--a", str(tmp_path / "one_s0"), "--b", str(tmp_path / "other_s0"), "--primary", "grpo_accuracy",
-            "--allow", "code_sha256"]  # what else this process has imported since
+    arms = ["--a", str(tmp_path / "one_s0"), "--b", str(tmp_path / "other_s0"), "--allow",
+            "code_sha256"]  # what else this process has imported since
     assert compare_runs.main([*arms, "--treatment", "grpo"]) == 0
     report = capsys.readouterr().out
+    assert "score the runs that lack it" not in report
     assert "inconclusive" in report and "normalization: dr_grpo → rloo" in report
     for label in ("greedy accuracy", "pass@2", "majority at 2", "Entropy", "Reward, mean", "KL to the start"):
         assert label in report, label
