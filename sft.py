@@ -281,6 +281,7 @@ def print_samples(run: training.Run, data: dict) -> None:
 DATA_FAULTS = {
     "truncated": "lost their end",
     "dropped_too_long": "were too long and dropped",
+    "empty_answers": "have an answer without text, of which only <|endoftext|> is trained",
     "malformed": "were malformed and left out",
     "programs_refused": "had a program that was refused",
     "with_special_texts": "hold <|endoftext|> or the like as text, which was read as ordinary characters",

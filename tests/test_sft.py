@@ -740,6 +740,9 @@ def test_warnings_of_an_absent_treatment(base, tmp_path):
                      "--max_train_steps", "1", "--eval_every", "0", "--condition", "mul_tokens"]) == 0
     [warning] = json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
     assert "no multiplication token" in warning
+    counts = Counter(read=10, empty_answers=3)
+    [warning] = sft.find_warnings(sft.parse_args(["--stage", "tulu", "--init", "x"]), {"condition": None}, counts)
+    assert warning.startswith("3 of 10 conversations have an answer without text")
 
 
 def lines(*texts):
