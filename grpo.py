@@ -205,12 +205,32 @@ def as_items(problems: list[dict]) -> list[dict]:
     return items
 
 
-def load_problems(args, block_size: int, resumed: dict | None = None) -> dict:
+def refuse_trained_exam(args, init: dict, data: dict) -> None:
+    """ValueError when the held-out share of --data would ask what a run before trained on: it holds out
+    by question and answer, and this one by the question."""
+    own = {about.get("sha256") for about in data["record"]["sources"][args.stage]} - {None}
+    folder, seen = init["run"], set()
+    while own and folder and folder not in seen and (Path(folder) / "config.json").exists():
+        seen.add(folder)
+        config = runs.read_config(folder)
+        read = set()
+        if config["data"].get("format") == "conversations":
+            read = {about.get("sha256") for several in config["data"]["sources"].values() for about in several}
+        if own & read:
+            raise ValueError(f"--data is a file that {folder} was trained on, so its held-out share is no exam: name "
+                             "other problems with --exam_data, or drop the exam with --eval_every 0.")
+        start = config.get("init")
+        folder = start.get("run") if isinstance(start, dict) else None
+
+
+def load_problems(args, block_size: int, resumed: dict | None = None, init: dict | None = None) -> dict:
     """rollouts.load()'s, and "exam": problems that are never rewarded, as eval_gsm8k.evaluate takes them."""
     val_fraction = args.val_fraction
     if resumed is not None and not resumed["data"]["held_out"]:
         val_fraction = 0.0  # an older run with --eval_every 0 was rewarded for all problems
     data = rollouts.load(args, block_size, val_fraction)
+    if init is not None and resumed is None and args.eval_every and not args.exam_data:
+        refuse_trained_exam(args, init, data)
     items = as_items(data["held_out"])
     if args.exam_data:
         try:
@@ -336,7 +356,7 @@ def train(args, procs) -> int:
     use_of(init_folder)
     config = GPTConfig.from_dict(init["model"])
     args.max_new_tokens = args.max_new_tokens or min(256, config.block_size // 2)
-    data = procs.on_main(lambda: load_problems(args, config.block_size, resumed))
+    data = procs.on_main(lambda: load_problems(args, config.block_size, resumed, init))
     problems, per_step = data["problems"], args.problems_per_step
     n_completions = per_step * args.group_size
     optim.fill_in(args, LONGEST_WARMUP)

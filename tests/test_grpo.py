@@ -340,6 +340,11 @@ def test_no_exam_changes_no_problem(init, pool, tmp_path):
     assert len(scored["problems"]) < 40
 
 
+def test_no_exam_on_what_init_was_trained_on(init, tmp_path):
+    """Problems of the exam whose solutions --init has read: none; the default chain of one file says so."""
+    refused(init, init.parent / "train.jsonl", tmp_path, "was trained on, so its held-out share is no exam")
+
+
 def test_exam_on_other_problems(init, pool, tmp_path):
     """The exam of --exam_data is eval_gsm8k's of the same weights; a problem in both files is refused."""
     exam = write_jsonl(tmp_path / "exam.jsonl", items(12, start=500))
