@@ -438,7 +438,7 @@ def test_samples_show_held_out_answers_and_change_nothing(base, talk, run, tmp_p
 def test_epochs_give_the_steps(base, talk, tmp_path):
     """Steps for 2 epochs of n conversations in steps of 12: ceil(2 n / 12); --config takes them from --epochs again."""
     out = tmp_path / "run"
-    flags = [*flags_of(base, talk, out, "--eval_every", 0, "--epochs", 2)]
+    flags = [*flags_of(base, talk, out, "--eval_every", 0, "--val_fraction", 0, "--epochs", 2)]
     flags[flags.index("--max_train_steps") + 1] = "0"
     assert sft.main(flags) == 0
     assert len(records(out)) == -(-2 * 59 // 12)  # 60 less the dropped one; nothing is held out without evaluation
