@@ -370,7 +370,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="differences to let pass: code,incomplete; init for chains of stages")
     add("--primary", metavar="METRIC",
         help="metric of the verdict: a val loss or any benchmark's score, as hellaswag_accuracy_norm, "
-        "eval_official_sum, gsm8k_accuracy (default val_loss; val_bits_per_byte when tokens differ)")
+        "eval_official_sum, gsm8k_accuracy (default val_loss; val_bits_per_byte when tokens differ; "
+        "grpo_accuracy of runs of grpo.py)")
     add("--delta", type=float,
         help="margin of equivalence in the metric's unit; nats/token are converted where the verdict is about "
         "bits/byte (default 0.002 nats/token, or 0.01 of a score; 0: no test of equivalence)")

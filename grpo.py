@@ -50,7 +50,6 @@ from lab import (
     rl_exam,
     rollouts,
     runs,
-    terminal,
     training,
 )
 from lab.schema import check
@@ -207,25 +206,32 @@ def as_items(problems: list[dict]) -> list[dict]:
     return items
 
 
-def seen_before(init: dict, sources: dict) -> str:
-    """The run among those that --init goes back to which was fine-tuned on one of these files; "" if none was. sft.py
-    holds out by question and answer, and this script by the question, so that it may know what is asked here."""
-    sums = {file.get("sha256") for files in sources.values() for file in files} - {None}
-    while init and init.get("run"):
-        try:
-            config = runs.read_config(init["run"])
-        except (ValueError, OSError):  # it is gone
-            return ""
-        read = config.get("data", {}).get("sources") or {}
-        if sums & {file.get("sha256") for files in read.values() for file in files}:
-            return init["run"]
-        init = config.get("init")
-    return ""
+def refuse_trained_exam(args, init: dict, data: dict) -> None:
+    """ValueError when the held-out share of --data would ask what a run before trained on: it holds out
+    by question and answer, and this one by the question."""
+    own = {about.get("sha256") for about in data["record"]["sources"][args.stage]} - {None}
+    folder, seen = init["run"], set()
+    while own and folder and folder not in seen and (Path(folder) / "config.json").exists():
+        seen.add(folder)
+        config = runs.read_config(folder)
+        read = set()
+        if config["data"].get("format") == "conversations":
+            read = {about.get("sha256") for several in config["data"]["sources"].values() for about in several}
+        if own & read:
+            raise ValueError(f"--data is a file that {folder} was trained on, so its held-out share is no exam: name "
+                             "other problems with --exam_data, or drop the exam with --eval_every 0.")
+        start = config.get("init")
+        folder = start.get("run") if isinstance(start, dict) else None
 
 
-def load_problems(args, block_size: int, init: dict) -> dict:
+def load_problems(args, block_size: int, resumed: dict | None = None, init: dict | None = None) -> dict:
     """rollouts.load()'s, and "exam": problems that are never rewarded, as eval_gsm8k.evaluate takes them."""
-    data = rollouts.load(args, block_size)
+    val_fraction = args.val_fraction
+    if resumed is not None and not resumed["data"]["held_out"]:
+        val_fraction = 0.0  # an older run with --eval_every 0 was rewarded for all problems
+    data = rollouts.load(args, block_size, val_fraction)
+    if init is not None and resumed is None and args.eval_every and not args.exam_data:
+        refuse_trained_exam(args, init, data)
     items = as_items(data["held_out"])
     if args.exam_data:
         try:
@@ -238,13 +244,6 @@ def load_problems(args, block_size: int, init: dict) -> dict:
         raise ValueError(f"--exam_data and --data share {shared:,} questions, and an exam asks "
                          "only what is never rewarded: name other problems.")
     data["exam"] = benchmarks.spread_evenly(items, args.exam_problems)
-    seen = ""
-    if args.eval_every and not args.exam_data:
-        seen = seen_before(init, data["record"]["sources"])
-    if seen:
-        terminal.note(f"WARNING: {seen} was fine-tuned on the same file as --data, and with solutions to problems that "
-                      "the exam asks: name problems that it has not seen with --exam_data.")
-    data["record"]["exam_seen_by"] = seen or None
     return data
 
 
@@ -358,7 +357,7 @@ def train(args, procs) -> int:
     use_of(init_folder)
     config = GPTConfig.from_dict(init["model"])
     args.max_new_tokens = args.max_new_tokens or min(256, config.block_size // 2)
-    data = procs.on_main(lambda: load_problems(args, config.block_size, init))
+    data = procs.on_main(lambda: load_problems(args, config.block_size, resumed, init))
     problems, per_step = data["problems"], args.problems_per_step
     n_completions, n_places = per_step * args.group_size, args.max_train_steps * per_step
     optim.fill_in(args, LONGEST_WARMUP)

@@ -249,8 +249,11 @@ class Records:
             "checkpoint": str(opened.folder), "checkpoint_sha256": opened.sha256,
             "machine": self.machine, "timestamp": runs.now(),
         }
+        self.write(json.dumps(record).encode() + b"\n")
+
+    def write(self, line: bytes) -> None:
         try:
-            disk.append_line(self.path, json.dumps(record).encode() + b"\n")
+            disk.append_line(self.path, line)
         except OSError as error:
             raise ValueError(f"--out {self.path} cannot be written ({error.strerror}): free space, or name "
                              "another file; the lines that it has are whole.") from error
@@ -480,6 +483,8 @@ def main(argv=None) -> int:
         opened += [open_model(path, "--compare", args, procs.device) for path in args.compare]
         if args.temperature == 0 and args.num_samples > 1:
             note("--temperature 0 draws nothing, so that all samples of a prompt are equal.")
+        if args.out:
+            records.write(b"")  # a file that cannot be written is refused before the first sample
         clocks = [Clock() for _ in opened]
         try:
             if args.converse:

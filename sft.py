@@ -20,6 +20,7 @@ per conversation (1M conversations of 500 tokens: 1.6 GB, and up to four times t
 
 import argparse
 import functools
+import hashlib
 import math
 import time
 from collections import Counter
@@ -101,7 +102,10 @@ def build_parser() -> argparse.ArgumentParser:
     optim.add_arguments(group, learning_rate=1e-4, weight_decay=0.0, longest_warmup=LONGEST_WARMUP)
     add = flags.add_evaluation_arguments(parser, eval_every=100).add_argument
     add("--val_fraction", type=float, default=0.02,
-        help="share of conversations held out, by hash, whether scored or not (default %(default)s)")
+        help="share of conversations held out, by hash, also with --eval_every 0 (default %(default)s)")
+    add("--val_data", nargs="+", default=[], metavar="PATH",
+        help="held-out conversations, files as of --data, in place of --val_fraction; what --data "
+             "shares with them is not trained on")
     add("--val_max_conversations", type=int, default=1000,
         help="held-out conversations that are scored (default %(default)s; 0 = all)")
     flags.add_run_arguments(parser, name="sft, stage, condition", save_every=500)
@@ -126,6 +130,8 @@ def parse_args(argv=None) -> argparse.Namespace:
         "0 or more": "max_read max_examples seq_len max_train_steps val_max_conversations " + optim.number_flags(),
         "a number above 0": "epochs", "a share from 0 to 1": "mix_start mix_end val_fraction"})
     mixes = args.tinygsm_data or (args.mix_start, args.mix_end) != (0, 1)
+    if args.val_data and args.stage == "transition":
+        parser.error("--val_data belongs to a stage of one kind of conversations: drop it for --stage transition.")
     if mixes and args.stage != "transition":
         parser.error("--tinygsm_data, --mix_start and --mix_end belong to --stage transition, not "
                      f"{args.stage}: drop them, or change the stage.")
@@ -184,8 +190,25 @@ def pack_rows(data: dict, numbers, args) -> list[list[int]]:
 
 def choose_scored(data: dict, args) -> np.ndarray:
     """Numbers of the held-out conversations that are scored."""
-    scored = np.flatnonzero(data["held_out"] & (data["lengths"] > 0))
+    is_scored = data["held_out"] & (data["lengths"] > 0)
+    if args.val_data:  # and not what --data shares with them
+        is_scored &= data["source"] == len(data["stages"])
+    scored = np.flatnonzero(is_scored)
     return scored[: args.val_max_conversations or None]
+
+
+def val_fingerprints(data: dict, scored: np.ndarray) -> dict:
+    """What config.json says of the scored conversations, in any order: of their texts and of how
+    many bytes of each are scored, which --seq_len may cut; and of their tokens and masks."""
+    names = "val_fingerprint_documents", "val_fingerprint_tokens"
+    if not len(scored):
+        return dict.fromkeys(names)
+    sizes = data["answer_bytes"][scored].astype("<i8")
+    pairs = zip(data["hash"][scored], sizes, strict=True)
+    texts = [value.tobytes() + size.tobytes() for value, size in pairs]
+    tokens = [value.tobytes() for value in data["digest"][scored]]
+    return {name: hashlib.sha256(b"".join(sorted(parts))).hexdigest()
+            for name, parts in zip(names, (texts, tokens), strict=True)}
 
 
 @torch.no_grad()
@@ -258,6 +281,7 @@ def print_samples(run: training.Run, data: dict) -> None:
 DATA_FAULTS = {
     "truncated": "lost their end",
     "dropped_too_long": "were too long and dropped",
+    "empty_answers": "have an answer without text, of which only <|endoftext|> is trained",
     "malformed": "were malformed and left out",
     "programs_refused": "had a program that was refused",
     "with_special_texts": "hold <|endoftext|> or the like as text, which was read as ordinary characters",
@@ -317,7 +341,10 @@ def train(args, procs) -> int:
         raise ValueError(
             f"--seq_len {args.seq_len} is more than the checkpoint's block_size "
             f"{config.block_size}: pass --seq_len {config.block_size}, or leave it out.")
-    data = procs.arrays_from_main(lambda: conversations.load(args))
+    val_fraction = args.val_fraction
+    if resumed is not None and not resumed["data"]["val_conversations"]:
+        val_fraction = 0.0  # an older run with --eval_every 0 trained on all conversations
+    data = procs.arrays_from_main(lambda: conversations.load(args, val_fraction))
     lengths, source = data["lengths"], data["source"]
     usable = (lengths > 0) & ~data["held_out"]
     n_conversations = int(usable.sum())
@@ -361,7 +388,8 @@ def train(args, procs) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # what it will cost, from one micro-step, which leaves no trace
     rows = pack_rows(data, plan[:per_step], args)
-    of_val = lengths[choose_scored(data, args)]
+    scored = choose_scored(data, args)
+    of_val = lengths[scored]
     pace, costs = training.look_ahead(
         args, reducer, model, optimizers, lambda n: compute_gradients((rows * n)[:n], per_step),
         micro_steps=math.ceil(len(rows) / procs.world_size / args.micro_batch_size),
@@ -383,8 +411,8 @@ def train(args, procs) -> int:
         "format": "conversations", "condition": args.condition, "conversations": n_conversations,
         "val_conversations": int(((lengths > 0) & data["held_out"]).sum()), "epochs": epochs,
         "tokens": int(lengths[usable].sum()), "mul_tokens": counts["mul_tokens"],
-        "mul_token_rate": counts["mul_tokens"] / max(1, counts["trained_tokens"]), **data["record"],
-        **{key: data[key] for key in ("val_fingerprint_documents", "val_fingerprint_tokens")}}
+        "mul_token_rate": counts["mul_tokens"] / max(1, counts["trained_tokens"]),
+        **val_fingerprints(data, scored), **data["record"]}
     same = {"fingerprint of the data": ("data", "fingerprint"),
             "conversations that are not held out": ("data", "conversations"),
             "weights of --init": ("init", "model_sha256")}

@@ -68,7 +68,12 @@ IDENTITIES = {  # settings that are hashes: what is the same where they are equa
     "code_sha256": "code", "init_sha256": "initial weights",
 }
 HASH = re.compile(r"(?<![\w.])[0-9a-f]{16,64}\b")  # and not the digits behind a decimal point
-ADVICE = {"dtype": "--dtype auto takes it by the machine: train all runs with --dtype float32"}  # against a difference
+ADVICE = {  # against a difference
+    "dtype": "--dtype auto takes it by the machine: train all runs with --dtype float32",
+    "val_fingerprint_documents":
+        "losses on other texts do not compare: train all runs with the same held-out texts (of "
+        "sft.py one --val_data, and a --seq_len that cuts none of them)",
+}
 FOLLOWS = {"muon_lr": (0.1, "learning_rate"), "n_inner": (4, "n_embd")}  # by default
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -115,8 +120,7 @@ def of_run(run: dict) -> dict:
         "name": run["name"], "seed": run["seed"], "settings": settings,
         "unused": unused_flags(settings, config.get("unused_flags")),
         "machine": machine, "micro_batch_size": run["flags"].get("micro_batch_size"),
-        # older runs of sft.py do not record which tokens they score
-        "tokens": settings["val_fingerprint_tokens"] or settings["condition"], "run": run,
+        "tokens": settings["val_fingerprint_tokens"], "run": run,
         "unverified": is_unverified(run), "content": config.get("content_sha256") or {},
     }
 
@@ -165,8 +169,8 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     treatment: settings or families that may differ; None: recognise one family. same_seeds: other seeds are a fault,
     not a note. Returns {"ok", "family", "treatment" (in words), "differences": [{"knob", "state" (treatment | differs |
     allowed | note), "values": {arm: [...]}, "mixed" (arms whose own members differ), "why"}], "equal": {setting:
-    value}, "notes", "missing", "other_machine", "other_tokens", "only_exams" (GRPO's: no val loss)}. ValueError for a
-    name that is no setting.
+    value}, "notes", "missing", "other_machine", "other_tokens", "problems" (all are grpo.py's)}.
+    ValueError for a name that is no setting.
     """
     members = [member for arm in arms.values() for member in arm]
     names = list(dict.fromkeys(name for member in members for name in member["settings"]))
@@ -213,9 +217,19 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
         "ok": not any(d["state"] == "differs" for d in differences), "family": family,
         "treatment": "; ".join(words), "differences": differences, "equal": equal, "notes": notes,
         "missing": missing, "other_machine": other_machine,
-        "only_exams": all(one["settings"].get("data_format") == "problems" for one in members),
-        "other_tokens": not same_val and len(distinct(member["tokens"] for member in members)) > 1,
+        "other_tokens": not same_val and has_other_tokens(members),
+        "problems": all(member["settings"].get("data_format") == "problems" for member in members),
     }
+
+
+def has_other_tokens(members: list[dict]) -> bool:
+    """Whether nats per token do not compare. Where no run records its held-out tokens, as older
+    ones of sft.py, those of two conditions are other tokens."""
+    tokens = distinct(member["tokens"] for member in members)
+    if tokens == [None]:
+        folders = [member for member in members if member["run"]]
+        return len(distinct(member["settings"]["condition"] for member in folders)) > 1
+    return len(tokens) > 1
 
 
 def is_yardstick(name: str) -> bool:

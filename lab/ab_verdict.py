@@ -47,8 +47,8 @@ def primary_of(asked: str | None, checked: dict, metrics: dict[str, Metric]) -> 
                          f"or are not all recorded: use --primary {other}.")
     if asked:
         return asked
-    if checked.get("only_exams") and "grpo_accuracy" in metrics:
-        return "grpo_accuracy"
+    if checked.get("problems") and "grpo_accuracy" in quality:
+        return "grpo_accuracy"  # these runs have no val loss
     return "val_bits_per_byte" if checked["other_tokens"] else "val_loss"
 
 

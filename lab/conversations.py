@@ -16,6 +16,7 @@ sources.py reads, or from the hub. GSM8K's test split is refused by name, by the
 question, wherever it stands in a conversation (decontaminate.py).
 """
 
+import argparse
 import hashlib
 import heapq
 import itertools
@@ -307,10 +308,21 @@ def load_source(stage: str, paths: list[str], args, guard, counts: Counter, abou
     }
 
 
-def load(args) -> dict:
+def load_val(args) -> tuple[dict, dict]:
+    """--val_data, whole: the arrays of load_source, and what config.json records."""
+    counts, about, dropped = Counter(), [], []
+    whole = argparse.Namespace(**{**vars(args), "max_read": 0, "max_examples": 0})
+    try:
+        piece = load_source(args.stage, args.val_data, whole, None, counts, about, dropped)
+    except (ValueError, OSError) as error:
+        raise ValueError(str(error).replace("--data", "--val_data")) from None
+    return piece, {"sources": about, "counts": dict(counts)}
+
+
+def load(args, val_fraction: float | None = None) -> dict:
     """Every conversation of a run: the arrays of load_source, source uint8 and held_out bool (C,), offsets (C + 1,),
-    fingerprints, and what config.json records. A dropped conversation has length 0. args: sft.py's flags. ValueError /
-    FileNotFoundError in one sentence."""
+    fingerprints, and what config.json records. A dropped conversation has length 0. args: sft.py's flags; val_fraction:
+    in place of that flag's. ValueError / FileNotFoundError in one sentence."""
     guard = decontaminate.from_argument(args.decontaminate)
     inputs = {args.stage: args.data}
     if args.stage == "transition":
@@ -326,17 +338,25 @@ def load(args) -> dict:
         pieces.append(piece)
         record["sources"][stage], record["counts"][stage] = about, dict(counts)
         record["contaminated"][stage] = dropped
+    if args.val_data:
+        piece, record["val_data"] = load_val(args)
+        piece["source"] = np.full(len(piece["lengths"]), len(inputs), np.uint8)
+        pieces.append(piece)
     data = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     data["offsets"] = np.concatenate([[0], np.cumsum(data["lengths"])]).astype(np.int64)
-    # whether they are scored or not: else --eval_every would change what is trained on
-    data["held_out"] = shards.is_held_out([value.tobytes() for value in data["hash"]], args.val_fraction)
+    if val_fraction is None:
+        val_fraction = args.val_fraction
+    data["held_out"] = shards.is_held_out([value.tobytes() for value in data["hash"]], val_fraction)
+    if args.val_data:
+        of_val = {value.tobytes() for value in pieces[-1]["hash"]}
+        data["held_out"] = np.array([value.tobytes() in of_val for value in data["hash"]])
     data["stages"], data["record"] = list(inputs), record
-    source = data["source"].tobytes()
+    trained = data["source"] < len(inputs)  # the order does not depend on --val_data
+    source = data["source"][trained].tobytes()
     # the order depends on the texts and not on how they are tokenised: both conditions read them in the same order
-    data["fingerprint_texts"] = hashlib.sha256(data["hash"].tobytes() + source).hexdigest()
-    data["fingerprint"] = hashlib.sha256(data["digest"].tobytes() + source).hexdigest()
+    data["fingerprint_texts"] = hashlib.sha256(data["hash"][trained].tobytes() + source).hexdigest()
+    data["fingerprint"] = hashlib.sha256(data["digest"][trained].tobytes() + source).hexdigest()
     usable = data["lengths"] > 0
-    data |= held_out_fingerprints(data, usable & data["held_out"])
     for number, stage in enumerate(data["stages"]):
         of_stage = data["source"] == number
         if not (of_stage & usable & ~data["held_out"]).any():
@@ -351,16 +371,6 @@ def load(args) -> dict:
             f"({too_long:,} more are too long for --seq_len {args.seq_len}): raise either, give more --data, or pass "
             "--eval_every 0.")
     return data
-
-
-def held_out_fingerprints(data: dict, scored: np.ndarray) -> dict:
-    """What a val loss is of, as of pretraining's documents (lab/shards.py), None where nothing is: which texts and how
-    many bytes of each, as a conversation may be cut at --seq_len; and in which tokens. scored: bool (C,)."""
-    if not scored.any():
-        return {"val_fingerprint_documents": None, "val_fingerprint_tokens": None}
-    texts = data["hash"][scored].tobytes() + data["answer_bytes"][scored].astype("<i8").tobytes()
-    return {"val_fingerprint_documents": hashlib.sha256(texts).hexdigest(),
-            "val_fingerprint_tokens": hashlib.sha256(data["digest"][scored].tobytes()).hexdigest()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

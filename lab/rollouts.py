@@ -26,12 +26,12 @@ from lab.tokenizer import bos_id, get_tokenizer
 # problems
 
 
-def load(args, block_size: int) -> dict:
+def load(args, block_size: int, val_fraction: float | None = None) -> dict:
     """{"problems" that are rewarded, "held_out" (lists of {"name", "question", "gold", "prompt"}), "fingerprint",
     "record" (for config.json)} of --data. ValueError / FileNotFoundError in one sentence.
 
     A problem without a number as its answer, or without room for --max_new_tokens after it, is left out and counted.
-    Whether one is held out depends on its question alone."""
+    Whether one is held out depends on its question alone. val_fraction: in place of that flag's."""
     guard = decontaminate.from_argument(args.decontaminate)
     counts, about, dropped, problems = Counter(), [], [], []
     stream = conversations.read_conversations(
@@ -57,14 +57,15 @@ def load(args, block_size: int) -> dict:
             "--data holds no problem whose answer is a number, with room for --max_new_tokens "
             f"{args.max_new_tokens} in a block_size of {block_size}, among {counts['read']:,} "
             f"records ({kinds or 'no data'}): give others, or lower --max_new_tokens.")
-    val_fraction = args.val_fraction
-    if args.exam_data:  # and not without --eval_every, which would change what is trained on
+    if val_fraction is None:
+        val_fraction = args.val_fraction
+    if args.exam_data:
         val_fraction = 0.0
     hashes = [bytes.fromhex(problem["name"]) for problem in problems]
     rewarded, held_out = [], []
     for problem, out in zip(problems, shards.is_held_out(hashes, val_fraction), strict=True):
         (held_out if out else rewarded).append(problem)
-    if not rewarded or (val_fraction and not held_out):
+    if not rewarded or (val_fraction and args.eval_every and not held_out):
         raise ValueError(f"--val_fraction {val_fraction} holds out {len(held_out):,} of "
                          f"{len(problems):,} problems: change it, give more --data, or name "
                          "other problems with --exam_data.")

@@ -17,7 +17,7 @@ import compare_runs
 import eval_gsm8k
 import grpo
 import sft
-from lab import inference, policy, resume, rewards, rollouts, runs, training
+from lab import inference, policy, rewards, rollouts, runs, training
 from lab.tokenizer import BOS_ID, get_tokenizer
 from model import GPT, GPTConfig
 
@@ -170,7 +170,7 @@ def test_a_run_records_every_step(run, init):
     # the first step once more, from the weights it was drawn from
     args = grpo.parse_args(["--config", str(run / "config.json"), "--out_dir", "x"])
     args.max_new_tokens = 10
-    data = grpo.load_problems(args, 48, {})
+    data = grpo.load_problems(args, 48)
     plan = rollouts.plan_order(data["fingerprint"], len(data["problems"]), 4, 0)
     model = GPT.load(runs.list_checkpoints(init)[-1]).eval()
     numbered = [(place, data["problems"][number]) for place, number in enumerate(plan)]
@@ -333,18 +333,33 @@ def test_zero_reward_changes_no_weight(init, pool, tmp_path, dtype):
 
 
 def test_arms_compare(init, pool, run, tmp_path, capsys):
-    """compare_runs.py takes the exam's rows from config.json and knows the family grpo; one pair is too few."""
+    """compare_runs.py takes the exam's rows from config.json, judges by its accuracy and knows the family grpo; one
+    pair is too few."""
     assert grpo.main(flags_of(init, pool, tmp_path / "other_s0", "--save_every", 0, "--normalization", "rloo",
                               "--inner_steps", 2)) == 0
     shutil.copytree(run, tmp_path / "one_s0", ignore=shutil.ignore_patterns("ckpt"))
-    arms = ["--a", str(tmp_path / "one_s0"), "--b", str(tmp_path / "other_s0"), "--primary", "grpo_accuracy",
-            "--allow", "code_sha256"]  # what else this process has imported since
+    arms = ["--a", str(tmp_path / "one_s0"), "--b", str(tmp_path / "other_s0"), "--allow",
+            "code_sha256"]  # what else this process has imported since
     assert compare_runs.main([*arms, "--treatment", "grpo"]) == 0
     report = capsys.readouterr().out
+    assert "score the runs that lack it" not in report
     assert "inconclusive" in report and "normalization: dr_grpo → rloo" in report
     for label in ("greedy accuracy", "pass@2", "majority at 2", "Entropy", "Reward, mean", "KL to the start"):
         assert label in report, label
     assert compare_runs.main([*arms, "--treatment", "optimizer"]) == 2
+
+
+def test_no_exam_changes_no_problem(init, pool, tmp_path):
+    """Problems rewarded with and without exams: the same; all of them only with --val_fraction 0."""
+    load = lambda *flags: rollouts.load(grpo.parse_args(flags_of(init, pool, tmp_path / "x", *flags)), 48)
+    scored, unscored, everything = load(), load("--eval_every", 0), load("--eval_every", 0, "--val_fraction", 0)
+    assert unscored["fingerprint"] == scored["fingerprint"] and len(everything["problems"]) == 40
+    assert len(scored["problems"]) < 40
+
+
+def test_no_exam_on_what_init_was_trained_on(init, tmp_path):
+    """Problems of the exam whose solutions --init has read: none; the default chain of one file says so."""
+    refused(init, init.parent / "train.jsonl", tmp_path, "was trained on, so its held-out share is no exam")
 
 
 def test_exam_on_other_problems(init, pool, tmp_path):
@@ -385,28 +400,6 @@ def test_model_that_does_not_stop_is_refused(pool, tmp_path):
     config = GPTConfig(block_size=48, n_layer=1, n_head=2, n_embd=16, padded_vocab_size=50432)
     GPT(config, seed=0).save(tmp_path / "raw")
     refused(tmp_path / "raw", pool, tmp_path, r"ends 0 of \d+ answers within 10 tokens.*fine-tune it first \(sft.py\)")
-
-
-def test_arms_without_a_val_loss_are_compared_by_their_exam(init, pool, tmp_path, capsys):
-    """The report asked for a val loss, which GRPO never has."""
-    for kl_coef in (0.0, 0.5):
-        flags = "--max_train_steps", 1, "--kl_coef", kl_coef
-        assert grpo.main(flags_of(init, pool, tmp_path / f"kl_{kl_coef}_s0", *flags)) == 0
-    compare_runs.main(["--a", str(tmp_path / "kl_0.0_s0"), "--b", str(tmp_path / "kl_0.5_s0"), "--treatment", "kl_coef",
-                       "--out", str(tmp_path / "report")])
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["primary"] == "grpo_accuracy"
-    assert "val loss" not in capsys.readouterr().out.split("report:")[0].splitlines()[-1]
-
-
-def test_an_exam_that_the_start_has_read_says_so(init, pool, tmp_path, capsys):
-    """Fine-tuning holds out by question and answer: the exam's problems had nearly all been trained on, in silence."""
-    began, _ = resume.describe_init(init)
-    own = init.parent / "train.jsonl"
-    for data, exam, seen in ((own, (), str(init)), (pool, (), None), (own, ("--exam_data", pool), None)):
-        args = grpo.parse_args(flags_of(init, data, tmp_path / "run", *exam))
-        args.max_new_tokens = 10
-        assert grpo.load_problems(args, 48, began)["record"]["exam_seen_by"] == seen
-        assert ("was fine-tuned on the same file as --data" in capsys.readouterr().err) == bool(seen)
 
 
 def test_other_vocabulary_is_refused(pool, tmp_path):

@@ -306,3 +306,15 @@ def test_ctrl_c_stops_the_answer_and_then_the_conversation(tuned, tmp_path):
         os.close(terminal_end)
     [record] = map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())
     assert record["stopped"] == "ctrl_c" and record["prompt"] == "hello" and record["tokens"] == len(record["ids"]) > 0
+
+
+def test_an_unwritable_file_is_refused_before_the_first_sample(monkeypatch, tmp_path):
+    """Samples drawn for a file of --out that cannot be written: none."""
+    def full(path, line):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sample.disk, "append_line", full)
+    monkeypatch.setattr(sample, "open_model", lambda *args: None)
+    monkeypatch.setattr(sample, "sample_all", lambda *args: pytest.fail("sampled"))
+    with pytest.raises(ValueError, match="cannot be written .No space left on device"):
+        sample.main(["run", "--prompt", "x", "--out", str(tmp_path / "out.jsonl"), "--device", "cpu"])

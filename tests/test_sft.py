@@ -18,9 +18,10 @@ import pytest
 import torch
 from conftest import ENV, REPO, exact, exposures, losses, records, weights
 
+import compare_runs
 import inject_mul
 import sft
-from lab import conversations, decontaminate, disk, inference, runs, synthetic
+from lab import ab_gate, conversations, decontaminate, disk, inference, runs, synthetic
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer
 from model import GPT, GPTConfig
 
@@ -306,25 +307,6 @@ def test_loss_is_independent_of_packing_and_micro_batch(base, talk, run, tmp_pat
         check_same(tmp_path / name, run)
 
 
-def test_what_a_val_loss_is_of(tmp_path):
-    """Arms of other tokens score the same text; a conversation that is cut at --seq_len, or of another file, is other
-    text. Without these fingerprints, arms were judged per token, and by different conversations."""
-    def fingerprints(path, *flags, seq_len=200):
-        args = args_of("--stage", "gsm8k", "--data", path, "--val_fraction", 0.3, *flags, seq_len=seq_len)
-        data = conversations.load(args)
-        return data["val_fingerprint_documents"], data["val_fingerprint_tokens"]
-
-    problems = [{"question": f"What is 6*{i % 9 + 1}, asked {i} times?", "answer": f"6*7=42 and more {i}\n#### {i}"}
-                for i in range(120)]
-    one, other = (write_jsonl(tmp_path / f"{n}.jsonl", problems[n : n + 60]) for n in (0, 60))
-    (texts, tokens), (same, products) = fingerprints(one), fingerprints(one, "--condition", "mul_tokens")
-    assert texts == same and tokens != products
-    assert fingerprints(one) == (texts, tokens)
-    cut, _ = fingerprints(one, seq_len=24)
-    assert len({texts, cut, fingerprints(other)[0]}) == 3
-    assert fingerprints(one, "--val_fraction", 0, "--eval_every", 0) == (None, None)
-
-
 def test_eval_every_does_not_change_what_is_trained_on(talk):
     held = [conversations.load(args_of("--data", talk, "--eval_every", n, "--val_fraction", 0.2))["held_out"]
             for n in (0, 4)]
@@ -524,7 +506,7 @@ def test_held_out_conversations_stay_held_out(tmp_path):
     more = write_jsonl(tmp_path / "c.jsonl.gz", synthetic.gsm8k_items(400))
     assert held(load(more)) >= first
     assert held(load(tmp_path / "a.jsonl", "--val_fraction", "0.2")) > first
-    assert held(load(tmp_path / "a.jsonl", "--eval_every", "0")) == held(load(tmp_path / "a.jsonl"))
+    assert held(load(tmp_path / "a.jsonl", "--eval_every", "0")) == first  # how often a run is scored changes no data
     assert not held(load(tmp_path / "a.jsonl", "--eval_every", "0", "--val_fraction", "0"))
 
 
@@ -697,6 +679,66 @@ def test_learns_the_format_and_to_stop(tmp_path):
     assert not json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
 
 
+def compared(tmp_path, arms, flags, capsys, *more):
+    """(whether compare_runs.py finds the arms comparable, its report): arms {name: flags of its two runs}."""
+    for name, own in arms.items():
+        for seed in (0, 1):
+            out = tmp_path / f"{name}_s{seed}"
+            assert sft.main([*flags, "--out_dir", str(out), "--seed", str(seed), *map(str, own)]) == 0
+    capsys.readouterr()
+    names = list(arms)
+    folders = [[str(tmp_path / f"{name}_s{seed}") for seed in (0, 1)] for name in names]
+    status = compare_runs.main(["--a", *folders[0], "--b", *folders[1], "--allow", "code_sha256", *map(str, more)])
+    return status == 0, capsys.readouterr().out
+
+
+def short_flags(base, data, stage="gsm8k"):
+    return ["--stage", stage, "--init", str(base), "--data", str(data), "--val_fraction", "0.2", "--save_every", "0",
+            "--total_batch_conversations", "12", "--learning_rate", "1e-2", "--max_train_steps", "2",
+            "--eval_every", "2", "--log_every", "0"]
+
+
+def facts(start=0):
+    return [{"question": f"{i} boxes?", "answer": f"{i} eggs, {a} * {b} = <<{a}*{b}={a * b}>>{a * b}.\n#### {a * b}"}
+            for i in range(start, start + 60) for a, b in [(2 + i % 8, 2 + i % 7)]]
+
+
+def test_arms_of_other_tokens_are_judged_in_bits_per_byte(base, tmp_path, capsys):
+    """Fingerprint of held-out text in both conditions: one; of tokens: two, and the verdict is in bits per byte."""
+    flags = short_flags(base, write_jsonl(tmp_path / "d.jsonl", facts()))
+    arms = {"plain": (), "mul": ("--condition", "mul_tokens")}
+    fair, report = compared(tmp_path, arms, flags, capsys)
+    assert fair and "bits" in report.splitlines()[0] + report[:1500], report[:1500]
+    recorded = [json.loads((tmp_path / f"{name}_s0/config.json").read_text())["data"] for name in arms]
+    assert recorded[0]["val_fingerprint_documents"] == recorded[1]["val_fingerprint_documents"]
+    assert recorded[0]["val_fingerprint_tokens"] != recorded[1]["val_fingerprint_tokens"]
+    for name, seed in [(name, seed) for name in arms for seed in (0, 1)]:  # as runs from before they were recorded
+        path = tmp_path / f"{name}_s{seed}/config.json"
+        config = json.loads(path.read_text())
+        config["data"] = {k: v for k, v in config["data"].items() if not k.startswith("val_fingerprint")}
+        path.write_text(json.dumps(config))
+    runs_of = {name: [runs.read_run(tmp_path / f"{name}_s{seed}") for seed in (0, 1)] for name in arms}
+    assert ab_gate.gate(ab_gate.members_of(runs_of), None, ["code_sha256"])["other_tokens"]
+
+
+def test_arms_scored_on_other_texts_do_not_compare(base, tmp_path, capsys):
+    """Arms with two data files, or cut at two lengths: no verdict; with one --val_data that both read whole: one."""
+    one, other = (write_jsonl(tmp_path / f"{start}.jsonl", facts(start)) for start in (0, 500))
+    flags = short_flags(base, one)
+    cases = {"file": ({"f1": (), "f2": ("--data", other)}, "data"),
+             "cut": ({"c1": ("--seq_len", 16), "c2": ("--seq_len", 64)}, "seq_len")}
+    for arms, treatment in cases.values():
+        fair, report = compared(tmp_path, arms, flags, capsys, "--treatment", treatment)
+        assert not fair and "val_fingerprint_documents" in report and "one --val_data" in report
+    val = write_jsonl(tmp_path / "val.jsonl", facts(900) + facts()[:3])
+    arms = {"v1": ("--val_data", val), "v2": ("--data", other, "--val_data", val)}
+    fair, report = compared(tmp_path, arms, flags, capsys, "--treatment", "data")
+    assert fair, report
+    recorded = [json.loads((tmp_path / f"{name}_s0/config.json").read_text())["data"] for name in arms]
+    assert [data["conversations"] for data in recorded] == [57, 60]  # what is in val is not trained on
+    assert records(tmp_path / "v1_s0", "val")[0]["val_conversations"] == 63
+
+
 def test_warnings_of_an_absent_treatment(base, tmp_path):
     """A mul_tokens run whose data holds no product says so in its summary."""
     path = write_jsonl(tmp_path / "plain.jsonl", [chat("Hi", f"Hello {i}") for i in range(10)])
@@ -704,6 +746,9 @@ def test_warnings_of_an_absent_treatment(base, tmp_path):
                      "--max_train_steps", "1", "--eval_every", "0", "--condition", "mul_tokens"]) == 0
     [warning] = json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
     assert "no multiplication token" in warning
+    counts = Counter(read=10, empty_answers=3)
+    [warning] = sft.find_warnings(sft.parse_args(["--stage", "tulu", "--init", "x"]), {"condition": None}, counts)
+    assert warning.startswith("3 of 10 conversations have an answer without text")
 
 
 def lines(*texts):

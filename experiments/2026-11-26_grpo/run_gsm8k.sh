@@ -23,7 +23,8 @@ with open(sys.argv[2], "w", encoding="utf-8") as f:
         f.write(json.dumps(row) + "\n")
 PY
 "$PYTHON" sft.py --stage gsm8k --init "$out/web" --data "$out/last_lines.jsonl" --out_dir "$out/web_sft" --resume auto \
-    --optimizer muon --learning_rate 5e-3 --total_batch_conversations 32 --max_train_steps 60 --eval_every 0 --save_every 0
+    --optimizer muon --learning_rate 5e-3 --total_batch_conversations 32 --max_train_steps 60 --eval_every 0 --save_every 0 \
+    --val_fraction 0
 "$PYTHON" grpo.py --init "$out/web_sft" --data "$gsm8k/train.jsonl" --out_dir "$out/web_grpo" --resume auto \
     --max_train_steps 3 --problems_per_step 8 --max_new_tokens 64 --optimizer muon --learning_rate 1e-3 --eval_every 3 \
     --exam_problems 64 --exam_samples 2 --sample_every 1 --rollout_batch_size 32
