@@ -1,7 +1,7 @@
 """grpo.py tells one GRPO run: from a fine-tuned checkpoint and problems with known answers to a run's folder.
 
-    python grpo.py --init experiments/runs/<sft run> --data gsm8k/train.jsonl                             # CPU, 1 GPU
-    torchrun --standalone --nproc_per_node=8 grpo.py --init <sft run>                                     # 8 GPUs, hub
+    python grpo.py --init <sft run> --data gsm8k/train.jsonl --exam_data gsm8k/test.jsonl                 # CPU, 1 GPU
+    torchrun --standalone --nproc_per_node=8 grpo.py --init <sft run> --exam_data gsm8k/test.jsonl        # 8 GPUs, hub
     python grpo.py --init <sft run> --data synthetic:2000 --exam_data synthetic:1000 --optimizer muon     # no network
     python grpo.py --out_dir experiments/runs/<run> --resume auto                                         # continue
 
@@ -206,20 +206,26 @@ def as_items(problems: list[dict]) -> list[dict]:
     return items
 
 
-def refuse_trained_exam(args, init: dict, data: dict) -> None:
+def identities(sources: dict[str, list[dict]]) -> set[str]:
+    """What tells the sources of a run's problems or conversations apart: a file's bytes, a name on the hub."""
+    every = [about for several in sources.values() for about in several]
+    files = {about["sha256"] for about in every if about.get("sha256")}
+    return files | {about["name"] for about in every if "revision" in about}
+
+
+def refuse_trained_exam(init: dict, data: dict) -> None:
     """ValueError when the held-out share of --data would ask what a run before trained on: it holds out
     by question and answer, and this one by the question."""
-    own = {about.get("sha256") for about in data["record"]["sources"][args.stage]} - {None}
+    own = identities(data["record"]["sources"])
     folder, seen = init["run"], set()
     while own and folder and folder not in seen and (Path(folder) / "config.json").exists():
         seen.add(folder)
         config = runs.read_config(folder)
-        read = set()
-        if config["data"].get("format") == "conversations":
-            read = {about.get("sha256") for several in config["data"]["sources"].values() for about in several}
-        if own & read:
-            raise ValueError(f"--data is a file that {folder} was trained on, so its held-out share is no exam: name "
-                             "other problems with --exam_data, or drop the exam with --eval_every 0.")
+        is_tuned = config["data"].get("format") == "conversations"
+        if is_tuned and own & identities(config["data"]["sources"]):
+            raise ValueError(f"{folder} was trained on the same --data, so that its held-out share is no exam: "
+                             "name other problems with --exam_data, such as GSM8K's test split, or drop the "
+                             "exam with --eval_every 0.")
         start = config.get("init")
         folder = start.get("run") if isinstance(start, dict) else None
 
@@ -231,7 +237,7 @@ def load_problems(args, block_size: int, resumed: dict | None = None, init: dict
         val_fraction = 0.0  # an older run with --eval_every 0 was rewarded for all problems
     data = rollouts.load(args, block_size, val_fraction)
     if init is not None and resumed is None and args.eval_every and not args.exam_data:
-        refuse_trained_exam(args, init, data)
+        refuse_trained_exam(init, data)
     items = as_items(data["held_out"])
     if args.exam_data:
         try:

@@ -359,7 +359,7 @@ def test_no_exam_changes_no_problem(init, pool, tmp_path):
 
 def test_no_exam_on_what_init_was_trained_on(init, tmp_path):
     """Problems of the exam whose solutions --init has read: none; the default chain of one file says so."""
-    refused(init, init.parent / "train.jsonl", tmp_path, "was trained on, so its held-out share is no exam")
+    refused(init, init.parent / "train.jsonl", tmp_path, "so that its held-out share is no exam")
 
 
 def test_exam_on_other_problems(init, pool, tmp_path):
@@ -400,6 +400,14 @@ def test_model_that_does_not_stop_is_refused(pool, tmp_path):
     config = GPTConfig(block_size=48, n_layer=1, n_head=2, n_embd=16, padded_vocab_size=50432)
     GPT(config, seed=0).save(tmp_path / "raw")
     refused(tmp_path / "raw", pool, tmp_path, r"ends 0 of \d+ answers within 10 tokens.*fine-tune it first \(sft.py\)")
+
+
+def test_what_tells_sources_apart():
+    """A name on the hub as well as a file's bytes; never the made-up problems, of which any number are one source."""
+    hub = {"name": "openai/gsm8k", "config": "main", "split": "train", "revision": "abc"}
+    file = {"name": "train.jsonl", "bytes": 3, "sha256": "f" * 64}
+    made_up = {"name": "synthetic", "split": "train", "items": 9}
+    assert grpo.identities({"gsm8k": [hub, file], "tulu": [made_up]}) == {"openai/gsm8k", "f" * 64}
 
 
 def test_other_vocabulary_is_refused(pool, tmp_path):
