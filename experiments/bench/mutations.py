@@ -225,7 +225,7 @@ def hold(folder):
 
 def read_conversations(file, stage):
     flags = dict(stage=stage, decontaminate=[], condition="baseline", max_examples=0, max_read=0, seq_len=128,
-                 bos="on", eval_every=1, val_fraction=0.3, bad_conversations="skip")
+                 bos="on", eval_every=1, val_fraction=0.3, val_data=[], bad_conversations="skip")
 
     def read(folder):
         for kind in ("skip", "error"):
