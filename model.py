@@ -143,7 +143,7 @@ class GPTConfig(memory_settings.Settings):
     """Shape of a model, its memory's included. The half-open ranges in `unused_ids`, clipped to the vocabulary, and the
     ids from `vocab_size` to `padded_vocab_size` are padding: their logit is -inf in every loss, score and sample."""
 
-    vocab_size: int = 50349  # in every arm: GPT-2's 50257, 47 unused, 45 multiplication tokens
+    vocab_size: int = 50349  # GPT-2's 50257, 47 unused, 45 multiplication tokens
     block_size: int = 1024
     n_layer: int = 12
     n_head: int = 12

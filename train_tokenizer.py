@@ -32,7 +32,7 @@ from lab.tokenizer_json import TokenizerOfFile
 END_OF_TEXT = "<|endoftext|>"
 LEAST_IDS, MOST_IDS = 257, 2**16  # the bytes and END_OF_TEXT; what a uint16 holds
 MEASURED_BYTES = 2**22  # of held-out text, to count bytes per token on
-# what a text is cut into first, as no token spans two pieces; None: GPT-2's, which `tokenizers` has
+# what a text is cut into first, as no token spans two pieces; None: GPT-2's, built in
 GPT4 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+")  # of tiktoken's cl100k_base
 PATTERNS = {"gpt2": None, "gpt4": GPT4, "digits": GPT4.replace("{1,3}", "")}  # the last is Qwen2's

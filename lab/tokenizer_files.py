@@ -2,8 +2,9 @@
 
     warnings = check_tokenizer(find, vocab_size)        # ValueError when it is another one
 
-Ids are only numbers: a model of another tokenizer can be imported, trained and scored without an
-error, and every number is wrong. So its files are compared, id by id, with the vocabulary here.
+Ids are only numbers: a model can be trained and scored by another tokenizer's without an error, and
+every number is wrong. So its files are compared, id by id, with GPT-2's vocabulary. A model whose own
+tokenizer can be used here takes it along (hf.own_tokenizer).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from lab.tokenizer import (
     gpt2_vocabulary,
 )
 
-ADVICE = ("all text here becomes GPT-2's ids, so every number would be wrong; import a model of "
-          "GPT-2's tokenizer")
+ADVICE = ("its texts would become GPT-2's ids, so every number would be wrong; import a model of GPT-2's "
+          "tokenizer, or one whose tokenizer.json is a byte-level BPE that changes no text")
 LARGEST = 2**26  # bytes of a file; GPT-2's tokenizer.json has 3.5 MB
 CLASSES = ("", "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 PADDED = {N_GPT2_TOKENS, 50304, VOCAB_SIZE}  # GPT-2's, nanoGPT's, ours

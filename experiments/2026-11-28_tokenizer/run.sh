@@ -10,7 +10,7 @@ source "$(dirname "$0")/../start.sh"
 texts=(--dataset "$edu_web" "$books" --val_fraction 0.003)
 for ids in 16384 4096; do
     name=web_books_$((ids / 1024))k
-    [ -e "$out/$name/training.json" ] || "$PYTHON" train_tokenizer.py "${texts[@]}" --vocab_size $ids --out_dir "$out/$name"
+    [ -e "$out/$name/tokenizer.json" ] || "$PYTHON" train_tokenizer.py "${texts[@]}" --vocab_size $ids --out_dir "$out/$name"
     [ -e "$out/data_$ids/meta.json" ] || "$PYTHON" prepare_fineweb.py "${texts[@]}" --tokenizer "$out/$name" --num_proc 2 \
         --resume --out_dir "$out/data_$ids"
 done
