@@ -14,11 +14,12 @@ IGNORE = -100  # a target that is not scored, as in F.cross_entropy
 # Rows of logits alive at once. CPU: 1.41, 1.31, 1.29, 1.27 CPU-s for 128, 256, 512, 1024 of them (measured, 1 thread,
 # 1,024 rows, V 50304, C 384; torch 2.13's F.linear_cross_entropy: 8.3). CUDA: (assumption).
 CHUNK_ROWS = {"cpu": 1024, "cuda": 4096}
-# Of them, rows in fp32 at once where the products are bfloat16, for each thread of a CPU: so many stay in its cache,
-# and softmax and casts take 0.78 of the time of all at once, in 200 MB less (measured as above).
+# Of them, rows in fp32 at once where the products are bfloat16 and no gradient is wanted, for each thread of a CPU: so
+# many stay in its cache, and softmax and casts take 0.78 of the time of all at once (measured as above).
 SOFTMAX_ROWS = 16
-# Ids of the vocabulary at once where a CPU forms the head's two gradients in bfloat16: the second product finds the
-# logits' gradients in the cache, where the first has left them (timed in experiments/bench/kernels.py).
+# Ids of the vocabulary at once in a CPU's bfloat16 products of the head. The logits: with AMX in 0.6 to 0.8 of the time
+# of all at once, without it in 1.0 to 1.03. Their gradients: the second product finds them in the cache, where the
+# first has left them; 0.9 of the time without AMX, about the same with it (timed in experiments/bench/kernels.py).
 IDS_AT_ONCE = 2048
 _local = threading.local()
 
@@ -34,12 +35,27 @@ def workspace(rows: int, cols: int, device: torch.device) -> torch.Tensor:
     return _local.buffer[: rows * cols].view(rows, cols)
 
 
+def in_blocks(x) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+
+
+def form_logits(x, weight) -> torch.Tensor:
+    """x (R, C) @ weight (V, C).T, in their dtype. Not differentiable."""
+    if not in_blocks(x):
+        return x @ weight.t()
+    logits = torch.empty(len(x), len(weight), dtype=x.dtype)
+    for first in range(0, len(weight), IDS_AT_ONCE):
+        ids = slice(first, first + IDS_AT_ONCE)
+        torch.mm(x, weight[ids].t(), out=logits[:, ids])
+    return logits
+
+
 def write_logits(out, x, weight, masked_ranges):
     """out (R, V) fp32 = x (R, C) @ weight.T, formed in their dtype; -inf at the padding ids."""
     if x.dtype == torch.float32:
         torch.mm(x, weight.t(), out=out)
     else:
-        out.copy_(x @ weight.t())
+        out.copy_(form_logits(x, weight))
     return mask_logits(out, masked_ranges)
 
 
@@ -75,8 +91,9 @@ def _softmax_rows(x, weight, targets, masked_ranges, with_grad):
     """The NLL (R,) fp32 of targets (R, 1) under the logits x (R, C) @ weight.T; with_grad, also the gradient (R, V) of
     its sum in them, in x's dtype and in their place."""
     is_fp32 = x.dtype == torch.float32
-    if x.device.type == "cpu" and not is_fp32:
-        return _softmax_in_cache(x, weight, targets, masked_ranges, with_grad)
+    if in_blocks(x):
+        form = _bfloat16_gradients if with_grad else _bfloat16_nll
+        return form(mask_logits(form_logits(x, weight), masked_ranges), x, weight, targets, masked_ranges)
     logits = workspace(len(x), len(weight), x.device)
     if is_fp32:
         write_logits(logits, x, weight, masked_ranges)
@@ -91,21 +108,31 @@ def _softmax_rows(x, weight, targets, masked_ranges, with_grad):
     return nll, probs
 
 
-def _softmax_in_cache(x, weight, targets, masked_ranges, with_grad):
-    """The same from bfloat16 products of a CPU, of which SOFTMAX_ROWS for each thread are in fp32 at once."""
-    products, p = mask_logits(x @ weight.t(), masked_ranges), torch.empty(len(x), 1)
-    at_once = SOFTMAX_ROWS * torch.get_num_threads()
+def _bfloat16_nll(logits, x, weight, targets, masked_ranges):
+    """The NLL (R,) fp32 from bfloat16 logits (R, V) of a CPU, of which SOFTMAX_ROWS for each thread are in fp32 at
+    once; and None."""
+    p, at_once = torch.empty(len(x), 1), SOFTMAX_ROWS * torch.get_num_threads()
     buffer = workspace(min(len(x), at_once), len(weight), x.device)
-    for some, its_targets, its_p in zip(*(z.split(at_once) for z in (products, targets, p)), strict=True):
+    for some, its_targets, its_p in zip(*(z.split(at_once) for z in (logits, targets, p)), strict=True):
         probs = buffer[: len(some)].copy_(some)
-        torch.softmax(probs, dim=1, out=probs)
-        its_p.copy_(probs.gather(1, its_targets))
-        if with_grad:
-            some.copy_(probs)
-    p = p.squeeze(1)
-    if with_grad:  # scatter_ in bfloat16 would take as long as the softmax
-        products[torch.arange(len(x)), targets.squeeze(1)] = (p - 1).to(products.dtype)
-    return _nll_of(p, x, weight, targets, masked_ranges), products
+        its_p.copy_(torch.softmax(probs, dim=1, out=probs).gather(1, its_targets))
+    return _nll_of(p.squeeze(1), x, weight, targets, masked_ranges), None
+
+
+def _bfloat16_gradients(logits, x, weight, targets, masked_ranges):
+    """The NLL (R,) fp32, each to 0.004, and the gradient of its sum in the bfloat16 logits (R, V) of a CPU, in their
+    place.
+
+    torch's softmax reads bfloat16, works in fp32 and rounds at the end. Of a p close to 1 that leaves no digit of
+    1 - p, the gradient at the target: it is the sum of the other probabilities."""
+    at_targets = torch.arange(len(x)), targets.squeeze(1)
+    probs = torch.softmax(logits, dim=1, out=logits)
+    p = probs[at_targets].float()
+    probs[at_targets] = 0.0
+    others = probs.sum(1)
+    probs[at_targets] = -others
+    p = torch.where(p < 0.5, p, 1.0 - others.float())
+    return _nll_of(p, x, weight, targets, masked_ranges), probs
 
 
 def traced_nll(logits, targets, masked_ranges):
@@ -152,8 +179,7 @@ def head_backward(
 
     grad_w (V, C), unless None, receives grad_logits.T @ x: written where is_first, whatever it held, else added.
     x (R, C): the input, its rows weighted if need be."""
-    in_blocks = x.device.type == "cpu" and x.dtype == torch.bfloat16
-    at_once = IDS_AT_ONCE if in_blocks else len(weight)
+    at_once = IDS_AT_ONCE if in_blocks(x) else len(weight)
     grad_x = None
     for first in range(0, len(weight), at_once):
         ids = slice(first, first + at_once)
