@@ -8,14 +8,14 @@
 `gpt2` is GPT-2 exactly (learned positions, LayerNorm, tanh-GELU, tied head): weights copy to and from Hugging Face.
 `nanogpt` is the same with nanoGPT's exact GELU.
 `speedrun` is the October-2024 NanoGPT speedrun shape: RoPE, RMSNorm without gain, QK-norm, ReLU^2, no biases,
-zero-initialised output projections; use it with --n_head 6 at --n_embd 768 (heads of 128).
+zero-initialised output projections; use it with --n_head 6 at --n_embd 768 (heads of 128). lab/architecture.py has
+the parts of all three, each of which may be replaced.
 
 >>> model = GPT(GPTConfig(attn_gate="headwise"), seed=0)
 >>> loss = model(idx, targets)                # idx, targets (B, T) int64; targets of -100 are not scored
 >>> nll = model.per_token_loss(idx, targets)  # (B, T) fp32, for evaluation; lab/inference.py scores and samples
 """
 
-import functools
 import hashlib
 import json
 import math
@@ -34,8 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lab import chunks, disk, memory, memory_settings, processes
-from lab.activations import gelu
+from lab import architecture, chunks, disk, memory, memory_settings, processes
 from lab.attention import causal_attention
 from lab.chunks import Context
 from lab.loss import chunked_cross_entropy, mask_logits, tie
@@ -101,41 +100,8 @@ def gate_value(attention, x, context, q, k, v):
 GATE_POSITIONS = {"sdpa": gate_output, "value": gate_value}
 
 
-class Arch(NamedTuple):
-    norm: Callable  # width -> module
-    bias: bool  # in the linear layers
-    activation: Callable  # of the MLP
-    activation_grad: Callable  # (gradient at its output, its input) -> gradient at its input
-    rope: bool  # True: rotary positions and QK-norm; False: learned positions (wpe)
-    init: Callable  # (weight, its name, GPTConfig, generator): draws a matrix that is no gate's
-
-
-def init_gpt2(weight, name, config, generator):
-    """Normal 0.02; what writes into the residual stream: 0.02 / sqrt(2 n_layer) (GPT-2 paper, section 2.3)."""
-    std = 0.02 / math.sqrt(2 * config.n_layer) if "c_proj" in name else 0.02
-    weight.normal_(0.0, std, generator=generator)
-
-
-def init_speedrun(weight, name, config, generator):
-    """Uniform +-1/sqrt(n_embd), as in torch's Linear; what writes into the residual stream: zero."""
-    bound = 1 / math.sqrt(config.n_embd)
-    if "c_proj" not in name:
-        weight.uniform_(-bound, bound, generator=generator)
-
-
-GPT2 = Arch(norm=nn.LayerNorm, bias=True, activation=gelu,
-            activation_grad=functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
-            rope=False, init=init_gpt2)
-ARCHS = {
-    "gpt2": GPT2,
-    "speedrun": Arch(norm=functools.partial(nn.RMSNorm, elementwise_affine=False), bias=False,
-                     activation=lambda x: F.relu(x).square(), activation_grad=lambda g, x: 2 * g * F.relu(x),
-                     rope=True, init=init_speedrun),
-    # exact, as in nanoGPT since May 2023
-    "nanogpt": GPT2._replace(activation=F.gelu, activation_grad=torch.ops.aten.gelu_backward),
-}
-# GPTConfig and the flags of the scripts take their choices from these tables.
-CHOICES = dict(arch=ARCHS, attn_gate=GATES, gate_pos=GATE_POSITIONS, gate_act=GATE_ACTIVATIONS)
+# GPTConfig and the flags of the scripts take their choices from these tables and from lab/architecture.py's.
+CHOICES = dict(attn_gate=GATES, gate_pos=GATE_POSITIONS, gate_act=GATE_ACTIVATIONS)
 
 
 @dataclass
@@ -148,8 +114,14 @@ class GPTConfig(memory_settings.Settings):
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
-    n_inner: int | None = None  # None: 4 * n_embd
+    n_inner: int | None = None  # None: architecture.default_inner
     arch: str = "gpt2"
+    positions: str = architecture.OWN  # this and the next five: parts of the architecture, see lab/architecture.py
+    norm: str = architecture.OWN
+    qk_norm: str = architecture.OWN
+    mlp: str = architecture.OWN
+    bias: str = architecture.OWN
+    weight_init: str = architecture.OWN
     attn_gate: str = "none"
     gate_pos: str = "sdpa"
     gate_act: str = "sigmoid"
@@ -157,8 +129,9 @@ class GPTConfig(memory_settings.Settings):
     unused_ids: tuple = ((50257, 50304),)
 
     def __post_init__(self):
+        architecture.normalise(self)
         if self.n_inner is None and isinstance(self.n_embd, int):
-            self.n_inner = 4 * self.n_embd
+            self.n_inner = architecture.default_inner(self)
         if self.padded_vocab_size is None:
             self.padded_vocab_size = self.vocab_size
         for name in "vocab_size block_size n_layer n_head n_embd n_inner padded_vocab_size".split():
@@ -168,7 +141,8 @@ class GPTConfig(memory_settings.Settings):
         for name, table in CHOICES.items():
             value = getattr(self, name)
             check(value in list(table), f"unknown {name} {value!r}; use one of {', '.join(table)}")
-        unit, size = (2, "equal, even size") if ARCHS[self.arch].rope else (1, "equal size")
+        arch = architecture.build(self)
+        unit, size = (2, "equal, even size") if arch.positions == "rope" else (1, "equal size")
         possible = [n for n in range(1, min(self.n_embd, 1024) + 1) if self.n_embd % (unit * n) == 0]
         advice = ", ".join(map(str, possible)) or "1 and an even n_embd"
         check(self.n_head in possible,
@@ -177,7 +151,7 @@ class GPTConfig(memory_settings.Settings):
               f"padded_vocab_size {self.padded_vocab_size} is below vocab_size {self.vocab_size}; leave it out")
         check(is_pairs(self.unused_ids), f"unused_ids is {self.unused_ids!r:.60}; give pairs of whole numbers")
         self.unused_ids = tuple((a, b) for a, b in self.unused_ids)
-        memory.complete(self, ARCHS[self.arch], Linear)
+        memory.complete(self, arch, Linear)
 
     @property
     def head_dim(self) -> int:
@@ -226,7 +200,8 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        C, bias = config.n_embd, ARCHS[config.arch].bias
+        C, arch = config.n_embd, architecture.build(config)
+        bias, self.qk_norm = arch.bias, arch.qk_norm
         self.c_attn = Linear(C, 3 * C, bias=bias)
         self.c_proj = Linear(C, C, bias=bias)
         if config.attn_gate != "none":
@@ -254,8 +229,9 @@ class Attention(nn.Module):
             k, v = F.linear(x, weight_kv, bias_kv).view(B, T, 2, *heads).unbind(2)
         if context.rope is not None:
             rope_q = [context.wanted(table, -2) for table in context.rope]
-            q = F.rms_norm(apply_rope(q, *rope_q), q.shape[-1:])
-            k = F.rms_norm(apply_rope(k, *context.rope), k.shape[-1:])
+            q, k = apply_rope(q, *rope_q), apply_rope(k, *context.rope)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         return q, k, v
 
     def forward(self, x, context):
@@ -271,12 +247,15 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.config = config
-        self.c_fc = Linear(config.n_embd, config.n_inner, bias=ARCHS[config.arch].bias)
-        self.c_proj = Linear(config.n_inner, config.n_embd, bias=ARCHS[config.arch].bias)
+        arch = architecture.build(config)
+        self.activation = arch.mlp.activation
+        self.c_fc = Linear(config.n_embd, config.n_inner, bias=arch.bias)
+        self.c_up = Linear(config.n_embd, config.n_inner, bias=arch.bias) if arch.mlp.gated else None
+        self.c_proj = Linear(config.n_inner, config.n_embd, bias=arch.bias)
 
     def forward(self, x):
-        return self.c_proj(ARCHS[self.config.arch].activation(self.c_fc(x)))
+        a = self.activation(self.c_fc(x))
+        return self.c_proj(a if self.c_up is None else a * self.c_up(x))
 
 
 class Block(nn.Module):
@@ -290,7 +269,7 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, has_memory: bool = False):
         super().__init__()
-        arch = ARCHS[config.arch]
+        arch = architecture.build(config)
         self.ln_1 = arch.norm(config.n_embd)
         self.attn = Attention(config)
         self.memory = None
@@ -329,15 +308,15 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, seed: int | None = 0):
         super().__init__()
         self.config = config
-        arch = ARCHS[config.arch]
+        arch = architecture.build(config)
         self.transformer = nn.ModuleDict()  # names as in Hugging Face GPT-2
         self.transformer["wte"] = Embedding(config.padded_vocab_size, config.n_embd)
         device = self.transformer["wte"].weight.device
-        if arch.rope:
+        if arch.positions == "rope":
             cos, sin = rope_tables(config.block_size, config.head_dim)
             self.register_buffer("cos", cos.to(device), persistent=False)
             self.register_buffer("sin", sin.to(device), persistent=False)
-        else:
+        elif arch.positions == "learned":
             self.transformer["wpe"] = Embedding(config.block_size, config.n_embd)
         plain = config.n_layer - config.memory_layers
         # what --compile replaces: a block on a chunk (chunks.compile_blocks), all blocks in training
@@ -366,6 +345,7 @@ class GPT(nn.Module):
     def init_weights(self, seed: int):
         """Matrices by the architecture's rule, rows from vocab_size on zero; biases 0, gains 1. Gates: normal 0.02;
         const: z = 0, where the other gates start on average. The Titans memory: see memory.SCALED."""
+        init = architecture.build(self.config).init
         for name, p in self.named_parameters():
             generator = seeded_generator(f"{seed}/{name}")
             value = torch.zeros(p.shape, device="cpu")
@@ -377,7 +357,7 @@ class GPT(nn.Module):
             elif ".titan." in name and name.endswith(memory.SCALED):
                 drawn.normal_(0.0, self.config.n_embd**-0.5, generator=generator)
             elif p.dim() and not name.endswith((".bias", "gate_table")):
-                ARCHS[self.config.arch].init(drawn, name, self.config, generator)
+                init(drawn, name, self.config, generator)
             p.copy_(value)
 
     def embed(self, idx, wte=None, positions=None):
@@ -389,9 +369,9 @@ class GPT(nn.Module):
                               "shorten it")
             positions = slice(T)
         x = self.transformer["wte"](idx) if wte is None else F.embedding(idx, wte, sparse=True)
-        if ARCHS[self.config.arch].rope:
-            return x, (self.cos[positions], self.sin[positions])
-        return x + self.transformer["wpe"].weight[positions], None
+        if "wpe" in self.transformer:
+            return x + self.transformer["wpe"].weight[positions], None
+        return x, (self.cos[positions], self.sin[positions]) if hasattr(self, "cos") else None
 
     def hidden(self, idx, wte=None, positions=None, attend=causal_attention, write=True):
         """Normalised hidden states (B, T, C), which the head reads. wte, positions: see embed. attend: for rows of
@@ -537,8 +517,9 @@ def main(argv=None):
     units = dict(vocab_size="tokens", block_size="tokens", n_layer="blocks", n_head="heads", n_embd="channels")
     for name, unit in units.items():
         add(f"--{name}", type=int, default=getattr(GPTConfig, name), help=f"{unit} (default %(default)s)")
+    architecture.add_arguments(parser)
     choices = CHOICES | memory_settings.CHOICES
-    for name, what in dict(arch="architecture", attn_gate="attention gate", memory="fast weights").items():
+    for name, what in dict(attn_gate="attention gate", memory="fast weights").items():
         default = getattr(GPTConfig, name)
         add(f"--{name}", choices=choices[name], default=default, help=f"{what} (default %(default)s)")
     add("--seq_len", type=int, help="tokens, for the FLOPs (default: block_size)")

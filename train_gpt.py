@@ -32,6 +32,7 @@ import ewok
 import hellaswag
 import zeroshot
 from lab import (
+    architecture,
     benchmarks,
     compiling,
     data_order,
@@ -53,12 +54,12 @@ from lab import (
 )
 from lab.mechanisms import find_warnings, probe_rows, record_mechanism
 from lab.tokenizer import VOCAB_SIZE, bos_id, get_tokenizer, refuse_other, use_data
-from model import ARCHS, GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
+from model import GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 
 BENCHMARKS = (hellaswag, ewok, zeroshot)  # scored while training; flags, log lines, records follow
 LONGEST_WARMUP = 715  # steps
 # the flags of GPTConfig
-SHAPE = "arch n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()
+SHAPE = ["arch", *architecture.PARTS, *"n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()]
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
@@ -80,15 +81,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="before step 0 check sha256 or only sizes (default %(default)s)")
     add("--vocab_size", type=int, default=0,
         help=f"ids (0 = the data's tokenizer's: of GPT-2's {VOCAB_SIZE}, 50257 without ours)")
-    add = parser.add_argument_group("model").add_argument
+    group = parser.add_argument_group("model")
+    add = group.add_argument
     add("--init_from", default="",
         help="run or checkpoint whose weights and shape to start from ('' = fresh weights from --seed)")
-    add("--arch", choices=ARCHS, default=GPTConfig.arch,
-        help="GPT-2, or the October-2024 speedrun's (default %(default)s)")
+    architecture.add_arguments(group)
     add("--n_layer", type=int, default=12, help="blocks (default %(default)s)")
     add("--n_head", type=int, default=0, help="heads (0 = 12 for gpt2, n_embd / 128 for speedrun)")
     add("--n_embd", type=int, default=768, help="width (default %(default)s)")
-    add("--n_inner", type=int, default=0, help="width of the MLP (0 = 4 x n_embd)")
+    add("--n_inner", type=int, default=0, help="width of the MLP (0 = 4 x n_embd; swiglu: 8/3)")
     add("--attn_gate", choices=GATES, default=GPTConfig.attn_gate, help="attention gate (default %(default)s)")
     add("--gate_pos", choices=GATE_POSITIONS, default=GPTConfig.gate_pos,
         help="gate the SDPA output or the values (default %(default)s)")
@@ -152,7 +153,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     memory_settings.fill_in(args)
     if not args.n_head:
         args.n_head = max(1, args.n_embd // 128) if args.arch == "speedrun" else 12
-    args.n_inner = args.n_inner or 4 * args.n_embd
+    architecture.normalise(args)
+    args.n_inner = args.n_inner or architecture.default_inner(args)
     optim.fill_in(args, LONGEST_WARMUP)
     arm = "" if args.attn_gate == "none" else f"_{args.attn_gate}_{args.gate_pos}_{args.gate_act}"
     if args.memory != "none":
@@ -160,7 +162,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     for name in SHAPE:  # an architecture, and what you add
         value = getattr(args, name)
         if isinstance(value, str) and "gate" not in name and value != parser.get_default(name):
-            arm += f"_{value}"
+            arm += f"_{name}_{value}" if value in ("on", "off") else f"_{value}"
     flags.fill_in(args, name=f"{Path(args.data_dir).name}{arm}_{args.optimizer}")
     return args
 
@@ -348,7 +350,7 @@ def summarise(run: training.Run) -> dict:
 def train(args, procs, until_end: contextlib.ExitStack) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # processes
-    device, derived = procs.device, use_data(args)
+    device, derived = procs.device, use_data(args) + architecture.derived_flags(args)
     training.prepare_machine(args, device, masks=args.memory != "none")
     sizes, fits_rows = micro_batch_sizes(args, procs.world_size), not args.micro_batch_size
     if fits_rows:

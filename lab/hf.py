@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
-from lab import disk, files, flags, neighbours, runs
+from lab import architecture, disk, files, flags, neighbours, runs
 from lab.schema import check
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, use_of, write_hf_tokenizer
 from lab.tokenizer_files import check_tokenizer
@@ -29,7 +29,7 @@ from model import GPT, GPTConfig, load_exactly
 # Hugging Face stores these as Conv1D, (in, out): always transposed, by name. By shape, square ones would be missed.
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 SHAPE = ("n_layer", "n_head", "n_embd", "n_inner")  # what both sides call alike
-ACTIVATIONS = {"gpt2": "gelu_new", "nanogpt": "gelu"}  # architecture -> activation_function
+ACTIVATIONS = {"gelu": "gelu_new", "gelu_exact": "gelu"}  # MLP (lab/architecture.py) -> activation_function
 FORM = dict(  # what these two build of GPT2Config's variants
     layer_norm_epsilon=1e-5, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
     add_cross_attention=False)
@@ -38,14 +38,20 @@ FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # no name on the hub e
 SILENT_LOGIT = -1000.0  # of an exported padding id; GPT-2's own logits stay above about -200
 
 
+def is_gpt2(c: GPTConfig) -> bool:
+    """Whether transformers' GPT-2 has such parts. How the weights began does not matter, and a bias may be zero."""
+    parts = architecture.parts_of(c)._replace(weight_init=architecture.GPT2.weight_init, bias=architecture.GPT2.bias)
+    gpt2 = any(parts == architecture.GPT2._replace(mlp=mlp) for mlp in ACTIVATIONS)
+    return gpt2 and c.attn_gate == "none" and c.memory == "none"
+
+
 def from_hf_state(model: GPT, hf_state: dict) -> GPT:
-    """Fills a model of an architecture in ACTIVATIONS, without a gate, from a GPT2LMHeadModel (or
-    GPT2Model) state dict, and returns it.
+    """Fills a model of GPT-2's parts from a GPT2LMHeadModel (or GPT2Model) state dict, and returns it.
 
     Rows from the state's vocabulary up to config.vocab_size become zero. Their logit of 0 is far above GPT-2's usual
     ones: ids that are never trained belong in config.unused_ids. ValueError for weights that do not fit."""
     c = model.config
-    check(c.arch in ACTIVATIONS and c.attn_gate == "none",
+    check(is_gpt2(c) and architecture.build(c).bias,
           "Hugging Face weights fit only arch='gpt2' (or 'nanogpt') with attn_gate='none'; use these")
     state = {}
     for name, value in hf_state.items():
@@ -81,11 +87,14 @@ def gpt2_shapes(c: GPTConfig) -> dict[str, tuple]:
 def to_hf_state(model: GPT) -> dict[str, torch.Tensor]:
     """A GPT2LMHeadModel state dict, as copies, with the config's vocab_size token rows."""
     c = model.config
-    check(c.arch in ACTIVATIONS and c.attn_gate == "none" and c.memory == "none" and model.attention_only,
-          "only arch='gpt2' or 'nanogpt' without a gate and without a memory has a Hugging Face form; "
-          "use GPT.save")
-    state = dict(model.state_dict())
-    own, plain = {name: tuple(value.shape) for name, value in state.items()}, gpt2_shapes(c)
+    check(is_gpt2(c) and model.attention_only,
+          "only arch='gpt2' or 'nanogpt' with all of its parts, without a gate and without a memory has a Hugging Face "
+          "form; use GPT.save")
+    state, plain = dict(model.state_dict()), gpt2_shapes(c)
+    if architecture.parts_of(c).bias == "off":
+        zeros = {name: torch.zeros(shape) for name, shape in plain.items() if name.endswith(".bias")}
+        state = zeros | state
+    own = {name: tuple(value.shape) for name, value in state.items()}
     others = sorted(name for name in own | plain if own.get(name) != plain.get(name))
     check(not others, f"this network is not GPT-2's, by {', '.join(others[:3])}: where you changed "
                       "it, transformers' GPT-2 cannot be it; use GPT.save")
@@ -103,6 +112,8 @@ def silent_row(model: GPT) -> torch.Tensor | None:
     h = gain * z + bias with sum(z) = 0, so (1 / gain) . h = sum(bias / gain) is constant, and w a multiple of 1 / gain,
     small enough to survive bf16's rounding; with untrained biases (all 0) there is none."""
     norm = model.transformer["ln_f"]
+    if norm.bias is None:
+        return None
     gain, bias = norm.weight.detach().double(), norm.bias.detach().double()
     if gain.abs().min() == 0:
         return None
@@ -179,8 +190,9 @@ def _write_folder(folder: Path, c: GPTConfig, state: dict, unused: list[int], en
     end = end if c.vocab_size > end else None
     shape = {name: getattr(c, name) for name in SHAPE}
     GPT2Config(
-        **shape, **FORM, activation_function=ACTIVATIONS[c.arch], vocab_size=c.vocab_size, n_positions=c.block_size,
-        tie_word_embeddings=True, bos_token_id=end, eos_token_id=end, architectures=["GPT2LMHeadModel"],
+        **shape, **FORM, activation_function=ACTIVATIONS[architecture.parts_of(c).mlp], vocab_size=c.vocab_size,
+        n_positions=c.block_size, tie_word_embeddings=True, bos_token_id=end, eos_token_id=end,
+        architectures=["GPT2LMHeadModel"],
     ).save_pretrained(folder)
     ids = dict(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     GenerationConfig(**ids, suppress_tokens=unused or None).save_pretrained(folder)
@@ -225,8 +237,9 @@ def import_hf(source: str, vocab_size: int | None = None) -> GPT:
         transformers.logging.set_verbosity(verbosity)
     c = net.config
     shape = {name: getattr(c, name) for name in SHAPE}
-    arch = next(arch for arch, name in ACTIVATIONS.items() if name == c.activation_function)
-    config = GPTConfig(**shape, arch=arch, vocab_size=c.vocab_size, block_size=c.n_positions,
+    mlp = next(mlp for mlp, name in ACTIVATIONS.items() if name == c.activation_function)
+    named = next(name for name, parts in architecture.ARCHS.items() if parts == architecture.GPT2._replace(mlp=mlp))
+    config = GPTConfig(**shape, arch=named, vocab_size=c.vocab_size, block_size=c.n_positions,
                        unused_ids=unused_ids(c.vocab_size))
     return grown(from_hf_state(GPT(config, seed=None), net.state_dict()), vocab_size)
 
@@ -258,8 +271,8 @@ def grown(model: GPT, vocab_size: int | None) -> GPT:
 
 
 def _load_gpt2(source: str):
-    """The GPT2LMHeadModel in source, in fp32; an error unless it is what an architecture in
-    ACTIVATIONS builds, and whole."""
+    """The GPT2LMHeadModel in source, in fp32; an error unless GPT2 of lab/architecture.py, with an MLP
+    in ACTIVATIONS, is it, and whole."""
     from transformers import AutoConfig, GPT2LMHeadModel
 
     config = AutoConfig.from_pretrained(source)

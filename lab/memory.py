@@ -80,7 +80,7 @@ class Level(nn.Module):
 
     def __init__(self, config, arch, linear, width: int, period: int = 0, clip: float = 0.0, learned: bool = False):
         super().__init__()
-        self.arch, self.period, self.clip = arch, period, clip
+        self.mlp, self.period, self.clip = arch.mlp, period, clip
         self.ln_1 = arch.norm(config.n_embd)
         self.c_fc = linear(config.n_embd, width, bias=arch.bias)
         self.c_proj = linear(width, config.n_embd, bias=arch.bias)
@@ -93,7 +93,7 @@ class Level(nn.Module):
         has_writes = fast is not None and fast.pair is not None
         if has_writes:
             z = z + u @ fast.pair[0].to(u.dtype)
-        a = self.arch.activation(z)
+        a = self.mlp.activation(z)
         out = self.c_proj(a)
         if has_writes:
             out = out + a @ fast.pair[1].to(a.dtype)
@@ -119,7 +119,7 @@ def gradients(seen: Seen, delta) -> tuple[torch.Tensor, torch.Tensor]:
     back = F.linear(delta, level.c_proj.weight.mT)
     if fast.pair is not None:
         back = back + delta @ fast.pair[1].mT.to(delta.dtype)
-    dz = level.arch.activation_grad(back.to(z.dtype), z)
+    dz = level.mlp.activation_grad(back.to(z.dtype), z)
     g1 = u.mT @ dz.to(u.dtype)
     g2 = a.mT @ delta
     dtype = torch.promote_types(g1.dtype, torch.float32)  # sums of bfloat16 would lose small gradients
@@ -376,10 +376,12 @@ def records(layers: dict[int, LayerMemory], blocks) -> list[dict]:
 def complete(c, arch, linear) -> None:
     """Fills in what a GPTConfig's 0 and () leave open, in place; ValueError for what no model can have.
 
-    arch, linear: model.ARCHS's entry and model.Linear, which modules here are made of."""
+    arch, linear: lab/architecture.py's Arch and model.Linear, which modules here are made of."""
     complete_shape(c)
     if c.memory == "none":
         return
+    check(not arch.mlp.gated, f"memory {c.memory} is written into an MLP of two matrices, and mlp {c.mlp} has three; "
+                              "use another mlp or no memory")
     if not c.cms_widths:
         c.cms_widths = matched_widths(c, arch, linear)
     complete_rates(c)

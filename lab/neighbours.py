@@ -237,23 +237,19 @@ def build(archive: Archive, gelu: str | None) -> tuple[GPT, list[str]]:
 
     # Every row is the network's own: its softmax is over all of them, the 47 of padding too.
     shape = {name: settings[name] for name in SHAPE}
-    config = GPTConfig(**shape, arch=GELU[gelu], unused_ids=())
+    bias = "on" if settings.get("bias", True) else "off"
+    config = GPTConfig(**shape, arch=GELU[gelu], bias=bias, unused_ids=())
     with torch.device("meta"):
         net = GPT(config, seed=None)
-    expected, absent = net.state_dict(), []
-    if not settings.get("bias", True):
-        absent = [name for name in expected if name.endswith(".bias") and name not in state]
-        notes.append("it has no biases: they are zeros here, with equal logits, and training moves them")
-    check_shapes(net, state | {name: expected[name] for name in absent}, "its weights")
+    check_shapes(net, state, "its weights")
 
     tensors = {name: archive.tensor(stored) for name, stored in state.items()}
     rows = tensors["transformer.wte.weight"]
     # the shape first: nothing bounds that of a head, which may repeat one number without end
     is_tied = head is None or (tuple(head.shape) == rows.shape and torch.equal(archive.tensor(head), rows))
     check(is_tied, "it has a head of its own, lm_head.weight, where GPT-2 uses its token rows")
-    zeros = {name: torch.zeros(expected[name].shape) for name in absent}
     model = GPT(config, seed=None)
-    load_exactly(model, tensors | zeros, "its weights")
+    load_exactly(model, tensors, "its weights")
     return model, notes
 
 

@@ -11,10 +11,9 @@ import torch
 from conftest import REPO, exact, make_run, records, tiny_documents, weights, write_dataset, write_jsonl
 
 import compare_runs
-import model
 import train_gpt
 from experiments import keep_results
-from lab import ab_fields, optim, runs, training
+from lab import ab_fields, architecture, optim, runs, training
 from model import GPT, GPTConfig
 
 TINY = ("--seq_len 16 --n_layer 1 --n_head 2 --n_embd 16 --micro_batch_size 4 --total_batch_tokens 64 --dtype float32 "
@@ -79,37 +78,37 @@ def test_a_schedule_gets_its_own_flag(monkeypatch, data, tmp_path):
 
 @dataclasses.dataclass
 class Longer(GPTConfig):
-    mlp: str = "plain"
+    window: str = "all"
 
 
 def test_a_new_field_takes_its_default_in_older_files(tmp_path):
     """Every older checkpoint was locked out, with the advice to train anew."""
     GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16), seed=0).save(tmp_path / "old")
     old = json.loads((tmp_path / "old" / "model.json").read_text())["config"]
-    assert Longer.from_dict(old).mlp == "plain"
+    assert Longer.from_dict(old).window == "all"
     with pytest.raises(ValueError, match=r"lacks entries \(n_head\)"):
         Longer.from_dict({key: value for key, value in old.items() if key != "n_head"})
-    with pytest.raises(ValueError, match=r"unknown entries \(mlp\)"):
-        GPTConfig.from_dict(old | {"mlp": "swiglu"})
+    with pytest.raises(ValueError, match=r"unknown entries \(window\)"):
+        GPTConfig.from_dict(old | {"window": "near"})
 
 
 def test_an_own_arm_is_in_the_run_s_name_and_defaults_are_recorded(monkeypatch, data, tmp_path):
     """Two arms of one day had one folder. compare_runs.py fills in what an older run does not record."""
     build = train_gpt.build_parser
 
-    def with_mlp():
+    def with_window():
         parser = build()
-        parser.add_argument("--mlp", choices=("plain", "swiglu"), default="plain")
+        parser.add_argument("--window", choices=("all", "near"), default="all")
         return parser
 
-    monkeypatch.setattr(train_gpt, "build_parser", with_mlp)
-    monkeypatch.setattr(train_gpt, "SHAPE", [*train_gpt.SHAPE, "mlp"])
-    names = [train_gpt.parse_args(["--data_dir", str(data), *flags]).name for flags in ((), ("--mlp", "swiglu"))]
-    assert names == [f"{data.name}_adamw", f"{data.name}_swiglu_adamw"]
+    monkeypatch.setattr(train_gpt, "build_parser", with_window)
+    monkeypatch.setattr(train_gpt, "SHAPE", [*train_gpt.SHAPE, "window"])
+    names = [train_gpt.parse_args(["--data_dir", str(data), *flags]).name for flags in ((), ("--window", "near"))]
+    assert names == [f"{data.name}_adamw", f"{data.name}_near_adamw"]
     monkeypatch.setattr(train_gpt, "SHAPE", train_gpt.SHAPE[:-1])
     train(data, tmp_path / "run")
     defaults = runs.read_config(tmp_path / "run")["defaults"]
-    assert defaults["mlp"] == "plain" and defaults["beta2"] == 0.95 and "out_dir" not in defaults
+    assert defaults["window"] == "all" and defaults["beta2"] == 0.95 and "out_dir" not in defaults
 
 
 def test_dropout_is_repeated_by_the_seed(monkeypatch, data, tmp_path):
@@ -135,7 +134,7 @@ def test_another_network_has_no_export(monkeypatch, tmp_path):
     pytest.importorskip("transformers")
     from lab import hf
 
-    monkeypatch.setitem(model.ARCHS, "gpt2", model.GPT2._replace(norm=torch.nn.RMSNorm))
+    monkeypatch.setitem(architecture.NORMS, "layernorm", lambda width, bias: torch.nn.RMSNorm(width))
     network = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16), seed=0)
     with pytest.raises(ValueError, match=r"not GPT-2's, by transformer\.h\.0\.ln_1\.bias.*cannot be it"):
         hf.export_hf(network, tmp_path / "out")

@@ -11,6 +11,7 @@ import torch
 
 import model as m
 from lab import hf, inference, log_probs
+from lab.architecture import ARCHS
 from lab.inference import Completion, choose_tokens, generate
 from lab.tokenizer import get_tokenizer
 from model import GPT, GPTConfig
@@ -62,7 +63,7 @@ def ids_of(completions):
 # greedy: the cache changes nothing
 
 
-@pytest.mark.parametrize("arch", m.ARCHS)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("gate, pos", [("none", "sdpa"), *itertools.product([*m.GATES][1:], m.GATE_POSITIONS)])
 def test_equals_loop_without_cache(arch, gate, pos):
     """Every greedy answer of every arm: the same tokens as full forwards give, for one prompt, for mixed lengths in one
@@ -137,7 +138,7 @@ def test_equals_loop_without_packed_weights(monkeypatch):
     assert ids_of(generate(net, prompts(), 30, temperature=0)) == [plain(net, p, 30) for p in prompts()]
 
 
-@pytest.mark.parametrize("arch", m.ARCHS)
+@pytest.mark.parametrize("arch", ARCHS)
 def test_bf16_autocast(arch):
     """Under bf16 autocast, as on a GPU, the cache is bf16 like the keys and values; where the best logit is clear of
     bf16's rounding, the tokens are those of the loop under the same autocast."""

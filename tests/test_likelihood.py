@@ -10,6 +10,7 @@ import torch
 
 import model as m
 from lab import hf, inference, log_probs, trees
+from lab.architecture import ARCHS
 from lab.inference import iter_scores, score_endings
 from model import GPT, GPTConfig
 
@@ -78,7 +79,7 @@ def predictions(scores):
 # equal to the literal rule
 
 
-@pytest.mark.parametrize("arch", m.ARCHS)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("gate", [("none", "sdpa"), *itertools.product([*m.GATES][1:], m.GATE_POSITIONS)], ids="-".join)
 def test_equals_separate_forwards(arch, gate):
     """Every score of every arm: the tree, its positions, the gates of the last block's few queries, truncation."""

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lab import chunks, hf, memory, memory_settings
+from lab.architecture import ARCHS, build
 from lab.inference import generate, score_endings
 from lab.loss import head_gradients
-from model import ARCHS, GPT, GPTConfig, Linear
+from model import GPT, GPTConfig, Linear
 
 ARMS = [("titan", "stop"), ("hope_attention", "stop"), ("hope_attention", "through"), ("hope", "through")]
 SMALL = dict(vocab_size=101, unused_ids=(), block_size=64, n_layer=3, n_head=2, n_embd=16, memory_layers=2)
@@ -72,7 +73,7 @@ both_archs = pytest.mark.parametrize("arch", ["gpt2", "speedrun"])
 def test_closed_form_is_the_gradient(arch):
     """g1 and g2 are autograd's gradients of the sum of <delta, y> in the fast weights, in fp64."""
     config = GPTConfig(arch=arch, **SMALL)
-    level = memory.Level(config, ARCHS[arch], Linear, 24, period=8).double()
+    level = memory.Level(config, build(config), Linear, 24, period=8).double()
     for p in level.parameters():
         torch.nn.init.normal_(p, std=0.3)
     pair = tuple(torch.randn(3, *shape, dtype=torch.float64).requires_grad_() for shape in ((16, 24), (24, 16)))
@@ -87,7 +88,7 @@ def test_closed_form_is_the_gradient(arch):
 def test_a_period_of_two_chunks_adds_up(arch):
     """Two chunks of 8 tokens write what one chunk of 16 does."""
     config = GPTConfig(**settings("hope_attention", inner_clip=0.0, cms_periods=(16, 0)), arch=arch)
-    level = memory.Level(config, ARCHS[arch], Linear, 24, period=16).double()
+    level = memory.Level(config, build(config), Linear, 24, period=16).double()
     for p in level.parameters():
         torch.nn.init.normal_(p, std=0.3)
     x, delta = torch.randn(2, 3, 16, 16, dtype=torch.float64)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import lab.loss
 import model as m
 from lab import compiling, hf, mechanisms
+from lab.architecture import ARCHS
 from model import GPT, GPTConfig
 
 torch.set_num_threads(1)
@@ -122,7 +123,7 @@ def test_config_round_trip():
 # initial weights
 
 
-@pytest.mark.parametrize("arch", m.ARCHS)
+@pytest.mark.parametrize("arch", ARCHS)
 def test_shared_weights_are_bit_identical_across_arms(arch):
     """A gate, padding, the thread count and the global generator shift no shared initial weight by a bit."""
     base = GPT(GPTConfig(**TINY, arch=arch), seed=3).state_dict()
@@ -245,7 +246,7 @@ def test_speedrun_equals_plain_reference():
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
 
 
-@pytest.mark.parametrize("arch", m.ARCHS)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("gate, pos, act", ARMS)
 def test_gate_at_one_equals_none(arch, gate, pos, act, monkeypatch):
     """Logits of every gated arm: equal to `none` with the activation forced to 1, different from it without."""
@@ -298,7 +299,7 @@ def test_a_line_in_a_table_is_an_activation(monkeypatch, capsys):
         GPT(GPTConfig(**TINY, attn_gate="promised"))
 
 
-@pytest.mark.parametrize("arch", m.ARCHS)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("pos", m.GATE_POSITIONS)
 def test_causality(arch, pos):
     """No logit before position t moves when token t changes; the logits from t on do."""
@@ -314,7 +315,7 @@ def test_causality(arch, pos):
 
 def test_too_long_sequence_is_refused():
     """A sequence beyond block_size has no positions: an error, not wrapped ones."""
-    for arch in m.ARCHS:
+    for arch in ARCHS:
         with pytest.raises(ValueError, match="25 tokens but the model's block_size is 24"):
             GPT(GPTConfig(**TINY, arch=arch))(torch.zeros(1, 25, dtype=torch.long))
 
@@ -323,7 +324,7 @@ def test_too_long_sequence_is_refused():
 # the loss
 
 
-@pytest.mark.parametrize("arch", m.ARCHS)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("chunk", [1, 7, 24, 4096])
 @pytest.mark.parametrize("scale, denominator", [(1.0, None), (-2.7, 40)])
 def test_chunked_loss_and_gradients_equal_plain(arch, chunk, scale, denominator, monkeypatch):
@@ -428,29 +429,50 @@ def test_bfloat16_head_in_blocks(ids, rows, monkeypatch):
         assert (ours.double() - z.grad).norm() < 0.01 * z.grad.norm()
 
 
+def bfloat16_head(spread=1.0):
+    """x (20, 16), weight (211, 16), targets (20,), and the logits (20, 211) fp32 that their bfloat16 products are; ids
+    90 to 96 are padding."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (spread * torch.randn(n, 16, generator=generator) for n in (20, 211))
+    logits = (x.bfloat16() @ weight.bfloat16().t()).float()
+    logits[:, 90:97] = -math.inf
+    return x, weight, torch.randint(0, 90, (20,), generator=generator), logits
+
+
 @pytest.mark.parametrize("rows", [1, 5, 4096])
 def test_bfloat16_logits_in_float32_for_a_few_rows_only(rows, monkeypatch):
-    """Loss and gradients, to the last bit, with the softmax of any number of rows at once; and how many rows of fp32
-    logits are asked for: SOFTMAX_ROWS a thread, where all would be the largest tensor of a step."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(n, 16, generator=generator) for n in (20, 211))
-    targets = torch.randint(0, 90, (20,), generator=generator)
+    """Where no gradient is formed: the loss, to the last bit, with the softmax of any number of rows at once; and how
+    many rows of fp32 logits are asked for: SOFTMAX_ROWS a thread, where all would be the largest tensor of a score."""
+    x, weight, targets, logits = bfloat16_head()
     asked = []
     workspace = lab.loss.workspace
     monkeypatch.setattr(lab.loss, "workspace", lambda n, *rest: asked.append(n) or workspace(n, *rest))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
-    def results(at_once):
+    def nll(at_once):
         monkeypatch.setattr(lab.loss, "SOFTMAX_ROWS", at_once)
         with torch.autocast("cpu", torch.bfloat16):
-            return lab.loss.head_gradients(x, weight, targets, [(90, 97)])
+            return lab.loss.chunked_cross_entropy(x, weight, targets, [(90, 97)], reduce=False)
 
-    for one, other in zip(results(rows), results(7), strict=True):
-        assert torch.equal(one, other)
+    assert torch.equal(nll(rows), nll(7))
     assert asked == [min(20, 2 * rows), 14]
-    logits = (x.bfloat16() @ weight.bfloat16().t()).float()
-    logits[:, 90:97] = -math.inf
-    assert (results(1)[0] - F.cross_entropy(logits, targets, reduction="none")).abs().max() < 1e-5
+    assert (nll(1) - F.cross_entropy(logits, targets, reduction="none")).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0])
+def test_bfloat16_gradient_of_a_sure_prediction(spread):
+    """The gradient in the logits, of targets at random and of each row's likeliest: within two roundings to bfloat16
+    of the exact p and, at the target, of p - 1, also where p rounds to 1; the loss within 0.004."""
+    x, weight, random, logits = bfloat16_head(spread)
+    for targets in (random, logits.argmax(1)):
+        nll, found = lab.loss._softmax_rows(x.bfloat16(), weight.bfloat16(), targets[:, None], [(90, 97)], True)
+        exact = torch.softmax(logits.double(), 1)
+        exact[range(20), targets] = 0.0
+        exact[range(20), targets] = -exact.sum(1)
+        assert found.dtype == torch.bfloat16
+        assert ((found - exact).abs() <= 0.008 * exact.abs() + 1e-30).all()
+        assert (nll - F.cross_entropy(logits, targets, reduction="none")).abs().max() < 0.004
+    assert spread < 3.0 or (exact[range(20), targets] > -0.002).any()  # the case that this is about
 
 
 def test_padding_ids_are_never_scored():
@@ -525,7 +547,7 @@ def test_cuda_bf16_loss_and_gradients(compiled, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(bool(compiling.missing_compiler(torch.device("cpu"))),
                     reason="torch.compile needs a C++ compiler and none is on the PATH")
-@pytest.mark.parametrize("arch", m.ARCHS)
+@pytest.mark.parametrize("arch", ARCHS)
 def test_compiled_equals_eager(arch):
     """Losses and gradients under torch.compile (the graph breaks at the loss) equal the eager ones to 1e-5."""
     net = lively(GPTConfig(**{**TINY, "n_layer": 1}, arch=arch, attn_gate="headwise"))
@@ -541,7 +563,7 @@ def test_compiled_equals_eager(arch):
 # gate statistics, files
 
 
-@pytest.mark.parametrize("arch", m.ARCHS)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("gate", m.GATES)
 def test_gate_stats(arch, gate):
     """Per layer: gate mean, quantiles, share below 0.1, first-token attention share, largest activation, beside their
