@@ -59,7 +59,8 @@ from model import GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 BENCHMARKS = (hellaswag, ewok, zeroshot)  # scored while training; flags, log lines, records follow
 LONGEST_WARMUP = 715  # steps
 # the flags of GPTConfig
-SHAPE = ["arch", *architecture.PARTS, *"n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()]
+SHAPE = ["arch", *architecture.PARTS]
+SHAPE += "n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags

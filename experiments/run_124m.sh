@@ -8,7 +8,9 @@
 #
 #   ARMS                rows (stream, BOS rows), tokens (plain, products as one token), vocabulary (GPT-2's, VOCAB_SIZE
 #                       tokens learned from the corpus), gates (none, elementwise; shape and learning rate of document
-#                       003) or optimizers (AdamW at GPT-2's learning rate, Muon at the speedrun's) (rows)
+#                       003), optimizers (AdamW at GPT-2's learning rate, Muon at the speedrun's) or change (GPT-2, and
+#                       the same with CHANGE) (rows)
+#   CHANGE              of ARMS=change: flags of train_gpt.py for the second arm, such as "--positions rope"
 #   VOCAB_SIZE          of ARMS=vocabulary (32768)
 #   SEEDS               of each arm; fewer than three get no verdict ("0 1 2")
 #   TOKENS              that each run reads, such as 300M (9.83B, gates 2.67B)
@@ -35,8 +37,17 @@ case "$arms" in
     vocabulary) a=gpt2 b=own ;;
     gates) a=none b=elementwise preset=speedrun batch=524288 ;;
     optimizers) a=adamw b=muon ;;
-    *) fail "ARMS=$arms is unknown: use rows, tokens, vocabulary, gates or optimizers." ;;
+    change) a=gpt2 b=changed ;;
+    *) fail "ARMS=$arms is unknown: use rows, tokens, vocabulary, gates, optimizers or change." ;;
 esac
+change="${CHANGE:-}" named="" # its flags, their names
+if [ "$arms" = change ]; then
+    [[ "$change" =~ ^--[A-Za-z0-9_.,\ -]+$ ]] ||
+        fail "CHANGE='$change' names no flags: give those of the second arm, as in CHANGE='--positions rope'."
+    for word in $change; do [[ "$word" != --* ]] || named+="${named:+,}${word#--}"; done
+elif [ -n "$change" ]; then
+    fail "CHANGE is of ARMS=change alone: give both, or neither."
+fi
 parts="${*:-cost prepare train evals export report}"
 for part in $parts; do
     [[ " cost prepare train evals export report " == *" $part "* ]] ||
@@ -107,6 +118,7 @@ need=$((steps * batch))
 every() { echo $((steps / $1 > 0 ? steps / $1 : 1)); } # steps between so many of a run
 
 out="$root/$arms"
+[ -z "$change" ] || out+="_$(echo "$change" | tr -s -- '- ' _ | sed 's/^_//')" # each change has runs of its own
 mkdir -p "$out" || fail "OUT=$root cannot be made: name a folder that you may write to."
 case "$arms-$tokens" in
     # gates, or TOKENS given: a part of the sample; 3 % to spare, as packing and products change the count
@@ -128,6 +140,7 @@ arm_flags() { # arm: what it adds to the same run
         none) echo "--learning_rate ${rates[2]}" ;;
         elementwise) echo "--learning_rate ${rates[2]} --attn_gate elementwise" ;;
         muon) echo "--learning_rate ${rates[1]} --optimizer muon" ;;
+        changed) echo "--learning_rate ${rates[0]} $change" ;;
         *) echo "--learning_rate ${rates[0]}" ;;
     esac
 }
@@ -174,6 +187,10 @@ cost() { # time of a run of the first arm, measured on made-up documents; disk o
     run ${launcher:-"$PYTHON"} train_gpt.py "${train_flags[@]}" $(arm_flags "$a") ${TRAIN_FLAGS:-} --data_dir "$root/probe" \
         --max_epochs 1e9 --verify_data sizes --eval_every 0 --save_every 0 --results_csv "" --dry_run \
         --out_dir "$out/${a}_cost" > "$out/cost.out"
+    # a wrong flag in CHANGE would end the second arm, after the first has trained
+    # shellcheck disable=SC2046,SC2086  # lists
+    [ -z "$change" ] || "$PYTHON" -c 'import sys; sys.path.insert(0, "."); import train_gpt; train_gpt.parse_args()' \
+        "${train_flags[@]}" $(arm_flags "$b") ${TRAIN_FLAGS:-} --data_dir "$root/probe"
     n_data=2
     [ "$(data_of "$a")" != "$(data_of "$b")" ] || n_data=1
     made="$(printf '%s\n' "$(data_of "$a")" "$(data_of "$b")" | sort -u)"
@@ -268,7 +285,12 @@ evals() { # HellaSwag, EWoK and zero-shot are scored while training
 
 export_all() {
     [ "$arms" != gates ] || { echo "export: Hugging Face has no class for the speedrun's shape."; return; }
-    for folder in $(runs_of "$a") $(runs_of "$b"); do
+    own="$(runs_of "$a") $(runs_of "$b")"
+    if [ "$arms" = change ]; then
+        echo "export: of the first arm, as another network may have no class in transformers: model.py export tries."
+        own="$(runs_of "$a")"
+    fi
+    for folder in $own; do
         hf="$out/hf/$(basename "$folder")"
         [ -e "$hf" ] || run "$PYTHON" model.py export "$folder" "$hf"
     done
@@ -284,6 +306,7 @@ report() {
     if [ -n "$changed" ]; then
         treatment="" planned=""
         [ "$arms" != optimizers ] || treatment="--treatment optimizer,learning_rate"
+        [ "$arms" != change ] || treatment="--treatment $named"
         [ "${#seeds[@]}" -lt 3 ] || planned="--planned ${#seeds[@]}"
         # shellcheck disable=SC2046,SC2086  # lists
         run "$PYTHON" compare_runs.py --a $(runs_of "$a") --b $(runs_of "$b") $treatment $planned --out "$out/report"

@@ -27,6 +27,7 @@ DERIVED = {"block_size", "padded_vocab_size", "unused_ids"}  # of the model, fro
 SCORER = ("scorer n total bos dtype items_sha256 data_sha256 max_new_tokens temperature "
           "other_network").split()
 OFF = (None, 0, "", "none", False, "arch")  # an older run that lacks a flag equals one that has it off
+PARTS = "positions norm qk_norm mlp bias weight_init".split()  # of the network: lab/architecture.py
 WRITES = ("write", "inner_lr", "inner_lr_learned", "inner_optimizer", "inner_clip", "inner_decay",
           "teach_scale", "teach_clip", "surprise_threshold",
           "teach_warmup_iters", "teach_decay_start", "teach_decay_iters")
@@ -37,12 +38,8 @@ RECOGNISED = {  # treatments that need no declaration; a difference in the first
     "rows": ("data_format", "crop_fraction", "data_fingerprint"),
     "tokens": ("condition", "mul_token_rate", "vocab_size", "data_fingerprint",
                "val_fingerprint_tokens"),
-    "positions": ("positions",),  # this and the next five: lab/architecture.py
-    "norm": ("norm",),
-    "qk_norm": ("qk_norm",),
+    **{part: (part,) for part in PARTS},
     "mlp": ("mlp", "n_inner"),  # a gated one of as many parameters is narrower
-    "bias": ("bias",),
-    "weight_init": ("weight_init",),
 }
 FAMILIES = {  # names for several settings in --treatment and --allow
     **RECOGNISED,

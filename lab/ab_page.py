@@ -104,12 +104,13 @@ def data_in_words(data: dict) -> str:
 
 def model_in_words(run: dict) -> str:
     model, total = run["config"]["model"], runs.number(run["config"]["parameters"].get("total"))
-    parts = []
+    parts = [str(model["arch"])] if model.get("arch") else []
+    parts += [f"{name} {model[name]}" for name in ab_gate.PARTS if model.get(name, "arch") != "arch"]
     if math.isfinite(total):
         parts.append(f"{amount(total)} parameters")
     if model.get("n_layer") and model.get("n_embd"):
         parts.append(f"{count(model['n_layer'], 'layer')} of width {model['n_embd']}")
-    return ", ".join([*([str(model["arch"])] if model.get("arch") else []), *parts])
+    return ", ".join(parts)
 
 
 def tokens_of_run(run: dict) -> str:

@@ -1,4 +1,4 @@
-"""architecture.py owns what a network is made of: named architectures, and the parts that may replace theirs.
+"""architecture.py owns what a network is made of: architectures by name, and parts that replace one of theirs.
 
     python train_gpt.py --arch gpt2 --positions rope        # GPT-2 but for its positions
     python train_gpt.py --arch speedrun --mlp gelu          # the speedrun's network but for its MLP
@@ -23,12 +23,15 @@ OWN = "arch"  # a part as the architecture has it
 
 class Mlp(NamedTuple):
     activation: Callable  # of what c_fc gives
-    activation_grad: Callable | None = None  # (gradient at its output, its input) -> that at its input; for memories
+    # (gradient at its output, its input) -> that at its input; memories are written with it
+    activation_grad: Callable | None = None
     gated: bool = False  # what a third matrix, c_up, gives multiplies the activation
 
 
 def init_gpt2(weight, name, config, generator):
-    """Normal 0.02; what writes into the residual stream: 0.02 / sqrt(2 n_layer) (GPT-2 paper, section 2.3)."""
+    """Normal 0.02; what writes into the residual stream: 0.02 / sqrt(2 n_layer).
+
+    GPT-2 paper, section 2.3."""
     std = 0.02 / math.sqrt(2 * config.n_layer) if "c_proj" in name else 0.02
     weight.normal_(0.0, std, generator=generator)
 
@@ -41,7 +44,8 @@ def init_speedrun(weight, name, config, generator):
 
 
 # The tables of parts, which GPTConfig and the flags of the scripts take their choices from.
-POSITIONS = ("learned", "rope", "none")  # an embedding (wpe); rotary (arXiv:2104.09864); only what causality tells
+# an embedding (wpe); rotary (arXiv:2104.09864); only what the causal mask tells (arXiv:2305.19466)
+POSITIONS = ("learned", "rope", "none")
 NORMS = {  # (width, whether the network has biases) -> module
     "layernorm": lambda width, bias: nn.LayerNorm(width, bias=bias),
     "rmsnorm": lambda width, bias: nn.RMSNorm(width),  # arXiv:1910.07467
@@ -53,13 +57,15 @@ MLPS = {
     "relu2": Mlp(lambda x: F.relu(x).square(), lambda g, x: 2 * g * F.relu(x)),  # arXiv:2109.08668
     "swiglu": Mlp(F.silu, gated=True),  # arXiv:2002.05202
 }
-INITS = {"gpt2": init_gpt2, "speedrun": init_speedrun}  # (weight, its name, GPTConfig, generator): draws a matrix
+# (weight, its name, GPTConfig, generator): draws a matrix
+INITS = {"gpt2": init_gpt2, "speedrun": init_speedrun}
 SWITCH = ("on", "off")
 FLAGS = {  # what --help says of each, and its choices
     "--positions": ("how tokens know their places; none = by causal attention alone", POSITIONS),
     "--norm": ("normalisation; rmsnorm has a gain, unlike the speedrun's", NORMS),
     "--qk_norm": ("RMSNorm of queries and keys", SWITCH),
-    "--mlp": ("gelu = tanh's; swiglu has 8/3 n_embd channels by default, and so as many parameters", MLPS),
+    "--mlp": ("gelu = tanh's; swiglu has 8/3 n_embd channels by default, for as many parameters",
+              MLPS),
     "--bias": ("biases of linear layers and of LayerNorm", SWITCH),
     "--weight_init": ("normal 0.02, or uniform with output projections of zero", INITS),
 }
@@ -77,11 +83,12 @@ class Parts(NamedTuple):
     weight_init: str
 
 
-GPT2 = Parts(positions="learned", norm="layernorm", qk_norm="off", mlp="gelu", bias="on", weight_init="gpt2")
+GPT2 = Parts(positions="learned", norm="layernorm", qk_norm="off", mlp="gelu", bias="on",
+             weight_init="gpt2")
 ARCHS = {
     "gpt2": GPT2,
-    "speedrun": Parts(positions="rope", norm="rmsnorm_no_gain", qk_norm="on", mlp="relu2", bias="off",
-                      weight_init="speedrun"),
+    "speedrun": Parts(positions="rope", norm="rmsnorm_no_gain", qk_norm="on", mlp="relu2",
+                      bias="off", weight_init="speedrun"),
     "nanogpt": GPT2._replace(mlp="gelu_exact"),  # exact, as in nanoGPT since May 2023
 }
 
@@ -106,12 +113,14 @@ def parts_of(config) -> Parts:
 def build(config) -> Arch:
     parts = parts_of(config)
     bias = parts.bias == "on"
-    return Arch(norm=lambda width: NORMS[parts.norm](width, bias), bias=bias, mlp=MLPS[parts.mlp],
-                positions=parts.positions, qk_norm=parts.qk_norm == "on", init=INITS[parts.weight_init])
+    return Arch(
+        norm=lambda width: NORMS[parts.norm](width, bias), bias=bias, mlp=MLPS[parts.mlp],
+        positions=parts.positions, qk_norm=parts.qk_norm == "on", init=INITS[parts.weight_init])
 
 
 def normalise(config) -> None:
-    """A part that is the architecture's own gets the name OWN, in place. ValueError for what no network can have."""
+    """A part that is the architecture's own gets the name OWN, in place. ValueError for what no
+    network can have."""
     check(config.arch in ARCHS, f"unknown arch {config.arch!r}; use one of {', '.join(ARCHS)}")
     for name, choices in PARTS.items():
         value = getattr(config, name)
@@ -121,15 +130,16 @@ def normalise(config) -> None:
 
 
 def default_inner(config) -> int:
-    """Channels of an MLP: 4 n_embd. Gated ones have three matrices where others have two, and so 8/3 n_embd, the next
-    multiple of 8, for as many parameters."""
+    """Channels of an MLP: 4 n_embd. A gated one has three matrices where others have two, and so
+    8/3 n_embd, the next multiple of 8, for as many parameters."""
     if MLPS[parts_of(config).mlp].gated:
         return 8 * math.ceil(config.n_embd / 3)
     return 4 * config.n_embd
 
 
 def derived_flags(args) -> list[str]:
-    """Of a run's flags, those that follow from others: who repeats it with another n_embd wants the new one's."""
+    """Of a run's flags, those that follow from others: who repeats it with another n_embd wants
+    the new one's."""
     return ["n_inner"] if args.n_inner == default_inner(args) else []
 
 

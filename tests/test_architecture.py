@@ -269,7 +269,7 @@ def test_all_parts_of_the_speedrun_are_the_speedrun(data, tmp_path):
 
 
 def test_the_gate_knows_every_part():
-    assert PARTS.keys() <= ab_gate.RECOGNISED.keys() and OWN in ab_gate.OFF
+    assert list(PARTS) == ab_gate.PARTS and set(PARTS) <= set(ab_gate.RECOGNISED) and OWN in ab_gate.OFF
 
 
 @pytest.mark.parametrize("name, part", [("positions", "rope"), ("mlp", "swiglu"), ("bias", "off")])
@@ -286,5 +286,6 @@ def test_a_part_is_a_treatment(tmp_path, capsys, name, part):
     compare = ["--a", str(tmp_path / "old_s*"), "--out", str(tmp_path / "report")]
     assert compare_runs.main([*compare, "--b", str(tmp_path / "one_s*")]) == 0
     assert capsys.readouterr().out.startswith("one against old: inconclusive")
+    assert f"gpt2, {name} {part}, 809k parameters" in (tmp_path / "report" / "report.md").read_text()
     compare_runs.main([*compare, "--b", str(tmp_path / "two_s*")])
     assert capsys.readouterr().out.startswith("two against old: not comparable")

@@ -98,8 +98,29 @@ def test_a_vocabulary_of_the_corpus(tmp_path):
     assert (exported / "tokenizer.json").read_bytes() == (tmp_path / "out" / "own_600" / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
+def test_a_change_of_flags(tmp_path):
+    """Any flags are an arm, in a folder of its own and declared in the report; a wrong one is found before anything is
+    trained."""
+    wrong = start(tmp_path / "out", ARMS="change", CHANGE="--positions ripe")
+    printed, _ = wrong.communicate(timeout=120)
+    assert wrong.returncode != 0 and "--positions ripe: choose one of" in printed, printed
+    process = start(tmp_path / "out", ARMS="change", CHANGE="--mlp swiglu --beta2 0.99")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "report.html" in printed, printed
+    out = tmp_path / "out" / "change_mlp_swiglu_beta2_0.99"
+    report = json.loads((out / "report" / "report.json").read_text())
+    assert report["verdict"] != "not comparable"
+    treatment = {d["knob"] for d in report["gate"]["differences"] if d["state"] == "treatment"}
+    assert treatment == {"mlp", "n_inner", "beta2"}
+    assert {path.name for path in (out / "hf").iterdir()} == {"gpt2_s0"}
+
+
 @pytest.mark.parametrize(("parts", "variables", "words"), [
-    ((), {"ARMS": "row"}, "ARMS=row is unknown: use rows, tokens, vocabulary, gates or optimizers."),
+    ((), {"ARMS": "row"}, "ARMS=row is unknown: use rows, tokens, vocabulary, gates, optimizers or change."),
+    ((), {"ARMS": "change"}, "CHANGE='' names no flags: give those of the second arm"),
+    ((), {"ARMS": "change", "CHANGE": "positions rope"}, "CHANGE='positions rope' names no flags: give those"),
+    ((), {"CHANGE": "--beta2 0.9"}, "CHANGE is of ARMS=change alone: give both, or neither."),
     (("trian",), {}, "trian is no part: use cost, prepare"),
     ((), {"ARMS": "vocabulary", "VOCAB_SIZE": "99"}, "VOCAB_SIZE=99 is no vocabulary: give 257 to 65536."),
     ((), {"SEEDS": "0 x"}, "SEEDS has x: give whole numbers"),

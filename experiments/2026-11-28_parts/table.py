@@ -47,7 +47,7 @@ def arms_of(kept: Path, grid: dict) -> dict[str, str]:
 def main():
     if sys.argv[1:2] == ["--best"]:
         return answers.print_best(read_grid(sys.argv[2]))
-    print("## Stage 1: each arm's own grid of learning rates (seed 0, 400 steps, val loss)\n")
+    print("## Stage 1: each arm's own grid of learning rates (seed 0, 300 steps, val loss)\n")
     grid, lines = read_grid(here / "grid.csv"), []
     answers.print_grid(grid, "arm")
     with keep_results.unpacked(here / "runs.tar.xz") as kept:
@@ -58,7 +58,7 @@ def main():
         arguments += ["--treatment", "learning_rate,n_inner", "--planned", "5"]
         record = answers.report(arguments, {"arms.png": here / "arms.png"}, level=2)
     for e in record["differences"]:
-        line = answers.answer(f"{NAMES[names[e['name']]]}, 400 steps", e["row"], "nats/token", wall=e["wall"])
+        line = answers.answer(f"{NAMES[names[e['name']]]}, 300 steps", e["row"], "nats/token", wall=e["wall"])
         lines.append(line | {"log_only": names[e["name"]] != "speedrun"})
     answers.write(here, lines)
 
