@@ -24,6 +24,7 @@ def main():
         lines[-1]["log_only"] = one is not record["lengths"][-1]
     slope = record["change_per_doubling"]
     lines.append(answers.answer("The change of that per doubling, 60 to 480 steps", slope, "nats/token"))
+    lines[-1]["log_only"] = True
     answers.write(here, lines)
 
 
