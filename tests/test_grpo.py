@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,6 +226,27 @@ def test_resume_equals_uninterrupted(init, pool, run, tmp_path):
     assert same(out) == same(run) and weights(out) == weights(run)
     with pytest.raises(ValueError, match="is finished.*kl_coef"):
         grpo.main([*resume, "--kl_coef", "0.5"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_while_saving(init, pool, tmp_path, monkeypatch):
+    """A save that fails half way: a sentence without torch's own words, nothing half written, the one before stays."""
+    real = torch.save
+
+    def full(value, path):
+        if "step_000003" in str(path):
+            path.symlink_to("/dev/full")
+        real(value, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    flags = flags_of(init, pool, tmp_path / "full", "--save_every", 1, "--eval_every", 0, "--max_train_steps", 3)
+    with pytest.raises(ValueError, match=r"step_000003 cannot be saved \(the disk did not take all of it\): free "
+                                         "space, then --resume auto.$"):
+        grpo.main(flags)
+    names = [path.name for path in (tmp_path / "full" / "ckpt").iterdir()]
+    assert "step_000002" in names and not any("step_000003" in name for name in names)
+    monkeypatch.undo()
+    assert grpo.main([*flags, "--resume", "auto"]) == 0
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("")])
