@@ -371,6 +371,23 @@ def test_arms_compare(init, pool, run, tmp_path, capsys):
     assert compare_runs.main([*arms, "--treatment", "optimizer"]) == 2
 
 
+def test_the_noise_of_runs_without_a_val_loss(run, tmp_path, capsys):
+    """--aa and --plan ended with "not all runs have a val loss": they go by the exam's accuracy, as --a and --b do."""
+    for seed in range(4):
+        folder = tmp_path / f"x_s{seed}"
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("ckpt"))
+        config = json.loads((folder / "config.json").read_text())
+        config["flags"]["seed"] = seed
+        (folder / "config.json").write_text(json.dumps(config))
+        records = runs.read_jsonl(folder / "grpo_metrics.jsonl")
+        lines = [json.dumps(record | {"grpo_accuracy": 0.2 + 0.1 * seed}) + "\n" for record in records]
+        (folder / "grpo_metrics.jsonl").write_text("".join(lines))
+    compare_runs.main(["--aa", str(tmp_path / "x_s*"), "--plan", "--effect", "0.1", "--out", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["primary"] == "grpo_accuracy" and "over 4 seeds (0, 1, 2, 3), step 6" in report["headline"]
+    assert report["plan"]["sd"] == pytest.approx(0.129, abs=1e-3) and report["plan"]["seeds_needed"]["unpaired"] > 3
+
+
 def test_no_exam_changes_no_problem(init, pool, tmp_path):
     """Problems rewarded with and without exams: the same; all of them only with --val_fraction 0."""
     load = lambda *flags: rollouts.load(grpo.parse_args(flags_of(init, pool, tmp_path / "x", *flags)), 48)
