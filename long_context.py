@@ -239,12 +239,9 @@ def ppl(args, procs) -> None:
     autocast = processes.autocast_for(procs.device, args.dtype)
     settings = [SCORERS["ppl"], n, [one.sha256 for one in [*documents, *dev]]]
     with long_exams.kept("ppl", args, [subject], procs, settings) as (out, work):
-        fuller, text = "", args.data or long_documents.HUB
-        if not args.out:
-            fuller = long_exams.fuller_record(out, subject.weights_sha256, text, n * len(documents))
-        if fuller and procs.is_main:  # before the work, not after it
-            terminal.note(f"NOTE: this will not be stored: {out} is a record of this checkpoint that says more, of "
-                          f"{fuller}; pass --out {out} to replace it, or another --out.")
+        planned = {"type": "ppl", "checkpoint_sha256": subject.weights_sha256, "tokens": n * len(documents),
+                   "data": args.data or long_documents.HUB}
+        stays = long_exams.note_fuller(args, out, planned, procs)
         multiplier, choice = args.inner_lr_multiplier, None
         if dev:
             tried = {("dev", one): long_exams.Condition(model, "adapt", one, dev)
@@ -279,7 +276,7 @@ def ppl(args, procs) -> None:
         print(long_exams.reading_of(result, multiplier))
         print(ppl_text(result))
         long_exams.warn_unwritten(result["written"])
-        if out is not None and not fuller:
+        if out is not None and not stays:
             long_exams.store(out, result, document_lines(documents, table, n), "documents")
 
 
@@ -366,6 +363,11 @@ def find(kind: str, args, procs) -> None:
     settings = [SCORERS[kind], kind, args.context_lengths, n, args.depths, args.seed,
                 args.inner_lr_multiplier, filler_sha256]
     with long_exams.kept(kind, args, [subject], procs, settings) as (out, work):
+        planned = {"type": kind, "checkpoint_sha256": subject.weights_sha256, "data": None,
+                   "context_lengths": args.context_lengths, "samples_per_length": n}
+        if args.filler == "text":
+            planned["data"] = args.data or long_documents.HUB
+        stays = long_exams.note_fuller(args, out, planned, procs)
         records = long_exams.score_units(asked, batches, score, procs, work, kind)
         if records is None:
             raise KeyboardInterrupt
@@ -395,7 +397,7 @@ def find(kind: str, args, procs) -> None:
             mine = [line for line in lines if line["control"] == control]
             written[control] = long_exams.means_of(mine)
         long_exams.warn_unwritten(written)
-        if out is not None:
+        if out is not None and not stays:
             long_exams.store(out, result, lines, "prompts")
 
 

@@ -39,6 +39,7 @@ from lab import (
     shards,
     snapshots,
     sources,
+    tokenizer_json,
     tokenizing,
     units,
 )
@@ -193,6 +194,8 @@ def prepare(args: argparse.Namespace, train) -> dict | None:
     require(own.is_gpt2 or args.condition == "baseline",
             "--condition mul_tokens has its 45 tokens behind GPT-2's",
             "leave --tokenizer out, or --condition")
+    if args.resume and not own.is_gpt2:  # the same file may lie elsewhere by now
+        own.name = tokenizer_json.name_begun(args.out_dir, own.sha256) or own.name
     if args.part is not None:
         parts.make(args, guard)
         return None

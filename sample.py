@@ -255,8 +255,9 @@ class Records:
         try:
             disk.append_line(self.path, line)
         except OSError as error:
-            raise ValueError(f"--out {self.path} cannot be written ({error.strerror}): free space, or name "
-                             "another file; the lines that it has are whole.") from error
+            why, remedy = disk.reason_of(error), disk.remedy_of(error)
+            raise ValueError(f"--out {self.path} cannot be written ({why}): {remedy}, or name another file; "
+                             "the lines that it has are whole.") from error
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -172,7 +172,8 @@ def main(argv=None):
         try:
             disk.write_whole(ROOT / name, f"{before}{START}\n{make()}\n{END}{after}".encode())
         except OSError as error:
-            sys.exit(f"answers.py: {name} cannot be written ({error.strerror}): free space, or take the file back.")
+            why, remedy = disk.reason_of(error), disk.remedy_of(error)
+            sys.exit(f"answers.py: {name} cannot be written ({why}): {remedy}, or take the file back.")
 
 
 if __name__ == "__main__":

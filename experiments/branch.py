@@ -19,8 +19,6 @@ already is left alone, so the same command goes on after an interruption. A trun
 """
 
 import argparse
-import errno
-import os
 import re
 import shlex
 import shutil
@@ -149,21 +147,10 @@ def make_branch(trunk: Path, config: dict, values: dict, checkpoint: Path, folde
         if not checkpoint.exists():
             raise ValueError(f"{checkpoint} was deleted while it was copied, as its run still trains: train the trunk "
                              "with --keep_last 0, or run this again for an older checkpoint.") from error
-        raise ValueError(f"{folder} cannot be made ({fault_of(error)}, or choose another --out_dir.") from error
+        why, remedy = disk.reason_of(error, named=True), disk.remedy_of(error)
+        raise ValueError(f"{folder} cannot be made ({why}): {remedy}, or choose another --out_dir.") from error
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
-
-
-def fault_of(error: OSError) -> str:
-    """What stands in the way of a copy, and what to do about it: 'reason): free space'."""
-    reason = str(error)
-    if isinstance(error, shutil.Error):  # of copytree: (source, copy, reason) of each file
-        reason = str(error.args[0][0][2])
-    reason = re.sub(r"^\[Errno \d+\] ", "", reason)
-    is_full = any(os.strerror(code) in reason for code in (errno.ENOSPC, errno.EDQUOT))
-    if is_full:
-        return f"{reason}): free space"
-    return f"{reason}): repair what is named there"
 
 
 def command_of(branch: Path) -> str:

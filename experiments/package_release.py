@@ -44,7 +44,6 @@ LOSS_PLOT = "plots/loss.png"  # drawn where a run has none
 FROM_CONFIG = "started flags unused_flags parameters model flops_per_token data versions".split()
 FROM_CODE = ("git_commit", "git_dirty", "code_sha256")
 NAMES_CHECKPOINT = ("checkpoint", "checkpoint_sha256")
-ADVICE = "free space, or choose another --out"
 MARGIN = 2**20  # bytes for the manifest and the plot
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -232,7 +231,8 @@ def pack(folders: list[Path], out: Path, step: int | None) -> None:
                 needed = MARGIN + bytes_of(copied)
                 free = shutil.disk_usage(workshop).free
                 check(free >= needed, f"{out.parent} has {free / 1e9:.2f} GB free, and the bundle "
-                                      f"needs {needed / 1e9:.2f} GB: {ADVICE}.")
+                                      f"needs {needed / 1e9:.2f} GB: free space, or choose "
+                                      "another --out.")
                 fill(bundle, packed, folders)
                 refuse_existing(out)
                 os.rename(bundle, out)
@@ -242,7 +242,8 @@ def pack(folders: list[Path], out: Path, step: int | None) -> None:
     except ValueError as error:  # hold's names the trainers' flag
         raise ValueError(str(error).replace("--out_dir", "--out")) from None
     except OSError as error:
-        raise ValueError(f"{out} cannot be made ({error}): {ADVICE}.") from error
+        why, remedy = disk.reason_of(error, named=True), disk.remedy_of(error)
+        raise ValueError(f"{out} cannot be made ({why}): {remedy}, or choose another --out.") from error
     finally:
         for folder in (workshop, *new_parents):
             with contextlib.suppress(OSError):  # it holds the bundle, or somebody's files

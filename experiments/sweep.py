@@ -11,6 +11,7 @@ One command per line: a script of this repo (`python` in front of it is allowed)
 auto` is added where --resume is not given, so what was interrupted (ctrl-C, SIGTERM, a crash, no power) continues at
 its last checkpoint when the sweep is started again. Each run's output goes to <out_dir>.out, whose first line is the
 command. After a failure nothing new is started, unless --keep_going is given; the runs beside it go on to their end.
+A run whose loss was not finite has diverged, which is a result: the sweep goes on, and never starts it again.
 The last lines are a table: what each run came to.
 """
 
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from lab import disk, flags, schema, snapshots  # noqa: E402
+from lab import disk, flags, run_state, schema, snapshots  # noqa: E402
 
 POLL_SECONDS = 0.05
 LAST_WORDS = 5  # lines of a failed run's output that are printed
@@ -84,6 +85,11 @@ def first_line(words: list[str]) -> str:
 
 def is_finished(folder: Path) -> bool:
     return (folder / "summary.json").exists()
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a run is not to be started: finished, or diverged, as it would do again."""
+    return is_finished(folder) or run_state.has_diverged(folder)
 
 
 def refuse_other_commands(commands: dict[Path, list[str]]) -> None:
@@ -156,6 +162,8 @@ def closing_table(commands: dict, seconds: dict[Path, float], failed: dict[Path,
             state, words = "failed", "status {}: {}".format(*failed[folder])
         elif is_finished(folder):
             state, words = "finished", final_loss(folder)
+        elif run_state.has_diverged(folder):
+            state, words = "diverged", run_state.last_line(folder / "log.txt").removeprefix(run_state.DIVERGED)[:100]
         elif folder in seconds:
             state = "interrupted"
         time_taken = ""
@@ -174,8 +182,8 @@ def final_loss(folder: Path) -> str:
 
 
 def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False, launcher=(sys.executable,)) -> int:
-    """Runs what is not finished, `jobs` at a time, each as `launcher script.py flags`. Exit status: 0 all finished, 130
-    interrupted (start it again).
+    """Runs what has not ended, `jobs` at a time, each as `launcher script.py flags`. Exit status: 0 all finished or
+    diverged, 130 interrupted (start it again).
 
     Raises ValueError that names the runs which failed, the first of which ends the sweep unless keep_going."""
     interrupted = False
@@ -189,7 +197,7 @@ def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False, 
     if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
         numbers.append(hang_up)
     handlers = {s: signal.signal(s, ask) for s in numbers}
-    waiting = [folder for folder in commands if not is_finished(folder)]
+    waiting = [folder for folder in commands if not has_ended(folder)]
     older = [folder.name for folder in commands if is_finished(folder) and snapshots.other_network(folder)]
     if older:
         print(f"NOTE: finished by the code of another network, and not trained anew: {', '.join(older)}. Name other "
@@ -221,6 +229,9 @@ def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False, 
                     tqdm.write(f"{folder.name}  {seconds[folder]:.0f} s  {output[-1]}")
                 elif interrupted:
                     tqdm.write(f"{folder.name}: interrupted")
+                elif run_state.has_diverged(folder):
+                    bar.update()
+                    tqdm.write(f"{folder.name}  {seconds[folder]:.0f} s  {output[-1]}")
                 else:
                     tqdm.write("\n".join(output[-LAST_WORDS:]))
                     failed[folder] = status, output[-1][:100]
@@ -229,6 +240,10 @@ def sweep(commands: dict[Path, list[str]], jobs: int, keep_going: bool = False, 
             time.sleep(POLL_SECONDS)
         bar.close()
         print(closing_table(commands, seconds, failed))
+        diverged = [folder.name for folder in commands if run_state.has_diverged(folder)]
+        if diverged:
+            print(f"NOTE: diverged, and not trained again: {', '.join(diverged)}; {run_state.ANEW}, in another folder.",
+                  file=sys.stderr)
         if interrupted:
             print("interrupted: start the sweep again to go on.")
             return 130
@@ -266,7 +281,7 @@ def main(argv=None) -> int:
     try:
         commands = read_commands(text, source)
         if args.dry_run:
-            left = [shlex.join(words) for folder, words in commands.items() if not is_finished(folder)]
+            left = [shlex.join(words) for folder, words in commands.items() if not has_ended(folder)]
             print("\n".join(left or ["all finished"]))
             return 0
         refuse_other_commands(commands)

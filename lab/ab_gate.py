@@ -41,11 +41,12 @@ RECOGNISED = {  # treatments that need no declaration; a difference in the first
     **{part: (part,) for part in PARTS},
     "mlp": ("mlp", "n_inner"),  # a gated one of as many parameters is narrower
 }
+STARTS = ("init", "init_from", "init_sha256")  # settings that say which run of an earlier stage a run goes on from
 FAMILIES = {  # names for several settings in --treatment and --allow
     **RECOGNISED,
     **dict.fromkeys(("data", "data_dir"), (*RECOGNISED["rows"], *RECOGNISED["tokens"])),
     "condition": RECOGNISED["tokens"],
-    "code": ("code_sha256",),
+    "code": ("code_sha256",), "init": STARTS,
     "size": ("n_layer", "n_head", "n_embd", "n_inner"),
     "grpo": ("reward", "normalization", "kl_coef", "clip", "inner_steps", "temperature", "truncated", "group_size",
              "problems_per_step"),
@@ -57,7 +58,6 @@ FAULTS = (  # no settings
 YARDSTICKS = {  # what measures, or what is broken: never a treatment. Every <benchmark>_scorer belongs here, too
     *FAULTS, "scorer", "val_fingerprint", "val_fingerprint_documents", "val_documents", "val_tokens",
 }
-STARTS = ("init", "init_from", "init_sha256")  # settings that say which run of an earlier stage a run goes on from
 # For older runs and strangers' CSVs: flag -> (the flag that switches it off, its values that do, what its users have)
 UNUSED = {
     "gate_pos": ("attn_gate", OFF, "a gate"),
@@ -109,7 +109,9 @@ def of_run(run: dict) -> dict:
     settings["condition"] = data.get("condition") or run["flags"].get("condition")
     settings["code_sha256"] = config["code"]["code_sha256"]
     start = config.get("init")
-    settings["init_sha256"] = start.get("sha256") if isinstance(start, dict) else None
+    settings["init_sha256"] = None
+    if isinstance(start, dict):  # train_gpt.py's, or that of sft.py and grpo.py
+        settings["init_sha256"] = start.get("sha256") or start.get("model_sha256")
     scored = {name: records[max(records)] for name, records in run["benchmarks"].items() if records}
     if run["gsm8k"]:
         scored["gsm8k"] = run["gsm8k"]
@@ -192,6 +194,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     if any(member.get("log") for member in members):
         equal.clear()  # what a log does not record is not equal
     mark_consequences(differences, members, cadences)
+    mark_starts(differences, members)
     same_val = mark_containers(differences, members)
     counting = [d for d in differences if d["state"] == "differs" and not d["mixed"]]
     changed = {d["knob"] for d in counting} - allowed
@@ -280,7 +283,7 @@ def compare_setting(name: str, arms: dict[str, list[dict]], differences: list[di
     if mixed and name.endswith("_scorer"):
         why += f": some runs were scored on other items or by another rule; score all alike, or --allow {name}"
     if mixed and name in STARTS:
-        why += f"; --allow {name} if each run goes on from its own seed's run of the stage before"
+        why += "; --allow init if each run goes on from its own seed's run of the stage before"
     differences.append({"knob": name, "state": "differs", "values": values, "mixed": mixed, "why": why})
 
 
@@ -309,6 +312,14 @@ def mark_consequences(differences: list[dict], members: list[dict], cadences: se
             factor, base = FOLLOWS[name]
             if base in changed and all(is_multiple(member, name, factor, base) for member in members):
                 d.update(state="note", why=f"is {factor} x {base}")
+
+
+def mark_starts(differences: list[dict], members: list[dict]) -> None:
+    """The paths of starting weights are a note where every run records their hash and it is one: they were copied."""
+    hashes = distinct(member["settings"].get("init_sha256") for member in members)
+    for d in differences:
+        if d["knob"] in STARTS and len(hashes) == 1 and hashes != [None]:
+            d.update(state="note", mixed=[], why="other paths of the same weights")
 
 
 def is_multiple(member: dict, name: str, factor: float, base: str) -> bool:
@@ -343,7 +354,7 @@ def judge(d: dict, declared: set[str], allowed: set[str], is_declared: bool, yar
     else:
         advice = f"if it is what you test: --treatment {name}"
         if name in STARTS:
-            advice = f"--allow {name} if each arm goes on from its own run of the stage before"
+            advice = "--allow init if each arm goes on from its own run of the stage before"
         if name in yardsticks:
             advice = "--allow it if it does no harm"
         if name == "code_sha256":

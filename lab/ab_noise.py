@@ -37,14 +37,15 @@ def compare_noise(args) -> int:
     metrics = ab_numbers.metrics_of(used + newcomer)
     steps, values = ab_numbers.score_arms([used, newcomer], metrics)
     rows = noise_rows(values, metrics, checked, args.alpha)
-    primary = ab_verdict.primary_of(args.primary, NO_ARMS, metrics)
+    primary = ab_verdict.primary_of(args.primary, checked | NO_ARMS, metrics)
     if primary not in rows:
         raise ValueError(f"not all runs have a {SHORT[primary]} of one step after training began: "
                          "train with the same --eval_every, or pass --primary.")
 
     trouble, row = "; ".join(ab_gate.trouble_of(checked)), rows[primary]
     seeds = ", ".join(str(run["seed"]) for run in used)
-    floor = f"{len(used)} seeds ({seeds}), step {steps['val']}"
+    step = steps[metrics[primary].benchmark or "val"]
+    floor = f"{len(used)} seeds ({seeds}), step {step}"
     mode, title, word = "aa", f"Noise floor of {label_of(used)}", "comparable"
     if newcomer:
         word, text = judge_newcomer(rows, primary, trouble, floor, args.alpha)

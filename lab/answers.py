@@ -32,7 +32,8 @@ def render_prompt(question: str) -> str:
     return f"{USER} {question}\n{ASSISTANT}"
 
 
-BLANK = r"[^\S\n]*"
+SPACE = r"[^\S\n]"
+BLANK = rf"{SPACE}*"  # two side by side would take the square of their length to fail
 CURRENCY = r"(?:\\?[$€£¥₹][^\S\n]?)"
 OPERATOR = r"(?:\*\*|[-*×·x+÷^/])"
 # `-` is a sign only if no operand precedes it: in `5-3` it is a subtraction
@@ -54,18 +55,21 @@ SCALES = r"(?i:hundred|thousand|million|billion|trillion|lakh|crore)s?\b"
 GOES_ON = re.compile(rf"[²³¹⁰-⁹¼-¾⅐-⅞]|(?:[kKMB]|mn|bn|tn)\b|{BLANK}-?{SCALES}|(?:\.\.+|…){BLANK}[0-9]")
 
 # after `####`: an amount that is not the head of an expression
-STRICT = re.compile(rf"{BLANK}(?P<loose>[-+](?=\s))?{BLANK}{AMOUNT}"
-                    rf"(?!{BLANK}%?{BLANK}{OPERATOR}{BLANK}[$(]?[0-9])")
+STRICT = re.compile(rf"{BLANK}(?:(?P<loose>[-+](?=\s)){BLANK})?{AMOUNT}"
+                    rf"(?!{BLANK}(?:%{BLANK})?{OPERATOR}{BLANK}[$(]?[0-9])")
 # words after which a number belongs to something else, as in `18 apples for 3 people`
 OTHER = ("for per of in on at from after before with without within because since as so is are was were if when that "
          "which than under over about between among during until every each").replace(" ", "|")
 WORD = rf"(?!(?:{OTHER})\b)[^\W\d_A-Z]{{1,30}}"
-WORDS = rf"(?:{BLANK}{WORD}(?:[^\S\n]+{WORD}){{0,2}})?"
+WORDS = rf"{WORD}(?:{SPACE}+{WORD}){{0,2}}"
 HALF = r"(?:and|&) (?:an? |one |two |three )?(?:half|quarters?|thirds?|fifths?)\b"
-SECOND = re.compile(rf"{BLANK}%?{WORDS}(?:{BLANK}[,;&/]|[^\S\n]){BLANK}{CURRENCY}?\.?[0-9]|"
-                    rf"{BLANK}(?:{WORD}[^\S\n])?{HALF}")
-UNIT = (r"(?![^\S\n]*-?(?:and|or|to|plus|minus|times|by)\b)(?![^\n]* and (?:an?|one|two|three|half)\b)"
-        r"[^\S\n]*-?(?:[%°$€£¥₹]|\\[%$])?(?:[ /-]?[^\W\d_]+(?:['’.][^\W\d_]+)*[²³]?){0,6}")
+COMMA = rf"[,;&/]{BLANK}"
+BETWEEN = rf"(?:(?<={SPACE})|{COMMA}|{WORDS}(?:{SPACE}+|{BLANK}{COMMA}))"
+SECOND = re.compile(rf"{BLANK}(?:%{BLANK})?{BETWEEN}{CURRENCY}?\.?[0-9]|"
+                    rf"{BLANK}(?:{WORD}{SPACE})?{HALF}")
+LETTERS = r"[^\W\d_]+(?![^\W\d_])"
+UNIT = (rf"(?!{BLANK}-?(?:and|or|to|plus|minus|times|by)\b)(?![^\n]* and (?:an?|one|two|three|half)\b)"
+        rf"{BLANK}(?!{SPACE})-?(?:[%°$€£¥₹]|\\[%$])?(?:[ /-]?{LETTERS}(?:['’.]{LETTERS})*[²³]?){{0,6}}")
 GOLD = re.compile(rf"{STRICT.pattern}(?={UNIT}[.]?\s*\Z)")
 
 OPERAND = rf"\(?{CURRENCY}?[-+]?{DIGITS}%?\)?"

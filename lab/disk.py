@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
+import shutil
 import stat
 import time
 import zipfile
@@ -117,6 +120,50 @@ def write_whole(path, data: bytes) -> None:
 def write_json(path, value) -> None:
     """Replace a file's content by a value as indented JSON, all of it or nothing."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+REMEDIES = {
+    errno.ENOSPC: "free space", errno.EDQUOT: "free space",
+    errno.EACCES: "give this user access to it", errno.EPERM: "give this user access to it",
+    errno.EROFS: "mount it for writing"}
+TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in what torch.save says when a write came to nothing
+
+
+def is_of_torch(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in TORCH_WRITER)
+
+
+def code_of(error: BaseException) -> int | None:
+    """The errno behind an error: its own, or the one that its text tells of, as the errors of safetensors and
+    shutil.copytree do. torch's tell of none: of a file that was just made, that is a full disk."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if is_of_torch(error):
+        return getattr(error.__context__, "errno", None) or errno.ENOSPC
+    for code in REMEDIES:
+        if os.strerror(code) in str(error):
+            return code
+    return None
+
+
+def reason_of(error: BaseException, named: bool = False) -> str:
+    """Why something could not be written, in the words of the system where it has some. named: with the file that an
+    OSError names."""
+    if is_of_torch(error):
+        return "the disk did not take all of it"
+    code, reason = code_of(error), str(error)
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # (source, copy, reason) of each file
+        reason = str(error.args[0][0][2])
+    elif isinstance(error, OSError) and not named:
+        reason = error.strerror or reason
+    elif code and not isinstance(error, OSError):
+        reason = os.strerror(code)
+    return re.sub(r"^\[Errno \d+\] ", "", reason.strip().rstrip("."))
+
+
+def remedy_of(error: BaseException) -> str:
+    """What to do about an error of writing, as the beginning of an advice: only a full disk needs space."""
+    return REMEDIES.get(code_of(error), "repair what is named there")
 
 
 FILE_MANAGERS = {".DS_Store", ".directory"}  # what they leave in a folder that was only looked at
@@ -231,8 +278,12 @@ def hold(folder):
         if holder["host"] != me["host"]:
             raise ValueError(f"{fault}: wait until it has ended or, if it is gone, delete {path}.")
         try:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, json.dumps(me).encode(), 0)
+            try:
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, json.dumps(me).encode(), 0)
+            except OSError as error:
+                why, remedy = reason_of(error), remedy_of(error)
+                raise ValueError(f"{path} cannot be written ({why}): {remedy}, or choose another folder.") from error
             yield
         finally:
             path.unlink(missing_ok=True)  # before the lock ends, so that who gets it then finds it gone

@@ -150,8 +150,8 @@ def made_whole(out_dir: Path):
                 (out_dir / name).unlink(missing_ok=True)
             folder.replace(out_dir)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{out_dir} cannot be written ({error}); free space, or choose another "
-                         "folder") from error
+        why, remedy = disk.reason_of(error, named=True), disk.remedy_of(error)
+        raise ValueError(f"{out_dir} cannot be written ({why}); {remedy}, or choose another folder") from error
 
 
 def export_hf(model: GPT, out_dir, write_tokenizer=None, end: int = BOS_ID) -> list[str]:

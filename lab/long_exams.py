@@ -230,18 +230,40 @@ def kept(command: str, args, subjects: list[Subject], procs, settings):
         yield out, work
 
 
-def fuller_record(out: Path | None, weights_sha256: str, data: str, tokens: int) -> str:
-    """What the record of ppl at `out` is of, where it is of the same weights and says more than one of so many tokens
-    of `data`: of real text beside synthetic, or of more. "" where it does not."""
+def worth_of(record: dict) -> tuple[bool, float]:
+    """How much a record says, beside another of its command: whether it is of real text, then of how much."""
+    is_real = record.get("data") not in (None, "synthetic")  # None: numbered sentences
+    if record["type"] == "ppl":
+        return is_real, runs.number(record["tokens"])
+    return is_real, len(record["context_lengths"]) * runs.number(record["samples_per_length"])
+
+
+def described(record: dict) -> str:
+    """What a record is of, in words."""
+    source = record.get("data") or record.get("filler")
+    if record["type"] == "ppl":
+        return f"{record['samples']} documents x {record['tokens_per_document']:,} tokens ({source})"
+    lengths = ", ".join(f"{length:,}" for length in record["context_lengths"])
+    return f"{record['samples_per_length']} prompts each of {lengths} tokens ({source})"
+
+
+def note_fuller(args, out: Path | None, planned: dict, procs) -> bool:
+    """Whether the record at `out` stays, as it is of the same weights and says more than the one that is planned: a
+    note, before the work and not after it. --out replaces any. planned: what worth_of and this read of a record."""
+    if out is None or args.out:
+        return False
     try:
         old = json.loads(out.read_text(encoding="utf-8"))
-        worth = [(text != "synthetic", runs.number(size)) for text, size in
-                 ((old["data"], old["tokens"]), (data, tokens))]
-        if old["checkpoint_sha256"] == weights_sha256 and worth[0] > worth[1]:
-            return f"{old['samples']} documents x {old['tokens_per_document']:,} tokens ({old['data']})"
+        is_fuller = worth_of(old) > worth_of(planned)
+        if old["checkpoint_sha256"] != planned["checkpoint_sha256"] or not is_fuller:
+            return False
+        words = described(old)
     except (AttributeError, OSError, ValueError, LookupError, TypeError, RecursionError):
-        pass  # none, or damaged: it is replaced
-    return ""
+        return False  # none, or damaged: it is replaced
+    if procs.is_main:
+        terminal.note(f"NOTE: this will not be stored: {out} is a record of this checkpoint that says more, of "
+                      f"{words}; pass --out {out} to replace it, or another --out.")
+    return True
 
 
 def provenance(args, subject: Subject, procs, autocast) -> dict:

@@ -262,8 +262,9 @@ def write_page(page: Path, content: bytes) -> None:
     try:
         disk.write_whole(page, content)
     except OSError as error:
-        raise ValueError(f"--out {page.parent} cannot be written ({error.strerror}): free space, or choose "
-                         "another folder.") from error
+        why, remedy = disk.reason_of(error), disk.remedy_of(error)
+        raise ValueError(f"--out {page.parent} cannot be written ({why}): {remedy}, or choose another "
+                         "folder.") from error
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from lab import disk, runs
 
 STATES = ("running", "finished", "stopped", "diverged", "crashed", "unknown")
 STOPPED, DIVERGED = "stopped at step ", "diverged at "  # how the last line of log.txt begins (lab/training.py)
+ANEW = ("--resume auto would end there again: start another run with a lower --learning_rate or a longer "
+        "--warmup_iters")
 TAIL = 2**19  # bytes at the end of scalars.jsonl: about a thousand steps
 
 
@@ -102,9 +104,21 @@ def state_of(folder: Path, lock: str, who: dict, summary: dict, faults: list[str
     if end.startswith(STOPPED):
         return "stopped", ""
     if end.startswith(DIVERGED):
-        return "diverged", ("--resume auto would end there again: start another run with a lower --learning_rate or a "
-                            "longer --warmup_iters")
+        return "diverged", ANEW
     return "crashed", "ended without a summary, see its log.txt"
+
+
+def has_diverged(folder: Path) -> bool:
+    """Whether a run that nobody trains, or this process alone, has ended because its loss was not finite."""
+    return not (folder / "summary.json").exists() and last_line(folder / "log.txt").startswith(DIVERGED)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises the ValueError for a new run whose folder is one already: it says what can be done about that run."""
+    fault = f"{folder} already exists"
+    if has_diverged(folder):
+        raise ValueError(f"{fault} and has diverged; {ANEW}, and another --out_dir.")
+    raise ValueError(f"{fault}: pass --resume auto to continue it, or choose another --out_dir.")
 
 
 def last_line(path: Path) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import glob
 import json
 import math
@@ -91,8 +92,8 @@ def create_run(folder: Path, config: dict) -> None:
         for path in (*folders, code, folder / "exposures", folder / "ckpt"):
             with contextlib.suppress(OSError):
                 path.rmdir()
-        why = error.strerror
-        raise ValueError(f"{folder} cannot be written ({why}): free space, or pass another --out_dir.") from error
+        why, remedy = disk.reason_of(error), disk.remedy_of(error)
+        raise ValueError(f"{folder} cannot be written ({why}): {remedy}, or pass another --out_dir.") from error
 
 
 @contextlib.contextmanager
@@ -102,12 +103,12 @@ def recording(path):
     try:
         yield
     except OSError as error:
-        fault = f"{path} cannot be written ({error.strerror or error})"
+        fault, remedy = f"{path} cannot be written ({disk.reason_of(error)})", disk.remedy_of(error)
         for folder in Path(path).absolute().parents[:2]:  # exposures are a folder deeper
             for checkpoint in list_checkpoints(folder)[-1:]:
                 fault += f"; the last good checkpoint is {checkpoint}"
-        raise ValueError(f"{fault}: free space or repair the folder, then run the same command with "
-                         "--resume auto, or score again.") from error
+        raise ValueError(f"{fault}: {remedy}, then run the same command with --resume auto, or score "
+                         "again.") from error
 
 
 class LineWriter:
@@ -411,7 +412,7 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
 
     write(tmp_folder) puts the files there. A sha256 of each goes into manifest.json, written last; everything is synced
     to disk before the rename that makes it visible. Those that a resume had set aside go when their steps are passed.
-    ValueError when the disk is full; older checkpoints stay.
+    ValueError when it cannot be written, as on a full disk; older checkpoints stay.
     """
     final = checkpoint_path(folder, step)
     ckpt, tmp = final.parent, final.with_name(f".tmp_{final.name}")
@@ -420,7 +421,7 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
     try:
         free = shutil.disk_usage(ckpt).free
         if free < bytes_needed:
-            raise OSError(f"{free / 1e9:.2f} GB free, {bytes_needed / 1e9:.2f} GB needed")
+            raise OSError(errno.ENOSPC, f"{free / 1e9:.2f} GB free, {bytes_needed / 1e9:.2f} GB needed")
         tmp.mkdir()
         write(tmp)
         files = {}
@@ -433,9 +434,10 @@ def save_checkpoint(folder: Path, step: int, write, bytes_needed: int, keep_last
             shutil.rmtree(final)
         os.replace(tmp, final)
         disk.fsync_path(ckpt)
-    except Exception as error:  # torch and safetensors wrap a full disk's OSError in their own
+    except Exception as error:  # torch and safetensors have errors of their own for a full disk
         shutil.rmtree(tmp, ignore_errors=True)
-        raise ValueError(f"{final} cannot be saved ({error}): free space, then --resume auto.") from error
+        why, remedy = disk.reason_of(error), disk.remedy_of(error)
+        raise ValueError(f"{final} cannot be saved ({why}): {remedy}, then --resume auto.") from error
     # resume.trim_records sets some aside, until their steps are passed
     asides = (path for path in ckpt.glob("step_*") if re.fullmatch(r"step_\d+\.aside", path.name))
     passed = [path for path in asides if step_of(path) <= step]

@@ -66,6 +66,16 @@ def name_beside(folder: Path) -> str:
     return ""
 
 
+def name_begun(folder, sha256: str) -> str:
+    """What a dataset in a folder, finished or not, calls the tokenizer of this hash; "" where it has none of it."""
+    for name in ("meta.json", "progress.json"):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            settings = json.loads((Path(folder) / name).read_bytes())["settings"]
+            if settings["tokenizer_sha256"] == sha256:
+                return settings["condition"].removesuffix(f"-{sha256[:8]}")
+    return ""
+
+
 class TokenizerOfFile(Tokenizer):
     """A tokenizer.json. Its special tokens (`"special": true`) begin documents and are otherwise never made:
     in a text they are text.

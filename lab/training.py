@@ -231,7 +231,7 @@ def resumed_config(args) -> dict | None:
     if args.resume not in ("", "auto"):
         raise ValueError(f"--resume {args.resume}: {folder} is not a run (no config.json); use --resume auto.")
     if exists:  # create_run would find out only when the data is read
-        raise ValueError(f"{folder} already exists: pass --resume auto to continue it, or choose another --out_dir.")
+        run_state.refuse_existing(folder)
     return None
 
 

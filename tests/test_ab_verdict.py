@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -131,12 +132,37 @@ def test_chains_of_stages_compare_with_allow(tmp_path, name):
         for arm, flags in (("base", {}), ("test", GATE["flags"])):
             make_run(tmp_path / f"{arm}_s{seed}", seed, flags={**flags, name: f"runs/sft_s{seed}"})
     code, report = compare(tmp_path, "--no_items")
-    assert code == 2 and f"; --allow {name} if each run goes on from its own seed's run" in report["headline"]
+    assert code == 2 and "; --allow init if each run goes on from its own seed's run" in report["headline"]
     code, report = compare(tmp_path, "--no_items", "--allow", name)
     assert code == 0 and states(report)[name] == "allowed"
     code, report = compare(tmp_path, "--no_items", a="base_s0", b="test_s1")
     [why] = [d["why"] for d in report["gate"]["differences"] if d["knob"] == name]
-    assert code == 2 and f"--allow {name} if each arm goes on from its own run" in why
+    assert code == 2 and "--allow init if each arm goes on from its own run" in why
+
+
+def test_starts_of_fine_tuning_are_compared_by_their_weights(tmp_path):
+    """Two arms of sft.py from equal paths with other weights were comparable, and from copies of the same weights were
+    not. --allow init lets other weights pass, of train_gpt.py's --init_from, too."""
+
+    def arms(a, b, flag="init", key="model_sha256"):
+        for arm, (path, weights), more in (("base", a, {}), ("test", b, GATE["flags"])):
+            for seed in range(3):
+                folder = tmp_path / f"{arm}_s{seed}"
+                shutil.rmtree(folder, ignore_errors=True)
+                start = {"folder": path, key: weights * 64}
+                make_run(folder, seed, flags={**more, flag: path}, config={"init": start})
+        return compare(tmp_path, "--no_items")
+
+    code, report = arms(("runs/base", "1"), ("runs/base", "2"))
+    assert code == 2 and states(report)["init_sha256"] == "differs" and "init" not in states(report)
+    code, report = compare(tmp_path, "--no_items", "--allow", "init")
+    assert code == 0 and states(report)["init_sha256"] == "allowed"
+    code, report = arms(("runs/base", "1"), ("copies/base", "1"))
+    assert code == 0 and states(report)["init"] == "note" and "init_sha256" not in states(report)
+    code, report = arms(("runs/base", "1"), ("runs/other", "2"), "init_from", "sha256")
+    assert code == 2 and states(report)["init_from"] == states(report)["init_sha256"] == "differs"
+    code, report = compare(tmp_path, "--no_items", "--allow", "init")
+    assert code == 0 and states(report)["init_from"] == states(report)["init_sha256"] == "allowed"
 
 
 def test_mixed_items_are_named(tmp_path, capsys):

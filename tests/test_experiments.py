@@ -63,6 +63,9 @@ if "--after" in sys.argv:
 if asked:
     (out / "saved").touch()
     sys.exit(0)
+if "--diverge" in sys.argv:
+    (out / "log.txt").write_text("step 3\\ndiverged at step 4: loss nan and gradient norm nan are not finite\\n")
+    sys.exit("train_gpt.py: step 4: loss nan")
 if "--fail" in sys.argv:
     print(f"train_gpt.py: the data of {out.name} is gone: prepare it again.", file=sys.stderr)
     sys.exit(3)
@@ -145,6 +148,20 @@ def test_sweep_stops_at_a_failure_and_goes_on(tmp_path, fake):
     (tmp_path / "fake run.py").write_text(FAKE.replace('"--fail" in sys.argv', "False"))  # repaired
     assert run_sweep("\n".join([fake("a"), fake("b", "--fail"), fake("c")])).returncode == 0
     assert len(starts(tmp_path, "a")) == 1 and len(starts(tmp_path, "b")) == 2 and starts(tmp_path, "c")
+
+
+def test_sweep_goes_on_after_a_run_that_diverged(tmp_path, fake):
+    """Starts of a run whose loss was not finite, over two sweeps: 1, and what comes after it is trained. The table has
+    the step, and the status is 0, as a rate that is too high is a result."""
+    text = "\n".join([fake("a", "--diverge"), fake("b")])
+    for _ in range(2):
+        done = run_sweep(text)
+        table = [line.split() for line in done.stdout.splitlines()[-2:]]
+        assert [row[:2] for row in table] == [["a", "diverged"], ["b", "finished"]] and done.returncode == 0
+        assert "step 4: loss nan" in done.stdout
+        assert "NOTE: diverged, and not trained again: a; --resume auto would end there again" in done.stderr
+    assert len(starts(tmp_path, "a")) == len(starts(tmp_path, "b")) == 1
+    assert run_sweep(text, "--dry_run").stdout.strip() == "all finished"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

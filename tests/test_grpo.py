@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,6 +228,27 @@ def test_resume_equals_uninterrupted(init, pool, run, tmp_path):
         grpo.main([*resume, "--kl_coef", "0.5"])
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_while_saving(init, pool, tmp_path, monkeypatch):
+    """A save that fails half way: a sentence without torch's own words, nothing half written, the one before stays."""
+    real = torch.save
+
+    def full(value, path):
+        if "step_000003" in str(path):
+            path.symlink_to("/dev/full")
+        real(value, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    flags = flags_of(init, pool, tmp_path / "full", "--save_every", 1, "--eval_every", 0, "--max_train_steps", 3)
+    with pytest.raises(ValueError, match=r"step_000003 cannot be saved \(the disk did not take all of it\): free "
+                                         "space, then --resume auto.$"):
+        grpo.main(flags)
+    names = [path.name for path in (tmp_path / "full" / "ckpt").iterdir()]
+    assert "step_000002" in names and not any("step_000003" in name for name in names)
+    monkeypatch.undo()
+    assert grpo.main([*flags, "--resume", "auto"]) == 0
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("")])
 def test_lost_scalars_do_not_keep_a_run_from_its_end(run, tmp_path, damage):
     """Numbers of the last step in the summary of a run whose scalars.jsonl was lost before its end: null, and a warning
@@ -347,6 +369,23 @@ def test_arms_compare(init, pool, run, tmp_path, capsys):
     for label in ("greedy accuracy", "pass@2", "majority at 2", "Entropy", "Reward, mean", "KL to the start"):
         assert label in report, label
     assert compare_runs.main([*arms, "--treatment", "optimizer"]) == 2
+
+
+def test_the_noise_of_runs_without_a_val_loss(run, tmp_path, capsys):
+    """--aa and --plan ended with "not all runs have a val loss": they go by the exam's accuracy, as --a and --b do."""
+    for seed in range(4):
+        folder = tmp_path / f"x_s{seed}"
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("ckpt"))
+        config = json.loads((folder / "config.json").read_text())
+        config["flags"]["seed"] = seed
+        (folder / "config.json").write_text(json.dumps(config))
+        records = runs.read_jsonl(folder / "grpo_metrics.jsonl")
+        lines = [json.dumps(record | {"grpo_accuracy": 0.2 + 0.1 * seed}) + "\n" for record in records]
+        (folder / "grpo_metrics.jsonl").write_text("".join(lines))
+    compare_runs.main(["--aa", str(tmp_path / "x_s*"), "--plan", "--effect", "0.1", "--out", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["primary"] == "grpo_accuracy" and "over 4 seeds (0, 1, 2, 3), step 6" in report["headline"]
+    assert report["plan"]["sd"] == pytest.approx(0.129, abs=1e-3) and report["plan"]["seeds_needed"]["unpaired"] > 3
 
 
 def test_no_exam_changes_no_problem(init, pool, tmp_path):

@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_nothing(trunk, tmp_path, monkeypatch):
 @pytest.mark.parametrize("of_copytree", [False, True])
 @pytest.mark.parametrize("code, remedy", [
     (errno.ENOSPC, "free space, or choose"), (errno.EDQUOT, "free space, or choose"),
-    (errno.EACCES, "repair what is named there, or choose"), (errno.EIO, "repair what is named there, or choose")])
+    (errno.EACCES, "give this user access to it, or choose"), (errno.EIO, "repair what is named there, or choose")])
 def test_what_stands_in_the_way_of_a_branch(trunk, tmp_path, monkeypatch, code, remedy, of_copytree):
     """A folder that may not be written, or a file that cannot be read, was a full disk. copytree's error is a list."""
     def fail(source, *_, **__):

@@ -300,6 +300,35 @@ def test_a_quick_look_replaces_no_fuller_record(tmp_path, capsys):
     assert read(out)[0]["data"] == "synthetic"
 
 
+@pytest.mark.parametrize("kind, few, length, samples", [
+    ("niah", ["--context_lengths", "120,150", "--samples_per_length", 4], "--context_lengths", "--samples_per_length"),
+    ("passkey", ["--context_tokens", 120, "--samples", 4], "--context_tokens", "--samples")])
+def test_few_prompts_replace_no_fuller_record(tmp_path, capsys, kind, few, length, samples):
+    """A record of 4 prompts per length gave way in silence to one of 2, and one of text would to sentences. As much or
+    more, other weights, or an --out replace it."""
+    model = save(tmp_path / "m", "none")
+    out, few = model / "eval" / f"{kind}_step000000.json", ["--filler", "sentences", "--removed", "off", *few]
+    run(kind, model, *few)
+    whole = out.read_bytes()
+    capsys.readouterr()
+    run(kind, model, *few, samples, 2)
+    told = capsys.readouterr()
+    assert out.read_bytes() == whole and "the record is" not in told.out
+    assert f"NOTE: this will not be stored: {out} is a record of this checkpoint that says more, of 4 " in told.err
+    assert "tokens (sentences); pass --out" in told.err
+    run(kind, model, *few, length, 150, samples, 2, "--out", out)
+    assert json.loads(out.read_text())["samples_per_length"] == 2
+    run(kind, model, *few)
+    real = json.loads(out.read_text()) | {"data": "books.parquet", "filler": "text"}
+    assert real["samples_per_length"] == 4 and "NOTE: this" not in capsys.readouterr().err
+    out.write_text(json.dumps(real))
+    run(kind, model, *few, samples, 8)
+    assert "(books.parquet); pass --out" in capsys.readouterr().err
+    out.write_text(json.dumps(real | {"checkpoint_sha256": "0" * 64}))
+    run(kind, model, *few)
+    assert "data" not in json.loads(out.read_text())
+
+
 def test_ppl_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     """Stopped after each batch in turn, the same command ends with the record of an uninterrupted one."""
     model, command = save(tmp_path / "m"), ["--data", "synthetic", *FEW, "--batch_size", 2]

@@ -351,6 +351,34 @@ def test_parts_threads_and_backends_give_the_same_bytes(corpus, own, data, tmp_p
     assert "tokenizer_sha256 was" in message and f"--tokenizer {other}" in message
 
 
+def test_a_tokenizer_is_known_by_its_bytes(corpus, own, data, tmp_path, monkeypatch, capsys):
+    """--resume with the same file under another name was refused as another condition. The dataset keeps the name that
+    it was begun with, whether it is finished or not; another file is refused still."""
+    moved = tmp_path / "moved.json"
+    shutil.copy(own / "tokenizer.json", moved)
+    begun, fields = tmp_path / "begun", prepare_fineweb.meta_fields
+    shutil.copytree(data[0], tmp_path / "whole")
+    whole = (tmp_path / "whole" / "meta.json").read_bytes()
+    prepare(corpus, tmp_path / "whole", "--tokenizer", moved, "--resume")
+    assert "is already finished" in capsys.readouterr().out and (tmp_path / "whole" / "meta.json").read_bytes() == whole
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_fineweb, "meta_fields", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(corpus, begun, "--tokenizer", own)
+    monkeypatch.setattr(prepare_fineweb, "meta_fields", fields)
+    other = learn(corpus, tmp_path / "other", "--vocab_size", "500")
+    argv = ["--dataset", str(corpus), "--out_dir", str(begun), "--val_fraction", "0.1", "--resume", "--tokenizer"]
+    assert "tokenizer_sha256 was" in sentence_left(prepare_fineweb.main, [*argv, str(other)])
+    prepare(corpus, begun, "--tokenizer", moved, "--resume")
+    meta, as_before = (json.loads((folder / "meta.json").read_text()) for folder in (begun, data[0]))
+    for key in ("tokenizer", "condition", "settings", "data_files", "tokenizer_sha256"):
+        assert meta[key] == as_before[key], key
+    assert shards.read_meta(begun) and meta["tokenizer"] == "tiny_600"
+
+
 def test_rows_begin_with_its_bos(corpus, own, tmp_path):
     folder = prepare(corpus, tmp_path / "rows", "--tokenizer", own, "--seq_len", 32, "--overflow", "split",
                      script=prepare_bos_rows)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -367,6 +368,26 @@ def test_resume_equals_uninterrupted(base, talk, run, tmp_path):
     shutil.copytree(base, moved)
     assert sft.main(resume) == 0
     assert exact(out) == exact(run) and weights(out) == weights(run)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_while_saving(base, talk, tmp_path, monkeypatch):
+    """A save that fails half way: a sentence without torch's own words, nothing half written, the one before stays."""
+    real = torch.save
+
+    def full(value, path):
+        if "step_000004" in str(path):
+            path.symlink_to("/dev/full")
+        real(value, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    flags = flags_of(base, talk, tmp_path / "full", "--save_every", 2)
+    with pytest.raises(ValueError, match=r"step_000004 cannot be saved \(the disk did not take all of it\): free "
+                                         "space, then --resume auto.$"):
+        sft.main(flags)
+    assert [path.name for path in (tmp_path / "full" / "ckpt").iterdir()] == ["step_000002"]
+    monkeypatch.undo()
+    assert sft.main([*flags, "--resume", "auto"]) == 0
 
 
 def test_resume_needs_no_init_and_refuses_changes(base, talk, run, tmp_path):

@@ -1015,15 +1015,17 @@ def test_a_run_finishes_whatever_happens_to_the_table(data, tmp_path, capsys):
 def test_non_finite_loss_stops_with_step_and_data(data, tmp_path):
     """A learning rate of 1e30 makes the loss non-finite: the step, the data entries and the checkpoint are named, and
     nothing is advised that only ends there again. The log and the list say so too."""
+    flags = ("--max_train_steps", 8, "--learning_rate", 1e30, "--save_every", 1, "--keep_last", 0, "--eval_every", 0,
+             "--grad_clip", 0, "--warmup_iters", 0)
     with pytest.raises(
         ValueError, match=r"step \d+: loss .* not finite, on entries \d+\.\.\d+ .*last good checkpoint is .*step_000001"
         ".*--resume auto would end here again, so start another run"
     ):
-        train_gpt_main(data, tmp_path / "nan", "--max_train_steps", 8, "--learning_rate", 1e30,
-          "--save_every", 1, "--keep_last", 0,
-                       "--eval_every", 0, "--grad_clip", 0, "--warmup_iters", 0)
+        train_gpt_main(data, tmp_path / "nan", *flags)
     last = (tmp_path / "nan" / "log.txt").read_text().splitlines()[-1]
     assert re.match(r"diverged at step \d+: loss ", last) and run_state.look(tmp_path / "nan")["state"] == "diverged"
+    with pytest.raises(ValueError, match="nan already exists and has diverged; --resume auto would end there again: "):
+        train_gpt_main(data, tmp_path / "nan", *flags)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
