@@ -297,10 +297,13 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
             require(target == math.inf or tokens >= target,
                     f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
                     f"{shards.to_clear(args.out_dir)} and run again with more documents or a lower target")
+            more = "raise --val_fraction"
+            if state["documents"] == 1:  # which is in train or held out, whatever the fraction
+                more = "cut the text into documents"
             require(state["held_out"] or not args.val_shards,
                     f"none of {units.count(state['documents'], 'document')} was held out at --val_fraction "
                     f"{args.val_fraction}{why_so_few(state, source)}",
-                    f"{shards.to_clear(args.out_dir)} and raise --val_fraction, or pass --val_shards 0 and score "
+                    f"{shards.to_clear(args.out_dir)} and {more}, or pass --val_shards 0 and score "
                     "another dataset (train_gpt.py --val_data_dir)")
             files.refuse_changed(source.files, source.stamps)
             entries, fields = train.finish(writer)

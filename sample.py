@@ -470,6 +470,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(argv=None) -> int:
     args = parse_args(argv)
     prompts = [whole_characters(args.prompt or "", "--prompt")]
+    if prompts[0].startswith("FILE:"):
+        note("WARNING: FILE: is a part of the text, and no file is read as in nanoGPT: a file with a prompt per line "
+             "is --file, and a whole one --prompt \"$(cat FILE)\".")
     if args.file is not None:
         prompts = read_prompts(args.file)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

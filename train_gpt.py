@@ -376,8 +376,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     n_sequences = files.n_sequences(args.seq_len)
     epochs = count_epochs(args, sequences_per_step, n_sequences)
     unique_tokens = min(args.max_train_steps * sequences_per_step, n_sequences) * args.seq_len
-    every = {"val": args.eval_every}  # steps between evaluations
-    items = {}
+    every, items = {"val": args.eval_every}, {}  # every: steps between evaluations
     for benchmark in BENCHMARKS:
         name = benchmark.NAME
         every[name] = getattr(args, f"{name}_every")
@@ -387,6 +386,8 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
     # ------------------------------------------------------------------------------------------------------------------
     # model and optimizer
     model, init = build_model(args, resumed, device)
+    if items or args.sample_every:  # noticed now, not at the first
+        benchmarks.check_vocabulary(model, largest=math.inf)
     memory_settings.check_rows(model.config, args.seq_len)
     autocast = precision.choose(args, procs, model, args.micro_batch_size * args.seq_len, resumed)
     reducer = gradients.Reducer(procs, model)

@@ -58,7 +58,19 @@ SYNONYMS = {
     "bf16": "dtype", "fp16": "dtype", "wandb": "wandb_project", "continue": "resume",
     "epoch": "epochs max_epochs", "num_epochs": "epochs max_epochs",
     "split": "val_fraction val_shards",
+    # nanoGPT's
+    "min_lr": "learning_rate_decay_frac", "decay_lr": "learning_rate_decay_frac", "lr_decay_iters": "max_train_steps",
+    "wandb_log": "wandb_project", "wandb_run_name": "name", "always_save_checkpoint": "save_every",
+    # nanochat's and modded-nanogpt's
+    "total_batch_size": "total_batch_tokens", "max_seq_len": "seq_len", "eval_tokens": "val_tokens",
+    "val_loss_every": "eval_every", "matrix_lr": "muon_lr", "embedding_lr": "learning_rate",
+    "final_lr_frac": "learning_rate_decay_frac", "warmdown_ratio": "warmdown_iters",
+    "cooldown_frac": "warmdown_iters", "cooldown_iters": "warmdown_iters", "model_tag": "name",
+    "resume_from_step": "resume", "device_type": "device", "num_layers": "n_layer", "num_heads": "n_head",
+    "model_dim": "n_embd", "head_dim": "n_head", "mlp_ratio": "n_inner",
 }
+# what people know as a flag, and is a command here
+ELSEWHERE = {"eval_only": "python experiments/score_val.py scores a checkpoint."}
 INTERRUPTED = 130  # the exit status after ctrl-C
 NOUNS = {"int": "a whole number", "float": "a number"}
 # argparse's words: what to say in their place
@@ -110,6 +122,8 @@ class Parser(argparse.ArgumentParser):
         parsed, rest = super().parse_known_args(words, namespace)
         if rest and all(map(os.path.exists, rest)):
             self.refuse_several(words, rest)
+        if rest and "--config" in self._option_string_actions and os.path.isfile(rest[0]):
+            self.error(f"{rest[0]} belongs to no flag: a file of flags comes after --config.")
         if rest:
             self.error(f"{' '.join(rest)} belongs to no flag: quote a value that has spaces; "
                        "--help lists the flags.")
@@ -136,6 +150,8 @@ class Parser(argparse.ArgumentParser):
                 continue
             likely = [written[name] for name in suggest(word, list(written))]
             advice = did_you_mean(likely) or ": --help lists the flags."
+            if plain(word) in ELSEWHERE:
+                advice = f": {ELSEWHERE[plain(word)]}"
             faults.append(f"{option} is no flag of {self.prog}{advice}")
         if faults:
             self.error(" ".join(faults))
@@ -162,6 +178,10 @@ class Parser(argparse.ArgumentParser):
         choices = [str(choice) for choice in action.choices]
         likely = did_you_mean(difflib.get_close_matches(str(value), choices, n=1)) or "."
         name = (action.option_strings or [action.dest])[0]
+        one_gpu = re.fullmatch(r"cuda:(\d+)", str(value))
+        if one_gpu and "cuda" in choices:
+            self.error(f"{name} {value}: pass {name} cuda, and write CUDA_VISIBLE_DEVICES={one_gpu[1]} in front of the "
+                       "command, which picks the GPU.")
         self.error(f"{name} {value}: choose one of {', '.join(choices)}{likely}")
 
     def sentence(self, message: str) -> str:
@@ -286,6 +306,8 @@ BY_HAND = "help config resume preset dry_run".split()  # what a file of flags ma
 
 def read_file(path):
     """What a JSON file, or a YAML file by its suffix, holds. ValueError when it cannot be read."""
+    if Path(path).suffix.lower() == ".py":
+        raise ValueError("it is Python, as nanoGPT's are: write its settings as YAML, a line `flag: value` each.")
     if Path(path).suffix.lower() not in (".yaml", ".yml"):
         return schema.read_json(path, advice="name a file that exists, and repair it")
     import yaml

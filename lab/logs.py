@@ -11,6 +11,8 @@
     modded-nanogpt            step:250/1750 val_loss:4.6 train_time:15000ms (or 15.0s) | ... train_loss:4.5
     llm.c                     s:250 tel:4.6 | s:250 trl:4.5 | s:250 eval:0.26
 
+nanochat's have no val loss: --primary val_bits_per_byte. Its bits count no <|bos|>, ours do.
+
 A reader is a row of the table below. Seeds, settings, data and code are in no such line, so the gate
 (lab/ab_gate.py) calls them not recorded, and a log is one run of an unknown seed: a curve and no
 evidence. Steps are counted as the log counts them.
@@ -59,6 +61,11 @@ READERS = {  # project: {stream: pattern of a line's beginning, with our records
         "val": rf"step:{STEP}/(?P<planned>\d+) val_loss:{VAL_LOSS}{TIME}",
         "train": rf"step:{STEP}/(?P<planned>\d+) train_loss:{TRAIN_LOSS}",
         "timing": rf"step:{STEP}/(?P<planned>\d+) train_time:",
+    },
+    "nanochat": {
+        "val": rf"Step {STEP} \| Validation bpb: (?P<val_bits_per_byte>{VALUE})",
+        "train": rf"step {STEP}/(?P<planned>\d+) \([\d.]+%\) \| loss: {TRAIN_LOSS} "
+                 rf"[^\n]*\| tok/sec: (?P<tokens_per_sec>[\d,]+)",
     },
     "llm.c": {
         "val": rf"s:{STEP} tel:{VAL_LOSS}",
@@ -128,7 +135,7 @@ def row_of(val: dict, config: dict) -> dict:
     row = {}
     if config["hardware"]:
         row = {"gpu_name": config["hardware"]["gpu"], "n_gpus": config["world_size"]}
-    losses = [record["val_loss"] for record in val.values()]
+    losses = [record["val_loss"] for record in val.values() if "val_loss" in record]  # nanochat has bits per byte alone
     if losses:
         row |= {"final_val_loss": losses[-1], "best_val_loss": min(losses)}
         *_, last = val.values()
@@ -184,7 +191,7 @@ def records_in(text: str, patterns: dict[str, str]) -> list[tuple[str, dict]]:
 
 def number(text: str) -> float:
     try:
-        return float(text)
+        return float(text.replace(",", ""))
     except ValueError:
         return math.nan
 

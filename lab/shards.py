@@ -537,7 +537,8 @@ def open_val(data_dir, val_tokens: int, verify: bool = True, vocab_size: int | N
     tokens = files.slice(0, int(lengths.sum()))
     of_tokenizer = get_tokenizer().token_byte_lengths()
     bytes_of_id = np.zeros(2**16, np.uint16)  # an id beyond the tokenizer's stands for no text
-    bytes_of_id[: len(of_tokenizer)] = of_tokenizer
+    if "hash" in documents or files.vocab_size == N_GPT2_TOKENS:  # else nobody knows a neighbour's texts
+        bytes_of_id[: len(of_tokenizer)] = of_tokenizer
     token_bytes = bytes_of_id[tokens]
     if "hash" in documents:  # ours, so the original length of every product is known
         is_mul = tokens >= get_tokenizer().first_mul_id

@@ -69,6 +69,15 @@ def test_every_script_refuses_in_a_sentence_without_torch():
     ("-seed 3", "-seed is no flag of train_gpt.py: did you mean --seed?"),
     ("--xyzzy", "--xyzzy is no flag of train_gpt.py: --help lists the flags."),
     ("--out x", "--out is no flag of train_gpt.py: did you mean --out_dir?"),
+    ("--min_lr 3", "--min_lr is no flag of train_gpt.py: did you mean --learning_rate_decay_frac?"),
+    ("--lr_decay_iters 3", "--lr_decay_iters is no flag of train_gpt.py: did you mean --max_train_steps?"),
+    ("--eval_only=True",
+     "--eval_only is no flag of train_gpt.py: python experiments/score_val.py scores a checkpoint."),
+    ("--device cuda:1", "--device cuda:1: pass --device cuda, and write CUDA_VISIBLE_DEVICES=1 in front of the "
+     "command, which picks the GPU."),
+    (f"{REPO}/train_gpt.py", f"{REPO}/train_gpt.py belongs to no flag: a file of flags comes after --config."),
+    (f"--config {REPO}/train_gpt.py", f"{REPO}/train_gpt.py is not a run's config.json: it is Python, as nanoGPT's "
+     "are: write its settings as YAML, a line `flag: value` each."),
     ("--optimizer muonn", "--optimizer muonn: choose one of adamw, muon, muon_all: did you mean muon?"),
     ("--attn_gate x", "--attn_gate x: choose one of none, headwise, elementwise, const."),
     ("--seed abc", "--seed 'abc': give a whole number."),

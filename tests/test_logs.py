@@ -34,6 +34,14 @@ LOGS = {  # name: (text, val losses, train losses, HellaSwag)
               {0: 11.0092, 20: 3.2722}, {0: 11.0091}, {0: 0.2512}),
 }
 
+NANOCHAT = """\
+step 00000/00020 (0.00%) | loss: 10.396400 | lrm: 0.03 | dt: 3401.12ms | tok/sec: 154,153 | bf16_mfu: 20.00 | epoch: 1
+Step 00000 | Validation bpb: 3.200000
+step 00001/00020 (5.00%) | loss: 9.500000 | lrm: 0.05 | dt: 340.12ms | tok/sec: 1,541,530 | bf16_mfu: 40.00 | epoch: 1
+Step 00020 | Validation bpb: 0.950000
+Minimum validation bpb: 0.950000
+"""
+
 
 def written(path, text, encoding="utf-8"):
     path.write_bytes(text.encode(encoding))
@@ -55,6 +63,20 @@ def test_logs(tmp_path, project, encoding):
         assert run["summary"]["results_row"]["final_val_loss"] == list(val.values())[-1]
     if project == "build-nanogpt's terminal":
         assert run["train"]["tokens_per_sec"] == [1540000.0] and run["train"]["grad_norm_l2_preclip"] == [0.25]
+
+
+def test_log_of_nanochat(tmp_path, capsys):
+    """Bits per byte, train losses and speeds of nanochat, which prints no val loss."""
+    path = written(tmp_path / "a.log", NANOCHAT)
+    run = logs.read_log(path)
+    assert {step: record["val_bits_per_byte"] for step, record in run["val"].items()} == {0: 3.2, 20: 0.95}
+    assert run["train"]["train_loss_opt_step_mean"].tolist() == [10.3964, 9.5]
+    assert run["train"]["tokens_per_sec"].tolist() == [154153.0, 1541530.0]
+    assert run["summary"] == {"steps": 20, "results_row": {}}
+    better = written(tmp_path / "b.log", NANOCHAT.replace("0.950000", "0.940000"))
+    code, record = compared(tmp_path, "--a", path, "--b", better, "--allow", "unrecorded,seed",
+                            "--primary", "val_bits_per_byte")
+    assert code == 0 and "| 0.9500 | 0.9400 | -0.0100 |" in capsys.readouterr().out
 
 
 def test_log_of_torchrun(tmp_path):

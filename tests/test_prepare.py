@@ -282,6 +282,7 @@ def test_txt_is_spoken_of_where_one_was_read(tmp_path, val_fraction, fault):
     for name, is_spoken_of in (("a.txt", True), ("a.jsonl", False)):
         sentence = sentence_of(tmp_path / name, tmp_path / "out", "--val_fraction", val_fraction)
         assert fault in sentence and ("a .txt file is one document" in sentence) == is_spoken_of
+        assert "raise --val_fraction" not in sentence  # of one document that is held out, nothing is left to train on
         shutil.rmtree(tmp_path / "out")
 
 

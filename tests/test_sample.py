@@ -170,6 +170,8 @@ def test_edges(base, tmp_path, capsys):
     assert long["tokens"] == 4 and "sees the last 64" in capsys.readouterr().err
     [half] = call(base, "--prompt", "a\udcff", *few, out=tmp_path / "d")
     assert half["prompt"] == "a\ufffd" and "half a character" in capsys.readouterr().err
+    call(base, "--prompt", "FILE:prompt.txt", *few, out=tmp_path / "e")  # nanoGPT's way
+    assert "no file is read" in capsys.readouterr().err
 
 
 def test_prompts_of_records(tmp_path):
