@@ -59,8 +59,7 @@ from model import GATE_ACTIVATIONS, GATE_POSITIONS, GATES, GPT, GPTConfig
 BENCHMARKS = (hellaswag, ewok, zeroshot)  # scored while training; flags, log lines, records follow
 LONGEST_WARMUP = 715  # steps
 # the flags of GPTConfig
-SHAPE = ["arch", *architecture.PARTS]
-SHAPE += "n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()
+SHAPE = ["arch", *architecture.PARTS, *"n_layer n_head n_embd n_inner attn_gate gate_pos gate_act vocab_size".split()]
 
 # ----------------------------------------------------------------------------------------------------------------------
 # flags
@@ -113,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
         name = benchmark.NAME
         add(f"--{name}_every", type=int, default=0, help="steps between scores, and the last (0 = off)")
         add(f"--{name}_data", default="",
-            help=f"{benchmark.DATA_HELP}; a synthetic corpus is scored on synthetic items by default")
+            help=f"{benchmark.DATA_HELP}; a synthetic corpus has synthetic items by default")
         add(f"--{name}_max_examples", type=int, default=0, help="items, evenly spread (0 = all)")
         if hasattr(benchmark, "TASKS"):
             add(f"--{name}_tasks", default="",
@@ -129,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    """Flags, checked, with derived values filled in. --config, or the run being resumed, supplies the defaults."""
+    """Flags, checked and completed. --config, or the run being resumed, supplies the defaults."""
     parser = build_parser()
     config = resume.take_defaults(parser, argv)
     presets.take(parser, argv)
@@ -190,7 +189,7 @@ def config_of_start(parser, argv, config: dict | None) -> dict:
 
 
 def micro_batch_sizes(args, world_size: int) -> list[int]:
-    """Those that share a rank's sequences of a step evenly; [] when the ranks do not so share them."""
+    """Those that share the sequences of a rank's step evenly; [] where ranks cannot."""
     share, rest = divmod(args.total_batch_tokens // args.seq_len, world_size)
     return [size for size in range(1, share + 1) if share % size == 0 and rest == 0]
 
@@ -213,7 +212,7 @@ def count_sequences(args, world_size: int) -> int:
 
 
 def count_epochs(args, sequences_per_step: int, n_sequences: int) -> float:
-    """How often this run reads the data. ValueError, with the arithmetic, when that is more than --max_epochs."""
+    """How often this run reads the data. ValueError when that is more than --max_epochs."""
     needed = args.max_train_steps * sequences_per_step
     epochs = needed / n_sequences
     if epochs > args.max_epochs:
