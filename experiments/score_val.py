@@ -9,6 +9,7 @@ are held out by their text's hash, so a source prepared alone holds out those th
 
 import contextlib
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,9 @@ def main(argv=None):
             record = score(args, procs)
     except (ValueError, OSError) as error:
         sys.exit(f"score_val.py: {error}")
+    for name, value in record.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            record[name] = None  # NaN is not JSON
     line, fault = json.dumps(record), ""
     if args.out:
         try:

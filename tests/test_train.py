@@ -18,7 +18,19 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import ENV, REPO, exact, exposures, losses, records, tiny_documents, weights, write_dataset, write_jsonl
+from conftest import (
+    ENV,
+    REPO,
+    exact,
+    exposures,
+    losses,
+    records,
+    run_script,
+    tiny_documents,
+    weights,
+    write_dataset,
+    write_jsonl,
+)
 
 import train_gpt
 from lab import data_order, disk, optim, processes, resume, run_state, runs, shards, training, val_loss
@@ -871,6 +883,10 @@ def test_ids_of_a_neighbours_own_tokenizer(tmp_path):
     val = records(tmp_path / "run", "val")[-1]
     assert val["val_loss"] > 0 and val["val_tokens"] == 499
     assert val["val_bits_per_byte"] is None and val["val_bytes"] == 0
+    out = tmp_path / "val.json"
+    run_script("experiments/score_val.py", "--checkpoint", tmp_path / "run", "--data_dir", tmp_path, "--out", out)
+    scores = json.loads(out.read_text(), parse_constant=pytest.fail)  # NaN is not JSON
+    assert scores["val_loss"] == pytest.approx(val["val_loss"]) and scores["val_bits_per_byte"] is None
     for more in (("--sample_every", 2), ("--hellaswag_every", 2, "--hellaswag_data", "synthetic:4")):
         with pytest.raises(ValueError, match="vocabulary has 512 ids, but texts are encoded with GPT-2's"):
             train_gpt_main(tmp_path, tmp_path / "other", *flags, "--skip_long", *more)
