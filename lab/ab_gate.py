@@ -109,9 +109,8 @@ def of_run(run: dict) -> dict:
     settings["condition"] = data.get("condition") or run["flags"].get("condition")
     settings["code_sha256"] = config["code"]["code_sha256"]
     start = config.get("init")
-    settings["init_sha256"] = None
-    if isinstance(start, dict):  # train_gpt.py's, or that of sft.py and grpo.py
-        settings["init_sha256"] = start.get("sha256") or start.get("model_sha256")
+    start = start if isinstance(start, dict) else {}
+    settings["init_sha256"] = start.get("sha256") or start.get("model_sha256")
     scored = {name: records[max(records)] for name, records in run["benchmarks"].items() if records}
     if run["gsm8k"]:
         scored["gsm8k"] = run["gsm8k"]
@@ -145,6 +144,7 @@ def of_log(run: dict) -> dict:
         "machine": machine, "micro_batch_size": flags.get("micro_batch_size", "not recorded"),
         "unverified": False, "log": run["log"], "status": run["status"], "notes": run["notes"],
         "losses": (row.get("final_val_loss"), row.get("train_time_ms")),
+        "bits_alone": bool(run["val"]) and not any("val_loss" in record for record in run["val"].values()),
     }
     if flags:
         member |= {"seed": run["seed"], "log": ""}
@@ -196,6 +196,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
     mark_consequences(differences, members, cadences)
     mark_starts(differences, members)
     same_val = mark_containers(differences, members)
+    bits_alone = any(member.get("bits_alone") for member in members)  # logs without a val loss
     counting = [d for d in differences if d["state"] == "differs" and not d["mixed"]]
     changed = {d["knob"] for d in counting} - allowed
     family = recognise(changed)
@@ -223,7 +224,7 @@ def gate(arms: dict[str, list[dict]], treatment: list[str] | None, allow: list[s
         "ok": not any(d["state"] == "differs" for d in differences), "family": family,
         "treatment": "; ".join(words), "differences": differences, "equal": equal, "notes": notes,
         "missing": missing, "other_machine": other_machine,
-        "other_tokens": not same_val and has_other_tokens(members),
+        "other_tokens": bits_alone or not same_val and has_other_tokens(members),
         "problems": all(member["settings"].get("data_format") == "problems" for member in members),
     }
 

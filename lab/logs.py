@@ -11,7 +11,7 @@
     modded-nanogpt            step:250/1750 val_loss:4.6 train_time:15000ms (or 15.0s) | ... train_loss:4.5
     llm.c                     s:250 tel:4.6 | s:250 trl:4.5 | s:250 eval:0.26
 
-nanochat's have no val loss: --primary val_bits_per_byte. Its bits count no <|bos|>, ours do.
+nanochat's have no val loss, but bits per byte, which count no <|bos|>; ours do.
 
 A reader is a row of the table below. Seeds, settings, data and code are in no such line, so the gate
 (lab/ab_gate.py) calls them not recorded, and a log is one run of an unknown seed: a curve and no

@@ -74,8 +74,8 @@ def test_log_of_nanochat(tmp_path, capsys):
     assert run["train"]["tokens_per_sec"].tolist() == [154153.0, 1541530.0]
     assert run["summary"] == {"steps": 20, "results_row": {}}
     better = written(tmp_path / "b.log", NANOCHAT.replace("0.950000", "0.940000"))
-    code, record = compared(tmp_path, "--a", path, "--b", better, "--allow", "unrecorded,seed",
-                            "--primary", "val_bits_per_byte")
+    code, record = compared(tmp_path, "--a", path, "--b", better, "--allow", "unrecorded,seed")
+    assert record["primary"] == "val_bits_per_byte"
     assert code == 0 and "| 0.9500 | 0.9400 | -0.0100 |" in capsys.readouterr().out
 
 
