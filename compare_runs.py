@@ -16,8 +16,9 @@ Reads run folders (layout: lab/runs.py) or a results.csv. Prints Markdown. --out
 PNG plots and a report.html that needs no network; then five lines are printed, and all with --print full. Exit status:
 0 comparable (--check: in the band), 2 not comparable (--check: outside), 1 bad input.
 
-The gate comes first: what differs must be the treatment, else the verdict is `not comparable`. An attention gate, rows
-or tokens that differ alone are recognised; anything else must be declared with --treatment, because a forgotten flag
+The gate comes first: what differs must be the treatment, else the verdict is `not comparable`. An attention gate, a
+memory, rows, tokens or a part of the network that differ alone are recognised; anything else must be declared with
+--treatment, because a forgotten flag
 looks just the same. --allow lets a named difference pass, and the report says so. Seeds are the unit of every verdict.
 Their number is decided before the first look (--planned, --sequential): every report says so.
 Here are the flags and the report on two arms; lab/ab_*.py hold the rest.

@@ -135,7 +135,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     start = config_of_start(parser, argv, config)
     shape = {name: start[name] for name in SHAPE if name in start} | memory_settings.flags_of(start)
     parser.set_defaults(**shape)
-    args = parser.parse_args(argv)
+    args = architecture.normalised(parser.parse_args(argv))
     for name, value in shape.items():
         if getattr(args, name) != value:
             parser.error(f"--init_from {args.init_from} has {name} {value}: drop --{name} {getattr(args, name)}.")
@@ -153,7 +153,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     memory_settings.fill_in(args)
     if not args.n_head:
         args.n_head = max(1, args.n_embd // 128) if args.arch == "speedrun" else 12
-    architecture.normalise(args)
     args.n_inner = args.n_inner or architecture.default_inner(args)
     optim.fill_in(args, LONGEST_WARMUP)
     arm = "" if args.attn_gate == "none" else f"_{args.attn_gate}_{args.gate_pos}_{args.gate_act}"
@@ -161,9 +160,10 @@ def parse_args(argv=None) -> argparse.Namespace:
         arm += f"_{args.memory}_{args.write}"
     for name in SHAPE:  # an architecture, and what you add
         value = getattr(args, name)
-        if isinstance(value, str) and "gate" not in name and value != parser.get_default(name):
-            arm += f"_{name}_{value}" if value in ("on", "off") else f"_{value}"
-    flags.fill_in(args, name=f"{Path(args.data_dir).name}{arm}_{args.optimizer}")
+        is_word = isinstance(value, str) and name not in architecture.PARTS and "gate" not in name
+        arm += f"_{value}" if is_word and value != parser.get_default(name) else ""
+    arm += f"{architecture.name_of(args)}_{args.optimizer}"
+    flags.fill_in(args, name=Path(args.data_dir).name + arm)
     return args
 
 

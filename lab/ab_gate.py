@@ -39,7 +39,6 @@ RECOGNISED = {  # treatments that need no declaration; a difference in the first
     "tokens": ("condition", "mul_token_rate", "vocab_size", "data_fingerprint",
                "val_fingerprint_tokens"),
     **{part: (part,) for part in PARTS},
-    "mlp": ("mlp", "n_inner"),  # a gated one of as many parameters is narrower
 }
 STARTS = ("init", "init_from", "init_sha256")  # settings that say which run of an earlier stage a run goes on from
 FAMILIES = {  # names for several settings in --treatment and --allow
@@ -77,7 +76,8 @@ ADVICE = {  # against a difference
         "losses on other texts do not compare: train all runs with the same held-out texts (of "
         "sft.py one --val_data, and a --seq_len that cuts none of them)",
 }
-FOLLOWS = {"muon_lr": (0.1, "learning_rate"), "n_inner": (4, "n_embd")}  # by default
+FOLLOWS = {"muon_lr": (0.1, "learning_rate", "is 0.1 x learning_rate"),  # by default
+           "n_inner": (4, "n_embd", "is its mlp's default")}
 
 # ----------------------------------------------------------------------------------------------------------------------
 # members of an arm
@@ -108,8 +108,7 @@ def of_run(run: dict) -> dict:
     settings |= {key: data.get(key) for key in ("crop_fraction", "mul_token_rate", *val)}
     settings["condition"] = data.get("condition") or run["flags"].get("condition")
     settings["code_sha256"] = config["code"]["code_sha256"]
-    start = config.get("init")
-    start = start if isinstance(start, dict) else {}
+    start = config["init"] if isinstance(config.get("init"), dict) else {}
     settings["init_sha256"] = start.get("sha256") or start.get("model_sha256")
     scored = {name: records[max(records)] for name, records in run["benchmarks"].items() if records}
     if run["gsm8k"]:
@@ -153,8 +152,8 @@ def of_log(run: dict) -> dict:
 
 def is_unverified(run: dict) -> bool:
     """Whether a run, at its start or at its end after a resume, took its data's fingerprints from meta.json alone."""
-    row = (run["summary"] or {}).get("results_row") or {}
-    return any(flags.get("verify_data", "full") != "full" for flags in (run["flags"], row))
+    flags = run["flags"], (run["summary"] or {}).get("results_row") or {}
+    return any(own.get("verify_data", "full") != "full" for own in flags)
 
 
 def unused_flags(settings: dict, recorded: list[str] | None) -> set[str]:
@@ -299,7 +298,6 @@ def cadences_of(members: list[dict]) -> set[str]:
 def mark_consequences(differences: list[dict], members: list[dict], cadences: set[str]) -> None:
     """Downgrade to notes: how often a run is scored, flags unused in some arm, and values derived from another flag
     (n_inner = 4 n_embd)."""
-    changed = {d["knob"] for d in differences}
     for d in differences:
         name = d["knob"]
         users = [member for member in members if name not in member["unused"]]
@@ -310,9 +308,9 @@ def mark_consequences(differences: list[dict], members: list[dict], cadences: se
             *_, feature = UNUSED.get(name, ("a use for it",))
             d.update(state="note", why=f"only the arms with {feature} use it")
         elif name in FOLLOWS:
-            factor, base = FOLLOWS[name]
-            if base in changed and all(is_multiple(member, name, factor, base) for member in members):
-                d.update(state="note", why=f"is {factor} x {base}")
+            factor, base, why = FOLLOWS[name]
+            if all(is_multiple(member, name, factor, base) for member in members):
+                d.update(state="note", why=why)
 
 
 def mark_starts(differences: list[dict], members: list[dict]) -> None:
@@ -328,6 +326,8 @@ def is_multiple(member: dict, name: str, factor: float, base: str) -> bool:
         value, unit = (float(member["settings"].get(key)) for key in (name, base))
     except (TypeError, ValueError):
         return False
+    if name == "n_inner" and member["settings"].get("mlp") == "swiglu":  # architecture.default_inner
+        factor = 8 * math.ceil(unit / 3) / unit
     return math.isclose(value, factor * unit)
 
 

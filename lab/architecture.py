@@ -4,7 +4,7 @@
     python train_gpt.py --arch speedrun --mlp gelu          # the speedrun's network but for its MLP
     >>> arch = build(GPTConfig(arch="gpt2", mlp="swiglu"))  # as modules use it
 
-A part of a configuration is "arch" where it is the architecture's own, so that a network has one description."""
+A part of a configuration is "arch" where it is the architecture's own, so that each has one name there."""
 
 import functools
 import math
@@ -121,12 +121,28 @@ def build(config) -> Arch:
 def normalise(config) -> None:
     """A part that is the architecture's own gets the name OWN, in place. ValueError for what no
     network can have."""
-    check(config.arch in ARCHS, f"unknown arch {config.arch!r}; use one of {', '.join(ARCHS)}")
+    check(config.arch in list(ARCHS), f"unknown arch {config.arch!r}; use one of {', '.join(ARCHS)}")
     for name, choices in PARTS.items():
         value = getattr(config, name)
         check(value in (OWN, *choices), f"unknown {name} {value!r}; use one of {', '.join((OWN, *choices))}")
         if value == getattr(ARCHS[config.arch], name):
             setattr(config, name, OWN)
+
+
+def normalised(args):
+    """The flags, normalised."""
+    normalise(args)
+    return args
+
+
+def name_of(args) -> str:
+    """The parts of a run's network that are not its architecture's, for its name: _rope_qk_norm_on."""
+    words = []
+    for name, part in ((name, getattr(args, name)) for name in PARTS):
+        is_word = part not in (*SWITCH, *ARCHS, "none")
+        if part != OWN:
+            words.append(part if is_word else f"{name}_{part}")
+    return "".join(f"_{word}" for word in words)
 
 
 def default_inner(config) -> int:

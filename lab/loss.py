@@ -17,9 +17,10 @@ CHUNK_ROWS = {"cpu": 1024, "cuda": 4096}
 # Of them, rows in fp32 at once where the products are bfloat16 and no gradient is wanted, for each thread of a CPU: so
 # many stay in its cache, and softmax and casts take 0.78 of the time of all at once (measured as above).
 SOFTMAX_ROWS = 16
-# Ids of the vocabulary at once in a CPU's bfloat16 products of the head. The logits: with AMX in 0.6 to 0.8 of the time
-# of all at once, without it in 1.0 to 1.03. Their gradients: the second product finds them in the cache, where the
-# first has left them; 0.9 of the time without AMX, about the same with it (timed in experiments/bench/kernels.py).
+# Ids of the vocabulary at once in a CPU's bfloat16 products of the head. The logits: with AMX in 0.64 to 0.83 of the
+# time of all at once; oneDNN kept from AMX, in 1.0 to 1.03. Their gradients: the second product finds them in the
+# cache, where the first has left them; 0.9 of the time without AMX, about the same with it (timed in
+# experiments/bench/kernels.py).
 IDS_AT_ONCE = 2048
 _local = threading.local()
 

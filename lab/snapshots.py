@@ -27,8 +27,8 @@ REPO = Path(__file__).resolve().parents[1]
 PACKAGES = {"site-packages", "dist-packages"}
 NOT_OF_A_RUN = {"tests"}  # a process of pytest has imported them
 # what turns weights and tokens into logits, besides modules of your own
-NETWORK = ("model.py", "lab/activations.py", "lab/attention.py", "lab/chunks.py", "lab/memory.py",
-           "lab/memory_settings.py")
+NETWORK = ("model.py", "lab/activations.py", "lab/architecture.py", "lab/attention.py", "lab/chunks.py",
+           "lab/memory.py", "lab/memory_settings.py")
 
 
 def code_files() -> list[Path]:

@@ -247,6 +247,10 @@ def test_flags_train_resume_and_are_named(data, tmp_path, capsys):
     assert repeated.n_inner == 64 and repeated.positions == "rope"
     name = train_gpt.parse_args(["--data_dir", str(data), *flags]).name
     assert name == f"{data.name}_rope_qk_norm_on_swiglu_adamw"
+    for own, words in (("--arch speedrun", "speedrun"), ("--weight_init speedrun", "weight_init_speedrun"),
+                       ("--positions none --mlp gelu", "positions_none")):
+        named = train_gpt.parse_args(["--data_dir", str(data), *own.split()]).name
+        assert named == f"{data.name}_{words}_adamw"
     with pytest.raises(SystemExit):
         train_gpt.parse_args(["--data_dir", str(data), "--mlp", "gelu2"])
     assert re.search(r"--mlp gelu2: choose one of arch, gelu, .*swiglu", capsys.readouterr().err)

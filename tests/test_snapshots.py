@@ -101,6 +101,7 @@ def test_weights_of_another_network(tmp_path):
     for name in snapshots.NETWORK:
         (run / "code" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPO / name, run / "code" / name)
+    assert "lab/architecture.py" in snapshots.NETWORK  # where activations and norms are
     assert snapshots.other_network(run) == [] and snapshots.of_scores(run, 4) == snapshots.of_scores(None, 4) == {}
     path = run / "code" / "model.py"
     path.write_text("# a comment\n" + path.read_text().replace('"""', '"""Another docstring. ', 1))

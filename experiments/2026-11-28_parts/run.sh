@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GPT-2's network with one part replaced at a time by the speedrun's (or a usual one), and the speedrun's whole network:
 # stage 1 gives each of the ten its own grid of learning rates (seed 0), stage 2 trains each at its best one on 5 fresh
-# seeds. Two runs at a time, one thread each; about 30 minutes. Resumable: finished runs are skipped.
+# seeds. Two runs at a time, one thread each; about an hour beside other work. Resumable: finished runs are skipped.
 #   bash experiments/2026-11-28_parts/run.sh <edu_web.parquet> <books.parquet>
 # DTYPE=float32 for a CPU that has no native bfloat16 (half as fast as bfloat16 on one that has).
 set -euo pipefail

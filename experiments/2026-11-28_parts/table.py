@@ -55,7 +55,7 @@ def main():
         names = arms_of(kept, grid)
         baseline = next(cells for cells, name in names.items() if name == "gpt2")
         arguments = ["--runs", f"{kept}/*_s*", "--group_by", ",".join(COLUMNS), "--baseline", baseline.replace(" ", "")]
-        arguments += ["--treatment", "learning_rate,n_inner", "--planned", "5"]
+        arguments += ["--treatment", "learning_rate", "--planned", "5"]
         record = answers.report(arguments, {"arms.png": here / "arms.png"}, level=2)
     for e in record["differences"]:
         line = answers.answer(f"{NAMES[names[e['name']]]}, 300 steps", e["row"], "nats/token", wall=e["wall"])
