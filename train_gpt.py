@@ -135,7 +135,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     start = config_of_start(parser, argv, config)
     shape = {name: start[name] for name in SHAPE if name in start} | memory_settings.flags_of(start)
     parser.set_defaults(**shape)
-    args = architecture.normalised(parser.parse_args(argv))
+    args = architecture.normalise(parser.parse_args(argv))
     for name, value in shape.items():
         if getattr(args, name) != value:
             parser.error(f"--init_from {args.init_from} has {name} {value}: drop --{name} {getattr(args, name)}.")

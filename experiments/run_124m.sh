@@ -178,19 +178,19 @@ same_as_before() { # file, settings, products ...: refuses others than those tha
 # ----------------------------------------------------------------------------------------------------------------------
 # the parts
 
+probe() { # made-up documents, to measure and to check with
+    run "$PYTHON" prepare_fineweb.py --dataset synthetic --max_docs 300 --val_fraction 0.1 --resume \
+        --out_dir "$root/probe" > "$root/probe.out"
+}
+
 cost() { # time of a run of the first arm, measured on made-up documents; disk of all that is not there yet
     settings="${train_flags[*]} ${TRAIN_FLAGS:-} $launcher, ${#seeds[@]} seeds"
     [ ! -e "$out/cost.txt" ] || [ "$(cat "$out/cost_of.txt" 2> /dev/null)" != "$settings" ] || return 0
-    [ -e "$root/probe/meta.json" ] || run "$PYTHON" prepare_fineweb.py --dataset synthetic --max_docs 300 --val_fraction 0.1 \
-        --resume --out_dir "$root/probe" > "$root/probe.out"
+    [ -e "$root/probe/meta.json" ] || probe
     # shellcheck disable=SC2046,SC2086  # lists
     run ${launcher:-"$PYTHON"} train_gpt.py "${train_flags[@]}" $(arm_flags "$a") ${TRAIN_FLAGS:-} --data_dir "$root/probe" \
         --max_epochs 1e9 --verify_data sizes --eval_every 0 --save_every 0 --results_csv "" --dry_run \
         --out_dir "$out/${a}_cost" > "$out/cost.out"
-    # a wrong flag in CHANGE would end the second arm, after the first has trained
-    # shellcheck disable=SC2046,SC2086  # lists
-    [ -z "$change" ] || "$PYTHON" -c 'import sys; sys.path.insert(0, "."); import train_gpt; train_gpt.parse_args()' \
-        "${train_flags[@]}" $(arm_flags "$b") ${TRAIN_FLAGS:-} --data_dir "$root/probe"
     n_data=2
     [ "$(data_of "$a")" != "$(data_of "$b")" ] || n_data=1
     made="$(printf '%s\n' "$(data_of "$a")" "$(data_of "$b")" | sort -u)"
@@ -316,6 +316,33 @@ report() {
     fi
 }
 
+check_change() { # what is wrong with CHANGE would end the second arm, or the report, after days
+    [ -e "$root/probe/meta.json" ] || probe
+    # shellcheck disable=SC2046,SC2086  # lists
+    "$PYTHON" - "$named" "${train_flags[@]}" $(arm_flags "$b") ${TRAIN_FLAGS:-} --data_dir "$root/probe" <<'PY'
+import sys
+
+import torch
+
+sys.path.insert(0, ".")
+import train_gpt
+from lab import runs, tokenizer
+
+names = sys.argv[1].split(",")
+args = train_gpt.parse_args(sys.argv[2:])
+tokenizer.use_data(args)
+try:
+    with torch.device("meta"):
+        train_gpt.build_model(args, None, torch.device("meta"))
+except ValueError as error:
+    sys.exit(f"run_124m.sh: CHANGE: {error}.")
+none = [name for name in names if not runs.has_effect(name) or name == "seed" or name.endswith("_every")]
+if none:
+    sys.exit(f"run_124m.sh: CHANGE has --{none[0]}, which changes no training: name a flag that does, or use TRAIN_FLAGS.")
+PY
+}
+
+[ -z "$change" ] || check_change
 for part in $parts; do
     echo "== $part"
     case "$part" in

@@ -297,7 +297,7 @@ def cadences_of(members: list[dict]) -> set[str]:
 
 def mark_consequences(differences: list[dict], members: list[dict], cadences: set[str]) -> None:
     """Downgrade to notes: how often a run is scored, flags unused in some arm, and values derived from another flag
-    (n_inner = 4 n_embd)."""
+    (n_inner = 4 n_embd, or 8/3 in a gated MLP)."""
     for d in differences:
         name = d["knob"]
         users = [member for member in members if name not in member["unused"]]

@@ -495,8 +495,8 @@ def labels_of(arms: list[dict], columns: list[str]) -> dict[str, dict]:
     vary = [name for name in columns if len({arm["cells"][name] for arm in arms}) > 1]
     names = []
     for arm in arms:
-        cells = [ab_gate.short(arm["cells"][name]) for name in vary or columns[:1]]
-        names.append(", ".join(cell or "(empty)" for cell in cells))
+        cells = [ab_rows.cell_in_words(name, arm["cells"][name]) for name in vary or columns[:1]]
+        names.append(", ".join(filter(None, cells)) or "as the architecture has it")
     if len(set(names)) < len(names):  # hashes that begin alike
         names = [arm["name"] for arm in arms]
     return dict(zip(names, arms, strict=True))

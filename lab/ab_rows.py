@@ -54,6 +54,13 @@ def names_of(arms: dict[str, list[dict]]) -> dict[str, str]:
     return names
 
 
+def cell_in_words(column: str, cell: str) -> str:
+    """A cell in the name of an arm; "" of a part of the network that is the architecture's own."""
+    if column not in ab_gate.PARTS:
+        return ab_gate.short(cell) or "(empty)"
+    return "" if cell in ("", "arch") else f"{column} {cell}"
+
+
 def rows_of_tables(patterns: list[str]) -> tuple[list[dict], list[int], list[dict]]:
     """(the rows of one or more results.csv, numbers of started runs whose row is missing, rows of folders
     of runs that belong to the tables and have none in them)."""

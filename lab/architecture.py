@@ -118,31 +118,28 @@ def build(config) -> Arch:
         positions=parts.positions, qk_norm=parts.qk_norm == "on", init=INITS[parts.weight_init])
 
 
-def normalise(config) -> None:
-    """A part that is the architecture's own gets the name OWN, in place. ValueError for what no
-    network can have."""
+def normalise(config):
+    """A part that is the architecture's own gets the name OWN, in place; returns the configuration.
+    ValueError for what no network can have."""
     check(config.arch in list(ARCHS), f"unknown arch {config.arch!r}; use one of {', '.join(ARCHS)}")
     for name, choices in PARTS.items():
         value = getattr(config, name)
         check(value in (OWN, *choices), f"unknown {name} {value!r}; use one of {', '.join((OWN, *choices))}")
         if value == getattr(ARCHS[config.arch], name):
             setattr(config, name, OWN)
-
-
-def normalised(args):
-    """The flags, normalised."""
-    normalise(args)
-    return args
+    return config
 
 
 def name_of(args) -> str:
     """The parts of a run's network that are not its architecture's, for its name: _rope_qk_norm_on."""
-    words = []
-    for name, part in ((name, getattr(args, name)) for name in PARTS):
-        is_word = part not in (*SWITCH, *ARCHS, "none")
-        if part != OWN:
-            words.append(part if is_word else f"{name}_{part}")
-    return "".join(f"_{word}" for word in words)
+    words = ""
+    for name in PARTS:
+        part = getattr(args, name)
+        if part in (*SWITCH, *ARCHS, "none"):  # which say nothing by themselves
+            words += f"_{name}_{part}"
+        elif part != OWN:
+            words += f"_{part}"
+    return words
 
 
 def default_inner(config) -> int:

@@ -78,10 +78,18 @@ def take_defaults(parser, argv, skip=()) -> dict | None:
     for name in record.get("repo_paths", ()):
         if isinstance(of_run.get(name), str):
             of_run[name] = str(runs.REPO / of_run[name])
-    for name in ("out_dir", "resume", "config", "preset", "dry_run", "name", *record.get("derived", ()), *skip):
+    derived = {*record.get("derived", ()), *derived_of_old(of_run)}
+    for name in ("out_dir", "resume", "config", "preset", "dry_run", "name", *derived, *skip):
         of_run.pop(name, None)
     parser.set_defaults(**of_run)
     return record
+
+
+def derived_of_old(flags: dict) -> list[str]:
+    """Of the flags of a run that is older than --mlp, and than a record of what was derived: the width of its MLP where
+    it is the default, as another --mlp or --n_embd has its own."""
+    is_default = "mlp" not in flags and flags.get("n_inner") == 4 * (flags.get("n_embd") or 0)
+    return ["n_inner"] if is_default else []
 
 
 def is_accepted(action, value) -> bool:

@@ -245,6 +245,10 @@ def test_flags_train_resume_and_are_named(data, tmp_path, capsys):
     assert weights(tmp_path / "run") == before
     repeated = train_gpt.parse_args(["--config", str(tmp_path / "run"), "--mlp", "gelu"])
     assert repeated.n_inner == 64 and repeated.positions == "rope"
+    older = {flag: value for flag, value in config["flags"].items() if flag not in PARTS} | {"n_inner": 64}
+    (tmp_path / "old.json").write_text(json.dumps({**config, "flags": older, "derived": []}))
+    repeated = train_gpt.parse_args(["--config", str(tmp_path / "old.json"), "--mlp", "swiglu", "--n_embd", "32"])
+    assert repeated.n_inner == 88
     name = train_gpt.parse_args(["--data_dir", str(data), *flags]).name
     assert name == f"{data.name}_rope_qk_norm_on_swiglu_adamw"
     for own, words in (("--arch speedrun", "speedrun"), ("--weight_init speedrun", "weight_init_speedrun"),

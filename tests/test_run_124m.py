@@ -102,9 +102,11 @@ def test_a_vocabulary_of_the_corpus(tmp_path):
 def test_a_change_of_flags(tmp_path):
     """Any flags are an arm, in a folder of its own and declared in the report; a wrong one is found before anything is
     trained."""
-    wrong = start(tmp_path / "out", ARMS="change", CHANGE="--positions ripe")
-    printed, _ = wrong.communicate(timeout=120)
-    assert wrong.returncode != 0 and "--positions ripe: choose one of" in printed, printed
+    for change, words in (("--positions ripe", "--positions ripe: choose one of"), ("--n_head 7", "use n_head 1, 2"),
+                          ("--micro_batch_size 4", "CHANGE has --micro_batch_size, which changes no training")):
+        wrong = start(tmp_path / "out", "train", ARMS="change", CHANGE=change)
+        printed, _ = wrong.communicate(timeout=120)
+        assert wrong.returncode != 0 and words in printed and "Traceback" not in printed, printed
     process = start(tmp_path / "out", ARMS="change", CHANGE="--mlp swiglu --beta2 0.99")
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and "report.html" in printed, printed
