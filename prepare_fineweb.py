@@ -224,11 +224,14 @@ def open_batches(args, guard) -> tuple[sources.Source, Callable]:
         args.val_fraction = args.text_field = None  # its val shards are held out; it has no column
         source = pretokenized.open_source(args)
         return source, lambda start: pretokenized.batches(source, args.tokenizer_backend, start)
-    source = sources.open_source(args)
     if args.merge:
+        source = sources.pin_source(args)
         abouts = parts.check_parts(args, source, guard)
         source = source._replace(documents=parts.documents(abouts, source))
+        if source.documents == 0:
+            sources.refuse_empty(args)
         return source, lambda start: parts.batches(args, source, abouts, start)
+    source = sources.open_source(args)
     return source, lambda start: tokenizing.tokenized_batches(args, source, start, guard)
 
 
@@ -367,9 +370,10 @@ def add_batch(args, batch: tokenizing.Tokenized, writer, train, state: dict,
         if i < n:
             line = decontaminate.log_lines(int(batch.numbers[i]), int(baseline_tokens[i]), items)
             writer.append(decontaminate.LOG, line)
-    ids = batch.ids[: lengths.sum()]
-    if not to_train.all():
-        ids = ids[np.repeat(to_train, lengths)]
+    # the stretches of documents between those that are held out or dropped
+    edges = np.flatnonzero(np.diff(to_train, prepend=False, append=False))
+    stretches = np.append(0, ends)[edges].reshape(-1, 2).tolist()
+    ids = np.concatenate([batch.ids[:0], *(batch.ids[start:end] for start, end in stretches)])
     if len(ids):
         train.add(writer, ids, lengths[to_train], utf8_bytes[to_train])
 

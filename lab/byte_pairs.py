@@ -130,7 +130,7 @@ class Tokenizer:
 
     def token_byte_lengths(self) -> np.ndarray:
         """uint16 (vocab_size,): bytes of UTF-8 text that each id stands for; BOS 0."""
-        lengths = np.array([len(token) for token in self._bytes], np.uint16)
+        lengths = np.fromiter(map(len, self._bytes), np.uint16)
         lengths[self.bos_id] = 0
         return lengths
 

@@ -59,21 +59,19 @@ def refuse_undecoded(path, flag: str) -> None:
         raise ValueError(f"{flag} {path!a} is not UTF-8: choose another.") from None
 
 
-def refuse_bomb(path) -> None:
+def refuse_bomb(archive: zipfile.ZipFile) -> None:
     """ValueError for a zip or .npz whose files would take far more memory than it takes on disk."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        packed = os.path.getsize(path)
-        if unpacked > max(2**28, 200 * packed):
-            raise ValueError(f"its {packed:,} bytes unpack to {unpacked:,}")
+    unpacked = sum(member.file_size for member in archive.infolist())
+    packed = os.path.getsize(archive.filename)
+    if unpacked > max(2**28, 200 * packed):
+        raise ValueError(f"its {packed:,} bytes unpack to {unpacked:,}")
 
 
 def read_npz(path: Path, names, remedy: str) -> dict[str, np.ndarray]:
     """Arrays of a .npz by name. ValueError when it is missing or damaged."""
     try:
-        refuse_bomb(path)
         with np.load(path) as arrays:
+            refuse_bomb(arrays.zip)
             return {name: arrays[name] for name in names}
     except Exception as error:  # zipfile, zlib and numpy have many for a damaged file
         raise ValueError(f"{path} is missing or damaged ({error}): {remedy}.") from error

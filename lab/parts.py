@@ -47,6 +47,7 @@ DOCUMENT = np.dtype([  # the columns of Tokenized
 ])
 IDS = np.dtype("<u2")
 NPY_MAGIC = np.lib.format.magic(1, 0)
+NPY_TYPES = {dtype: repr(np.lib.format.dtype_to_descr(dtype)).encode() for dtype in (DOCUMENT, IDS)}
 PART_NAMES = re.compile(r"(\d{6,})\.npz")
 ABOUT = {
     "format_version": COUNT, "settings": {ANY_NAME: ANYTHING},
@@ -306,8 +307,8 @@ def reading(part: Part) -> Iterator[zipfile.ZipFile]:
     try:
         if not part.path.is_file():
             raise ValueError("it is no file")
-        disk.refuse_bomb(part.path)
         with zipfile.ZipFile(part.path) as archive:
+            disk.refuse_bomb(archive)
             yield archive
     except Exception as error:
         fault = f"{part.path} is damaged ({first_line(error)})"
@@ -329,7 +330,7 @@ def read_array(archive: zipfile.ZipFile, name: str, dtype: np.dtype) -> np.ndarr
     compiles each header as Python code, which took 4 % of a merge."""
     data = archive.read(name)
     first = 10 + int.from_bytes(data[8:10], "little")  # behind the magic bytes, the version and the header
-    if not data.startswith(NPY_MAGIC) or repr(np.lib.format.dtype_to_descr(dtype)).encode() not in data[:first]:
+    if not data.startswith(NPY_MAGIC) or NPY_TYPES[dtype] not in data[:first]:
         raise ValueError(f"{name} is of another format")
     return np.frombuffer(data, dtype, offset=first)
 

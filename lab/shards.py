@@ -203,8 +203,9 @@ class DatasetWriter:
         the document that crosses the cap."""
         if split == "train":
             first = get_tokenizer().first_mul_id
-            ranks = ids[ids >= first].astype(np.int64) - first
-            self.mul_counts += np.bincount(ranks, minlength=len(self.mul_counts))
+            if ids.max(initial=0) >= first:
+                ranks = ids[ids >= first].astype(np.int64) - first
+                self.mul_counts += np.bincount(ranks, minlength=len(self.mul_counts))
         starts = np.cumsum(lengths) - lengths
         done = 0
         while done < len(ids):

@@ -57,12 +57,19 @@ def imported_files() -> set[Path]:
 def place_of(file: str) -> Path | None:
     """Where a file is in this repository, None outside. One that is imported as a part of it is, wherever it or its
     folder is a link to: its text is the run's code."""
-    for path in (os.path.abspath(file), os.path.realpath(file)):
-        folder, name = os.path.split(path)
-        place = _folder_in(REPO, folder)
-        if place:
-            return place / name
+    path = os.path.abspath(file)
+    real = os.path.join(_real(os.path.dirname(path)), os.path.basename(path))
+    if os.path.islink(path):
+        real = os.path.realpath(path)
+    for place in (path, real):
+        folder, name = os.path.split(place)
+        inside = _folder_in(REPO, folder)
+        if inside:
+            return inside / name
     return None
+
+
+_real = functools.cache(os.path.realpath)  # of a folder, which many files share
 
 
 @functools.cache

@@ -56,16 +56,25 @@ class Source(NamedTuple):
 def open_source(args: argparse.Namespace) -> Source:
     """Find the files that the prepare scripts' flags name, check that a document can be read, and pin what will be
     read. ValueError / OSError in one sentence."""
+    source = pin_source(args)
+    if next(read_batches(source), None) is None:
+        refuse_empty(args)
+    return source
+
+
+def pin_source(args: argparse.Namespace) -> Source:
+    """The same, without a look at a document."""
     source = find_source(args)
-    if source.kind == "synthetic":
-        return source
     if source.kind == "local":
         source = _pin_local(source, args.num_proc)
-    if source.stop:
+    if source.stop and source.kind != "synthetic":
         source = source._replace(documents=min(source.stop, source.documents or source.stop))
-    if next(read_batches(source), None) is None:
-        raise ValueError(f"--dataset {' '.join(args.dataset)} holds no documents: give files that do.")
     return source
+
+
+def refuse_empty(args: argparse.Namespace) -> None:
+    """Raises ValueError: there is no document."""
+    raise ValueError(f"--dataset {' '.join(args.dataset)} holds no documents: give files that do.")
 
 
 def find_source(args: argparse.Namespace) -> Source:

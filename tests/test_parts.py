@@ -150,6 +150,14 @@ def test_grouped_parts(tmp_path):
     assert content_of(tmp_path / "d") == content_of(tmp_path / "whole")
 
 
+def test_parts_without_a_document(corpus, tmp_path):
+    """Folders left by a merge of parts that hold no document, or documents that its sentence does not miss: 0."""
+    empty = corpus[2:3]
+    make_parts(empty, tmp_path / "d", 1)
+    assert sentence_of(empty, tmp_path / "d", "--merge").endswith("holds no documents: give files that do.")
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["parts"]
+
+
 def test_one_set_of_parts_for_stream_and_rows(corpus, tmp_path):
     """Times that a corpus is tokenised for a stream and rows of two lengths: once. Parts of another folder serve."""
     make_parts(corpus, tmp_path / "d", 3)
