@@ -44,6 +44,16 @@ def out_dirs(words: list[str]) -> list[str]:
     return folders
 
 
+def read_list(name: str) -> dict[Path, list[str]]:
+    """read_commands of a file, or of standard input where it is called -. ValueError when it cannot be read."""
+    try:
+        if name == "-":
+            return read_commands(sys.stdin.read(), "standard input")
+        return read_commands(Path(name).read_text(encoding="utf-8"), name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} cannot be read ({error}): name a file with a command per line.") from None
+
+
 def read_commands(text: str, source: str) -> dict[Path, list[str]]:
     """{run folder: arguments} of a list, in its order. ValueError names the line that cannot be used."""
     commands: dict[Path, list[str]] = {}
@@ -272,14 +282,7 @@ def main(argv=None) -> int:
     if args.jobs < 1:
         sys.exit(f"sweep.py: --jobs {args.jobs} runs nothing: give 1 or more.")
     try:
-        if args.list == "-":
-            source, text = "standard input", sys.stdin.read()
-        else:
-            source, text = args.list, Path(args.list).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        sys.exit(f"sweep.py: {args.list} cannot be read ({error}): name a file with a command per line.")
-    try:
-        commands = read_commands(text, source)
+        commands = read_list(args.list)
         if args.dry_run:
             left = [shlex.join(words) for folder, words in commands.items() if not has_ended(folder)]
             print("\n".join(left or ["all finished"]))

@@ -229,7 +229,7 @@ def plain(value):
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
-MODES = ("a/b", "group_by", "aa", "check", "plan", "lengths")  # of a report.json, by which a folder is known as ours
+MODES = "a/b group_by aa check plan lengths sizes".split()  # of a report.json, by which a folder is known as ours
 
 
 def check_out(out: str | None) -> None:

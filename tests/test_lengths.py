@@ -230,7 +230,7 @@ def test_lengths_of_one_arm(tmp_path, capsys):
     assert "a alone has runs of 10 steps: left out" in out and "**not tested**" in out
     for seed in range(3):
         shutil.rmtree(tmp_path / f"a_5_s{seed}")
-    with pytest.raises(ValueError, match=r"no length is in --a and in --b \(A has 10; B has 5\)"):
+    with pytest.raises(ValueError, match=r"no length is in --a and in --b \(A has 10 steps; B has 5 steps\)"):
         compare(tmp_path)
 
 
