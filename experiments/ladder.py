@@ -33,7 +33,7 @@ import branch  # noqa: E402
 import sweep  # noqa: E402
 
 import train_gpt  # noqa: E402
-from lab import architecture, optim, processes, shards, units  # noqa: E402
+from lab import architecture, optim, processes, shards, tokenizer, units  # noqa: E402
 
 OTHER_START = ("init_from", "resume")  # flags of a start that has a size of its own
 
@@ -121,6 +121,7 @@ def check_data(values, steps: int, size: Size) -> None:
     """ValueError when a size would read more than the data give."""
     if not Path(values.data_dir).exists():  # it may still be prepared, or be on another machine
         return
+    tokenizer.use_data(values)
     files, _ = shards.open_dataset(values.data_dir, "train", False, values.vocab_size)
     sequences = files.n_sequences(values.seq_len)
     most = values.max_epochs * sequences * values.seq_len

@@ -10,7 +10,7 @@ source "$(dirname "$0")/../start.sh"
 texts=(--dataset "$edu_web" "$books" --val_fraction 0.003)
 [ -e "$out/own_2k/tokenizer.json" ] || "$PYTHON" train_tokenizer.py "${texts[@]}" --vocab_size 2048 --out_dir "$out/own_2k"
 [ -e "$out/data/meta.json" ] || "$PYTHON" prepare_fineweb.py "${texts[@]}" --tokenizer "$out/own_2k" --num_proc 2 \
-    --target_tokens 4_000_000 --resume --out_dir "$out/data"
+    --resume --out_dir "$out/data"
 
 arm() { # optimizer, its learning rate in ../2026-11-21_optimizers (128 wide, 80 steps), seed
     echo "train_gpt.py --data_dir $out/data --out_dir $out/$1_s$3 --optimizer $1 --learning_rate 0.002 $2 --seed $3" \
