@@ -141,12 +141,14 @@ def plan(args) -> tuple[list[str], list[str]]:
     """(the commands, a line of words per size). ValueError before anything is printed."""
     lines = [(folder, words, read_line(words)) for folder, words in sweep.read_list(args.commands).items()]
     commands, table, first = [], [], 0.0
+    for size in reversed(sizes_of(args)):  # the largest, whose ratio suits all, is told first
+        for _, _, values in lines:
+            check_data(values, steps_of(values, size, args.tokens_per_parameter), size)
     for size in sizes_of(args):
         flops = 0.0
         for folder, words, values in lines:
             changed = flags_of(values, size, args)
             steps = changed["max_train_steps"]
-            check_data(values, steps, size)
             place = branch.place_of(folder.with_name(branch.name_of_branch(folder, f"d{size.n_layer}")))
             commands.append(command_of(words, place, changed))
             train_gpt.parse_args(shlex.split(commands[-1])[2:])  # what the trainer would refuse is refused here

@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 import lengths  # noqa: E402
 
-from lab import processes, runs  # noqa: E402
+from lab import processes, runs, units  # noqa: E402
 
 SHAPE = ("n_layer", "n_embd")
 FOLLOW = ("n_head", "n_inner", "max_train_steps", "warmup_iters", "warmdown_iters", "learning_rate", "muon_lr")
@@ -54,7 +54,7 @@ def about_size(members: list[dict]) -> dict:
 SIZE = lengths.Axis(
     one="size", many="sizes", more="The larger the network", unit="the parameters",
     changes=frozenset({*SHAPE, *FOLLOW}), key=shape_of,
-    label=lambda shape: "{} layers x {}".format(*shape),
+    label=lambda shape: f"{units.count(shape[0], 'layer')} x {shape[1]}",
     about=about_size, figures=("n_layer", "n_embd", "parameters", "steps", "tokens"),
     columns=(
         ("Layers x width", "left", lambda one: f"{one['n_layer']} x {one['n_embd']}"),

@@ -11,20 +11,26 @@ import sizes  # noqa: E402
 
 from lab import processes  # noqa: E402  (answers puts the repo's root on the path)
 
+ARMS = {  # as run.sh calls them: (what they are, what was changed)
+    "rope": ("RoPE instead of learned positions", "positions"),
+    "speedrun": ("All of the speedrun's network", "arch,learning_rate"),
+}
+
 
 def main():
-    with keep_results.unpacked(here / "runs.tar.xz") as folder:
-        arguments = ["--a", f"{folder}/adamw_*", "--b", f"{folder}/muon_*",
-                     "--treatment", "optimizer,muon_lr", "--planned", "3"]
-        record = answers.report(arguments, {"sizes.png": here / "sizes.png"}, script=sizes)
     lines = []
-    for one in record["sizes"]:
-        question = f"Muon on the blocks instead of AdamW, gpt2, {one['n_layer']} layers x {one['n_embd']}"
-        lines.append(answers.answer(question, one["difference"], "nats/token"))
-        lines[-1]["log_only"] = one is not record["sizes"][-1]
-    slope = record["change_per_doubling"]
-    lines.append(answers.answer("The change of that per doubling of the parameters", slope, "nats/token"))
-    lines[-1]["log_only"] = True
+    with keep_results.unpacked(here / "runs.tar.xz") as folder:
+        for arm, (name, treatment) in ARMS.items():
+            print(f"## {name}\n")
+            arguments = ["--a", f"{folder}/gpt2_*", "--b", f"{folder}/{arm}_*",
+                         "--treatment", treatment, "--planned", "3"]
+            record = answers.report(arguments, {"sizes.png": here / f"{arm}.png"}, script=sizes, level=2)
+            rows = [(f"{name}, {one['n_layer']} layers x {one['n_embd']}", one) for one in record["sizes"]]
+            rows.append((f"The change of that per doubling of the parameters, {name}",
+                         {"difference": record["change_per_doubling"]}))
+            for question, one in rows:
+                lines.append(answers.answer(question, one["difference"], "nats/token"))
+                lines[-1]["log_only"] = True
     answers.write(here, lines)
 
 
