@@ -131,8 +131,9 @@ def make_sizes(folder, effects, rates=lambda n_layer: 0.001, **of_b):
             flags = {"max_train_steps": 5 * n_layer, "learning_rate": 0.001} | shape
             config = {"model.n_layer": n_layer, "model.n_embd": 16 * n_layer,
                       "parameters.non_embedding": 1000 * n_layer**3}
-            make_run(folder / f"a_d{n_layer}_s{seed}", seed, loss=NOISE_A[seed], flags=flags, config=config)
-            make_run(folder / f"b_d{n_layer}_s{seed}", seed, loss=NOISE_B[seed] + effect,
+            make_run(folder / f"a_d{n_layer}_s{seed}", seed, loss=NOISE_A[seed] * n_layer, flags=flags,
+                     config=config)
+            make_run(folder / f"b_d{n_layer}_s{seed}", seed, loss=NOISE_B[seed] * n_layer + effect,
                      flags=flags | {"learning_rate": rates(n_layer)} | of_b, config=config)
 
 
@@ -150,7 +151,8 @@ def test_change_per_doubling_of_the_parameters(tmp_path):
     assert status == 0 and report["mode"] == "sizes" and ab_report.is_report(tmp_path / "report" / "report.json")
     noise = np.array(NOISE_B[:3]) - NOISE_A[:3]
     x = np.log2([1000, 8000, 27000])
-    slopes = [stats.linregress(x, [noise[seed] + effect for effect in effects.values()]).slope for seed in range(3)]
+    slopes = [stats.linregress(x, [noise[seed] * n_layer + effect for n_layer, effect in effects.items()]).slope
+              for seed in range(3)]
     assert list(report["change_per_doubling"]["pairs"].values()) == pytest.approx(slopes)
     figures = [(one["n_layer"], one["n_embd"], one["parameters"], one["steps"]) for one in report["sizes"]]
     assert figures == [(1, 16, 1000, 5), (2, 32, 8000, 10), (3, 48, 27000, 15)]
