@@ -19,7 +19,7 @@ import torch
 from conftest import make_run, write_jsonl
 
 import model
-from lab import disk, processes, results, resume, runs, snapshots
+from lab import disk, processes, results, resume, run_state, runs, snapshots, training
 
 COLUMNS_003 = (
     "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
@@ -213,6 +213,27 @@ def test_a_strangers_folder_is_left_alone(tmp_path, monkeypatch):
     cut.write_bytes(cut.read_bytes()[:1000])
     runs.create_run(tmp_path / "ours", record)
     assert (tmp_path / "ours" / "code" / "lab" / "runs.py").read_bytes() == Path(runs.__file__).read_bytes()
+
+
+def test_resume_is_advised_for_runs_alone(tmp_path):
+    """A start is refused before the data is read, and what it is told to do instead can be done."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    run_state.refuse_existing(tmp_path / "new")
+    run_state.refuse_existing(theirs)
+    (theirs / "notes.txt").write_text("mine")
+    sentence = f"{theirs} already exists and is no run (no config.json), so that nothing can be resumed: "
+    for resume_flag in ("", "auto", "300"):
+        with pytest.raises(ValueError) as caught:
+            training.resumed_config(argparse.Namespace(out_dir=str(theirs), resume=resume_flag))
+        assert str(caught.value) == sentence + "choose another --out_dir."
+    (theirs / "ckpt" / "step_000004").mkdir(parents=True)
+    with pytest.raises(ValueError) as caught:
+        run_state.refuse_existing(theirs)
+    assert str(caught.value) == sentence + "restore its config.json, or choose another --out_dir."
+    (theirs / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="exists: pass --resume auto to continue it, or choose another --out_dir.$"):
+        run_state.refuse_existing(theirs)
 
 
 def test_paths_in_the_repo_are_relative_to_it(tmp_path):
