@@ -518,8 +518,9 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
     """
     path = Path(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"{flag} {path} is not a folder: name a run's, or one in its ckpt/; "
-                                "python model.py import reads other projects' files.")
+        from lab import files
+
+        raise FileNotFoundError(f"{flag} {path} is not a folder: {files.no_checkpoint(path, flag)}.")
     folder = path.resolve()  # so that "." has a name and parents too
     in_a_run = folder.parent.name == "ckpt" and folder.name.startswith("step_")
     if in_a_run or (folder / "manifest.json").exists():

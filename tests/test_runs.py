@@ -236,6 +236,29 @@ def test_resume_is_advised_for_runs_alone(tmp_path):
         run_state.refuse_existing(theirs)
 
 
+def test_a_name_that_is_no_checkpoint(tmp_path):
+    """What nanoGPT and Hugging Face call a model, and files: each with the command that makes a checkpoint of it."""
+    saved, other = tmp_path / "own" / "model.safetensors", tmp_path / "ckpt.pt"
+    saved.parent.mkdir()
+    for path in (saved, other, saved.with_name("model.json")):
+        path.touch()
+    for flag, path, advice in (
+        ("--init_from", "gpt2", "fetch it with python model.py import gpt2 OUT, then pass --init_from OUT."),
+        ("--init", "openai-community/gpt2-xl",
+         "fetch it with python model.py import openai-community/gpt2-xl OUT, then pass --init OUT."),
+        ("RUN", "gpt2-medium", "fetch it with python model.py import gpt2-medium OUT, then name OUT."),
+        ("--init_from", "scratch", "leave it out, for fresh weights."),
+        ("--init_from", "resume", "pass --out_dir RUN --resume auto in its place."),
+        ("--checkpoint", saved, f"name the folder that holds it, {saved.parent}."),
+        ("--checkpoint", other, f"if it is another project's checkpoint, python model.py import {other} OUT, then pass "
+                                "--checkpoint OUT."),
+        ("--init", "nowhere", "name a run's, or one in its ckpt/; python model.py import NAME OUT takes other "
+                              "projects' files.")):
+        with pytest.raises(FileNotFoundError) as caught:
+            runs.resolve_checkpoint(path, flag=flag)
+        assert str(caught.value) == f"{flag} {path} is not a folder: {advice}"
+
+
 def test_paths_in_the_repo_are_relative_to_it(tmp_path):
     """A copied repo writes into its own results.csv, not into the original's."""
     table, outside = runs.REPO / "experiments" / "results.csv", str(tmp_path)
