@@ -450,14 +450,15 @@ def fuller_exam(out: Path, weights_sha256: str, title: str, total: int) -> str:
 
 
 def write_files(out: Path, files: dict[str, bytes], result: dict) -> None:
-    """Write the records and, last, the result. ValueError when the disk is full."""
+    """Write the records and, last, the result. ValueError when they cannot be written."""
     try:
         for name, content in files.items():
             disk.write_whole(out / name, content)
         disk.write_json(out / RESULTS, result)
     except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror}), what was generated is kept: "
-                         "free some space and run the same command again.") from error
+        why, remedy = disk.reason_of(error), disk.remedy_of(error)
+        raise ValueError(f"{out} cannot be written ({why}), what was generated is kept: {remedy}, then run the same "
+                         "command again.") from error
 
 
 def main(argv=None) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -287,7 +288,8 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
                 add_batch(args, batch, writer, train, state, held_out)
                 for number, why in batch.bad:
                     if args.bad_documents == "error" and number < state["documents"]:
-                        raise ValueError(sources.bad_document(number, why))
+                        clear = shards.to_clear(args.out_dir) if writer.state else ""
+                        raise ValueError(sources.bad_document(number, why, clear))
                 bar.update(state[counted] - bar.n)
                 rate = state["tokens_read"] / elapsed() / 1e6
                 bar.set_postfix_str(f"{state['tokens_read']:,} tokens read, {rate:.2f} M/s", refresh=False)
@@ -513,19 +515,30 @@ def run(args: argparse.Namespace, train_side) -> dict | None:
             print_summary(args, meta)
         return meta
     except KeyboardInterrupt:
-        remedy = f"to continue {args.out_dir}, run it again with --resume"
+        sentence = f"stopped before anything was written; to begin {args.out_dir}, run it again."
         if args.part is not None:
-            remedy = "the finished parts stay, and the same command makes the others"
-        raise KeyboardInterrupt(f"stopped; {remedy}.") from None
+            sentence = "stopped; the finished parts stay, and the same command makes the others."
+        elif is_unfinished(args.out_dir):
+            sentence = f"stopped; to continue {args.out_dir}, run it again with --resume."
+        raise KeyboardInterrupt(sentence) from None
     except FileNotFoundError:
         raise
     except OSError as error:
-        folder, again = args.out_dir, " with --resume"
+        folder, again = args.out_dir, ""
         if args.part is not None:
-            folder, again = parts.folder_of(args), ""
-        fault = f"writing {folder} failed ({error.strerror or error})"
-        remedy = f"free some space or check the disk, then run the same command again{again}"
-        raise OSError(f"{fault}: {remedy}.") from error
+            folder = parts.folder_of(args)
+        elif is_unfinished(folder):
+            again = " with --resume"
+        fault = f"writing {folder} failed"
+        if error.filename and not Path(os.fsdecode(error.filename)).is_relative_to(folder):  # what is read, or a cache
+            fault = f"{os.fsdecode(error.filename)} cannot be used"
+        why, remedy = disk.reason_of(error), disk.remedy_of(error)
+        raise OSError(f"{fault} ({why}): {remedy}, then run the same command again{again}.") from error
+
+
+def is_unfinished(folder) -> bool:
+    """Whether a failed or stopped prepare has left what only --resume, or deleting it, may follow."""
+    return (Path(folder) / "progress.json").exists()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,11 +26,11 @@ import prepare_fineweb
 from lab import disk, flags, processes, shards, snapshots, sources
 from lab.byte_pairs import Tokenizer
 from lab.token_files import require
-from lab.tokenizer import gpt2_tokenizer
+from lab.tokenizer import LEAST_IDS, gpt2_tokenizer
 from lab.tokenizer_json import TokenizerOfFile
 
 END_OF_TEXT = "<|endoftext|>"
-LEAST_IDS, MOST_IDS = 257, 2**16  # the bytes and END_OF_TEXT; what a uint16 holds
+MOST_IDS = 2**16  # what a uint16 holds; LEAST_IDS are the bytes and END_OF_TEXT
 MEASURED_BYTES = 2**22  # of held-out text, to count bytes per token on
 # what a text is cut into first, as no token spans two pieces; None: GPT-2's, built in
 GPT4 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

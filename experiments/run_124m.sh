@@ -22,7 +22,8 @@
 #   HELLASWAG_DATA, EWOK_DATA, ZEROSHOT_DATA, GSM8K_DATA    files; EWoK and zero-shot are off without one, GSM8K is for
 #                       tokens alone ('' = the official items of HellaSwag and GSM8K, downloaded)
 #   TRAIN_FLAGS         more flags of train_gpt.py for all runs, such as "--micro_batch_size 30"
-#   LAUNCHER            command that starts train_gpt.py (torchrun on all GPUs of this machine, if it has several)
+#   LAUNCHER            command that starts train_gpt.py (torchrun on all GPUs of this machine, if it has several); a path
+#                       with a space stands in quotation marks inside it
 #   DEVICE              cpu, to do all this without a GPU
 #   OUT                 folder of data and runs (experiments/runs/124m, or 124m_small)
 #   PYTHON              an interpreter with the project's packages ('' = .venv, made when needed)
@@ -63,12 +64,17 @@ twice="$(printf '%s\n' "${seeds[@]}" | sort | uniq -d | head -n 1)"
 [ -z "$twice" ] || fail "SEEDS has $twice twice: give each seed once, as in SEEDS='0 1 2'."
 vocab="${VOCAB_SIZE:-32768}"
 [[ "$vocab" =~ ^[1-9][0-9]{2,4}$ ]] || fail "VOCAB_SIZE=$vocab is no vocabulary: give 257 to 65536."
-overflow="${OVERFLOW:-requeue}" max_epochs="${MAX_EPOCHS:-1.05}" launcher="${LAUNCHER:-}"
+overflow="${OVERFLOW:-requeue}" max_epochs="${MAX_EPOCHS:-1.05}" launcher=() words=""
 [[ "$overflow" =~ ^(crop|split|requeue)$ ]] || fail "OVERFLOW=$overflow is unknown: use crop, split or requeue."
 [[ "$max_epochs" =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "MAX_EPOCHS=$max_epochs is no number: write 1.05 or 3."
-for command in "${PYTHON:-}" "${launcher%% *}"; do
+if [[ "${LAUNCHER:-}" = *[![:space:]]* ]]; then # xargs knows a shell's quotation marks
+    words="$(xargs printf '%s\n' <<< "$LAUNCHER" 2> /dev/null)" ||
+        fail "LAUNCHER=$LAUNCHER has a quotation mark that is not closed: close it."
+    while IFS= read -r word; do launcher+=("$word"); done <<< "$words"
+fi
+for command in "${PYTHON:-}" "${launcher[0]:-}"; do
     [ -z "$command" ] || command -v "$command" > /dev/null ||
-        fail "there is no command $command: correct PYTHON or LAUNCHER."
+        fail "there is no command $command: correct PYTHON or LAUNCHER (where a path with a space needs quotation marks)."
 done
 datasets=()
 for one in ${DATASET:-}; do # paths are the caller's
@@ -154,13 +160,12 @@ score_flags=(--eval_every "$(every "$vals_of_run")" "${scores[@]}" --hellaswag_e
 [ -z "${ZEROSHOT_DATA:-}" ] || score_flags+=(--zeroshot_every "$steps" --zeroshot_data "$ZEROSHOT_DATA")
 score_flags+=(--save_every "$(every "$saves_of_run")" --keep_last 1 --results_csv "$out/results.csv")
 
-if [ -z "$small$launcher" ] && [ "${DEVICE:-}" != cpu ]; then
+if [ -z "$small$words" ] && [ "${DEVICE:-}" != cpu ]; then
     gpus="$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')"
     [ "$gpus" -gt 0 ] || fail "no GPU is here: SMALL=1 does the same in small on a CPU; DEVICE=cpu does this for weeks."
-    [[ "$gpus" -lt 2 || "$PYTHON" != *[[:space:]]* ]] ||
-        fail "torchrun's command cannot hold the space in $PYTHON: move the repository, or name another PYTHON."
-    [ "$gpus" -lt 2 ] || launcher="$PYTHON -m torch.distributed.run --standalone --nproc_per_node=$gpus"
+    [ "$gpus" -lt 2 ] || launcher=("$PYTHON" -m torch.distributed.run --standalone "--nproc_per_node=$gpus")
 fi
+[ "${#launcher[@]}" -gt 0 ] || launcher=("$PYTHON")
 
 # each command runs in the background: bash then handles a signal at once, and the trap passes it on
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
@@ -184,11 +189,11 @@ probe() { # made-up documents, to measure and to check with
 }
 
 cost() { # time of a run of the first arm, measured on made-up documents; disk of all that is not there yet
-    settings="${train_flags[*]} ${TRAIN_FLAGS:-} $launcher, ${#seeds[@]} seeds"
+    settings="${train_flags[*]} ${TRAIN_FLAGS:-} ${launcher[*]}, ${#seeds[@]} seeds"
     [ ! -e "$out/cost.txt" ] || [ "$(cat "$out/cost_of.txt" 2> /dev/null)" != "$settings" ] || return 0
     [ -e "$root/probe/meta.json" ] || probe
     # shellcheck disable=SC2046,SC2086  # lists
-    run ${launcher:-"$PYTHON"} train_gpt.py "${train_flags[@]}" $(arm_flags "$a") ${TRAIN_FLAGS:-} --data_dir "$root/probe" \
+    run "${launcher[@]}" train_gpt.py "${train_flags[@]}" $(arm_flags "$a") ${TRAIN_FLAGS:-} --data_dir "$root/probe" \
         --max_epochs 1e9 --verify_data sizes --eval_every 0 --save_every 0 --results_csv "" --dry_run \
         --out_dir "$out/${a}_cost" > "$out/cost.out"
     n_data=2
@@ -267,7 +272,7 @@ train() {
                 --data_dir "$(data_of "$arm")" --out_dir "$out/${arm}_s$seed" --seed "$seed" --notes "124m_$arms"
         done
     done > "$list"
-    run "$PYTHON" experiments/sweep.py "$list" --jobs "$jobs" --launcher "$launcher"
+    run "$PYTHON" experiments/sweep.py "$list" --jobs "$jobs" --launcher "$(printf '%q ' "${launcher[@]}")"
 }
 
 runs_of() { for seed in "${seeds[@]}"; do echo "$out/$1_s$seed"; done; } # an arm's folders

@@ -77,7 +77,10 @@ EXPRESSION = rf"(?:<<)?{OPERAND}(?:{BLANK}{OPERATOR}{BLANK}{OPERAND})+"
 RESTATED = re.compile(rf"{BLANK}{EXPRESSION}{BLANK}={BLANK}")
 SPOKEN_OPERATOR = rf"(?:{OPERATOR}|times|multiplied by|plus)"
 SPOKEN = re.compile(rf"(?<![\w.,])(?:<<)?{OPERAND}(?:{BLANK}{SPOKEN_OPERATOR}{BLANK}{OPERAND})+"
-                    rf"(?:{BLANK}(?:=|equals\b|is\b))?")
+                    rf"(?:{BLANK}(?:=|equals\b|is\b))?"
+                    # joined digits that begin no expression are passed over as a whole: the later ones begin none
+                    # either, and to try each up to the last takes the square of their length
+                    rf"|(?P<kept>(?<![\w.,])(?:[0-9]+|\.[0-9]+)(?:{JOINT}[0-9]+)+)")
 LITERAL_MUL = re.compile(r"<MUL_[0-9_]*>?")
 SAME_SIGN = str.maketrans("−–‐‑﹣－", "------")
 
@@ -138,7 +141,7 @@ RULES = {"strict": after_mark, "flexible": last_amount}
 def first_number(text: str) -> Fraction | None:
     """A probe's answer: the first number before a newline that is not an operand of an expression, or None."""
     line = normalise(text).partition("\n")[0]
-    return value_of(ANY_AMOUNT.search(SPOKEN.sub(" ", line)))
+    return value_of(ANY_AMOUNT.search(SPOKEN.sub(lambda match: match["kept"] or " ", line)))
 
 
 def value_of(match: re.Match | None) -> Fraction | None:

@@ -49,7 +49,7 @@ import torch
 from tqdm import tqdm
 
 from lab import disk, exams, flags, inference, processes, runs, snapshots, sources
-from lab.tokenizer import N_GPT2_TOKENS, bos_id, get_tokenizer, use_of
+from lab.tokenizer import N_GPT2_TOKENS, advice_for, bos_id, get_tokenizer, use_of
 from model import GPT
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -398,7 +398,7 @@ def check_vocabulary(model, largest: int | None = None) -> None:
         least, words = N_GPT2_TOKENS, f"GPT-2's {N_GPT2_TOKENS} (or {own.vocab_size} with the multiplication tokens)"
     if not least <= size <= (largest or own.vocab_size):
         raise ValueError(f"the model's vocabulary has {size} ids, but texts are encoded with {words}: "
-                         "evaluate a model that was trained on those.")
+                         f"{advice_for(size)}.")
 
 
 def shares(**credits) -> dict:

@@ -121,7 +121,7 @@ def write_json(path, value) -> None:
 
 
 REMEDIES = {
-    errno.ENOSPC: "free space", errno.EDQUOT: "free space",
+    errno.ENOSPC: "free space", errno.EDQUOT: "free space", errno.EFBIG: "allow larger files (ulimit -f)",
     errno.EACCES: "give this user access to it", errno.EPERM: "give this user access to it",
     errno.EROFS: "mount it for writing"}
 TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in what torch.save says when a write came to nothing

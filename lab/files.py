@@ -219,6 +219,26 @@ def split_of(path: Path) -> str | None:
     return None
 
 
+# what nanoGPT's --init_from takes beside the names of GPT-2's sizes
+NANOGPT = {"scratch": "leave it out, for fresh weights", "resume": "pass --out_dir RUN --resume auto in its place"}
+
+
+def no_checkpoint(path: Path, flag: str) -> str:
+    """What to do where a flag that takes a checkpoint's folder is given something else."""
+    then = f", then pass {flag} OUT"
+    if not flag.startswith("--"):
+        then = ", then name OUT"
+    if flag == "--init_from" and str(path) in NANOGPT:
+        return NANOGPT[str(path)]
+    if re.fullmatch(r"((openai-community|distilbert)/)?(distil)?gpt2(-medium|-large|-xl)?", str(path)):
+        return f"fetch it with python model.py import {path} OUT{then}"
+    if path.is_file() and (path.parent / "model.json").exists():
+        return f"name the folder that holds it, {path.parent}"
+    if path.is_file():
+        return f"if it is another project's checkpoint, python model.py import {path} OUT{then}"
+    return "name a run's, or one in its ckpt/; python model.py import NAME OUT takes other projects' files"
+
+
 # --------------------------------------------------------------------------------------------------
 # opening
 

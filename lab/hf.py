@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from lab import architecture, disk, files, flags, neighbours, runs
 from lab.schema import check
-from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, use_of, write_hf_tokenizer
+from lab.tokenizer import BOS_ID, FIRST_MUL_ID, VOCAB_SIZE, advice_for, use_of, write_hf_tokenizer
 from lab.tokenizer_files import check_tokenizer
 from lab.tokenizer_json import TokenizerOfFile
 from lab.tokenizer_json import load as load_tokenizer
@@ -165,8 +165,8 @@ def export_hf(model: GPT, out_dir, write_tokenizer=None, end: int = BOS_ID) -> l
     state = to_hf_state(model)
     del state["lm_head.weight"]
     check(write_tokenizer is None or c.vocab_size > end,
-          f"the model's vocabulary of {c.vocab_size} lacks ids of its tokenizer; "
-          f"train with vocab_size of at least {end + 1}")
+          f"the model's vocabulary of {c.vocab_size} lacks ids of its tokenizer, which has {end + 1:,} or more: "
+          f"{advice_for(c.vocab_size)}")
     unused = [i for first, last in c.masked_ranges for i in range(first, min(last, c.vocab_size))]
     if unused:
         row = silent_row(model)

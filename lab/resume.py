@@ -187,8 +187,10 @@ def describe_init(path, condition: str = "") -> tuple[dict, Path]:
     if not own.is_gpt2 and condition == "mul_tokens":
         raise ValueError(f"--init {folder} has tokens of {own.condition}, and {what} is of GPT-2's: leave it out.")
     if config.vocab_size < needed:
-        raise ValueError(f"--init {folder} has {config.vocab_size:,} tokens and {what} needs {needed:,}: "
-                         "start from a checkpoint with that many.")
+        advice = "start from a checkpoint with that many"
+        if config.vocab_size < tokenizer.N_GPT2_TOKENS:
+            advice += f"; {tokenizer.advice_for(config.vocab_size)}"
+        raise ValueError(f"--init {folder} has {config.vocab_size:,} tokens and {what} needs {needed:,}: {advice}.")
     condition = None
     if source is not None and (source / "config.json").exists():
         condition = runs.read_config(source).get("data", {}).get("condition")

@@ -114,11 +114,11 @@ def has_diverged(folder: Path) -> bool:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raises the ValueError for a new run whose folder is one already: it says what can be done about that run."""
-    fault = f"{folder} already exists"
-    if has_diverged(folder):
-        raise ValueError(f"{fault} and has diverged; {ANEW}, and another --out_dir.")
-    raise ValueError(f"{fault}: pass --resume auto to continue it, or choose another --out_dir.")
+    """Raises the ValueError for a new run whose folder is one already, or holds something else: it says what can be
+    done about that."""
+    if (folder / "config.json").exists() and has_diverged(folder):
+        raise ValueError(f"{folder} already exists and has diverged; {ANEW}, and another --out_dir.")
+    runs.refuse_taken(folder)
 
 
 def last_line(path: Path) -> str:

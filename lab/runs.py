@@ -70,14 +70,25 @@ def now() -> str:
 # writing a run
 
 
+def refuse_taken(folder: Path) -> dict:
+    """ValueError when a folder holds anything but what a start that was killed early has left. Returns what may lie in
+    it, as disk.holds_only takes it."""
+    own = {f"code/{path.relative_to(REPO).as_posix()}": path.read_bytes() for path in snapshots.code_files()}
+    own |= dict.fromkeys((".lock", "config.json.tmp", "code/uncommitted.diff"))  # .lock is this process's
+    if disk.holds_only(folder, own):
+        return own
+    fault, advice = f"{folder} already exists", "pass --resume auto to continue it, or choose another --out_dir"
+    if not (folder / "config.json").exists():
+        fault += " and is no run (no config.json), so that nothing can be resumed"
+        advice = "choose another --out_dir"
+        if list_checkpoints(folder):
+            advice = f"restore its config.json, or {advice}"
+    raise ValueError(f"{fault}: {advice}.")
+
+
 def create_run(folder: Path, config: dict) -> None:
     """Make a run's folder with config.json and the code snapshot. ValueError when it exists or cannot be made."""
-    own = {f"code/{path.relative_to(REPO).as_posix()}": path.read_bytes() for path in snapshots.code_files()}
-    # left by a start that was killed early; .lock is this process's
-    own |= dict.fromkeys((".lock", "config.json.tmp", "code/uncommitted.diff"))
-    if not disk.holds_only(folder, own):
-        raise ValueError(f"{folder} already exists: pass --resume auto or another --out_dir.")
-    code = folder / "code"
+    own, code = refuse_taken(folder), folder / "code"
     try:
         for path in (folder / "exposures", folder / "ckpt", code):
             path.mkdir(parents=True, exist_ok=True)
@@ -507,8 +518,9 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
     """
     path = Path(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"{flag} {path} is not a folder: name a run's, or one in its ckpt/; "
-                                "python model.py import reads other projects' files.")
+        from lab import files
+
+        raise FileNotFoundError(f"{flag} {path} is not a folder: {files.no_checkpoint(path, flag)}.")
     folder = path.resolve()  # so that "." has a name and parents too
     in_a_run = folder.parent.name == "ckpt" and folder.name.startswith("step_")
     if in_a_run or (folder / "manifest.json").exists():

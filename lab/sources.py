@@ -165,11 +165,15 @@ def _resolve_with_datasets(name: str, config: str | None, split: str, revision: 
 # documents: their texts
 
 
-def bad_document(number: int, why: str) -> str:
-    cure = "repair it"
+def bad_document(number: int, why: str, clear="") -> str:
+    """The sentence for a document that cannot be used. clear: how to begin anew, where some of the documents before it
+    are written: another file, even a repaired one, cannot continue those."""
+    cure, skip = "repair it", "--bad_documents skip"
     if TOO_LONG in why:
         cure = f"split it (in a .txt file, put {SEPARATOR.decode()} between the parts)"
-    return f"document {number:,} (counted from 0) is {why}: {cure}, or pass --bad_documents skip."
+    if clear:
+        cure, skip = f"{cure} and {clear}", f"{skip} --resume"
+    return f"document {number:,} (counted from 0) is {why}: {cure}, or pass {skip}."
 
 
 def read_batches(source: Source, start: int = 0) -> Iterator[tuple[int, list[bytes | str]]]:

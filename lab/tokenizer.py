@@ -38,6 +38,7 @@ BOS_ID = 50256
 N_GPT2_TOKENS = 50257
 FIRST_MUL_ID = 50304
 VOCAB_SIZE = 50349
+LEAST_IDS = 257  # of a tokenizer: the bytes, and one that begins a document
 
 # what other tokenizers, and inject_mul.py, write for special tokens; in a text it is text like any other
 SPECIAL_TEXTS = (
@@ -214,6 +215,16 @@ def use_data(args) -> list[str]:
         return []
     args.vocab_size = own.vocab_size
     return ["vocab_size"]
+
+
+def advice_for(n_ids: int) -> str:
+    """What to do about a model of so many ids, which are not all of its tokenizer's."""
+    if n_ids >= N_GPT2_TOKENS or _own:
+        return "take a model that was trained on those"
+    # fewer than GPT-2's, and no tokenizer.json beside them, as of nanoGPT's characters: nobody can read or write them
+    return (f"for as few ids, make a vocabulary with python train_tokenizer.py --dataset TEXTS --vocab_size "
+            f"{max(LEAST_IDS, n_ids)} --out_dir T, prepare the data with python prepare_fineweb.py --dataset TEXTS "
+            "--tokenizer T --out_dir D, and train on D")
 
 
 def own_file(folder) -> Path | None:

@@ -228,10 +228,9 @@ def resumed_config(args) -> dict | None:
     if args.resume and exists:
         advice = "restore it, or choose another --out_dir"
         return schema.read_json(folder / "config.json", resume.CONFIG, advice)
+    run_state.refuse_existing(folder)  # create_run would find out only when the data is read
     if args.resume not in ("", "auto"):
         raise ValueError(f"--resume {args.resume}: {folder} is not a run (no config.json); use --resume auto.")
-    if exists:  # create_run would find out only when the data is read
-        run_state.refuse_existing(folder)
     return None
 
 

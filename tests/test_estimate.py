@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import tarfile
@@ -262,6 +263,62 @@ def test_every_preset_divides_over_eight_ranks():
         for ranks in (1, 2, 4, 8):
             if name != "laptop" or ranks < 8:
                 assert train_gpt.count_sequences(args, ranks) * args.seq_len == args.total_batch_tokens
+
+
+def pasted(args, sentence: str) -> list[SimpleNamespace]:
+    """The flags with what a sentence tells to pass: one for each of its alternatives, which commas divide."""
+    better = []
+    for part in re.split("[:;]", sentence)[-1].split(", "):
+        flags_of_part = re.findall(r"--(\w+) (?:to )?(\d+)", part)
+        values = [int(value) for value in re.findall(r"\d+", part)]
+        if len(flags_of_part) > 1:  # together
+            better.append(SimpleNamespace(**vars(args) | {name: int(value) for name, value in flags_of_part}))
+        elif flags_of_part:
+            better += [SimpleNamespace(**vars(args) | {flags_of_part[0][0]: value}) for value in values]
+    assert better, sentence
+    return better
+
+
+def test_an_advised_batch_is_accepted():
+    """Of 2,000 batches that ranks and micro-batches do not share evenly, the advised numbers that are refused again."""
+    draw, refused = random.Random(0), 0
+    for _ in range(4000):
+        ranks = draw.choice((1, 2, 3, 8))
+        args = SimpleNamespace(micro_batch_size=draw.randint(1, 20), seq_len=draw.choice((1, 7, 96, 256, 1000, 1024)),
+                               total_batch_tokens=draw.choice((1, 100, 4096, 5000, 30_720, 491_520, 524_288)))
+        try:
+            train_gpt.count_sequences(args, ranks)
+        except ValueError as error:
+            refused += 1
+            for better in pasted(args, str(error)):
+                train_gpt.count_sequences(better, ranks)
+    assert refused > 2000
+
+
+def test_an_advised_length_is_accepted():
+    """Warmups that do not fit, and data that is too short: with the numbers that the sentence names, they fit. The
+    laptop's warmup of 40 steps did not fit into 30, and no number was named."""
+    args = train_gpt.parse_args("--data_dir x --preset laptop --max_train_steps 30".split())
+    with pytest.raises(ValueError, match="pass --warmup_iters 3, or --max_train_steps 40.$"):
+        optim.schedule_settings(args)
+    draw = random.Random(1)
+    for _ in range(2000):
+        args.max_train_steps = draw.choice((1, 3, 30, 100, 5100))
+        args.warmup_iters, args.warmdown_iters = draw.choice((0, 1, 40, 715)), draw.choice((0, 2, 60, 1450))
+        try:
+            optim.schedule_settings(args)
+        except ValueError as error:
+            for better in pasted(args, str(error)):
+                optim.schedule_settings(better)
+        limits = SimpleNamespace(data_dir="x", seq_len=1024, max_epochs=draw.choice((0.1, 1.0, 2.5)),
+                                 max_train_steps=args.max_train_steps)
+        of_step, n_sequences = draw.choice((1, 3, 480)), draw.choice((1, 7, 1000))
+        try:
+            train_gpt.count_epochs(limits, of_step, n_sequences)
+        except ValueError as error:
+            for better in pasted(limits, str(error)):
+                assert better.max_train_steps > 0
+                train_gpt.count_epochs(better, of_step, n_sequences)
 
 
 @pytest.mark.parametrize("name, text", [

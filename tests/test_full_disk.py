@@ -16,7 +16,7 @@ from lab import disk, hf, run_list, runs
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 ADVICE = [(errno.ENOSPC, "free space"), (errno.EDQUOT, "free space"), (errno.EACCES, "give this user access to it"),
           (errno.EPERM, "give this user access to it"), (errno.EROFS, "mount it for writing"),
-          (errno.EIO, "repair what is named there")]
+          (errno.EFBIG, r"allow larger files \(ulimit -f\)"), (errno.EIO, "repair what is named there")]
 
 
 def failing(code):

@@ -872,7 +872,7 @@ def test_failed_write_leaves_the_old_result(checkpoint, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         patch.setattr(exams, "read_done", lambda *args: {})  # the disk fills up while the model writes
-        with pytest.raises(ValueError, match="No space left on device.*run the same command again"):
+        with pytest.raises(ValueError, match="No space left on device.*: free space, then run the same command again"):
             g.main([*flags, "--bos", "off"])
     assert (checkpoint / "gsm8k_results.json").read_bytes() == before
     assert not list(checkpoint.glob("*.tmp"))

@@ -25,6 +25,7 @@ import zstandard
 from conftest import forked, sentence_left
 
 import inject_mul
+import prepare_bos_rows
 import prepare_fineweb
 from lab import disk, retries, shards, sources, synthetic, tokenizing
 from lab.tokenizer import BOS_ID, FIRST_MUL_ID, get_tokenizer
@@ -526,6 +527,74 @@ def test_file_size_limit(corpus, tmp_path):
     argv = ["--dataset", str(corpus), "--out_dir", str(tmp_path / "d"), "--shard_tokens", "30000"]
     assert os.WEXITSTATUS(os.waitpid(forked(limited, argv), 0)[1]) == 1
     assert not (tmp_path / "d" / "meta.json").exists()
+
+
+@pytest.mark.parametrize("code, words", [
+    (errno.ENOSPC, "(No space left on device): free space"), (errno.EFBIG, "(File too large): allow larger files"),
+    (errno.EACCES, "(Permission denied): give this user access to it"),
+    (errno.EIO, "(Input/output error): repair what is named there")])
+@pytest.mark.parametrize("main", [prepare_fineweb.main, prepare_bos_rows.main])
+def test_resume_is_advised_where_there_is_something(corpus, tmp_path, monkeypatch, main, code, words):
+    """A first write that fails leaves nothing, so the same command begins anew; after a commit, --resume goes on. Space
+    is asked for where it is missing alone."""
+    out, write_all, left = tmp_path / "d", shards._write_all, 0
+    monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
+
+    def fail(f, data):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(code, os.strerror(code))
+        write_all(f, data)
+
+    def sentence(writes):
+        nonlocal left
+        left = writes
+        argv = ["--dataset", str(corpus), "--out_dir", str(out), "--val_fraction", "0.1", "--buffer_docs", "20"]
+        with monkeypatch.context() as m:
+            m.setattr(shards, "_write_all", fail)
+            return sentence_left(main, argv[: len(argv) - 2 * (main is prepare_fineweb.main)])
+
+    told = sentence(4)
+    assert words in told and told.endswith("then run the same command again.") and not out.exists()
+    told = sentence(30)
+    assert words in told and told.endswith("again with --resume.") and (out / "progress.json").exists()
+
+
+def test_a_source_that_fails_is_named(corpus, tmp_path, monkeypatch):
+    """Not the output's folder, which is in order."""
+    def fail(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/private/corpus")
+
+    monkeypatch.setattr(prepare_fineweb, "open_batches", fail)
+    assert sentence_of(corpus, tmp_path / "d") == (
+        "/private/corpus cannot be used (Permission denied): give this user access to it, then run the same command "
+        "again.")
+
+
+def test_ctrl_c_before_anything_is_written(corpus, tmp_path, monkeypatch):
+    """Nothing is there that --resume could continue."""
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_fineweb, "open_batches", stop)
+    with pytest.raises(KeyboardInterrupt, match=r"before anything was written; to begin .*d, run it again\.$"):
+        prepare(corpus, tmp_path / "d")
+
+
+def test_a_bad_document_behind_good_ones(tmp_path, monkeypatch):
+    """Its repaired file is another one, which --resume refuses: both remedies are those that are then accepted."""
+    path, out = tmp_path / "texts.jsonl", tmp_path / "d"
+    lines = [json.dumps({"text": text}) + "\n" for text in synthetic.documents(7, 0, 300)]
+    path.write_text("".join([*lines, '{"text": ""}\n']))
+    monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 0.0)
+    told = sentence_of(path, out)
+    assert told.endswith(f": repair it and delete {out}, or pass --bad_documents skip --resume.")
+    assert prepare(path, out, "--bad_documents", "skip", "--resume")["docs_processed"] == 301
+    monkeypatch.setattr(prepare_fineweb, "COMMIT_SECONDS", 1e9)  # nothing is committed, and nothing stays
+    told = sentence_of(path, tmp_path / "e", "--shard_tokens", 10**6)
+    assert told.endswith(": repair it, or pass --bad_documents skip.")
+    assert not (tmp_path / "e").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -136,7 +136,9 @@ def test_a_change_of_flags(tmp_path):
     ((), {"OVERFLOW": "bar"}, "OVERFLOW=bar is unknown: use crop, split or requeue."),
     ((), {"MAX_EPOCHS": "many"}, "MAX_EPOCHS=many is no number: write 1.05 or 3."),
     ((), {"HELLASWAG_DATA": "/nope"}, "HELLASWAG_DATA=/nope does not exist: name a file."),
-    ((), {"PYTHON": "/nope"}, "there is no command /nope: correct PYTHON or LAUNCHER."),
+    ((), {"PYTHON": "/nope"}, "there is no command /nope: correct PYTHON or LAUNCHER (where a path with a space"),
+    ((), {"LAUNCHER": "/my dir/torchrun"}, "there is no command /my: correct PYTHON or LAUNCHER (where a path with"),
+    ((), {"LAUNCHER": "'/my dir/torchrun"}, "torchrun has a quotation mark that is not closed: close it."),
     ((), {"TOKENS": "10"}, "less than one step: give 512 or more"),
     ((), {"OUT": "/tmp/my runs"}, "has a space in it: name another folder."),
 ])
@@ -155,6 +157,19 @@ def test_a_benchmark_that_a_list_of_runs_cannot_name(tmp_path, name):
     printed, _ = start(tmp_path / "out", HELLASWAG_DATA=str(tmp_path / name)).communicate(timeout=60)
     words = "has a space or a quotation mark in it: put"
     assert re.fullmatch(f"run_124m.sh: HELLASWAG_DATA=.* {words} .*\n", printed), printed
+
+
+@pytest.mark.slow
+def test_a_launcher_in_a_folder_with_a_space(tmp_path):
+    """What the trainings are started by, in the measurement and in the list of runs: such a path was two words."""
+    launcher = tmp_path / "my tools" / "launch.sh"
+    launcher.parent.mkdir()
+    launcher.write_text(f'#!/bin/sh\necho "$1" >> "{tmp_path}/started"\nshift\nexec "{sys.executable}" "$@"\n')
+    launcher.chmod(0o755)
+    process = start(tmp_path / "out", "cost", "prepare", "train", LAUNCHER=f"  '{launcher}' \\--n=2")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert (tmp_path / "started").read_text() == "--n=2\n" * 3  # the measurement, and a run of each arm
 
 
 def test_other_folders_of_the_same_name(tmp_path):

@@ -19,7 +19,7 @@ import torch
 from conftest import make_run, write_jsonl
 
 import model
-from lab import disk, processes, results, resume, runs, snapshots
+from lab import disk, processes, results, resume, run_state, runs, snapshots, training
 
 COLUMNS_003 = (
     "run_id date git_commit seed attn_gate gate_pos gate_act learning_rate batch_size device_batch_size "
@@ -213,6 +213,50 @@ def test_a_strangers_folder_is_left_alone(tmp_path, monkeypatch):
     cut.write_bytes(cut.read_bytes()[:1000])
     runs.create_run(tmp_path / "ours", record)
     assert (tmp_path / "ours" / "code" / "lab" / "runs.py").read_bytes() == Path(runs.__file__).read_bytes()
+
+
+def test_resume_is_advised_for_runs_alone(tmp_path):
+    """A start is refused before the data is read, and what it is told to do instead can be done."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    run_state.refuse_existing(tmp_path / "new")
+    run_state.refuse_existing(theirs)
+    (theirs / "notes.txt").write_text("mine")
+    sentence = f"{theirs} already exists and is no run (no config.json), so that nothing can be resumed: "
+    for resume_flag in ("", "auto", "300"):
+        with pytest.raises(ValueError) as caught:
+            training.resumed_config(argparse.Namespace(out_dir=str(theirs), resume=resume_flag))
+        assert str(caught.value) == sentence + "choose another --out_dir."
+    (theirs / "ckpt" / "step_000004").mkdir(parents=True)
+    with pytest.raises(ValueError) as caught:
+        run_state.refuse_existing(theirs)
+    assert str(caught.value) == sentence + "restore its config.json, or choose another --out_dir."
+    (theirs / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="exists: pass --resume auto to continue it, or choose another --out_dir.$"):
+        run_state.refuse_existing(theirs)
+
+
+def test_a_name_that_is_no_checkpoint(tmp_path):
+    """What nanoGPT and Hugging Face call a model, and files: each with the command that makes a checkpoint of it."""
+    saved, other = tmp_path / "own" / "model.safetensors", tmp_path / "ckpt.pt"
+    saved.parent.mkdir()
+    for path in (saved, other, saved.with_name("model.json")):
+        path.touch()
+    for flag, path, advice in (
+        ("--init_from", "gpt2", "fetch it with python model.py import gpt2 OUT, then pass --init_from OUT."),
+        ("--init", "openai-community/gpt2-xl",
+         "fetch it with python model.py import openai-community/gpt2-xl OUT, then pass --init OUT."),
+        ("RUN", "gpt2-medium", "fetch it with python model.py import gpt2-medium OUT, then name OUT."),
+        ("--init_from", "scratch", "leave it out, for fresh weights."),
+        ("--init_from", "resume", "pass --out_dir RUN --resume auto in its place."),
+        ("--checkpoint", saved, f"name the folder that holds it, {saved.parent}."),
+        ("--checkpoint", other, f"if it is another project's checkpoint, python model.py import {other} OUT, then pass "
+                                "--checkpoint OUT."),
+        ("--init", "nowhere", "name a run's, or one in its ckpt/; python model.py import NAME OUT takes other "
+                              "projects' files.")):
+        with pytest.raises(FileNotFoundError) as caught:
+            runs.resolve_checkpoint(path, flag=flag)
+        assert str(caught.value) == f"{flag} {path} is not a folder: {advice}"
 
 
 def test_paths_in_the_repo_are_relative_to_it(tmp_path):

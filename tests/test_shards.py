@@ -325,7 +325,8 @@ def test_files_that_hold_no_ids_of_gpt2(folders, tmp_path, verify):
     path.write_bytes(np.append(tokens[:99], 50400).astype("<u2").tobytes())  # another tokenizer's, as the user says
     assert shards.open_dataset(tmp_path, verify=verify, vocab_size=60000)[0].n_tokens == 100
     (tmp_path / "meta.pkl").write_bytes(b"")
-    refuses(np.arange(65, dtype="<u2").tobytes(), "meta.pkl is nanoGPT's vocabulary of characters")
+    refuses(np.arange(65, dtype="<u2").tobytes(), "meta.pkl is nanoGPT's vocabulary of characters.*"
+            "train_tokenizer.py --dataset TEXTS --vocab_size 257 .*, or pass the --vocab_size of those ids, to train a")
     assert shards.open_dataset(tmp_path, verify=verify, vocab_size=65)[0].n_tokens == 65
 
 

@@ -32,6 +32,9 @@ from conftest import (
     write_jsonl,
 )
 
+import hellaswag
+import model
+import sample
 import train_gpt
 from lab import data_order, disk, optim, processes, resume, run_state, runs, shards, training, val_loss
 from lab.mirrors import open_mirrors
@@ -891,6 +894,11 @@ def test_ids_of_a_neighbours_own_tokenizer(tmp_path):
         with pytest.raises(ValueError, match="vocabulary has 512 ids, but texts are encoded with GPT-2's"):
             train_gpt_main(tmp_path, tmp_path / "other", *flags, "--skip_long", *more)
     assert not (tmp_path / "other" / "config.json").exists()
+    for main in (sample.main, lambda words: model.main(["export", words[0], str(tmp_path / "hf")]),
+                 lambda words: hellaswag.main(["--checkpoint", words[0], "--data", "synthetic:4"])):
+        with pytest.raises(ValueError, match="train_tokenizer.py --dataset TEXTS --vocab_size 512 .*--tokenizer T "):
+            main([str(tmp_path / "run")])
+    assert not (tmp_path / "hf").exists()
 
 
 # ----------------------------------------------------------------------------------------------------------
