@@ -282,7 +282,8 @@ def logarithms(one: Reach | str, axis: str) -> tuple[float, ...] | str:
 def judge(ratios: list[dict], checked: dict, alpha: float) -> None:
     """Corrects the ratios' tests together, the same numbers once (tokens are steps times a number), and adds "same_as"
     (the axis whose test it shares, "" for its own), "ratio", "low", "high", "low_corrected", "high_corrected" (numbers
-    or reasons), "line" (the interval on straight lines), "p", "p_corrected", "tests", "n", "paired", "verdict"."""
+    or reasons), "line" (the corrected interval on straight lines), "p", "p_corrected", "tests", "n", "paired",
+    "verdict"."""
     tested: list[dict] = []
     for ratio in ratios:
         twin = next((one for one in tested if is_same(one["row"], ratio["row"])), None)
@@ -309,7 +310,7 @@ def describe(ratio: dict, checked: dict) -> None:
     verdict = WORDS.get(row["verdict"], row["verdict"])
     ratio |= {"p": row["p_raw"], "ratio": power(row["delta"]), "verdict": verdict, "line": None}
     if stats and checked["ok"]:
-        ratio["line"] = [power(stats["ci_low"]), power(stats["ci_high"])]
+        ratio["line"] = [power(end) for end in ab_stats.interval(stats, row["level_corrected"])]
     for kind in ("", "_corrected"):
         low, high = power(row[f"low{kind}"]), power(row[f"high{kind}"])
         if ratio["side"] == "at most" and isinstance(low, float):

@@ -17,12 +17,13 @@ from lab.units import count
 
 HOW = (
     "What a run had spent where its held-out loss was first at or below the target, on the line "
-    "between two evaluations; evaluations themselves cost nothing here. B / A: geometric mean over "
-    "pairs, or of all runs where seeds do not pair; below 1 the target is reached sooner. Interval and "
-    "p (t tests of logarithms) allow for where between its two evaluations a run may have reached it, "
-    "so that evaluations further apart (`--eval_every`) show less. They hold for a target that was "
-    "chosen before the first look at these curves. Where a run goes on behind its target, its learning "
-    "rate was not yet down there: a run of that length might have reached it sooner.")
+    "between two evaluations; evaluations themselves cost nothing here. The ratio, B / A or an arm's over "
+    "the baseline's, is a geometric mean over pairs, or of all runs where seeds do not pair; below 1 the "
+    "target is reached sooner. Interval and p (t tests of logarithms) allow for where between its two "
+    "evaluations a run may have reached it, so that evaluations further apart (`--eval_every`) show less. "
+    "They hold for a target that was chosen before the first look at these curves. Where a run goes on "
+    "behind its target, its learning rate was not yet down there: a run of that length might have "
+    "reached it sooner.")
 RECORD = (
     "Shown from: the earliest evaluation at which an arm's mean loss is shown to be at or below the "
     f"target, by a one-sided t test over its runs at p < {RECORD_LEVEL:g}, as modded-nanogpt counts a "
@@ -43,7 +44,8 @@ SHOWN = 6  # names of runs in a note
 def notes_on(found: dict) -> list[str]:
     """What the tables do not say: runs that do not reach a target or leave it again; what straight lines would give."""
     notes = [missed_in_words(one) for one in found["reached"] if one["n_reached"] < one["n"]]
-    bounds = [ratio for ratio in found["ratios"] if ratio["side"] and isinstance(ratio["ratio"], float)]
+    numbers = [ratio for ratio in found["ratios"] if isinstance(ratio["ratio"], float)]
+    bounds = [ratio for ratio in numbers if ratio["side"]]
     for ratio in bounds:
         if ratio["axis"] == "step" and is_told(ratio, found):
             notes.append(f"{ratio['target']:g}: {bound_in_words(ratio, found['baseline'])}")
@@ -54,8 +56,8 @@ def notes_on(found: dict) -> list[str]:
     if unsure:
         others = {ratio["arm"] for ratio in found["ratios"]}
         listed = "; ".join(line_in_words(ratio, len(others) > 1) for ratio in unsure)
-        notes.append("Inconclusive only as nobody knows the curves between two evaluations. On straight "
-                     f"lines the intervals, uncorrected, would be: {listed}. More evaluations "
+        notes.append("Inconclusive only as nobody knows the curves between two evaluations. On "
+                     f"straight lines the corrected intervals would be: {listed}. More evaluations "
                      "(`--eval_every`) could show it.")
     return notes
 
@@ -106,7 +108,8 @@ def bound_in_words(ratio: dict, baseline: str) -> str:
     longer, other, times = baseline, ratio["arm"], 1 / ratio["ratio"]
     if ratio["side"] == "at least":
         longer, other, times = ratio["arm"], baseline, ratio["ratio"]
-    return f"{longer} needs at least {times:.2f} times the steps of {other} (geometric mean of these runs)."
+    return (f"{longer} needs at least {times:.2f} times the steps of {other} "
+            "(geometric mean of these runs).")
 
 
 def number_in_words(x: float) -> str:
