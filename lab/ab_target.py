@@ -177,13 +177,13 @@ def check_targets(every: list[dict], metric: str, targets: list[float]) -> None:
         step, loss, _ = first[early]
         if loss <= target:
             raise ValueError(
-                f"--target_loss {target:g}: {early} is at {loss:.4f} by its first evaluation (step {step}), "
-                f"so that nobody knows when it got there: choose a target below {loss:.4f}, or train "
-                "with a smaller --eval_every.")
+                f"--target_loss {target:g}: {early} is at {loss:.4f} {UNIT[metric]} by its first evaluation "
+                f"(step {step}), so that nobody knows when it got there: choose a target below {loss:.4f}, "
+                "or train with a smaller --eval_every.")
         step, loss, _ = lowest[best]
         if loss > target:
-            raise ValueError(f"--target_loss {target:g}: no run reaches it; the lowest is {loss:.4f}, of "
-                             f"{best} at step {step}: choose a higher target, or train longer.")
+            raise ValueError(f"--target_loss {target:g}: no run reaches it; the lowest is {loss:.4f} "
+                             f"{UNIT[metric]}, of {best} at step {step}: choose a higher target, or train longer.")
 
 
 def lowest_of(points: list[Point]) -> Point:
@@ -222,17 +222,20 @@ def compare_arms(arms: dict[str, list[dict]], baseline: str | None, primary: str
 
 
 def summary_of(target: float, name: str, met: dict, arm: list[dict]) -> dict:
-    """{"target", "arm", "n", "n_reached", "by_step" (the last of their first evaluations at or below it), "steps" (seed
+    """{"target", "arm", "n", "n_reached", "by_step" (the last of their first evaluations at or below it), "steps" (run
     -> on the line, None: not reached), "costs" (axis -> as text), "above" (runs above it again at their ends)}."""
-    known = {seed: one for seed, one in met.items() if isinstance(one, Reach)}
-    there = {seed: one for seed, one in known.items() if one.step is not None}
+    steps, above, by = {}, [], []
+    for run in arm:
+        one = met[run["seed"]]
+        steps[run["name"]] = None
+        if isinstance(one, Reach) and one.step is not None:
+            steps[run["name"]] = one.costs["step"][0]
+            by.append(one.step)
+            if one.end.loss > target:
+                above.append(run["name"])
     return {
-        "target": target, "arm": name, "n": len(met), "n_reached": len(there),
-        "by_step": max((one.step for one in there.values()), default=None),
-        "steps": dict.fromkeys(known) | {seed: one.costs["step"][0] for seed, one in there.items()},
-        "costs": {axis: cost_in_words(met, axis) for axis in AXES},
-        "above": [run["name"] for run in arm
-                  if run["seed"] in there and there[run["seed"]].end.loss > target],
+        "target": target, "arm": name, "n": len(met), "n_reached": len(by), "by_step": max(by, default=None),
+        "steps": steps, "costs": {axis: cost_in_words(met, axis) for axis in AXES}, "above": above,
     }
 
 
@@ -264,7 +267,7 @@ def ratio_of(target: float, axis: str, name: str, a: dict, b: dict, checked: dic
         side = "at least"
     sides = [{seed: logarithms(one, axis) for seed, one in arm.items()} for arm in (a, b)]
     if all(missed):
-        sides = [dict.fromkeys(arm, "runs of both arms do not reach it") for arm in sides]
+        side, sides = "", [dict.fromkeys(arm, "runs of both arms do not reach it") for arm in sides]
     row = ab_numbers.between_evaluations(*sides, alpha, checked.get("looks", 0))
     if axis == "train_seconds" and checked["other_machine"] and isinstance(row["delta"], float):
         row = ab_numbers.without_interval(row | {"delta": OTHER_MACHINE}, OTHER_MACHINE) | {"stats": None}
@@ -328,13 +331,18 @@ def power(x: float | str) -> float | str:
 
 
 def is_same(a: dict, b: dict) -> bool:
-    """Whether two rows of logarithms are the same test: the same differences, whatever the unit."""
+    """Whether two rows of logarithms are the same test: the same differences, whatever the unit; or have none for the
+    same reason."""
     if a["n"] != b["n"] or a["pairs"].keys() != b["pairs"].keys():
         return False
-    pairs = [(a[key], b[key]) for key in ("delta", "low", "high", "p")]
-    if any(isinstance(x, str) for pair in pairs for x in pair):
-        return False
-    return all(math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12) or x != x != y != y for x, y in pairs)
+    return all(is_equal(a[key], b[key]) for key in ("delta", "low", "high", "p"))
+
+
+def is_equal(x: float | str, y: float | str) -> bool:
+    """Of a report's numbers: equal but for rounding, both NaN, or the same reason."""
+    if isinstance(x, str) or isinstance(y, str):
+        return x == y
+    return math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12) or (math.isnan(x) and math.isnan(y))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

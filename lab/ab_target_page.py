@@ -293,7 +293,7 @@ def brief_rows(found: dict | None, best: list[dict]) -> list[list[str]]:
     ratios = {(one["target"], one["arm"]): one for one in found["ratios"] if one["axis"] == "step"}
     shown, rows = [row["what"] for row in best], []
     for one in found["reached"]:
-        if one["arm"] in shown:
+        if one["arm"] in shown and not one["costs"]["step"].startswith("N/A"):
             change, reading = "-", "-"
             ratio = ratios.get((one["target"], one["arm"]))
             if ratio:

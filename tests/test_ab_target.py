@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import base_loss
+from conftest import base_loss, make_run
 from scipy import stats
 from test_compare_runs import GATE, NOISE_A, compare, csv_of, make_arms, many
 from test_logs import STAGE_3, log_003, written
@@ -84,7 +84,7 @@ def test_first_crossing_counts_and_a_rise_is_told():
     """The first time at or below the target, as in the field, though the run lies above it again at its end."""
     found = found_in(arms_of([[10, 5, 3, 4, 3.5]] * 3, [[10, 5, 3, 4, 2.9]] * 3), 3.2)
     assert [one["above"] for one in found["reached"]] == [["a_s0", "a_s1", "a_s2"], []]
-    assert found["reached"][0]["steps"][0] == pytest.approx(100 + 1.8 / 2 * 100)
+    assert found["reached"][0]["steps"]["a_s0"] == pytest.approx(100 + 1.8 / 2 * 100)
     assert any("above it again at the end" in note and "a_s0, a_s1, a_s2" in note
                for note in ab_target_page.notes_on(found))
 
@@ -248,6 +248,8 @@ def test_both_arms_with_runs_that_do_not_reach_it():
     found = found_in(arms_of(a, a), 2.0)
     one = ratio_in(found)
     assert one["ratio"] == "N/A: runs of both arms do not reach it" and one["verdict"] == "inconclusive"
+    assert one["side"] == "" and [title for title, *_ in ab_target_page.many_columns(found)].count("steps") == 1
+    assert "training tokens" not in [title for title, *_ in ab_target_page.many_columns(found)]
     assert found["tests"] == 0 and [one["n_reached"] for one in found["reached"]] == [2, 2]
 
 
@@ -260,9 +262,9 @@ def test_a_run_without_evaluations_stops_the_verdict():
 
 
 @pytest.mark.parametrize("target, said", [
-    (1.0, r"--target_loss 1: no run reaches it; the lowest is 3.0000, of a_s0 at step 300: choose a higher target"),
-    (6.0, r"--target_loss 6: b_s0 is at 5.0000 by its first evaluation \(step 100\), .*: choose a target below 5.0000"),
-    (11.0, r"--target_loss 11: b_s0 is at 5.0000 by its first"),
+    (1.0, r"--target_loss 1: no run reaches it; the lowest is 3.0000 nats/token, of a_s0 at step 300: choose a higher"),
+    (6.0, r"--target_loss 6: b_s0 is at 5.0000 nats/token by its first evaluation \(step 100\), .* a target below 5.00"),
+    (11.0, r"--target_loss 11: b_s0 is at 5.0000 nats/token by its first"),
     (5.0, r"choose a target below 5.0000, or train with a smaller --eval_every\.$")])
 def test_targets_that_say_nothing(target, said):
     """Below every loss, and above a first evaluation: the sentence names a target that would do."""
@@ -278,7 +280,7 @@ def test_targets_that_say_nothing(target, said):
 def test_a_run_that_begins_below_the_target():
     """Fine-tuned from a checkpoint that is below the target at step 0: nothing to be reached."""
     arms = arms_of([[2.0, 5, 4, 3]] * 3, [[10, 5, 4, 3]] * 3)
-    with pytest.raises(ValueError, match=r"a_s0 is at 2.0000 by its first evaluation \(step 0\)"):
+    with pytest.raises(ValueError, match=r"a_s0 is at 2.0000 nats/token by its first evaluation \(step 0\)"):
         found_in(arms, 3.5)
 
 
@@ -514,7 +516,7 @@ def test_other_tokens_are_reached_in_bits(tmp_path):
     _, report = compare(tmp_path, "--no_items", "--target_loss", f"{bits:.6f}")
     found = report["targets"]
     assert found["metric"] == "val_bits_per_byte"
-    assert found["reached"][0]["steps"]["0"] == pytest.approx(-20 * math.log((0.5 - NOISE_A[0]) / 2), rel=0.01)
+    assert found["reached"][0]["steps"]["base_s0"] == pytest.approx(-20 * math.log((0.5 - NOISE_A[0]) / 2), rel=0.01)
     with pytest.raises(ValueError, match=r"--target_loss 3.5: test_s1 is at 1\.66"):
         compare(tmp_path, "--no_items", "--target_loss", "3.5")
 
@@ -538,7 +540,21 @@ def test_many_arms(arms, tmp_path, capsys):
     capsys.readouterr()
     assert many(*runs, *GROUP, TARGET) == 0
     text = capsys.readouterr().out
-    assert "| 3.5 | headwise | 3 of 3 |" in text and "over the baseline's" not in text
+    assert "| 3.5 | headwise | 3 of 3 |" in text and "over the baseline's, 95 %" not in text
+
+
+def test_arms_of_one_run(tmp_path, capsys):
+    """Costs and a ratio, no interval and no verdict; steps and tokens stay one column."""
+    for name, flags in (("base", OFTEN), ("test", OFTEN | GATE["flags"])):
+        make_run(tmp_path / f"{name}_s0", 0, flags=flags, loss=-0.2 * (name == "test"))
+    code, report = compare(tmp_path, "--no_items", "--target_loss", TARGET)
+    one = ratio_in(report["targets"])
+    assert code == 0 and one["verdict"] == "n = 1: too few" and one["low"] == "N/A: one seed" and one["ratio"] < 1
+    assert {record["why"] for record in report["targets"]["records"]} == {"n = 1: too few"}
+    capsys.readouterr()
+    many("--runs", tmp_path / "*_s0", *GROUP, TARGET, "--baseline", "attn_gate=none")
+    text = capsys.readouterr().out
+    assert f"{one['ratio']:.3f} (no interval: one seed): n = 1: too few" in text and "| training tokens |" not in text
 
 
 def test_line_in_the_plot(arms):
@@ -584,7 +600,8 @@ def test_logs_of_modded_nanogpt(tmp_path, capsys):
     assert many(*flags, "--out", tmp_path / "out") == 0
     record = json.loads((tmp_path / "out" / "report.json").read_text())["targets"]
     steps = [4875 + 125 * (3.3036 - 3.3) / (3.3036 - 3.2955), 4625 + 125 * (3.3033 - 3.3) / (3.3033 - 3.2928)]
-    assert [one["steps"]["1337"] for one in record["reached"]] == pytest.approx(steps)
+    found = {name.split("/")[-1]: step for one in record["reached"] for name, step in one["steps"].items()}
+    assert [found[f"{arm}_1337.txt"] for arm in STAGE_3] == pytest.approx(steps)
     assert ratio_in(record, "flops_total")["ratio"] == "N/A: not recorded"
     one, seconds = ratio_in(record), ratio_in(record, "train_seconds")
     assert one["n"] == 3 and 0.94 < one["ratio"] < 0.95
