@@ -263,7 +263,7 @@ def test_a_run_without_evaluations_stops_the_verdict():
 
 @pytest.mark.parametrize("target, said", [
     (1.0, r"--target_loss 1: no run reaches it; the lowest is 3.0000 nats/token, of a_s0 at step 300: choose a higher"),
-    (6.0, r"--target_loss 6: b_s0 is at 5.0000 nats/token by its first evaluation \(step 100\), .* a target below 5.00"),
+    (6.0, r"--target_loss 6: b_s0 is at 5.0000 nats/token by its first evaluation \(step 100\), .* below 5.00"),
     (11.0, r"--target_loss 11: b_s0 is at 5.0000 nats/token by its first"),
     (5.0, r"choose a target below 5.0000, or train with a smaller --eval_every\.$")])
 def test_targets_that_say_nothing(target, said):
