@@ -224,20 +224,20 @@ def compare_arms(arms: dict[str, list[dict]], baseline: str | None, primary: str
 
 
 def summary_of(target: float, name: str, met: dict, arm: list[dict]) -> dict:
-    """{"target", "arm", "n", "n_reached", "by_step" (the last of their first evaluations at or below it), "steps" (run
-    -> on the line, None: not reached), "costs" (axis -> as text), "above" (runs above it again at their ends)}."""
-    steps, above, by = {}, [], []
-    for run in arm:
-        one = met[run["seed"]]
-        steps[run["name"]] = None
-        if isinstance(one, Reach) and one.step is not None:
-            steps[run["name"]] = one.costs["step"][0]
-            by.append(one.step)
-            if one.end.loss > target:
-                above.append(run["name"])
+    """{"target", "arm", "n", "n_reached", "by_step" (the last of their first evaluations at or below it), "spent" (axis
+    -> run -> on the line; None: not reached; a reason: not recorded), "costs" (axis -> the arm's, as text), "above"
+    (runs above it again at their ends)}."""
+    runs_of = {run["name"]: met[run["seed"]] for run in arm}
+    there = {run: one for run, one in runs_of.items() if isinstance(one, Reach) and one.step is not None}
+    spent = {axis: dict.fromkeys(runs_of) for axis in AXES}
+    for run, one in there.items():
+        for axis, cost in one.costs.items():
+            spent[axis][run] = cost if isinstance(cost, str) else cost[0]
     return {
-        "target": target, "arm": name, "n": len(met), "n_reached": len(by), "by_step": max(by, default=None),
-        "steps": steps, "costs": {axis: cost_in_words(met, axis) for axis in AXES}, "above": above,
+        "target": target, "arm": name, "n": len(met), "n_reached": len(there),
+        "by_step": max((one.step for one in there.values()), default=None), "spent": spent,
+        "costs": {axis: cost_in_words(met, axis) for axis in AXES},
+        "above": [run for run, one in there.items() if one.end.loss > target],
     }
 
 

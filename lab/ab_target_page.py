@@ -241,8 +241,8 @@ def blocks_of(found: dict | None, alpha: float, two: bool) -> list[tuple]:
     if notes:
         blocks.append(("ul", notes))
     if found["tests"]:
-        how += (f" These are {count(found['tests'], 'test')}, corrected together by Holm, apart from "
-                "this report's others.")
+        how += f" {count(found['tests'], 'test')} in this table, apart from this report's others"
+        how += ", corrected together by Holm." if found["tests"] > 1 else "."
     records = ab_report.table(RECORD_COLUMNS, found["records"], alpha)
     return [*blocks, ("p", how), records, ("p", RECORD)]
 

@@ -84,7 +84,7 @@ def test_first_crossing_counts_and_a_rise_is_told():
     """The first time at or below the target, as in the field, though the run lies above it again at its end."""
     found = found_in(arms_of([[10, 5, 3, 4, 3.5]] * 3, [[10, 5, 3, 4, 2.9]] * 3), 3.2)
     assert [one["above"] for one in found["reached"]] == [["a_s0", "a_s1", "a_s2"], []]
-    assert found["reached"][0]["steps"]["a_s0"] == pytest.approx(100 + 1.8 / 2 * 100)
+    assert found["reached"][0]["spent"]["step"]["a_s0"] == pytest.approx(100 + 1.8 / 2 * 100)
     assert any("above it again at the end" in note and "a_s0, a_s1, a_s2" in note
                for note in ab_target_page.notes_on(found))
 
@@ -211,6 +211,8 @@ def test_bound_by_hand():
     half = stats.t.ppf(0.975, 2) * logs.std(ddof=1) / math.sqrt(3)
     assert one["low"] == 0 and one["high"] == pytest.approx(math.exp(logs.mean() + half), rel=1e-6)
     assert one["verdict"] == "faster"
+    assert found["reached"][0]["spent"]["step"] == dict.fromkeys(("a_s0", "a_s1", "a_s2"))
+    assert found["reached"][1]["spent"]["train_seconds"]["b_s1"] == pytest.approx(425)
     assert found["reached"][0]["n_reached"] == 0 and found["reached"][0]["costs"]["step"] == "more than 1,000"
     notes = ab_target_page.notes_on(found)
     assert notes[0] == "2: none of the 3 runs of A reaches it (more than 1,000 steps)."
@@ -516,7 +518,8 @@ def test_other_tokens_are_reached_in_bits(tmp_path):
     _, report = compare(tmp_path, "--no_items", "--target_loss", f"{bits:.6f}")
     found = report["targets"]
     assert found["metric"] == "val_bits_per_byte"
-    assert found["reached"][0]["steps"]["base_s0"] == pytest.approx(-20 * math.log((0.5 - NOISE_A[0]) / 2), rel=0.01)
+    step = -20 * math.log((0.5 - NOISE_A[0]) / 2)
+    assert found["reached"][0]["spent"]["step"]["base_s0"] == pytest.approx(step, rel=0.01)
     with pytest.raises(ValueError, match=r"--target_loss 3.5: test_s1 is at 1\.66"):
         compare(tmp_path, "--no_items", "--target_loss", "3.5")
 
@@ -600,7 +603,7 @@ def test_logs_of_modded_nanogpt(tmp_path, capsys):
     assert many(*flags, "--out", tmp_path / "out") == 0
     record = json.loads((tmp_path / "out" / "report.json").read_text())["targets"]
     steps = [4875 + 125 * (3.3036 - 3.3) / (3.3036 - 3.2955), 4625 + 125 * (3.3033 - 3.3) / (3.3033 - 3.2928)]
-    found = {name.split("/")[-1]: step for one in record["reached"] for name, step in one["steps"].items()}
+    found = {name.split("/")[-1]: step for one in record["reached"] for name, step in one["spent"]["step"].items()}
     assert [found[f"{arm}_1337.txt"] for arm in STAGE_3] == pytest.approx(steps)
     assert ratio_in(record, "flops_total")["ratio"] == "N/A: not recorded"
     one, seconds = ratio_in(record), ratio_in(record, "train_seconds")
