@@ -236,6 +236,18 @@ def test_part_of_an_arm():
     assert ab_target_page.notes_on(found)[0] == "2: 2 of 3 runs of A reach it, by step 1100."
 
 
+def test_costs_in_words():
+    """An arm's cost is a geometric mean: 100 and 400 are 200."""
+    def met(*costs, reached=2):
+        steps = [1] * reached + [None] * len(costs)
+        return {i: ab_target.Reach(steps[i], None, {"step": (cost,) * 3}) for i, cost in enumerate(costs)}
+
+    assert ab_target.cost_in_words(met(100, 400), "step") == "200"
+    assert ab_target.cost_in_words(met(100, 400, reached=1), "step") == "1 of 2 by 100"
+    assert ab_target.cost_in_words(met(300, 400, reached=0), "step") == "more than 300"
+    assert ab_target.cost_in_words(met(100) | {5: "not run"}, "step") == "N/A: not run"
+
+
 def test_a_bound_on_the_wrong_side_is_no_evidence():
     """A was stopped at step 500, before B got there: that B took longer than A was trained says nothing."""
     found = found_in(arms_of([straight(2000.0, last=6)] * 3, map(straight, STEPS_B)), 2.0)
@@ -345,11 +357,11 @@ def test_straight_lines_would_not_cover():
     assert line < 0.5 and covered >= 0.95
 
 
-@pytest.mark.parametrize("n, cut", [(3, 1.0), (3, 1.5), (5, 1.0), (5, 1.5)])
+@pytest.mark.parametrize("n, cut", [(3, 1.5), (5, 1.0)])
 def test_false_claims_of_bounds(n, cut):
     """Arms that do not differ, whose runs end `cut` sd above their mean cost: claims of "faster", measured and bounded
     together, are 2.5 % at most. cut: where a pair's runs are censored most often to a false claim."""
-    rng, wrong, sims = np.random.default_rng(1), 0, 1500
+    rng, wrong, sims = np.random.default_rng(1), 0, 1000
     for _ in range(sims):
         sides = []
         for costs in rng.standard_normal((2, n)):
