@@ -6,6 +6,7 @@
     python compare_runs.py --runs 'runs/*' --group_by attn_gate,gate_act --baseline attn_gate=none          # many arms
     python compare_runs.py --results experiments/results.csv --group_by attn_gate,gate_act \\
         --where num_iterations=1500,learning_rate=0.0036 --baseline attn_gate=none                          # a stage
+    python compare_runs.py --a 'runs/adamw_s*' --b 'runs/muon_s*' --treatment optimizer --target_loss 3.28  # how soon
     python compare_runs.py --aa 'runs/base_s*'                                  # noise floor of at least 4 seeds
     python compare_runs.py --check runs/mine_s0 --against 'runs/base_s*'        # is a newcomer's run in its band?
     python compare_runs.py --plan --effect 0.003 --noise 0.0013                 # how many seeds does that need?
@@ -44,6 +45,8 @@ from lab import (
     ab_report,
     ab_rows,
     ab_stats,
+    ab_target,
+    ab_target_page,
     ab_verdict,
     flags,
     processes,
@@ -187,6 +190,8 @@ def compare_two(args) -> int:
     step = steps.get(metrics[primary].benchmark or "val")
     matched = ab_numbers.matchings(used, step, primary, checked, args.alpha)
     ab_verdict.judge_matchings(matched, rows[primary], better, margin, checked, args.alpha)
+    by_arm = dict(zip("AB", used, strict=True))
+    targets = ab_target.compare_arms(by_arm, "A", primary, checked, args)
     rows_of_items, reasons = [], ["Items: N/A: left out (--no_items)"]
     if not checked["ok"]:
         reasons = ["Items and documents: N/A: not comparable"]
@@ -220,22 +225,24 @@ def compare_two(args) -> int:
     labelled = {f"{arm}: {names[arm]}": own for arm, own in zip("AB", used, strict=True)}
     facts = [("Arms", ", ".join(labelled)), *ab_page.facts_of(labelled, checked)]
     in_words = ab_page.treatment_in_words(labelled, checked)
-    key_rows = ab_page.key_rows(rows, metrics, primary)
+    key_rows = ab_page.key_rows(rows, metrics, primary) + ab_target_page.key_rows(targets)
     in_advance = ab_verdict.decided_in_words(checked, rows[primary]["n"], rows[primary]["paired"])
+    lines = ab_target_page.lines_of(targets, primary)
     blocks: list[tuple] = [
         ("h1", f"{names['B']} against {names['A']}: {verdict}"),
         ("verdict", head, verdict), ("facts", facts),
     ]
     if args.out:
-        blocks += ab_curves.loss_curves(labelled, primary, checked["other_tokens"])
+        blocks += ab_curves.loss_curves(labelled, primary, checked["other_tokens"], lines)
     blocks += [
         ab_page.key_table(key_rows, names, args.alpha),
         ("ul", ab_headline.summary(in_words, primary, checked, allowed, margin, args) + told),
-        ("p", in_advance), ("p", ab_verdict.tests_in_words(rows, matched, primary)),
+        ("p", in_advance), ("p", ab_verdict.tests_in_words(rows, matched, primary, targets)),
         ("h2", "Result"), metric_table(rows, metrics, args.alpha),
         ("h2", f"At equal cost: {ab_page.with_unit(primary)}"),
         ab_report.table(MATCHING_COLUMNS, matched, args.alpha),
         ("p", AT_EQUAL_COST),
+        *ab_target_page.blocks_of(targets, args.alpha, two=True),
         ("h2", "How sure"), ("ul", how_sure),
         ("h2", "Items and documents"),
         ("p", "Seeds decide the verdict. These intervals show what depends on the items and "
@@ -247,7 +254,8 @@ def compare_two(args) -> int:
         blocks.append(("ul", reasons))
     blocks += [("h2", "Interpretation checklist"), ("ul", answers)]
     if args.out:
-        blocks += [("h2", "Plots"), *ab_curves.pictures(labelled, rows, metrics, primary, args.alpha)]
+        pictures = ab_curves.pictures(labelled, rows, metrics, primary, args.alpha, lines)
+        blocks += [("h2", "Plots"), *pictures]
     blocks += [*ab_gate.gate_blocks(checked), ("h2", "How to read this"), ("ul", list(DEFINITIONS))]
     blocks += ab_page.last_screen(labelled, args.command, args.out)
     record = {
@@ -259,7 +267,7 @@ def compare_two(args) -> int:
         "arms": {arm: [str(run["folder"]) for run in own] for arm, own in arms.items()},
         "seeds_used": seeds_used(rows[primary], values, primary), "at_ends": at_ends,
         "steps": None if at_ends else steps,
-        "gate": checked, "metrics": rows, "matchings": matched, "how_sure": how_sure,
+        "gate": checked, "metrics": rows, "matchings": matched, "targets": targets, "how_sure": how_sure,
         "items_and_documents": extra, "not_available": reasons, "checklist": answers,
     }
     brief = None
@@ -373,6 +381,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="metric of the verdict: a val loss or any benchmark's score, as hellaswag_accuracy_norm, "
         "eval_official_sum, gsm8k_accuracy (default val_loss; val_bits_per_byte when tokens differ; "
         "grpo_accuracy of runs of grpo.py)")
+    add("--target_loss", nargs="+", type=float, metavar="LOSS",
+        help="also: how much sooner is this val loss reached, in steps, tokens, FLOPs, training seconds? "
+        "In the unit of the verdict's loss; several are corrected together (default: not asked)")
     add("--delta", type=float,
         help="margin of equivalence in the metric's unit; nats/token are converted where the verdict is about "
         "bits/byte (default 0.002 nats/token, or 0.01 of a score; 0: no test of equivalence)")
@@ -438,6 +449,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         if value is not None:
             check(low < value < high, f"--{name} {value:g}: give a number between {low} and {high}")
     check_decided(args, chosen, check)
+    ab_target.check_flags(args, chosen, check)
     if args.delta is not None:
         check(0 <= args.delta < math.inf, f"--delta {args.delta:g}: give a number of at least 0")
     args.print = args.print or ("short" if args.out else "full")

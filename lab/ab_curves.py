@@ -21,15 +21,16 @@ ACROSS = 3  # panels beside each other that can be read
 BINS = 200  # points of a train curve: more cannot be told apart on a page
 
 
-def loss_curves(arms: dict[str, list[dict]], metric: str, other_tokens: bool) -> list[tuple]:
-    """Held-out loss at every evaluation and train loss, as blocks."""
+def loss_curves(arms: dict[str, list[dict]], metric: str, other_tokens: bool,
+                targets: tuple[float, ...] = ()) -> list[tuple]:
+    """Held-out loss at every evaluation, with the losses to be reached, and train loss, as blocks."""
     names = {
         f"Held-out: {with_unit(metric)}":
             {arm: ab_numbers.curve_points(own, metric, "step") for arm, own in arms.items()},
         "Train loss (nats/token)": {arm: train_points(own) for arm, own in arms.items()},
     }
     apart = tuple(ab_numbers.unfinished_arms(arms))
-    drawn = ab_plots.plot_losses(names, "optimizer steps", tuple(names)[1:], apart)
+    drawn = ab_plots.plot_losses(names, "optimizer steps", tuple(names)[1:], apart, targets)
     if not drawn:
         return []
     caption = ("Mean over seeds, band from the lowest to the highest seed; a marker is an "
@@ -98,10 +99,11 @@ def field_curves(arms: dict[str, list[dict]]) -> list[tuple]:
     return blocks
 
 
-def wall_clock(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
-    """Held-out loss over training time, as blocks."""
+def wall_clock(arms: dict[str, list[dict]], metric: str, targets: tuple[float, ...] = ()) -> list[tuple]:
+    """Held-out loss over training time, with the losses to be reached, as blocks."""
     points = {arm: ab_numbers.curve_points(own, metric, "train_seconds") for arm, own in arms.items()}
-    drawn = ab_plots.plot_losses({with_unit(metric): points}, "training time (seconds)")
+    panels = {with_unit(metric): points}
+    drawn = ab_plots.plot_losses(panels, "training time (seconds)", lines=targets)
     if not drawn:
         return []
     caption = ("Held-out loss against training time: mean, and band from the lowest to the "
@@ -116,9 +118,10 @@ def wall_clock(arms: dict[str, list[dict]], metric: str) -> list[tuple]:
 PANELS = {"nats": "losses", "bits": "losses", "benchmark": "benchmarks", "logged": "other train records"}
 
 
-def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alpha: float) -> list[tuple]:
+def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alpha: float,
+             targets: tuple[float, ...] = ()) -> list[tuple]:
     """Curves, pairs and the change of every metric, as blocks."""
-    blocks, row = wall_clock(arms, primary) + field_curves(arms), rows[primary]
+    blocks, row = wall_clock(arms, primary, targets) + field_curves(arms), rows[primary]
     mean = None
     if isinstance(row["low"], float):
         mean = (row["delta"], row["low"], row["high"])

@@ -23,6 +23,8 @@ from lab import (
     ab_plots,
     ab_report,
     ab_rows,
+    ab_target,
+    ab_target_page,
     ab_verdict,
     results,
     units,
@@ -113,17 +115,6 @@ def read_scores(arm: dict, primary: str, steps: dict, missing: list[str]) -> Non
     arm["losses"] = [score for score in arm["by_seed"].values() if isinstance(score, float)]
 
 
-def titles_of(rows: list[dict]) -> list[dict]:
-    """What rows of a results.csv tell of their benchmarks' titles, as the configs of runs."""
-    titles = {}
-    for row in rows:
-        for column, cell in row.items():
-            name = column.removesuffix("_title")
-            if cell and name != column:
-                titles[name] = {"title": cell}
-    return [{"config": {"benchmarks": titles}, "flags": {}}]
-
-
 def benchmark_score(run: dict, key: str, steps: dict):
     for name, benchmark in ab_numbers.benchmarks_of([run]).items():
         if any(key == metric for metric, *_ in benchmark["metrics"]):
@@ -165,7 +156,7 @@ def compare_many(args) -> int:
     arms = group_rows(rows, columns)
     checked = check_arms(arms, columns, args)
     every = [row["run"] for row in rows if row["run"] and row["run"]["summary"]]
-    metrics = ab_numbers.metrics_of(every or titles_of(rows))
+    metrics = ab_numbers.metrics_of(every or ab_rows.titles_of(rows))
     primary = ab_verdict.primary_of(args.primary, checked, metrics)
     rate = ab_rows.bits_per_nat(rows, primary)
     margin = ab_verdict.margin_of(args.delta, args.primary, primary, every, rate)
@@ -198,12 +189,15 @@ def compare_many(args) -> int:
     if where:
         title += f" ({args.where})"
     members = {name: [row["run"] for row in arm["rows"]] for name, arm in labelled.items()}
+    name_of_baseline = next((name for name, arm in labelled.items() if arm is baseline), None)
+    targets = ab_target.compare_arms(members, name_of_baseline, primary, checked, args)
+    lines = ab_target_page.lines_of(targets, primary)
     facts = ab_page.facts_of_rows({name: arm["rows"] for name, arm in labelled.items()}, checked)
     if args.runs:
         facts = ab_page.facts_of(members, checked)
     blocks: list[tuple] = [("h1", title), ("verdict", head, word), ("facts", facts)]
     if args.out and args.runs:
-        blocks += ab_curves.loss_curves(members, primary, checked["other_tokens"])
+        blocks += ab_curves.loss_curves(members, primary, checked["other_tokens"], lines)
     elif args.out:  # a results.csv has no curves
         blocks += arms_plot(labelled, primary)
     if best:
@@ -217,9 +211,9 @@ def compare_many(args) -> int:
         row = min((entry["row"] for entry in compared), key=lambda row: row["n"])
         in_advance = ab_verdict.decided_in_words(checked, row["n"], row["paired"])
         blocks += difference_blocks(compared, baseline["name"], unit, margin, args)
-    blocks.append(("p", in_advance))
+    blocks += [("p", in_advance), *ab_target_page.blocks_of(targets, args.alpha, two=False)]
     if args.out and args.runs:
-        blocks += [*arms_plot(labelled, primary), *ab_curves.wall_clock(members, primary)]
+        blocks += [*arms_plot(labelled, primary), *ab_curves.wall_clock(members, primary, lines)]
     blocks += ab_gate.gate_blocks(checked)
     if args.runs:
         blocks += ab_page.last_screen(members, args.command, args.out)
@@ -230,11 +224,12 @@ def compare_many(args) -> int:
         "planned": args.planned, "sequential": args.sequential, "in_advance": in_advance,
         "missing": missing, "gate": checked,
         "arms": [{k: arm[k] for k in ("name", "by_seed", "losses", "times")} for arm in arms],
-        "baseline": baseline and baseline["name"], "differences": compared,
+        "baseline": baseline and baseline["name"], "differences": compared, "targets": targets,
     }
     brief = None
     if args.print == "short":
-        brief = ab_page.brief_of(f"{title}: {head}", [list(row.values()) for row in best])
+        rows_of_best = [list(row.values()) for row in best] + ab_target_page.brief_rows(targets, best)
+        brief = ab_page.brief_of(f"{title}: {head}", rows_of_best)
     ab_report.publish(blocks, record, args.out, brief)
     return 0 if word.startswith("comparable") else 2
 

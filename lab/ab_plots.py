@@ -163,12 +163,12 @@ def legend_columns(names: list[str], wide: bool) -> int:
 
 
 def plot_losses(panels: dict[str, dict[str, list]], x_label: str, unmarked: tuple[str, ...] = (),
-                apart: tuple[str, ...] = ()) -> dict | None:
+                apart: tuple[str, ...] = (), lines: tuple[float, ...] = ()) -> dict | None:
     """Curves of each arm, a panel per title: the mean over seeds, and a band from the lowest to the highest.
 
     panels: title -> arm -> seed -> [(x, y)]; the seeds of an arm have as many points each, and the mean is drawn at
     the mean x. unmarked: titles of panels whose points get no markers. apart: arms that may leave a panel, which is
-    cut to the others (one that diverged would flatten them)."""
+    cut to the others (one that diverged would flatten them). lines: values that are marked in the first panel."""
     panels = {title: {arm: as_points(seeds) for arm, seeds in curves.items()} for title, curves in panels.items()}
     panels = {title: curves for title, curves in panels.items() if any(p is not None for p in curves.values())}
     if not panels:
@@ -188,6 +188,7 @@ def plot_losses(panels: dict[str, dict[str, list]], x_label: str, unmarked: tupl
             drawn = [arm for arm, points in curves.items() if points is not None]
             handles = dict(zip(drawn, axis.lines, strict=False)) | handles
             axis.set_title(title, loc="left")
+        mark_values(axes[0], lines)
         for axis in axes:
             if wide or axis is axes[-1]:
                 axis.set_xlabel(x_label)
@@ -271,6 +272,16 @@ def note_cut(axis) -> None:
         if last > first:
             words += f" … {cut[last]:.4g} at {last:.4g}"
         axis.text(0.985, 0.97, words, transform=axis.transAxes, ha="right", va="top", fontsize=8.5)
+
+
+def mark_values(axis, values: tuple[float, ...]) -> None:
+    """A thin line across a panel, whose limits are final, at each of these values that lies within them."""
+    low, high = axis.get_ylim()
+    for value in values:
+        if low <= value <= high:
+            axis.axhline(value, color="black", linewidth=0.9, linestyle=(0, (6, 3)), zorder=1)
+            beside = axis.get_yaxis_transform()
+            axis.text(0.012, value, f"target {value:g}", transform=beside, va="bottom", fontsize=8.5)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -72,6 +72,17 @@ def rows_of_tables(patterns: list[str]) -> tuple[list[dict], list[int], list[dic
     return [row_of_cells(cells) for cells in every], numbers, folders
 
 
+def titles_of(rows: list[dict]) -> list[dict]:
+    """What rows of a results.csv tell of their benchmarks' titles, as the configs of runs."""
+    titles = {}
+    for row in rows:
+        for column, cell in row.items():
+            name = column.removesuffix("_title")
+            if cell and name != column:
+                titles[name] = {"title": cell}
+    return [{"config": {"benchmarks": titles}, "flags": {}}]
+
+
 def without_row(numbers: list[int], lost: list[dict]) -> list[str]:
     """What --results lacks, in words: a run that went wrong may be among it."""
     missing = []

@@ -368,16 +368,21 @@ def judge_matchings(matched: list[dict], primary_row: dict, better: int, margin:
         match["verdict"] = match["row"]["verdict"]
 
 
-def tests_in_words(rows: dict[str, dict], matched: list[dict], primary: str) -> str:
-    """How many tests an A/B holds, and which were corrected together."""
+def tests_in_words(rows: dict[str, dict], matched: list[dict], primary: str, targets: dict | None = None) -> str:
+    """How many tests an A/B holds, and which were corrected together. targets: of ab_target.compare_arms."""
     quality = max((row["tests"] for row in rows.values() if row["family"] == "quality"), default=0)
     others = [match["row"] for match in matched if not is_same(match["row"], rows[primary])]
     cost, budgets = max((row["tests"] for row in others), default=0), "FLOPs and wall-clock"
     if any(match["name"] == "equal text" for match in matched):
         budgets = "FLOPs, wall-clock and text"
-    return (f"This report holds {units.count(rows[primary]['tests'] + quality + cost, 'test')}: the "
-            f"primary metric, which stands alone, {quality} of quality, corrected together, and {cost} at "
-            f"equal {budgets}, corrected together (Holm; the same numbers count once).")
+    total = rows[primary]["tests"] + quality + cost
+    parts = f"{quality} of quality, corrected together, and {cost} at equal {budgets}, corrected together"
+    if targets:
+        total += targets["tests"]
+        parts = (f"{quality} of quality, {cost} at equal {budgets}, and {targets['tests']} of how soon "
+                 "a loss is reached, each of these three corrected together")
+    return (f"This report holds {units.count(total, 'test')}: the primary metric, which stands alone, {parts} "
+            "(Holm; the same numbers count once).")
 
 
 def is_same(a: dict, b: dict) -> bool:
