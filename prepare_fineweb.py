@@ -226,11 +226,10 @@ def open_batches(args, guard) -> tuple[sources.Source, Callable]:
         source = pretokenized.open_source(args)
         return source, lambda start: pretokenized.batches(source, args.tokenizer_backend, start)
     if args.merge:
-        source = sources.pin_source(args)
+        source = sources.open_source(args, look=False)
         abouts = parts.check_parts(args, source, guard)
         source = source._replace(documents=parts.documents(abouts, source))
-        if source.documents == 0:
-            sources.refuse_empty(args)
+        require(source.documents != 0, f"--dataset {' '.join(args.dataset)} holds no documents", "give files that do")
         return source, lambda start: parts.batches(args, source, abouts, start)
     source = sources.open_source(args)
     return source, lambda start: tokenizing.tokenized_batches(args, source, start, guard)

@@ -77,7 +77,8 @@ def refuse_taken(folder: Path) -> dict:
     own |= dict.fromkeys((".lock", "config.json.tmp", "code/uncommitted.diff"))  # .lock is this process's
     if disk.holds_only(folder, own):
         return own
-    fault, advice = f"{folder} already exists", "pass --resume auto to continue it, or choose another --out_dir"
+    fault = f"{folder} already exists"
+    advice = "pass --resume auto to continue it, or choose another --out_dir"
     if not (folder / "config.json").exists():
         fault += " and is no run (no config.json), so that nothing can be resumed"
         advice = "choose another --out_dir"

@@ -53,28 +53,19 @@ class Source(NamedTuple):
     stamps: tuple = ()  # of the local files, before their checksums were taken: see files.refuse_changed
 
 
-def open_source(args: argparse.Namespace) -> Source:
-    """Find the files that the prepare scripts' flags name, check that a document can be read, and pin what will be
-    read. ValueError / OSError in one sentence."""
-    source = pin_source(args)
-    if next(read_batches(source), None) is None:
-        refuse_empty(args)
-    return source
-
-
-def pin_source(args: argparse.Namespace) -> Source:
-    """The same, without a look at a document."""
+def open_source(args: argparse.Namespace, look: bool = True) -> Source:
+    """Find the files that the prepare scripts' flags name, check that a document can be read (look), and pin what will
+    be read. ValueError / OSError in one sentence."""
     source = find_source(args)
+    if source.kind == "synthetic":
+        return source
     if source.kind == "local":
         source = _pin_local(source, args.num_proc)
-    if source.stop and source.kind != "synthetic":
+    if source.stop:
         source = source._replace(documents=min(source.stop, source.documents or source.stop))
+    if look and next(read_batches(source), None) is None:
+        raise ValueError(f"--dataset {' '.join(args.dataset)} holds no documents: give files that do.")
     return source
-
-
-def refuse_empty(args: argparse.Namespace) -> None:
-    """Raises ValueError: there is no document."""
-    raise ValueError(f"--dataset {' '.join(args.dataset)} holds no documents: give files that do.")
 
 
 def find_source(args: argparse.Namespace) -> Source:
@@ -166,8 +157,7 @@ def _resolve_with_datasets(name: str, config: str | None, split: str, revision: 
 
 
 def bad_document(number: int, why: str, clear="") -> str:
-    """The sentence for a document that cannot be used. clear: how to begin anew, where some of the documents before it
-    are written: another file, even a repaired one, cannot continue those."""
+    """Why a document cannot be used. clear: how to begin anew, where some before it are written already."""
     cure, skip = "repair it", "--bad_documents skip"
     if TOO_LONG in why:
         cure = f"split it (in a .txt file, put {SEPARATOR.decode()} between the parts)"
