@@ -1,7 +1,7 @@
 """train_gpt.py tells one training run from flags to summary.json: one file for a laptop, one GPU, or many.
 
     python train_gpt.py --data_dir data/synthetic --n_layer 4 --n_head 4 --n_embd 128 --seq_len 128 \\
-        --micro_batch_size 8 --total_batch_tokens 4096 --max_train_steps 300                     # CPU
+        --micro_batch_size 8 --total_batch_tokens 4096 --max_train_steps 300               # CPU
     python train_gpt.py --data_dir fineweb_edu_10B                                               # 1 GPU, 124M
     torchrun --standalone --nproc_per_node=8 train_gpt.py --data_dir fineweb_edu_10B             # 8 GPUs
     python train_gpt.py --out_dir experiments/runs/<run> --resume auto                           # continue
