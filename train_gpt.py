@@ -1,7 +1,7 @@
 """train_gpt.py tells one training run from flags to summary.json: one file for a laptop, one GPU, or many.
 
     python train_gpt.py --data_dir data/synthetic --n_layer 4 --n_head 4 --n_embd 128 --seq_len 128 \\
-        --micro_batch_size 8 --total_batch_tokens 4096 --max_train_steps 300               # CPU
+        --micro_batch_size 8 --total_batch_tokens 4096 --max_train_steps 300                     # CPU
     python train_gpt.py --data_dir fineweb_edu_10B                                               # 1 GPU, 124M
     torchrun --standalone --nproc_per_node=8 train_gpt.py --data_dir fineweb_edu_10B             # 8 GPUs
     python train_gpt.py --out_dir experiments/runs/<run> --resume auto                           # continue
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model")
     add = group.add_argument
     add("--init_from", default="",
-        help="run or checkpoint whose weights and shape to start from ('' = fresh weights from --seed)")
+        help="run or checkpoint whose weights and shape to start from ('' = fresh from --seed)")
     architecture.add_arguments(group)
     add("--n_layer", type=int, default=12, help="blocks (default %(default)s)")
     add("--n_head", type=int, default=0, help="heads (0 = 12 for gpt2, n_embd / 128 for speedrun)")
@@ -430,7 +430,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         return 0
 
     # ------------------------------------------------------------------------------------------------------------------
-    # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
+    # the run's folder: made before anything is computed, or continued from its newest checkpoint
     unused_flags = optim.unused_flags(args) + memory_settings.unused_flags(model.config)
     if args.attn_gate == "none":
         unused_flags += ["gate_pos", "gate_act"]
