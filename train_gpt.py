@@ -219,9 +219,9 @@ def count_epochs(args, sequences_per_step: int, n_sequences: int) -> float:
         steps = int(args.max_epochs * n_sequences // sequences_per_step)
         lower = f"--max_train_steps to {steps}" if steps else "--total_batch_tokens"
         raise ValueError(
-            f"{args.max_train_steps} steps x {sequences_per_step} sequences = {needed:,}, but {args.data_dir} has "
-            f"{n_sequences:,} sequences of {args.seq_len} tokens: {epochs:.3f} epochs, more than --max_epochs "
-            f"{args.max_epochs:g}; lower {lower}, prepare more data, or pass --max_epochs {math.ceil(epochs)}.")
+            f"{args.max_train_steps} steps x {sequences_per_step} sequences = {needed:,}, but "
+            f"{args.data_dir} has {n_sequences:,} of {args.seq_len} tokens: {epochs:.3f} epochs, "
+            f"over --max_epochs {args.max_epochs:g}; lower {lower}, prepare more, or --max_epochs {math.ceil(epochs)}.")
     return epochs
 
 

@@ -229,9 +229,9 @@ def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> 
     is_gpt2 = ids_end(vocab_size) == N_GPT2_TOKENS
     require(not (is_gpt2 and (folder / "meta.pkl").exists()),
             f"{folder / 'meta.pkl'} is nanoGPT's vocabulary of characters, so the ids beside it are not GPT-2's",
-            f"{FROM_TEXT} (for few ids with --tokenizer T, which python train_tokenizer.py --dataset TEXTS "
-            f"--vocab_size {LEAST_IDS} --out_dir T makes), or pass the --vocab_size of those ids, to train a model "
-            "that cannot be sampled")
+            f"{FROM_TEXT} (for few ids with --tokenizer T, which python train_tokenizer.py "
+            f"--dataset TEXTS --vocab_size {LEAST_IDS} --out_dir T makes), or pass the "
+            "--vocab_size of those ids, to train a model that cannot be sampled")
     for file in files:
         file.inspect(vocab_size)
     return files, formats.pop()
