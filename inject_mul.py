@@ -268,8 +268,11 @@ def main():
     try:
         _filter(args, lambda text: _convert(text, injector, args.expand, counts))
     except OSError as error:
-        raise ValueError(f"{error.filename or 'the output'} cannot be read or written ({error.strerror}): check its "
-                         "path and the space on its disk.") from error
+        remedy = "check the space on its disk, and that you may write there"
+        if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+            remedy = "name another file"
+        fault = f"{error.filename or 'the output'} cannot be read or written ({error.strerror})"
+        raise ValueError(f"{fault}: {remedy}.") from error
     done = "expanded"
     if not args.expand:
         forms = [f"{counts[form]:,} {form}" for form in ("bare", "with result", "annotated")]

@@ -165,9 +165,8 @@ def export_hf(model: GPT, out_dir, write_tokenizer=None, end: int = BOS_ID) -> l
     state = to_hf_state(model)
     del state["lm_head.weight"]
     check(write_tokenizer is None or c.vocab_size > end,
-          f"the model's vocabulary of {c.vocab_size} lacks ids of its tokenizer, "
-          f"which has {end + 1:,} or more: "
-          f"{advice_for(c.vocab_size)}")
+          f"the model's vocabulary of {c.vocab_size} lacks ids of its tokenizer, which has "
+          f"{end + 1:,} or more: {advice_for(c.vocab_size)}")
     unused = [i for first, last in c.masked_ranges for i in range(first, min(last, c.vocab_size))]
     if unused:
         row = silent_row(model)

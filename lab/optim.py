@@ -298,12 +298,12 @@ def check_schedule(schedule, max_steps, warmup, warmdown, decay_frac) -> None:
     check_known("schedule", schedule, SCHEDULES)
     if warmup < 0 or warmdown < 0 or warmup + warmdown > max_steps:
         # numbers that fit: at most a tenth of the steps, and half of them
-        fitting = {"--warmup_iters": (warmup, max_steps // 10),
-                   "--warmdown_iters": (warmdown, max_steps // 2)}
-        flags = [f"{flag} {max(0, most)}"
-                 for flag, (value, most) in fitting.items() if not 0 <= value <= most]
-        raise ValueError(f"warmup {warmup} + warmdown {warmdown} do not fit into {max_steps} steps: "
-                         f"pass {' '.join(flags)}, or --max_train_steps {warmup + warmdown}.")
+        flags, fault = "", f"warmup {warmup} + warmdown {warmdown} do not fit into {max_steps} steps"
+        if not 0 <= warmup <= max_steps // 10:
+            flags += f" --warmup_iters {max_steps // 10}"
+        if not 0 <= warmdown <= max_steps // 2:
+            flags += f" --warmdown_iters {max_steps // 2}"
+        raise ValueError(f"{fault}: pass{flags}, or --max_train_steps {warmup + warmdown}.")
     if not 0 <= decay_frac <= 1:
         raise ValueError(f"the learning rate cannot decay to {decay_frac} of itself: "
                          "give --learning_rate_decay_frac between 0 and 1.")

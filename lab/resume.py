@@ -55,6 +55,8 @@ def take_defaults(parser, argv, skip=()) -> dict | None:
             "from it.)")
     if not source:
         return None
+    if not Path(source).exists():
+        parser.error(f"--config {source} does not exist: name a run, its config.json, or a JSON or YAML file of flags.")
     try:
         record = flags.read_file(source)
         is_plain = isinstance(record, dict) and "flags" not in record and source == first.config

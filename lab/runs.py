@@ -77,14 +77,11 @@ def refuse_taken(folder: Path) -> dict:
     own |= dict.fromkeys((".lock", "config.json.tmp", "code/uncommitted.diff"))  # .lock is this process's
     if disk.holds_only(folder, own):
         return own
-    fault = f"{folder} already exists"
-    advice = "pass --resume auto to continue it, or choose another --out_dir"
+    fault, advice = f"{folder} already exists", "pass --resume auto to continue it, or "
     if not (folder / "config.json").exists():
         fault += " and is no run (no config.json), so that nothing can be resumed"
-        advice = "choose another --out_dir"
-        if list_checkpoints(folder):
-            advice = f"restore its config.json, or {advice}"
-    raise ValueError(f"{fault}: {advice}.")
+        advice = "restore its config.json, or " if list_checkpoints(folder) else ""
+    raise ValueError(f"{fault}: {advice}choose another --out_dir.")
 
 
 def create_run(folder: Path, config: dict) -> None:
@@ -521,7 +518,8 @@ def resolve_checkpoint(path, warn=print, flag="--checkpoint"):
     if not path.is_dir():
         from lab import files
 
-        raise FileNotFoundError(f"{flag} {path} is not a folder: {files.no_checkpoint(path, flag)}.")
+        advice = files.no_checkpoint(path, flag)
+        raise FileNotFoundError(f"{flag} {path} is not a folder: {advice}.")
     folder = path.resolve()  # so that "." has a name and parents too
     in_a_run = folder.parent.name == "ckpt" and folder.name.startswith("step_")
     if in_a_run or (folder / "manifest.json").exists():

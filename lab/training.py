@@ -427,7 +427,7 @@ def record_step(run: Run, outcome: Outcome, *, lr, seconds, tokens, flops, epoch
         tokens_seen_global=state.tokens_seen, tokens_per_sec=round(speed, 1),
         mfu=round(flops / seconds / peak_flops, 4), peak_mem_bytes=peak_memory,
         step_seconds=round(seconds, 6), flops_total=state.flops, epoch=round(epoch, 6), **more)
-    left = datetime.timedelta(seconds=round(run.pace.seconds_left(state.step)))
+    left = datetime.timedelta(seconds=round(min(run.pace.seconds_left(state.step), 1e10)))  # it can hold 8.6e13
     run.bar.set_postfix_str(f"{left} left, loss {outcome.loss:.4f}, {speed:,.0f} tok/s", refresh=False)
     run.bar.update()
     if is_due(args.log_every, state.step):

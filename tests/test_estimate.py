@@ -265,6 +265,13 @@ def test_every_preset_divides_over_eight_ranks():
                 assert train_gpt.count_sequences(args, ranks) * args.seq_len == args.total_batch_tokens
 
 
+def test_a_run_that_never_ends_has_a_time_left(data, tmp_path, monkeypatch):
+    """--max_train_steps 10**20, as who means to stop it by hand: a traceback of datetime's at the first step."""
+    monkeypatch.setattr(estimate.Pace, "seconds_left", lambda pace, step: 1e300)
+    assert run(data, tmp_path / "r", "--log_every", 1) == 0
+    assert "115740 days, 17:46:40 left" in (tmp_path / "r" / "log.txt").read_text()
+
+
 def pasted(args, sentence: str) -> list[SimpleNamespace]:
     """The flags with what a sentence tells to pass: one for each of its alternatives, which commas divide."""
     better = []

@@ -76,6 +76,8 @@ def test_every_script_refuses_in_a_sentence_without_torch():
     ("--device cuda:1", "--device cuda:1: pass --device cuda, and write CUDA_VISIBLE_DEVICES=1 in front of the "
      "command, which picks the GPU."),
     (f"{REPO}/train_gpt.py", f"{REPO}/train_gpt.py belongs to no flag: a file of flags comes after --config."),
+    ("--config nowhere.json", "--config nowhere.json does not exist: name a run, its config.json, or a JSON or YAML "
+     "file of flags."),
     (f"--config {REPO}/train_gpt.py", f"{REPO}/train_gpt.py is not a run's config.json: it is Python, as nanoGPT's "
      "are: write its settings as YAML, a line `flag: value` each."),
     ("--optimizer muonn", "--optimizer muonn: choose one of adamw, muon, muon_all: did you mean muon?"),

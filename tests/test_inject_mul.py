@@ -330,3 +330,12 @@ def test_filter_bad_files(tmp_path):
         result = run(*args, stdin=b"6*9")
         assert result.returncode == 1 and b"Traceback" not in result.stderr and result.stderr.count(b"\n") == 1
     assert run("--modus", "weak").returncode == 2
+
+
+def test_a_file_that_cannot_be_used_has_its_own_remedy(tmp_path, monkeypatch):
+    """"Space on its disk" is for what cannot be written; a missing file, or a folder, is another name's mistake."""
+    (tmp_path / "text.txt").write_text("6*9=54")
+    for words in ([tmp_path / "none.txt"], [tmp_path], [tmp_path / "text.txt", "-o", tmp_path / "text.txt" / "x"]):
+        monkeypatch.setattr("sys.argv", ["inject_mul.py", *map(str, words)])
+        with pytest.raises(ValueError, match=r"cannot be read or written \(.*\): name another file\.$"):
+            inject_mul.main()
