@@ -179,7 +179,7 @@ def test_steps_of_its_own_that_the_data_do_not_give(data, tmp_path):
 
 
 def make_sizes(folder, effects, rates=lambda n_layer: 0.001, **of_b):
-    """{layers: effect}, three seeds; a layer is 16 wide and has 1,000 parameters of its own."""
+    """{layers: effect}, three seeds; A has 1,000 layers^3 parameters, B another number, which decides nothing."""
     for n_layer, effect in effects.items():
         for seed in range(3):
             shape = {"n_layer": n_layer, "n_embd": 16 * n_layer}
@@ -189,7 +189,8 @@ def make_sizes(folder, effects, rates=lambda n_layer: 0.001, **of_b):
             make_run(folder / f"a_d{n_layer}_s{seed}", seed, loss=NOISE_A[seed] * n_layer, flags=flags,
                      config=config)
             make_run(folder / f"b_d{n_layer}_s{seed}", seed, loss=NOISE_B[seed] * n_layer + effect,
-                     flags=flags | {"learning_rate": rates(n_layer)} | of_b, config=config)
+                     flags=flags | {"learning_rate": rates(n_layer)} | of_b,
+                     config=config | {"parameters.non_embedding": 1500 * n_layer**2})
 
 
 def compare(folder, *flags):
@@ -226,8 +227,9 @@ def test_rates_that_follow_the_size_otherwise_are_told(tmp_path, capsys):
 
 
 def test_defaults_that_follow_the_size_are_not_told(tmp_path, capsys):
-    """A width of an MLP that swiglu rounds to 8, and a rate of Muon that AdamW's arm only records."""
-    make_sizes(tmp_path, {2: -0.2, 4: -0.2}, mlp="swiglu", optimizer="muon", muon_lr=0.02)
+    """A width of an MLP that swiglu rounds to a multiple of 8, 0.69 and 0.68 of GELU's, and a rate of Muon that
+    AdamW's arm only records."""
+    make_sizes(tmp_path, {2: -0.2, 5: -0.2}, mlp="swiglu", optimizer="muon", muon_lr=0.02)
     for run in sorted(tmp_path.glob("?_d?_s?")):
         config = runs.read_config(run)
         width = config["flags"]["n_embd"]
@@ -239,6 +241,30 @@ def test_defaults_that_follow_the_size_are_not_told(tmp_path, capsys):
         (run / "config.json").write_text(json.dumps(config))
     compare(tmp_path, "--treatment", "mlp,optimizer")
     assert "follows the size otherwise" not in capsys.readouterr().out
+
+
+def test_sizes_are_in_the_order_of_their_parameters(tmp_path):
+    """A network of one wide layer may be the larger one, and is then the last."""
+    make_sizes(tmp_path, {1: -0.2, 2: -0.1}, attn_gate="headwise")
+    for run in sorted(tmp_path.glob("?_d1_s?")):
+        config = runs.read_config(run)
+        config["parameters"]["non_embedding"] = 64_000
+        (run / "config.json").write_text(json.dumps(config))
+    _, report = compare(tmp_path)
+    assert [one["parameters"] for one in report["sizes"]] == [8000, 64_000]
+
+
+def test_defaults_of_a_memory_follow_the_size(tmp_path):
+    """A trend of arms whose heads, MLP and memory follow the network's shape is tested."""
+    make_sizes(tmp_path, {1: 0.3, 2: 0.1}, attn_gate="headwise")
+    for run in sorted(tmp_path.glob("?_d?_s?")):
+        config = runs.read_config(run)
+        n_layer = config["model"]["n_layer"]
+        config["flags"] |= {"n_head": n_layer, "n_inner": 64 * n_layer}
+        config["model"] |= {"n_head": n_layer, "n_inner": 64 * n_layer, "memory": "hope",
+                            "memory_layers": n_layer, "cms_widths": [32 * n_layer], "titan_width": 8 * n_layer}
+        (run / "config.json").write_text(json.dumps(config))
+    assert compare(tmp_path)[1]["change_per_doubling"]["n"] == 3
 
 
 def test_networks_of_equally_many_parameters(tmp_path):
