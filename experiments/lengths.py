@@ -139,7 +139,7 @@ def read_lengths(arms: dict[str, list[dict]], axis: Axis, args) -> list[dict]:
         lengths.append(axis.about(of_length["A"]) | {
             "key": key, "label": axis.label(key), "checked": checked, "members": members, "every": every,
             "metrics": metrics, "values": values})
-    return lengths
+    return sorted(lengths, key=lambda one: one["x"])  # a deeper network may be the smaller one
 
 
 def in_order(keys, axis: Axis) -> str:
@@ -209,8 +209,10 @@ def unequal_changes(lengths: list[dict], axis: Axis) -> list[str]:
     for name in sorted(axis.changes):
         values = []
         for one in lengths:
-            pair = [member["settings"].get(name) for arm in one["members"].values() for member in arm[:1]]
-            values.append([runs.number(value) for value in pair])
+            pair = [member for arm in one["members"].values() for member in arm[:1]]
+            is_unused = any(name in member["unused"] for member in pair)
+            if not is_unused and not all(is_derived(member, name) for member in pair):
+                values.append([runs.number(member["settings"].get(name)) for member in pair])
         ratios = [b / a for a, b in values if a and b]
         if ratios and max(ratios) > 1.01 * min(ratios):
             words = ", ".join(f"{a:g} and {b:g}" for a, b in values)
@@ -218,11 +220,19 @@ def unequal_changes(lengths: list[dict], axis: Axis) -> list[str]:
     return notes
 
 
+def is_derived(member: dict, name: str) -> bool:
+    """Whether a setting is what it is by default, as an MLP's width, which swiglu rounds."""
+    if name not in ab_gate.FOLLOWS:
+        return False
+    factor, base, _ = ab_gate.FOLLOWS[name]
+    return ab_gate.is_multiple(member, name, factor, base)
+
+
 def change_with_length(lengths: list[dict], axis: Axis, alpha: float) -> dict | None:
     """The seeds' changes of B - A per doubling of axis.unit against 0, as ab_numbers.difference. None where there is
-    nothing to fit: fewer than two lengths, one without a verdict, arms that differ between lengths in something else,
-    no seed with a pair at all lengths."""
-    if len(lengths) < 2 or not all(map(is_tested, lengths)) or other_settings(lengths, axis):
+    nothing to fit: fewer than two values of x, a length without a verdict, arms that differ between lengths in
+    something else, no seed with a pair at all lengths."""
+    if len({one["x"] for one in lengths}) < 2 or not all(map(is_tested, lengths)) or other_settings(lengths, axis):
         return None
     pairs = [one["row"]["pairs"] for one in lengths]
     seeds = sorted(set.intersection(*map(set, pairs)))

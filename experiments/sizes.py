@@ -9,14 +9,15 @@ the baseline's parameters without embeddings is fitted to each seed's difference
 doubling, are tested against 0. It takes pairs of equal seed at all sizes. All these tests are corrected together, by
 Holm.
 
-A larger network has read more tokens where the ladder says so, and has another learning rate: a trend is that of the
-whole recipe. The line is a description: do not read it beyond the largest network. A treatment that was tuned at one
-size may lose at another because its settings are no longer the best. An effect in nats shrinks by itself where losses
-do; lower losses are harder to lower.
+As ladder.py makes them, larger networks also read more tokens at a lower learning rate, so a trend is that of the whole
+recipe. The line is a description: do not read it beyond the largest network. A treatment that was tuned at one size may
+lose at another because its settings are no longer the best there. An effect in nats may shrink only because all losses
+are lower in larger networks.
 
 Exit status as of compare_runs.py: 0 comparable at all sizes, 2 not comparable at some, 1 bad input.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -28,10 +29,12 @@ if __name__ == "__main__":
 
 import lengths  # noqa: E402
 
-from lab import processes, runs, units  # noqa: E402
+from lab import memory_settings, processes, runs, units  # noqa: E402
 
 SHAPE = ("n_layer", "n_embd")
-FOLLOW = ("n_head", "n_inner", "max_train_steps", "warmup_iters", "warmdown_iters", "learning_rate", "muon_lr")
+FOLLOW = ("n_head", "n_inner", "max_train_steps", "warmup_iters", "warmdown_iters", "learning_rate", "muon_lr",
+          "memory_layers", "cms_widths", "titan_width",  # a memory's defaults follow the network's shape
+          *memory_settings.SCHEDULE_NAMES)
 
 
 def shape_of(run: dict) -> tuple:
@@ -47,6 +50,8 @@ def about_size(members: list[dict]) -> dict:
     run = members[0]
     n_layer, n_embd = shape_of(run)
     parameters = runs.number(run["config"].get("parameters", {}).get("non_embedding"))
+    if math.isnan(parameters):
+        raise ValueError(f"{run['name']} does not record its parameters: name runs of train_gpt.py.")
     return {"x": parameters, "parameters": parameters, "n_layer": n_layer, "n_embd": n_embd,
             "steps": lengths.steps_of(run), "tokens": lengths.tokens_of(run)}
 
