@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model")
     add = group.add_argument
     add("--init_from", default="",
-        help="run or checkpoint whose weights and shape to start from ('' = fresh weights from --seed)")
+        help="run or checkpoint whose weights and shape to start from ('' = fresh from --seed)")
     architecture.add_arguments(group)
     add("--n_layer", type=int, default=12, help="blocks (default %(default)s)")
     add("--n_head", type=int, default=0, help="heads (0 = 12 for gpt2, n_embd / 128 for speedrun)")
@@ -220,8 +220,8 @@ def count_epochs(args, sequences_per_step: int, n_sequences: int) -> float:
         lower = f"--max_train_steps to {steps}" if steps else "--total_batch_tokens"
         raise ValueError(
             f"{args.max_train_steps} steps x {sequences_per_step} sequences = {needed:,}, but "
-            f"{args.data_dir} has {n_sequences:,} of {args.seq_len} tokens: {epochs:.3f} epochs, "
-            f"over --max_epochs {args.max_epochs:g}; lower {lower}, prepare more, or --max_epochs {math.ceil(epochs)}.")
+            f"{args.data_dir} has {n_sequences:,} of {args.seq_len} tokens: {epochs:.3f} epochs, over "
+            f"--max_epochs {args.max_epochs:g}; lower {lower}, prepare more, or pass --max_epochs {math.ceil(epochs)}.")
     return epochs
 
 
@@ -430,7 +430,7 @@ def train(args, procs, until_end: contextlib.ExitStack) -> int:
         return 0
 
     # ------------------------------------------------------------------------------------------------------------------
-    # the run's folder: made before anything is computed, or continued from its newest whole checkpoint
+    # the run's folder: made before anything is computed, or continued from its newest checkpoint
     unused_flags = optim.unused_flags(args) + memory_settings.unused_flags(model.config)
     if args.attn_gate == "none":
         unused_flags += ["gate_pos", "gate_act"]
