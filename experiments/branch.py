@@ -65,8 +65,8 @@ def common_steps(trunk: dict, branch: dict) -> int:
     return last
 
 
-def name_of_branch(trunk: Path, steps: int) -> str:
-    """x_s0 -> x_1000_s0, so that the seeds of a length are an arm."""
+def name_of_branch(trunk: Path, steps: int | str) -> str:
+    """x_s0 -> x_1000_s0, so that the seeds of a length are an arm; a size's is x_d4_s0 (ladder.py)."""
     seed = re.search(r"[_-]s(eed)?\d+$", trunk.name)
     stem, end = trunk.name, ""
     if seed:
