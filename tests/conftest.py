@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -56,6 +57,50 @@ def run_two_ranks(script, *flags, cwd=REPO):
                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     ends = [rank.communicate(timeout=300) for rank in ranks]
     return [(rank.returncode, *end) for rank, end in zip(ranks, ends, strict=True)]
+
+
+FORKING = """
+import json, os, sys
+import train_gpt
+text, jobs = json.loads(sys.stdin.read())
+pids, statuses = [], {}
+for environment, arguments, log in jobs:
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        for number in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.environ.update(environment)
+        sys.argv[1:] = arguments
+        exec(text, {"__name__": "__main__"})
+        sys.exit()
+for _ in pids:
+    pid, status = os.wait()
+    statuses[pid] = os.waitstatus_to_exitcode(status)
+print(json.dumps([statuses[pid] for pid in pids]))
+"""
+TRAIN = "import sys, train_gpt\nsys.exit(train_gpt.main(sys.argv[1:]))"
+
+
+def run_forked(text, jobs):
+    """Run Python text in one process per job (environment, arguments), at once; returns (exit status, what it printed)
+    of each. They are forked from one that has imported torch, which takes longer than most of what is run."""
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder) / str(i) for i in range(len(jobs))]
+        order = [text, [(environment, list(map(str, arguments)), str(log))
+                        for (environment, arguments), log in zip(jobs, logs, strict=True)]]
+        done = subprocess.run([sys.executable, "-c", FORKING], input=json.dumps(order), cwd=REPO, env=ENV,
+                              capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return [(status, log.read_text()) for status, log in zip(json.loads(done.stdout), logs, strict=True)]
+
+
+def rank_jobs(n, arguments):
+    """Jobs of run_forked that are the n ranks of one run, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [({"RANK": str(rank), "LOCAL_RANK": str(rank), **own}, arguments) for rank in range(n)]
 
 
 def sentence_left(run, *args, **how):
