@@ -7,8 +7,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -18,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
-    ENV,
-    REPO,
     exposures,
     light_files,
     losses,
+    rank_jobs,
     records,
+    run_forked,
     tiny_documents,
     weights,
     write_dataset,
@@ -238,10 +236,9 @@ def test_resume_is_exact(data, tmp_path):
 def test_two_ranks(data, tmp_path):
     """Every tensor of a collective is on the device, as NCCL needs; two ranks learn what one does."""
     flags = flags_for(data, tmp_path / "two", "--optimizer", "muon", "--eval_every", 2, *ON_CUDA)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               REPO / "tests" / "fake_cuda.py", "train_gpt.py", *flags]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=ENV, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ends = run_forked("import runpy\nrunpy.run_path('tests/fake_cuda.py', run_name='__main__')",
+                      rank_jobs(2, ["train_gpt.py", *flags]))
+    assert [status for status, _ in ends] == [0, 0], ends
     on_cuda(train_gpt.main, *flags_for(data, tmp_path / "one", "--optimizer", "muon", "--eval_every", 2))
     assert np.abs(losses(tmp_path / "two") - losses(tmp_path / "one")).max() < 1e-4
     checksums = [[record["checksum"] for record in exposures(tmp_path / name)] for name in ("one", "two")]
@@ -411,13 +408,17 @@ def base(tmp_path_factory):
     return folder
 
 
-def fine_tune(base, folder, *flags):
-    """Of problems that a model can only guess; test_grpo.items."""
+def fine_tuning(base, folder, *flags):
+    """Flags of sft.py, of problems that a model can only guess; test_grpo.items."""
     problems = write_jsonl(folder.with_suffix(".jsonl"), items(32))
     usual = ("--total_batch_conversations 16 --micro_batch_size 16 --optimizer muon --learning_rate 0.05 "
              "--save_every 0 --log_every 0 --dtype float32 --eval_every 0")
-    return on_cuda(sft.main, "--stage", "gsm8k", "--init", base, "--data", problems, "--out_dir", folder,
-                   *usual.split(), *flags)
+    return list(map(str, ["--stage", "gsm8k", "--init", base, "--data", problems, "--out_dir", folder, *usual.split(),
+                          *flags]))
+
+
+def fine_tune(*settings):
+    return on_cuda(sft.main, *fine_tuning(*settings))
 
 
 @pytest.mark.parametrize("packing", ["on", "off"])
@@ -433,7 +434,8 @@ def test_waits_of_fine_tuning(base, tmp_path, packing):
 def test_fine_tuning_and_rewards(base, tmp_path):
     """Misplaced tensors in sft.py with evaluations and samples, and in grpo.py with sampling, updates, an exam and
     its generation: none."""
-    fine_tune(base, tmp_path / "sft", "--max_train_steps", 32)
+    with light_files():  # on the CPU: a model that ends what it samples
+        sft.main([*fine_tuning(base, tmp_path / "sft", "--max_train_steps", 32), "--device", "cpu"])
     fine_tune(base, tmp_path / "more", "--max_train_steps", 1, "--eval_every", 1, "--val_fraction", 0.2,
               "--sample_every", 1)
     pool = write_jsonl(tmp_path / "pool.jsonl", items(20, start=100))

@@ -1,6 +1,8 @@
 """train_gpt.py end to end on tiny models: order of data, resume, val loss, signals, records and refusals."""
 
 import contextlib
+import importlib
+import io
 import json
 import math
 import os
@@ -21,10 +23,14 @@ import torch
 from conftest import (
     ENV,
     REPO,
+    TRAIN,
     exact,
     exposures,
+    light_files,
     losses,
+    rank_jobs,
     records,
+    run_forked,
     run_script,
     tiny_documents,
     weights,
@@ -40,6 +46,8 @@ from lab import data_order, disk, optim, processes, resume, run_state, runs, sha
 from lab.mirrors import open_mirrors
 from lab.tokenizer import BOS_ID, get_tokenizer
 from model import GPT
+
+torch.set_num_threads(1)  # as processes of their own, whose bits are compared
 
 TINY = [*"--n_layer 2 --n_head 2 --n_embd 16 --seq_len 32 --micro_batch_size 2 --total_batch_tokens 256 "
         "--learning_rate 1e-2 --results_csv".split(), ""]
@@ -61,10 +69,20 @@ def command(data, out, *flags, ranks=1):
     return [*launch, str(REPO / "train_gpt.py"), *own, *TINY, *map(str, flags)]
 
 
-def train(data, out, *flags, ranks=1):
-    done = subprocess.run(command(data, out, *flags, ranks=ranks), capture_output=True, text=True, env=ENV, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def train(data, out, *flags):
+    """In this process; returns what it printed."""
+    with light_files(), contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert train_gpt_main(data, out, *flags) == 0
+    return printed.getvalue()
+
+
+def train_on_ranks(*jobs):
+    """Jobs (ranks, data, out, *flags): runs of several ranks, all at once."""
+    of_ranks = []
+    for ranks, data, out, *flags in jobs:
+        of_ranks += rank_jobs(ranks, ["--data_dir", data, "--out_dir", out, *TINY, *flags])
+    for status, printed in run_forked(TRAIN, of_ranks):
+        assert status == 0, printed
 
 
 def checksums(run):
@@ -75,7 +93,7 @@ def checksums(run):
 def base(data, tmp_path_factory):
     """The uninterrupted run that others are compared with: 24 steps, 1.2 epochs."""
     out = tmp_path_factory.mktemp("runs") / "base"
-    train(data, out, "--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5)
+    train_gpt_main(data, out, "--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 5)
     return out
 
 
@@ -153,15 +171,24 @@ def test_sequences_are_windows_of_the_stream(data):
         assert np.array_equal(row, stream[32 * i : 32 * i + 33])
 
 
-def test_world_size_and_accumulation_read_and_learn_the_same(data, base, tmp_path):
-    """1 process x 4 micro-batches = 2 x 2 = 4 x 1, and micro-batch 4 and 8: token checksums of every step equal;
+@pytest.fixture(scope="session")
+def shared_out(data, tmp_path_factory):
+    """{(ranks, micro-batch): a run as base, without saves}"""
+    folder = tmp_path_factory.mktemp("ranks")
+    out = {shape: folder / "r{}_m{}".format(*shape) for shape in ((2, 2), (4, 2), (1, 8))}
+    flags = {}
+    for ranks, micro in out:
+        flags[ranks, micro] = ["--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 0,
+                               "--micro_batch_size", micro, "--eval_batch_size", {2: 3, 1: 8, 4: 1}[ranks]]
+    train(data, out[1, 8], *flags[1, 8])
+    train_on_ranks(*[(ranks, data, out[ranks, micro], *flags[ranks, micro]) for ranks, micro in out if ranks > 1])
+    return out
+
+
+def test_world_size_and_accumulation_read_and_learn_the_same(base, shared_out):
+    """1 process x 4 micro-batches = 2 x 2 = 4 x 1, and a micro-batch of 8: token checksums of every step equal;
     losses to 1e-6 at step 1 and 1e-4 at step 20; and val loss (both views) to 1e-6 on the initial weights."""
-    flags = ("--max_train_steps", 24, "--max_epochs", 2, "--eval_every", 10, "--save_every", 0)
-    for ranks, micro in ((2, 2), (4, 2), (1, 8), (2, 4)):
-        out = tmp_path / f"r{ranks}_m{micro}"
-        train(
-            data, out, *flags, "--micro_batch_size", micro, "--eval_batch_size", {2: 3, 8: 8, 4: 1}[micro], ranks=ranks
-        )
+    for out in shared_out.values():
         assert checksums(out) == checksums(base)
         difference = np.abs(losses(out) - losses(base))
         assert difference[0] < 1e-6 and difference[:20].max() < 1e-4
@@ -170,10 +197,10 @@ def test_world_size_and_accumulation_read_and_learn_the_same(data, base, tmp_pat
             assert abs(records(out, "val")[-1][key] - records(base, "val")[-1][key]) < 1e-4
 
 
-def test_exposures_name_what_every_rank_read(data, tmp_path):
+def test_exposures_name_what_every_rank_read(shared_out):
     """Entries of two ranks partition each step's list; the two per-rank checksums sum to the step's."""
-    train(data, tmp_path / "r", "--max_train_steps", 3, "--eval_every", 0, ranks=2)
-    a, b = (runs.read_jsonl(tmp_path / "r" / "exposures" / f"exposures_rank{r:04d}.jsonl") for r in (0, 1))
+    a, b = (exposures(shared_out[2, 2], rank) for rank in (0, 1))
+    assert len(a) == 24
     for step, (x, y) in enumerate(zip(a, b, strict=True)):
         assert x["entries"] == [8 * step, 8 * step + 4] and y["entries"] == [8 * step + 4, 8 * step + 8]
         assert x["checksum"] == y["checksum"]
@@ -483,17 +510,14 @@ def test_config_takes_what_the_command_line_takes(flag, value, base, tmp_path, c
     assert f"config.json has --{flag} {value!r}, which train_gpt.py does not take" in capsys.readouterr().err
 
 
-def test_resume_without_flags_and_config_repeat(data, base, tmp_path):
+def test_resume_without_flags_and_config_repeat(base, tmp_path, capsys):
     """`--out_dir RUN --resume auto` alone continues with the run's own flags; `--config` repeats a run bit for bit."""
     out = tmp_path / "again"
-    run = [sys.executable, str(REPO / "train_gpt.py")]
-    done = subprocess.run(
-        [*run, "--config", str(base / "config.json"), "--out_dir", str(out)], capture_output=True, text=True, env=ENV
-    )
-    assert done.returncode == 0, done.stderr
+    assert train_gpt.main(["--config", str(base / "config.json"), "--out_dir", str(out)]) == 0
     assert exact(out) == exact(base) and weights(out) == weights(base)
-    done = subprocess.run([*run, "--out_dir", str(out), "--resume", "auto"], capture_output=True, text=True, env=ENV)
-    assert done.returncode == 0 and "already finished" in done.stdout
+    capsys.readouterr()
+    assert train_gpt.main(["--out_dir", str(out), "--resume", "auto"]) == 0
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_evaluation_sampling_and_logging_leave_training_alone(data, base, tmp_path):
@@ -580,7 +604,7 @@ def test_interrupted_benchmark_is_made_up_for(data, scored, tmp_path, monkeypatc
 
 def test_benchmarks_on_two_ranks(data, scored, tmp_path):
     """Scores after 24 steps on two processes: those of one, to what the sums' order does to the weights."""
-    train(data, tmp_path / "two", *SCORED, "--micro_batch_size", 1, ranks=2)
+    train_on_ranks((2, data, tmp_path / "two", *SCORED, "--micro_batch_size", 1))
     one, two = step_metrics(scored)["24"], step_metrics(tmp_path / "two")["24"]
     for name in ("hellaswag_accuracy", "eval_official_sum", "eval_paper_mean", "zeroshot_sum", "zeroshot_harness"):
         assert abs(one[name] - two[name]) < 0.12  # an item of 9 may flip
@@ -620,12 +644,10 @@ def test_resume_needs_the_start_no_more(data, base, tmp_path, monkeypatch):
 
 def test_score_val_gives_the_runs_own_losses(data, base, tmp_path):
     """A checkpoint scored afterwards: the val losses that its run recorded, on the same documents, to 1e-6."""
-    script = Path(train_gpt.__file__).parent / "experiments" / "score_val.py"
     recorded = records(base, "val")[-1]
     flags = json.loads((base / "config.json").read_text())["flags"]
-    command = [sys.executable, script, "--checkpoint", base, "--data_dir", data, "--out", tmp_path / "val.json",
-               "--val_tokens", str(flags["val_tokens"])]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=300)
+    done = run_script("experiments/score_val.py", "--checkpoint", base, "--data_dir", data,
+                      "--out", tmp_path / "val.json", "--val_tokens", flags["val_tokens"])
     assert done.returncode == 0, done.stderr
     scored = json.loads((tmp_path / "val.json").read_text())
     for name in ("val_loss", "val_bits_per_byte", "val_loss_bos", "val_bits_per_byte_bos"):
@@ -887,7 +909,8 @@ def test_ids_of_a_neighbours_own_tokenizer(tmp_path):
     assert val["val_loss"] > 0 and val["val_tokens"] == 499
     assert val["val_bits_per_byte"] is None and val["val_bytes"] == 0
     out = tmp_path / "val.json"
-    run_script("experiments/score_val.py", "--checkpoint", tmp_path / "run", "--data_dir", tmp_path, "--out", out)
+    score_val = importlib.import_module("experiments.score_val")
+    score_val.main(["--checkpoint", str(tmp_path / "run"), "--data_dir", str(tmp_path), "--out", str(out)])
     scores = json.loads(out.read_text(), parse_constant=pytest.fail)  # NaN is not JSON
     assert scores["val_loss"] == pytest.approx(val["val_loss"]) and scores["val_bits_per_byte"] is None
     for more in (("--sample_every", 2), ("--hellaswag_every", 2, "--hellaswag_data", "synthetic:4")):
