@@ -481,8 +481,8 @@ def test_flops_are_those_of_a_training_step(arm, write, more, shape):
     config = GPTConfig(**settings(arm, write, vocab_size=128, **shape, **more))
     model = GPT(config, seed=0)
     assert config.padded_vocab_size == config.vocab_size
-    two, three = counted_step(model, 32), counted_step(model, 48)
-    flops, forward, backward = (b - a for a, b in zip(two, three, strict=True))
+    three, four = counted_step(model, 48), counted_step(model, 64)
+    flops, forward, backward = (b - a for a, b in zip(three, four, strict=True))
     without_attention, with_attention = model.flops_per_token(0), model.flops_per_token(1)
     assert flops == 16 * without_attention
     if arm != "none":  # which is read at once: no more passes for more tokens
