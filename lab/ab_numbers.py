@@ -64,14 +64,14 @@ BENCHMARKS = {
         "metrics": [(f"hellaswag_{rule}", f"HellaSwag {rule}", 1, ".4f") for rule in
                     ("accuracy", "accuracy_norm", "accuracy_norm_bytes", "accuracy_plain")],
         "item_metrics": ("accuracy", "accuracy_norm", "accuracy_norm_bytes"),
-        "cluster": "cluster", "category": None,
+        "cluster": "cluster", "category": None, "chance": 0.25,
     },
     "ewok": {
         "title": "EWoK", "tested": ("eval_official_sum",),
         "metrics": [(f"eval_{rule}_{per}", f"EWoK {rule} {per} metric", 1, ".4f")
                     for rule in RULES for per in ("sum", "mean")],
         "item_metrics": ("official_sum", "official_mean", "paper_sum", "paper_mean"),
-        "cluster": "cluster", "category": "category",
+        "cluster": "cluster", "category": "category", "chance": 0.5,
     },
     "gsm8k": {
         "title": "GSM8K", "tested": ("gsm8k_accuracy",), "item_metrics": (),
