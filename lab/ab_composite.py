@@ -190,7 +190,7 @@ def reasons_of(chosen: list[Task], known: list[Task], tables: list[dict], rows: 
             continue
         why = "not scored in every run at that step"
         if task.thing in things:
-            why = "there already"
+            why = "counted already"
         elif all(task.key in row for row in rows):
             why = "other items or another rule in some runs"
         reasons.setdefault(why, []).append(task)
