@@ -54,7 +54,9 @@ class Score(NamedTuple):
 
 def add(every: list[dict], at_ends: bool = False) -> str:
     """Give each run the records of a benchmark KEY, by step, and its description, if two tasks or more are common to
-    all; says in words which they are. at_ends: runs are compared at their own ends, not at a common step."""
+    all; says in words which they are. at_ends: runs are compared at their own ends, not at a common step.
+
+    After the gate, whose members are what the runs recorded, and before ab_numbers.metrics_of."""
     described = ab_numbers.benchmarks_of(every)
     known = [task for name, benchmark in described.items() for task in tasks_of(name, benchmark)]
     tables = [scores_by_step(run, known, described) for run in every]

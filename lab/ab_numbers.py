@@ -91,9 +91,9 @@ SHORT = {key: label.split(" @")[0].replace("Val", "val") for key, label, *_ in L
 
 
 def benchmarks_of(every: list[dict]) -> dict[str, dict]:
-    """{name: {"title", "metrics", "tested" or "tests", "item_metrics", "cluster", "category"}} of all benchmarks that
-    some run describes. A title may say more than the name, as "HellaSwag (synthetic, 400 items)"; labels then begin
-    with it. tests: {metric: the one that is tested for it}; a metric that it lacks is described."""
+    """{name: {"title", "metrics", "tested" or "tests", "item_metrics", "cluster", "category", "chance"}} of all
+    benchmarks that some run describes. A title may say more than the name, as "HellaSwag (synthetic, 400 items)";
+    labels then begin with it. tests: {metric: the one that is tested for it}; a metric that it lacks is described."""
     known = {name: dict(benchmark) for name, benchmark in BENCHMARKS.items()}
     if any("zeroshot" in run.get("benchmarks", {}) for run in every):  # many rows, which nobody misses otherwise
         known["zeroshot"] = dict(tasks.DESCRIPTION)
