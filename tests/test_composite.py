@@ -107,6 +107,13 @@ def test_each_thing_once():
     assert keys_of(every[1]) == ["eval_official_sum", KEYS["hellaswag"], KEYS["boolq"]]
     assert composites(every)[1] == {8: pytest.approx((0.2 + 0.05 / 0.75 + 0) / 3)}
     assert words.endswith("Left out: HellaSwag: accuracy_norm (counted already).")
+    # a benchmark of one's own counts where it says what guessing scores, and a share of errors never
+    verbs = {"title": "Verbs", "metrics": [["verbs_accuracy", "Verbs accuracy", 1, ".4f"]], "chance": 0.5}
+    riddles = verbs | {"metrics": [["riddles_error", "Riddles error", -1, ".4f"]]}
+    config = {"benchmarks": {"verbs": verbs, "riddles": riddles}}
+    every = [made(verbs={8: {"accuracy": 0.6}}, riddles={8: {"error": 0.6}}) | {"config": dict(config)} for _ in "ab"]
+    ab_composite.add(every)
+    assert keys_of(every[0]) == ["hellaswag_accuracy_norm", "eval_official_sum", "verbs_accuracy"]
     # the suite's HellaSwag in one run alone: the one that both have counts
     every = [made(zeroshot={8: suite({"hellaswag": 0.3, "boolq": 0.5})}), made(zeroshot={8: suite({"boolq": 0.5})})]
     ab_composite.add(every)
