@@ -300,7 +300,8 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
             tokens = state["plain_train"]
             require(target == math.inf or tokens >= target,
                     f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
-                    f"{shards.to_clear(args.out_dir)} and run again with more documents or a lower target")
+                    "pass --resume --target_tokens 0 to take them all, or "
+                    f"{shards.to_clear(args.out_dir)} and run again with more documents")
             more = "raise --val_fraction"
             if state["documents"] == 1:  # which is in train or held out, whatever the fraction
                 more = "cut the text into documents"

@@ -16,6 +16,7 @@ The last lines are a table: what each run came to.
 """
 
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,13 +283,19 @@ def main(argv=None) -> int:
     if args.jobs < 1:
         sys.exit(f"sweep.py: --jobs {args.jobs} runs nothing: give 1 or more.")
     try:
+        launcher = shlex.split(args.launcher) or [sys.executable]
+    except ValueError as error:
+        p.error(f"--launcher {args.launcher}: {error}: close the quotes.")
+    if not (shutil.which(launcher[0]) or (ROOT / launcher[0]).exists()):
+        p.error(f"--launcher {args.launcher}: there is no program {launcher[0]}: install it, or write its whole path.")
+    try:
         commands = read_list(args.list)
         if args.dry_run:
             left = [shlex.join(words) for folder, words in commands.items() if not has_ended(folder)]
             print("\n".join(left or ["all finished"]))
             return 0
         refuse_other_commands(commands)
-        return sweep(commands, args.jobs, args.keep_going, shlex.split(args.launcher) or [sys.executable])
+        return sweep(commands, args.jobs, args.keep_going, launcher)
     except (OSError, ValueError) as error:
         sys.exit(f"sweep.py: {error}")
 

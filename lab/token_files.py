@@ -191,6 +191,20 @@ SUFFIXES = (".bin", ".npy")
 SPLITS = {"train": {"train", "training"}, "val": {"val", "valid", "validation"}}
 
 
+def folder_of(data_dir) -> Path:
+    """A dataset's folder. FileNotFoundError for a name that is none."""
+    folder = Path(data_dir)
+    remedy = "pass the folder that python prepare_fineweb.py --out_dir has made"
+    if folder.suffix in SUFFIXES or folder.name == "meta.json":
+        remedy = f"pass the folder that it is in, {folder.absolute().parent}"
+    is_file = folder.exists() and not folder.is_dir()
+    fault = f"{folder} is a file, and a dataset is a folder"
+    require(not is_file, fault, remedy, FileNotFoundError)
+    require(folder.is_dir(), f"the dataset {folder} does not exist",
+            f"make it with python prepare_fineweb.py --out_dir {folder}", FileNotFoundError)
+    return folder
+
+
 def splits_of(path: Path) -> set[str]:
     """The splits that a file's name holds as whole words: {"train"} for retrieval_train_000000.bin."""
     return {split for split, names in SPLITS.items() if words_of(path.stem) & names}

@@ -1,5 +1,6 @@
 """The scripts under experiments/ that other experiments stand on: the sweep, the kept results, the learning curves."""
 
+import hashlib
 import importlib.util
 import json
 import lzma
@@ -13,6 +14,8 @@ import tarfile
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import make_run
 
@@ -126,6 +129,17 @@ def test_sweep_with_a_launcher(tmp_path, fake):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "launched").exists()
     assert starts(tmp_path, "a") == [f"--out_dir {tmp_path}/runs/a --seed 1 --resume auto"]
+
+
+@pytest.mark.parametrize("launcher, words", [
+    ("torchrun 'a", "--launcher torchrun 'a: No closing quotation: close the quotes."),
+    ("no_such_program --x", "there is no program no_such_program: install it, or write its whole path."),
+])
+def test_sweep_with_a_launcher_that_cannot_start(tmp_path, fake, launcher, words):
+    """One sentence before the first run, of which nothing is left."""
+    done = run_sweep(fake("a"), "--launcher", launcher)
+    assert done.returncode == 2 and done.stderr.startswith("sweep.py: ") and words in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "runs").exists()
 
 
 def test_sweep_keeps_going(tmp_path, fake):
@@ -507,3 +521,28 @@ def test_readme_has_the_answers():
     answers = load("answers")
     for name, make in answers.TABLES.items():
         assert f"{answers.START}\n{make()}\n{answers.END}" in (ROOT / name).read_text(), name
+
+
+def test_held_out_books(tmp_path):
+    """Every chapter of a held-out book is in dev.parquet or in test.parquet, each book whole; a table without its
+    columns is one sentence, and so is --help."""
+    script = ROOT / "experiments" / "2026-11-26_memory" / "split.py"
+
+    def run(*words):
+        return subprocess.run([sys.executable, script, *map(str, words)], capture_output=True, text=True, timeout=120)
+
+    books = [f"book {i % 40}" for i in range(120)]
+    pq.write_table(pa.table({"id": range(120), "text": books, "origin": books}), tmp_path / "books.parquet")
+    done = run(tmp_path / "books.parquet", 0.5, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    dev, test = (pq.read_table(tmp_path / "out" / f"{part}.parquet")["text"].to_pylist() for part in ("dev", "test"))
+    assert all((dev + test).count(book) == 3 for book in dev + test) and not set(dev) & set(test)
+    digests = {book: hashlib.blake2b(book.encode(), digest_size=16).digest() for book in books}
+    assert {*dev, *test} == {book for book, d in digests.items() if int.from_bytes(d[:8], "little") < 2**63}
+    assert run("--help").stdout.startswith("usage: split.py")
+    pq.write_table(pa.table({"text": books}), tmp_path / "texts.parquet")
+    for words, said in [((tmp_path / "texts.parquet", 0.5, tmp_path), "has the columns text: name a parquet with id, "),
+                        ((tmp_path / "none.parquet", 0.5, tmp_path), "no such file or glob; check the path."),
+                        ((tmp_path / "books.parquet", 50, tmp_path), "give a share between 0 and 1."), ((), "--help")]:
+        done = run(*words)
+        assert done.returncode in (1, 2) and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

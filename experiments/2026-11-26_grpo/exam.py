@@ -8,15 +8,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import eval_gsm8k  # noqa: E402
-from lab import benchmarks, disk, processes  # noqa: E402
+from lab import benchmarks, disk, flags, processes  # noqa: E402
 
 GREEDY, SAMPLED, SAMPLES = 1000, 200, 8
 
 
 def main() -> None:
+    parser = flags.Parser(prog="exam.py", description=__doc__)
+    parser.add_argument("runs", nargs="+", help="run folders")
+    folders = parser.parse_args().runs
     processes.tune_allocator()
     items = eval_gsm8k.load(f"synthetic:{GREEDY}")
-    for name in sys.argv[1:]:
+    for name in folders:
         path = Path(name) / "exam.json"
         if path.exists():
             continue

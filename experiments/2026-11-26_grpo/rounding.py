@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch  # noqa: E402
 
 import grpo  # noqa: E402
-from lab import benchmarks, processes, rollouts  # noqa: E402
+from lab import benchmarks, flags, processes, rollouts  # noqa: E402
 
 PROBLEMS, GROUP, NEW, MICRO = 32, 8, 40, 64
 
@@ -32,13 +32,16 @@ def log_probs_of(model, drawn: list, autocast) -> torch.Tensor:
 
 
 def main() -> None:
+    parser = flags.Parser(prog="rounding.py", description=__doc__)
+    parser.add_argument("runs", nargs="+", help="run folders")
+    folders = parser.parse_args().runs
     processes.tune_allocator()
     args = grpo.parse_args(["--init", "-", "--data", f"synthetic:{PROBLEMS}", "--max_new_tokens", str(NEW),
                             "--exam_data", "synthetic:1"])
     one = SimpleNamespace(rank=0, world_size=1, is_main=True, device=torch.device("cpu"))
     print("| run | tokens | sampling - update: mean (se), sd, largest | update - float32: sd, largest | beyond "
           f"{grpo.ROUNDING['bfloat16']:g} |\n|---|---:|---|---|---:|")
-    for name in sys.argv[1:]:
+    for name in folders:
         model, *_ = benchmarks.load_checkpoint(name, "cpu")
         problems = rollouts.load(args, model.config.block_size)["problems"]
         with processes.autocast_for(one.device, "bfloat16")():
