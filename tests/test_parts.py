@@ -370,7 +370,7 @@ FOREIGN = {  # name: (flags of the parts, flags of --merge, words of the sentenc
     "condition": ([], ["--condition", "mul_tokens"], ["condition was 'baseline', now 'mul_tokens'"]),
     "injector": (["--condition", "mul_tokens", "--inject", "strict"], ["--condition", "mul_tokens"], ["inject was"]),
     "val_fraction": ([], ["--val_fraction", "0.2"], ["val_fraction was 0.1, now 0.2"]),
-    "benchmark": (["--decontaminate", "gsm8k={benchmark}"], [], ["(decontaminate was an object of rule", ", now None):"]),
+    "benchmark": (["--decontaminate", "gsm8k={benchmark}"], [], ["decontaminate was an object of rule", "now None"]),
     "max_docs": (["--max_docs", "9"], [], ["made with --max_docs 9", "may lack"]),
     "more max_docs": (["--max_docs", "9"], ["--max_docs", "10"], ["made with --max_docs 9"]),
 }
