@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from lab import disk, flags, run_state, schema, snapshots  # noqa: E402
+from lab import disk, flags, processes, run_state, schema, snapshots  # noqa: E402
 
 POLL_SECONDS = 0.05
 LAST_WORDS = 5  # lines of a failed run's output that are printed
@@ -301,4 +301,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.exit_in_a_sentence(main, "sweep.py", "stopped before a run began.")

@@ -439,7 +439,7 @@ def _own_files(folder: Path, split: str, meta: dict, row_tokens: int | None) -> 
             files.append(TokenFile(path, offset, tokens, sha256=record["sha256"]))
     remedy = AGAIN
     if split == "val":
-        remedy = "prepare with --val_shards 1, or pass --val_data_dir"
+        remedy = "prepare with --val_shards 1, or score another dataset (train_gpt.py --val_data_dir)"
     require(files, f"{folder} has no {split} shards", remedy, FileNotFoundError)
     _check_sums(folder / "meta.json", meta)
     return files

@@ -224,7 +224,7 @@ def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> 
             paths.setdefault(os.path.realpath(path), path)  # a link to one of them is the same
     remedy = "make them with python prepare_fineweb.py"
     if split == "val":
-        remedy = "add one, or pass --val_data_dir"
+        remedy = "add one, or score another dataset (train_gpt.py --val_data_dir)"
     others = ", ".join(path.name for path in every[:3]) or "no token files at all"
     fault = f"{folder} has no {split} files *{split}*.bin or *{split}*.npy, but {others}"
     require(paths, fault, remedy, FileNotFoundError)

@@ -674,6 +674,7 @@ def test_datatrove_refuses_before_it_starts(corpus, tmp_path):
         (["--tasks", "2", "--", "--dataset", "x", "--out_dirr", "d"], "did you mean --out_dir?"),
         (["--tasks", "2", "--", "--dataset", "synthetic", "--out_dir", "d"], "synthetic has no files for --part"),
         (["--tasks", "0", "--", "--dataset", "x", "--out_dir", "d"], "--tasks"),
+        (["--tasks", "2", "--", "--dataset", "x", "--out_dir", "d", "--part=0/3"], "are done: leave --part=0/3 out."),
         (["--tasks", "2", "--executor", "slurm", "--", "--dataset", "x", "--out_dir", "d"], "needs --partition"),
     ]:
         done = run_cluster(tmp_path, *flags)
