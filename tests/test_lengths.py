@@ -332,6 +332,19 @@ def test_an_arm_of_other_settings_has_no_trend(tmp_path, capsys, setting):
     assert f"B is not the same at all lengths: {setting}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("value", [0, -3, True, "x", None])
+def test_a_length_that_is_no_number_of_steps(tmp_path, value):
+    """Its logarithm would be fitted."""
+    make_lengths(tmp_path, {5: 0.1, 10: 0.1}, seeds=1)
+    for name in "ab":
+        path = tmp_path / f"{name}_5_s0" / "config.json"
+        config = json.loads(path.read_text())
+        config["flags"]["max_train_steps"] = value
+        path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="a_5_s0 does not record its --max_train_steps: name runs of train_gpt.py.$"):
+        compare(tmp_path)
+
+
 def test_a_seed_without_a_number_is_told(tmp_path, capsys):
     """The seed that diverged at the longest run may be the very one that would have turned the trend."""
     make_lengths(tmp_path, {5: 0.3, 10: 0.2}, 4, attn_gate="headwise")

@@ -224,6 +224,18 @@ def compare(folder, *flags):
     return status, json.loads((folder / "report" / "report.json").read_text())
 
 
+@pytest.mark.parametrize("value", [0, -5, None])
+def test_a_size_that_is_no_number_of_parameters(tmp_path, value):
+    """Its logarithm would be fitted."""
+    make_sizes(tmp_path, {1: 0.3, 2: 0.2})
+    for path in tmp_path.glob("*_d1_*/config.json"):
+        config = json.loads(path.read_text())
+        config["parameters"]["non_embedding"] = value
+        path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="a_d1_s0 does not record its parameters: name runs of train_gpt.py.$"):
+        compare(tmp_path)
+
+
 def test_change_per_doubling_of_the_parameters(tmp_path):
     """Against scipy: each seed's slope over log2 of A's parameters, which are 8 and 27 times the first's."""
     effects = {1: 0.3, 2: 0.2, 3: 0.11}
