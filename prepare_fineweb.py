@@ -123,7 +123,8 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shard_tokens", type=int, default=100_000_000, help="per shard (default: 100_000_000)")
     add("--val_shards", type=int, default=1, help="hold out at most so many (default: 1; 0 = none)")
     add("--num_proc", type=int, default=1, help="tokenising threads, at most 16 (default: 1)")
-    add("--resume", action="store_true", help="continue a killed run of the same command")
+    add("--resume", action="store_true", help="continue a killed run of the same command; --target_tokens may "
+        "change until it is reached")
     parts.add_arguments(parser)
 
 
