@@ -376,9 +376,9 @@ def add_batch(args, batch: tokenizing.Tokenized, writer, train, state: dict,
     # the stretches of documents between those that are held out or dropped
     edges = np.flatnonzero(np.diff(to_train, prepend=False, append=False))
     stretches = np.append(0, ends)[edges].reshape(-1, 2).tolist()
-    ids = np.concatenate([batch.ids[:0], *(batch.ids[start:end] for start, end in stretches)])
-    if len(ids):
-        train.add(writer, ids, lengths[to_train], utf8_bytes[to_train])
+    kept = [batch.ids[start:end] for start, end in stretches]
+    if kept:
+        train.add(writer, np.concatenate(kept), lengths[to_train], utf8_bytes[to_train])
 
     state["docs_with_products"] += sum(i < n and bool(to_train[i]) for i in batch.mul_bytes)
     for literal, documents in batch.special.items():
@@ -442,7 +442,7 @@ def meta_fields(args, source: sources.Source, writer, state: dict, entries: dict
     code = snapshots.code_state()
     return {
         "dataset": " ".join(args.dataset),
-        "dataset_name": " + ".join(map(shards.short_name, args.dataset)),
+        "dataset_name": " + ".join(map(files.short_name, args.dataset)),
         "config": config, "split": split,
         "text_field": args.text_field, "source": source.record,
         "tokenizer": own.name, "tokenizer_backend": own.backend, "tokenizer_sha256": own.sha256,

@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--condition", choices=("baseline", "mul_tokens"), help="refuse other data (default: any)")
     add("--seq_len", type=int, default=1024, help="tokens per sequence (default %(default)s)")
     add("--data_order", choices=data_order.ORDERS, default="shuffled", help="(default %(default)s)")
-    add("--max_epochs", type=float, default=1.0, help="times data may be read (default %(default)g)")
+    add("--max_epochs", type=float, default=1.0, help="most passes over data (default %(default)g)")
     add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s)")
     add("--verify_data", choices=("full", "sizes"), default="full",
         help="checked before step 0: checksums, or sizes alone (default %(default)s)")

@@ -90,6 +90,13 @@ def only(name, suffixes: Iterable[str], flag: str = "--data") -> str:
     return paths[0]
 
 
+def short_name(path: str) -> str:
+    """'edu_web' of a file or pattern data/edu_web.parquet, and of data/edu_web/*.parquet."""
+    extensions = r"(\.(parquet|jsonl?|txt|gz|zst|zip))+$"
+    names = [re.sub(extensions, "", part) for part in Path(path).parts]
+    return next((name for name in reversed(names) if name.strip("*./")), path)
+
+
 def listed(paths: list) -> str:
     """A few of the paths, and how many there are."""
     names = ", ".join(map(str, paths[:4]))

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from lab import disk, token_files, tokenizer
-from lab.files import listed
+from lab.files import listed, short_name
 from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, TEXT, differences, misfit, read_json
 from lab.token_files import AGAIN, TokenFile, TokenFiles, require
 from lab.tokenizer import FIRST_MUL_ID, N_GPT2_TOKENS, VOCAB_SIZE, bos_id, get_tokenizer
@@ -235,6 +235,11 @@ class DatasetWriter:
             if record["tokens"] >= self.shard_tokens[split] and not is_last:
                 self._close_shard(split)
 
+    def count_text(self, split: str, utf8_bytes: int) -> None:
+        """Add to the open shard the original bytes of pieces that `write` was given without theirs."""
+        _, _, record = self._open[split]
+        record["utf8_bytes"] += utf8_bytes
+
     def _close_shard(self, split: str) -> None:
         handle, digest, record = self._open.pop(split)
         os.fsync(handle.fileno())
@@ -309,16 +314,11 @@ class DatasetWriter:
         keys = ("name", "split", "tokens", "documents", "utf8_bytes", "sha256")
         files = [{key: record[key] for key in keys} for record in self.files]
         files.sort(key=lambda record: record["name"])
-        val_files = [record for record in files if record["split"] == "val"]
-        meta = meta | {
+        meta = meta | _sums(files) | {
             "format_version": FORMAT_VERSION,
-            "num_shards_total": len(files),
-            "tokens_written_total": sum(record["tokens"] for record in files),
             "data_files": files,
             "val_documents_sha256": disk.sha256_file(self.dir / "val_documents.npz"),
-            "fingerprint": _fingerprint([(r["name"], r["tokens"], r["sha256"]) for r in files]),
             "val_fingerprint_documents": hashlib.sha256(columns["hash"].tobytes()).hexdigest(),
-            "val_fingerprint_tokens": _fingerprint([(r["tokens"], r["sha256"]) for r in val_files]),
             "settings": self.settings,
         }
         disk.write_json(self.dir / "meta.json", meta)
@@ -379,13 +379,6 @@ def dataset_name(meta: dict) -> str | None:
     return name or None
 
 
-def short_name(path: str) -> str:
-    """'edu_web' of a file or pattern data/edu_web.parquet, and of data/edu_web/*.parquet."""
-    extensions = r"(\.(parquet|jsonl?|txt|gz|zst|zip))+$"
-    names = [re.sub(extensions, "", part) for part in Path(path).parts]
-    return next((name for name in reversed(names) if name.strip("*./")), path)
-
-
 def _contradiction(meta: dict) -> str:
     """Which two fields of a meta.json cannot both be right, or ""."""
     names = [record["name"] for record in meta["data_files"]]
@@ -405,16 +398,22 @@ def _contradiction(meta: dict) -> str:
     return ""
 
 
-def _check_sums(path: Path, meta: dict) -> None:
-    """ValueError unless what meta.json says about all shards together follows from what it says about each."""
-    files = meta["data_files"]
+def _sums(files: list[dict]) -> dict:
+    """What meta.json says about all shards together, from its records of each."""
     val = [record for record in files if record["split"] == "val"]
-    expected = {
+    return {
         "num_shards_total": len(files),
-        "tokens_written_total": sum(r["tokens"] for r in files),
+        "tokens_written_total": sum(record["tokens"] for record in files),
         "fingerprint": _fingerprint([(r["name"], r["tokens"], r["sha256"]) for r in files]),
         "val_fingerprint_tokens": _fingerprint([(r["tokens"], r["sha256"]) for r in val]),
     }
+
+
+def _check_sums(path: Path, meta: dict) -> None:
+    """ValueError unless what meta.json says about all shards together follows from what it says about each."""
+    files = meta["data_files"]
+    expected = _sums(files)
+    val = [record for record in files if record["split"] == "val"]
     lost = not val and meta.get("val_fingerprint_tokens") not in (None, expected["val_fingerprint_tokens"])
     require(not lost, f"{path} is damaged or edited (it has no val shards, but had some)", AGAIN)
     for name, value in expected.items():

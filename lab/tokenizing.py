@@ -148,6 +148,36 @@ def tokenized_batches(args, source: sources.Source, start: int, guard=None) -> I
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def joined(batches: Iterator[Tokenized], tokens: int) -> Iterator[Tokenized]:
+    """The same documents in batches of at least `tokens` tokens, but for the last."""
+    waiting, n = [], 0
+    for batch in batches:
+        waiting.append(batch)
+        n += len(batch.ids)
+        if n >= tokens:
+            yield join(waiting)
+            waiting, n = [], 0
+    if waiting:
+        yield join(waiting)
+
+
+def join(batches: list[Tokenized]) -> Tokenized:
+    """Batches that follow each other as one."""
+    columns = {name: np.concatenate([getattr(batch, name) for batch in batches])
+               for name in ("ids", "numbers", "lengths", "baseline_tokens", "utf8_bytes", "selected")}
+    digests, mul_bytes, hits, special, bad = [], {}, {}, {}, []
+    for batch in batches:
+        before = len(digests)  # documents of the batches before
+        digests += batch.digests
+        mul_bytes |= {i + before: items for i, items in batch.mul_bytes.items()}
+        hits |= {i + before: items for i, items in batch.hits.items()}
+        for literal, documents in batch.special.items():
+            special.setdefault(literal, []).extend(i + before for i in documents)
+        bad += batch.bad
+    return Tokenized(**columns, digests=digests, mul_bytes=mul_bytes, hits=hits, special=special, bad=bad,
+                     end=batches[-1].end)
+
+
 def between(batch: Tokenized, start: int, stop: int) -> Tokenized:
     """The documents of a batch whose numbers lie in [start, stop)."""
     first, last = np.searchsorted(batch.numbers, (start, stop)).tolist()

@@ -95,6 +95,9 @@ class Collector:
         self.ids.append(ids)
         self.lengths.append(lengths)
 
+    def count_text(self, split, utf8_bytes):
+        assert split == "train"
+
 
 def nanochat_rows(documents, row_tokens, buffer_docs=1000, batch=128):
     """Rows as nanochat's loader makes them, until its documents are used up, in plain words: while fewer than 1,000
@@ -608,6 +611,40 @@ def test_state_restores_the_buffer_at_any_document(tmp_path):
         assert resumed | {"account": entries} == fields
         overhead = prepare_bos_rows.REPORT_BINS * 4 * 8 + 10_000  # the report, the names of the arrays
         assert largest < overhead + (29 + refill) * (2 * 17 + 8)  # the file holds no more than one buffer
+
+
+@pytest.mark.parametrize("overflow, refill", [*((overflow, 1) for overflow in OVERFLOWS), ("crop", 7)])
+@pytest.mark.parametrize("shard_rows", [5, 40, 10**6])
+def test_a_shard_counts_the_text_of_its_rows(tmp_path, overflow, refill, shard_rows):
+    """utf8_bytes of each train shard: its tokens, looked up one by one; also after restarts, with shards that end in
+    every call or in none, and with products, which documents write in more bytes than their tokens stand for."""
+    draw = np.random.default_rng(shard_rows)
+    documents = documents_of(draw.choice([2, 9, 16, 17, 18, 40, 200], 160).tolist())
+    for document in documents[80:90]:
+        document[1] = FIRST_MUL_ID + 7
+    text = get_tokenizer().token_byte_lengths()
+    settings = arguments(str(tmp_path), 17, 30, overflow, batch_docs=4, refill=refill)
+    settings.shard_rows = shard_rows
+    for portion in np.array_split(np.arange(len(documents)), 8):
+        writer = shards.DatasetWriter(tmp_path, {}, 10**6, 0, bool(portion[0]), shard_rows * 17)
+        train = prepare_bos_rows.RowTrain(settings)
+        train.restore(writer.state)
+        batch = [documents[i] for i in portion]
+        lengths = np.array([len(document) for document in batch])
+        is_mul = np.array([bool((document >= FIRST_MUL_ID).any()) for document in batch])
+        utf8_bytes = np.array([int(text[document].sum()) for document in batch]) + 3 * is_mul
+        train.add(writer, np.concatenate(batch), lengths, utf8_bytes)
+        if portion[-1] < len(documents) - 1:
+            writer.commit(train.state())
+            assert writer.state["text_bytes"] >= 0
+    train.finish(writer)
+    writer.commit({})
+    records = writer.finish({"format": "stream", "vocab_size": 50_304})["data_files"]
+    assert len(records) > 20 or shard_rows > 5
+    for record in records:
+        ids = np.fromfile(tmp_path / record["name"], "<u2")
+        assert record["utf8_bytes"] == text[ids].sum(), record["name"]
+        assert record["documents"] == (ids == BOS_ID).sum()
 
 
 def test_resume_refuses_other_rows(corpus, tmp_path, monkeypatch):

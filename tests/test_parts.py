@@ -26,7 +26,7 @@ from test_prepare import REAL, TEXTS
 
 import prepare_bos_rows
 import prepare_fineweb
-from lab import disk, parts, retries, shards, sources, tokenizing
+from lab import decontaminate, disk, parts, retries, shards, sources, tokenizing
 
 SMALL = "--shard_tokens 30000 --val_fraction 0.1".split()
 ROWS = "--seq_len 64 --buffer_docs 40".split()
@@ -37,6 +37,7 @@ OF_THE_MOMENT = {"elapsed_seconds", "throughput_tokens_per_sec"}  # the only fie
 def small_batches(monkeypatch):
     """Several batches in each file, and no second attempts that wait."""
     monkeypatch.setattr(sources, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(parts, "BATCH_TOKENS", 8_000)  # of two and more
     monkeypatch.setattr(retries, "RETRY_WAITS", (0, 0, 0))
 
 
@@ -196,14 +197,37 @@ def test_between_cuts_a_batch_anywhere(corpus):
     for start in range(100, 131, 3):
         for stop in range(start, 133, 4):
             expected = tokenizing.tokenize(start, documents[start - 100 : stop - 100], "auto", "weak", 0.5)
-            cut = tokenizing.between(batch, start, stop)
-            for name, value in expected._asdict().items():
-                if name == "special":
-                    assert {k: v for k, v in cut.special.items() if v} == value
-                elif isinstance(value, (list, dict, int)):
-                    assert getattr(cut, name) == value, name
-                else:
-                    assert getattr(cut, name).tolist() == value.tolist(), name
+            check_equal(tokenizing.between(batch, start, stop), expected)
+
+
+def check_equal(batch, expected):
+    """Two batches hold the same."""
+    for name, value in expected._asdict().items():
+        if name == "special":
+            assert {k: v for k, v in batch.special.items() if v} == value
+        elif isinstance(value, (list, dict, int)):
+            assert getattr(batch, name) == value, name
+        else:
+            assert getattr(batch, name).tolist() == value.tolist(), name
+
+
+def test_joined_batches_are_one(benchmark):
+    """A batch of several: what the tokenizer makes of all their documents at once, whatever they hold."""
+    documents = [text.encode() for text in TEXTS[100:200]]
+    documents[3] = documents[70] = "empty"
+    guard = decontaminate.from_argument([f"gsm8k={benchmark}"])
+    whole = tokenizing.tokenize(100, documents, "auto", "weak", 0.5, guard)
+    assert len(whole.hits) > 1 and whole.mul_bytes and whole.special
+    for step in (1, 7, 100):
+        batches = [tokenizing.tokenize(100 + at, documents[at : at + step], "auto", "weak", 0.5, guard)
+                   for at in range(0, 100, step)]
+        assert batches[3 % len(batches)].bad or step != 1
+        check_equal(tokenizing.join(batches), whole)
+        for tokens in (1, 2000, 10**9):
+            groups = list(tokenizing.joined(iter(batches), tokens))
+            assert all(len(batch.ids) >= tokens for batch in groups[:-1])
+            check_equal(tokenizing.join(groups), whole)
+    assert list(tokenizing.joined(iter([]), 5)) == []
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -319,6 +343,7 @@ def test_ctrl_c_keeps_finished_parts(corpus, tmp_path, monkeypatch, number):
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(parts, "write_batch", interrupted)
+    monkeypatch.setattr(parts, "BATCH_TOKENS", 1)  # a file has batches behind the second
     argv = ["--dataset", *map(str, corpus), "--out_dir", str(tmp_path / "d"), *SMALL, "--part", "0/1"]
     status = os.waitpid(forked(prepare_fineweb.main, argv), 0)[1]
     assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 130
@@ -605,7 +630,7 @@ def test_a_part_reads_its_own_files_alone(corpus, tmp_path, monkeypatch):
 
 
 def test_memory_of_a_part_is_that_of_its_batches(tmp_path, monkeypatch):
-    """Batches that are held at once while a file of fifty is written and read again: one."""
+    """Batches that are held at once while a file of eighteen is written and read again: one."""
     files = [write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS * 3])]
     alive, peaks = [], []
     write_batch, read_batch = parts.write_batch, parts.read_batch
@@ -621,7 +646,7 @@ def test_memory_of_a_part_is_that_of_its_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "read_batch", lambda *args: watched(read_batch(*args)))
     run(files, tmp_path / "d", "--part", "0/1")
     run(files, tmp_path / "d", "--merge")
-    assert len(peaks) > 40 and max(peaks) <= 2
+    assert len(peaks) > 30 and max(peaks) <= 2
 
 
 # ----------------------------------------------------------------------------------------------------------------------
