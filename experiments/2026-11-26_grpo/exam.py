@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab import flags  # noqa: E402
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 import eval_gsm8k  # noqa: E402
-from lab import benchmarks, disk, flags, processes  # noqa: E402
+from lab import benchmarks, disk, processes  # noqa: E402
 
 GREEDY, SAMPLED, SAMPLES = 1000, 200, 8
 

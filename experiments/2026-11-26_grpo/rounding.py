@@ -10,10 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab import flags  # noqa: E402
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 import torch  # noqa: E402
 
 import grpo  # noqa: E402
-from lab import benchmarks, flags, processes, rollouts  # noqa: E402
+from lab import benchmarks, processes, rollouts  # noqa: E402
 
 PROBLEMS, GROUP, NEW, MICRO = 32, 8, 40, 64
 
