@@ -34,6 +34,7 @@ import sys
 from lab import (
     ab_alpha,
     ab_checklist,
+    ab_composite,
     ab_curves,
     ab_gate,
     ab_headline,
@@ -176,13 +177,12 @@ def compare_two(args) -> int:
     checked["missing"] += sum(map(ab_numbers.left_out, arms.values()), [])
     every = [run for arm in used for run in arm]
     pairs = [(a, b) for a in used[0] for b in used[1] if a["seed"] == b["seed"]]
+    at_ends = are_of_different_length(checked)
+    composite = ab_composite.add(every, at_ends)
     metrics = ab_numbers.metrics_of(every)
     primary = ab_verdict.primary_of(args.primary, checked, metrics)
     margin = ab_verdict.margin_of(args.delta, args.primary, primary, every)
     args.delta, better = margin.value, metrics[primary].better
-    # arms that are meant to be of different length are compared at their ends
-    treated = {d["knob"] for d in checked["differences"] if d["state"] == "treatment"}
-    at_ends = "max_train_steps" in treated
     steps, values = ab_numbers.score_arms(used, metrics, at_ends)
     rows = ab_numbers.compare_metrics(*values, metrics, checked, args.alpha)
     ab_verdict.judge_metrics(rows, metrics, primary, margin, checked, args.alpha)
@@ -238,7 +238,7 @@ def compare_two(args) -> int:
         ab_page.key_table(key_rows, names, args.alpha),
         ("ul", ab_headline.summary(in_words, primary, checked, allowed, margin, args) + told),
         ("p", in_advance), ("p", ab_verdict.tests_in_words(rows, matched, primary, targets)),
-        ("h2", "Result"), metric_table(rows, metrics, args.alpha),
+        ("h2", "Result"), metric_table(rows, metrics, args.alpha), *ab_composite.blocks(composite),
         ("h2", f"At equal cost: {ab_page.with_unit(primary)}"),
         ab_report.table(MATCHING_COLUMNS, matched, args.alpha),
         ("p", AT_EQUAL_COST),
@@ -266,7 +266,7 @@ def compare_two(args) -> int:
         "planned": args.planned, "sequential": args.sequential, "in_advance": in_advance,
         "arms": {arm: [str(run["folder"]) for run in own] for arm, own in arms.items()},
         "seeds_used": seeds_used(rows[primary], values, primary), "at_ends": at_ends,
-        "steps": None if at_ends else steps,
+        "steps": None if at_ends else steps, "composite": composite,
         "gate": checked, "metrics": rows, "matchings": matched, "targets": targets, "how_sure": how_sure,
         "items_and_documents": extra, "not_available": reasons, "checklist": answers,
     }
@@ -276,6 +276,12 @@ def compare_two(args) -> int:
         brief = ab_page.brief_of(first, ab_page.brief_rows(key_rows))
     ab_report.publish(blocks, record, args.out, brief)
     return 0 if checked["ok"] else 2
+
+
+def are_of_different_length(checked: dict) -> bool:
+    """Whether arms are meant to be: then they are compared at their ends."""
+    treated = {d["knob"] for d in checked["differences"] if d["state"] == "treatment"}
+    return "max_train_steps" in treated
 
 
 def seeds_used(row: dict, values: list[dict], primary: str) -> list[list]:
@@ -379,8 +385,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="differences to let pass: code,incomplete; init for chains of stages")
     add("--primary", metavar="METRIC",
         help="metric of the verdict: a val loss or any benchmark's score, as hellaswag_accuracy_norm, "
-        "eval_official_sum, gsm8k_accuracy (default val_loss; val_bits_per_byte when tokens differ; "
-        "grpo_accuracy of runs of grpo.py)")
+        "eval_official_sum, gsm8k_accuracy, mean_centered_accuracy (over several tasks) (default val_loss; "
+        "val_bits_per_byte when tokens differ; grpo_accuracy of runs of grpo.py)")
     add("--target_loss", nargs="+", type=float, metavar="LOSS",
         help="also: how much sooner is this val loss reached, in steps, tokens, FLOPs, training seconds? "
         "In the unit of the verdict's loss; several are corrected together (default: not asked)")

@@ -123,7 +123,8 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shard_tokens", type=int, default=100_000_000, help="per shard (default: 100_000_000)")
     add("--val_shards", type=int, default=1, help="hold out at most so many (default: 1; 0 = none)")
     add("--num_proc", type=int, default=1, help="tokenising threads, at most 16 (default: 1)")
-    add("--resume", action="store_true", help="continue a killed run of the same command")
+    add("--resume", action="store_true", help="continue a killed run of the same command; --target_tokens may "
+        "change until it is reached")
     parts.add_arguments(parser)
 
 
@@ -300,7 +301,8 @@ def write_dataset(args, train, source: sources.Source, guard, settings: dict,
             tokens = state["plain_train"]
             require(target == math.inf or tokens >= target,
                     f"the source gives {tokens:,} train tokens, not --target_tokens {target:,}",
-                    f"{shards.to_clear(args.out_dir)} and run again with more documents or a lower target")
+                    "pass --resume --target_tokens 0 to take them all, or "
+                    f"{shards.to_clear(args.out_dir)} and run again with more documents")
             more = "raise --val_fraction"
             if state["documents"] == 1:  # which is in train or held out, whatever the fraction
                 more = "cut the text into documents"

@@ -75,12 +75,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--condition", choices=("baseline", "mul_tokens"), help="refuse other data (default: any)")
     add("--seq_len", type=int, default=1024, help="tokens per sequence (default %(default)s)")
     add("--data_order", choices=data_order.ORDERS, default="shuffled", help="(default %(default)s)")
-    add("--max_epochs", type=float, default=1.0, help="read no more often (default %(default)g)")
+    add("--max_epochs", type=float, default=1.0, help="most passes over data (default %(default)g)")
     add("--num_workers", type=int, default=1, help="threads that read ahead (default %(default)s)")
     add("--verify_data", choices=("full", "sizes"), default="full",
-        help="before step 0 check sha256 or only sizes (default %(default)s)")
+        help="checked before step 0: checksums, or sizes alone (default %(default)s)")
     add("--vocab_size", type=int, default=0,
-        help=f"ids (0 = the data's tokenizer's: of GPT-2's {VOCAB_SIZE}, 50257 without ours)")
+        help=f"token ids (0 = the tokenizer's: GPT-2's and our products' {VOCAB_SIZE})")
     group = parser.add_argument_group("model")
     add = group.add_argument
     add("--init_from", default="",

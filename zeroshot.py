@@ -26,7 +26,8 @@ Two rules in one pass (lab/tasks.py has the prompts):
 OpenAI's GPT-2 124M has HellaSwag acc 0.2892 and acc_norm 0.3114 without BOS (see hellaswag.py). The harness scores ARC
 and OpenBookQA on their test splits, so the keys of ours say `_validation`. Beside each score stand n, its standard
 error, what guessing scores (chance), what always giving the commonest right answer scores (majority), and how often the
-model gives its favourite answer: 1.00 means that it knows nothing.
+model gives its favourite answer: 1.00 means that it knows nothing. The last line of the table, the mean over tasks of
+(harness - chance) / (1 - chance), is what compare_runs.py compares as mean_centered_accuracy.
 If n choices share the maximum and the right one is among them, the item counts 1/n (the harness takes the first).
 Contexts begin with BOS, as documents in training did, unless --bos off.
 
@@ -149,13 +150,17 @@ def evaluate(model, items: list[dict], procs=None, *, bos: bool = True, adapt: s
             marks["writes"] = written[i]["writes"]
         records.append(record | marks | {"truncated": own.truncated})
     metrics = collect(items, records)
-    content = json.dumps(sorted([item["id"], item["label"], item["harness"], item["sum"]] for item in items))
     metrics |= {"truncated": sum(record["truncated"] for record in records), "bos": bos, "adapt": adapt}
     metrics["scorer"] = f"{SCORER} bos={int(bos)} adapt={adapt}"
     metrics["dtype"] = benchmarks.computing_dtype(autocast)
-    metrics["items_sha256"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    metrics["items_sha256"] = items_sha256(items)
     metrics["seconds"] = round(time.perf_counter() - begun, 3)
     return {"metrics": metrics, "items": records}
+
+
+def items_sha256(items: list[dict]) -> str:
+    content = json.dumps(sorted([item["id"], item["label"], item["harness"], item["sum"]] for item in items))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def check_adapt(model, adapt: str) -> None:
@@ -271,11 +276,13 @@ def collect(items: list[dict], records: list[dict]) -> dict:
 
 
 def summarise(name: str, rows: list[tuple[dict, dict]]) -> dict:
-    """A task's n, chance, majority (the share of the commonest right answer); per score its value, _stderr, ties and
-    _answers (the share of the commonest choice). Where prompts were written also each score's baseline_ and random_,
-    memorize_delta_ and random_delta_ with their _stderr (paired over items), and the sums of `writes`."""
+    """A task's n, chance, items_sha256, majority (the share of the commonest right answer); per score its value,
+    _stderr, ties and _answers (the share of the commonest choice). Where prompts were written also each score's
+    baseline_ and random_, memorize_delta_ and random_delta_ with their _stderr (paired over items), and the sums of
+    `writes`."""
     labels = Counter(item["label"] for item, _ in rows)
     own = {"n": len(rows), "chance": mean([1 / len(item["choices"]) for item, _ in rows])}
+    own["items_sha256"] = items_sha256([item for item, _ in rows])
     own["majority"] = labels.most_common(1)[0][1] / len(rows)
     for score in scores_of(name):
         credits = [record["credit"][score] for _, record in rows]
@@ -361,6 +368,16 @@ def or_nan(error: float | None) -> float:
     return error
 
 
+def mean_centered(by_task: dict) -> tuple[float, float]:
+    """(mean centered accuracy by the rule harness, its standard error, as if items were independent; NaN: one item)."""
+    scores, variance = [], 0.0
+    for name, own in by_task.items():
+        first = scores_of(name)[0]
+        scores.append((own[first], own["chance"]))
+        variance += (or_nan(own[f"{first}_stderr"]) / (1 - own["chance"])) ** 2
+    return tasks.mean_centered_accuracy(scores), math.sqrt(variance) / len(scores)
+
+
 def table(metrics: dict) -> str:
     head = f"{'task':<15}{'n':>7}{'chance':>8}{'majority':>10}"
     for score in ("acc", "acc_norm", "sum"):
@@ -378,6 +395,8 @@ def table(metrics: dict) -> str:
     for rule in RULES:
         error = or_nan(metrics[f"{rule}_stderr"])
         lines.append(f"{rule:<8} {metrics[rule]:.4f} +- {error:.4f}   mean over {metrics['n_tasks']} tasks")
+    value, error = mean_centered(metrics["by_task"])
+    lines.append(f"centered {value:.4f} +- {error:.4f}   mean over them of (harness - chance) / (1 - chance)")
     lines.append("same: share of the commonest choice; harness: acc_norm where there is one, else acc")
     if metrics["adapt"] == "prompt":
         lines += table_of_writes(metrics)

@@ -20,9 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import compare_runs  # noqa: E402
-from lab import ab_page, ab_report, ab_verdict, disk, flags  # noqa: E402
+from lab import ab_page, ab_report, ab_verdict, disk, flags, processes  # noqa: E402
+from lab.schema import NUMBER, TEXT, read_json  # noqa: E402
 
 ALPHA = 0.05
+ANSWERS = [{"question": TEXT, "n": TEXT, "effect": TEXT, "tests": [{"p": NUMBER, "verdict": TEXT}]}]
 START, END = "<!-- answers: python experiments/answers.py --write -->", "<!-- end of answers -->"
 
 
@@ -112,7 +114,7 @@ def read_answers() -> list[dict]:
     """All answers, each with its folder's README as "link" and, in its tests, the p by Holm over all as "p_table"."""
     answers = []
     for path in sorted(ROOT.glob("experiments/2*/answers.json")):
-        for answer in json.loads(path.read_text(encoding="utf-8")):
+        for answer in read_json(path, ANSWERS, f"make it again with python experiments/{path.parent.name}/table.py"):
             answers.append({**answer, "link": f"{path.parent.name}/README.md"})
     tests = [test for answer in answers for test in answer["tests"]]
     for test, p in zip(tests, ab_verdict.holm([test["p"] for test in tests]), strict=True):
@@ -177,4 +179,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "answers.py", "stopped.")

@@ -33,8 +33,14 @@ from lab import flags  # noqa: E402
 if __name__ == "__main__":
     flags.check_first(__file__)
 
-from lab import disk, optim, processes, resume, runs, snapshots, training  # noqa: E402
+from lab import disk, optim, processes, resume, runs, schema, snapshots, training  # noqa: E402
 
+POSITIVE = "a whole number of at least 1", lambda value: type(value) is int and 1 <= value < 2**63
+TRUNK = {  # config.json of a run that may be branched
+    "tokens_per_step": POSITIVE, "data": {"sequences": POSITIVE},
+    "flags": {"schedule": schema.TEXT, "max_train_steps": POSITIVE, "warmup_iters": schema.COUNT,
+              "warmdown_iters": schema.COUNT, "seq_len": POSITIVE, "max_epochs": schema.AMOUNT}}
+BRANCH = {"branched_from": {"run": schema.TEXT}, "flags": {}}
 CHANGED = ("max_train_steps", "warmdown_iters")  # of a branch; all other flags are the trunk's
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -48,8 +54,12 @@ def flags_of_branch(trunk: dict, steps: int, warmdown_frac: float | None) -> dic
     if share is None:
         share = trunk["warmdown_iters"] / trunk["max_train_steps"]
         if share == 0:
-                raise ValueError("it has no warmdown whose share could be kept: pass --warmdown_frac, as 0.2.")
-    branch = trunk | {"max_train_steps": steps, "warmdown_iters": round(share * steps)}
+            raise ValueError("it has no warmdown whose share could be kept: pass --warmdown_frac, as 0.2.")
+    warmup, warmdown = trunk["warmup_iters"], round(share * steps)
+    if warmup + warmdown > steps:
+        raise ValueError(f"the trunk's warmup {warmup} + warmdown {warmdown} do not fit into it: ask for more steps, "
+                         "or pass a smaller --warmdown_frac.")
+    branch = trunk | {"max_train_steps": steps, "warmdown_iters": warmdown}
     optim.schedule_settings(argparse.Namespace(**branch))  # refuses what does not fit
     return branch
 
@@ -85,10 +95,13 @@ def place_of(folder: Path) -> str:
 def read_trunk(folder: Path) -> dict:
     """config.json of a run of train_gpt.py with a schedule that can be branched. ValueError for another."""
     config = runs.read_config(folder)
-    own = config.get("flags", {})
-    if "tokens_per_step" not in config or "schedule" not in own:
-        raise ValueError(f"{folder} is not a run of train_gpt.py: name one.")
-    if own["schedule"] == "cosine":
+    fault = schema.misfit(config, TRUNK)
+    if fault:
+        raise ValueError(f"{folder} is not a run of train_gpt.py, by its config.json ({fault}): name one.")
+    if not (folder / "scalars.jsonl").is_file():
+        raise ValueError(f"{folder} has no scalars.jsonl, with whose steps a branch begins: restore it, or name "
+                         "another.")
+    if config["flags"]["schedule"] == "cosine":
         raise ValueError(f"{folder} has --schedule cosine, whose every step depends on the run's length: train the "
                          "trunk with --schedule trapezoid.")
     others = snapshots.other_network(folder)
@@ -143,6 +156,8 @@ def make_branch(trunk: Path, config: dict, values: dict, checkpoint: Path, folde
         log = f"stopped at step {step} of {values['max_train_steps']}, branched off {trunk}; continue with: "
         (tmp / "log.txt").write_text(f"{log}{command_of(folder)}\n", encoding="utf-8")
         tmp.rename(folder)
+    except ValueError as error:  # the copy is gone by then: what has to be restored is the trunk's
+        raise ValueError(str(error).replace(str(tmp), str(trunk))) from None
     except OSError as error:
         if not checkpoint.exists():
             raise ValueError(f"{checkpoint} was deleted while it was copied, as its run still trains: train the trunk "
@@ -211,7 +226,7 @@ def refuse_other_run(folder: Path, trunk: Path, values: dict) -> None:
     config = {}
     if (folder / "config.json").exists():
         config = runs.read_config(folder)
-    is_own = config.get("branched_from", {}).get("run") == place_of(trunk)
+    is_own = not schema.misfit(config, BRANCH) and config["branched_from"]["run"] == place_of(trunk)
     if not is_own or runs.conditions(config["flags"]) != runs.conditions(values):
         raise ValueError(f"{folder} exists and is not this branch of {trunk}: delete it, or choose another --out_dir.")
 

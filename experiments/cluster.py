@@ -138,6 +138,9 @@ def check_prepare(words: list[str]) -> None:
     """Ends, before anything is queued, when prepare_fineweb.py would not take these flags."""
     import prepare_fineweb
 
+    given = [word for word in words if word.split("=")[0] in ("--part", "--merge")]
+    require(not given, "each task has a --part of its own, and --merge comes when all are done",
+            f"leave {', '.join(given)} out")
     parser = flags.Parser(prog="prepare_fineweb.py")
     prepare_fineweb.add_shared_arguments(parser)
     prepare_args = parser.parse_args([*words, "--part", "0/1"])

@@ -425,10 +425,26 @@ def machine() -> dict:
 def read_golden(path: str) -> dict:
     try:
         table = json.loads(Path(path).read_text())
-        table["contents"], table["machine"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} was not written by golden.py ({error}): make one with --out.") from None
+        entries = [(entry["sha256"], entry.get("text", "")) for entry in table["contents"].values()]
+        is_whole = all(isinstance(word, str) for entry in entries for word in entry) and "machine" in table
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): name a file that --out has written.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{path} was not written by golden.py, or is damaged: make one with --out.")
     return table
+
+
+def check_out(path: Path) -> None:
+    """ValueError, before minutes of work, where --out cannot be written or would replace something else."""
+    if not path.parent.is_dir():
+        raise ValueError(f"--out {path}: {path.parent} is no folder: make it, or choose another file.")
+    if path.exists():
+        try:
+            read_golden(path)
+        except ValueError:
+            raise ValueError(f"--out {path} exists and was not written by golden.py: choose another file.") from None
 
 
 def compare_files(old_path: str, new_path: str, stages: list[str]) -> int:
@@ -442,7 +458,7 @@ def compare_files(old_path: str, new_path: str, stages: list[str]) -> int:
     return show(*of_stages)
 
 
-def check_out(commit: str, folder: Path) -> None:
+def unpack_commit(commit: str, folder: Path) -> None:
     """The files of a commit of this repo in a new folder; the work tree stays as it is."""
     folder.mkdir()
     archive = subprocess.run(["git", "-C", ROOT, "archive", commit], capture_output=True)
@@ -490,17 +506,24 @@ def main(argv=None) -> int:
         parser.error("there is nothing to do: give --out, --against or --compare.")
 
     checkout = args.checkout.resolve()
+    if not (checkout / "prepare_fineweb.py").is_file():
+        parser.error(f"--checkout {args.checkout} has no prepare_fineweb.py: name the folder of a checkout of "
+                     "this repo.")
+    if args.out:
+        check_out(Path(args.out))
     with tempfile.TemporaryDirectory(prefix="golden_") as folder:
         work = Path(folder)
         old = {}
         if args.against:
-            check_out(args.against, work / "checkout")
+            unpack_commit(args.against, work / "checkout")
             old = golden(work / "checkout", work / "old", stages, args.jobs)
         new = golden(checkout, work / "new", stages, args.jobs)
         warn_of_failures(new)
         if args.out:
             table = {"machine": machine(), "contents": new}
-            Path(args.out).write_text(json.dumps(table, indent=0) + "\n")
+            tmp = Path(f"{args.out}.tmp")
+            tmp.write_text(json.dumps(table, indent=0) + "\n")
+            os.replace(tmp, args.out)
             print(f"{len(new):,} contents are hashed in {args.out}")
         if not args.against:
             return 0
@@ -515,7 +538,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the work folder is removed
     try:
         sys.exit(main())
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"golden.py: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -23,11 +23,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lab import disk, flags, runs  # noqa: E402
+from lab import ab_items, disk, flags, processes, runs, units  # noqa: E402
+from lab.schema import ANY_NAME, ANYTHING, RUN, read_json  # noqa: E402
 
 TOP = "runs"  # the folder inside the archive
 TABLES = ("config.json", "summary.json", "gsm8k_results.json", "*_metrics.jsonl")
+OBJECTS = {"config.json": RUN, "summary.json": {ANY_NAME: ANYTHING}, "gsm8k_results.json": {ANY_NAME: ANYTHING}}
 ONE_MACHINE = ("host", "git_diff")
+XZ = b"\xfd7zXZ\x00"  # what an archive begins with
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -99,7 +102,9 @@ def keep_file(path: Path, kept: Path) -> None:
     if path.suffix == ".jsonl":
         write_jsonl(kept, portable(runs.read_jsonl(path)))
     elif path.suffix == ".json":
-        kept.write_text(json.dumps(portable(json.loads(path.read_text())), indent=1) + "\n")
+        schema = OBJECTS.get(path.name, ANYTHING)
+        record = read_json(path, schema, "restore it, or leave its run out")
+        kept.write_text(json.dumps(portable(record), indent=1) + "\n")
     else:
         shutil.copy(path, kept)
 
@@ -111,6 +116,10 @@ def keep(run: Path, kept: Path, also: list[str]) -> None:
     """
     if not (run / "summary.json").exists():
         raise ValueError(f"{run} is not finished (no summary.json): continue it, then keep its results.")
+    if not (run / "scalars.jsonl").exists():
+        raise ValueError(f"{run} has no scalars.jsonl: restore it, or leave the run out.")
+    for fault in runs.read_run(run)["notes"]:
+        tqdm.write(f"NOTE: {run}: {fault}", file=sys.stderr)
     kept.mkdir(parents=True)
     for pattern in TABLES:
         for path in sorted(run.glob(pattern)):
@@ -124,6 +133,10 @@ def keep(run: Path, kept: Path, also: list[str]) -> None:
     write_jsonl(kept / "scalars.jsonl", scalars)
 
     for path in sorted(run.glob("val_documents_*.npz"))[-1:]:
+        try:
+            ab_items.read_documents(path)
+        except ValueError as error:
+            raise ValueError(f"{error}: restore it, or leave its run out.") from None
         shutil.copy(path, kept)
     (kept / "exposures").mkdir()
     for path in sorted((run / "exposures").glob("*.jsonl")):
@@ -134,31 +147,56 @@ def keep(run: Path, kept: Path, also: list[str]) -> None:
             keep_file(path, kept / path.name)
 
 
+def check_out(archive: Path) -> None:
+    """ValueError where --out cannot be written, or would replace something else than an archive."""
+    disk.make_folder(archive.parent, "--out, whose folder")
+    if archive.is_dir():
+        raise ValueError(f"--out {archive} is a folder: name a file in it, as {archive / 'runs.tar.xz'}.")
+    if archive.exists():
+        with archive.open("rb") as f:
+            if f.read(len(XZ)) != XZ:
+                raise ValueError(f"--out {archive} exists and is no archive of keep_results.py: choose another file.")
+
+
+def check_also(folders: list[Path], patterns: list[str]) -> None:
+    """ValueError for a pattern of --also that is of no file of these runs."""
+    for pattern in patterns:
+        if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise ValueError(f"--also {pattern!r} is no file of a run: name files by their paths in its folder.")
+        found = [path for folder in folders for path in folder.glob(pattern)]
+        if not found:
+            raise ValueError(f"no run holds {pattern}: make these files first, or leave them out of --also.")
+        for path in found:
+            if not path.is_file():
+                raise ValueError(f"--also {pattern}: {path} is a folder: name the files in it, as {pattern}/*.")
+
+
 def main(argv=None):
-    p = flags.Parser(description=__doc__)
+    p = flags.Parser(prog="keep_results.py", description=__doc__)
     p.add_argument("runs", nargs="+", help="run folders, or quoted patterns")
     p.add_argument("--out", type=Path, required=True, help="archive to write, <experiment>/runs.tar.xz")
     p.add_argument("--also", nargs="+", default=[], metavar="FILE",
                    help="more files of each run to keep, or quoted patterns (default: none)")
     args = p.parse_args(argv)
-    try:
-        folders = runs.expand(args.runs, "runs")
-        folders = [f.resolve() for f in folders if (f / "config.json").exists()]
-        if not folders:
-            raise ValueError("no folder among these is a run (config.json): name run folders.")
-        for pattern in args.also:
-            if not any(list(folder.glob(pattern)) for folder in folders):
-                raise ValueError(f"no run holds {pattern}: make these files first, or leave them out of --also.")
-        # runs are named by their path below the folder that all of them share: stage and run, or the run alone
-        shared = os.path.commonpath([folder.parent for folder in folders])
-        with tempfile.TemporaryDirectory() as scratch:
-            for folder in tqdm(folders, unit="run", disable=None):
-                keep(folder, Path(scratch, folder.relative_to(shared)), args.also)
+    folders = runs.expand(args.runs, "runs")
+    folders = [f.resolve() for f in folders if (f / "config.json").exists()]
+    if not folders:
+        raise ValueError("no folder among these is a run (config.json): name run folders.")
+    check_also(folders, args.also)
+    check_out(args.out)
+    # runs are named by their path below the folder that all of them share: stage and run, or the run alone
+    shared = os.path.commonpath([folder.parent for folder in folders])
+    with tempfile.TemporaryDirectory() as scratch:
+        for folder in tqdm(folders, unit="run", disable=None):
+            keep(folder, Path(scratch, folder.relative_to(shared)), args.also)
+        try:
             pack(Path(scratch), args.out)
-    except (OSError, ValueError) as error:
-        sys.exit(f"keep_results.py: {error}")
-    print(f"{len(folders)} runs, {args.out.stat().st_size / 1e6:.2f} MB in {args.out}")
+        except OSError as error:
+            why, remedy = disk.reason_of(error), disk.remedy_of(error)
+            fault = f"--out {args.out} cannot be written ({why})"
+            raise ValueError(f"{fault}: {remedy}, or choose another file.") from error
+    print(f"{units.count(len(folders), 'run')}, {args.out.stat().st_size / 1e6:.2f} MB in {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "keep_results.py", "stopped, nothing was written.")

@@ -24,6 +24,8 @@ scales grow with sqrt(width), so there --muon_lr falls with --learning_rate.
 Prints the commands, for sweep.py or a shell; what each size costs goes to stderr. Nothing is written.
 """
 
+import contextlib
+import io
 import math
 import re
 import shlex
@@ -77,25 +79,45 @@ def sizes_of(args) -> list[Size]:
 
 def read_line(words: list[str], folder: Path):
     """The flags of a command, as train_gpt.py completes them. ValueError for one that has no sizes."""
-    line = shlex.join(words)
     if words[0] != "train_gpt.py":
-        raise ValueError(f"{line}: only a training from fresh weights has sizes: write train_gpt.py and its flags.")
+        raise ValueError(f"{words[0]}: only a training from fresh weights has sizes: write train_gpt.py and its flags.")
     names = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
     for name in OTHER_START:
         if name in names:
-            raise ValueError(f"{line}: --{name} starts from a network of one size: leave it out.")
-    values = train_gpt.parse_args(words[1:])
+            raise ValueError(f"--{name} starts from a network of one size: leave it out.")
+    values = parse(words)
     if values.init_from:  # by a --config
-        raise ValueError(f"{line}: its --config has init_from, which starts from a network of one size: leave it out.")
+        raise ValueError("its --config has init_from, which starts from a network of one size: leave it out.")
     if re.search(rf"_d{values.n_layer}([_-]s(eed)?\d+)?$", folder.name):
-        raise ValueError(f"{line}: it is of a ladder already: give the list that the ladder was made of.")
+        raise ValueError("it is of a ladder already: give the list that the ladder was made of.")
     for name in OF_ONE_WIDTH:
         if getattr(values, name):
-            raise ValueError(f"{line}: --{name} is of one width: leave it out, as each size has its default.")
+            raise ValueError(f"--{name} is of one width: leave it out, as each size has its default.")
     if values.n_inner != architecture.default_inner(values):
-        raise ValueError(f"{line}: --n_inner is of one width: leave it out, as each size has its default.")
+        raise ValueError("--n_inner is of one width: leave it out, as each size has its default.")
     optim.schedule_settings(values)  # refuses a warmup that does not fit, whose share could not be kept
     return values
+
+
+def parse(words: list[str]):
+    """The flags of a command, as train_gpt.py reads them. ValueError, with its sentence, where it refuses them."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            return train_gpt.parse_args(words[1:])
+    except SystemExit as end:
+        if not end.code:
+            raise ValueError("it asks for --help: leave that out.") from None
+        raise ValueError(printed.getvalue().strip() or str(end)) from None
+
+
+@contextlib.contextmanager
+def named(folder: Path):
+    """A ValueError of the block begins with the run whose command it is of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"the command of {branch.place_of(folder)}: {error}") from None
 
 
 def steps_of(values, size: Size, tokens_per_parameter: float) -> int:
@@ -201,28 +223,39 @@ def rounded_down(number: float) -> float:
 
 def plan(args) -> tuple[list[str], list[str]]:
     """(the commands, a line of words per size). ValueError before anything is printed."""
-    lines = [(folder, words, read_line(words, folder)) for folder, words in sweep.read_list(args.commands).items()]
-    commands, table, first = [], [], 0.0
+    lines, commands, table, first = [], [], [], 0.0
+    for folder, words in sweep.read_list(args.commands).items():
+        with named(folder):
+            lines.append((folder, words, read_line(words, folder)))
     for size in reversed(sizes_of(args)):  # the largest, whose ratio suits all, is told first
-        for _, _, values in lines:
-            check_data(values, size, args.tokens_per_parameter)
+        for folder, _, values in lines:
+            with named(folder):
+                check_data(values, size, args.tokens_per_parameter)
     for size in sizes_of(args):
-        flops = 0.0
+        flops, steps, tokens = 0.0, [], []
         for folder, words, values in lines:
-            changed = flags_of(values, size, args)
-            steps = changed["max_train_steps"]
-            place = branch.place_of(folder.with_name(branch.name_of_branch(folder, f"d{size.n_layer}")))
-            commands.append(command_of(words, place, changed))
-            # what the trainer would refuse is refused here
-            check_network(train_gpt.parse_args(shlex.split(commands[-1])[2:]), size)
-            tokens = steps * values.total_batch_tokens
+            with named(folder):
+                changed = flags_of(values, size, args)
+                place = branch.place_of(folder.with_name(branch.name_of_branch(folder, f"d{size.n_layer}")))
+                commands.append(command_of(words, place, changed))
+                # what the trainer would refuse is refused here
+                check_network(parse(shlex.split(commands[-1])[1:]), size)
+            steps.append(changed["max_train_steps"])
+            tokens.append(steps[-1] * values.total_batch_tokens)
             head = (values.vocab_size or shards.N_GPT2_TOKENS) * size.n_embd
-            flops += 6 * (size.parameters + head) * tokens
+            flops += 6 * (size.parameters + head) * tokens[-1]
         first = first or flops
         table.append(f"depth {size.n_layer}: {size.n_embd} wide, {units.count(size.n_head, 'head')}, "
-                     f"{size.parameters / 1e6:.3g} M parameters beside the embeddings, {units.count(steps, 'step')}, "
-                     f"{tokens / 1e6:.4g} M tokens, {flops / first:.3g} x the compute of the first")
+                     f"{size.parameters / 1e6:.3g} M parameters beside the embeddings, {span(steps, '{}')} "
+                     f"{units.noun_of(max(steps), 'step')}, {span([n / 1e6 for n in tokens], '{:.4g}')} M tokens, "
+                     f"{flops / first:.3g} x the compute of the first")
     return commands, table
+
+
+def span(numbers: list, form: str) -> str:
+    """"7", or "7 to 9" where the arms differ."""
+    ends = form.format(min(numbers)), form.format(max(numbers))
+    return " to ".join(dict.fromkeys(ends))
 
 
 def main(argv=None) -> int:

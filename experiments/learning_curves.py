@@ -25,7 +25,7 @@ import numpy as np
 from scipy import special
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from lab import ab_gate, ab_items, ab_numbers, ab_plots, ab_report, ab_rows, disk, flags, runs  # noqa: E402
+from lab import ab_gate, ab_items, ab_numbers, ab_plots, ab_report, ab_rows, disk, flags, processes, runs  # noqa: E402
 
 CURVES = (  # records, field, label, chance
     ("val", "val_loss", "val loss, nats/token", None),
@@ -68,6 +68,7 @@ def read_arms(patterns: list[str], notes: list[str]) -> dict[str, list[dict]]:
             continue
         run = runs.read_run(folder)
         arms.setdefault(ab_rows.label_of([run]), []).append(run)
+        notes += [f"{run['name']}: {fault}" for fault in run["notes"]]
     if not arms:
         raise ValueError("no folder among these is a run (config.json): name run folders.")
     if others:
@@ -303,4 +304,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.exit_in_a_sentence(main, "learning_curves.py", "stopped, no picture was written.")

@@ -80,7 +80,7 @@ class Axis(NamedTuple):
 
 def steps_of(run: dict) -> int:
     steps = run["flags"].get("max_train_steps")
-    if not isinstance(steps, int):
+    if type(steps) is not int or steps < 1:
         raise ValueError(f"{run['name']} does not record its --max_train_steps: name runs of train_gpt.py.")
     return steps
 

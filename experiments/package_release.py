@@ -83,6 +83,8 @@ def newest_whole(folder: Path, step: int | None) -> tuple[Path, str]:
 def choose(folder: Path, step: int | None) -> Packed:
     """What is packed of a run. ValueError when it has no whole checkpoint, lacks a record, or mixes checkpoints."""
     config = runs.read_config(folder)
+    fault = schema.misfit(config, {"code?": {}})
+    check(not fault, f"{folder / 'config.json'} is damaged ({fault}): restore it, or name another run.")
     name = folder.resolve().name
     for needed in NEEDED:
         check((folder / needed).is_file(), f"{folder} has no {needed}: restore it, or name another run.")

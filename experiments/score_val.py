@@ -39,9 +39,15 @@ def score(args, procs) -> dict:
 
 
 def check_out(path: Path | None) -> None:
-    """ValueError where --out would replace something else than an earlier score."""
-    if path is not None and path.exists():
-        record = runs.read_json(path)
+    """ValueError where --out would replace something else than an earlier score, or is in no folder."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"--out {path}: {path.parent} is no folder: make it, or choose another file.")
+    if path.exists():
+        record = None
+        with contextlib.suppress(ValueError):
+            record = runs.read_json(path)
         if not isinstance(record, dict) or "fingerprint_tokens" not in record:
             fault = f"--out {path} exists and is no score of score_val.py"
             raise ValueError(f"{fault}: choose another file.")
@@ -57,6 +63,7 @@ def main(argv=None):
     p.add_argument("--batch_size", type=int, default=8, help="rows per forward pass (default 8)")
     p.add_argument("--out", type=Path, help="JSON file to write (default: print alone)")
     args = p.parse_args(argv)
+    flags.check_flags(p, args, {"a whole number of at least 1": "val_tokens batch_size"})
     try:
         check_out(args.out)
         with processes.start_processes("auto") as procs:
@@ -79,4 +86,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    processes.exit_in_a_sentence(main, "score_val.py", "stopped, nothing was written.")

@@ -17,7 +17,6 @@ are lower in larger networks.
 Exit status as of compare_runs.py: 0 comparable at all sizes, 2 not comparable at some, 1 bad input.
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def about_size(members: list[dict]) -> dict:
     run = members[0]
     n_layer, n_embd = shape_of(run)
     parameters = runs.number(run["config"].get("parameters", {}).get("non_embedding"))
-    if math.isnan(parameters):
+    if not parameters > 0:  # or NaN
         raise ValueError(f"{run['name']} does not record its parameters: name runs of train_gpt.py.")
     return {"x": parameters, "parameters": parameters, "n_layer": n_layer, "n_embd": n_embd,
             "steps": lengths.steps_of(run), "tokens": lengths.tokens_of(run)}

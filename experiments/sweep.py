@@ -16,6 +16,7 @@ The last lines are a table: what each run came to.
 """
 
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from lab import disk, flags, run_state, schema, snapshots  # noqa: E402
+from lab import disk, flags, processes, run_state, schema, snapshots  # noqa: E402
 
 POLL_SECONDS = 0.05
 LAST_WORDS = 5  # lines of a failed run's output that are printed
@@ -282,16 +283,22 @@ def main(argv=None) -> int:
     if args.jobs < 1:
         sys.exit(f"sweep.py: --jobs {args.jobs} runs nothing: give 1 or more.")
     try:
+        launcher = shlex.split(args.launcher) or [sys.executable]
+    except ValueError as error:
+        p.error(f"--launcher {args.launcher}: {error}: close the quotes.")
+    if not (shutil.which(launcher[0]) or (ROOT / launcher[0]).exists()):
+        p.error(f"--launcher {args.launcher}: there is no program {launcher[0]}: install it, or write its whole path.")
+    try:
         commands = read_list(args.list)
         if args.dry_run:
             left = [shlex.join(words) for folder, words in commands.items() if not has_ended(folder)]
             print("\n".join(left or ["all finished"]))
             return 0
         refuse_other_commands(commands)
-        return sweep(commands, args.jobs, args.keep_going, shlex.split(args.launcher) or [sys.executable])
+        return sweep(commands, args.jobs, args.keep_going, launcher)
     except (OSError, ValueError) as error:
         sys.exit(f"sweep.py: {error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.exit_in_a_sentence(main, "sweep.py", "stopped before a run began.")

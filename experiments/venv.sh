@@ -19,9 +19,13 @@ if [ ! -e "$stamp" ]; then
     fi
     "$PYTHON" -m pip --version > /dev/null 2>&1 || "$PYTHON" -m ensurepip -q # as uv makes it, it has none
     echo "Installing the project (about a minute) ..."
+    # Without byte code, which Python writes when it first imports a module: most of torch's are never imported. Where it
+    # may write none, pip does.
+    bytecode="--no-compile"
+    [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || bytecode="--compile"
     # gigatoken (the extra "fast") has no wheel for some platforms; without it tiktoken does the work
-    "$PYTHON" -m pip install -q --disable-pip-version-check -e ".[fast${extras:+,$extras}]" ||
-        "$PYTHON" -m pip install -q --disable-pip-version-check -e ".${extras:+[$extras]}" ||
+    "$PYTHON" -m pip install -q "$bytecode" --disable-pip-version-check -e ".[fast${extras:+,$extras}]" ||
+        "$PYTHON" -m pip install -q "$bytecode" --disable-pip-version-check -e ".${extras:+[$extras]}" ||
         { echo "pip could not install the project: see its message above, then run this again." >&2; exit 1; }
     rm -f .venv/installed-*-"${extras:-base}"
     touch "$stamp"

@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from lab import ab_fields, ab_numbers, ab_plots
+from lab import ab_composite, ab_fields, ab_numbers, ab_plots
 from lab.ab_numbers import SHORT
 from lab.ab_page import with_unit
 
@@ -133,6 +133,8 @@ def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alp
         blocks.append(("img", "paired_differences.png", caption, png))
     forest: dict[str, list] = {"losses": [], "benchmarks": [], "stability and cost": [], "other train records": []}
     for key, row in rows.items():
+        if key == ab_composite.KEY:  # guessing is its 0, of which no change is a share
+            continue
         if isinstance(row["low"], float) and math.isfinite(row["low"]) and row["a"]:
             metric = metrics[key]
             line = {k: 100 * row[k] / abs(row["a"]) for k in ("delta", "low", "high")}
@@ -144,7 +146,10 @@ def pictures(arms: dict[str, list], rows: dict, metrics: dict, primary: str, alp
         arrows = ""
         if any(ab_plots.is_cut(line, lines) for lines in forest.values() for line in lines):
             arrows = ". An arrowhead: the interval goes on beyond the panel"
-        caption = ("Every measured metric: change in percent of A, with its uncorrected interval. ↓ lower is better, "
+        every = "Every measured metric"
+        if ab_composite.KEY in rows:
+            every += " but the mean centered accuracy"
+        caption = (f"{every}: change in percent of A, with its uncorrected interval. ↓ lower is better, "
                    "↑ higher is better. Filled: better; square: worse; grey: neither. These go by the table's "
                    "verdict, whose p is corrected; cost and optimisation have none" + arrows)
         blocks.append(("img", "forest.png", caption, png))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
-from lab import ab_report, ab_stats, disk, runs
+from lab import ab_report, ab_stats, disk, runs, tasks
 from lab.ab_numbers import benchmarks_of
 
 
@@ -89,8 +89,18 @@ def document_row(view: str, data: list[list[dict]], alpha: float) -> list[dict]:
 
 def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[list[dict], list[str]]:
     """Benchmarks item by item: (a row per metric, reasons for what is missing)."""
-    rows, reasons = [], []
-    for name, benchmark in benchmarks_of([run for pair in pairs for run in pair]).items():
+    rows, reasons, read = [], [], {}
+    described = benchmarks_of([run for pair in pairs for run in pair])
+
+    def tables_of(name: str, step: int) -> list:
+        if (name, step) not in read:
+            read[name, step] = [[read_items(run, name, step) for run in pair] for pair in pairs]
+        return read[name, step]
+
+    for name, benchmark in described.items():
+        if "parts" in benchmark and pairs and steps.get(name) is not None:
+            # it has no items but those of its tasks
+            rows += composite_row(name, described, tables_of, steps[name], reasons, alpha)
         if not benchmark["item_metrics"]:
             continue
         title, step = benchmark["title"], steps.get(name)
@@ -101,9 +111,8 @@ def items(pairs: list[tuple[dict, dict]], steps: dict, alpha: float) -> tuple[li
                 reason = "no step that all runs scored" if was_run else "not run"
             reasons.append(f"{title} items: N/A: {reason}")
             continue
-        tables = [[read_items(run, name, step) for run in pair] for pair in pairs]
-        recorded = [set(table) for pair in tables for table in pair]
-        ids, most = sorted(set.intersection(*recorded)), max(map(len, recorded))
+        tables = tables_of(name, step)
+        ids, most = common_ids(tables)
         if len(ids) < most or not ids:
             end = "the others are left out" if ids else "N/A: not recorded"
             reasons.append(f"{title} items: {len(ids)} of {most} at step {step} are in every run's file; {end}")
@@ -124,25 +133,78 @@ def read_items(run: dict, name: str, step: int) -> dict[str, dict]:
     return table
 
 
-def metric_row(metric: str, benchmark: dict, tables: list, ids: list[str], reasons: list[str],
-               alpha: float) -> list[dict]:
-    """The row of one item metric; none, and a reason, when a credit is no number."""
+def common_ids(tables: list) -> tuple[list[str], int]:
+    """(the items that every run recorded, the most that one did)."""
+    recorded = [set(table) for pair in tables for table in pair]
+    return sorted(set.intersection(*recorded)), max(map(len, recorded))
+
+
+def credits_of(metric: str, what: str, tables: list, ids: list[str],
+               reasons: list[str]) -> np.ndarray | None:
+    """Credit (2 arms, pairs, items) by one item metric; None, and a reason, when one is no number. what: whose."""
 
     def credit(record: dict) -> float:
         given = record["credit"]
         return runs.number(given.get(metric, given.get(f"eval_{metric}")))  # EWoK's is eval_...
 
-    title, first = benchmark["title"], tables[0][0]
-    a, b = np.array([[[credit(pair[side][i]) for i in ids] for pair in tables] for side in (0, 1)])
-    bad = int((~np.isfinite([a, b])).sum())
+    credits = np.array([[[credit(pair[side][i]) for i in ids] for pair in tables] for side in (0, 1)])
+    bad = int((~np.isfinite(credits)).sum())
     if bad:
-        reasons.append(f"{title} items, {metric}: N/A: {bad} of {a.size + b.size} credits are no finite number")
-        return []
-    clusters, categories = [str(first[i].get(benchmark["cluster"], i)) for i in ids], None
+        reasons.append(f"{what}: N/A: {bad} of {credits.size} credits are no finite number")
+        return None
+    return credits
+
+
+def labels_of(benchmark: dict, table: dict, ids: list[str]) -> tuple[list[str], list[str] | None]:
+    """(the items' clusters, their categories or None where the score has none)."""
+    clusters, categories = [str(table[i].get(benchmark["cluster"], i)) for i in ids], None
     if benchmark["category"]:
-        categories = [str(first[i].get(benchmark["category"])) for i in ids]
-    row = item_row(a, b, clusters, categories, alpha)
+        categories = [str(table[i].get(benchmark["category"])) for i in ids]
+    return clusters, categories
+
+
+def metric_row(metric: str, benchmark: dict, tables: list, ids: list[str], reasons: list[str],
+               alpha: float) -> list[dict]:
+    """The row of one item metric; none, and a reason, when a credit is no number."""
+    title = benchmark["title"]
+    credits = credits_of(metric, f"{title} items, {metric}", tables, ids, reasons)
+    if credits is None:
+        return []
+    row = item_row(*credits, *labels_of(benchmark, tables[0][0], ids), alpha)
     return [{"what": f"{title} {metric}", "n": f"{len(ids)} items x {len(tables)}", **row}]
+
+
+def composite_row(name: str, described: dict, tables_of, step: int, reasons: list[str],
+                  alpha: float) -> list[dict]:
+    """The row of a score that is the mean over tasks of their centered accuracies (lab/ab_composite.py): credits are
+    centered as accuracies are, and the tasks are its categories, in which the bootstrap draws. A task with categories
+    of its own, as EWoK's domains, brings each of them with its share of the task's weight."""
+    credits, clusters, categories, shares = [], [], [], []
+    key, label, *_ = described[name]["metrics"][0]
+    for part in described[name]["parts"]:
+        own, tables = described[part["benchmark"]], tables_of(part["benchmark"], step)
+        ids, metric = common_ids(tables)[0], part["key"].removeprefix(f"{part['benchmark']}_")
+        if part["name"]:
+            metric = tasks.RULES[0]
+            ids = [i for i in ids if tables[0][0][i].get(own["category"]) == part["name"]]
+        if not ids:
+            reasons.append(f"{label} items: N/A: no items of {part['key']} at step {step} are in every "
+                           "run's file")
+            return []
+        given = credits_of(metric, f"{label} items, {part['key']}", tables, ids, reasons)
+        if given is None:
+            return []
+        texts, kinds = labels_of(own, tables[0][0], ids)
+        kinds = kinds or [""] * len(ids)
+        credits.append(tasks.centered(given, part["chance"]))
+        clusters += [f"{part['key']} {text}" for text in texts]
+        categories += [f"{part['key']} {kind}" for kind in kinds]
+        shares += [1 / len(set(kinds))] * len(ids)
+    # 1 where no task has categories of its own
+    weight = np.array(shares) * len(set(categories)) / len(credits)
+    a, b = np.concatenate(credits, axis=2) * weight
+    row = item_row(a, b, clusters, categories, alpha)
+    return [{"what": label, "key": key, "n": f"{len(shares)} items x {a.shape[0]}", **row}]
 
 
 def item_row(a: np.ndarray, b: np.ndarray, clusters: list, categories: list | None, alpha: float) -> dict:

@@ -13,6 +13,7 @@ import math
 import statistics
 
 from lab import (
+    ab_composite,
     ab_curves,
     ab_gate,
     ab_headline,
@@ -156,6 +157,7 @@ def compare_many(args) -> int:
     arms = group_rows(rows, columns)
     checked = check_arms(arms, columns, args)
     every = [row["run"] for row in rows if row["run"] and row["run"]["summary"]]
+    composite = ab_composite.add(every)
     metrics = ab_numbers.metrics_of(every or ab_rows.titles_of(rows))
     primary = ab_verdict.primary_of(args.primary, checked, metrics)
     rate = ab_rows.bits_per_nat(rows, primary)
@@ -205,6 +207,7 @@ def compare_many(args) -> int:
     blocks += [
         ("h2", "Every arm"), stage_table(arms, columns, primary),
         ("p", f"final_loss: {unit} at the last step, mean over seeds."),
+        *ab_composite.blocks(composite if primary == ab_composite.KEY else ""),
     ]
     in_advance = ab_verdict.decided_in_words(checked, 0)
     if compared:

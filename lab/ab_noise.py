@@ -9,7 +9,17 @@ from __future__ import annotations
 
 import math
 
-from lab import ab_alpha, ab_gate, ab_numbers, ab_page, ab_power, ab_report, ab_stats, ab_verdict
+from lab import (
+    ab_alpha,
+    ab_composite,
+    ab_gate,
+    ab_numbers,
+    ab_page,
+    ab_power,
+    ab_report,
+    ab_stats,
+    ab_verdict,
+)
 from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form
 from lab.ab_rows import label_of, names_in, read_one, read_runs
@@ -34,6 +44,7 @@ def compare_noise(args) -> int:
     # a newcomer may have any seed, and nothing may differ, so there is no treatment
     checked = ab_gate.gate(ab_gate.members_of(arms), [], names_in(args.allow), same_seeds=False)
     checked |= ab_verdict.decided(args)
+    composite = ab_composite.add(used + newcomer)
     metrics = ab_numbers.metrics_of(used + newcomer)
     steps, values = ab_numbers.score_arms([used, newcomer], metrics)
     rows = noise_rows(values, metrics, checked, args.alpha)
@@ -75,7 +86,7 @@ def compare_noise(args) -> int:
         withhold(rows)
     blocks = [
         ("h1", title), ("verdict", head, word), ("facts", facts),
-        noise_table(rows, metrics, bool(newcomer), args.alpha),
+        noise_table(rows, metrics, bool(newcomer), args.alpha), *ab_composite.blocks(composite),
         ("p", "The band is a prediction interval: "
               "one more run of another seed falls inside with this chance."),
         *([("p", in_advance)] if in_advance else []),

@@ -64,14 +64,14 @@ BENCHMARKS = {
         "metrics": [(f"hellaswag_{rule}", f"HellaSwag {rule}", 1, ".4f") for rule in
                     ("accuracy", "accuracy_norm", "accuracy_norm_bytes", "accuracy_plain")],
         "item_metrics": ("accuracy", "accuracy_norm", "accuracy_norm_bytes"),
-        "cluster": "cluster", "category": None,
+        "cluster": "cluster", "category": None, "chance": 0.25,
     },
     "ewok": {
         "title": "EWoK", "tested": ("eval_official_sum",),
         "metrics": [(f"eval_{rule}_{per}", f"EWoK {rule} {per} metric", 1, ".4f")
                     for rule in RULES for per in ("sum", "mean")],
         "item_metrics": ("official_sum", "official_mean", "paper_sum", "paper_mean"),
-        "cluster": "cluster", "category": "category",
+        "cluster": "cluster", "category": "category", "chance": 0.5,
     },
     "gsm8k": {
         "title": "GSM8K", "tested": ("gsm8k_accuracy",), "item_metrics": (),
@@ -91,9 +91,9 @@ SHORT = {key: label.split(" @")[0].replace("Val", "val") for key, label, *_ in L
 
 
 def benchmarks_of(every: list[dict]) -> dict[str, dict]:
-    """{name: {"title", "metrics", "tested" or "tests", "item_metrics", "cluster", "category"}} of all benchmarks that
-    some run describes. A title may say more than the name, as "HellaSwag (synthetic, 400 items)"; labels then begin
-    with it. tests: {metric: the one that is tested for it}; a metric that it lacks is described."""
+    """{name: {"title", "metrics", "tested" or "tests", "item_metrics", "cluster", "category", "chance"}} of all
+    benchmarks that some run describes. A title may say more than the name, as "HellaSwag (synthetic, 400 items)";
+    labels then begin with it. tests: {metric: the one that is tested for it}; a metric that it lacks is described."""
     known = {name: dict(benchmark) for name, benchmark in BENCHMARKS.items()}
     if any("zeroshot" in run.get("benchmarks", {}) for run in every):  # many rows, which nobody misses otherwise
         known["zeroshot"] = dict(tasks.DESCRIPTION)

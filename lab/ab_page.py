@@ -17,7 +17,7 @@ import re
 import shlex
 from pathlib import Path
 
-from lab import ab_gate, ab_report, ab_verdict, runs, shards, snapshots
+from lab import ab_composite, ab_gate, ab_report, ab_verdict, runs, shards, snapshots
 from lab.ab_numbers import SHORT, UNIT, Metric
 from lab.ab_report import form, form_interval, signed
 from lab.terminal import one_line
@@ -306,9 +306,10 @@ def with_unit(metric: str) -> str:
 
 
 def key_metrics(rows: dict, metrics: dict[str, Metric], primary: str) -> list[str]:
-    """The primary metric, one more that is tested (a benchmark where one was run), and the speed."""
+    """The primary metric, one more that is tested (a benchmark where one was run, all of them in one number where
+    several were), and the speed."""
     tested = [key for key, row in rows.items() if row["family"] == "quality" and isinstance(row["delta"], float)]
-    tested.sort(key=lambda key: metrics[key].kind != "benchmark")
+    tested.sort(key=lambda key: (metrics[key].kind != "benchmark", key != ab_composite.KEY))
     return [primary, *tested[:1], "tokens_per_sec"]
 
 

@@ -17,7 +17,7 @@ import math
 import re
 from typing import NamedTuple
 
-from lab import ab_report, ab_stats, runs, units
+from lab import ab_composite, ab_report, ab_stats, runs, units
 from lab.ab_numbers import UNIT, Metric
 
 NOT_TESTED = "not tested"
@@ -40,6 +40,8 @@ def primary_of(asked: str | None, checked: dict, metrics: dict[str, Metric]) -> 
         why = ""
         if asked in metrics:
             why = " is described in the report on --a and --b, and never tested"
+        elif asked == ab_composite.KEY:
+            why = " needs folders of runs that were all scored on the same two tasks or more"
         raise ValueError(f"--primary {asked}{why}: use one of {', '.join(quality)}.")
     if asked and metrics[asked].kind == "nats" and checked["other_tokens"]:
         other = asked.replace("val_loss", "val_bits_per_byte")

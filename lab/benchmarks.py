@@ -14,6 +14,7 @@ from its names:
     CLUSTER       field of a record; items that share its value are not independent (None: all are)
     CATEGORY      field of a record; metrics are averaged within each of its values first (None: over all items)
     DATA_HELP     what --data accepts
+    CHANCE        what guessing scores; without it no part of mean_centered_accuracy (None: by_task says it for each)
     TESTS         {key: the key of METRICS that is tested for it} (not defined: one test for the benchmark)
     TASKS         names among which --tasks (--<NAME>_tasks) chooses, which load() then takes (not defined: no choice)
 
@@ -27,8 +28,8 @@ from its names:
                                       truncated, scorer, dtype, items_sha256 and seconds; a record has id and credit
     write_records(folder, step, result, timestamp)
 
-For main(), its command line, the file also defines OFFICIAL (the official data in a few words), CHANCE, OPTIONS (flags
-of its own: {name: arguments of add_argument}), table(metrics) and show(items, records); both return text.
+For main(), its command line, the file also defines OFFICIAL (the official data in a few words), OPTIONS (flags of its
+own: {name: arguments of add_argument}), table(metrics) and show(items, records); both return text.
 """
 
 import argparse
@@ -192,9 +193,8 @@ def describe(benchmark, items: list[dict], about: dict) -> dict:
     """The benchmark in a run's config.json: its items, and all that a report needs to know about its metrics. about:
     name_items()'s."""
     sha256 = hashlib.sha256(json.dumps(items).encode()).hexdigest()
-    about = {"items": len(items), "sha256": sha256, **about}
-    if hasattr(benchmark, "TESTS"):
-        about["tests"] = benchmark.TESTS
+    optional = {name.lower(): getattr(benchmark, name) for name in ("TESTS", "CHANCE") if hasattr(benchmark, name)}
+    about = {"items": len(items), "sha256": sha256, **about, **optional}
     about["metrics"] = [list(metric) for metric in benchmark.METRICS]
     about["item_metrics"] = list(benchmark.ITEM_METRICS)
     return about | {"cluster": benchmark.CLUSTER, "category": benchmark.CATEGORY}

@@ -42,12 +42,21 @@ def fsync_path(path) -> None:
             os.close(descriptor)
 
 
+def why_no_folder(path, error: OSError) -> str:
+    """Why a folder could not be made: the system's own words for a file in its place or above it confuse."""
+    places = (Path(path), *Path(path).absolute().parents)
+    place = next(filter(os.path.lexists, places))
+    if os.path.isdir(place):
+        return error.strerror
+    return f"{place} is no folder"
+
+
 def make_folder(path, flag: str) -> None:
     """Make a folder for results before the work that fills it. ValueError, naming `flag`, when it cannot be made."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{flag} {path} cannot be made ({error.strerror}): name another.") from None
+        raise ValueError(f"{flag} {path} cannot be made ({why_no_folder(path, error)}): name another.") from None
 
 
 def refuse_undecoded(path, flag: str) -> None:
@@ -246,8 +255,10 @@ def hold(folder):
             if isinstance(error, FileNotFoundError) and time.monotonic() < until:
                 time.sleep(0.01)
                 continue  # the process that had made the folder is removing it
-            raise ValueError(f"{folder} is not writable ({path}: {error.strerror}): "
-                             "choose another --out_dir.") from error
+            why = f"{path}: {error.strerror}"
+            if not folder.is_dir():
+                why = why_no_folder(folder, error)
+            raise ValueError(f"{folder} is not writable ({why}): choose another --out_dir.") from error
         is_free, is_there, words, state = True, True, b"no lock", os.fstat(lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -78,11 +78,14 @@ def add_arguments(group) -> None:
             continue
         if isinstance(default, tuple):  # kept as text, which config.json and a results.csv can hold
             default = as_text(default)
+        stated = " (default %(default)s)"
+        if "(default" in text or (not default and "(0 = " in text):
+            stated = ""
         choices = CHOICES.get(name)
         if name == "memory":
             choices = (*choices, *PRESETS)
         group.add_argument(flag, type=type(default), choices=choices, default=default,
-                           help=f"{text} (default %(default)s)")
+                           help=text + stated)
     for flag, text in SCHEDULE_HELP.items():
         group.add_argument(flag, type=int, default=0, help=text)
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from lab import disk, processes, sources, terminal, tokenizing
 from lab.files import first_line, listed, refuse_changed, stamps_of
-from lab.schema import ANY_NAME, ANYTHING, COUNT, TEXT, misfit
+from lab.schema import ANY_NAME, ANYTHING, COUNT, TEXT, differences, misfit
 from lab.token_files import require
 from lab.tokenizer import tokenizer_hash
 from lab.tokenizing import Tokenized
@@ -167,17 +167,13 @@ def command(args: argparse.Namespace, share: str) -> str:
 def refuse_foreign(part: Part, about: dict, settings: dict, max_docs: int) -> None:
     """ValueError, in one sentence, unless a part is of its file and of these settings and has all documents needed."""
     version, recorded, cut_at = about["format_version"], about["settings"], about["cut_at"]
-    changed = []
-    for name in sorted({*settings, *recorded}):
-        was, now = recorded.get(name), settings.get(name)
-        if was != now:
-            changed.append(f"{name} was {was!r}, now {now!r}")
+    changed = differences(recorded, settings)
     words = lambda file: ", ".join(f"{key} {value}" for key, value in file.items())
     fault, remedy = "", ""
     if version != FORMAT_VERSION:
         fault = f"is of format {version}, not {FORMAT_VERSION}"
     elif changed:
-        fault = f"was made with other settings ({', '.join(changed)})"
+        fault = f"was made with other settings ({listed(changed)})"
         remedy = "repeat those, choose another --parts_dir, or "
     elif about["file"] != part.file:
         fault = f"is of another file ({words(about['file'])}; --dataset names {words(part.file)})"
@@ -357,14 +353,15 @@ def read_batch(archive: zipfile.ZipFile, number: int, first: int, end: int) -> T
 def check_parts(args: argparse.Namespace, source: sources.Source, guard) -> list[dict | None]:
     """about.json of the part of each source file, None where it is missing. ValueError, in one sentence, for a foreign
     one; also for a missing one, unless --target_tokens or --max_docs may do without it."""
-    settings, abouts = settings_of(args, guard), []
+    settings, abouts, folder = settings_of(args, guard), [], folder_of(args)
+    is_file = folder.exists() and not folder.is_dir()
+    require(not is_file, f"--parts_dir {folder} is a file", "name the folder of the parts")
     for index in range(len(source.files)):
         part, about = part_of(args, source, index), None
         if part.path.exists():
             about = read_about(part)
             refuse_foreign(part, about, settings, args.max_docs)
         abouts.append(about)
-    folder = folder_of(args)
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             name = PART_NAMES.fullmatch(path.name)

@@ -82,6 +82,34 @@ def _misfit_of_object(value: dict, schema: dict, place: str) -> str:
     return ""
 
 
+def differences(was, now, name: str = "") -> list[str]:
+    """What differs between two values of JSON, a phrase each, such as "source.files[2].bytes was 10, now 12"; of a
+    list, the first item that does."""
+    if was == now:
+        return []
+    if isinstance(was, dict) and isinstance(now, dict):
+        prefix = f"{name}." if name else ""
+        phrases = (differences(was.get(key), now.get(key), f"{prefix}{key}") for key in sorted({*was, *now}))
+        return list(itertools.chain.from_iterable(phrases))
+    if isinstance(was, list) and isinstance(now, list):
+        if len(was) != len(now):
+            return [f"{name} had {len(was):,}, now {len(now):,}"]
+        first = next(i for i, (old, new) in enumerate(zip(was, now, strict=True)) if old != new)
+        return differences(was[first], now[first], f"{name}[{first}]")
+    return [f"{name} was {_shown(was)}, now {_shown(now)}"]
+
+
+def _shown(value) -> str:
+    """A value in a sentence: of what is long, such as a checksum, its beginning."""
+    if isinstance(value, list):
+        return f"a list of {len(value):,}"
+    if isinstance(value, dict):
+        return f"an object of {', '.join(value)}"
+    if isinstance(value, str) and len(value) > 40:
+        value = f"{value[:12]}..."
+    return repr(value)
+
+
 def read_json(path, schema=ANYTHING, advice: str = "restore it or leave it out"):
     """A JSON file's value. ValueError, which ends with `advice`, when it cannot be read or does not fit the schema."""
     try:

@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 
 from lab import disk, token_files, tokenizer
-from lab.files import short_name
-from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, TEXT, misfit, read_json
+from lab.files import listed, short_name
+from lab.schema import ANY_NAME, ANYTHING, COUNT, NUMBER, SHA256, TEXT, differences, misfit, read_json
 from lab.token_files import AGAIN, TokenFile, TokenFiles, require
 from lab.tokenizer import FIRST_MUL_ID, N_GPT2_TOKENS, VOCAB_SIZE, bos_id, get_tokenizer
 
@@ -143,21 +143,22 @@ class DatasetWriter:
                 self.append(name, b"")
 
     def _refuse_other_settings(self, recorded: dict) -> None:
-        changed = []
-        for name in sorted({*recorded, *self.settings}):
-            was, now = recorded.get(name), self.settings.get(name)
-            if was != now:
-                changed.append(f"{name} was {was!r}, now {now!r}")
-        fault = f"{self.dir} was begun with other settings ({', '.join(changed)})"
-        require(not changed, fault, "repeat those, or choose another --out_dir")
+        changed = differences(recorded, self.settings)
+        fault = f"{self.dir} was begun with other settings ({listed(changed)})"
+        remedy = f"repeat those, choose another --out_dir, or {to_clear(self.dir)}"
+        require(not changed, fault, remedy)
 
     def _load(self, progress: dict) -> None:
         """Put the folder back to what the last commit recorded, and go on from there."""
         whole = isinstance(progress, dict) and progress.pop("sha256", "") == _fingerprint(progress)
         require(whole, f"{self.dir / 'progress.json'} is damaged or another version's",
                 f"{to_clear(self.dir)} and prepare again")
-        self._refuse_other_settings(progress["settings"])
-        self.state, self.files = progress["state"], progress["files"]
+        self.state, self.files, begun = progress["state"], progress["files"], progress["settings"]
+        target = self.settings.get("target_tokens", math.nan)
+        # where to end is open until it is passed: what was written until then is the same
+        if not target or self.state.get("plain_train", 0) < target:
+            begun["target_tokens"] = target
+        self._refuse_other_settings(begun)
         self.mul_counts += progress["mul_counts"]
         lengths = dict(progress["val_lengths"])  # bytes of each file that stays
         for record in self.files:
@@ -437,7 +438,7 @@ def _own_files(folder: Path, split: str, meta: dict, row_tokens: int | None) -> 
             files.append(TokenFile(path, offset, tokens, sha256=record["sha256"]))
     remedy = AGAIN
     if split == "val":
-        remedy = "prepare with --val_shards 1, or pass --val_data_dir"
+        remedy = "prepare with --val_shards 1, or score another dataset (train_gpt.py --val_data_dir)"
     require(files, f"{folder} has no {split} shards", remedy, FileNotFoundError)
     _check_sums(folder / "meta.json", meta)
     return files
@@ -452,9 +453,7 @@ def open_dataset(data_dir, split: str = "train", verify: bool = True,
     token; `False` checks names and sizes, and samples of a neighbour's files. Raises ValueError / FileNotFoundError in
     one sentence."""
     vocab_size = vocab_size or get_tokenizer().vocab_size
-    folder, meta, row_tokens, end = Path(data_dir), None, None, vocab_size
-    remedy = f"make it with python prepare_fineweb.py --out_dir {folder}"
-    require(folder.is_dir(), f"--data_dir {folder} does not exist", remedy, FileNotFoundError)
+    folder, meta, row_tokens, end = token_files.folder_of(data_dir), None, None, vocab_size
     if (folder / "meta.json").exists():
         meta = read_meta(folder)
         tokenizer.refuse_other_data(folder, meta)

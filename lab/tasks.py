@@ -17,6 +17,7 @@ import hashlib
 import io
 import os
 import re
+import statistics
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -195,6 +196,18 @@ def scores_of(name: str) -> list[str]:
 
 def key_of(name: str, score: str) -> str:
     return f"{name}{TASKS[name].split}_{score}"
+
+
+def centered(accuracy, chance: float):
+    """An accuracy (or an array of them) on the scale where guessing is 0 and all right is 1; below chance it is
+    negative. chance: the mean of 1 / number of choices over the items, below 1."""
+    return (accuracy - chance) / (1 - chance)
+
+
+def mean_centered_accuracy(scores: list[tuple[float, float]]) -> float:
+    """Mean over tasks of the centered accuracy; scores: (accuracy, chance) of each. It is how DataComp-LM's CORE (Li et
+    al. 2024, arXiv:2406.11794) pools its 22 tasks, most of them with examples in the prompt; ours are others."""
+    return statistics.fmean(centered(accuracy, chance) for accuracy, chance in scores)
 
 
 def describe() -> dict:

@@ -191,6 +191,20 @@ SUFFIXES = (".bin", ".npy")
 SPLITS = {"train": {"train", "training"}, "val": {"val", "valid", "validation"}}
 
 
+def folder_of(data_dir) -> Path:
+    """A dataset's folder. FileNotFoundError for a name that is none."""
+    folder = Path(data_dir)
+    remedy = "pass the folder that python prepare_fineweb.py --out_dir has made"
+    if folder.suffix in SUFFIXES or folder.name == "meta.json":
+        remedy = f"pass the folder that it is in, {folder.absolute().parent}"
+    is_file = folder.exists() and not folder.is_dir()
+    fault = f"{folder} is a file, and a dataset is a folder"
+    require(not is_file, fault, remedy, FileNotFoundError)
+    require(folder.is_dir(), f"the dataset {folder} does not exist",
+            f"make it with python prepare_fineweb.py --out_dir {folder}", FileNotFoundError)
+    return folder
+
+
 def splits_of(path: Path) -> set[str]:
     """The splits that a file's name holds as whole words: {"train"} for retrieval_train_000000.bin."""
     return {split for split, names in SPLITS.items() if words_of(path.stem) & names}
@@ -210,7 +224,7 @@ def neighbours_files(folder: Path, split: str, vocab_size: int = VOCAB_SIZE) -> 
             paths.setdefault(os.path.realpath(path), path)  # a link to one of them is the same
     remedy = "make them with python prepare_fineweb.py"
     if split == "val":
-        remedy = "add one, or pass --val_data_dir"
+        remedy = "add one, or score another dataset (train_gpt.py --val_data_dir)"
     others = ", ".join(path.name for path in every[:3]) or "no token files at all"
     fault = f"{folder} has no {split} files *{split}*.bin or *{split}*.npy, but {others}"
     require(paths, fault, remedy, FileNotFoundError)

@@ -5,4 +5,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../experiments/venv.sh" test
 "$PYTHON" -m ruff check .
 export OMP_NUM_THREADS=1
-exec "$PYTHON" -m pytest -n 2 "$@"
+exec "$PYTHON" -m pytest -n 2 --dist worksteal "$@"

@@ -35,11 +35,11 @@ def test_one_measurement_one_verdict(tmp_path, capsys):
     assert bits["same_as"] == "Val loss @ matched step" and loss["same_as"] == ""
     bos = [rows[key] for key in ("val_loss_bos", "val_bits_per_byte_bos")]
     assert bos[0]["verdict"] == bos[1]["verdict"] and bos[0]["p_corrected"] == bos[1]["p_corrected"]
-    # quality: the bos view, HellaSwag and EWoK, each once, whatever rules and units they are scored by
-    assert {row["tests"] for row in rows.values() if row["family"] == "quality"} == {3}
+    # quality: the bos view, HellaSwag and EWoK, each once, whatever rules and units they are scored by; and their mean
+    assert {row["tests"] for row in rows.values() if row["family"] == "quality"} == {4}
     tested = {key for key, row in rows.items() if row["family"] == "quality" and not row["same_as"]
               and not isinstance(row["delta"], str)}
-    assert tested == {"val_loss_bos", "hellaswag_accuracy_norm", "eval_official_sum"}
+    assert tested == {"val_loss_bos", "hellaswag_accuracy_norm", "eval_official_sum", "mean_centered_accuracy"}
     assert rows["eval_official_mean"]["verdict"] == "see official sum metric"
     for key in ("tokens_per_sec", "grad_norm_max", "final_train_loss"):  # cost and optimisation: no verdict
         assert rows[key]["family"] == rows[key]["verdict"] == "described"

@@ -427,7 +427,8 @@ def test_resume_with_another_guard_is_refused(corpus, benchmarks, tmp_path, monk
         test_prepare.sentence_of(corpus, tmp_path / "d", *flags)
     for _ in range(2):  # begun, then finished
         for wrong in ((), ("--decontaminate", f"gsm8k={other}"), (*flags, f"hellaswag={benchmarks['hellaswag']}")):
-            assert "decontaminate was" in test_prepare.sentence_of(corpus, tmp_path / "d", "--resume", *wrong)
+            told = test_prepare.sentence_of(corpus, tmp_path / "d", "--resume", *wrong)
+            assert "with other settings (decontaminate" in told and " was " in told
         moved = tmp_path / "moved.jsonl"
         moved.write_bytes(benchmarks["gsm8k"].read_bytes())  # the same content under another name is the same guard
         test_prepare.prepare(corpus, tmp_path / "d", "--resume", "--decontaminate", f"gsm8k={moved}")

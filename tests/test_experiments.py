@@ -1,10 +1,12 @@
 """The scripts under experiments/ that other experiments stand on: the sweep, the kept results, the learning curves."""
 
+import hashlib
 import importlib.util
 import json
 import lzma
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -12,7 +14,10 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import make_run
 
@@ -126,6 +131,17 @@ def test_sweep_with_a_launcher(tmp_path, fake):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "launched").exists()
     assert starts(tmp_path, "a") == [f"--out_dir {tmp_path}/runs/a --seed 1 --resume auto"]
+
+
+@pytest.mark.parametrize("launcher, words", [
+    ("torchrun 'a", "--launcher torchrun 'a: No closing quotation: close the quotes."),
+    ("no_such_program --x", "there is no program no_such_program: install it, or write its whole path."),
+])
+def test_sweep_with_a_launcher_that_cannot_start(tmp_path, fake, launcher, words):
+    """One sentence before the first run, of which nothing is left."""
+    done = run_sweep(fake("a"), "--launcher", launcher)
+    assert done.returncode == 2 and done.stderr.startswith("sweep.py: ") and words in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "runs").exists()
 
 
 def test_sweep_keeps_going(tmp_path, fake):
@@ -342,9 +358,50 @@ def test_unfinished_run_is_not_kept(tmp_path, capsys):
     bytes_before = archive.read_bytes()
     make_run(tmp_path / "runs" / "a_s0", finished=False)
     for also, reason in (([], "not finished"), (["--also", "no_such"], "no run holds no_such")):
-        with pytest.raises(SystemExit, match=reason):
+        with pytest.raises(ValueError, match=reason):
             keep_results.main([str(tmp_path / "runs" / "a_s0"), "--out", str(archive), *also])
     assert archive.read_bytes() == bytes_before
+
+
+@pytest.mark.parametrize("file, content, words", [
+    ("config.json", b"[]", "config.json is not a run's record"),
+    ("config.json", b'{"flags": {', "config.json cannot be read"),
+    ("summary.json", b"\xff\xfe", "summary.json cannot be read"), ("summary.json", b"3", "summary.json is damaged"),
+    ("scalars.jsonl", None, "has no scalars.jsonl: restore it, or leave the run out"),
+    ("scalars.jsonl", b"{broken\n{}\n", "has a broken line, 1"),
+    ("val_documents_000040.npz", b"PK", "a_s0/val_documents_000040.npz is broken .*: restore it, or leave its run"),
+])
+def test_damaged_results_are_not_kept(tmp_path, file, content, words):
+    """What a damaged file says is lost when the run is deleted for its archive: it is refused, with its name."""
+    make_run(tmp_path / "a_s0")
+    (tmp_path / "a_s0" / file).unlink()
+    if content is not None:
+        (tmp_path / "a_s0" / file).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        load("keep_results").main([str(tmp_path / "a_s0"), "--out", str(tmp_path / "kept.tar.xz")])
+    assert not (tmp_path / "kept.tar.xz").exists()
+
+
+def test_where_results_are_kept(tmp_path):
+    """A text of the user's own under --out, a folder, no folder, and --also beyond the run: a sentence each, before
+    the runs are read; the text stays."""
+    keep_results = load("keep_results")
+    make_run(tmp_path / "a_s0")
+    (tmp_path / "notes.md").write_text("my thesis")
+    for out, also, words in [
+            ("notes.md", [], "notes.md exists and is no archive of keep_results.py: choose another file.$"),
+            (".", [], "is a folder: name a file in it, as "),
+            ("notes.md/x", [], "notes.md is no folder.: name another.$"),
+            ("x", ["/etc/hosts"], "'/etc/hosts' is no file of a run: name files by their paths"),
+            ("x", ["../*"], "is no file of a run"), ("x", [""], "--also '' is no file of a run"),
+            ("x", ["exposures"], "exposures is a folder: name the files in it, as exposures/")]:
+        with pytest.raises(ValueError, match=words):
+            also = ["--also", *also] if also else []
+            keep_results.main([str(tmp_path / "a_s0"), "--out", str(tmp_path / out), *also])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_s0", "notes.md"]
+    assert (tmp_path / "notes.md").read_text() == "my thesis"
+    for _ in range(2):  # an archive is replaced
+        keep_results.main([str(tmp_path / "a_s0"), "--out", str(tmp_path / "kept.tar.xz"), "--also", "exposures/*"])
 
 
 def test_archive_is_deterministic(tmp_path):
@@ -409,6 +466,15 @@ def test_learning_curves(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match=r"no folder among these is a run"):
         learning_curves.main([str(tmp_path / "empty")])
+
+
+def test_learning_curves_name_what_is_left_out(tmp_path, capsys):
+    """A run's broken lines are left out of its curve, and it says so."""
+    make_run(tmp_path / "a_s0")
+    with open(tmp_path / "a_s0" / "scalars.jsonl", "a") as f:
+        f.write("{torn}\n{torn}\n")
+    load("learning_curves").main([str(tmp_path / "a_s0")])
+    assert "a_s0: scalars.jsonl: 2 broken lines, the first is" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("n_seeds", [1, 3])
@@ -507,3 +573,60 @@ def test_readme_has_the_answers():
     answers = load("answers")
     for name, make in answers.TABLES.items():
         assert f"{answers.START}\n{make()}\n{answers.END}" in (ROOT / name).read_text(), name
+
+
+def test_held_out_books(tmp_path):
+    """Every chapter of a held-out book is in dev.parquet or in test.parquet, each book whole; a table without its
+    columns is one sentence, and so is --help."""
+    script = ROOT / "experiments" / "2026-11-26_memory" / "split.py"
+
+    def run(*words):
+        return subprocess.run([sys.executable, script, *map(str, words)], capture_output=True, text=True, timeout=120)
+
+    books = [f"book {i % 40}" for i in range(120)]
+    pq.write_table(pa.table({"id": range(120), "text": books, "origin": books}), tmp_path / "books.parquet")
+    done = run(tmp_path / "books.parquet", 0.5, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    dev, test = (pq.read_table(tmp_path / "out" / f"{part}.parquet")["text"].to_pylist() for part in ("dev", "test"))
+    assert all((dev + test).count(book) == 3 for book in dev + test) and not set(dev) & set(test)
+    digests = {book: hashlib.blake2b(book.encode(), digest_size=16).digest() for book in books}
+    assert {*dev, *test} == {book for book, d in digests.items() if int.from_bytes(d[:8], "little") < 2**63}
+    assert run("--help").stdout.startswith("usage: split.py")
+    pq.write_table(pa.table({"text": books}), tmp_path / "texts.parquet")
+    for words, said in [((tmp_path / "texts.parquet", 0.5, tmp_path), "has the columns text: name a parquet with id, "),
+                        ((tmp_path / "none.parquet", 0.5, tmp_path), "no such file or glob; check the path."),
+                        ((tmp_path / "books.parquet", 50, tmp_path), "give a share between 0 and 1."), ((), "--help")]:
+        done = run(*words)
+        assert done.returncode in (1, 2) and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_damaged_answers(tmp_path, monkeypatch):
+    """A number of the table that is no number: one sentence, with the file and what makes it again."""
+    answers = load("answers")
+    folder = tmp_path / "experiments" / "2026-01-01_x"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(answers, "ROOT", tmp_path)
+    good = {"question": "q", "n": "3 pairs", "effect": "+1", "tests": [{"p": 0.01, "verdict": "better"}]}
+    (folder / "answers.json").write_text(json.dumps([good]))
+    assert "| [q](2026-01-01_x/README.md) | 3 pairs |" in answers.table()
+    for content, words in [("[", "cannot be read"), ("{}", "is damaged .it is {}, not a list"),
+                           (json.dumps([good | {"tests": [{"p": None, "verdict": "x"}]}]), "p is null, not a finite")]:
+        (folder / "answers.json").write_text(content)
+        again = "make it again with python experiments/2026-01-01_x/table.py"
+        with pytest.raises(ValueError, match=f"{words}.*: {again}.$"):
+            answers.table()
+
+
+def test_sweep_waiting_for_its_list(monkeypatch, capsys):
+    """ctrl-C while it waits for standard input: one sentence, 130."""
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "-"])
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(read=interrupted))
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # the script wraps both
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    monkeypatch.setenv("RANK", "0")  # so that the signal is not passed on to this process
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SWEEP), run_name="__main__")
+    assert end.value.code == 130 and capsys.readouterr().err == "sweep.py: stopped before a run began.\n"

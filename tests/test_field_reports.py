@@ -411,8 +411,16 @@ def test_curves_leave_other_files_alone(arms, tmp_path, capsys, monkeypatch):
     score_val = load("score_val")
     for content in ("my thesis", "[]", '{"val_loss": 1}'):
         (tmp_path / "v.json").write_text(content)
-        with pytest.raises(ValueError, match="v.json (cannot be read|exists and is no score)"):
+        with pytest.raises(ValueError, match="v.json exists and is no score of score_val.py: choose another file.$"):
             score_val.check_out(tmp_path / "v.json")
+    for path in (tmp_path / "none" / "v.json", tmp_path / "v.json" / "v.json"):  # before hours of scoring
+        with pytest.raises(ValueError, match="is no folder: make it, or choose another file.$"):
+            score_val.check_out(path)
+    for flag in ("--batch_size", "--val_tokens"):
+        for value in ("0", "-1"):
+            with pytest.raises(SystemExit):
+                score_val.main(["--checkpoint", "x", "--data_dir", "y", flag, value])
+            assert f"{flag} {value}: give a whole number of at least 1." in capsys.readouterr().err
     (tmp_path / "v.json").write_text('{"fingerprint_tokens": "ab"}')
     score_val.check_out(tmp_path / "v.json")
     score_val.check_out(tmp_path / "new.json")

@@ -196,3 +196,12 @@ def test_what_another_script_calls_it(script, flag, meant):
     """A flag that only its neighbours have: what stands in its place here is named, an argument without a flag, too."""
     done = subprocess.run([sys.executable, REPO / script, flag, "x"], capture_output=True, text=True, env=ENV)
     assert done.returncode == 2 and done.stderr == f"{script}: {flag} is no flag of {script}: did you mean {meant}?\n"
+
+
+def test_a_default_is_stated_once():
+    """In --help, "(default 1) (default 1.0)" is two answers, and "(default )" is none."""
+    command = [sys.executable, REPO / "train_gpt.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    words = " ".join(done.stdout.split())
+    assert "(default 128,0; shorter where sequences are) --cms_widths" in words and "(0 = n_embd / 2) --titan" in words
+    assert not re.search(r"\(default[^)]*\) \(default|\(default ?\)", words)

@@ -185,3 +185,30 @@ def test_against_a_commit(golden, tmp_path, monkeypatch, capsys):
     assert golden.main(["--compare", *files, "--only", "train"]) == 0
     with pytest.raises(ValueError, match="no-such-commit"):
         golden.main(["--against", "no-such-commit"])
+
+
+@pytest.mark.parametrize("content", [
+    "", "[1]", "[" * 100_000, '{"machine": 1, "contents": []}', '{"contents": {}}',
+    '{"machine": 1, "contents": {"train/a": {"x": 1}}}',
+    '{"machine": 1, "contents": {"a": {"sha256": "b", "text": 3}}}'], ids=lambda content: content[:50])
+def test_a_damaged_file_is_one_sentence(golden, tmp_path, content):
+    """It is compared with nothing, nor replaced."""
+    path = tmp_path / "old.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="old.json was not written by golden.py, or is damaged: make one with --out.$"):
+        golden.main(["--compare", str(path), str(path)])
+    with pytest.raises(ValueError, match="old.json exists and was not written by golden.py: choose another file.$"):
+        golden.main(["--out", str(path)])
+    assert path.read_text() == content
+
+
+def test_refused_before_the_work(golden, tmp_path, capsys):
+    """Minutes of work whose hashes have no place to go, or that hash nothing: 0."""
+    with pytest.raises(ValueError, match="none is no folder: make it, or choose another file.$"):
+        golden.main(["--out", str(tmp_path / "none" / "new.json")])
+    with pytest.raises(ValueError, match="cannot be read .No such file or directory.: name a file that --out has"):
+        golden.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    with pytest.raises(SystemExit):
+        golden.main(["--checkout", str(tmp_path), "--out", str(tmp_path / "new.json")])
+    assert "has no prepare_fineweb.py: name the folder of a checkout" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -936,7 +936,7 @@ def test_ctrl_c_and_errors_from_the_shell(checkpoint, tmp_path):
     """Exit status 130 and a message at ctrl-C, nothing half-written, the next try goes on; 1 and a line on errors."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = [sys.executable, str(REPO / "eval_gsm8k.py")]
-    flags = command(checkpoint, "--data", "synthetic:400", "--max_new_tokens", 48, "--batch_size", 1, "--probes", "off")
+    flags = command(checkpoint, "--data", "synthetic:150", "--max_new_tokens", 48, "--batch_size", 1, "--probes", "off")
     process = subprocess.Popen([*script, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     partial = checkpoint / "gsm8k_partial" / "rank0000.jsonl"
     while not (partial.exists() and partial.stat().st_size) and process.poll() is None:

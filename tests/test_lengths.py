@@ -87,7 +87,7 @@ def test_branching_again_does_nothing(trunk, tmp_path, capsys):
 @pytest.mark.parametrize("flags, words", [
     ("--max_train_steps 3", "no checkpoint up to step 2, where a branch of 3 steps leaves it"),
     ("--max_train_steps 20", "has 20 steps and this warmdown itself: leave 20 out"),
-    ("--max_train_steps 10 --warmdown_frac 1", "do not fit into 10 steps"),
+    ("--max_train_steps 10 --warmdown_frac 1", "do not fit into it: .* pass a smaller --warmdown_frac"),
     ("--max_train_steps 99", "more than its data and --max_epochs 1 give: ask for at most 31 steps"),
 ])
 def test_what_cannot_be_branched(trunk, tmp_path, flags, words):
@@ -105,6 +105,53 @@ def test_a_cosine_is_refused(trunk, tmp_path):
     (tmp_path / "x_s0" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="train the trunk with --schedule trapezoid"):
         branched(tmp_path, tmp_path, "--max_train_steps", "10")
+
+
+@pytest.mark.parametrize("place, value, words", [
+    ([], [], "it is \\[\\], not an object"), (["data"], {}, "data.sequences is missing"),
+    (["data", "sequences"], "x", "data.sequences is \"x\", not a whole number"),
+    (["tokens_per_step"], 0, "tokens_per_step is 0"), (["flags"], {}, "flags.schedule is missing"),
+    (["flags", "max_train_steps"], 0, "flags.max_train_steps is 0"),
+    (["flags", "seq_len"], None, "flags.seq_len is null"),
+    (["flags", "warmdown_iters"], "y", "flags.warmdown_iters is \"y\""),
+    (["flags", "max_epochs"], None, "flags.max_epochs is null"),
+])
+def test_a_damaged_config_is_one_sentence(trunk, tmp_path, place, value, words):
+    """Its place is named; what is read of it was read as it came."""
+    (tmp_path / "x_s0").mkdir()
+    config = runs.read_config(trunk / "x_s0")
+    if place:
+        part = config
+        for name in place[:-1]:
+            part = part[name]
+        part[place[-1]] = value
+    (tmp_path / "x_s0" / "config.json").write_text(json.dumps(config if place else value))
+    words = f"is not a run of train_gpt.py, by its config.json \\({words}.*: name one[.]$"
+    with pytest.raises(ValueError, match=words):
+        branched(tmp_path, tmp_path / "out", "--max_train_steps", "10")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_records_are_named_where_they_are(trunk, tmp_path):
+    """In the trunk, not in the copy that is gone by then; without them, its first steps would be lost."""
+    records = tmp_path / "x_s0" / "scalars.jsonl"
+    shutil.copytree(trunk / "x_s0", tmp_path / "x_s0")
+    records.write_text("{torn}\n" + records.read_text())
+    with pytest.raises(ValueError, match=f"^{records} has a broken line, 1: restore the file"):
+        branched(tmp_path, tmp_path / "out", "--max_train_steps", "10")
+    records.unlink()
+    with pytest.raises(ValueError, match="x_s0 has no scalars.jsonl, .*: restore it, or name another.$"):
+        branched(tmp_path, tmp_path / "out", "--max_train_steps", "10")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_damaged_branch_is_not_taken_for_one(trunk, tmp_path):
+    """A folder in its place whose config.json is [] is left alone."""
+    (tmp_path / "x_10_s0").mkdir()
+    (tmp_path / "x_10_s0" / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="x_10_s0 exists and is not this branch of .*: delete it, or choose another"):
+        branched(trunk, tmp_path, "--max_train_steps", "10")
+    assert [path.name for path in tmp_path.rglob("*")] == ["x_10_s0", "config.json"]
 
 
 def test_a_damaged_checkpoint_is_passed_over(trunk, tmp_path, capsys):
@@ -283,6 +330,19 @@ def test_an_arm_of_other_settings_has_no_trend(tmp_path, capsys, setting):
     compare(tmp_path, "--treatment", "attn_gate,learning_rate", "--out", tmp_path / "report")
     assert report_of(tmp_path / "report")["verdict"] == "not tested"
     assert f"B is not the same at all lengths: {setting}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [0, -3, True, "x", None])
+def test_a_length_that_is_no_number_of_steps(tmp_path, value):
+    """Its logarithm would be fitted."""
+    make_lengths(tmp_path, {5: 0.1, 10: 0.1}, seeds=1)
+    for name in "ab":
+        path = tmp_path / f"{name}_5_s0" / "config.json"
+        config = json.loads(path.read_text())
+        config["flags"]["max_train_steps"] = value
+        path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="a_5_s0 does not record its --max_train_steps: name runs of train_gpt.py.$"):
+        compare(tmp_path)
 
 
 def test_a_seed_without_a_number_is_told(tmp_path, capsys):

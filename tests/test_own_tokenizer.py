@@ -20,8 +20,11 @@ from hypothesis import strategies as st
 import compare_runs
 import continual
 import hellaswag
+import long_context
+import model
 import prepare_bos_rows
 import prepare_fineweb
+import sample
 import sft
 import train_gpt
 import train_tokenizer
@@ -532,22 +535,20 @@ def test_benchmarks_and_samples(run, tmp_path):
     model = GPT.load(run / "ckpt" / "step_000012").eval()
     with torch.no_grad():
         assert model(torch.tensor([[599]])).shape[-1] == 640
-    done = run_script("sample.py", run, "--prompt", "the", "--max_new_tokens", 5)
-    assert done.returncode == 0, done.stderr
+    assert not sample.main([str(run), "--prompt", "the", "--max_new_tokens", "5"])
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "digits"])
-def test_needles_are_of_its_numbers(corpus, tmp_path, pattern):
+def test_needles_are_of_its_numbers(corpus, tmp_path, capsys, pattern):
     """Prompts were as long as GPT-2's numbers are; with a small vocabulary no number has two tokens."""
     folder = tmp_path / "model"
     GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=160, vocab_size=600, unused_ids=()), seed=0).save(folder)
     use(learn(corpus, tmp_path / "own", "--pattern", pattern)).save(folder)
-    done = run_script("long_context.py", "passkey", folder, "--filler", "sentences", "--context_tokens", 150,
-                      "--samples", 3, "--no_store")
-    assert done.returncode == 0, done.stderr
-    done = run_script("long_context.py", "passkey", folder, "--filler", "sentences", "--context_tokens", 64,
-                      "--samples", 3, "--no_store")
-    assert done.returncode and "has no room for filler: give at least" in done.stderr
+    passkey = ["passkey", str(folder), "--filler", "sentences", "--samples", "3", "--no_store", "--context_tokens"]
+    long_context.main([*passkey, "150"])
+    with pytest.raises(SystemExit):
+        long_context.main([*passkey, "64"])
+    assert "has no room for filler: give at least" in capsys.readouterr().err
 
 
 def test_a_copy_that_was_lost_or_edited(data, tmp_path):
@@ -592,29 +593,27 @@ def test_sft_from_it_on_two_ranks(run, tmp_path):
     assert "leave it out" in message
 
 
-def test_export(run, tmp_path):
+def test_export(run, tmp_path, capsys):
     transformers = pytest.importorskip("transformers")
-    done = run_script("model.py", "export", run, tmp_path / "hf")
-    assert done.returncode == 0, done.stderr
+    model.main(["export", str(run), str(tmp_path / "hf")])
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     text = "the cat 12 + 3 <b>"
     assert theirs(text).input_ids == use_of(run / "ckpt" / "step_000012").encode(text)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    assert theirs.eos_token_id == model.config.eos_token_id == 599 and model.config.vocab_size == 600
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert theirs.eos_token_id == network.config.eos_token_id == 599 and network.config.vocab_size == 600
     # and back, with its tokenizer
-    done = run_script("model.py", "import", tmp_path / "hf", tmp_path / "ours")
-    assert done.returncode == 0 and "its own tokenizer of 600 ids goes along" in done.stdout, done.stderr
+    model.main(["import", str(tmp_path / "hf"), str(tmp_path / "ours")])
+    assert "its own tokenizer of 600 ids goes along" in capsys.readouterr().out
     assert use_of(tmp_path / "ours").encode(text) == theirs(text).input_ids
     ours = GPT.load(tmp_path / "ours")
     assert torch.equal(ours.transformer["wte"].weight[:600],
                        GPT.load(run / "ckpt" / "step_000012").transformer["wte"].weight[:600])
-    done = run_script("sample.py", tmp_path / "ours", "--prompt", "the", "--max_new_tokens", 5)
-    assert done.returncode == 0, done.stderr
+    assert not sample.main([str(tmp_path / "ours"), "--prompt", "the", "--max_new_tokens", "5"])
     broken = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
     broken["normalizer"] = {"type": "Lowercase"}
     (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(broken))
-    done = run_script("model.py", "import", tmp_path / "hf", tmp_path / "not")
-    assert done.returncode and "its own tokenizer is not GPT-2's" in done.stderr and not (tmp_path / "not").exists()
+    message = sentence_left(model.main, ["import", str(tmp_path / "hf"), str(tmp_path / "not")])
+    assert "its own tokenizer is not GPT-2's" in message and not (tmp_path / "not").exists()
 
 
 def test_continual_refuses_two_tokenizers(run, data, tmp_path):

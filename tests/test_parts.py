@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -394,7 +395,7 @@ FOREIGN = {  # name: (flags of the parts, flags of --merge, words of the sentenc
     "condition": ([], ["--condition", "mul_tokens"], ["condition was 'baseline', now 'mul_tokens'"]),
     "injector": (["--condition", "mul_tokens", "--inject", "strict"], ["--condition", "mul_tokens"], ["inject was"]),
     "val_fraction": ([], ["--val_fraction", "0.2"], ["val_fraction was 0.1, now 0.2"]),
-    "benchmark": (["--decontaminate", "gsm8k={benchmark}"], [], ["decontaminate was {'rule'", "now None"]),
+    "benchmark": (["--decontaminate", "gsm8k={benchmark}"], [], ["decontaminate was an object of rule", "now None"]),
     "max_docs": (["--max_docs", "9"], [], ["made with --max_docs 9", "may lack"]),
     "more max_docs": (["--max_docs", "9"], ["--max_docs", "10"], ["made with --max_docs 9"]),
 }
@@ -573,10 +574,16 @@ def test_what_killed_processes_left_goes_first(corpus, tmp_path, monkeypatch):
     assert seen == [{other}] and [path.name for path in folder.iterdir()] == ["000000.npz"]
 
 
-def test_folder_that_cannot_be_written(corpus, tmp_path):
-    """A parts folder that is a file: one sentence."""
-    (tmp_path / "x").write_text("")
-    assert "--parts_dir" in sentence_of(corpus, tmp_path / "d", "--parts_dir", tmp_path / "x", "--part", "0/1")
+def test_a_file_in_the_place_of_a_folder(corpus, tmp_path):
+    """It is said to be a file: to name a command that makes the parts would not help, nor the system's File exists."""
+    (tmp_path / "file").write_text("")
+    for flags in (["--merge"], ["--part", "0/1"]):
+        told = sentence_of(corpus, tmp_path / "d", *flags, "--parts_dir", tmp_path / "file")
+        assert f"--parts_dir {tmp_path}/file " in told and re.search("is a file: name|is no folder.: name", told), told
+    for name in ("file", "file/below"):
+        told = sentence_of(corpus, tmp_path / name)
+        assert f"{name} is not writable ({tmp_path / 'file'} is no folder): choose another --out_dir." in told
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_more_shares_than_files(corpus, tmp_path, capsys):
@@ -692,6 +699,7 @@ def test_datatrove_refuses_before_it_starts(corpus, tmp_path):
         (["--tasks", "2", "--", "--dataset", "x", "--out_dirr", "d"], "did you mean --out_dir?"),
         (["--tasks", "2", "--", "--dataset", "synthetic", "--out_dir", "d"], "synthetic has no files for --part"),
         (["--tasks", "0", "--", "--dataset", "x", "--out_dir", "d"], "--tasks"),
+        (["--tasks", "2", "--", "--dataset", "x", "--out_dir", "d", "--part=0/3"], "are done: leave --part=0/3 out."),
         (["--tasks", "2", "--executor", "slurm", "--", "--dataset", "x", "--out_dir", "d"], "needs --partition"),
     ]:
         done = run_cluster(tmp_path, *flags)

@@ -53,11 +53,11 @@ def test_every_evaluation_once(tmp_path):
     save(hope, 40, tiny("hope_attention"))
     tiny("none").save(tmp_path / "plain")
     places = dict(HOPE_CHECKPOINT="my runs/hope", HOPE_TAG="pilot", TRANSFORMER_CHECKPOINT="plain")
-    done = suite(tmp_path, **places, EVALS=" ".join(EVALS[:3]))
+    done = suite(tmp_path, **places, EVALS=EVALS[0])
     assert done.returncode == 0, done.stdout + done.stderr
     done = suite(tmp_path, **places)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(": done, ") == 6
+    assert done.stdout.count(": done, ") == 2
     folders = {"pilot": hope / "eval", "transformer": tmp_path / "plain" / "eval"}
     weights = {"pilot": hope / "ckpt" / "step_000040", "transformer": tmp_path / "plain"}
     for tag, folder in folders.items():

@@ -475,7 +475,45 @@ def test_resume_edges(corpus, tmp_path):
     assert "val_fraction was 0.1, now 0.2" in sentence_of(corpus, tmp_path / "d", "--resume", "--val_fraction", 0.2)
     assert "already holds a finished dataset" in sentence_of(corpus, tmp_path / "d")
     pq.write_table(pa.table({"text": TEXTS[::-1]}), tmp_path / "other.parquet")
-    assert "source was" in sentence_of(tmp_path / "other.parquet", tmp_path / "d", "--resume")
+    told = sentence_of(tmp_path / "other.parquet", tmp_path / "d", "--resume")
+    size, digest = (tmp_path / "other.parquet").stat().st_size, disk.sha256_file(corpus)[:12]
+    assert "source.files[0].name was 'corpus.parquet', now 'other.parquet', " in told and f"now {size}, " in told
+    assert f"source.files[0].sha256 was '{digest}...', now '" in told and len(told) < 500 + 2 * len(str(tmp_path))
+    assert told.endswith(f"repeat those, choose another --out_dir, or delete {tmp_path / 'd'}.")
+    told = sentence_of([corpus, tmp_path / "other.parquet"], tmp_path / "d", "--resume")
+    assert "with other settings (source.files had 1, now 2): " in told
+
+
+@pytest.mark.parametrize("script, flags", [(prepare_fineweb, ()), (prepare_bos_rows, ("--seq_len", "64"))])
+def test_a_source_below_its_target_is_not_read_again(corpus, tmp_path, monkeypatch, script, flags):
+    """Hours of work on a source that gives a little less than --target_tokens: --resume takes all of it, as if no
+    target had been given, and reads no document anew. A target that is passed already is another dataset."""
+    argv = ["--dataset", str(corpus), "--shard_tokens", "30000", "--val_fraction", "0.1", *flags, "--out_dir"]
+    script.main([*argv, str(tmp_path / "whole")])
+    told = sentence_left(script.main, [*argv, str(tmp_path / "d"), "--target_tokens", "9000000"])
+    assert "not --target_tokens 9,000,000: pass --resume --target_tokens 0 to take them all, or delete " in told
+    monkeypatch.setattr(tokenizing, "tokenize", lambda *_, **__: pytest.fail("a document is read again"))
+    again = [*argv, str(tmp_path / "d"), "--resume", "--target_tokens"]
+    assert "target_tokens was 9000000, now 9000)" in sentence_left(script.main, [*again, "9000"])
+    assert "not --target_tokens 8,000,000" in sentence_left(script.main, [*again, "8000000"])
+    script.main([*again, "0"])
+    assert files_of(tmp_path / "d") == files_of(tmp_path / "whole")
+    ended, whole = (shards.read_meta(tmp_path / name) for name in ("d", "whole"))
+    assert ended["settings"] == whole["settings"] and ended["fingerprint"] == whole["fingerprint"]
+
+
+def test_a_higher_target_goes_on(corpus, tmp_path, monkeypatch):
+    """A prepare that ended before its target was reached, or between it and meta.json, takes a later one."""
+    prepare(corpus, tmp_path / "whole", "--target_tokens", 60_000)
+
+    def fail(self, meta):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as m:
+        m.setattr(shards.DatasetWriter, "finish", fail)
+        sentence_of(corpus, tmp_path / "d", "--target_tokens", 40_000)
+    prepare(corpus, tmp_path / "d", "--target_tokens", 60_000, "--resume")
+    assert files_of(tmp_path / "d") == files_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("flags", [("--target_tokens", 40000), ("--max_docs", 100), ()])

@@ -183,6 +183,14 @@ def test_refusals(hope, finished, tmp_path, monkeypatch):
     refused(hope, out=tmp_path / "out", match="no log.txt")
 
 
+@pytest.mark.parametrize("content, words", [
+    ("[]", "it is \\[\\], not an object"), ('{"code": 3}', "code is 3, not an object")])
+def test_a_damaged_config_is_refused(hope, tmp_path, content, words):
+    """One sentence, with its place."""
+    (hope / "config.json").write_text(content)
+    refused(hope, out=tmp_path / "out", match=f"config.json is damaged .{words}.*: restore it, or name another run")
+
+
 def test_a_full_disk_leaves_nothing(hope, tmp_path, monkeypatch):
     """In the middle of the copy; the parents that were made go, too."""
     original, copies = shutil.copyfile, []

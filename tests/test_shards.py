@@ -529,6 +529,12 @@ def test_reader_refuses_a_missing_folder_and_a_small_vocabulary(folders, tmp_pat
     """--data_dir that does not exist; mul ids for a model that has no rows for them."""
     with pytest.raises(FileNotFoundError, match="does not exist: make it with python prepare_fineweb.py"):
         shards.open_dataset(tmp_path / "nothing")
+    for name in ("train_000000.bin", "meta.json"):  # as a shell completes it
+        with pytest.raises(FileNotFoundError, match=f"is a file, and .*: pass the folder .* {folders['baseline']}[.]$"):
+            shards.open_dataset(folders["baseline"] / name)
+    (tmp_path / "text.txt").write_text("words")
+    with pytest.raises(FileNotFoundError, match="is a file, and .*: pass the folder that python prepare_fineweb"):
+        shards.open_dataset(tmp_path / "text.txt")
     with pytest.raises(ValueError, match="--vocab_size 50349"):
         shards.open_dataset(folders["mul_tokens"], vocab_size=50257)
     assert shards.open_dataset(folders["baseline"], vocab_size=50257)[0].n_tokens

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 import sys
 
@@ -153,6 +154,30 @@ def test_what_has_no_sizes(tmp_path, line, flags, words):
         commands_of(tmp_path, [line], "--depths", 2, *flags.split())
 
 
+@pytest.mark.parametrize("line, words", [
+    ("--n_layers 4", "train_gpt.py: --n_layers is no flag of train_gpt.py: did you mean --n_layer?"),
+    ("--seed x", "train_gpt.py: --seed 'x': give a whole number."),
+    ("--help", "it asks for --help: leave that out."),
+    ("--init_from x", "--init_from starts from a network of one size: leave it out."),
+    ("--n_layer 2 --memory hope --memory_layers 3", "depth 2: memory_layers 3 but 2 blocks; "),
+])
+def test_a_fault_names_its_line(tmp_path, capfd, line, words):
+    """Of many commands, the one that has to be mended is named by its run, and its sentence is printed once."""
+    lines = [f"train_gpt.py --data_dir D --out_dir runs/{name}" for name in ("x_s0", f"y_s0 {line}", "z_s0")]
+    with pytest.raises(ValueError, match=re.escape(f"the command of runs/y_s0: {words}")):
+        commands_of(tmp_path, lines, "--depths", 2)
+    assert not capfd.readouterr().err
+
+
+def test_the_table_has_the_steps_of_every_arm(tmp_path):
+    """Where --total_batch_tokens differ, the steps of depth 1, by hand: 20 x 12 x 64^2 tokens in steps of 6,400 and of
+    64,000."""
+    line = "train_gpt.py --data_dir missing --seq_len 64 --warmup_iters 0 --total_batch_tokens {} --out_dir {}"
+    (tmp_path / "arms.txt").write_text("\n".join([line.format(6400, "x"), line.format(64000, "y")]))
+    args = ladder.parse_args([str(tmp_path / "arms.txt"), "--depths", "1"])
+    assert "15 to 154 steps, 0.96 to 0.9856 M tokens, 1 x the compute" in ladder.plan(args)[1][0]
+
+
 @pytest.mark.parametrize("epochs", [1, 1.37, 2.02, 3.3])
 def test_more_than_the_data(data, tmp_path, epochs):
     """The ratio that the sentence names is accepted when it is pasted, and is not 5 % or 2 steps below the most."""
@@ -197,6 +222,18 @@ def compare(folder, *flags):
     status = sizes.main(["--a", str(folder / "a_*"), "--b", str(folder / "b_*"), "--out", str(folder / "report"),
                          *map(str, flags)])
     return status, json.loads((folder / "report" / "report.json").read_text())
+
+
+@pytest.mark.parametrize("value", [0, -5, None])
+def test_a_size_that_is_no_number_of_parameters(tmp_path, value):
+    """Its logarithm would be fitted."""
+    make_sizes(tmp_path, {1: 0.3, 2: 0.2})
+    for path in tmp_path.glob("*_d1_*/config.json"):
+        config = json.loads(path.read_text())
+        config["parameters"]["non_embedding"] = value
+        path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="a_d1_s0 does not record its parameters: name runs of train_gpt.py.$"):
+        compare(tmp_path)
 
 
 def test_change_per_doubling_of_the_parameters(tmp_path):

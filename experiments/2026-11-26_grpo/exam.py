@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab import flags  # noqa: E402
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 import eval_gsm8k  # noqa: E402
 from lab import benchmarks, disk, processes  # noqa: E402
 
@@ -14,9 +19,12 @@ GREEDY, SAMPLED, SAMPLES = 1000, 200, 8
 
 
 def main() -> None:
+    parser = flags.Parser(prog="exam.py", description=__doc__)
+    parser.add_argument("runs", nargs="+", help="run folders")
+    folders = parser.parse_args().runs
     processes.tune_allocator()
     items = eval_gsm8k.load(f"synthetic:{GREEDY}")
-    for name in sys.argv[1:]:
+    for name in folders:
         path = Path(name) / "exam.json"
         if path.exists():
             continue

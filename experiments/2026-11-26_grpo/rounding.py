@@ -10,6 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lab import flags  # noqa: E402
+
+if __name__ == "__main__":
+    flags.check_first(__file__)
+
 import torch  # noqa: E402
 
 import grpo  # noqa: E402
@@ -32,13 +37,16 @@ def log_probs_of(model, drawn: list, autocast) -> torch.Tensor:
 
 
 def main() -> None:
+    parser = flags.Parser(prog="rounding.py", description=__doc__)
+    parser.add_argument("runs", nargs="+", help="run folders")
+    folders = parser.parse_args().runs
     processes.tune_allocator()
     args = grpo.parse_args(["--init", "-", "--data", f"synthetic:{PROBLEMS}", "--max_new_tokens", str(NEW),
                             "--exam_data", "synthetic:1"])
     one = SimpleNamespace(rank=0, world_size=1, is_main=True, device=torch.device("cpu"))
     print("| run | tokens | sampling - update: mean (se), sd, largest | update - float32: sd, largest | beyond "
           f"{grpo.ROUNDING['bfloat16']:g} |\n|---|---:|---|---|---:|")
-    for name in sys.argv[1:]:
+    for name in folders:
         model, *_ = benchmarks.load_checkpoint(name, "cpu")
         problems = rollouts.load(args, model.config.block_size)["problems"]
         with processes.autocast_for(one.device, "bfloat16")():

@@ -103,6 +103,11 @@ def print_tasks(scores: dict, exams: dict) -> None:
             cells.append(cell_text(row[arm], said))
         print(f"| {tasks.TASKS[task].title} | {row['n']} | {row['chance']:.3f} | {row['majority']:.3f} | "
               f"{' | '.join(cells)} |")
+    print("\nMean over the tasks of (accuracy - chance) / (1 - chance), and what BoolQ adds to it, mean over seeds:\n")
+    print("| | all | of it BoolQ |\n|---|---:|---:|")
+    for arm in ARMS:
+        centered = {task: tasks.centered(row[arm]["mean"], row["chance"]) for task, row in scores.items()}
+        print(f"| {arm} | {statistics.fmean(centered.values()):+.4f} | {centered['boolq'] / len(centered):+.4f} |")
     print("\nMean over the tasks, against the transformer's, by seed:\n")
     means = {arm: [statistics.fmean(one["{}_{}".format(*key_of(task))] for task in tasks.TASKS) for one in records]
              for arm, records in exams.items()}
