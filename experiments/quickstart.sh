@@ -28,7 +28,7 @@ train() { # arm seed
         --max_train_steps 300 --optimizer muon --learning_rate 0.01 --schedule trapezoid --warmup_iters 20 \
         --warmdown_iters 150 --learning_rate_decay_frac 0.05 --eval_every 150 --eval_batch_size 32 --val_tokens 12000 \
         --save_every 150 --log_every 40 \
-        --hellaswag_every 300 --hellaswag_data synthetic:400 --ewok_every 300 --ewok_data synthetic:440 \
+        --hellaswag_every 300 --hellaswag_data synthetic:200 --ewok_every 300 --ewok_data synthetic:220 \
         --sample_every 300 --sample_tokens 60 --results_csv "$out/results.csv"
 }
 export OMP_NUM_THREADS=1 # two runs side by side on one thread each finish sooner than one after the other on two
