@@ -262,7 +262,7 @@ def summary(treatment: str, primary: str, checked: dict, allowed: list, margin: 
         treatment = "none: the arms differ in nothing that counts but what --allow lets pass"
     else:
         treatment = "none: the arms differ in nothing that counts (an A/A)"
-    because = ", as the arms' tokens differ" if checked["other_tokens"] else ""
+    because = ", as the arms' tokens differ" if checked["other_tokens"] and not args.primary else ""
     sentences = [
         f"Treatment: {treatment}.",
         f"Primary metric: {SHORT[primary]}{because}. Equivalence margin {margin.words}. "
