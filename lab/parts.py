@@ -46,7 +46,7 @@ DOCUMENT = np.dtype([  # the columns of Tokenized
     ("hash", "V16"), ("selected", "?"),
 ])
 IDS = np.dtype("<u2")
-BATCH_TOKENS = 2**20  # tokens in a batch of a part; --merge takes 0.85 of its time with four times less
+BATCH_TOKENS = 2**20  # tokens in a batch of a part: --merge does some work for each batch
 NPY_MAGIC = np.lib.format.magic(1, 0)
 NPY_TYPES = {dtype: repr(np.lib.format.dtype_to_descr(dtype)).encode() for dtype in (DOCUMENT, IDS)}
 PART_NAMES = re.compile(r"(\d{6,})\.npz")
